@@ -1,0 +1,14 @@
+"""The one family of errors a person may meet: every message says what was asked, what exists and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class SfumatoError(Exception):
+    """Something the caller can put right; the command line prints it on one line and exits with 2."""
+
+
+def unknown(what: str, asked: object, known: Iterable[str]) -> SfumatoError:
+    """The error for a word that is not one of ``known``."""
+    return SfumatoError(f"unknown {what} {asked!r}; known: {', '.join(known)}")
