@@ -20,8 +20,9 @@ Form = str  # "ellipsoid" | "box" | "cylinder" | "cone" | "ring" | "prism" | "do
 class Prim:
     """One primitive of a kind. ``half`` are its half sizes before ``turn``; cylinder, cone and ring stand along y.
 
-    A prism is a roof along x, a dome the closed upper half of an ellipsoid, a frustum a cone cut at 55 % of its base
-    radius. A ring's half sizes are (outer radius, tube radius, outer radius). ``turn`` is (axis, degrees) about its centre.
+    A prism is a roof along x, a dome the closed upper part of an ellipsoid, a frustum a cone cut at 55 % of its base
+    radius. A ring's half sizes are (outer radius, tube radius, outer radius). ``turn`` is (axis, degrees) about its
+    centre.
     """
 
     part: str

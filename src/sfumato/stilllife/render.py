@@ -104,8 +104,8 @@ class Buffers:
 class Rendering:
     """Images and, for every pixel centre, what is there.
 
-    ``thing`` is the index of the thing or -1; ``part`` an index into ``KINDS[kind].parts()`` or -1; ``ground`` is true on
-    the ground; ``depth`` is the z-depth in world units (inf for sky); ``canonical`` is nan off the things.
+    ``thing`` is the index of the thing or -1; ``part`` an index into ``KINDS[kind].parts()`` or -1; ``ground`` is true
+    on the ground; ``depth`` is the z-depth in world units (inf for sky); ``canonical`` is nan off the things.
     """
 
     scenes: tuple[Scene, ...]
@@ -143,7 +143,7 @@ def trace(
     """
     if not scenes or size < 8:
         raise SfumatoError(
-            f"nothing to render: {len(scenes)} scenes at {size} pixels; give one scene and 8 pixels or more"
+            f"nothing to render: {len(scenes)} scenes at {size} pixels; give a scene and 8 pixels or more"
         )
     device = torch.device(device or "cpu")
     world = _world(scenes, device)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -40,7 +40,7 @@ _STYLE_ODDS = (0.61, 0.13, 0.13, 0.13)
 SUPPORTS = ("cube", "cylinder")  # kinds that something can stand on
 
 
-def _one_of(what: str, value: object, known: Iterable[str]) -> None:
+def _one_of(what: str, value: object, known: Collection[str]) -> None:
     if value not in known:
         raise unknown(what, value, known)
 

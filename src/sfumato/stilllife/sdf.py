@@ -7,7 +7,7 @@ never larger than the true one by more than a few per cent, so that a ray may st
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -114,9 +114,7 @@ class Solid:
     high: Float[Tensor, "3 n"]
 
     def take(self, index: Int[Tensor, "m"]) -> Solid:
-        batches = tuple(
-            Batch(b.form, b.prims, b.centre[:, :, index], b.half[:, :, index], b.turn) for b in self.batches
-        )
+        batches = tuple(replace(b, centre=b.centre[:, :, index], half=b.half[:, :, index]) for b in self.batches)
         return Solid(self.kind, batches, self.low[:, index], self.high[:, index])
 
     def distance(self, p: Float[Tensor, "3 n"]) -> Float[Tensor, "n"]:
@@ -166,7 +164,8 @@ def solid(name: str, shape: Float[Tensor, "n k"]) -> Solid:
     for (form, turned), ids in groups.items():
         centre = torch.stack([_column(prims[i].centre, n, shape) for i in ids])
         half = torch.stack([_column(prims[i].half, n, shape) for i in ids])
-        turn = torch.stack([rotation(*prims[i].turn) for i in ids if prims[i].turn]).to(shape) if turned else None  # pyright: ignore[reportOptionalIterable, reportCallIssue]
+        turns = [rotation(*t) for i in ids if (t := prims[i].turn)]
+        turn = torch.stack(turns).to(shape) if turned else None
         batches.append(Batch(form, tuple(ids), centre, half, turn))
     centres = torch.stack([_column(p.centre, n, shape) for p in prims])
     extent = torch.stack([_column(reach(p), n, shape) for p in prims])

@@ -116,7 +116,6 @@ def _pattern(material: Tensor, p: Tensor, n: Tensor, blur: Tensor) -> Tensor:
     wave = torch.stack([x, y, z])[:, checkered] / 0.25 + torch.tensor([0.5, 0.13, 0.5], device=p.device)[:, None]
     sides = _soft((wave % 2 - 1).abs(), 0.5, width[checkered] * 8) * 2 - 1
     out[checkered] = (1 - sides.prod(0)) / 2
-    # where a pixel holds a whole cell, the pattern fades to its mean
     return out
 
 
@@ -124,8 +123,7 @@ def _ground(scenes: Sequence[Scene], image: Tensor, p: Tensor, footprint: Tensor
     """Albedo of ground points, (3, n)."""
     device = p.device
     ground = torch.tensor([GROUNDS.index(s.ground) for s in scenes], device=device)[image]
-    dark, light = _table({k: v[0] for k, v in _GROUND.items()}, GROUNDS, device), None
-    light = _table({k: v[1] for k, v in _GROUND.items()}, GROUNDS, device)
+    dark, light = (_table({k: v[i] for k, v in _GROUND.items()}, GROUNDS, device) for i in range(2))
     mix = torch.zeros_like(footprint)
     cut = torch.ones_like(footprint)
     for g, name in enumerate(GROUNDS):
@@ -229,9 +227,9 @@ def _paint(buffers: Buffers, scenes: Sequence[Scene], image: Tensor, at: Tensor)
     main = per_thing(COLOURS, "colour")
     first = palette[torch.where(fixed >= 0, fixed, main)]
     tint = palette + (torch.tensor([0.95, 0.95, 0.93], device=device) - palette) * 0.82
-    second = torch.stack(
-        [torch.tensor(_PATTERN[c], device=device) if c in _PATTERN else tint[named.index(c)] for c in COLOURS]
-    )
+    for c, rgb in _PATTERN.items():
+        tint[named.index(c)] = torch.tensor(rgb, device=device)
+    second = tint[[named.index(c) for c in COLOURS]]
     material = torch.where(fixed >= 0, 0, per_thing(MATERIALS, "material"))
     share = _pattern(material, buffers.canonical[:, at], buffers.own_normal[:, at], buffers.footprint[at])
     albedo = first + (second[main] - first) * share[:, None]

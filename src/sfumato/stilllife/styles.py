@@ -91,10 +91,9 @@ def apply(images: Image, buffers: Buffers, scenes: Sequence[Scene]) -> Image:
     """Each image in its scene's style, in [0, 1]."""
     out = images.clone()
     for name, paint in _STYLES.items():
-        which = torch.tensor(
-            [i for i, s in enumerate(scenes) if s.style == name], device=images.device, dtype=torch.long
-        )
+        chosen = [i for i, s in enumerate(scenes) if s.style == name]
+        which = torch.tensor(chosen, device=images.device, dtype=torch.long)
         if len(which):
-            mine = [scenes[i] for i in which.tolist()]
+            mine = [scenes[i] for i in chosen]
             out[which] = paint(images[which], buffers, which, mine).clamp(0, 1)
     return out
