@@ -186,14 +186,19 @@ def trace(
     light, ambient = torch.ones_like(t), torch.ones_like(t)
     light[seen], ambient[seen] = _lighting(world, scenes, image[seen], thing[seen], position[:, seen], normal[:, seen])
     cosine = -(normal * ray).sum(0) / length
-    # the angle between neighbouring rays is the same all over an image to within a few per cent
-    angle = (ray[:, 1] / length[1] - ray[:, 0] / length[0]).norm()
-    footprint = t * length * angle / cosine.clamp_min(0.05)
+    footprint = t * length * _angles((ray / length)[:, : b * h * w].view(3, b, h, w))[image] / cosine.clamp_min(0.05)
     local = torch.where(thing >= 0, thing - world.slots[image, 0], -1)
     return Buffers(
         tuple(scenes), shape, pixel, t, local, prim, kind, position, ray / length, normal, canonical, own_normal,
         light, ambient, footprint,
     )  # fmt: skip
+
+
+def _angles(unit: Tensor) -> Tensor:
+    """Angle between neighbouring rays in the middle of each image, (b,): across or down, whichever is larger."""
+    y, x = unit.shape[2] // 2, unit.shape[3] // 2
+    middle = unit[:, :, y, x]
+    return torch.maximum((middle - unit[:, :, y, x - 1]).norm(dim=0), (middle - unit[:, :, y - 1, x]).norm(dim=0))
 
 
 def _edges(thing: Tensor, prim: Tensor, t: Tensor) -> Tensor:

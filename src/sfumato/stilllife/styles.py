@@ -64,7 +64,7 @@ def _pencil(x: Image, buffers: Buffers, which: Tensor, scenes: Sequence[Scene]) 
 def _watercolour(x: Image, buffers: Buffers, which: Tensor, scenes: Sequence[Scene]) -> Image:
     """Wet edges: shapes wander a pixel, tones run together and gather at their borders, paper shows through."""
     h, w = x.shape[-2:]
-    drift = _grain(scenes, h, w, 12, x.device) * (3 / w)
+    drift = _grain(scenes, h, w, 12, x.device) * torch.tensor([3 / w, 3 / h], device=x.device).view(1, 2, 1, 1)
     at = F.affine_grid(torch.eye(2, 3, device=x.device).expand(len(x), 2, 3), list(x.shape), align_corners=False)
     x = F.grid_sample(x, at + drift.movedim(1, -1), padding_mode="border", align_corners=False)
     x = _blur(x, 3)

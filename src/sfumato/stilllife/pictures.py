@@ -1,0 +1,149 @@
+"""Pictures between files and tensors: read whatever a person has as the square the networks see, write PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from sfumato.errors import SfumatoError
+from sfumato.files import atomic
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+    from sfumato.stilllife.render import Rendering
+
+MOST_PIXELS = 100_000_000
+
+
+def read(path: str | Path, size: int = 128) -> Float[Tensor, "3 size size"]:
+    """An image file as its centre square, in [0, 1].
+
+    Transparency is laid over white, 16-bit greys are scaled (not clipped), rotation tags are obeyed. Raises
+    ``SfumatoError`` for what is missing, broken, no image, or larger than 100 million pixels.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise SfumatoError(
+                    f"{path} has {opened.width} x {opened.height} pixels, more than {MOST_PIXELS // 10**6} million; "
+                    "make it smaller first"
+                )
+            opened.load()
+            picture = ImageOps.exif_transpose(opened)
+    except FileNotFoundError:
+        raise SfumatoError(f"there is no file {path}") from None
+    except Image.DecompressionBombError:
+        raise SfumatoError(
+            f"{path} has more than {MOST_PIXELS // 10**6} million pixels; make it smaller first"
+        ) from None
+    except UnidentifiedImageError:
+        raise SfumatoError(f"{path} is not an image that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF)") from None
+    except (OSError, SyntaxError, ValueError) as e:  # what decoders raise for broken files
+        raise SfumatoError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
+    return tensor(ImageOps.fit(_flat(picture), (size, size), Image.Resampling.LANCZOS))
+
+
+def _flat(picture: Picture) -> Picture:
+    """Any mode as RGB."""
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        values = np.asarray(picture, np.float64)
+        top = 65535.0 if picture.mode != "F" else max(1.0, float(values.max(initial=0)))
+        picture = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def tensor(picture: Picture) -> Float[Tensor, "3 h w"]:
+    """An RGB picture as a tensor in [0, 1]."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+
+
+def picture(pixels: Float[Tensor, "3 h w"]) -> Picture:
+    """A tensor in [0, 1] as an RGB picture."""
+    values = (pixels.detach().float().clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
+
+
+def write(image: Picture, path: Path, words: Mapping[str, object] | None = None) -> Path:
+    """Write a PNG with ``words`` as its text entries. Raises ``SfumatoError`` where it cannot be written."""
+    info = PngInfo()
+    for key, value in (words or {}).items():
+        info.add_itxt(key, str(value))
+    with atomic(path) as part:
+        image.save(part, format="PNG", pnginfo=info)
+    return path
+
+
+def grid(images: Sequence[Picture], columns: int | None = None, gap: int = 2) -> Picture:
+    """Pictures of one size side by side, row by row, on white."""
+    columns = columns or (len(images) if len(images) <= 3 else int(np.ceil(np.sqrt(len(images)))))
+    rows = -(-len(images) // columns)
+    w, h = images[0].size
+    sheet = Image.new("RGB", (columns * (w + gap) - gap, rows * (h + gap) - gap), "white")
+    for i, image in enumerate(images):
+        sheet.paste(image, (i % columns * (w + gap), i // columns * (h + gap)))
+    return sheet
+
+
+def sketch_depth(depth: Float[Tensor, "h w"]) -> Picture:
+    """Depth for the eye, by its inverse: the nearest is white, the sky black."""
+    grey = depth.min() / depth
+    return Image.fromarray((grey * 255).round().byte().cpu().numpy())
+
+
+def sketch_labels(label: Int[Tensor, "h w"]) -> Picture:
+    """Labels for the eye: a colour each, -1 in pale grey."""
+    hue = (torch.arange(int(label.max()) + 2) * 0.381966) % 1.0  # the golden section keeps neighbours apart
+    palette = torch.stack([0.5 + 0.38 * torch.cos(2 * torch.pi * (hue + k / 3)) for k in range(3)], 1)
+    palette[0] = 0.93
+    return picture(palette.to(label.device)[label.long() + 1].permute(2, 0, 1))
+
+
+def sketch_vectors(values: Float[Tensor, "h w 3"]) -> Picture:
+    """Vectors in [-1, 1] as colours, the usual way; what is not a number in pale grey."""
+    colours = torch.where(values.isnan(), 0.93, values.clamp(-1, 1) / 2 + 0.5)
+    return picture(colours.permute(2, 0, 1))
+
+
+def sketches(rendering: Rendering, index: int = 0) -> dict[str, Picture]:
+    """The buffers of one image of a rendering as pictures: depth, normal, thing, part, canonical."""
+    canonical = rendering.canonical[index]
+    inside = canonical[~canonical.isnan().any(-1)]
+    if len(inside):  # the thing's own box to [-1, 1]
+        low, high = inside.amin(0), inside.amax(0)
+        canonical = (canonical - low) / (high - low).clamp(min=1e-6) * 2 - 1
+    return {
+        "depth": sketch_depth(rendering.depth[index]),
+        "normal": sketch_vectors(rendering.normal[index]),
+        "thing": sketch_labels(rendering.thing[index]),
+        "part": sketch_labels(rendering.part[index]),
+        "canonical": sketch_vectors(canonical),
+    }
+
+
+def write_buffers(rendering: Rendering, place: Path, stem: str) -> dict[str, Path]:
+    """The buffers of the first image: a PNG each for the eye, and all in full precision in one npz."""
+    files = {name: write(image, place / f"{stem}.{name}.png") for name, image in sketches(rendering).items()}
+    fields = ("thing", "part", "ground", "depth", "normal", "position", "canonical")
+    camera = rendering.scenes[0].camera
+    files["buffers"] = place / f"{stem}.npz"
+    with atomic(files["buffers"]) as part:
+        np.savez_compressed(
+            part,
+            **{name: getattr(rendering, name)[0].cpu().numpy() for name in fields},
+            intrinsics=camera.intrinsics(rendering.depth.shape[-1]),
+            camera_to_world=camera.to_world(),
+        )
+    return files

@@ -1,0 +1,72 @@
+"""The depth ControlNet: steers the frozen UNet by a picture of how near things are; see ``networks.depth_image``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
+from torch import Tensor
+
+from sfumato.stilllife import networks
+from sfumato.stilllife.captions import caption
+from sfumato.stilllife.train import Options, loop
+from sfumato.stilllife.train.data import Shards, encode_shards, latents, source
+from sfumato.stilllife.train.unet import finished, load_frozen, noiser, quicken
+
+EMPTY = 0.3  # part of the captions left empty: then only the depth tells what is there
+
+
+def run(args: Options) -> None:
+    """Train the ControlNet and write it to ``OUT/final``."""
+    device = loop.start(args)
+    out, batch = args.place("depth"), args.batch or 32
+    unet: Any = finished(UNet2DConditionModel, args.unet, "unet").to(device).eval().requires_grad_(False)
+    model: Any = ControlNetModel.from_pretrained(args.init) if args.init else networks.controlnet(unet)
+    model.to(device).train().requires_grad_(True)
+    quicken(unet)
+    quicken(model)
+    frozen = load_frozen(args, device)
+    found, diffuse = source(args, device), noiser(device)
+    if isinstance(found, Shards):
+        encode_shards(found, frozen.vae)
+
+    def step(i: int) -> tuple[Tensor, dict[str, Tensor]]:
+        rng = np.random.default_rng((args.seed, i, 4))
+        if isinstance(found, Shards):
+            at = found.pick(i, batch)
+            z, depth = (found.rows(k, at).to(device).float() for k in ("latents", "depth"))
+            scenes = [found.scene(k) for k in at]
+        else:
+            drawn = found.batch(i, batch)
+            z, depth, scenes = latents(frozen.vae, drawn["images"]), drawn["depth"].float(), drawn["scenes"]
+        said = frozen.embed(["" if rng.random() < EMPTY else caption(scene, rng) for scene in scenes])
+        noisy = diffuse(z)
+        with loop.autocast(device):
+            down, mid = model(noisy.z, noisy.t, said, networks.depth_image(depth), return_dict=False)
+            prediction = unet(
+                noisy.z,
+                noisy.t,
+                said,
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=mid,
+            ).sample
+        return noisy.loss(prediction), {}
+
+    ema: Any = loop.train(
+        "depth",
+        {"depth": model},
+        step,
+        out=out,
+        minutes=args.minutes,
+        steps=args.steps,
+        rate=args.rate or 4e-4,
+        batch=batch,
+        seed=args.seed,
+        resume=args.resume,
+        ema=0.998,
+    )["depth"]
+    ema.set_attn_processor(AttnProcessor2_0())
+    ema.save_pretrained(out / "final")
+    print(f"depth: written to {out / 'final'}, {loop.report('depth', args, {'depth': ema}, batch, {})}")

@@ -1,0 +1,108 @@
+"""InstructPix2Pix: edits an image as an instruction says, learnt from counterfactual pairs of renders.
+
+Starts from the text-to-image UNet. Trained are low-rank changes of its attention, feed-forward and convolution weights,
+and the input convolution, which also reads the latents of the image (not scaled, as the published model does).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
+from peft import LoraConfig
+from torch import Tensor
+
+from sfumato.stilllife import networks
+from sfumato.stilllife.train import Options, loop
+from sfumato.stilllife.train.data import SPLITS, Shards, encode_shards, latents, pair_batch
+from sfumato.stilllife.train.unet import Frozen, finished, load_frozen, noiser, quicken
+
+RANK = 8
+LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"]
+DROPPED = 0.05  # part of the pairs without the words, as many without words and image, as many without the image
+
+
+def run(args: Options) -> None:
+    """Train the InstructPix2Pix UNet and write it, with the low-rank changes merged in, to ``OUT/final``."""
+    device = loop.start(args)
+    out, batch = args.place("instruct"), args.batch or 32
+    model: Any = lora(finished(UNet2DConditionModel, args.unet, "unet"))
+    model.to(device).train()
+    quicken(model)
+    frozen = load_frozen(args, device)
+    draw, diffuse = pairs(args, frozen), noiser(device)
+
+    def step(i: int) -> tuple[Tensor, dict[str, Tensor]]:
+        rng = np.random.default_rng((args.seed, i, 5))
+        z, said = draw(i, batch)
+        chance = rng.random(batch)
+        words = ["" if c < 2 * DROPPED else w for c, w in zip(chance, said, strict=True)]
+        seen = torch.from_numpy((chance < DROPPED) | (chance >= 3 * DROPPED))
+        image = z[:, 0] / networks.SCALING * seen.to(device).view(-1, 1, 1, 1)
+        noisy = diffuse(z[:, 1])
+        embedded = frozen.embed(words)
+        with loop.autocast(device):
+            prediction = model(torch.cat([noisy.z, image], 1), noisy.t, embedded).sample
+        return noisy.loss(prediction), {}
+
+    ema: Any = loop.train(
+        "instruct",
+        {"instruct": model},
+        step,
+        out=out,
+        minutes=args.minutes,
+        steps=args.steps,
+        rate=args.rate or 5e-4,
+        batch=batch,
+        seed=args.seed,
+        resume=args.resume,
+        ema=0.998,
+    )["instruct"]
+    ema.set_attn_processor(AttnProcessor2_0())
+    final = merged(ema)
+    final.save_pretrained(out / "final")
+    print(f"instruct: written to {out / 'final'}, {loop.report('instruct', args, {'instruct': final}, batch, {})}")
+
+
+def lora(base: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A copy of ``base`` with eight input channels, of which only low-rank changes and ``conv_in`` are trained."""
+    model = networks.widen(base).requires_grad_(False)
+    model.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
+    model.conv_in.requires_grad_(True)
+    return model
+
+
+def merged(model: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The same function as an ordinary UNet, the changes added to the weights."""
+    model.fuse_lora()
+    model.unload_lora()
+    return model
+
+
+def pairs(args: Options, frozen: Frozen) -> Callable[[int, int], tuple[Tensor, list[str]]]:
+    """(step, size) -> scaled latents (size, 2, 4, 16, 16) before and after, and the instructions.
+
+    From the ``pairs`` shards; rendered while training on a GPU when there are none.
+    """
+    if frozen.device.type == "cuda" and not any(args.data.glob("pairs-*.safetensors")):
+
+        def fresh(step: int, size: int) -> tuple[Tensor, list[str]]:
+            rng = np.random.default_rng((args.seed, len(SPLITS), step))
+            images, words = pair_batch(rng, size, frozen.device)
+            z = latents(frozen.vae, images.flatten(0, 1)).unflatten(0, (size, 2))
+            return z, [w["instruction"] for w in words]
+
+        return fresh
+    found = encode_shards(Shards(args.data, "pairs", args.seed), frozen.vae)
+
+    def stored(step: int, size: int) -> tuple[Tensor, list[str]]:
+        at = found.pick(step, size)
+        z = found.rows("latents", at).to(frozen.device).float()
+        return z, [json.loads(found.line(i))["instruction"] for i in at]
+
+    return stored

@@ -1,0 +1,329 @@
+"""The training loop that all networks share: time budget, EMA, checkpoints that resume exactly, log, report.
+
+Randomness is drawn anew for every step from (seed, step), so a checkpoint needs no random state, and nothing that runs
+between two steps (a preview, a save) changes what is learned.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sfumato.errors import SfumatoError
+from sfumato.files import atomic, write_text
+from sfumato.stilllife.train import Options
+
+Modules = dict[str, nn.Module]
+Figures = Mapping[str, float | Tensor]
+
+
+def start(args: Options) -> torch.device:
+    """Set threads and matmul precision; the device to train on. Raises ``SfumatoError`` if there is none such."""
+    torch.set_num_threads(args.threads or os.cpu_count() or 1)
+    torch.set_float32_matmul_precision("high")
+    asked = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise SfumatoError(f"cannot use the device {asked!r}: {str(e).splitlines()[0]}; try --device cpu") from e
+    return device
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bf16 autocast: the fast path both on CPUs with AMX and on GPUs."""
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def train(
+    name: str,
+    modules: Modules,
+    step: Callable[[int], tuple[Tensor, Figures]],
+    *,
+    out: Path,
+    minutes: float,
+    rate: float,
+    batch: int,
+    steps: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    ema: float = 0.999,
+    warmup: int = 100,
+    clip: float = 1.0,
+    weight_decay: float = 0.01,
+    betas: tuple[float, float] = (0.9, 0.99),
+    preview: Callable[[Modules, Path], None] | None = None,
+    preview_every: float = 600.0,
+    save_every: float = 180.0,
+    log_every: int = 20,
+) -> Modules:
+    """Train ``modules`` in place and return their EMA copies (in evaluation mode).
+
+    ``step(i)`` gives the loss of step ``i`` and figures for the log; it draws its data by ``i`` and may use torch's
+    global generator, which is seeded for it. Only parameters that require a gradient are trained. ``preview(ema,
+    path)`` writes a PNG now and then and at the end. With ``steps`` the budget is counted in steps, not ``minutes``.
+
+    In ``out``: ``checkpoint.safetensors`` (written whole or not at all), ``log.jsonl`` (a record each ``log_every``
+    steps), ``preview-*.png``. Ctrl-C saves after the current step and raises ``KeyboardInterrupt``. Raises
+    ``SfumatoError`` when ``out`` holds a run and ``resume`` is false, or when the loss is not finite.
+    """
+    checkpoint, log = out / "checkpoint.safetensors", out / "log.jsonl"
+    if checkpoint.exists() and not resume:
+        raise SfumatoError(f"{out} holds a training run; go on with --resume, or give another --out, or remove it")
+    averaged: Modules = {k: copy.deepcopy(m).eval().requires_grad_(False) for k, m in modules.items()}
+    optimizer = _optimizer(modules, weight_decay, betas)
+    first, before = 0, 0.0
+    if resume and checkpoint.exists():
+        first, before = _load(checkpoint, modules, averaged, optimizer)
+    records = [r for r in read_log(out) if r["step"] <= first]
+    write_text(log, "".join(json.dumps(r) + "\n" for r in records))
+
+    began = saved = shown = time.monotonic()
+    elapsed = before
+    sums: dict[str, Any] = {}
+    counted, since = 0, began
+    i = first
+    done = _fraction(i, elapsed, steps, minutes) >= 1.0
+    with _interrupts() as interrupted, _progress(name) as say:
+        while not done:
+            fraction = _fraction(i, elapsed, steps, minutes)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * min(1.0, (i + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * fraction))
+            torch.manual_seed(_mix(seed, i))
+            loss, figures = step(i)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            norm = nn.utils.clip_grad_norm_(params, clip)
+            optimizer.step()
+            _average(averaged, modules, min(ema, (1 + i) / (10 + i)))
+            for key, value in {"loss": loss, "norm": norm, **figures}.items():
+                sums[key] = sums.get(key, 0.0) + (value.detach() if isinstance(value, Tensor) else value)
+            counted += 1
+            i += 1
+            now = time.monotonic()
+            elapsed = before + now - began
+            done = _fraction(i, elapsed, steps, minutes) >= 1.0
+            if i % log_every == 0 or done:
+                record = {k: float(v) / counted for k, v in sums.items()}
+                if not math.isfinite(record["loss"]):
+                    raise SfumatoError(f"the loss of {name} is not finite at step {i}; lower --rate and --resume")
+                per_second = counted * batch / max(now - since, 1e-9)
+                _append(
+                    log,
+                    {
+                        "step": i,
+                        "elapsed": elapsed,
+                        "rate": optimizer.param_groups[0]["lr"],
+                        "images_per_second": per_second,
+                        **record,
+                    },
+                )
+                say(_fraction(i, elapsed, steps, minutes), i, record, per_second)
+                sums, counted, since = {}, 0, now
+            if now - saved > save_every or done or interrupted():
+                _save(checkpoint, modules, averaged, optimizer, i, elapsed)
+                saved = time.monotonic()
+            if interrupted():
+                raise KeyboardInterrupt(f"{name} stopped at step {i} and saved; go on with --resume")
+            if preview is not None and now - shown > preview_every and not done:
+                preview(averaged, out / f"preview-{i:06d}.png")
+                shown = time.monotonic()
+    if preview is not None and i > first:
+        preview(averaged, out / f"preview-{i:06d}.png")
+    return averaged
+
+
+def read_log(out: Path) -> list[dict[str, float]]:
+    """The records of a run's ``log.jsonl``, oldest first; none when there is no log."""
+    log = out / "log.jsonl"
+    if not log.exists():
+        return []
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+
+
+def report(name: str, args: Options, modules: Mapping[str, nn.Module], batch: int, results: Mapping[str, Any]) -> Path:
+    """Write ``args.report / NAME.md``: what was trained, on what, for how long, to what figures. Returns its path."""
+    records = read_log(args.place(name))
+    last = records[-1]
+    tail = records[-max(1, len(records) // 20) :]
+    means = {k: sum(r[k] for r in tail if k in r) / len(tail) for k in last if k not in _NOT_FIGURES}
+    lines = [
+        f"# Training of {name}",
+        "",
+        *(f"- {k}: {sum(p.numel() for p in m.parameters()) / 1e6:.2f} M parameters" for k, m in modules.items()),
+        f"- {last['step']:,} steps of {batch} images, {last['elapsed'] / 60:.1f} minutes on {_device_words(args)}",
+        f"- torch {torch.__version__}, seed {args.seed}",
+        *(f"- {k}: {v:.4g}" if isinstance(v, float) else f"- {k}: {v}" for k, v in results.items()),
+        "",
+        "Means over the last twentieth of the run: " + ", ".join(f"{k} {v:.4g}" for k, v in means.items()) + ".",
+        "",
+        "| minutes | step | images/s | loss |",
+        "| ---: | ---: | ---: | ---: |",
+    ]
+    for at in range(1, 11):
+        chunk = records[(at - 1) * len(records) // 10 : max(1, at * len(records) // 10)]
+        if chunk:
+            end = chunk[-1]
+            speed = sum(r["images_per_second"] for r in chunk) / len(chunk)
+            loss = sum(r["loss"] for r in chunk) / len(chunk)
+            lines.append(f"| {end['elapsed'] / 60:.1f} | {end['step']} | {speed:.1f} | {loss:.4f} |")
+    path = args.report / f"{name}.md"
+    write_text(path, "\n".join(lines) + "\n")
+    return path
+
+
+_NOT_FIGURES = ("step", "elapsed", "rate", "images_per_second", "norm")
+
+
+def _device_words(args: Options) -> str:
+    if args.device != "cpu" and torch.cuda.is_available():
+        return f"one {torch.cuda.get_device_name()}"
+    return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
+
+
+def _fraction(step: int, elapsed: float, steps: int | None, minutes: float) -> float:
+    return min(1.0, step / steps if steps is not None else elapsed / (60 * minutes) if minutes > 0 else 1.0)
+
+
+def _mix(seed: int, step: int) -> int:
+    return (seed * 1_000_003 + step * 7919 + 12345) % 2**63
+
+
+def _trained(modules: Modules) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, module in modules.items():
+        for key, p in module.named_parameters():
+            if p.requires_grad:
+                yield f"{name}.{key}", p
+
+
+def _optimizer(modules: Modules, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    params = [p for _, p in _trained(modules)]
+    groups = [  # gains and biases do not decay
+        {"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, fused=True)
+
+
+@torch.no_grad()
+def _average(averaged: Modules, modules: Modules, decay: float) -> None:
+    """EMA of what is trained; buffers are copied."""
+    for name, module in modules.items():
+        slow, fast = [], []
+        for a, p in zip(averaged[name].parameters(), module.parameters(), strict=True):
+            if p.requires_grad:
+                slow.append(a)
+                fast.append(p)
+        torch._foreach_lerp_(slow, fast, 1 - decay)
+        for a, b in zip(averaged[name].buffers(), module.buffers(), strict=True):
+            a.copy_(b)
+
+
+def _tensors(prefix: str, modules: Modules) -> dict[str, Tensor]:
+    return {f"{prefix}.{n}.{k}": v for n, m in modules.items() for k, v in m.state_dict().items()}
+
+
+def _save(
+    path: Path, modules: Modules, averaged: Modules, optimizer: torch.optim.Optimizer, step: int, elapsed: float
+) -> None:
+    tensors = _tensors("live", modules) | _tensors("ema", averaged)
+    for name, p in _trained(modules):
+        tensors |= {f"adam.{name}.{k}": v for k, v in optimizer.state[p].items()}
+    with atomic(path) as part:
+        state = json.dumps({"step": step, "elapsed": elapsed})
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata={"state": state})
+
+
+def _load(path: Path, modules: Modules, averaged: Modules, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+            names = file.keys()
+            for prefix, group in (("live", modules), ("ema", averaged)):
+                for n, m in group.items():
+                    start_of = f"{prefix}.{n}."
+                    m.load_state_dict({k[len(start_of) :]: file.get_tensor(k) for k in names if k.startswith(start_of)})
+            for name, p in _trained(modules):
+                optimizer.state[p] = {}
+                for key in ("step", "exp_avg", "exp_avg_sq"):
+                    value = file.get_tensor(f"adam.{name}.{key}")
+                    optimizer.state[p][key] = value.to(p.device)
+    except (RuntimeError, KeyError, TypeError, ValueError, OSError) as e:
+        reason = str(e).splitlines()[0]
+        raise SfumatoError(f"cannot go on from {path}: damaged, or of another network ({reason}); remove it") from e
+    except Exception as e:  # safetensors raises its own error, which shares no base with the others
+        if type(e).__module__.startswith("safetensors"):
+            raise SfumatoError(f"cannot go on from {path}: damaged ({e}); remove it") from e
+        raise
+    return int(state["step"]), float(state["elapsed"])
+
+
+def _append(path: Path, record: Mapping[str, float]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({k: float(f"{v:.6g}") if k != "step" else v for k, v in record.items()}) + "\n")
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C (or SIGTERM) into a flag, so that no step is torn; the second one acts as usual."""
+    seen: list[int] = []
+    old: dict[int, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+        seen.append(number)
+        signal.signal(number, old[number])
+
+    def install(numbers: Iterable[int]) -> None:
+        for number in numbers:
+            old[number] = signal.getsignal(number)
+            signal.signal(number, note)
+
+    with suppress(ValueError):  # not the main thread: signals are someone else's
+        install((signal.SIGINT, signal.SIGTERM))
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[float, int, Mapping[str, float], float], None]]:
+    """A progress line on a terminal, else a plain line about each 15 seconds."""
+    console = Console(stderr=True)
+    last = 0.0
+
+    def words(step: int, record: Mapping[str, float], speed: float) -> str:
+        figures = " ".join(f"{k} {v:.4g}" for k, v in record.items() if k != "norm")
+        return f"{name} step {step} {figures} {speed:.1f} img/s"
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(name, total=1.0)
+
+        def say(fraction: float, step: int, record: Mapping[str, float], speed: float) -> None:
+            nonlocal last
+            if console.is_terminal:
+                bar.update(task, completed=fraction, description=words(step, record, speed))
+            elif time.monotonic() - last > 15 or fraction >= 1:
+                last = time.monotonic()
+                console.print(f"{fraction:4.0%} {words(step, record, speed)}", highlight=False, soft_wrap=True)
+
+        yield say

@@ -1,0 +1,177 @@
+"""The text-to-image UNet: predicts the noise on latents from captions that are drawn anew each time.
+
+Min-SNR weights, a tenth of the captions empty for classifier-free guidance, noise levels stratified over the batch.
+Images are never mirrored: captions tell left from right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTokenizer
+
+from sfumato.stilllife import networks, weights
+from sfumato.stilllife.captions import caption
+from sfumato.stilllife.scene import Scene
+from sfumato.stilllife.train import Options, loop
+from sfumato.stilllife.train.attention import SmallHeads
+from sfumato.stilllife.train.data import Fresh, Shards, encode_shards, latents, source
+from sfumato.stilllife.train.vae import save_grid
+
+EMPTY = 0.1  # part of the captions that are left empty
+GAMMA = 5.0  # min-SNR
+PROMPTS = (
+    "a red cube on grass",
+    "a blue robot seen from the front on sand",
+    "a yellow duck on water at sunset",
+    "a green sphere to the left of an orange cone",
+    "a purple mug on wood, a watercolour",
+    "a white house on snow at night",
+    "a black car in front of a green tree",
+    "a pencil sketch of a chair",
+)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What a denoiser is trained with and does not change."""
+
+    vae: AutoencoderKL
+    clip: CLIPModel
+    tokenizer: CLIPTokenizer
+    device: torch.device
+
+    @torch.no_grad()
+    def embed(self, words: Sequence[str]) -> Float[Tensor, "b 77 d"]:
+        """The text encoder's last layer, as the pipeline uses it."""
+        tokens = self.tokenizer(
+            list(words), padding="max_length", max_length=networks.TOKENS, truncation=True, return_tensors="pt"
+        )
+        with loop.autocast(self.device):
+            out = self.clip.text_model(input_ids=tokens.input_ids.to(self.device)).last_hidden_state
+        return out.float()
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """Latents with noise: what the network reads, what it should say, and each image's weight."""
+
+    z: Float[Tensor, "b 4 h w"]
+    t: Float[Tensor, "b"]
+    noise: Float[Tensor, "b 4 h w"]
+    weight: Float[Tensor, "b"]
+
+    def loss(self, prediction: Float[Tensor, "b 4 h w"]) -> Float[Tensor, ""]:
+        """Mean squared error of the noise, each image weighted by min(SNR, 5) / SNR."""
+        return ((prediction.float() - self.noise).square().mean((1, 2, 3)) * self.weight).mean()
+
+
+def run(args: Options) -> None:
+    """Train the UNet and write it to ``OUT/final``."""
+    device = loop.start(args)
+    out, batch = args.place("unet"), args.batch or 64
+    model: Any = UNet2DConditionModel.from_pretrained(args.init) if args.init else networks.unet()
+    model.to(device).train()
+    quicken(model)
+    frozen = load_frozen(args, device)
+    draw, diffuse = images(args, frozen), noiser(device)
+
+    def step(i: int) -> tuple[Tensor, dict[str, Tensor]]:
+        rng = np.random.default_rng((args.seed, i, 3))
+        z, scenes = draw(i, batch)
+        said = frozen.embed(["" if rng.random() < EMPTY else caption(scene, rng) for scene in scenes])
+        noisy = diffuse(z)
+        with loop.autocast(device):
+            prediction = model(noisy.z, noisy.t, said).sample
+        return noisy.loss(prediction), {}
+
+    def preview(ema: loop.Modules, path: Path) -> None:
+        live: Any = ema["unet"]
+        pipe: Any = networks.pipeline(frozen.vae, weights.text_encoder(frozen.clip), live, frozen.tokenizer)
+        seeds = [torch.Generator().manual_seed(i) for i in range(len(PROMPTS))]
+        with loop.autocast(device):
+            shown = pipe(list(PROMPTS), num_inference_steps=20, guidance_scale=5.0, generator=seeds, output_type="pt")
+        save_grid(shown.images.float(), path, columns=4)
+
+    ema: Any = loop.train(
+        "unet",
+        {"unet": model},
+        step,
+        out=out,
+        minutes=args.minutes,
+        steps=args.steps,
+        rate=args.rate or 7e-4,
+        batch=batch,
+        seed=args.seed,
+        resume=args.resume,
+        ema=0.998,
+        preview=preview,
+    )["unet"]
+    ema.set_attn_processor(AttnProcessor2_0())
+    ema.save_pretrained(out / "final")
+    print(f"unet: written to {out / 'final'}, {loop.report('unet', args, {'unet': ema}, batch, {})}")
+
+
+def quicken(model: nn.Module) -> None:
+    """On a CPU, train with attention in the form whose backward pass is fast there."""
+    if next(model.parameters()).device.type == "cpu":
+        model.set_attn_processor(SmallHeads())  # pyright: ignore[reportCallIssue]
+
+
+def load_frozen(args: Options, device: torch.device) -> Frozen:
+    """The VAE and the CLIP that were trained, or else those that ship."""
+    vae: Any = finished(AutoencoderKL, args.vae, "vae")
+    clip: Any = finished(CLIPModel, args.clip, "clip")
+    for model in (vae, clip):
+        model.to(device).eval().requires_grad_(False)
+    return Frozen(vae, clip, networks.tokenizer(), device)
+
+
+def finished(kind: Any, place: Path, name: str) -> Any:
+    """The network in the folder ``place`` if there is one, else the one that ships. ``SfumatoError`` if neither."""
+    return kind.from_pretrained(place) if place.is_dir() else weights.module(name)
+
+
+def images(args: Options, frozen: Frozen) -> Callable[[int, int], tuple[Tensor, list[Scene]]]:
+    """(step, size) -> scaled latents on the device and their scenes."""
+    found = source(args, frozen.device)
+    if isinstance(found, Shards):
+        encode_shards(found, frozen.vae)
+
+        def stored(step: int, size: int) -> tuple[Tensor, list[Scene]]:
+            at = found.pick(step, size)
+            return found.rows("latents", at).to(frozen.device).float(), [found.scene(i) for i in at]
+
+        return stored
+    assert isinstance(found, Fresh)
+
+    def fresh(step: int, size: int) -> tuple[Tensor, list[Scene]]:
+        drawn = found.batch(step, size)
+        return latents(frozen.vae, drawn["images"]), drawn["scenes"]
+
+    return fresh
+
+
+def noiser(device: torch.device) -> Callable[[Tensor], Noisy]:
+    """A function that puts noise on scaled latents, at levels spread evenly over the batch."""
+    alphas = networks.scheduler().alphas_cumprod.to(device)
+
+    def diffuse(z: Float[Tensor, "b 4 h w"]) -> Noisy:
+        b = len(z)
+        at = (torch.arange(b, device=device) + torch.rand(b, device=device)) / b
+        t = (at * len(alphas)).long().clamp_max(len(alphas) - 1)
+        alpha = alphas[t].view(-1, 1, 1, 1)
+        noise = torch.randn_like(z)
+        snr = alphas[t] / (1 - alphas[t])
+        return Noisy(alpha.sqrt() * z + (1 - alpha).sqrt() * noise, t, noise, (GAMMA / snr).clamp(max=1.0))
+
+    return diffuse

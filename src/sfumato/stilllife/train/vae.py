@@ -1,0 +1,127 @@
+"""The VAE: reconstruction on crops and whole images in turn, with a trace of KL and of noise on the latents.
+
+Crops of 64 pixels give four times as many different images for the same work; whole images keep the statistics of the
+normalisation layers those of the images that are encoded later. Both kinds of step cover the same number of pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.files import atomic
+from sfumato.stilllife import networks
+from sfumato.stilllife.train import Options, loop
+from sfumato.stilllife.train.data import Shards, Source, held_out, source
+
+CROP = 64
+NOISE = 0.08  # most noise on the latents, as a part of their own deviation: the decoder learns to bear small errors
+KL = 1e-6
+HUE = 30.0  # without it, luminance takes three of the four channels: green turns grey and purple blue, at a good PSNR
+
+
+def run(args: Options) -> None:
+    """Train the VAE, rescale its latents and write it to ``OUT/final``."""
+    device = loop.start(args)
+    out, batch = args.place("vae"), args.batch or 16
+    model: Any = AutoencoderKL.from_pretrained(args.init) if args.init else networks.vae()
+    if args.init is None:
+        with torch.no_grad():
+            model.quant_conv.bias[4:] = -6.0  # start with little noise, so that the latents are used at once
+    model.to(device).train()
+    images = source(args, device)
+    seen = held_out(args, device)["images"].to(device)
+
+    def step(i: int) -> tuple[Tensor, dict[str, Tensor]]:
+        x = _pixels(images, i, batch, args.seed).to(device) * 2 - 1
+        with loop.autocast(device):
+            posterior = model.encode(x).latent_dist
+            z = posterior.sample()
+            spread = NOISE * z.detach().float().std() * torch.rand(len(x), 1, 1, 1, device=device)
+            y = model.decode(z + spread * torch.randn_like(z)).sample
+        y = y.float()
+        kl = posterior.kl().mean() / z[0].numel()
+        squared = F.mse_loss(y, x)
+        loss = F.l1_loss(y, x) + 4 * squared + 0.5 * _edges(y, x) + HUE * _hues(y, x) + KL * kl
+        return loss, {"psnr_train": -10 * (squared / 4).log10(), "hues": _hues(y, x), "kl": kl}
+
+    def preview(ema: loop.Modules, path: Path) -> None:
+        x = seen[:16]
+        save_grid(torch.stack([x, reconstruct(ema["vae"], x)], 1).flatten(0, 1), path, columns=8)
+
+    ema: Any = loop.train(
+        "vae",
+        {"vae": model},
+        step,
+        out=out,
+        minutes=args.minutes,
+        steps=args.steps,
+        rate=args.rate or 1e-3,
+        batch=batch,
+        seed=args.seed,
+        resume=args.resume,
+        weight_decay=0.0,
+        preview=preview,
+    )["vae"]
+    z = torch.cat([ema.encode(part * 2 - 1).latent_dist.mean for part in seen.split(32)])
+    networks.whiten(ema, z.mean((0, 2, 3)), z.std((0, 2, 3)))
+    ema.save_pretrained(out / "final")
+    figures = {"PSNR of held-out renders, dB": psnr(ema, seen)}
+    print(f"vae: {figures}, written to {out / 'final'}, {loop.report('vae', args, {'vae': ema}, batch, figures)}")
+
+
+def _pixels(images: Source, step: int, batch: int, seed: int) -> Float[Tensor, "b 3 h w"]:
+    """Crops on even steps, a quarter as many whole images on odd ones; in [0, 1]."""
+    whole = step % 2 == 1
+    count = max(1, batch // 4) if whole else batch
+    if isinstance(images, Shards):  # without the scenes, which nobody reads here
+        x = images.rows("images", images.pick(step, count)).float() / 255
+    else:
+        x = images.batch(step, count)["images"]
+    if whole:
+        return x
+    corners = np.random.default_rng((seed, step, 1)).integers(0, x.shape[-1] - CROP + 1, (count, 2))
+    return torch.stack([im[:, r : r + CROP, c : c + CROP] for im, (r, c) in zip(x, corners.tolist(), strict=True)])
+
+
+def _hues(y: Float[Tensor, "b 3 h w"], x: Float[Tensor, "b 3 h w"]) -> Tensor:
+    """Mean squared error of the mean colour that each latent stands for."""
+    return F.avg_pool2d(y - x, networks.FACTOR).square().mean()
+
+
+def _edges(y: Float[Tensor, "b 3 h w"], x: Float[Tensor, "b 3 h w"]) -> Tensor:
+    """Mean absolute error of the differences between neighbours."""
+    d = y - x
+    return (d[..., 1:] - d[..., :-1]).abs().mean() + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
+
+
+@torch.no_grad()
+def reconstruct(model: Any, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Encode to the mean and decode; images in [0, 1]."""
+    out = [model.decode(model.encode(part * 2 - 1).latent_dist.mean).sample for part in images.split(32)]
+    return (torch.cat(out) / 2 + 0.5).clamp(0, 1)
+
+
+def psnr(model: Any, images: Float[Tensor, "b 3 h w"]) -> float:
+    """Mean over images of the PSNR of their reconstructions, dB."""
+    error = (reconstruct(model, images) - images).square().mean((1, 2, 3))
+    return float((-10 * error.log10()).mean())
+
+
+def save_grid(images: Float[Tensor, "b 3 h w"], path: Path, columns: int) -> None:
+    """Write images in [0, 1] as one PNG, row by row."""
+    from PIL import Image
+
+    pad = -len(images) % columns
+    x = torch.cat([images, images.new_ones(pad, *images.shape[1:])]).cpu()
+    rows = [torch.cat(list(r), -1) for r in x.split(columns)]
+    pixels = (torch.cat(rows, -2).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    with atomic(path) as part:
+        Image.fromarray(pixels).save(part)

@@ -1,0 +1,313 @@
+"""The weights that ship: checked, loaded, put together into pipelines, exported as plain diffusers folders.
+
+A network is one half-precision safetensors file with its configuration in the metadata. The relatives are kept as what
+differs from the base: InstructPix2Pix as low-rank changes and its input convolution, the depth model as its ControlNet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sfumato.errors import SfumatoError, unknown
+from sfumato.files import atomic, write_text
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer"
+# Classes by name: diffusers and transformers import them when asked, which takes seconds that reading a path need not.
+MODULES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "clip": "CLIPModel", "depth": "ControlNetModel"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A pipeline that ships: its files beyond the tokenizer, what it is for, the diffusers class that loads it."""
+
+    files: tuple[str, ...]
+    use: str
+    pipeline: str
+
+
+_BASE = ("unet.safetensors", "vae.safetensors", "clip.safetensors")
+MODELS = {
+    "stilllife": Model(_BASE, "text to image", "StableDiffusionPipeline"),
+    "stilllife-instruct": Model(
+        (*_BASE, "instruct.safetensors"), "image and instruction to image", "StableDiffusionInstructPix2PixPipeline"
+    ),
+    "stilllife-depth": Model(
+        (*_BASE, "depth.safetensors"), "text and depth to image", "StableDiffusionControlNetPipeline"
+    ),
+}
+
+
+def folder() -> Path:
+    """Where the weights lie."""
+    return Path(__file__).parent / "weights"
+
+
+def manifest(place: Path | None = None) -> dict[str, dict[str, Any]]:
+    """File -> sha256, bytes and parameters, of every file that ships."""
+    try:
+        return json.loads(((place or folder()) / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise SfumatoError(f"the list of weights is missing or damaged ({MANIFEST}); install Sfumato again") from e
+
+
+def path(file: str) -> Path:
+    """A shipped file, its SHA-256 checked once a process. Raises ``SfumatoError`` if it is missing or damaged."""
+    return _checked(folder(), file)
+
+
+@cache
+def _checked(place: Path, file: str) -> Path:
+    listed = manifest(place)
+    if file not in listed:
+        raise SfumatoError(f"this version ships no {file}; it has: {', '.join(listed)}")
+    found = place / file
+    try:
+        data = found.read_bytes()
+    except OSError as e:
+        raise SfumatoError(f"the weight file {found} cannot be read ({e.strerror or e}); install Sfumato again") from e
+    if hashlib.sha256(data).hexdigest() != listed[file]["sha256"]:
+        raise SfumatoError(
+            f"the weight file {found} is damaged: its SHA-256 is not the listed one, and it has {len(data)} bytes "
+            f"of {listed[file]['bytes']}; install Sfumato again"
+        )
+    return found
+
+
+def module(name: str) -> Any:
+    """A network of the base, or ``depth``'s ControlNet, in float32 for inference: see ``MODULES``."""
+    if name not in MODULES:
+        raise unknown("network", name, MODULES)
+    config, tensors = _read(path(f"{name}.safetensors"))
+    return _filled(_built(name, config), tensors)
+
+
+def _built(name: str, config: Mapping[str, Any]) -> Any:
+    if name == "clip":
+        return transformers.CLIPModel(transformers.CLIPConfig(**config))
+    return getattr(diffusers, MODULES[name]).from_config(dict(config))
+
+
+def _filled(network: Any, tensors: Mapping[str, Tensor]) -> Any:
+    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, strict=True)
+    return network.eval().requires_grad_(False)
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(file, "pt") as f:
+            return json.loads((f.metadata() or {})["config"]), {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as e:
+        raise SfumatoError(f"{file} holds no network: {e}") from e
+
+
+def tokenizer() -> CLIPTokenizer:
+    """The tokenizer of the captions' words."""
+    for file in manifest():
+        if file.startswith(f"{TOKENIZER}/"):
+            path(file)
+    return transformers.CLIPTokenizer.from_pretrained(folder() / TOKENIZER)
+
+
+def text_encoder(clip: CLIPModel) -> CLIPTextModel:
+    """The text half of the CLIP, as pipelines take it."""
+    inner: Any = clip.text_model
+    if isinstance(inner, transformers.CLIPTextModel):
+        return inner
+    config: Any = clip.config.text_config
+    text = transformers.CLIPTextModel(config).eval().requires_grad_(False)  # transformers 4 wraps it once more
+    text.text_model = inner
+    return text
+
+
+def instruct_unet() -> UNet2DConditionModel:
+    """The base UNet with eight input channels and the low-rank changes of ``instruct.safetensors`` merged in."""
+    config, changes = _read(path("instruct.safetensors"))
+    base_config, state = _read(path("unet.safetensors"))
+    return _filled(_built("unet", {**base_config, **config}), merged(state, changes))
+
+
+def merged(state: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` with ``changes``: NAME.lora_up @ NAME.lora_down is added to NAME.weight, the rest replaces."""
+    out = {k: v.float() for k, v in state.items()}
+    for key, value in changes.items():
+        name, _, part = key.rpartition(".")
+        if part == "lora_up":
+            weight = out[f"{name}.weight"]
+            delta = value.float().flatten(1) @ changes[f"{name}.lora_down"].float().flatten(1)
+            out[f"{name}.weight"] = weight + delta.view_as(weight)
+        elif part != "lora_down":
+            out[key] = value.float()
+    return out
+
+
+def load(name: str = "stilllife") -> dict[str, Any]:
+    """The parts of a model in float32 on the CPU, by the names that its pipeline gives them.
+
+    Raises ``SfumatoError`` for an unknown name, a model this version does not ship, a damaged file.
+    """
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    for file in MODELS[name].files:
+        path(file)
+    from sfumato.stilllife import networks
+
+    parts: dict[str, Any] = {
+        "vae": module("vae"),
+        "text_encoder": text_encoder(module("clip")),
+        "tokenizer": tokenizer(),
+        "unet": instruct_unet() if name == "stilllife-instruct" else module("unet"),
+        "scheduler": networks.scheduler(),
+    }
+    if name == "stilllife-depth":
+        parts["controlnet"] = module("depth")
+    return parts
+
+
+def pipeline(
+    name: str = "stilllife", device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> DiffusionPipeline:
+    """A shipped model, or a diffusers folder of Stable Diffusion's kind, as a diffusers pipeline.
+
+    Raises ``SfumatoError`` as ``load`` does, and for a folder that holds no such model. Nothing is downloaded and
+    nothing is unpickled.
+    """
+    pipe = assemble(MODELS[name].pipeline, load(name)) if name in MODELS else _foreign(Path(name))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device, dtype)
+
+
+def assemble(kind: str, parts: Mapping[str, Any]) -> Any:
+    """A diffusers pipeline of this class from these parts, without a safety checker."""
+    return getattr(diffusers, kind)(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+def _foreign(place: Path) -> DiffusionPipeline:
+    if not (place / "model_index.json").is_file():
+        raise SfumatoError(
+            f"unknown model {str(place)!r}; known: {', '.join(MODELS)}, or a diffusers folder (with a model_index.json)"
+        )
+    try:
+        return diffusers.StableDiffusionPipeline.from_pretrained(
+            place, local_files_only=True, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+        )
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as e:
+        reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
+        raise SfumatoError(f"{place} does not load as a Stable Diffusion pipeline: {reason}") from e
+
+
+def export(name: str, place: str | Path, *, half: bool = False) -> None:
+    """Write a model as a plain diffusers folder, in float32 unless ``half``.
+
+    Raises ``SfumatoError`` if ``place`` holds anything already, cannot be written, or the model cannot be loaded.
+    """
+    place = Path(place)
+    try:
+        taken = place.exists() and (not place.is_dir() or any(place.iterdir()))
+    except OSError as e:
+        raise SfumatoError(f"cannot write to {place}: {e.strerror or e}") from e
+    if taken:
+        raise SfumatoError(f"{place} is not empty; give a new folder to write {name} to")
+    parts = load(name)
+    if half:
+        parts = {k: v.half() if isinstance(v, nn.Module) else v for k, v in parts.items()}
+    pipe = assemble(MODELS[name].pipeline, parts)
+    part = None
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+        pipe.save_pretrained(part)
+        part.chmod(0o755)
+        if place.is_dir():
+            place.rmdir()
+        part.rename(place)
+    except (OSError, SafetensorError) as e:
+        raise SfumatoError(f"cannot write to {place}: {getattr(e, 'strerror', None) or e}") from e
+    finally:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def table() -> list[dict[str, Any]]:
+    """A row a model: name, what it is for, pipeline, parameters and bytes, files, whether this version ships it."""
+    listed = manifest()
+    rows = []
+    for name, model in MODELS.items():
+        have = [listed[f] for f in model.files if f in listed]
+        rows.append(
+            {
+                "name": name,
+                "for": model.use,
+                "pipeline": model.pipeline,
+                "parameters": sum(f["parameters"] for f in have),
+                "bytes": sum(f["bytes"] for f in have),
+                "files": list(model.files),
+                "shipped": len(have) == len(model.files),
+            }
+        )
+    oracle = listed.get("oracle.safetensors", {"parameters": 0, "bytes": 0})
+    rows.append(
+        {
+            "name": "oracle",
+            "for": "image to what is in it",
+            "pipeline": "sfumato.stilllife.oracle.Oracle",
+            "parameters": oracle["parameters"],
+            "bytes": oracle["bytes"],
+            "files": ["oracle.safetensors"],
+            "shipped": "oracle.safetensors" in listed,
+        }
+    )
+    return rows
+
+
+def save(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Path) -> None:
+    """Write a network as ``module`` reads it: half-precision tensors, the configuration in the metadata."""
+    halves = {
+        k: (v.half() if v.is_floating_point() else v).detach().cpu().contiguous().clone() for k, v in tensors.items()
+    }
+    if any(not v.isfinite().all() for v in halves.values() if v.is_floating_point()):
+        raise SfumatoError(f"some weights of {file.name} are not finite in half precision")
+    with atomic(file) as part:
+        save_file(halves, part, {"config": json.dumps(dict(config))})
+
+
+def write_manifest(place: Path) -> dict[str, dict[str, Any]]:
+    """List every file in ``place`` with its SHA-256, size and parameters."""
+    listed: dict[str, dict[str, Any]] = {}
+    for file in sorted(p for p in place.rglob("*") if p.is_file() and p.name != MANIFEST):
+        if file.name.startswith("."):
+            continue
+        data = file.read_bytes()
+        listed[file.relative_to(place).as_posix()] = {
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "bytes": len(data),
+            "parameters": _parameters(file),
+        }
+    write_text(place / MANIFEST, json.dumps(listed, indent=1) + "\n")
+    return listed
+
+
+def _parameters(file: Path) -> int:
+    if file.suffix != ".safetensors":
+        return 0
+    with safe_open(file, "pt") as f:
+        return sum(f.get_tensor(k).numel() for k in f.keys())  # noqa: SIM118

@@ -1,0 +1,332 @@
+"""The training loop, the shards and the trainers' own pieces, on networks of a few hundred weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from sfumato.errors import SfumatoError
+from sfumato.stilllife.scene import Scene, sample_scene
+from sfumato.stilllife.train import DataOptions, Options, __main__, data, loop, unet, vae
+from sfumato.stilllife.train.attention import SmallHeads
+
+
+def net() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+
+
+def fit(out, model=None, at=None, **options):
+    """Train a small regression with noise from the global generator; ``at`` maps a step to something to do in it."""
+    model = model or net()
+
+    def step(i):
+        x = torch.from_numpy(np.random.default_rng(i).normal(size=(16, 4))).float()
+        if at and i in at:
+            at[i]()
+        noisy = x + 0.1 * torch.randn_like(x)
+        return (model(noisy) - x.sum(1, keepdim=True)).square().mean(), {"seen": 1.0}
+
+    options = {"minutes": 1, "rate": 1e-2, "batch": 16, "warmup": 2, "log_every": 5} | options
+    return model, loop.train("tiny", {"net": model}, step, out=out, **options)["net"]
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path):
+    whole, ema = fit(tmp_path / "a", steps=10)
+    with pytest.raises(KeyboardInterrupt, match="step 5"):
+        fit(tmp_path / "b", steps=10, at={4: stop})
+    torch.manual_seed(99)  # what happens between the runs does not matter
+    again, ema_again = fit(tmp_path / "b", steps=10, resume=True)
+    assert same(whole, again) and same(ema, ema_again)
+    assert not same(whole, net())
+    strip = [[{k: r[k] for k in ("step", "loss", "rate")} for r in loop.read_log(tmp_path / x)] for x in "ab"]
+    assert strip[0] == strip[1] and [r["step"] for r in strip[0]] == [5, 10]
+
+
+def test_checkpoints_are_safetensors_only_and_nothing_is_left_beside(tmp_path):
+    fit(tmp_path, steps=3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.safetensors", "log.jsonl"]
+    names = set(load_file(tmp_path / "checkpoint.safetensors"))
+    assert {"live.net.0.weight", "ema.net.0.weight", "adam.net.0.weight.exp_avg_sq"} <= names
+
+
+def test_ema_follows_its_formula(tmp_path):
+    model = nn.Linear(1, 1, bias=False)
+    path = [model.weight.item()]
+
+    def step(i):
+        if i:
+            path.append(model.weight.item())
+        return model(torch.ones(1, 1)).square().sum(), {}
+
+    kept = loop.train("line", {"net": model}, step, out=tmp_path, minutes=1, rate=0.1, batch=1, steps=6, ema=0.5)
+    path.append(model.weight.item())
+    expected = path[0]
+    for i, value in enumerate(path[1:]):
+        decay = min(0.5, (1 + i) / (10 + i))
+        expected = decay * expected + (1 - decay) * value
+    assert float(kept["net"].weight) == pytest.approx(expected, rel=1e-5)
+    assert len(set(path)) == 7
+
+
+def test_the_rate_warms_up_and_falls_to_nothing(tmp_path):
+    fit(tmp_path, steps=40, log_every=1, warmup=10, rate=1.0)
+    rates = [r["rate"] for r in loop.read_log(tmp_path)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) < 1 and rates[-1] < 0.01
+    assert rates.index(max(rates)) in range(8, 12)
+
+
+def test_time_is_a_budget_too(tmp_path):
+    model, _ = fit(tmp_path, minutes=0.5 / 60)
+    assert loop.read_log(tmp_path)[-1]["elapsed"] == pytest.approx(0.5, abs=0.4)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    again, _ = fit(tmp_path, minutes=0.5 / 60, resume=True)  # the time is used up
+    assert all(torch.equal(v, before[k]) for k, v in again.state_dict().items())
+
+
+def test_frozen_weights_stay(tmp_path):
+    model = net()
+    model[0].requires_grad_(False)
+    first = model[0].weight.clone()
+    _, ema = fit(tmp_path, model, steps=5)
+    assert torch.equal(model[0].weight, first) and torch.equal(ema[0].weight, first)
+
+
+def test_a_run_is_not_overwritten_by_accident(tmp_path):
+    fit(tmp_path, steps=2)
+    with pytest.raises(SfumatoError, match="--resume"):
+        fit(tmp_path, steps=2)
+
+
+@pytest.mark.parametrize("spoil", [lambda b: b[: len(b) // 2], lambda b: b"x" * 100])
+def test_a_damaged_checkpoint_is_refused(tmp_path, spoil):
+    fit(tmp_path, steps=2)
+    file = tmp_path / "checkpoint.safetensors"
+    file.write_bytes(spoil(file.read_bytes()))
+    with pytest.raises(SfumatoError, match="cannot go on"):
+        fit(tmp_path, steps=4, resume=True)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    fit(tmp_path, steps=2)
+    with pytest.raises(SfumatoError, match="another network"):
+        fit(tmp_path, nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 1)), steps=4, resume=True)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    model = nn.Linear(1, 1)
+    with pytest.raises(SfumatoError, match="not finite"):
+        loop.train(
+            "bad", {"net": model}, lambda i: (model(torch.full((1, 1), torch.inf)).sum(), {}),
+            out=tmp_path, minutes=1, rate=1.0, batch=1, steps=3,
+        )  # fmt: skip
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(SfumatoError, match="nonsense"):
+        loop.start(Options(device="nonsense"))
+
+
+def test_the_report_tells_the_run(tmp_path):
+    args = Options(out=tmp_path / "run", report=tmp_path / "docs", device="cpu", seed=5)
+    _, ema = fit(args.place("tiny"), steps=20)
+    text = loop.report("tiny", args, {"net": ema}, 16, {"accuracy": 0.5}).read_text(encoding="utf-8")
+    assert "20 steps of 16 images" in text and "accuracy: 0.5" in text and "seed 5" in text
+
+
+# Shards
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Two shards of 8 and 4 images, the image's number in its pixels."""
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    for k, (start, n) in enumerate(((0, 8), (8, 4))):
+        numbers = torch.arange(start, start + n)
+        batch: data.Batch = {
+            "images": (numbers / 255).view(-1, 1, 1, 1).expand(n, 3, 128, 128),
+            "thing": torch.zeros(n, 128, 128, dtype=torch.uint8),
+            "depth": torch.full((n, 64, 64), 3.0, dtype=torch.float16),
+            "mark": torch.zeros(n, 3, dtype=torch.int16),
+            "scenes": [sample_scene(rng) for _ in range(n)],
+        }
+        data.write_shard(folder / f"train-{k:05d}.safetensors", [batch])
+        data.write_shard(folder / f"val-{k:05d}.safetensors", [batch])
+    return folder
+
+
+def test_shards_give_back_what_was_written(shards):
+    found = data.Shards(shards)
+    assert len(found) == 12
+    batch = found.take(np.array([0, 7, 8, 11]))
+    torch.testing.assert_close(batch["images"][:, 0, 0, 0] * 255, torch.tensor([0.0, 7.0, 8.0, 11.0]))
+    lines = (shards / "train-00001.jsonl").read_text(encoding="utf-8").splitlines()
+    assert batch["scenes"][2] == Scene.from_json(lines[0])
+
+
+def test_batches_depend_on_step_and_seed_only(shards):
+    found, other = data.Shards(shards, seed=1), data.Shards(shards, seed=2)
+    assert (found.pick(3, 64) == data.Shards(shards, seed=1).pick(3, 64)).all()
+    assert (found.pick(3, 64) != found.pick(4, 64)).any() and (found.pick(3, 64) != other.pick(3, 64)).any()
+    assert set(found.pick(0, 500)) == set(range(12))
+
+
+def test_without_shards_the_error_says_how_to_render_them(tmp_path):
+    with pytest.raises(SfumatoError, match="train data"):
+        data.source(Options(data=tmp_path), torch.device("cpu"))
+
+
+def test_latents_are_made_once_a_vae(shards, monkeypatch):
+    torch.manual_seed(0)
+    from diffusers import AutoencoderKL
+
+    def small():
+        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+        return AutoencoderKL(**blocks, block_out_channels=(4,) * 4, norm_num_groups=2).eval()
+
+    first = small()
+    found = data.encode_shards(data.Shards(shards), first)
+    x = found.take(np.array([9]))["images"]
+    expected = first.encode(x * 2 - 1).latent_dist.mean * 0.18215
+    torch.testing.assert_close(found.rows("latents", np.array([9])).float(), expected, atol=2e-2, rtol=2e-2)
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "latents", None)  # not needed again
+        data.encode_shards(data.Shards(shards), first)
+    data.encode_shards(data.Shards(shards), small())
+    assert len(list(shards.glob("latents-*"))) == 2
+
+
+def test_rendered_batches_hold_their_truth():
+    batch = data.render_batch(np.random.default_rng(0), 4, "cpu")
+    assert batch["images"].shape == (4, 3, 128, 128) and 0 <= batch["images"].min() <= batch["images"].max() <= 1
+    assert len({s.camera for s in batch["scenes"]}) == 1  # one geometry
+    assert len({(s.ground, s.light, s.style, s.seed) for s in batch["scenes"]}) == 4
+    things = len(batch["scenes"][0].things)
+    assert set(batch["thing"].unique().tolist()) == set(range(things + 1))
+    depth = batch["depth"]
+    assert depth.shape == (4, 64, 64) and depth.isfinite().all() and depth[batch["thing"][:, ::2, ::2] > 0].min() > 0
+
+
+def test_marks_count_the_face_from_the_front_only():
+    from dataclasses import replace
+
+    from sfumato.stilllife import render
+
+    scene = sample_scene(np.random.default_rng(1), count=1, kinds=("robot",), view="front")
+    behind = scene.with_thing(0, yaw=scene.things[0].yaw + 180)
+    truth = render.labels(render.trace([scene, behind]))
+    seen = data.marks([scene, behind], truth["thing"], truth["part"])
+    assert seen[0, 0] > 20 and seen[1, 0] == 0 and not seen[:, 1:].any()
+    ball = replace(scene, things=(sample_scene(np.random.default_rng(2), count=1, kinds=("sphere",)).things[0],))
+    assert not data.marks([ball], *(render.labels(render.trace([ball]))[k] for k in ("thing", "part"))).any()
+
+
+def test_rendering_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "PER_SHARD", 2)
+    done: list[str] = []
+
+    def here(work, jobs, processes, words):
+        for job in jobs:
+            work(job)
+            done.append(job[0].name)
+
+    monkeypatch.setattr(data, "_each_process", here)
+    data.run(DataOptions(images=4, val=2, pairs=2, out=tmp_path))
+    assert done == [
+        "train-00000.safetensors",
+        "train-00001.safetensors",
+        "val-00000.safetensors",
+        "pairs-00000.safetensors",
+    ]
+    old = (tmp_path / "train-00001.safetensors").read_bytes()
+    (tmp_path / "train-00001.safetensors").unlink()
+    done.clear()
+    data.run(DataOptions(images=4, val=2, pairs=2, out=tmp_path))
+    assert done == ["train-00001.safetensors"] and (tmp_path / "train-00001.safetensors").read_bytes() == old
+    first, val, pairs = (data.Shards(tmp_path, s) for s in data.SPLITS)
+    assert first.line(0) != val.line(0)
+    assert pairs.rows("images", np.array([0])).shape == (1, 2, 3, 128, 128)
+    assert {"instruction", "captions"} == set(json.loads(pairs.line(0)))
+
+
+# Trainers
+
+
+def test_crops_and_whole_images_take_turns(shards):
+    found = data.Shards(shards)
+    crops, whole = (vae._pixels(found, i, 16, 0) for i in (0, 1))
+    assert crops.shape == (16, 3, 64, 64) and whole.shape == (4, 3, 128, 128)
+
+
+def test_noise_levels_cover_the_schedule_and_weigh_by_snr():
+    from sfumato.stilllife import networks
+
+    noisy = unet.noiser(torch.device("cpu"))(torch.zeros(100, 4, 2, 2))
+    assert (noisy.t // 10 == torch.arange(100)).all()
+    alphas = networks.scheduler().alphas_cumprod[noisy.t]
+    torch.testing.assert_close(noisy.z, (1 - alphas).sqrt().view(-1, 1, 1, 1) * noisy.noise)
+    snr = alphas / (1 - alphas)
+    torch.testing.assert_close(noisy.weight, snr.clamp(max=5) / snr)
+    assert float(noisy.loss(noisy.noise)) == 0
+
+
+def test_attention_for_cpus_is_the_same_function():
+    from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+
+    torch.manual_seed(0)
+    layer = Attention(query_dim=16, cross_attention_dim=8, heads=2, dim_head=8)
+    for tokens in (16, 300):  # both forms
+        x, said = torch.randn(2, tokens, 16), torch.randn(2, 77, 8)
+        layer.set_processor(AttnProcessor2_0())
+        expected = layer(x, encoder_hidden_states=said)
+        layer.set_processor(SmallHeads())
+        torch.testing.assert_close(layer(x, encoder_hidden_states=said), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_low_rank_changes_merge_into_an_ordinary_unet():
+    pytest.importorskip("peft")
+    from diffusers import UNet2DConditionModel
+
+    from sfumato.stilllife.train import instruct
+
+    torch.manual_seed(0)
+    base = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), block_out_channels=(16, 32), layers_per_block=1,
+        norm_num_groups=4, cross_attention_dim=16, attention_head_dim=2,
+    )  # fmt: skip
+    model = instruct.lora(base)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert {"conv_in.weight", "conv_in.bias"} == {n for n in trained if "lora" not in n} and len(trained) > 20
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.1)
+    inputs = torch.randn(1, 8, 8, 8), 10, torch.randn(1, 5, 16)
+    expected = model(*inputs).sample
+    final = instruct.merged(model)
+    assert set(final.state_dict()) == set(base.state_dict())
+    torch.testing.assert_close(final(*inputs).sample, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_command_line_prints_one_line_for_what_can_be_put_right(tmp_path, capsys):
+    assert __main__.main(["vae", "--data", str(tmp_path), "--device", "cpu", "--out", str(tmp_path / "o")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: no train shards") and error.count("\n") == 1
