@@ -32,7 +32,7 @@ def ship(
     *,
     cache: Annotated[Path, tyro.conf.arg(help="Folder of the training runs.")] = Path("cache"),
     out: Annotated[Path | None, tyro.conf.arg(help="Folder to ship from [default: the package's own].")] = None,
-    rank: Annotated[int, tyro.conf.arg(help="Most rank of a change of the InstructPix2Pix.")] = 32,
+    rank: Annotated[int, tyro.conf.arg(help="Most rank of a change of the InstructPix2Pix.")] = 8,
 ) -> None:
     """Collect the finished networks into the weights that ship, and list them with their SHA-256.
 

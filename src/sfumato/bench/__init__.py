@@ -1,0 +1,1 @@
+"""Benches: what the project claims, as numbers anyone can measure again."""

@@ -1,0 +1,349 @@
+"""``sfumato bench generate``: does the built-in model paint what it is told? The oracle reads what it painted.
+
+Prompts are drawn from the grammar, from seeds that no training run uses. A figure has a value a sample where it can, so
+that its interval can be told.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from sfumato.bench.report import Figure, Report, Target
+from sfumato.device import choose
+from sfumato.errors import SfumatoError
+from sfumato.files import write_text
+from sfumato.stilllife import change, networks, paint, pictures, weights
+from sfumato.stilllife.captions import Said, SaidThing, caption
+from sfumato.stilllife.kinds import TRAINED
+from sfumato.stilllife.oracle import Oracle, Reading, matches
+from sfumato.stilllife.render import pinhole, render
+from sfumato.stilllife.scene import COLOURS, GROUNDS, LIGHTS, RELATIONS, STYLES, SUPPORTS, Scene, sample_scene
+
+STEPS, GUIDANCE = 30, 5.0
+SEEDS = 2**40  # training draws from small seeds, a bench from this one on
+READABLE = (
+    "recolour",
+    "reshape",
+    "material",
+    "ground",
+    "light",
+    "style",
+    "add",
+    "remove",
+)  # changes the oracle can see
+
+MEANINGS = {
+    "single": "kind and colour right, one thing",
+    "single_scene": "ground and light right too",
+    "pair": "two things, both kinds and colours, bound right",
+    "relation": "the pair in the stated relation",
+    "view": "robot: face seen in front view, not in back view",
+    "style": "style as asked",
+    "vae_psnr": "reconstruction of fresh renders, dB",
+    "frechet_clip": "Frechet distance of CLIP features to renders",
+    "frechet_clip_floor": "the same, of renders to other renders",
+    "clip_score": "CLIP similarity of paintings to their captions",
+    "clip_score_rendered": "the same, of renders",
+    "seconds_per_image": f"{STEPS} steps, batch 1",
+    "seconds_per_image_batch8": f"{STEPS} steps, batch 8",
+    "instruct": "InstructPix2Pix: edit applied",
+    "instruct_rendered": "the same, of the true results",
+    "depth": "ControlNet: relative error of the depth its silhouettes imply",
+    "depth_rendered": "the same, of renders",
+    "depth_chance": "the same, against another image's depth",
+}
+TARGETS = {
+    "single": Target(0.90),
+    "single_scene": Target(0.85),
+    "pair": Target(0.50),
+    "view": Target(0.85),
+    "style": Target(0.90),
+    "vae_psnr": Target(26.0),
+    "seconds_per_image": Target(3.0, at_least=False),
+    "instruct": Target(0.70),
+}
+
+
+def _pick(rng: np.random.Generator, words: Sequence[str]) -> str:
+    return words[int(rng.integers(len(words)))]
+
+
+def _thing(rng: np.random.Generator, kinds: Sequence[str] = TRAINED) -> SaidThing:
+    return SaidThing(_pick(rng, kinds), _pick(rng, COLOURS))
+
+
+def _two(rng: np.random.Generator, second: Sequence[str] = TRAINED) -> tuple[SaidThing, SaidThing]:
+    b = _thing(rng, second)
+    a = _thing(rng)
+    while a.kind == b.kind or a.colour == b.colour:  # else there is nothing to bind
+        a = _thing(rng)
+    return a, b
+
+
+def _related(rng: np.random.Generator, i: int) -> Said:
+    relation = RELATIONS[i % len(RELATIONS)]
+    return Said(_two(rng, SUPPORTS if relation == "on top of" else TRAINED), relation)
+
+
+PROMPTS: dict[str, Callable[[np.random.Generator, int], Said]] = {
+    "single": lambda rng, i: Said((_thing(rng),)),
+    "single_scene": lambda rng, i: Said((_thing(rng),), ground=_pick(rng, GROUNDS), light=_pick(rng, LIGHTS)),
+    "pair": lambda rng, i: Said(_two(rng)),
+    "relation": _related,
+    "view": lambda rng, i: Said((SaidThing("robot", _pick(rng, COLOURS), view=("front", "back")[i % 2]),)),
+    "style": lambda rng, i: Said((_thing(rng),), style=STYLES[i % len(STYLES)]),
+}
+JUDGED = {  # which verdicts of ``oracle.matches`` must all be true
+    "single": ("things",),
+    "single_scene": ("things", "ground", "light"),
+    "pair": ("things",),
+    "relation": ("things", "relation"),
+    "view": ("view",),
+    "style": ("style",),
+}
+
+
+@dataclass
+class Studio:
+    """What the measures share; each network is loaded when it is first needed."""
+
+    n: int
+    seed: int
+    device: torch.device
+    out: Path | None = None
+
+    def rng(self, what: str) -> np.random.Generator:
+        """A generator for one measure, the same whatever else is measured."""
+        return np.random.default_rng((SEEDS + self.seed, list(MEANINGS).index(what)))
+
+    @cached_property
+    def pipe(self) -> Any:
+        return weights.pipeline("stilllife", self.device)
+
+    @cached_property
+    def oracle(self) -> Oracle:
+        return Oracle.load(device=self.device)
+
+    @cached_property
+    def clip(self) -> Any:
+        return weights.module("clip").to(self.device)
+
+    def paint(self, prompts: Sequence[str], what: str, **rest: Any) -> Float[Tensor, "n 3 128 128"]:
+        """Paint one image a prompt, and keep the first ones to look at if there is a place to."""
+        first = int(self.rng(what).integers(2**30))
+        pipe = rest.pop("pipe", None) or self.pipe
+        images = paint.paint(
+            pipe,
+            prompts,
+            range(first, first + len(prompts)),
+            steps=STEPS,
+            guidance=GUIDANCE,
+            batch=8 if self.device.type == "cpu" else 64,
+            what=f"bench: {what}",
+            **rest,
+        )
+        self.keep(what, prompts, images)
+        return images
+
+    def keep(self, what: str, prompts: Sequence[str], images: Float[Tensor, "n 3 h w"]) -> None:
+        if self.out is not None:
+            pictures.write(pictures.grid([pictures.picture(x) for x in images[:64]], 8), self.out / f"{what}.png")
+            write_text(self.out / f"{what}.txt", "".join(f"{p}\n" for p in prompts[:64]))
+
+
+def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Report:
+    """Measure everything. What cannot be (of a relative that does not ship, say) is None, and ``why`` says why."""
+    began = time.monotonic()
+    studio = Studio(n, seed, choose(device), out)
+    report = Report("generate", n, seed, str(studio.device), MEANINGS, TARGETS)
+    for keys, measure in MEASURES:
+        try:
+            report.figures |= measure(studio)
+        except SfumatoError as e:
+            report.why |= dict.fromkeys(keys, str(e))
+    report.seconds = time.monotonic() - began
+    if out is not None:
+        write_text(out / "generate.json", json.dumps(report.to_dict(), indent=2) + "\n")
+    return report
+
+
+def obedience(key: str) -> Callable[[Studio], dict[str, Figure]]:
+    """The share of paintings of one class of prompts in which the oracle sees what was said."""
+
+    def measure(studio: Studio) -> dict[str, Figure]:
+        rng = studio.rng(key)
+        said = [PROMPTS[key](rng, i) for i in range(studio.n)]
+        oracle = studio.oracle
+        readings = oracle.read(studio.paint([s.phrase(rng) for s in said], key))
+        verdicts = [matches(r, s) for r, s in zip(readings, said, strict=True)]
+        return {key: np.array([all(v[judged] is True for judged in JUDGED[key]) for v in verdicts], float)}
+
+    return measure
+
+
+def fresh(rng: np.random.Generator, n: int, device: torch.device) -> tuple[list[Scene], Float[Tensor, "n 3 128 128"]]:
+    """Scenes as training draws them, and their renders."""
+    scenes = [sample_scene(rng) for _ in range(n)]
+    parts = [render(scenes[i : i + 32], device=device).images.cpu() for i in range(0, n, 32)]
+    return scenes, torch.cat(parts)
+
+
+@torch.no_grad()
+def reconstruction(studio: Studio) -> dict[str, Figure]:
+    from sfumato.metrics.image import psnr
+
+    vae: Any = weights.module("vae").to(studio.device)
+    _, images = fresh(studio.rng("vae_psnr"), studio.n, studio.device)
+    again = [
+        vae.decode(vae.encode(x.to(studio.device) * 2 - 1).latent_dist.mean).sample.cpu() for x in images.split(16)
+    ]
+    return {"vae_psnr": psnr((torch.cat(again) / 2 + 0.5).clamp(0, 1), images).double().numpy()}
+
+
+def likeness(studio: Studio) -> dict[str, Figure]:
+    """Paintings of captions as training words them, beside renders of the same scenes and of others."""
+    from sfumato.metrics.clip import clip_features, clip_score, frechet
+
+    clip = studio.clip
+    rng = studio.rng("frechet_clip")
+    scenes, renders = fresh(rng, studio.n, studio.device)
+    _, others = fresh(rng, studio.n, studio.device)
+    words = [caption(s, rng) for s in scenes]
+    painted = studio.paint(words, "frechet_clip")
+    features = [clip_features(x, clip) for x in (painted, renders, others)]
+    tokens = weights.tokenizer()
+    return {
+        "frechet_clip": frechet(features[0], features[2]),
+        "frechet_clip_floor": frechet(features[1], features[2]),
+        "clip_score": clip_score(painted, words, clip, tokens).double().cpu().numpy(),
+        "clip_score_rendered": clip_score(renders, words, clip, tokens).double().cpu().numpy(),
+    }
+
+
+def speed(studio: Studio) -> dict[str, Figure]:
+    """Seconds an image, decoding included, in float32: the middle of three runs after one to warm up."""
+
+    def seconds(batch: int) -> float:
+        taken = []
+        for i in range(4):
+            began = time.perf_counter()
+            words = ["a red cube on grass"] * batch
+            paint.paint(
+                studio.pipe, words, range(batch), steps=STEPS if i else 2, guidance=GUIDANCE, what="bench: speed"
+            )
+            taken.append((time.perf_counter() - began) / batch)
+        return float(np.median(taken[1:]))
+
+    return {"seconds_per_image": seconds(1), "seconds_per_image_batch8": seconds(8)}
+
+
+def instruct(studio: Studio) -> dict[str, Figure]:
+    """Edits of renders by instruction. Applied: all things as they should be, the new ground, light or style too."""
+    pipe = weights.pipeline("stilllife-instruct", studio.device)
+    rng = studio.rng("instruct")
+    edits = []
+    for i in range(studio.n):
+        op = READABLE[i % len(READABLE)]
+        scene = sample_scene(rng, count=2 if op == "remove" else 1 + i // len(READABLE) % 2)
+        edits.append(change.counterfactual(scene, change.sample_change(scene, rng, [op])))
+    before, after = change.render_pairs(edits, device=str(studio.device))
+    oracle = studio.oracle
+    painted = studio.paint(
+        [e.instruction for e in edits],
+        "instruct",
+        pipe=pipe,
+        each=lambda start, stop: {"image": before[start:stop], "image_guidance_scale": 1.5},
+    )
+    return {
+        name: np.array([applied(r, e) for r, e in zip(oracle.read(images), edits, strict=True)], float)
+        for name, images in (("instruct", painted), ("instruct_rendered", after))
+    }
+
+
+def applied(reading: Reading, edit: change.Counterfactual) -> bool:
+    """Does the oracle see the scene after the change, in all that the change is about?"""
+    after, what = edit.after, edit.change
+    things = [SaidThing(t.kind, t.colour) for t in after.things]
+    if isinstance(what, change.Rematerial):
+        things[what.thing] = replace(things[what.thing], material=what.material)
+    said = Said(
+        tuple(things),
+        ground=after.ground if isinstance(what, change.Reground) else None,
+        light=after.light if isinstance(what, change.Relight) else None,
+        style=after.style if isinstance(what, change.Restyle) else None,
+    )
+    verdicts = matches(reading, said)
+    return all(verdicts[k] is not False for k in ("things", "ground", "light", "style"))
+
+
+def depth(studio: Studio) -> dict[str, Figure]:
+    """Paintings on the depth of renders of one or two things; see ``depth_error``."""
+    pipe = weights.pipeline("stilllife-depth", studio.device)
+    rng = studio.rng("depth")
+    scenes = [sample_scene(rng, count=1 + i % 2) for i in range(studio.n)]
+    truth = [render(scenes[i : i + 32], device=studio.device) for i in range(0, studio.n, 32)]
+    depths = torch.cat([t.depth.cpu() for t in truth])
+    things = torch.cat([t.thing.cpu() >= 0 for t in truth])
+    oracle = studio.oracle
+    condition = networks.depth_image(depths)
+    painted = studio.paint(
+        [caption(s, rng) for s in scenes], "depth", pipe=pipe, each=lambda start, stop: {"image": condition[start:stop]}
+    )
+    read = oracle.read(painted)
+    rendered = oracle.read(torch.cat([t.images.cpu() for t in truth]))
+    other = [*range(1, studio.n), 0]
+
+    def error(readings: Sequence[Reading], at: Sequence[int]) -> Figure:
+        return np.array(
+            [
+                depth_error(torch.from_numpy(r.mask > 0), scenes[i], depths[i], things[i])
+                for r, i in zip(readings, at, strict=True)
+            ]
+        )
+
+    here = range(studio.n)
+    return {"depth": error(read, here), "depth_rendered": error(rendered, here), "depth_chance": error(read, other)}
+
+
+def depth_error(
+    seen: Bool[Tensor, "h w"], scene: Scene, depth: Float[Tensor, "h w"], thing: Bool[Tensor, "h w"]
+) -> float:
+    """Mean relative error, off the sky, of the depth that a silhouette implies against the true one.
+
+    A pixel in the silhouette is taken to lie as deep as the nearest true pixel of a thing, any other on the ground. So
+    what counts is where things stand in the picture, not the relief within them.
+    """
+    ground = ground_depth(scene, depth.shape[-1])
+    row, column = distance_transform_edt(~thing.numpy(), return_distances=False, return_indices=True)
+    implied = torch.where(seen, depth[torch.from_numpy(row), torch.from_numpy(column)], ground)
+    judged = depth.isfinite() & implied.isfinite()
+    return float(((implied - depth).abs() / depth)[judged].mean())
+
+
+def ground_depth(scene: Scene, size: int) -> Float[Tensor, "size size"]:
+    """Depth of the bare ground under a scene's camera, inf above the horizon."""
+    origin, ray = pinhole([scene], size)
+    down = -ray[0, ..., 1]
+    return torch.where(down > 1e-6, origin[0, ..., 1] / down.clamp(min=1e-6), torch.inf)
+
+
+MEASURES: tuple[tuple[tuple[str, ...], Callable[[Studio], dict[str, Figure]]], ...] = (
+    *(((key,), obedience(key)) for key in PROMPTS),
+    (("vae_psnr",), reconstruction),
+    (("frechet_clip", "frechet_clip_floor", "clip_score", "clip_score_rendered"), likeness),
+    (("seconds_per_image", "seconds_per_image_batch8"), speed),
+    (("instruct", "instruct_rendered"), instruct),
+    (("depth", "depth_rendered", "depth_chance"), depth),
+)

@@ -1,0 +1,66 @@
+"""The command line. Each command is a module of ``sfumato.commands``; none imports torch before it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from sfumato import __version__
+from sfumato.commands.bench import bench
+from sfumato.commands.describe import describe
+from sfumato.commands.generate import generate
+from sfumato.commands.models import models
+from sfumato.commands.render import render
+from sfumato.commands.tour import tour
+from sfumato.errors import SfumatoError
+
+COMMANDS = {f.__name__: f for f in (generate, render, describe, models, tour, bench)}
+ABOUT = """Paint, render and read still lifes, offline, with the model that ships.
+
+Start with: sfumato generate "a red cube on grass at sunset"
+
+See it all: sfumato tour --out out/tour
+
+One command's help: sfumato render --help
+"""
+
+
+def main(args: Sequence[str]) -> int:
+    """Run one command. Returns the exit code: 0, 2 for what the caller can put right, 130 after Ctrl-C."""
+    if list(args) == ["--version"]:
+        print(f"sfumato {__version__}")
+        return 0
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="sfumato",
+            description=ABOUT,
+            args=list(args) or ["--help"],
+        )
+    except SystemExit as e:
+        return e.code if isinstance(e.code, int) else 2 if e.code else 0
+    except SfumatoError as e:
+        if os.environ.get("SFUMATO_DEBUG"):
+            raise
+        print(f"sfumato: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if os.environ.get("SFUMATO_DEBUG"):
+            raise
+        print("sfumato: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def entry() -> None:
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,50 @@
+"""Options that several commands share, and the checks of what they were given."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sfumato.errors import SfumatoError
+
+Seed = Annotated[int, tyro.conf.arg(metavar="N", help="The same seed gives the same result.")]
+Device = Annotated[str, tyro.conf.arg(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
+Json = Annotated[
+    bool,
+    tyro.conf.arg(name="json", help="Print one JSON document for a machine to read."),
+    tyro.conf.FlagCreatePairsOff,
+]
+
+
+def whole(name: str, value: int, low: int, high: int) -> None:
+    """Refuse a number outside [low, high]."""
+    if not low <= value <= high:
+        raise SfumatoError(f"{name} lies between {low} and {high}, got {value}")
+
+
+def seed_of(value: int) -> int:
+    whole("--seed", value, 0, 2**31 - 1)
+    return value
+
+
+def check_size(size: int) -> int:
+    """Side of an image that the model paints: it works on blocks of 8 x 8 pixels."""
+    if size % 8 or not 64 <= size <= 1024:
+        near = min(1024, max(64, round(size / 8) * 8))
+        raise SfumatoError(f"--size must be a multiple of 8 from 64 to 1024, got {size}; try {near}")
+    return size
+
+
+def slug(text: str, most: int = 60) -> str:
+    """Words as a file name: "a red cube, photo" becomes "a-red-cube-photo"."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:most].strip("-") or "untitled"
+
+
+def is_image(out: Path) -> bool:
+    """Does ``--out`` name a PNG rather than a folder? Refuses other kinds of picture."""
+    if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
+        raise SfumatoError(f"images are written as PNG; give --out a .png or a folder, not {out}")
+    return out.suffix.lower() == ".png"

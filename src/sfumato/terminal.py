@@ -1,0 +1,60 @@
+"""What a person sees while a command works: notes and progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def note(text: str) -> None:
+    """A remark beside the result: one line on stderr."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout, strict (no NaN)."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def quiet() -> None:
+    """Keep the remarks and bars of the libraries underneath off the terminal; a command has its own."""
+    from diffusers.utils import logging as diffusers
+    from transformers.utils import logging as transformers
+
+    for library in (diffusers, transformers):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
+    """A bar on stderr, gone when done; yields ``advance(steps=1, what=None)``. Silent where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+
+        def advance(steps: int = 1, what: str | None = None) -> None:
+            bar.update(task, advance=steps, description=what)
+
+        yield advance

@@ -1,0 +1,73 @@
+"""Shared by all tests: no network, and a tiny random model of the shipped one's kind."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", NO_COLOR="1", COLUMNS="100")
+
+LEVELS = {
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "cross_attention_dim": 16,
+    "attention_head_dim": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def shipped(tmp_path_factory):
+    """A folder of weights such as ``ship`` writes, of tiny networks; and the networks."""
+    import torch
+    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+    from transformers import CLIPConfig, CLIPModel
+
+    from sfumato.stilllife import tokenizer, weights
+    from sfumato.stilllife.oracle import Oracle
+    from sfumato.stilllife.train.ship import plain
+
+    place = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    start, end = tokenizer.special_ids()
+    half = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = half | {
+        "vocab_size": tokenizer.vocab_size(),
+        "bos_token_id": start,
+        "eos_token_id": end,
+        "pad_token_id": end,
+    }
+    networks = {
+        "unet": UNet2DConditionModel(sample_size=16, up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **LEVELS),
+        "vae": AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(4, 4, 4, 4),
+            norm_num_groups=2,
+            mid_block_add_attention=False,
+        ),
+        "clip": CLIPModel(CLIPConfig(text_config=text, vision_config=half | {"image_size": 32, "patch_size": 16})),
+        "depth": ControlNetModel(conditioning_embedding_out_channels=(4, 4, 8, 8), **LEVELS),
+    }
+    for name, network in networks.items():
+        config = network.config.to_diff_dict() if name == "clip" else plain(network.config)
+        weights.save(network.state_dict(), config, place / f"{name}.safetensors")
+    up, down = torch.randn(16, 2) * 0.1, torch.randn(2, 16) * 0.1
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"
+    changes = {f"{name}.lora_up": up, f"{name}.lora_down": down, "conv_in.weight": torch.randn(8, 8, 3, 3) * 0.1}
+    weights.save(changes, {"in_channels": 8}, place / "instruct.safetensors")
+    Oracle((8, 8), (1, 1)).save(place / "oracle.safetensors")
+    tokenizer.write_tokenizer(place / weights.TOKENIZER)
+    weights.write_manifest(place)
+    return place, networks
+
+
+@pytest.fixture
+def here(shipped, monkeypatch):
+    """``sfumato.stilllife.weights`` reads the tiny model."""
+    from sfumato.stilllife import weights
+
+    monkeypatch.setattr(weights, "folder", lambda: shipped[0])
+    return shipped[0]

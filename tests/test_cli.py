@@ -1,0 +1,264 @@
+"""The command line: it teaches, it says what is wrong in one line, and its exit codes can be trusted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfumato import cli
+from sfumato.stilllife.captions import parse, truth
+from sfumato.stilllife.scene import Scene
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command; returns (exit code, stdout, stderr)."""
+
+    def call(*args: object):
+        code = cli.main([str(a) for a in args])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return call
+
+
+def refused(result, *words):
+    """The command was refused with one clear line that holds these words."""
+    code, out, err = result
+    last = [line for line in err.splitlines() if not line.startswith("note: ")]
+    assert code == 2 and out == "" and len(last) == 1 and last[0].startswith("sfumato: "), result
+    for word in words:
+        assert word in last[0], last[0]
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    before = os.times()
+    subprocess.run([sys.executable, "-m", "sfumato.cli", "--help"], check=True, capture_output=True)
+    after = os.times()  # of the processor, so that a busy machine does not fail it
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
+    code = (
+        "import sys; from sfumato.cli import main; main(['--help']); print({'torch', 'diffusers'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert out.rstrip().endswith("set()")
+
+
+def test_no_arguments_is_help(run):
+    code, out, _ = run()
+    assert code == 0 and all(name in out for name in cli.COMMANDS) and out == run("--help")[1]
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_teaches_by_example(run, name):
+    code, out, _ = run(name, "--help")
+    assert code == 0 and f"Example: sfumato {name}" in out and "--json" in out
+
+
+def test_version(run):
+    assert run("--version")[1].startswith("sfumato ")
+
+
+def test_an_unknown_command_or_option_is_a_user_error(run):
+    assert run("paint")[0] == 2
+    assert run("generate", "a red cube", "--nn", "3")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--size", "100"], ["multiple of 8", "got 100"]),
+        (["--size", "0"], ["multiple of 8"]),
+        (["--n", "0"], ["--n"]),
+        (["--steps", "0"], ["--steps"]),
+        (["--seed", "-1"], ["--seed"]),
+        (["--guidance", "nan"], ["--guidance"]),
+        (["--device", "tpu"], ["unknown device 'tpu'", "cpu"]),
+        (["--device", "cuda:99"], ["cuda:99", "cpu"]),
+        (["--model", "no/such"], ["unknown model", "stilllife"]),
+        (["--out", "picture.jpg"], [".png"]),
+    ],
+)
+def test_what_generate_refuses(run, here, tmp_path, monkeypatch, args, words):
+    monkeypatch.chdir(tmp_path)
+    refused(run("generate", "a red cube", *args), *words)
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    for command in (["generate", "a red cube"], ["render", "a red cube"], ["tour"], ["bench"]):
+        refused(run(*command, "--out", tmp_path / "file" / "x"), "cannot write")
+
+
+def test_generate_writes_images_that_tell_how_they_were_made(run, here, tmp_path):
+    args = ["generate", "a red cube on grass", "--n", 3, "--steps", 2, "--size", 64, "--seed", 5, "--device", "cpu"]
+    code, out, err = run(*args, "--out", tmp_path / "a", "--json")
+    assert code == 0 and err == ""
+    found = json.loads(out)
+    assert [row["seed"] for row in found["images"]] == [5, 6, 7]
+    image = Image.open(found["images"][1]["image"])
+    assert image.size == (64, 64)
+    assert image.text["prompt"] == "a red cube on grass" and image.text["seed"] == "6" and image.text["steps"] == "2"
+    assert Image.open(found["grid"]).width > 64
+    code, out, _ = run(*args[:2], *args[4:8], "--n", 1, "--seed", 6, "--device", "cpu", "--out", tmp_path / "one.png")
+    assert code == 0 and out.split() == [str(tmp_path / "one.png")]
+    alone = np.array(Image.open(tmp_path / "one.png"), int)
+    assert np.abs(alone - np.array(image, int)).max() <= 1  # the same picture, whatever the batch it was in
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ("a red zebra with a hat", "zebra"),
+        ("a red cube and " * 250, "the rest is left out"),
+        ("", None),
+        ("кот 🐈 \n\x00", "кот"),
+    ],
+)
+def test_any_prompt_works_and_is_remarked_upon(run, here, tmp_path, prompt, says):
+    code, out, err = run("generate", prompt, "--n", 1, "--steps", 1, "--size", 64, "--out", tmp_path)
+    assert code == 0 and len(out.split()) == 1
+    assert (says is None and err == "") or (says is not None and err.startswith("note: ") and says in err)
+
+
+def test_render_of_a_sentence_is_true_and_its_scene_renders_again(run, tmp_path):
+    sentence = "a small red cube to the left of a blue duck on sand at night"
+    code, out, _ = run("render", sentence, "--out", tmp_path, "--size", 48, "--seed", 3, "--buffers", "--json")
+    assert code == 0
+    found = json.loads(out)
+    scene = Scene.from_dict(found["scene"])
+    assert truth(scene, parse(sentence)) == []
+    buffers = np.load(found["files"]["buffers"])
+    assert buffers["depth"].shape == (48, 48) and buffers["canonical"].shape == (48, 48, 3)
+    again = run("render", "--scene", found["files"]["scene"], "--size", 48, "--out", tmp_path / "again.png")
+    assert again[0] == 0
+    assert np.array_equal(np.array(Image.open(tmp_path / "again.png")), np.array(Image.open(found["files"]["image"])))
+
+
+def test_render_depends_on_its_seed(run, tmp_path):
+    scenes = [json.loads(run("render", "--size", 16, "--seed", s, "--out", tmp_path, "--json")[1]) for s in (1, 1, 2)]
+    assert scenes[0] == scenes[1] and scenes[0]["scene"] != scenes[2]["scene"]
+
+
+def test_what_render_refuses(run, tmp_path):
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "empty.json").write_text('{"things": []}')
+    refused(run("render", "a zebra on grass", "--out", tmp_path), "zebra")
+    refused(run("render", "", "--out", tmp_path))
+    refused(run("render", "a cube on top of a ring", "--out", tmp_path), "ring")
+    refused(run("render", "--scene", tmp_path / "none.json", "--out", tmp_path), "none.json")
+    refused(run("render", "--scene", tmp_path / "bad.json", "--out", tmp_path), "JSON")
+    refused(run("render", "--scene", tmp_path / "empty.json", "--out", tmp_path), "one to 3 things")
+    refused(run("render", "a red cube", "--scene", tmp_path / "bad.json", "--out", tmp_path), "not both")
+
+
+def test_describe_reads_pictures_of_any_kind(run, here, tmp_path):
+    colours = np.random.default_rng(0).integers(0, 255, (90, 70, 3), np.uint8)
+    rgb = Image.fromarray(colours)
+    kinds = {
+        "rgba.png": rgb.convert("RGBA"),
+        "grey.png": rgb.convert("L"),
+        "deep.png": Image.fromarray(colours[..., 0].astype(np.uint16) * 257),
+        "palette.gif": rgb.convert("P"),
+        "cmyk.jpg": rgb.convert("CMYK"),
+        "bits.png": rgb.convert("1"),
+    }
+    for name, image in kinds.items():
+        image.save(tmp_path / name)
+    code, out, _ = run("describe", *(tmp_path / name for name in kinds), "--json")
+    assert code == 0
+    rows = json.loads(out)
+    assert len(rows) == len(kinds) and all({"image", "things", "ground", "sentence"} <= set(row) for row in rows)
+    assert run("describe", tmp_path / "grey.png")[1].count("\n") == 1
+
+
+def test_what_describe_refuses(run, here, tmp_path):
+    (tmp_path / "words.png").write_text("not a picture")
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
+    refused(run("describe", tmp_path / "none.png"), "there is no file")
+    refused(run("describe", tmp_path), str(tmp_path))
+    refused(run("describe", tmp_path / "words.png"), "not an image")
+    refused(run("describe", tmp_path / "half.png"), "half.png")
+    refused(run("describe", tmp_path / "huge.png"), "million")
+    refused(run("describe"), "one or more images")
+
+
+def test_models_lists_and_exports(run, here, tmp_path):
+    code, out, _ = run("models")
+    assert code == 0 and "stilllife-instruct" in out and str(here) in out.replace("\n", "")
+    rows = json.loads(run("models", "--json")[1])
+    assert {row["name"] for row in rows} == {"stilllife", "stilllife-instruct", "stilllife-depth", "oracle"}
+    assert run("models", "export", "stilllife", tmp_path / "out")[:2] == (0, f"{tmp_path / 'out'}\n")
+    assert (tmp_path / "out" / "model_index.json").is_file()
+    refused(run("models", "export", "stilllife", tmp_path / "out"), "not empty")
+    refused(run("models", "export", "still", tmp_path / "new"), "unknown model 'still'")
+    refused(run("models", "export"), "NAME")
+
+
+def test_ctrl_c_is_130_and_leaves_nothing_half_written(run, here, tmp_path, monkeypatch):
+    from sfumato.stilllife import paint
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(paint, "paint", interrupted)
+    code, out, err = run("generate", "a red cube", "--out", tmp_path / "out")
+    assert (code, out, err) == (130, "", "sfumato: stopped\n")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_debugging_shows_the_whole_error(monkeypatch):
+    from sfumato.errors import SfumatoError
+
+    monkeypatch.setenv("SFUMATO_DEBUG", "1")
+    with pytest.raises(SfumatoError):
+        cli.main(["generate", "a red cube", "--n", "0"])
+
+
+def test_bench_prints_one_object(run, here, monkeypatch):
+    from sfumato.bench import generate
+
+    monkeypatch.setattr(generate, "STEPS", 1)
+    monkeypatch.setattr(generate, "MEASURES", [m for m in generate.MEASURES if m[0][0] == "pair"])
+    monkeypatch.setattr(generate, "MEANINGS", {"pair": "pairs"})
+    code, out, _ = run("bench", "generate", "--n", 2, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["suite"] == "generate" and found["n"] == 2 and set(found["results"]) == {"pair"}
+    assert "pair" in run("bench", "generate", "--n", 2)[1]
+
+
+def test_the_tour_is_one_page_that_needs_nothing_else(run, here, tmp_path, monkeypatch):
+    from sfumato import tour
+
+    monkeypatch.setattr(tour, "STEPS", 1)
+    code, out, _ = run("tour", "--out", tmp_path / "tour", "--device", "cpu")
+    assert code == 0 and out.strip() == str(tmp_path / "tour" / "index.html")
+    page = (tmp_path / "tour" / "index.html").read_text(encoding="utf-8")
+    assert all(sentence in page for sentence in tour.SENTENCES)
+    assert "<script" not in page and "http" not in page and "url(" not in page and 'src="data:image/png' in page
+    assert page.count("painted</span>") == tour.EACH * len(tour.SENTENCES)
+
+
+def test_the_tour_marks_each_word_by_what_is_seen():
+    from sfumato.stilllife.oracle import Reading, ReadThing
+    from sfumato.tour import verdicts
+
+    box = (0, 0, 10, 10)
+    seen = (
+        ReadThing("duck", "blue", "plain", box, (20.0, 60.0), 100, False),
+        ReadThing("cube", "green", "striped", box, (90.0, 60.0), 100, False),
+        ReadThing("ring", "red", "plain", box, (110.0, 60.0), 100, False),
+    )
+    reading = Reading(seen, "sand", "day", "photo", np.zeros((128, 128), int))
+    said = parse("a small striped red cube and a blue duck on sand at night")
+    assert dict(verdicts(reading, said)) == {
+        **{"small": None, "striped": True, "red": False, "cube": True, "blue": True, "duck": True},
+        **{"sand": True, "night": False, "1 more": False},
+    }
