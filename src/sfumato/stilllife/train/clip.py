@@ -57,19 +57,7 @@ def run(args: Options) -> None:
         loss, right = contrast(logits, words)
         return loss, {"top1": right, "scale": model.logit_scale.exp()}
 
-    ema: Any = loop.train(
-        "clip",
-        {"clip": model},
-        step,
-        out=out,
-        minutes=args.minutes,
-        steps=args.steps,
-        rate=args.rate or 1e-3,
-        batch=batch,
-        seed=args.seed,
-        resume=args.resume,
-        weight_decay=0.05,
-    )["clip"]
+    ema: Any = loop.fit("clip", {"clip": model}, step, args, rate=1e-3, batch=batch, weight_decay=0.05)["clip"]
     ema.set_attn_implementation("sdpa")
     ema.save_pretrained(out / "final")
     tokenizer.save_pretrained(out / "final")

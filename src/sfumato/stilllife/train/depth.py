@@ -54,19 +54,7 @@ def run(args: Options) -> None:
             ).sample
         return noisy.loss(prediction), {}
 
-    ema: Any = loop.train(
-        "depth",
-        {"depth": model},
-        step,
-        out=out,
-        minutes=args.minutes,
-        steps=args.steps,
-        rate=args.rate or 4e-4,
-        batch=batch,
-        seed=args.seed,
-        resume=args.resume,
-        ema=0.998,
-    )["depth"]
+    ema: Any = loop.fit("depth", {"depth": model}, step, args, rate=4e-4, batch=batch, ema=0.998)["depth"]
     ema.set_attn_processor(AttnProcessor2_0())
     ema.save_pretrained(out / "final")
     print(f"depth: written to {out / 'final'}, {loop.report('depth', args, {'depth': ema}, batch, {})}")

@@ -50,19 +50,7 @@ def run(args: Options) -> None:
             prediction = model(torch.cat([noisy.z, image], 1), noisy.t, embedded).sample
         return noisy.loss(prediction), {}
 
-    ema: Any = loop.train(
-        "instruct",
-        {"instruct": model},
-        step,
-        out=out,
-        minutes=args.minutes,
-        steps=args.steps,
-        rate=args.rate or 5e-4,
-        batch=batch,
-        seed=args.seed,
-        resume=args.resume,
-        ema=0.998,
-    )["instruct"]
+    ema: Any = loop.fit("instruct", {"instruct": model}, step, args, rate=5e-4, batch=batch, ema=0.998)["instruct"]
     ema.set_attn_processor(AttnProcessor2_0())
     final = merged(ema)
     final.save_pretrained(out / "final")

@@ -150,6 +150,32 @@ def train(
     return averaged
 
 
+def fit(
+    name: str,
+    modules: Modules,
+    step: Callable[[int], tuple[Tensor, Figures]],
+    args: Options,
+    *,
+    rate: float,
+    batch: int,
+    **settings: Any,
+) -> Modules:
+    """``train`` as the options say; ``rate`` is the network's own, ``settings`` are further arguments of ``train``."""
+    return train(
+        name,
+        modules,
+        step,
+        out=args.place(name),
+        minutes=args.minutes,
+        steps=args.steps,
+        rate=args.rate or rate,
+        batch=batch,
+        seed=args.seed,
+        resume=args.resume,
+        **settings,
+    )
+
+
 def read_log(out: Path) -> list[dict[str, float]]:
     """The records of a run's ``log.jsonl``, oldest first; none when there is no log."""
     log = out / "log.jsonl"

@@ -44,18 +44,7 @@ def run(args: Options) -> None:
             maps = model(worn(images))
         return objective(maps, thing, labels)
 
-    ema = loop.train(
-        "oracle",
-        {"oracle": model},
-        step,
-        out=out,
-        minutes=args.minutes,
-        steps=args.steps,
-        rate=args.rate or 2e-3,
-        batch=batch,
-        seed=args.seed,
-        resume=args.resume,
-    )["oracle"]
+    ema = loop.fit("oracle", {"oracle": model}, step, args, rate=2e-3, batch=batch)["oracle"]
     assert isinstance(ema, Oracle)
     ema.save(out / "final" / "oracle.safetensors")
     oracle = Oracle.load(out / "final" / "oracle.safetensors", device)

@@ -102,20 +102,7 @@ def run(args: Options) -> None:
             shown = pipe(list(PROMPTS), num_inference_steps=20, guidance_scale=5.0, generator=seeds, output_type="pt")
         save_grid(shown.images.float(), path, columns=4)
 
-    ema: Any = loop.train(
-        "unet",
-        {"unet": model},
-        step,
-        out=out,
-        minutes=args.minutes,
-        steps=args.steps,
-        rate=args.rate or 7e-4,
-        batch=batch,
-        seed=args.seed,
-        resume=args.resume,
-        ema=0.998,
-        preview=preview,
-    )["unet"]
+    ema: Any = loop.fit("unet", {"unet": model}, step, args, rate=7e-4, batch=batch, ema=0.998, preview=preview)["unet"]
     ema.set_attn_processor(AttnProcessor2_0())
     ema.save_pretrained(out / "final")
     print(f"unet: written to {out / 'final'}, {loop.report('unet', args, {'unet': ema}, batch, {})}")

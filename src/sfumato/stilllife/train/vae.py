@@ -56,20 +56,9 @@ def run(args: Options) -> None:
         x = seen[:16]
         save_grid(torch.stack([x, reconstruct(ema["vae"], x)], 1).flatten(0, 1), path, columns=8)
 
-    ema: Any = loop.train(
-        "vae",
-        {"vae": model},
-        step,
-        out=out,
-        minutes=args.minutes,
-        steps=args.steps,
-        rate=args.rate or 1e-3,
-        batch=batch,
-        seed=args.seed,
-        resume=args.resume,
-        weight_decay=0.0,
-        preview=preview,
-    )["vae"]
+    ema: Any = loop.fit("vae", {"vae": model}, step, args, rate=1e-3, batch=batch, weight_decay=0.0, preview=preview)[
+        "vae"
+    ]
     z = torch.cat([ema.encode(part * 2 - 1).latent_dist.mean for part in seen.split(32)])
     networks.whiten(ema, z.mean((0, 2, 3)), z.std((0, 2, 3)))
     ema.save_pretrained(out / "final")
