@@ -100,14 +100,15 @@ def test_three_equal_cubes_are_three_and_specks_are_none():
     assert group(mask, offset).max() == 0
 
 
-def test_a_piece_that_votes_apart_joins_the_nearest_thing():
-    """A few pixels whose votes stray are no thing of their own."""
+@pytest.mark.parametrize("piece", [3, 12])
+def test_a_piece_that_votes_apart_joins_the_nearest_thing(piece):
+    """Pixels whose votes stray are no thing of their own: neither a few of them, nor many that miss their own middle."""
     mask, offset = -torch.ones(1, 64, 64), torch.zeros(1, 2, 64, 64)
     mask[0, 10:40, 10:40] = 1
     x = torch.arange(10, 40)
     offset[0, 0, 10:40, 10:40] = (24.5 - x) / REACH
     offset[0, 1, 10:40, 10:40] = (24.5 - x[:, None]) / REACH
-    offset[0, 0, 10:13, 10:13] += 30 / REACH
+    offset[0, 0, 10 : 10 + piece, 10 : 10 + piece] += 30 / REACH
     label = group(mask, offset)
     assert (label == 1).sum() == 900
 

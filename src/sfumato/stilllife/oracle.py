@@ -40,6 +40,7 @@ COUNTED = 40  # visible pixels from which on a true thing counts in ``score``
 MARK_SEEN = 6  # visible pixels from which on a mark is seen
 _CELL = 4  # pixels: side of a cell of the vote grid
 _APART = 12.0  # pixels: votes nearer than this to a middle belong to it
+_ASTRAY = 0.3  # part of the root of a group's size by which its votes may miss its middle
 _SIDEWAYS = 0.55  # height difference over side distance in the image, below which two things are beside one another
 _STEP = 16  # an image's sides are multiples of it
 _WHEN = {"day": "by day", "sunset": "at sunset", "night": "at night", "fog": "in fog"}
@@ -222,7 +223,8 @@ def group(mask: Float[Tensor, "b h w"], offset: Float[Tensor, "b 2 h w"]) -> Int
     """Pixels to things: 0 for none, else 1 + a number below ``Scene.most``.
 
     Every pixel of a thing votes for a middle; the fullest spots of the vote grid are the things, and each pixel goes to
-    the one nearest to its vote. Groups of fewer than SMALLEST pixels are dissolved into the others.
+    the one nearest to its vote. Groups of fewer than SMALLEST pixels, or whose votes miss their own middle, are
+    dissolved into the others.
     """
     b, h, w = mask.shape
     inside = (mask > 0).flatten(1)
@@ -242,10 +244,14 @@ def group(mask: Float[Tensor, "b h w"], offset: Float[Tensor, "b 2 h w"]) -> Int
         real.append(count >= SMALLEST)
         left = left & (distances[-1] >= _APART**2) & ~near
     distance, exists = torch.stack(distances, 1), torch.stack(real, 1)
-    for _ in range(2):  # the second time without those that were left too small
+    at_x, at_y = (torch.arange(h * w, device=x.device) % w).to(x), (torch.arange(h * w, device=x.device) // w).to(x)
+    for _ in range(2):  # the second time without those that proved to be none
         nearest = distance.masked_fill(~exists[..., None], torch.inf).argmin(1)
-        size = torch.zeros(b, Scene.most, device=x.device).scatter_add_(1, nearest, inside.float())
-        exists = exists & (size >= SMALLEST)
+        mine = apart(torch.where(inside, nearest + 1, 0)).to(x)
+        size = mine.sum(2)
+        # a thing's pixels vote for the middle of just these pixels; stray votes do not
+        astray_x, astray_y = ((mine * v[:, None]).sum(2) / size.clamp(min=1) for v in (x - at_x, y - at_y))
+        exists = exists & (size >= SMALLEST) & (astray_x**2 + astray_y**2 < _ASTRAY**2 * size)
     return torch.where(inside & exists.gather(1, nearest), nearest + 1, 0).view(b, h, w)
 
 
@@ -253,9 +259,10 @@ def _squared(x: Tensor, y: Tensor, to_x: Tensor, to_y: Tensor) -> Tensor:
     return (x - to_x[:, None]).square() + (y - to_y[:, None]).square()
 
 
-def apart(label: Int[Tensor, "b h w"]) -> Bool[Tensor, "b most h w"]:
+def apart(label: Int[Tensor, "b ..."]) -> Bool[Tensor, "b most ..."]:
     """One mask a thing, of labels that are 0 for none, else 1 + index."""
-    return label[:, None] == torch.arange(1, Scene.most + 1, device=label.device)[:, None, None]
+    one = torch.arange(1, Scene.most + 1, device=label.device)
+    return label[:, None] == one.view(-1, *[1] * (label.ndim - 1))
 
 
 def pool(traits: Float[Tensor, "b c h//4 w//4"], label: Int[Tensor, "b h w"]) -> Float[Tensor, "b most c"]:
