@@ -102,7 +102,7 @@ def test_three_equal_cubes_are_three_and_specks_are_none():
 
 @pytest.mark.parametrize("piece", [3, 12])
 def test_a_piece_that_votes_apart_joins_the_nearest_thing(piece):
-    """Pixels whose votes stray are no thing of their own: neither a few of them, nor many that miss their own middle."""
+    """Pixels whose votes stray are no thing of their own, be they few or many that miss their own middle."""
     mask, offset = -torch.ones(1, 64, 64), torch.zeros(1, 2, 64, 64)
     mask[0, 10:40, 10:40] = 1
     x = torch.arange(10, 40)
