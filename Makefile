@@ -13,7 +13,7 @@ help:
 	@echo "make demo   set up, paint a tour with the built-in model, and print the page's path"
 	@echo "make test   set up, run the fast tests"
 	@echo "make lint   set up, ruff and pyright"
-	@echo "make bench  set up, the slow tests, then 'sfumato bench generate' (N=$(N) SEED=$(SEED))"
+	@echo "make bench  set up, 'sfumato bench generate' (N=$(N) SEED=$(SEED)), then the slow tests"
 	@echo "make env    only the set-up"
 
 env: $(STAMP)
@@ -40,5 +40,5 @@ lint: $(STAMP)
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright src
 
 bench: $(STAMP)
-	@$(BIN)/python -m pytest -m slow
 	@$(BIN)/sfumato bench generate --n $(N) --seed $(SEED)
+	@$(BIN)/python -m pytest -m slow
