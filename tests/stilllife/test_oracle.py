@@ -365,16 +365,10 @@ def test_what_ships_is_right_on_a_thousand_fresh_renders():
 
 @pytest.mark.slow
 def test_what_ships_reads_reconstructions():
-    from sfumato.stilllife import weights
+    from sfumato.stilllife import networks, weights
 
     vae = weights.module("vae")
-
-    @torch.no_grad()
-    def through(images: torch.Tensor) -> torch.Tensor:
-        latents = vae.encode(images * 2 - 1).latent_dist.mean
-        return (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
-
-    figures = _judged(300, 903, through)
+    figures = _judged(300, 903, lambda images: networks.reconstruct(vae, images))
     assert figures["pixels"] >= 0.97
     assert figures["kind"] >= 0.95
     assert figures["colour"] >= 0.96

@@ -159,7 +159,7 @@ class Studio:
 
     def keep(self, what: str, prompts: Sequence[str], images: Float[Tensor, "n 3 h w"]) -> None:
         if self.out is not None:
-            pictures.write(pictures.grid([pictures.picture(x) for x in images[:64]], 8), self.out / f"{what}.png")
+            pictures.write(pictures.sheet(images[:64], 8), self.out / f"{what}.png")
             write_text(self.out / f"{what}.txt", "".join(f"{p}\n" for p in prompts[:64]))
 
 
@@ -200,16 +200,12 @@ def fresh(rng: np.random.Generator, n: int, device: torch.device) -> tuple[list[
     return scenes, torch.cat(parts)
 
 
-@torch.no_grad()
 def reconstruction(studio: Studio) -> dict[str, Figure]:
     from sfumato.metrics.image import psnr
 
     vae: Any = weights.module("vae").to(studio.device)
     _, images = fresh(studio.rng("vae_psnr"), studio.n, studio.device)
-    again = [
-        vae.decode(vae.encode(x.to(studio.device) * 2 - 1).latent_dist.mean).sample.cpu() for x in images.split(16)
-    ]
-    return {"vae_psnr": psnr((torch.cat(again) / 2 + 0.5).clamp(0, 1), images).double().numpy()}
+    return {"vae_psnr": psnr(networks.reconstruct(vae, images), images).double().numpy()}
 
 
 def likeness(studio: Studio) -> dict[str, Figure]:

@@ -62,6 +62,16 @@ def whiten(model: AutoencoderKL, mean: Float[Tensor, "4"], std: Float[Tensor, "4
     after.weight /= gain.view(1, -1, 1, 1)
 
 
+@torch.no_grad()
+def reconstruct(vae: AutoencoderKL, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Images in [0, 1] through the VAE by the means of their latents, where the images are, in batches of 32."""
+    out = []
+    for part in images.split(32):
+        z = vae.encode(part.to(vae.device) * 2 - 1).latent_dist.mean  # pyright: ignore[reportAttributeAccessIssue]
+        out.append(vae.decode(z).sample.to(images))  # pyright: ignore[reportAttributeAccessIssue]
+    return (torch.cat(out) / 2 + 0.5).clamp(0, 1)
+
+
 def unet(in_channels: int = 4) -> UNet2DConditionModel:
     """Stable Diffusion 1.5's topology, 8 heads (which diffusers calls ``attention_head_dim``), for 16 x 16 latents."""
     return UNet2DConditionModel(

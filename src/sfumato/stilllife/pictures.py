@@ -97,6 +97,11 @@ def grid(images: Sequence[Picture], columns: int | None = None, gap: int = 2) ->
     return sheet
 
 
+def sheet(images: Float[Tensor, "n 3 h w"], columns: int) -> Picture:
+    """Tensors in [0, 1] side by side, row by row."""
+    return grid([picture(x) for x in images], columns)
+
+
 def sketch_depth(depth: Float[Tensor, "h w"]) -> Picture:
     """Depth for the eye, by its inverse: the nearest is white, the sky black."""
     grey = depth.min() / depth

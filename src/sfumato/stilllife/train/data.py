@@ -160,13 +160,10 @@ class Fresh:
 
     def batch(self, step: int, size: int) -> Batch:
         rng = np.random.default_rng((self.seed, 1 + SPLITS.index("train"), step))
-        parts = [self._render(rng, n) for n in _pieces(size, 64 * DRESSES)]
+        parts = [render_batch(rng, n, self.device) for n in _pieces(size, 64 * DRESSES)]
         out: Any = {k: torch.cat([p[k] for p in parts]) for k in ("images", "thing", "depth", "mark")}
         out["scenes"] = [s for p in parts for s in p["scenes"]]
         return out
-
-    def _render(self, rng: np.random.Generator, count: int) -> Batch:
-        return render_batch(rng, count, self.device)
 
 
 def source(args: Options, device: torch.device) -> Source:

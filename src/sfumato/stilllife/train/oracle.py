@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sfumato.stilllife import networks
 from sfumato.stilllife.kinds import KINDS
 from sfumato.stilllife.oracle import MARK_SEEN, REACH, SMALLEST, TRAITS, WORLD, Maps, Oracle, apart, pool, score
 from sfumato.stilllife.scene import Scene
@@ -159,15 +160,9 @@ def _vae(args: Options, device: torch.device) -> Any | None:
     return vae.to(device).eval()
 
 
-@torch.no_grad()
 def _through(vae: Any, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Reconstructions from the means of the latents, clamped to [0, 1]."""
-    out = []
-    for part in images.split(32):
-        with loop.autocast(vae.device):
-            y = vae.decode(vae.encode(part.to(vae.device) * 2 - 1).latent_dist.mean).sample
-        out.append((y.float() / 2 + 0.5).clamp(0, 1).to(images.device))
-    return torch.cat(out)
+    with loop.autocast(vae.device):
+        return networks.reconstruct(vae, images)
 
 
 def _reconstructions(renders: Source, vae: Any) -> Batch:

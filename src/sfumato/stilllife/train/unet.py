@@ -19,13 +19,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
-from sfumato.stilllife import networks, weights
+from sfumato.stilllife import networks, pictures, weights
 from sfumato.stilllife.captions import caption
 from sfumato.stilllife.scene import Scene
 from sfumato.stilllife.train import Options, loop
 from sfumato.stilllife.train.attention import SmallHeads
 from sfumato.stilllife.train.data import Fresh, Shards, encode_shards, latents, source
-from sfumato.stilllife.train.vae import save_grid
 
 EMPTY = 0.1  # part of the captions that are left empty
 GAMMA = 5.0  # min-SNR
@@ -100,7 +99,7 @@ def run(args: Options) -> None:
         seeds = [torch.Generator().manual_seed(i) for i in range(len(PROMPTS))]
         with loop.autocast(device):
             shown = pipe(list(PROMPTS), num_inference_steps=20, guidance_scale=5.0, generator=seeds, output_type="pt")
-        save_grid(shown.images.float(), path, columns=4)
+        pictures.write(pictures.sheet(shown.images, 4), path)
 
     ema: Any = loop.fit("unet", {"unet": model}, step, args, rate=7e-4, batch=batch, ema=0.998, preview=preview)["unet"]
     ema.set_attn_processor(AttnProcessor2_0())

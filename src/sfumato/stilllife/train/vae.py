@@ -16,8 +16,8 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.files import atomic
-from sfumato.stilllife import networks
+from sfumato.metrics.image import psnr
+from sfumato.stilllife import networks, pictures
 from sfumato.stilllife.train import Options, loop
 from sfumato.stilllife.train.data import Shards, Source, held_out, source
 
@@ -54,7 +54,9 @@ def run(args: Options) -> None:
 
     def preview(ema: loop.Modules, path: Path) -> None:
         x = seen[:16]
-        save_grid(torch.stack([x, reconstruct(ema["vae"], x)], 1).flatten(0, 1), path, columns=8)
+        live: Any = ema["vae"]
+        both = torch.stack([x, networks.reconstruct(live, x)], 1).flatten(0, 1)
+        pictures.write(pictures.sheet(both, 8), path)
 
     ema: Any = loop.fit("vae", {"vae": model}, step, args, rate=1e-3, batch=batch, weight_decay=0.0, preview=preview)[
         "vae"
@@ -62,7 +64,7 @@ def run(args: Options) -> None:
     z = torch.cat([ema.encode(part * 2 - 1).latent_dist.mean for part in seen.split(32)])
     networks.whiten(ema, z.mean((0, 2, 3)), z.std((0, 2, 3)))
     ema.save_pretrained(out / "final")
-    figures = {"PSNR of held-out renders, dB": psnr(ema, seen)}
+    figures = {"PSNR of held-out renders, dB": float(psnr(networks.reconstruct(ema, seen), seen).mean())}
     print(f"vae: {figures}, written to {out / 'final'}, {loop.report('vae', args, {'vae': ema}, batch, figures)}")
 
 
@@ -89,28 +91,3 @@ def _edges(y: Float[Tensor, "b 3 h w"], x: Float[Tensor, "b 3 h w"]) -> Tensor:
     """Mean absolute error of the differences between neighbours."""
     d = y - x
     return (d[..., 1:] - d[..., :-1]).abs().mean() + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
-
-
-@torch.no_grad()
-def reconstruct(model: Any, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Encode to the mean and decode; images in [0, 1]."""
-    out = [model.decode(model.encode(part * 2 - 1).latent_dist.mean).sample for part in images.split(32)]
-    return (torch.cat(out) / 2 + 0.5).clamp(0, 1)
-
-
-def psnr(model: Any, images: Float[Tensor, "b 3 h w"]) -> float:
-    """Mean over images of the PSNR of their reconstructions, dB."""
-    error = (reconstruct(model, images) - images).square().mean((1, 2, 3))
-    return float((-10 * error.log10()).mean())
-
-
-def save_grid(images: Float[Tensor, "b 3 h w"], path: Path, columns: int) -> None:
-    """Write images in [0, 1] as one PNG, row by row."""
-    from PIL import Image
-
-    pad = -len(images) % columns
-    x = torch.cat([images, images.new_ones(pad, *images.shape[1:])]).cpu()
-    rows = [torch.cat(list(r), -1) for r in x.split(columns)]
-    pixels = (torch.cat(rows, -2).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    with atomic(path) as part:
-        Image.fromarray(pixels).save(part)
