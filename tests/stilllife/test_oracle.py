@@ -137,6 +137,19 @@ def test_network_gives_maps_of_the_stated_shapes_and_the_same_twice():
         oracle(torch.rand(1, 3, 100, 100))
 
 
+def test_an_image_and_its_mirror_image_read_alike():
+    from sfumato.stilllife.oracle import mean, mirrored
+
+    torch.manual_seed(0)
+    oracle, images = Oracle().eval(), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        here, there = oracle(images), oracle(images.flip(-1))
+    both = mean(here, mirrored(there))
+    for a, b in zip(mirrored(both), mean(there, mirrored(here)), strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(both.offset[:, 0, :, 5], (here.offset[:, 0, :, 5] - there.offset[:, 0, :, 58]) / 2)
+
+
 def test_saved_and_loaded_it_reads_the_same(tmp_path):
     torch.manual_seed(1)
     oracle = Oracle(widths=(8, 16, 16, 24), depths=(1, 1, 1, 1))

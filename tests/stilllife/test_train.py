@@ -143,6 +143,35 @@ def test_an_unknown_device_is_refused():
         loop.start(Options(device="nonsense"))
 
 
+def line(out, step, **options):
+    """Train one linear layer on a loss that ``step`` makes of the layer; the trained weights."""
+    model = nn.Linear(4, 1)
+    settings = {"minutes": 1, "rate": 1e-2, "batch": 8, "steps": 6, "warmup": 2} | options
+    loop.train("line", {"net": model}, lambda i: (step(model, i), {}), out=out, **settings)
+    return load_file(out / "checkpoint.safetensors")["live.net.weight"]
+
+
+def error(model, i):
+    x = torch.from_numpy(np.random.default_rng(i).normal(size=(8, 4))).float()
+    return (model(x) - x.sum(1, keepdim=True)).square().mean()
+
+
+def one_of_two(rank, out):
+    torch.set_num_threads(1)
+    torch.manual_seed(rank)  # the second process starts elsewhere and must be told
+    torch.distributed.init_process_group("gloo", init_method=f"file://{out}/meet", rank=rank, world_size=2)
+    line(out / "two", error)
+
+
+def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
+    torch.multiprocessing.spawn(one_of_two, (tmp_path,), nprocs=2)
+    torch.manual_seed(0)
+    alone = line(tmp_path / "one", lambda model, i: (error(model, 2 * i) + error(model, 2 * i + 1)) / 2)
+    both = load_file(tmp_path / "two" / "checkpoint.safetensors")["live.net.weight"]
+    torch.testing.assert_close(both, alone, atol=1e-6, rtol=1e-5)
+    assert [r["step"] for r in loop.read_log(tmp_path / "two")] == [6]
+
+
 def test_the_report_tells_the_run(tmp_path):
     args = Options(out=tmp_path / "run", report=tmp_path / "docs", device="cpu", seed=5)
     _, ema = fit(args.place("tiny"), steps=20)
@@ -285,6 +314,37 @@ def test_noise_levels_cover_the_schedule_and_weigh_by_snr():
     snr = alphas / (1 - alphas)
     torch.testing.assert_close(noisy.weight, snr.clamp(max=5) / snr)
     assert float(noisy.loss(noisy.noise)) == 0
+
+
+def test_the_layout_is_read_from_features_and_teaches_them():
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), block_out_channels=(16, 32), layers_per_block=1,
+        norm_num_groups=4, cross_attention_dim=16, attention_head_dim=2,
+    )  # fmt: skip
+    layout = unet.Layout(model)
+    scenes = [sample_scene(np.random.default_rng(k), count=1) for k in range(2)]
+    thing = torch.zeros(2, 64, 64, dtype=torch.uint8)
+    thing[:, :32] = 1
+    inputs = torch.randn(2, 4, 8, 8), 10, torch.randn(2, 5, 16)
+    optimizer = torch.optim.Adam([*model.parameters(), *layout.parameters()], 3e-3)
+    losses = []
+    for _ in range(60):
+        model(*inputs)
+        loss = layout.loss(thing, scenes)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 3 and losses[-1] < 0.1 * losses[0]
+    assert model.down_blocks[0].resnets[0].conv1.weight.grad.abs().max() > 0  # pyright: ignore
+    model.eval()
+    model(*inputs)
+    with pytest.raises(AssertionError):  # outside training nothing is kept
+        layout.loss(thing, scenes)
 
 
 def test_attention_for_cpus_is_the_same_function():

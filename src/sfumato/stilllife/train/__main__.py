@@ -14,6 +14,7 @@ from sfumato.stilllife.train import DataOptions, Options
 
 TRAINERS = {
     "oracle": "Train the network that reads images.",
+    "words": "Train the text half of the tiny CLIP on captions alone; comes before clip.",
     "clip": "Train the tiny CLIP, whose text half conditions the UNet.",
     "vae": "Train the autoencoder.",
     "unet": "Train the text-to-image UNet; needs the VAE and the CLIP.",

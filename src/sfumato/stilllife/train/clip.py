@@ -1,14 +1,16 @@
 """Trains the tiny CLIP on renders and captions that are drawn anew each step; see ``run``.
 
+The text encoder comes from ``words`` and stays, so the UNet that it conditions need not wait for the image half.
 A caption that fits several images of a batch word for word is right for each of them. For pairs of things the same
 caption with the colours exchanged is a further wrong answer: telling who has which colour is what batches of random
-captions teach last, and what the text encoder of a text-to-image model needs most.
+captions teach last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,18 +19,22 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.errors import SfumatoError
 from sfumato.metrics.clip import clip_features, image_features, text_features
 from sfumato.stilllife import networks
 from sfumato.stilllife.captions import caption, parse
 from sfumato.stilllife.scene import Scene
 from sfumato.stilllife.train import Options, loop
 from sfumato.stilllife.train.data import held_out, source
+from sfumato.stilllife.train.facts import Facts, facts
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
 
+WORDS = Path("cache/words/final")  # where ``words`` leaves its CLIP
 _SHIFT = 4  # pixels: the most a batch is moved
 _SHARPEST = 100.0  # the most that similarities are multiplied by
+_FACTS = 0.2  # weight of what both embeddings must tell
 
 
 def run(args: Options) -> None:
@@ -37,10 +43,14 @@ def run(args: Options) -> None:
 
     device = loop.start(args)
     out, batch = args.place("clip"), args.batch or 128
-    model: Any = CLIPModel.from_pretrained(args.init) if args.init else networks.clip()
+    if not (begin := args.init or WORDS).is_dir():
+        raise SfumatoError(f"no CLIP to start from in {begin}; train its text half first, with `train words`")
+    model: Any = CLIPModel.from_pretrained(begin)
     # on CPUs the plain form of attention trains twice as fast as the fused one at these lengths
     model.set_attn_implementation("eager" if device.type == "cpu" else "sdpa")
     model.to(device).train()
+    model.text_model.requires_grad_(False)
+    reader = Facts(model.config.projection_dim).to(device)
     tokenizer = networks.tokenizer()
     renders = source(args, device)
 
@@ -55,9 +65,13 @@ def run(args: Options) -> None:
             said = text_features(words + wrong, model, tokenizer)
         logits = model.logit_scale.exp().clamp(max=_SHARPEST) * similarity(seen, said)
         loss, right = contrast(logits, words)
-        return loss, {"top1": right, "scale": model.logit_scale.exp()}
+        told = facts(words).to(device)
+        of_image, of_text = reader.loss(seen, told), reader.loss(said[:batch], told)
+        figures = {"top1": right, "scale": model.logit_scale.exp(), "image facts": of_image, "text facts": of_text}
+        return loss + _FACTS * (of_image + of_text), figures
 
-    ema: Any = loop.fit("clip", {"clip": model}, step, args, rate=1e-3, batch=batch, weight_decay=0.05)["clip"]
+    modules = {"clip": model, "facts": reader}
+    ema: Any = loop.fit("clip", modules, step, args, rate=1e-3, batch=batch, weight_decay=0.05)["clip"]
     ema.set_attn_implementation("sdpa")
     ema.save_pretrained(out / "final")
     tokenizer.save_pretrained(out / "final")

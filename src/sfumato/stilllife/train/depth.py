@@ -12,8 +12,7 @@ from torch import Tensor
 from sfumato.stilllife import networks
 from sfumato.stilllife.captions import caption
 from sfumato.stilllife.train import Options, loop
-from sfumato.stilllife.train.data import Shards, encode_shards, latents, source
-from sfumato.stilllife.train.unet import finished, load_frozen, noiser, quicken
+from sfumato.stilllife.train.unet import finished, images, load_frozen, noiser, quicken
 
 EMPTY = 0.3  # part of the captions left empty: then only the depth tells what is there
 
@@ -28,21 +27,14 @@ def run(args: Options) -> None:
     quicken(unet)
     quicken(model)
     frozen = load_frozen(args, device)
-    found, diffuse = source(args, device), noiser(device)
-    if isinstance(found, Shards):
-        encode_shards(found, frozen.vae)
+    draw, diffuse = images(args, frozen), noiser(device)
 
     def step(i: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng = np.random.default_rng((args.seed, i, 4))
-        if isinstance(found, Shards):
-            at = found.pick(i, batch)
-            z, depth = (found.rows(k, at).to(device).float() for k in ("latents", "depth"))
-            scenes = [found.scene(k) for k in at]
-        else:
-            drawn = found.batch(i, batch)
-            z, depth, scenes = latents(frozen.vae, drawn["images"]), drawn["depth"].float(), drawn["scenes"]
-        said = frozen.embed(["" if rng.random() < EMPTY else caption(scene, rng) for scene in scenes])
-        noisy = diffuse(z)
+        drawn = draw(i, batch)
+        depth = drawn["depth"].to(device).float()
+        said = frozen.embed(["" if rng.random() < EMPTY else caption(scene, rng) for scene in drawn["scenes"]])
+        noisy = diffuse(drawn["latents"])
         with loop.autocast(device):
             down, mid = model(noisy.z, noisy.t, said, networks.depth_image(depth), return_dict=False)
             prediction = unet(

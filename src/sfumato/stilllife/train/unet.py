@@ -2,6 +2,10 @@
 
 Min-SNR weights, a tenth of the captions empty for classifier-free guidance, noise levels stratified over the batch.
 Images are never mirrored: captions tell left from right.
+
+Noise teaches slowly what a word looks like: most of an image's error is in its edges and textures. So while it is
+trained, the features before the last level must also tell which kind and colour lies in each cell, which the renderer
+knows (after REPA, Yu et al. 2025, with the truth in the place of a pretrained network). The reader is thrown away.
 """
 
 from __future__ import annotations
@@ -9,25 +13,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from sfumato.stilllife import networks, pictures, weights
 from sfumato.stilllife.captions import caption
-from sfumato.stilllife.scene import Scene
+from sfumato.stilllife.kinds import TRAINED
+from sfumato.stilllife.scene import COLOURS, Scene
 from sfumato.stilllife.train import Options, loop
 from sfumato.stilllife.train.attention import SmallHeads
 from sfumato.stilllife.train.data import Fresh, Shards, encode_shards, latents, source
 
 EMPTY = 0.1  # part of the captions that are left empty
 GAMMA = 5.0  # min-SNR
+LAYOUT = 0.05  # weight of what the features must tell
+NOTHING = 0.3  # weight of cells without a thing there
 PROMPTS = (
     "a red cube on grass",
     "a blue robot seen from the front on sand",
@@ -74,6 +82,51 @@ class Noisy:
         return ((prediction.float() - self.noise).square().mean((1, 2, 3)) * self.weight).mean()
 
 
+class Drawn(TypedDict):
+    """b images without their pixels: scaled latents on the device, the truth as in a shard, and the scenes."""
+
+    latents: Tensor
+    thing: Tensor
+    depth: Tensor
+    scenes: list[Scene]
+
+
+class Layout(nn.Module):
+    """Tells kind and colour in each cell of the latents from the UNet's features before its last level."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        tapped: Any = unet.up_blocks[-2]
+        width = tapped.upsamplers[0].out_channels
+        self.read = nn.Sequential(
+            nn.GroupNorm(16, width), nn.SiLU(), nn.Conv2d(width, len(TRAINED) + len(COLOURS) + 2, 1)
+        )
+        self._features: Tensor | None = None
+        tapped.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if module.training:  # the averaged copy has a copy of this hook
+            self._features = output
+
+    def loss(self, thing: Int[Tensor, "b H W"], scenes: Sequence[Scene]) -> Float[Tensor, ""]:
+        """Cross entropy of kind and colour for the UNet's last call. ``thing`` holds 0 for none, else 1 + index."""
+        assert self._features is not None
+        logits = self.read(self._features).float().split((len(TRAINED) + 1, len(COLOURS) + 1), 1)
+        self._features = None
+        step = thing.shape[-1] // logits[0].shape[-1]
+        cells = thing[:, step // 2 :: step, step // 2 :: step].long().flatten(1)
+        loss = torch.zeros((), device=cells.device)
+        for part, key, words in zip(logits, ("kind", "colour"), (TRAINED, COLOURS), strict=True):
+            table = torch.zeros(len(scenes), 1 + Scene.most, dtype=torch.long)
+            for row, scene in enumerate(scenes):
+                for k, seen in enumerate(scene.things):
+                    table[row, 1 + k] = 1 + words.index(getattr(seen, key))
+            weight = torch.ones(len(words) + 1, device=cells.device)
+            weight[0] = NOTHING
+            loss = loss + F.cross_entropy(part.flatten(2), table.to(cells.device).gather(1, cells), weight)
+        return loss
+
+
 def run(args: Options) -> None:
     """Train the UNet and write it to ``OUT/final``."""
     device = loop.start(args)
@@ -81,17 +134,20 @@ def run(args: Options) -> None:
     model: Any = UNet2DConditionModel.from_pretrained(args.init) if args.init else networks.unet()
     model.to(device).train()
     quicken(model)
+    layout = Layout(model).to(device)
     frozen = load_frozen(args, device)
     draw, diffuse = images(args, frozen), noiser(device)
 
     def step(i: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng = np.random.default_rng((args.seed, i, 3))
-        z, scenes = draw(i, batch)
-        said = frozen.embed(["" if rng.random() < EMPTY else caption(scene, rng) for scene in scenes])
-        noisy = diffuse(z)
+        drawn = draw(i, batch)
+        said = frozen.embed(["" if rng.random() < EMPTY else caption(scene, rng) for scene in drawn["scenes"]])
+        noisy = diffuse(drawn["latents"])
         with loop.autocast(device):
             prediction = model(noisy.z, noisy.t, said).sample
-        return noisy.loss(prediction), {}
+            told = layout.loss(drawn["thing"].to(device), drawn["scenes"])
+        noise = noisy.loss(prediction)
+        return noise + LAYOUT * told, {"noise": noise, "layout": told}
 
     def preview(ema: loop.Modules, path: Path) -> None:
         live: Any = ema["unet"]
@@ -101,7 +157,8 @@ def run(args: Options) -> None:
             shown = pipe(list(PROMPTS), num_inference_steps=20, guidance_scale=5.0, generator=seeds, output_type="pt")
         pictures.write(pictures.sheet(shown.images, 4), path)
 
-    ema: Any = loop.fit("unet", {"unet": model}, step, args, rate=7e-4, batch=batch, ema=0.998, preview=preview)["unet"]
+    modules = {"unet": model, "layout": layout}
+    ema: Any = loop.fit("unet", modules, step, args, rate=7e-4, batch=batch, ema=0.998, preview=preview)["unet"]
     ema.set_attn_processor(AttnProcessor2_0())
     ema.save_pretrained(out / "final")
     print(f"unet: written to {out / 'final'}, {loop.report('unet', args, {'unet': ema}, batch, {})}")
@@ -127,22 +184,25 @@ def finished(kind: Any, place: Path, name: str) -> Any:
     return kind.from_pretrained(place) if place.is_dir() else weights.module(name)
 
 
-def images(args: Options, frozen: Frozen) -> Callable[[int, int], tuple[Tensor, list[Scene]]]:
-    """(step, size) -> scaled latents on the device and their scenes."""
+def images(args: Options, frozen: Frozen) -> Callable[[int, int], Drawn]:
+    """What draws (step, size): from the shards, or fresh renders on a GPU."""
     found = source(args, frozen.device)
     if isinstance(found, Shards):
         encode_shards(found, frozen.vae)
 
-        def stored(step: int, size: int) -> tuple[Tensor, list[Scene]]:
+        def stored(step: int, size: int) -> Drawn:
             at = found.pick(step, size)
-            return found.rows("latents", at).to(frozen.device).float(), [found.scene(i) for i in at]
+            thing, depth = (found.rows(k, at) for k in ("thing", "depth"))
+            z = found.rows("latents", at).to(frozen.device).float()
+            return {"latents": z, "thing": thing, "depth": depth, "scenes": [found.scene(i) for i in at]}
 
         return stored
     assert isinstance(found, Fresh)
 
-    def fresh(step: int, size: int) -> tuple[Tensor, list[Scene]]:
+    def fresh(step: int, size: int) -> Drawn:
         drawn = found.batch(step, size)
-        return latents(frozen.vae, drawn["images"]), drawn["scenes"]
+        z = latents(frozen.vae, drawn["images"])
+        return {"latents": z, "thing": drawn["thing"], "depth": drawn["depth"], "scenes": drawn["scenes"]}
 
     return fresh
 
