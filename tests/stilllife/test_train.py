@@ -163,6 +163,7 @@ def one_of_two(rank, out):
     line(out / "two", error)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
     torch.multiprocessing.spawn(one_of_two, (tmp_path,), nprocs=2)
     torch.manual_seed(0)

@@ -162,6 +162,7 @@ def train(
                 preview(averaged, out / f"preview-{i:06d}.png")
                 shown = time.monotonic()
     if rank:
+        dist.destroy_process_group()
         sys.exit()
     if preview is not None and i > first:
         preview(averaged, out / f"preview-{i:06d}.png")
