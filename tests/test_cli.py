@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,3 +263,58 @@ def test_the_tour_marks_each_word_by_what_is_seen():
         **{"small": None, "striped": True, "red": False, "cube": True, "blue": True, "duck": True},
         **{"sand": True, "night": False, "1 more": False},
     }
+
+
+@pytest.mark.parametrize("how", ["direct", "null-text", "negative-prompt", "ddim", "edit-friendly"])
+def test_edit_writes_the_picture_at_its_own_size(run, here, tmp_path, how):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 130, 3), np.uint8))
+    image.save(tmp_path / "photo.jpg")
+    options = ["--from", "a red cube", "--to", "a blue cube", "--steps", 3, "--out", tmp_path / "out", "--json"]
+    code, out, err = run(
+        "edit", tmp_path / "photo.jpg", *options, "prompt-to-prompt", "--invert", how, "--blend", "cube", "cube"
+    )
+    assert code == 0, err
+    files = json.loads(out)
+    assert Image.open(files["image"]).size == (130, 90)
+    assert Image.open(files["image"]).text["target"] == "a blue cube"  # pyright: ignore[reportAttributeAccessIssue]
+    assert Image.open(files["beside"]).size == (262, 90)
+    plan = json.loads(Path(files["plan"]).read_text(encoding="utf-8"))
+    assert {row["does"] for row in plan} == {"reads maps", "writes probs", "writes qkv"}
+
+
+def test_sdedit_without_noise_is_the_picture(run, here, tmp_path):
+    Image.new("RGB", (128, 128), (90, 120, 30)).save(tmp_path / "photo.png")
+    options = ["--from", "a cube", "--to", "a duck", "--steps", 3, "--out", tmp_path, "--json"]
+    pictures = []
+    for strength in (0.0, 0.0, 1.0):
+        code, out, err = run("edit", tmp_path / "photo.png", *options, "sdedit", "--strength", strength)
+        assert code == 0, err
+        pictures.append(np.asarray(Image.open(json.loads(out)["image"]), float))
+    assert np.array_equal(pictures[0], pictures[1]) and np.abs(pictures[2] - pictures[0]).mean() > 1
+
+
+def test_what_edit_refuses(run, here, tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
+    options = ["--from", "a red cube", "--to", "a blue cube", "--out", tmp_path / "out"]
+    refused(run("edit", tmp_path / "none.png", *options, "sdedit"), "there is no file")
+    refused(run("edit", tmp_path / "x.png", *options, "sdedit", "--strength", 2), "strength", "got 2")
+    refused(run("edit", tmp_path / "x.png", *options, "--steps", 0, "sdedit"), "--steps")
+    blend = ["prompt-to-prompt", "--blend", "duck", "cube"]
+    refused(run("edit", tmp_path / "x.png", *options, *blend), "has no 'duck'", "a, red, cube")
+    refused(run("edit", tmp_path / "x.png", *options, "--memory", 0, "prompt-to-prompt"), "MiB allowed")
+    refused(run("edit", tmp_path / "x.png", *options, "prompt-to-prompt", "--cross", 1.5), "between 0 and 1")
+
+
+def test_sites_and_plan_are_tables(run, here):
+    code, out, _ = run("sites", "--json")
+    rows = json.loads(out)
+    assert code == 0 and [r["index"] for r in rows] == list(range(len(rows)))
+    assert {r["pairs"] for r in rows} == {"image->image", "image->text"} and {r["grid"] for r in rows} == {
+        "16x16",
+        "8x8",
+    }
+    assert "image->text" in run("sites", "--size", 256)[1]
+    code, out, _ = run("plan", "--steps", 10, "--json", "prompt-to-prompt", "--cross", 0.5)
+    assert code == 0 and [r["steps"] for r in json.loads(out)] == ["0-4", "0-3"]
+    assert "nothing is tapped" in run("plan", "sdedit")[1]
+    refused(run("sites", "no/such"), "unknown model")

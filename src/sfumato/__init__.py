@@ -12,14 +12,28 @@ from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
     from sfumato import stilllife
+    from sfumato.backbones.load import load
+    from sfumato.denoising import denoise
+    from sfumato.guidance import cfg
+    from sfumato.images import read_image
+    from sfumato.inversion import invert
 
 __version__ = "0.1.0"
-__all__ = ["SfumatoError", "__version__", "stilllife"]
+__all__ = ["SfumatoError", "__version__", "cfg", "denoise", "invert", "load", "read_image", "stilllife"]
+_HOMES = {
+    "load": "backbones.load",
+    "denoise": "denoising",
+    "cfg": "guidance",
+    "read_image": "images",
+    "invert": "inversion",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name == "stilllife":
         return importlib.import_module("sfumato.stilllife")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"sfumato.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'sfumato' has no attribute {name!r}")
 
 

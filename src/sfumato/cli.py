@@ -11,14 +11,17 @@ import tyro
 from sfumato import __version__
 from sfumato.commands.bench import bench
 from sfumato.commands.describe import describe
+from sfumato.commands.edit import edit
 from sfumato.commands.generate import generate
 from sfumato.commands.models import models
+from sfumato.commands.plan import plan
 from sfumato.commands.render import render
+from sfumato.commands.sites import sites
 from sfumato.commands.tour import tour
 from sfumato.errors import SfumatoError
 
-COMMANDS = {f.__name__: f for f in (generate, render, describe, models, tour, bench)}
-ABOUT = """Paint, render and read still lifes, offline, with the model that ships.
+COMMANDS = {f.__name__: f for f in (generate, edit, render, describe, models, sites, plan, tour, bench)}
+ABOUT = """Paint, edit, render and read still lifes, offline, with the model that ships.
 
 Start with: sfumato generate "a red cube on grass at sunset"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,19 @@ def note(text: str) -> None:
 def print_json(value: Any) -> None:
     """One JSON document on stdout, strict (no NaN)."""
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Records as a table on stdout, a column a key, lists with commas."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        cells = [row.get(key, "") for key in columns]
+        table.add_row(*(", ".join(map(str, cell)) if isinstance(cell, list) else str(cell) for cell in cells))
+    Console().print(table)
 
 
 def quiet() -> None:

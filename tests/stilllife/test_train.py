@@ -317,15 +317,19 @@ def test_noise_levels_cover_the_schedule_and_weigh_by_snr():
     assert float(noisy.loss(noisy.noise)) == 0
 
 
-def test_the_layout_is_read_from_features_and_teaches_them():
+def tiny_unet():
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
-    model = UNet2DConditionModel(
+    return UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), block_out_channels=(16, 32), layers_per_block=1,
         norm_num_groups=4, cross_attention_dim=16, attention_head_dim=2,
     )  # fmt: skip
+
+
+def test_the_layout_is_read_from_features_and_teaches_them():
+    model = tiny_unet()
     layout = unet.Layout(model)
     scenes = [sample_scene(np.random.default_rng(k), count=1) for k in range(2)]
     thing = torch.zeros(2, 64, 64, dtype=torch.uint8)
@@ -363,16 +367,9 @@ def test_attention_for_cpus_is_the_same_function():
 
 def test_low_rank_changes_merge_into_an_ordinary_unet():
     pytest.importorskip("peft")
-    from diffusers import UNet2DConditionModel
-
     from sfumato.stilllife.train import instruct
 
-    torch.manual_seed(0)
-    base = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), block_out_channels=(16, 32), layers_per_block=1,
-        norm_num_groups=4, cross_attention_dim=16, attention_head_dim=2,
-    )  # fmt: skip
+    base = tiny_unet()
     model = instruct.lora(base)
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert {"conv_in.weight", "conv_in.bias"} == {n for n in trained if "lora" not in n} and len(trained) > 20

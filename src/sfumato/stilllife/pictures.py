@@ -9,65 +9,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from sfumato.errors import SfumatoError
 from sfumato.files import atomic
+from sfumato.images import open_picture, tensor
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
     from sfumato.stilllife.render import Rendering
 
-MOST_PIXELS = 100_000_000
-
 
 def read(path: str | Path, size: int = 128) -> Float[Tensor, "3 size size"]:
-    """An image file as its centre square, in [0, 1].
-
-    Transparency is laid over white, 16-bit greys are scaled (not clipped), rotation tags are obeyed. Raises
-    ``SfumatoError`` for what is missing, broken, no image, or larger than 100 million pixels.
-    """
-    path = Path(path)
-    try:
-        with Image.open(path) as opened:
-            if opened.width * opened.height > MOST_PIXELS:
-                raise SfumatoError(
-                    f"{path} has {opened.width} x {opened.height} pixels, more than {MOST_PIXELS // 10**6} million; "
-                    "make it smaller first"
-                )
-            opened.load()
-            picture = ImageOps.exif_transpose(opened)
-    except FileNotFoundError:
-        raise SfumatoError(f"there is no file {path}") from None
-    except Image.DecompressionBombError:
-        raise SfumatoError(
-            f"{path} has more than {MOST_PIXELS // 10**6} million pixels; make it smaller first"
-        ) from None
-    except UnidentifiedImageError:
-        raise SfumatoError(f"{path} is not an image that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF)") from None
-    except (OSError, SyntaxError, ValueError) as e:  # what decoders raise for broken files
-        raise SfumatoError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
-    return tensor(ImageOps.fit(_flat(picture), (size, size), Image.Resampling.LANCZOS))
-
-
-def _flat(picture: Picture) -> Picture:
-    """Any mode as RGB."""
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        values = np.asarray(picture, np.float64)
-        top = 65535.0 if picture.mode != "F" else max(1.0, float(values.max(initial=0)))
-        picture = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
-
-
-def tensor(picture: Picture) -> Float[Tensor, "3 h w"]:
-    """An RGB picture as a tensor in [0, 1]."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+    """An image file as its centre square, in [0, 1]; see ``images.open_picture`` for what is read and what refused."""
+    return tensor(ImageOps.fit(open_picture(path), (size, size), Image.Resampling.LANCZOS))
 
 
 def picture(pixels: Float[Tensor, "3 h w"]) -> Picture:

@@ -1,0 +1,160 @@
+"""What a family of networks must offer, and what a network reads beside noisy latents and time.
+
+One adapter file a family. Networks are loaded through diffusers and never written again here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sfumato.attention import Call, Enough, Grid, Handler, Site, Tap, tapped
+from sfumato.errors import SfumatoError
+from sfumato.rows import Rows, single
+from sfumato.schedule import Schedule
+
+
+class Control(Protocol):
+    """Something that adds to a network's inputs in each call, such as a ControlNet."""
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Cond:
+    """What a network reads beside x and t, a row for each image."""
+
+    text: Float[Tensor, "b n d"]
+    prompts: tuple[str, ...]
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further inputs under the network's own names, each with b rows."""
+    image: Float[Tensor, "b c h w"] | None = None
+    """Channels that are put behind x."""
+    controls: tuple[Control, ...] = ()
+    """Called with the whole batch in each prediction."""
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def __getitem__(self, at: slice) -> Cond:
+        image = None if self.image is None else self.image[at]
+        extra = {k: v[at] for k, v in self.extra.items()}
+        return replace(self, text=self.text[at], prompts=self.prompts[at], extra=extra, image=image)
+
+    def repeat(self, n: int) -> Cond:
+        """Each row ``n`` times in a row."""
+        image = None if self.image is None else self.image.repeat_interleave(n, 0)
+        extra = {k: v.repeat_interleave(n, 0) for k, v in self.extra.items()}
+        prompts = tuple(p for p in self.prompts for _ in range(n))
+        return replace(self, text=self.text.repeat_interleave(n, 0), prompts=prompts, extra=extra, image=image)
+
+    @staticmethod
+    def cat(conds: Sequence[Cond]) -> Cond:
+        """Rows of several one after the other; the controls are the first one's."""
+        first = conds[0]
+        images = [c.image for c in conds if c.image is not None]
+        if images and len(images) != len(conds):
+            raise SfumatoError("some of these conditions have an image and some do not; give all of them one")
+        return replace(
+            first,
+            text=torch.cat([c.text for c in conds]),
+            prompts=tuple(p for c in conds for p in c.prompts),
+            extra={k: torch.cat([c.extra[k] for c in conds]) for k in first.extra},
+            image=torch.cat(images) if images else None,
+        )
+
+
+class Backbone(ABC):
+    """A pretrained denoiser with what belongs to it: text encoder, autoencoder, schedule."""
+
+    name: str
+    schedule: Schedule
+    channels: int
+    """Of the latents."""
+    factor: int
+    """Pixels a side of a latent's cell."""
+    size: int
+    """Side in pixels of the images it was trained on."""
+    network: nn.Module
+    """Whose attention can be tapped."""
+    sites: tuple[Site, ...]
+    """All its attention calls, in the order in which they run."""
+
+    text_tokens: int
+    """Length of the text that it reads."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @abstractmethod
+    def embed(self, prompts: Sequence[str]) -> Cond:
+        """What the network reads of these prompts, a row each."""
+
+    @abstractmethod
+    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
+        """The network's own prediction (see ``schedule.prediction``), float32, without what it says of variance."""
+
+    @abstractmethod
+    def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+        """Images in [0, 1] as latents of unit variance: the mean of the encoder's distribution."""
+
+    @abstractmethod
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        """Latents as images in [0, 1]."""
+
+    @abstractmethod
+    def words(self, prompt: str) -> list[tuple[str, slice]]:
+        """The words of a prompt and which tokens of the text each became."""
+
+    def latents(self, seeds: Sequence[int], height: int, width: int) -> Float[Tensor, "b c h w"]:
+        """Unit normal noise, a generator an image, drawn on the CPU so that every device starts from the same.
+
+        Height and width in pixels. Raises ``SfumatoError`` unless both are multiples of the factor.
+        """
+        if height % self.factor or width % self.factor or min(height, width) <= 0:
+            raise SfumatoError(f"sides are multiples of {self.factor} pixels for {self.name}, got {height} x {width}")
+        shape = (self.channels, height // self.factor, width // self.factor)
+        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]).to(
+            self.device
+        )
+
+    def eps(self, x: Tensor, t: float, cond: Cond) -> Tensor:
+        """The prediction as noise, whatever the network predicts."""
+        return self.schedule.x0_and_eps(self.predict(x, t, cond), x, self.schedule.at(t))[1]
+
+    @contextmanager
+    def tap(self, handlers: Mapping[Site, Handler], rows: Rows | None = None, grid: Grid = (0, 0)) -> Iterator[Tap]:
+        """Tap sites while the block runs: each handler sees its site's ``Call`` in every prediction."""
+        with tapped(self.network, Tap(handlers, rows=rows, grid=grid)) as tap:
+            yield tap
+
+    def maps(
+        self,
+        x: Float[Tensor, "b c h w"],
+        t: float,
+        cond: Cond,
+        sites: Sequence[Site],
+        reduce: Callable[[Call], Tensor],
+    ) -> dict[Site, Tensor]:
+        """What ``reduce`` makes of each site's call in one prediction, which stops after the last of them.
+
+        Gradients flow to ``x`` where they are on.
+        """
+        found: dict[Site, Tensor] = {}
+        handlers: dict[Site, Handler] = {
+            site: lambda call: found.__setitem__(call.site, reduce(call)) for site in sites
+        }
+        with self.tap(handlers, single(len(x)), (x.shape[-2], x.shape[-1])) as tap:
+            tap.stop_after = max(sites, key=lambda s: s.index)
+            with suppress(Enough):
+                self.predict(x, t, cond)
+            tap.check(self.network)
+        return found

@@ -1,0 +1,70 @@
+"""``sfumato edit``."""
+
+from __future__ import annotations
+
+from json import dumps
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from sfumato.commands.editing import EditMethod, prepared
+from sfumato.commands.options import Device, Json, Seed, seed_of, whole
+from sfumato.files import writable
+from sfumato.terminal import print_json, progress, quiet
+
+
+def edit(
+    image: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE", help="Any picture file.")],
+    method: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[EditMethod]],
+    *,
+    source: Annotated[str, tyro.conf.arg(name="from", help="What the picture shows.")],
+    target: Annotated[str, tyro.conf.arg(name="to", help="What it should show.")],
+    steps: Annotated[int, tyro.conf.arg(help="DDIM steps.")] = 50,
+    guidance: Annotated[float, tyro.conf.arg(help="Classifier-free guidance of the edit.")] = 7.5,
+    fit: Annotated[
+        Literal["whole", "crop", "stretch"], tyro.conf.arg(help="How the picture becomes what the model sees.")
+    ] = "whole",
+    memory: Annotated[float, tyro.conf.arg(help="GiB that attention maps may take.")] = 8.0,
+    model: Annotated[str, tyro.conf.arg(help="stilllife, or a diffusers folder of its kind.")] = "stilllife",
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Annotated[Path, tyro.conf.arg(help="Folder for the result, a side-by-side and the plan.")] = Path("out/edit"),
+    json: Json = False,
+) -> None:
+    """Edit an image file by words: it is inverted, painted again, and written at its own size.
+
+    Example: sfumato edit photo.png --from "a red cube on grass" --to "a blue cube on grass" prompt-to-prompt
+    """
+    whole("--steps", steps, 1, 1000)
+    seed_of(seed)
+    writable(out)
+    quiet()
+    from sfumato import images
+    from sfumato.backbones.load import load
+    from sfumato.denoising import denoise, plan
+    from sfumato.files import write_text
+    from sfumato.inversion import invert
+    from sfumato.stilllife import pictures
+
+    net = load(model, device=device)
+    fitted = images.fit(images.open_picture(image), net.size, net.factor, fit)
+    how, guide, methods = prepared(method, steps, guidance, seed)
+    prompts = {"source": source, "target": target} if methods else {"target": target}
+    height, width = fitted.pixels.shape[-2:]
+    planned = plan(
+        net, prompts, methods=methods, guide=guide, steps=steps, size=(height, width), memory=int(memory * 2**30)
+    )
+    path = invert(net, fitted.pixels, source, how)
+    with progress("painting", len(path.levels)) as advance:
+        painted = denoise(
+            net, prompts, start=path, methods=methods, guide=guide, seed=seed, callback=lambda s: advance()
+        )
+    result = fitted.restore(pictures.picture(painted["target"].images[0]))
+    words = {"source": source, "target": target, "method": method, "steps": steps, "guidance": guidance, "seed": seed}
+    file = pictures.write(result, out / f"{image.stem}-edited.png", words)
+    beside = pictures.write(pictures.grid([fitted.original, result]), out / f"{image.stem}-beside.png", words)
+    lines = out / f"{image.stem}-plan.json"
+    write_text(lines, dumps(planned.table(), indent=2) + "\n")
+    files = {"image": str(file), "beside": str(beside), "plan": str(lines)}
+    print_json(files) if json else print("\n".join(files.values()))

@@ -1,0 +1,68 @@
+"""The editing methods as options of commands, and what they become."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from sfumato.guidance import Guide
+    from sfumato.inversion import Inversion
+
+How = Literal["direct", "null-text", "negative-prompt", "ddim", "edit-friendly"]
+
+
+@dataclass(frozen=True)
+class PromptToPromptOptions:
+    """Prompt-to-Prompt (Hertz et al. 2023): keep the layout, change the words."""
+
+    cross: float = 0.8
+    """Part of the steps in which cross-attention is the source's."""
+    self: float = 0.4
+    """Part of the steps in which self-attention is the source's."""
+    blend: tuple[str, str] | None = None
+    """A word of the source and one of the target: only where they are may the picture change."""
+    reweight: dict[str, float] | None = None
+    """Words of the target and factors for their attention."""
+    invert: How = "direct"
+    """The inversion."""
+
+
+@dataclass(frozen=True)
+class SDEditOptions:
+    """SDEdit (Meng et al. 2022): add noise, and paint the new sentence from there."""
+
+    strength: float = 0.8
+    """Part of the steps that are run: more changes more."""
+
+
+EditMethod = (
+    Annotated[PromptToPromptOptions, tyro.conf.subcommand("prompt-to-prompt")]
+    | Annotated[SDEditOptions, tyro.conf.subcommand("sdedit")]
+)
+
+
+def prepared(
+    method: PromptToPromptOptions | SDEditOptions, steps: int, guidance: float, seed: int
+) -> tuple[Inversion, Guide, list[Any]]:
+    """The inversion, the guidance and the methods that the options stand for."""
+    from sfumato import inversion
+    from sfumato.guidance import CFG
+    from sfumato.methods.edit import LocalBlend, PromptToPrompt
+
+    if isinstance(method, SDEditOptions):
+        return inversion.Noise(method.strength, seed, steps), CFG(guidance), []
+    how = {
+        "direct": inversion.Direct(steps=steps),
+        "null-text": inversion.NullText(guidance, steps=steps),
+        "negative-prompt": inversion.NegativePrompt(steps),
+        "ddim": inversion.DDIMInversion(steps=steps),
+        "edit-friendly": inversion.EditFriendly(steps=steps, seed=seed),
+    }[method.invert]
+    blend = LocalBlend(*method.blend) if method.blend else None
+    # where the path does not hold the source, it is followed with the guidance it was found with
+    own = {"ddim": 1.0, "edit-friendly": 3.5}.get(method.invert, guidance)
+    guide = CFG({"source": own, "target": guidance})
+    return how, guide, [PromptToPrompt(method.cross, method.self, reweight=method.reweight or {}, blend=blend)]

@@ -1,0 +1,326 @@
+"""The one loop: from noise, or from an inverted image, to images, with methods taking part in each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path as File
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato import guidance
+from sfumato import plan as plans
+from sfumato.attention import Call, Grid, Handler, Site, Tap, tapped
+from sfumato.backbones import Backbone, Cond
+from sfumato.errors import SfumatoError
+from sfumato.plan import Entry, Method, Need, Phases, Plan, Run
+from sfumato.rows import Name, Rows, streams_of
+from sfumato.schedule import Level, Levels
+from sfumato.steppers import DDIM, Stepper
+
+if TYPE_CHECKING:
+    from sfumato.inversion import Path
+
+Prompts = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+Maps = dict[Site, dict[Name, Float[Tensor, "each queries keys"]]]
+
+
+@dataclass
+class Step:
+    """One step as methods see it. Images lie stream by stream; ``rows.stream(name)`` says where."""
+
+    i: int
+    of: int
+    level: Level
+    next: Level
+    rows: Rows
+    x: Float[Tensor, "b c h w"]
+    run: Run
+    x0: Tensor = field(default_factory=lambda: torch.empty(0))
+    eps: Tensor = field(default_factory=lambda: torch.empty(0))
+    x_next: Tensor = field(default_factory=lambda: torch.empty(0))
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """Predictions by condition, before guidance."""
+    maps: dict[Need, Maps] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Painted:
+    """What one stream became: latents, and images once they are looked at."""
+
+    model: Backbone
+    latents: Float[Tensor, "b c h w"]
+    prompts: tuple[str, ...]
+
+    @property
+    def images(self) -> Float[Tensor, "b 3 H W"]:
+        """In [0, 1], on the CPU."""
+        with torch.no_grad():
+            return self.model.decode(self.latents).cpu()
+
+    def save(self, path: str | File) -> File:
+        """Write the image (of several, their grid) as a PNG."""
+        from sfumato.stilllife import pictures
+
+        images = [pictures.picture(x) for x in self.images]
+        return pictures.write(images[0] if len(images) == 1 else pictures.grid(images), File(path))
+
+
+@dataclass
+class Trajectory:
+    """What was asked to be kept of each step: ``x``, ``x0``, ``eps``, or a condition's prediction by its name."""
+
+    keep: tuple[str, ...]
+    steps: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def note(self, step: Step) -> None:
+        have = {"x": step.x, "x0": step.x0, "eps": step.eps, "x_next": step.x_next, **step.parts}
+        for name in self.keep:
+            if name not in have:
+                raise SfumatoError(f"a step has no {name!r} to keep; it has: {', '.join(have)}")
+        self.steps.append({name: have[name].detach().cpu() for name in self.keep})
+
+    def __getitem__(self, name: str) -> Float[Tensor, "steps b c h w"]:
+        return torch.stack([s[name] for s in self.steps])
+
+
+def denoise(
+    model: Backbone,
+    prompts: Prompts,
+    *,
+    methods: Sequence[Method] = (),
+    guide: guidance.Guide | float = 7.5,
+    steps: int | None = None,
+    seed: int | Sequence[int] = 0,
+    size: int | tuple[int, int] | None = None,
+    start: Path | Float[Tensor, "b c h w"] | None = None,
+    levels: Levels | None = None,
+    stepper: Stepper | None = None,
+    controls: Sequence[Any] = (),
+    memory: int | None = None,
+    trajectory: Trajectory | None = None,
+    callback: Callable[[Step], None] | None = None,
+) -> Any:
+    """Images for prompts: a ``Painted``, or one a stream when ``prompts`` is a mapping.
+
+    ``prompts`` of a stream may be several: a batch. ``seed`` is one for all streams (so that they start from the same
+    noise; image i from seed + i) or one an image. ``start`` is an inversion's path or latents at the first level.
+    ``guide`` is a guidance, or the scale of CFG. ``steps`` (50 unless the path says) and ``levels`` exclude each other.
+    Ctrl-C and errors leave the model as it was. Raises ``SfumatoError`` for what cannot be run, before the first step.
+    """
+    streams = _streams(prompts)
+    names, each = tuple(streams), len(next(iter(streams.values())))
+    guide = _guide(guide)
+    height, width = (size, size) if isinstance(size, int) else size or (model.size, model.size)
+    first = None
+    if start is not None and not isinstance(start, Tensor):
+        levels, stepper = start.levels if levels is None else levels, stepper or start.stepper
+        methods, first = (start, *methods), start.latents
+    elif start is not None:
+        first = start
+    if levels is not None and steps is not None and len(levels) != steps:
+        raise SfumatoError(f"the start has {len(levels)} steps, so it cannot be run with {steps}")
+    if first is not None:
+        x = _spread(first.to(model.device), len(names), each)
+    else:
+        seeds = [seed + i for i in range(each)] if isinstance(seed, int) else list(seed)
+        if len(seeds) != each:
+            raise SfumatoError(f"{each} images need {each} seeds, got {len(seeds)}")
+        x = model.latents(seeds, height, width).repeat(len(names), 1, 1, 1)
+    grid = (x.shape[-2], x.shape[-1])
+    if levels is None:
+        levels = model.schedule.levels(50 if steps is None else steps, grid[0] * grid[1] // 4)
+
+    with torch.no_grad():
+        run, phases, plan, cond = _prepared(model, streams, methods, guide, len(levels), grid, memory)
+        if controls:
+            cond = replace(cond, controls=tuple(controls))
+        x = _loop(model, run, plan, phases, guide, levels, stepper or DDIM(), x, cond, seed, trajectory, callback)
+    out = {n: Painted(model, x[run.rows.stream(n)], streams[n]) for n in names}
+    return out if isinstance(prompts, Mapping) else out["main"]
+
+
+def plan(
+    model: Backbone,
+    prompts: Prompts,
+    *,
+    methods: Sequence[Method] = (),
+    guide: guidance.Guide | float = 7.5,
+    steps: int = 50,
+    size: int | tuple[int, int] | None = None,
+    memory: int | None = None,
+) -> Plan:
+    """What ``denoise`` would do with the same arguments, checked and priced, nothing run."""
+    height, width = (size, size) if isinstance(size, int) else size or (model.size, model.size)
+    grid = (height // model.factor, width // model.factor)
+    return _prepared(model, _streams(prompts), methods, _guide(guide), steps, grid, memory)[2]
+
+
+def _guide(guide: guidance.Guide | float) -> guidance.Guide:
+    return guidance.CFG(float(guide)) if isinstance(guide, (int, float)) else guide
+
+
+def _prepared(
+    model: Backbone,
+    streams: Mapping[str, tuple[str, ...]],
+    methods: Sequence[Method],
+    guide: guidance.Guide,
+    steps: int,
+    grid: Grid,
+    memory: int | None,
+) -> tuple[Run, dict[str, Phases], Plan, Cond]:
+    """A run with its methods started and its plan checked, and what the network will read."""
+    conds = guide.embed(model, [p for some in streams.values() for p in some])
+    rows = Rows(tuple(streams), tuple(conds), len(next(iter(streams.values()))))
+    run = Run(model, streams, rows, steps, grid)
+    phases = _start(methods, guide, run)
+    return run, phases, plans.plan(run, phases, memory), Cond.cat(list(conds.values()))
+
+
+def _loop(
+    model: Backbone,
+    run: Run,
+    plan: Plan,
+    phases: Mapping[str, Phases],
+    guide: guidance.Guide,
+    levels: Levels,
+    stepper: Stepper,
+    x: Tensor,
+    cond: Cond,
+    seed: int | Sequence[int],
+    trajectory: Trajectory | None,
+    callback: Callable[[Step], None] | None,
+) -> Tensor:
+    rows, schedule, move = run.rows, model.schedule, stepper.start()
+    parts = list(phases.values())
+    draw = _noise(x, seed)
+    with _taps(model, plan) as begin:
+        for i in range(len(levels)):
+            step = Step(i, len(levels), levels[i], levels[i + 1], rows, x, run)
+            for p in parts:
+                if p.before:
+                    p.before(step)
+            now = cond
+            for p in parts:
+                if p.cond:
+                    now = p.cond(step, now)
+            energies = [p.energy for p in parts if p.energy]
+            with torch.set_grad_enabled(bool(energies)):
+                if energies:
+                    step.x = step.x.detach().requires_grad_()
+                with begin(step):
+                    n = len(rows.conditions)
+                    batch = step.x.repeat(n, *[1] * (x.ndim - 1)) if n > 1 else step.x
+                    told = model.predict(batch, step.level.t, now)
+                step.parts = dict(zip(rows.conditions, told.split(len(x)), strict=True))
+                prediction = guide.combine(step.parts, rows)
+                step.x0, step.eps = schedule.x0_and_eps(prediction, step.x, step.level)
+                if energies:
+                    _descend(step, energies)
+            for p in parts:
+                if p.denoised:
+                    x0 = step.x0
+                    p.denoised(step)
+                    if step.x0 is not x0:
+                        step.eps = (step.x - step.level.alpha * step.x0) / step.level.sigma
+            chosen = next((z for p in parts if p.noise and (z := p.noise(step)) is not None), None)
+            noise = draw if chosen is None else lambda z=chosen: z
+            step.x_next = move(step.x, step.x0, step.eps, step.level, step.next, noise)
+            for p in parts:
+                if p.after:
+                    p.after(step)
+            if trajectory is not None:
+                trajectory.note(step)
+            if callback is not None:
+                callback(step)
+            x = step.x_next
+    return x
+
+
+def _descend(step: Step, energies: Sequence[Callable[[Step], Tensor]]) -> None:
+    """All energies at once: eps gains sigma times the gradient of their sum with respect to x (universal guidance)."""
+    total = torch.stack([energy(step) for energy in energies]).sum()
+    (gradient,) = torch.autograd.grad(total, step.x)
+    step.x = step.x.detach()
+    step.eps = step.eps.detach() + step.level.sigma * gradient
+    step.x0 = (step.x - step.level.sigma * step.eps) / step.level.alpha
+    step.parts = {k: v.detach() for k, v in step.parts.items()}
+
+
+def _streams(prompts: Prompts) -> dict[str, tuple[str, ...]]:
+    named = prompts if isinstance(prompts, Mapping) else {"main": prompts}
+    streams_of(list(named))
+    out = {name: (said,) if isinstance(said, str) else tuple(said) for name, said in named.items()}
+    if len({len(some) for some in out.values()}) > 1 or not all(out.values()):
+        raise SfumatoError(
+            f"streams have equally many prompts, got {', '.join(f'{n}: {len(s)}' for n, s in out.items())}"
+        )
+    return out
+
+
+def _spread(x: Tensor, streams: int, each: int) -> Tensor:
+    """Starts for all streams: one image's for all, one stream's for each, or all."""
+    if len(x) == streams * each:
+        return x
+    if len(x) in (1, each):
+        return x.expand(each, -1, -1, -1).repeat(streams, 1, 1, 1)
+    raise SfumatoError(f"{streams} streams of {each} images cannot start from {len(x)} latents")
+
+
+def _noise(x: Tensor, seed: int | Sequence[int]) -> Callable[[], Tensor]:
+    """Unit noise of stochastic steps, from a generator of its own so that it is not the start's."""
+    first = seed if isinstance(seed, int) else seed[0]
+    generator = torch.Generator().manual_seed(first + 0x5F0)
+    return lambda: torch.randn(x.shape, generator=generator).to(x)
+
+
+def _start(methods: Sequence[Method], guide: guidance.Guide, run: Run) -> dict[str, Phases]:
+    out: dict[str, Phases] = {}
+    for method in methods:
+        name = type(method).__name__
+        out[name if name not in out else f"{name} ({len(out) + 1})"] = method.start(run)
+    if guide.edits:
+        out[type(guide).__name__] = Phases(edits=guide.edits)
+    return out
+
+
+@contextmanager
+def _taps(model: Backbone, plan: Plan) -> Iterator[Callable[[Step], Any]]:
+    """Tap the plan's sites for the whole run; yields what is entered around each step's prediction."""
+    active: dict[Site, list[Entry]] = {}
+    now: list[Step] = []
+
+    def handle(call: Call) -> None:
+        for entry in active[call.site]:
+            if isinstance(entry.what, Need):
+                maps = plans.captured(call, entry.what, entry.rows)
+                now[0].maps.setdefault(entry.what, {})[call.site] = maps
+            else:
+                entry.what.do(call)
+
+    sites = plan.sites
+    handlers: dict[Site, Handler] = dict.fromkeys(sites, handle)
+    rows, grid = plan.run.rows, plan.run.grid
+
+    @contextmanager
+    def begin(step: Step) -> Iterator[None]:
+        active.clear()
+        active.update(plan.active(step.i))
+        now[:] = [step]
+        tap.rows, tap.grid, tap.step = rows, grid, step.i
+        yield
+        tap.check(model.network)
+
+    @contextmanager
+    def nothing(step: Step) -> Iterator[None]:
+        yield
+
+    if not sites:
+        yield nothing
+        return
+    with tapped(model.network, Tap(handlers, active=lambda site: site in active)) as tap:
+        yield begin

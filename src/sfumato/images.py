@@ -1,0 +1,112 @@
+"""A person's image files: read whatever they are as RGB, fit them to what a model sees, and back to their own size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from sfumato.errors import SfumatoError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+MOST_PIXELS = 100_000_000
+Fit = Literal["crop", "whole", "stretch"]
+
+
+def open_picture(path: str | Path) -> Picture:
+    """An image file in RGB, as a person sees it.
+
+    Transparency is laid over white, 16-bit greys are scaled (not clipped), rotation tags are obeyed. Raises
+    ``SfumatoError`` for what is missing, broken, no image, or larger than 100 million pixels.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise SfumatoError(
+                    f"{path} has {opened.width} x {opened.height} pixels, more than {MOST_PIXELS // 10**6} million; "
+                    "make it smaller first"
+                )
+            opened.load()
+            picture = ImageOps.exif_transpose(opened)
+    except FileNotFoundError:
+        raise SfumatoError(f"there is no file {path}") from None
+    except Image.DecompressionBombError:
+        raise SfumatoError(
+            f"{path} has more than {MOST_PIXELS // 10**6} million pixels; make it smaller first"
+        ) from None
+    except UnidentifiedImageError:
+        raise SfumatoError(f"{path} is not an image that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF)") from None
+    except (OSError, SyntaxError, ValueError) as e:  # what decoders raise for broken files
+        raise SfumatoError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
+    return _flat(picture)
+
+
+def _flat(picture: Picture) -> Picture:
+    """Any mode as RGB."""
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        values = np.asarray(picture, np.float64)
+        top = 65535.0 if picture.mode != "F" else max(1.0, float(values.max(initial=0)))
+        picture = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def tensor(picture: Picture) -> Float[Tensor, "3 h w"]:
+    """An RGB picture as a tensor in [0, 1]."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+
+
+def read_image(path: str | Path) -> Float[Tensor, "3 H W"]:
+    """An image file at its own size, in [0, 1]; see ``open_picture``."""
+    return tensor(open_picture(path))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """An image at the size that a model works on, and the way back."""
+
+    pixels: Float[Tensor, "3 h w"]
+    original: Picture
+    box: tuple[int, int, int, int]
+    """What of the original the model sees: left, top, right, bottom."""
+
+    def restore(self, result: Picture) -> Picture:
+        """A result at the original's size; what the model did not see is the original's."""
+        left, top, right, bottom = self.box
+        out = self.original.copy()
+        out.paste(result.resize((right - left, bottom - top), Image.Resampling.LANCZOS), (left, top))
+        return out
+
+
+def fit(picture: Picture, size: int, factor: int = 8, how: Fit = "whole") -> Fitted:
+    """A picture for a model of images of ``size`` pixels a side.
+
+    ``whole``: all of it, the shorter side ``size``, the longer as the picture's shape says, to multiples of ``factor``;
+    ``crop``: its centre square; ``stretch``: all of it, as a square. Raises ``SfumatoError`` for a picture so long that
+    its longer side would be over eight times ``size``.
+    """
+    w, h = picture.size
+    if how == "crop":
+        side = min(w, h)
+        left, top = (w - side) // 2, (h - side) // 2
+        box, target = (left, top, left + side, top + side), (size, size)
+    else:
+        box, target = (0, 0, w, h), (size, size)
+        if how == "whole":
+            scale = size / min(w, h)
+            target = tuple(max(factor, round(n * scale / factor) * factor) for n in (w, h))
+    if max(target) > 8 * size:
+        raise SfumatoError(f"a picture of {w} x {h} pixels is too long to be seen whole; fit it with crop or stretch")
+    seen = picture.crop(box).resize((target[0], target[1]), Image.Resampling.LANCZOS)
+    return Fitted(tensor(seen), picture, box)

@@ -1,0 +1,1 @@
+"""The methods: a file each, which is the paper on one screen."""

@@ -1,0 +1,283 @@
+"""What methods read and write, checked and priced before the first step.
+
+A method's ``start`` gives its ``Phases`` for one run: functions for the moments of a step that it takes part in, the
+attention it edits and the maps it needs. ``plan`` finds the sites, refuses what cannot work and says what it costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.attention import Call, Grid, Site
+from sfumato.errors import SfumatoError, unknown
+from sfumato.rows import Name, Pattern, Rows
+
+if TYPE_CHECKING:
+    from sfumato.backbones import Backbone, Cond
+    from sfumato.denoising import Step
+
+Field = Literal["qkv", "logits", "probs", "out"]
+FIELDS: tuple[Field, ...] = ("qkv", "logits", "probs", "out")
+Moment = int | float | None  # a step's number, a fraction of the steps, the end
+Span = tuple[Moment, Moment]
+
+
+@dataclass(frozen=True, eq=False)
+class Need:
+    """Maps a method reads after each step: probabilities of a pair, averaged over heads where they are made."""
+
+    pair: str
+    res: int | float | str | None = None
+    """Shorter side of the token grid: a number, a fraction of the latents' side, ``coarsest`` or ``finest``."""
+    steps: Span = (0, None)
+    rows: Pattern = None
+    tokens: tuple[int, ...] | None = None
+    """Only these keys."""
+    where: Callable[[Site], bool] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A function that writes one field of the attention calls of a pair."""
+
+    pair: str
+    field: Field
+    do: Callable[[Call], None]
+    res: int | float | str | None = None
+    steps: Span = (0, None)
+    rows: Pattern = None
+    """Which rows it writes."""
+    where: Callable[[Site], bool] | None = None
+
+
+@dataclass
+class Phases:
+    """What a method does in one run. Each function gets the ``Step`` and may change what is named."""
+
+    edits: tuple[Edit, ...] = ()
+    needs: tuple[Need, ...] = ()
+    before: Callable[[Step], None] | None = None
+    """May replace ``step.x``."""
+    cond: Callable[[Step, Cond], Cond] | None = None
+    """May replace the conditions of all rows."""
+    energy: Callable[[Step], Tensor] | None = None
+    """A scalar of ``step.x0`` to go down; summed over methods and differentiated once with respect to ``step.x``."""
+    denoised: Callable[[Step], None] | None = None
+    """May replace ``step.x0``; the noise follows."""
+    noise: Callable[[Step], Tensor | None] | None = None
+    """May give the unit noise of a stochastic step."""
+    after: Callable[[Step], None] | None = None
+    """May replace ``step.x_next``."""
+    calls: float = 0
+    """Further network calls a step, on average, in rows of the main one."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known before the first step."""
+
+    model: Backbone
+    prompts: Mapping[str, tuple[str, ...]]
+    """Stream -> its prompts, one an image."""
+    rows: Rows
+    steps: int
+    grid: Grid
+    """Height and width of the latents."""
+
+
+class Method:
+    """A paper's parameters with the paper's defaults. Subclasses are frozen dataclasses."""
+
+    def start(self, run: Run) -> Phases:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the plan."""
+
+    who: str
+    does: str
+    pair: str
+    sites: tuple[Site, ...]
+    steps: tuple[int, int]
+    """First, and one past the last."""
+    rows: tuple[Name, ...]
+    bytes: int
+    """Probabilities that exist at the same time, in the largest of its sites, and what is kept of a step."""
+    what: Need | Edit
+
+
+@dataclass
+class Plan:
+    """Sites, steps, readers and writers, extra calls and bytes of a run."""
+
+    entries: list[Entry]
+    run: Run
+    calls: dict[str, float] = field(default_factory=dict)
+    """Method -> further network calls a step."""
+
+    @property
+    def bytes(self) -> int:
+        return max((e.bytes for e in self.entries), default=0)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """All that are tapped, in order."""
+        return tuple(sorted({s for e in self.entries for s in e.sites}, key=lambda s: s.index))
+
+    def active(self, step: int) -> dict[Site, list[Entry]]:
+        """What happens at each site in a step, in the order of the fields; maps are taken once they are edited."""
+        out: dict[Site, list[Entry]] = {}
+        for entry in sorted(self.entries, key=_order):
+            if entry.steps[0] <= step < entry.steps[1]:
+                for site in entry.sites:
+                    out.setdefault(site, []).append(entry)
+        return out
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row a line, for people and for machines."""
+        rows = [
+            {
+                "method": e.who,
+                "does": e.does,
+                "pair": e.pair,
+                "sites": len(e.sites),
+                "grids": sorted({"x".join(map(str, s.grid(self.run.grid))) for s in e.sites}),
+                "steps": f"{e.steps[0]}-{e.steps[1] - 1}",
+                "rows": [f"{s}/{c}" for s, c in e.rows],
+                "bytes": e.bytes,
+            }
+            for e in self.entries
+        ]
+        more = [(who, n) for who, n in self.calls.items() if n]
+        return rows + [{"method": who, "does": "calls the network", "calls a step": n} for who, n in more]
+
+
+def _order(entry: Entry) -> float:
+    return FIELDS.index(entry.what.field) if isinstance(entry.what, Edit) else FIELDS.index("probs") + 0.5
+
+
+def plan(run: Run, phases: Mapping[str, Phases], memory: int | None = None) -> Plan:
+    """Resolve what the methods declare.
+
+    Raises ``SfumatoError`` for a pair, resolution, row or span that does not exist, for two writers of the same thing,
+    and for a plan of more than ``memory`` bytes.
+    """
+    entries = []
+    for who, phase in phases.items():
+        for what in (*phase.needs, *phase.edits):
+            entries.append(_entry(who, what, run))
+    _refuse_conflicts(entries)
+    out = Plan([e for e in entries if e.steps[0] < e.steps[1]], run, {k: p.calls for k, p in phases.items()})
+    if memory is not None and out.bytes > memory:
+        worst = max(out.entries, key=lambda e: e.bytes)
+        raise SfumatoError(
+            f"{worst.who} needs {worst.bytes / 2**20:.0f} MiB for {worst.pair} at {worst.sites[0].path}, more than the "
+            f"{memory / 2**20:.0f} MiB allowed; ask for a coarser resolution, fewer rows or more memory"
+        )
+    return out
+
+
+def _entry(who: str, what: Need | Edit, run: Run) -> Entry:
+    sites = choose(run.model, what.pair, run.grid, what.res, what.where, who)
+    steps = span(what.steps, run.steps)
+    rows = run.rows.match(what.rows)
+    fused = isinstance(what, Edit) and what.field in ("qkv", "out")
+    largest = 0 if fused else max(2 * len(rows) * run.rows.each * s.heads * _map(s, run) * 4 for s in sites)
+    kept = 0
+    if isinstance(what, Need):
+        part = 1.0 if what.tokens is None else len(what.tokens) / _keys(sites[0], run)
+        kept = int(sum(len(rows) * run.rows.each * _map(s, run) * part * 4 for s in sites))
+    does = "reads maps" if isinstance(what, Need) else f"writes {what.field}"
+    return Entry(who, does, what.pair, sites, steps, rows, largest + kept, what)
+
+
+def _keys(site: Site, run: Run) -> int:
+    h, w = site.grid(run.grid)
+    return ("image" in site.key) * h * w + ("text" in site.key) * run.model.text_tokens
+
+
+def _map(site: Site, run: Run) -> int:
+    """Queries times keys of one head."""
+    h, w = site.grid(run.grid)
+    return (h * w + ("text" in site.query) * run.model.text_tokens) * _keys(site, run)
+
+
+def choose(
+    model: Backbone,
+    pair: str,
+    grid: Grid,
+    res: int | float | str | None = None,
+    where: Callable[[Site], bool] | None = None,
+    who: str = "this",
+) -> tuple[Site, ...]:
+    """The sites of a pair at a resolution. Raises ``SfumatoError`` that says what the model offers."""
+    pairs = sorted({p for s in model.sites for p in s.pairs})
+    if pair not in pairs:
+        has = ", ".join(pairs) or "no attention at all"
+        raise SfumatoError(f"{who} asks for {pair!r} attention; {model.name} offers {has}")
+    found = [s for s in model.sites if pair in s.pairs]
+    if res is not None:
+        sides = {s: min(s.grid(grid)) for s in found}
+        if isinstance(res, str):
+            if res not in ("coarsest", "finest"):
+                raise unknown("resolution", res, ("coarsest", "finest", "a number", "a fraction"))
+            wanted = (min if res == "coarsest" else max)(sides.values())
+        else:
+            wanted = res if isinstance(res, int) else round(res * min(grid))
+        offered = sorted(set(sides.values()))
+        found = [s for s in found if sides[s] == wanted]
+        if not found:
+            raise SfumatoError(
+                f"{who} asks for {pair} at resolution {res}; at this size {model.name} has it at "
+                f"{', '.join(map(str, offered))}"
+            )
+    if where is not None:
+        found = [s for s in found if where(s)]
+        if not found:
+            raise SfumatoError(f"{who} leaves no site of {pair} in {model.name}; its condition on sites is too narrow")
+    return tuple(found)
+
+
+def span(steps: Span, of: int) -> tuple[int, int]:
+    """First step and one past the last, from numbers or fractions (0.8 of 50 steps is 40, rounded down)."""
+
+    def number(moment: Moment, default: int) -> int:
+        if moment is None:
+            return default
+        if isinstance(moment, float):
+            if not 0 <= moment <= 1:
+                raise SfumatoError(f"a fraction of the steps lies between 0 and 1, got {moment}")
+            return int(moment * of + 1e-9)
+        return min(moment, of)
+
+    return number(steps[0], 0), number(steps[1], of)
+
+
+def _refuse_conflicts(entries: Sequence[Entry]) -> None:
+    writers = [e for e in entries if isinstance(e.what, Edit)]
+    for n, a in enumerate(writers):
+        for b in writers[n + 1 :]:
+            same = a.what.field == b.what.field and a.pair == b.pair  # pyright: ignore[reportAttributeAccessIssue]
+            meet = max(a.steps[0], b.steps[0]) < min(a.steps[1], b.steps[1])
+            if same and meet and set(a.sites) & set(b.sites) and set(a.rows) & set(b.rows):
+                raise SfumatoError(
+                    f"{a.who} and {b.who} both write {a.does.removeprefix('writes ')} of {a.pair} in the same steps; "
+                    "give them disjoint steps, or use one of them"
+                )
+
+
+def captured(call: Call, need: Need, rows: Sequence[Name]) -> dict[Name, Float[Tensor, "each queries keys"]]:
+    """A need's maps at one call: averaged over heads, of the chosen keys."""
+    out = {}
+    for name in rows:
+        block = call.block(name, need.pair)
+        block = block if need.tokens is None else block[..., list(need.tokens)]
+        out[name] = block.float().mean(1)
+    return out
