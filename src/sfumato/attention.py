@@ -68,11 +68,14 @@ class Call:
         self._out: Tensor | None = None
         self._written: set[Name] = set()
 
-    def get(self, which: str, name: Name) -> Float[Tensor, "each heads tokens dim"]:
-        """``q``, ``k`` or ``v`` of a group, or ``out`` in the last phase."""
-        return self._of(which)[self.rows[name]]
+    def get(self, which: str, name: Name, segment: str | None = None) -> Float[Tensor, "each heads tokens dim"]:
+        """``q``, ``k`` or ``v`` of a group, or ``out`` in the last phase: of all its tokens, or of one segment's."""
+        tensor = self._of(which)[self.rows[name]]
+        return tensor if segment is None else tensor[..., self._tokens(which, segment), :]
 
-    def set(self, which: str, name: Name, value: Float[Tensor, "each heads tokens dim"]) -> None:
+    def set(
+        self, which: str, name: Name, value: Float[Tensor, "each heads tokens dim"], segment: str | None = None
+    ) -> None:
         """Replace ``q``, ``k``, ``v`` or ``out`` of a group; the others keep theirs."""
         tensor = self._of(which)
         if which not in self._owned:  # the network's own tensor is not written to
@@ -82,7 +85,10 @@ class Call:
                 self._out = tensor
             else:
                 self._tensors[which] = tensor
-        tensor[self.rows[name]] = value
+        tensor[self.rows[name]][..., self._tokens(which, segment), :] = value
+
+    def _tokens(self, which: str, segment: str | None) -> slice:
+        return slice(None) if segment is None else self.segment("q" if which in ("q", "out") else "k", segment)
 
     def _of(self, which: str) -> Tensor:
         if which == "out":
@@ -258,7 +264,7 @@ def _hooks(module: nn.Module, site: Site, handler: Handler, tap: Tap) -> Sequenc
         if q.shape[0] != len(tap.rows):
             raise SfumatoError(f"{site.path} ran {q.shape[0]} rows, the batch has {len(tap.rows)}")
         tensors = {"q": q, "k": k, "v": v}
-        call = Call(site, tap.rows, tap.grid, tap.step, tensors, attn_mask=attn_mask, **kernel)
+        call = Call(site, tap.rows, site.grid(tap.grid), tap.step, tensors, attn_mask=attn_mask, **kernel)
         handler(call)
         tap.fired[site.path] = tap.fired.get(site.path, 0) + 1
         if site is tap.stop_after:

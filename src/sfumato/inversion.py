@@ -88,7 +88,7 @@ def invert(
 ) -> Path:
     """The path back from images in [0, 1], each described by its prompt. The default is ``Direct()``.
 
-    Raises ``SfumatoError`` when sides are not multiples of the model's factor, or prompts and images do not match.
+    Raises ``SfumatoError`` when sides are not multiples of what the model works in, or prompts and images do not match.
     """
     from sfumato.terminal import progress
 
@@ -96,11 +96,7 @@ def invert(
     prompts = (prompt,) * len(images) if isinstance(prompt, str) else tuple(prompt)
     if len(prompts) != len(images):
         raise SfumatoError(f"{len(images)} images need a prompt each, got {len(prompts)}")
-    if any(side % model.factor for side in images.shape[-2:]):
-        raise SfumatoError(
-            f"sides are multiples of {model.factor} pixels for {model.name}, "
-            f"got {images.shape[-2]} x {images.shape[-1]}"
-        )
+    model.check_size(*images.shape[-2:])
     how = how or Direct()
     with torch.no_grad():
         image = model.encode(images.to(model.device))

@@ -80,6 +80,8 @@ class Backbone(ABC):
     """Of the latents."""
     factor: int
     """Pixels a side of a latent's cell."""
+    multiple: int
+    """Sides of images are multiples of so many pixels."""
     size: int
     """Side in pixels of the images it was trained on."""
     network: nn.Module
@@ -117,14 +119,18 @@ class Backbone(ABC):
     def latents(self, seeds: Sequence[int], height: int, width: int) -> Float[Tensor, "b c h w"]:
         """Unit normal noise, a generator an image, drawn on the CPU so that every device starts from the same.
 
-        Height and width in pixels. Raises ``SfumatoError`` unless both are multiples of the factor.
+        Height and width in pixels. Raises ``SfumatoError`` unless both are multiples of ``multiple``.
         """
-        if height % self.factor or width % self.factor or min(height, width) <= 0:
-            raise SfumatoError(f"sides are multiples of {self.factor} pixels for {self.name}, got {height} x {width}")
+        self.check_size(height, width)
         shape = (self.channels, height // self.factor, width // self.factor)
         return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]).to(
             self.device
         )
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ``SfumatoError`` unless images of this size in pixels can be painted."""
+        if height % self.multiple or width % self.multiple or min(height, width) <= 0:
+            raise SfumatoError(f"sides are multiples of {self.multiple} pixels for {self.name}, got {height} x {width}")
 
     def eps(self, x: Tensor, t: float, cond: Cond) -> Tensor:
         """The prediction as noise, whatever the network predicts."""

@@ -38,7 +38,7 @@ class Mixture:
 class Exact(Backbone):
     """A prompt is the name of a mixture; latents are the image, in [-1, 1]."""
 
-    factor = 1
+    factor = multiple = 1
     sites = ()
     text_tokens = 1
 

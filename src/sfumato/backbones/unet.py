@@ -1,8 +1,8 @@
-"""Stable Diffusion 1.x, 2.x, InstructPix2Pix and their kind: a UNet2DConditionModel on the latents of a VAE."""
+"""Stable Diffusion 1.x, 2.x, XL, InstructPix2Pix and their kind: a UNet2DConditionModel on the latents of a VAE."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,48 +11,38 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.attention import Site
-from sfumato.backbones import Backbone, Cond
+from sfumato.backbones import Cond
+from sfumato.backbones.latent import Latent
 from sfumato.errors import SfumatoError
-from sfumato.schedule import Schedule
 
 _STAGES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 
 
-class UNet(Backbone):
-    """Of a diffusers pipeline's parts: ``unet``, ``vae``, ``text_encoder``, ``tokenizer``, ``scheduler``."""
+class UNet(Latent):
+    """Its network is a ``UNet2DConditionModel``; taps see 32 sites in Stable Diffusion 1 and 2, 140 in SDXL."""
 
-    def __init__(self, name: str, parts: Mapping[str, Any]):
-        self.name = name
-        self.network: Any = parts["unet"]
-        self.vae, self.text_encoder, self.tokenizer = (parts[k] for k in ("vae", "text_encoder", "tokenizer"))
-        self.schedule = Schedule.read(parts["scheduler"].config)
-        self.channels = self.vae.config.latent_channels
-        self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        self.size = self.network.config.sample_size * self.factor
+    def __init__(self, name: str, pipe: Any):
+        super().__init__(name, pipe, pipe.unet, pipe.tokenizer)
+        self.text_encoder = pipe.text_encoder
         self.sites = sites(self.network)
-        self.text_tokens = self.tokenizer.model_max_length
-        self._known: dict[str, Tensor] = {}
 
-    @torch.no_grad()
-    def embed(self, prompts: Sequence[str]) -> Cond:
-        new = [p for p in dict.fromkeys(prompts) if p not in self._known]
-        if new:
-            length = self.tokenizer.model_max_length
-            tokens = self.tokenizer(new, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-            masked = getattr(self.text_encoder.config, "use_attention_mask", False)
-            mask = tokens.attention_mask.to(self.device) if masked else None
-            text = self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]
-            if len(self._known) > 1000:  # a bench of many prompts
-                self._known.clear()
-            self._known |= dict(zip(new, text, strict=True))
-        return Cond(torch.stack([self._known[p] for p in prompts]), tuple(prompts))
+    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        length = self.tokenizer.model_max_length
+        tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
+        mask = tokens.attention_mask.to(self.device) if masked else None
+        return {"text": self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]}
+
+    def added(self, x: Tensor, cond: Cond) -> dict[str, Tensor]:
+        """What the network reads beside text, by its own names."""
+        return {}
 
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
         dtype = self.network.dtype
         time = t if isinstance(t, Tensor) else torch.tensor(t, device=x.device)
-        if len(cond) != len(x):
-            raise SfumatoError(f"{len(x)} images need {len(x)} rows of conditions, got {len(cond)}")
-        more: dict[str, Any] = {}
+        self.rows(x, cond)
+        added = self.added(x, cond)
+        more: dict[str, Any] = {"added_cond_kwargs": added} if added else {}
         for control in cond.controls:
             for key, value in control(x, time, cond).items():
                 more[key] = _added(more[key], value) if key in more else value
@@ -65,27 +55,18 @@ class UNet(Backbone):
         text = cond.text.to(dtype)
         return self.network(inside.to(dtype), time, encoder_hidden_states=text, return_dict=False, **more)[0].float()
 
-    def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-        pixels = (images * 2 - 1).to(self.device, self.vae.dtype)
-        return self.vae.encode(pixels).latent_dist.mean.float() * self.vae.config.scaling_factor
 
-    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
-        z = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-        return (self.vae.decode(z, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+class SDXL(UNet):
+    """Stable Diffusion XL: two text encoders, a pooled text, and the size that an image was trained at."""
 
-    def words(self, prompt: str) -> list[tuple[str, slice]]:
-        def ids(text: str) -> list[int]:
-            return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        text, _, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
+        return {"text": text, "pooled": pooled}
 
-        out, at = [], 1  # after the start token
-        for word in prompt.split():
-            n = len(ids(word))
-            out.append((word, slice(at, at + n)))
-            at += n
-        if at - 1 != len(ids(prompt)):
-            raise SfumatoError(f"the tokenizer of {self.name} does not split {prompt!r} at its spaces")
-        most = self.tokenizer.model_max_length - 1  # the last one is the end token's
-        return [(word, span) for word, span in out if span.stop <= most]
+    def added(self, x: Tensor, cond: Cond) -> dict[str, Tensor]:
+        height, width = (n * self.factor for n in x.shape[-2:])
+        ids = torch.tensor([height, width, 0, 0, height, width], device=x.device, dtype=cond.text.dtype)
+        return {"text_embeds": cond.extra["pooled"], "time_ids": ids.expand(len(x), -1)}
 
 
 @dataclass(frozen=True)
@@ -124,5 +105,7 @@ def sites(network: Any) -> tuple[Site, ...]:
         if part != "mid_block":
             level = int(number) if part == "down_blocks" else level - int(number)
         key: tuple[str, ...] = ("text",) if path.endswith("attn2") else ("image",)
+        if module.added_kv_proj_dim is not None:  # DeepFloyd IF: one attention over text and image
+            key = ("text", "image")
         out.append(Site(path, index, _STAGES[part], ("image",), key, 2**level, module.heads))
     return tuple(out)

@@ -6,7 +6,6 @@ that its interval can be told.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +19,8 @@ from jaxtyping import Bool, Float
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from sfumato.bench.report import Figure, Report, Target
+from sfumato.bench.report import Figure, Report, Target, gather
 from sfumato.device import choose
-from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.stilllife import change, networks, paint, pictures, weights
 from sfumato.stilllife.captions import Said, SaidThing, caption
@@ -165,18 +163,8 @@ class Studio:
 
 def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Report:
     """Measure everything. What cannot be (of a relative that does not ship, say) is None, and ``why`` says why."""
-    began = time.monotonic()
     studio = Studio(n, seed, choose(device), out)
-    report = Report("generate", n, seed, str(studio.device), MEANINGS, TARGETS)
-    for keys, measure in MEASURES:
-        try:
-            report.figures |= measure(studio)
-        except SfumatoError as e:
-            report.why |= dict.fromkeys(keys, str(e))
-    report.seconds = time.monotonic() - began
-    if out is not None:
-        write_text(out / "generate.json", json.dumps(report.to_dict(), indent=2) + "\n")
-    return report
+    return gather(Report("generate", n, seed, str(studio.device), MEANINGS, TARGETS), MEASURES, studio, out)
 
 
 def obedience(key: str) -> Callable[[Studio], dict[str, Figure]]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
+from sfumato.errors import SfumatoError
+from sfumato.files import write_text
 from sfumato.terminal import print_json
 
 Figure = Float[np.ndarray, " samples"] | float  # a value a sample, of which the mean is the figure, or a figure
@@ -63,6 +68,30 @@ class Report:
             "seconds": round(self.seconds, 1),
         }
         return out | ({"why": self.why} if self.why else {})
+
+
+Measure = Callable[[Any], Mapping[str, Figure]]
+
+
+def gather(
+    report: Report, measures: Sequence[tuple[Sequence[str], Measure]], studio: Any, out: Path | None = None
+) -> Report:
+    """Measure everything, and write the figures to ``out``.
+
+    What cannot be measured (of a model that does not ship, say) is None, and ``why`` says why. A measure gives figures
+    of its keys; what it notes of single methods it puts in ``studio.methods``, if there is such a thing.
+    """
+    began = time.monotonic()
+    for keys, measure in measures:
+        try:
+            report.figures |= measure(studio)
+        except SfumatoError as e:
+            report.why |= dict.fromkeys(keys, str(e))
+    report.methods |= getattr(studio, "methods", {})
+    report.seconds = time.monotonic() - began
+    if out is not None:
+        write_text(out / f"{report.suite}.json", json.dumps(report.to_dict(), indent=2) + "\n")
+    return report
 
 
 def mean(figure: Figure) -> float:

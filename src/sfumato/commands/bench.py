@@ -13,9 +13,9 @@ from sfumato.terminal import quiet
 
 
 def bench(
-    suite: tyro.conf.Positional[Literal["generate"]] = "generate",
+    suite: tyro.conf.Positional[Literal["generate", "core"]] = "generate",
     *,
-    n: Annotated[int, tyro.conf.arg(help="Prompts of each class.")] = 100,
+    n: Annotated[int, tyro.conf.arg(help="Prompts of each class, or images.")] = 100,
     seed: Seed = 0,
     device: Device = "auto",
     out: Annotated[
@@ -23,9 +23,11 @@ def bench(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure the built-in model against the world's truth, with targets and bootstrap intervals.
+    """Measure the built-in model (generate) or the core (core) against the truth, with targets and intervals.
 
     Example: sfumato bench generate --n 20 --json > generate.json
+
+    Example: sfumato bench core --n 8
     """
     whole("--n", n, 2, 100_000)
     seed_of(seed)
@@ -33,6 +35,7 @@ def bench(
         writable(out)
 
     quiet()
-    from sfumato.bench import generate, report
+    from sfumato.bench import core, generate, report
 
-    report.show(generate.run(n, seed, device, out), as_json=json)
+    measure = {"generate": generate.run, "core": core.run}[suite]
+    report.show(measure(n, seed, device, out), as_json=json)

@@ -76,7 +76,7 @@ class PromptToPrompt(Method):
         def layout(call: Call) -> None:
             for t in targets:
                 for which in "qk":
-                    call.set(which, (t, "cond"), call.get(which, (source, "cond")))
+                    call.set(which, (t, "cond"), call.get(which, (source, "cond"), "image"), "image")
 
         steps = max([self.cross, *self.words.values()])
         edits = (

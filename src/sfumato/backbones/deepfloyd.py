@@ -1,0 +1,67 @@
+"""DeepFloyd IF: a UNet in pixel space that reads T5 text, and says its variance beside the noise.
+
+Stage I paints 64 x 64 pixels. The later stages read an enlarged image as further channels (``Cond.image``), and how
+noisy it was made (``Cond.extra["noise_level"]``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.backbones import Cond
+from sfumato.backbones.latent import Latent, words
+from sfumato.backbones.unet import sites
+from sfumato.schedule import Schedule
+
+
+class DeepFloyd(Latent):
+    """Images are their own latents, in [-1, 1]."""
+
+    def __init__(self, name: str, pipe: Any):
+        self.name, self.pipe, self.network, self.tokenizer = name, pipe, pipe.unet, pipe.tokenizer
+        self.schedule = Schedule.read(pipe.scheduler.config)
+        self.channels, self.factor, self.size = 3, 1, self.network.config.sample_size
+        self.multiple = 2 ** (len(self.network.config.block_out_channels) - 1)
+        self.text_tokens = 77
+        self.sites = sites(self.network)
+        self._known: dict[str, dict[str, Tensor]] = {}
+
+    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        text, _ = self.pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device=self.device)
+        return {"text": text}
+
+    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
+        self.rows(x, cond)
+        inside = x if cond.image is None else torch.cat([x, cond.image], 1)
+        time = t if isinstance(t, Tensor) else torch.tensor(t, device=x.device)
+        told = self.network(
+            inside.to(self.network.dtype),
+            time,
+            encoder_hidden_states=cond.text.to(self.network.dtype),
+            class_labels=cond.extra.get("noise_level"),
+            return_dict=False,
+        )[0]
+        return told[:, : self.channels].float()
+
+    def enlarging(self, cond: Cond, image: Float[Tensor, "b 3 h w"], level: int, seed: int = 0) -> Cond:
+        """Conditions for a super-resolution stage: ``image`` in [0, 1], enlarged and noised to step ``level``."""
+        side = (self.size, self.size)
+        big = torch.nn.functional.interpolate(image.to(self.device) * 2 - 1, side, mode="bilinear", align_corners=True)
+        noise = torch.randn(big.shape, generator=torch.Generator().manual_seed(seed)).to(big)
+        at = Schedule.read(self.pipe.image_noising_scheduler.config).at(level)
+        levels = torch.full((len(cond),), level, device=self.device)
+        return replace(cond, image=at.alpha * big + at.sigma * noise, extra={**cond.extra, "noise_level": levels})
+
+    def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+        return images.to(self.device) * 2 - 1
+
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        return (latents / 2 + 0.5).clamp(0, 1)
+
+    def words(self, prompt: str) -> list[tuple[str, slice]]:
+        return words(prompt, self.tokenizer, self.text_tokens, self.name)

@@ -1,0 +1,82 @@
+"""What families with an autoencoder share: parts of a diffusers pipeline, images to latents and back, texts once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.backbones import Backbone, Cond
+from sfumato.errors import SfumatoError
+from sfumato.schedule import Schedule
+
+_MANY = 1000  # texts that are remembered
+
+
+class Latent(Backbone):
+    """``cells``: side of the latents that it was trained on, where the network does not say."""
+
+    def __init__(self, name: str, pipe: Any, network: Any, tokenizer: Any, cells: int | None = None):
+        self.name, self.pipe, self.network, self.tokenizer = name, pipe, network, tokenizer
+        self.vae = pipe.vae
+        self.schedule = Schedule.read(pipe.scheduler.config)
+        self.channels = self.vae.config.latent_channels
+        self.factor = self.multiple = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.size = (cells or network.config.sample_size) * self.factor
+        self.text_tokens = tokenizer.model_max_length
+        self._known: dict[str, dict[str, Tensor]] = {}
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str]) -> Cond:
+        new = [p for p in dict.fromkeys(prompts) if p not in self._known]
+        if new:
+            if len(self._known) > _MANY:
+                self._known.clear()
+            parts = self._encode(new)
+            self._known |= {p: {k: v[i] for k, v in parts.items()} for i, p in enumerate(new)}
+        rows = {k: torch.stack([self._known[p][k] for p in prompts]) for k in self._known[prompts[0]]}
+        return Cond(rows.pop("text"), tuple(prompts), rows)
+
+    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        """``text`` and whatever else the family reads of prompts, a row each."""
+        raise NotImplementedError
+
+    def rows(self, x: Tensor, cond: Cond) -> None:
+        """Raise ``SfumatoError`` unless there is a row of conditions for each image."""
+        if len(cond) != len(x):
+            raise SfumatoError(f"{len(x)} images need {len(x)} rows of conditions, got {len(cond)}")
+
+    def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+        config = self.vae.config
+        mean = self.vae.encode((images * 2 - 1).to(self.device, self.vae.dtype)).latent_dist.mean.float()
+        return (mean - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        config = self.vae.config
+        z = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+        return (self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+
+    def words(self, prompt: str) -> list[tuple[str, slice]]:
+        return words(prompt, self.tokenizer, self.text_tokens, self.name)
+
+
+def words(prompt: str, tokenizer: Any, tokens: int, name: str) -> list[tuple[str, slice]]:
+    """The words of a prompt and their tokens; those past the end of what the network reads are left out."""
+
+    def ids(text: str, special: bool = False) -> list[int]:
+        return tokenizer(text, add_special_tokens=special, verbose=False).input_ids
+
+    both, plain = ids(prompt, True), ids(prompt)
+    at = both.index(plain[0]) if plain else 0  # behind the start token, where there is one
+    out, begin = [], at
+    for word in prompt.split():
+        n = len(ids(word))
+        out.append((word, slice(at, at + n)))
+        at += n
+    if at - begin != len(plain):
+        raise SfumatoError(f"the tokenizer of {name} does not split {prompt!r} at its spaces")
+    most = min(tokens, tokenizer.model_max_length) - (len(both) - len(plain) - begin)  # what follows is the end token's
+    return [(word, span) for word, span in out if span.stop <= most]

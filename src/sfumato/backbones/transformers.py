@@ -1,0 +1,158 @@
+"""Transformers on the latents of a VAE: PixArt (cross attention), Stable Diffusion 3 and Flux (joint, flows)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.attention import Site
+from sfumato.backbones import Cond
+from sfumato.backbones.latent import Latent
+
+
+def _steps(t: float | Tensor, x: Tensor) -> Tensor:
+    """A time for each row."""
+    return t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
+
+
+class PixArt(Latent):
+    """PixArt alpha and sigma: T5 text with a mask, and a variance beside the noise."""
+
+    def __init__(self, name: str, pipe: Any):
+        super().__init__(name, pipe, pipe.transformer, pipe.tokenizer)
+        self.patch = self.network.config.patch_size
+        self.multiple = self.factor * self.patch
+        self.text_tokens = 120
+        self.sites = tuple(
+            Site(
+                f"transformer_blocks.{i}.attn{n}",
+                2 * i + n - 1,
+                "blocks",
+                ("image",),
+                (key,),
+                self.patch,
+                block.attn1.heads,
+            )
+            for i, block in enumerate(self.network.transformer_blocks)
+            for n, key in ((1, "image"), (2, "text"))
+        )
+
+    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        text, mask, *_ = self.pipe.encode_prompt(
+            prompts, do_classifier_free_guidance=False, device=self.device, max_sequence_length=self.text_tokens
+        )
+        return {"text": text, "mask": mask}
+
+    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
+        self.rows(x, cond)
+        told = self.network(
+            x.to(self.network.dtype),
+            encoder_hidden_states=cond.text.to(self.network.dtype),
+            encoder_attention_mask=cond.extra["mask"],
+            timestep=_steps(t, x),
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            return_dict=False,
+        )[0]
+        return told[:, : self.channels].float()
+
+
+class SD3(Latent):
+    """Stable Diffusion 3 and 3.5: image and text attend together, the image first."""
+
+    def __init__(self, name: str, pipe: Any):
+        super().__init__(name, pipe, pipe.transformer, pipe.tokenizer)
+        self.patch = self.network.config.patch_size
+        self.multiple = self.factor * self.patch
+        self.text_tokens = pipe.tokenizer.model_max_length + 256  # CLIP's and T5's
+        found: list[Site] = []
+        for i, block in enumerate(self.network.transformer_blocks):
+            for part in ("attn", "attn2"):
+                if getattr(block, part, None) is not None:
+                    both = ("image", "text") if part == "attn" else ("image",)
+                    path, heads = f"transformer_blocks.{i}.{part}", block.attn.heads
+                    found.append(Site(path, len(found), "blocks", both, both, self.patch, heads))
+        self.sites = tuple(found)
+
+    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        text, _, pooled, _ = self.pipe.encode_prompt(
+            prompts, None, None, device=self.device, do_classifier_free_guidance=False
+        )
+        return {"text": text, "pooled": pooled}
+
+    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
+        self.rows(x, cond)
+        dtype = self.network.dtype
+        return self.network(
+            hidden_states=x.to(dtype),
+            timestep=_steps(t, x),
+            encoder_hidden_states=cond.text.to(dtype),
+            pooled_projections=cond.extra["pooled"].to(dtype),
+            return_dict=False,
+        )[0].float()
+
+
+class Flux(Latent):
+    """Flux.1: text and image attend together, the text first; latents are packed two by two.
+
+    ``distilled`` is the guidance that dev reads as an input; schnell has none.
+    """
+
+    distilled: float = 3.5
+
+    def __init__(self, name: str, pipe: Any):
+        super().__init__(name, pipe, pipe.transformer, pipe.tokenizer_2, pipe.default_sample_size)
+        self.multiple = self.factor * 2
+        self.text_tokens = 512
+        both = ("text", "image")
+        double = [f"transformer_blocks.{i}.attn" for i in range(len(self.network.transformer_blocks))]
+        one = [f"single_transformer_blocks.{i}.attn" for i in range(len(self.network.single_transformer_blocks))]
+        heads = self.network.config.num_attention_heads
+        self.sites = tuple(
+            Site(path, i, "double" if i < len(double) else "single", both, both, 2, heads)
+            for i, path in enumerate(double + one)
+        )
+
+    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        text, pooled, _ = self.pipe.encode_prompt(
+            prompts, None, device=self.device, max_sequence_length=self.text_tokens
+        )
+        return {"text": text, "pooled": pooled}
+
+    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
+        self.rows(x, cond)
+        dtype, (b, _, h, w) = self.network.dtype, x.shape
+        guidance = torch.full((b,), self.distilled, device=x.device) if self.network.config.guidance_embeds else None
+        told = self.network(
+            hidden_states=packed(x).to(dtype),
+            timestep=_steps(t, x) / 1000,
+            guidance=guidance,
+            pooled_projections=cond.extra["pooled"].to(dtype),
+            encoder_hidden_states=cond.text.to(dtype),
+            txt_ids=torch.zeros(cond.text.shape[1], 3, device=x.device),
+            img_ids=positions(h // 2, w // 2).to(x.device),
+            return_dict=False,
+        )[0]
+        return unpacked(told.float(), h, w)
+
+
+def packed(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+    """Two by two cells as one token of four times the channels."""
+    b, c, h, w = x.shape
+    cells = x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return cells.reshape(b, h * w // 4, 4 * c)
+
+
+def unpacked(tokens: Float[Tensor, "b n d"], h: int, w: int) -> Float[Tensor, "b c h w"]:
+    """The inverse of ``packed``."""
+    b, _, d = tokens.shape
+    cells = tokens.view(b, h // 2, w // 2, d // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return cells.reshape(b, d // 4, h, w)
+
+
+def positions(rows: int, columns: int) -> Float[Tensor, "n 3"]:
+    """Row and column of each token, as Flux's rotary embedding reads them."""
+    grid = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.stack([torch.zeros_like(grid[0]), *grid], -1).reshape(-1, 3).float()

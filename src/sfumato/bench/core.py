@@ -1,0 +1,381 @@
+"""``sfumato bench core``: what the core costs, how well images are found again, whether Prompt-to-Prompt edits them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sfumato.attention import Call
+from sfumato.backbones import Backbone
+from sfumato.backbones.load import load
+from sfumato.bench.generate import SEEDS, applied, fresh
+from sfumato.bench.report import Figure, Report, Target, gather
+from sfumato.denoising import denoise
+from sfumato.device import choose
+from sfumato.inversion import DDIMInversion, Direct, EditFriendly, Inversion, Noise, NullText, invert, reconstruct
+from sfumato.methods.edit import EDICT, LocalBlend, PromptToPrompt
+from sfumato.metrics.image import psnr
+from sfumato.plan import Edit, Method, Need, Phases, Run
+from sfumato.plan import choose as sites_of
+from sfumato.stilllife import change, networks, pictures, weights
+from sfumato.stilllife.captions import caption
+from sfumato.stilllife.oracle import Oracle
+from sfumato.stilllife.render import render
+from sfumato.stilllife.scene import sample_scene
+
+STEPS, GUIDANCE = 50, 7.5
+PROMPT = "a red cube to the left of a blue sphere on grass"
+BATCH = 8
+SLOW = 4  # images that the slow inversions are timed on
+
+MEANINGS = {
+    "plain_vs_diffusers": "time of denoise over diffusers' pipeline, same model, steps, batch; median",
+    "identity_tap_overhead": "all sites tapped and nothing changed, over plain",
+    "capture_overhead": "cross-attention maps of one resolution, head mean, over plain",
+    "grad_pass_cost": "one gradient of 16 x 16 maps over one plain prediction",
+    "ddim_invert_psnr": "DDIM inversion at guidance 1, dB above the VAE's own",
+    "null_text_psnr": "null-text at guidance 7.5, dB above the VAE's own",
+    "direct_psnr": "direct inversion at 7.5",
+    "edit_friendly_psnr": "edit-friendly inversion at 7.5",
+    "edict_psnr": "EDICT at 7.5",
+    "null_text_seconds": "null-text of a batch over a plain port, image by image",
+    "p2p_success": "recolour and reshape of renders by Prompt-to-Prompt: read as asked",
+    "p2p_background_psnr": "outside of what may change, dB",
+    "p2p_psnr_to_truth": "against the counterfactual's render, dB",
+    "no_edit_psnr_to_truth": "the same, of the picture left as it was",
+    "sdedit_psnr_to_truth": "the same, of SDEdit",
+    "map_iou": "a word's cross-attention map against its thing's mask, best threshold",
+}
+TARGETS = {
+    "plain_vs_diffusers": Target(1.0, at_least=False),
+    "identity_tap_overhead": Target(1.05, at_least=False),
+    "capture_overhead": Target(1.10, at_least=False),
+    "grad_pass_cost": Target(2.0, at_least=False),
+    "ddim_invert_psnr": Target(-1.5),
+    "null_text_psnr": Target(-2.0),
+    "direct_psnr": Target(-0.1),
+    "edit_friendly_psnr": Target(-0.1),
+    "edict_psnr": Target(-0.1),
+    "null_text_seconds": Target(0.5, at_least=False),
+    "p2p_success": Target(0.7),
+    "p2p_background_psnr": Target(24.0),
+}
+
+
+@dataclass
+class Studio:
+    """What the measures share."""
+
+    n: int
+    seed: int
+    device: torch.device
+    out: Path | None = None
+    methods: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def rng(self, what: str) -> np.random.Generator:
+        """A generator for one measure, the same whatever else is measured."""
+        return np.random.default_rng((SEEDS + self.seed, 1, list(MEANINGS).index(what)))
+
+    @cached_property
+    def model(self) -> Backbone:
+        return load("stilllife", device=self.device)
+
+    @cached_property
+    def oracle(self) -> Oracle:
+        return Oracle.load(device=self.device)
+
+    def keep(self, what: str, images: Float[Tensor, "n 3 h w"], columns: int = 8) -> None:
+        if self.out is not None:
+            pictures.write(pictures.sheet(images, columns), self.out / f"{what}.png")
+
+
+def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Report:
+    """Measure everything."""
+    studio = Studio(n, seed, choose(device), out)
+    return gather(Report("core", n, seed, str(studio.device), MEANINGS, TARGETS), MEASURES, studio, out)
+
+
+class _Looking(Method):
+    """Taps every site and does nothing."""
+
+    def start(self, run: Run) -> Phases:
+        pairs = sorted({p for s in run.model.sites for p in s.pairs})
+        return Phases(tuple(Edit(pair, "qkv", lambda call: None) for pair in pairs))
+
+
+class _Capturing(Method):
+    def start(self, run: Run) -> Phases:
+        return Phases(needs=(Need("image->text", 16, rows="cond"),))
+
+
+def _ratio(studio: Studio, one: Callable[[], object], other: Callable[[], object]) -> float:
+    """Median over interleaved runs of the time of one over that of the other, after one of each to warm up."""
+
+    def seconds(what: Callable[[], object]) -> float:
+        if studio.device.type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        what()
+        if studio.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    one(), other()
+    ratios = [(seconds(one), seconds(other)) for _ in range(5)]
+    return float(np.median([a for a, _ in ratios]) / np.median([b for _, b in ratios]))
+
+
+def speed(studio: Studio) -> Mapping[str, Figure]:
+    model = studio.model
+    pipe: Any = weights.pipeline("stilllife", studio.device)
+    noise = model.latents([0], 128, 128)
+    options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "latent"}
+
+    def plain(*methods: Method) -> object:
+        return denoise(model, PROMPT, steps=STEPS, guide=GUIDANCE, start=noise, methods=methods)
+
+    def theirs() -> object:
+        return pipe(PROMPT, latents=noise, **options)
+
+    return {
+        "plain_vs_diffusers": _ratio(studio, plain, theirs),
+        "identity_tap_overhead": _ratio(studio, lambda: plain(_Looking()), plain),
+        "capture_overhead": _ratio(studio, lambda: plain(_Capturing()), plain),
+    }
+
+
+def gradient(studio: Studio) -> Mapping[str, Figure]:
+    """As Attend-and-Excite does: the conditional row alone, a loss on the maps at 16 x 16, back to the latents."""
+    model = studio.model
+    x, cond = model.latents([0], 128, 128), model.embed([PROMPT])
+    both = model.embed(["", PROMPT])
+    sites = sites_of(model, "image->text", (16, 16), 16)
+
+    def mean(call: Call) -> Tensor:
+        return call.probs(("main", "cond")).mean(1)[..., 2]
+
+    def once() -> None:
+        with torch.enable_grad():
+            start = x.clone().requires_grad_()
+            maps = model.maps(start, 401.0, cond, sites, mean)
+            torch.autograd.grad(1 - torch.stack(list(maps.values())).mean(0).amax(), start)
+
+    @torch.no_grad()
+    def predict() -> None:
+        model.predict(x.repeat(2, 1, 1, 1), 401.0, both)
+
+    return {
+        "grad_pass_cost": _ratio(studio, lambda: [once() for _ in range(20)], lambda: [predict() for _ in range(20)])
+    }
+
+
+def _above(model: Backbone, latents: Tensor, images: Tensor) -> Float[np.ndarray, " b"]:
+    """dB above what the VAE alone makes of the images."""
+    own = networks.reconstruct(model.vae, images)  # pyright: ignore[reportAttributeAccessIssue]
+    with torch.no_grad():
+        found = model.decode(latents.to(model.device)).cpu()
+    return (psnr(found, images) - psnr(own, images)).double().numpy()
+
+
+def _described(studio: Studio, what: str, n: int) -> list[tuple[Tensor, list[str]]]:
+    """Batches of fresh renders with captions."""
+    rng = studio.rng(what)
+    scenes, images = fresh(rng, n, studio.device)
+    said = [caption(s, rng) for s in scenes]
+    return [(images[i : i + BATCH], said[i : i + BATCH]) for i in range(0, n, BATCH)]
+
+
+def inverting(key: str, kind: Callable[[], Inversion], scale: float) -> Callable[[Studio], Mapping[str, Figure]]:
+    """PSNR of renders that are inverted and painted again."""
+
+    def measure(studio: Studio) -> Mapping[str, Figure]:
+        began, out, how = time.perf_counter(), [], kind()
+        for images, said in _described(studio, "ddim_invert_psnr", studio.n):
+            path = invert(studio.model, images, said, how)
+            out.append(_above(studio.model, reconstruct(studio.model, path, scale), images))
+        figure = np.concatenate(out)
+        seconds = (time.perf_counter() - began) / studio.n
+        studio.methods[type(how).__name__] = {"psnr_above_vae": float(figure.mean()), "seconds_per_image": seconds}
+        return {key: figure}
+
+    return measure
+
+
+def edict(studio: Studio) -> Mapping[str, Figure]:
+    how, out = EDICT(scale=GUIDANCE, steps=STEPS), []
+    for images, said in _described(studio, "ddim_invert_psnr", studio.n):
+        out.append(
+            _above(studio.model, how.denoise(studio.model, how.invert(studio.model, images, said), said), images)
+        )
+    return {"edict_psnr": np.concatenate(out)}
+
+
+def null_text(studio: Studio) -> Mapping[str, Figure]:
+    """Quality, and time against the algorithm as published, which works image by image and keeps weights' gradients."""
+    n = min(SLOW, studio.n)
+    ((images, said),) = _described(studio, "null_text_psnr", n)
+    model, how = studio.model, NullText(GUIDANCE, steps=STEPS)
+    began = time.perf_counter()
+    path = invert(model, images, said, how)
+    ours = time.perf_counter() - began
+    began = time.perf_counter()
+    for i in range(n):
+        track = invert(model, images[i], said[i], DDIMInversion(steps=STEPS)).track
+        plain_null_text(model, track, said[i])
+    theirs = time.perf_counter() - began
+    figure = _above(model, reconstruct(model, path, GUIDANCE), images)
+    studio.methods["NullText"] = {"psnr_above_vae": float(figure.mean()), "seconds_per_image": ours / n}
+    return {"null_text_psnr": figure, "null_text_seconds": ours / theirs}
+
+
+def plain_null_text(model: Any, track: tuple[Tensor, ...], prompt: str) -> list[Tensor]:
+    """The published loop, straight: one image, both texts predicted again after a fit, the weights' gradients too."""
+    levels = model.schedule.levels(STEPS)
+    cond, text = model.embed([prompt]).text, model.embed([""]).text.clone()
+    x, found = track[0], []
+
+    def network(x: Tensor, text: Tensor, k: int) -> Tensor:
+        return model.network(x, levels[k].t, encoder_hidden_states=text).sample
+
+    def step(x: Tensor, eps: Tensor, k: int) -> Tensor:
+        at, to = levels[k], levels[k + 1]
+        return to.alpha * (x - at.sigma * eps) / at.alpha + to.sigma * eps
+
+    model.network.requires_grad_(True)
+    try:
+        for k in range(STEPS):
+            text = text.clone().detach().requires_grad_()
+            adam = torch.optim.Adam([text], lr=1e-2 * (1 - k / 100))
+            with torch.no_grad():
+                said = network(x, cond, k)
+            for _ in range(10):
+                empty = network(x, text, k)
+                loss = F.mse_loss(step(x, empty + GUIDANCE * (said - empty), k), track[k + 1])
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+                if loss.item() < 1e-5 + k * 2e-5:
+                    break
+            found.append(text.detach())
+            with torch.no_grad():
+                empty, again = network(torch.cat([x, x]), torch.cat([text, cond]), k).chunk(2)
+                x = step(x, empty + GUIDANCE * (again - empty), k)
+    finally:
+        model.network.requires_grad_(False)
+        model.network.zero_grad(set_to_none=True)
+    return found
+
+
+def prompt_to_prompt(studio: Studio) -> Mapping[str, Figure]:
+    """Edits of renders by counterfactuals' captions, beside SDEdit and no edit at all."""
+    rng, model = studio.rng("p2p_success"), studio.model
+    edits = []
+    for i in range(studio.n):
+        scene = sample_scene(rng, count=1 + i // 2 % 2)
+        edits.append(change.counterfactual(scene, change.sample_change(scene, rng, [("recolour", "reshape")[i % 2]])))
+    before, after = change.render_pairs(edits, device=str(studio.device))
+    results: dict[str, list[Tensor]] = {"no edit": [], "PromptToPrompt": [], "SDEdit": []}
+    for i, edit in enumerate(edits):
+        source, target = edit.captions
+        assert isinstance(edit.change, change.Recolour | change.Reshape)
+        kinds = [scene.things[edit.change.thing].kind for scene in (edit.before, edit.after)]
+        path = invert(model, before[i], source, Direct(steps=STEPS))
+        method = PromptToPrompt(blend=LocalBlend(kinds[0], kinds[1]))
+        prompts = {"source": source, "target": target}
+        results["PromptToPrompt"].append(denoise(model, prompts, start=path, methods=[method])["target"].images[0])
+        noisy = invert(model, before[i], source, Noise(seed=i, steps=STEPS))
+        results["SDEdit"].append(denoise(model, target, start=noisy).images[0])
+        results["no edit"].append(before[i].cpu())
+    kept = ~torch.stack([change.masks(e) for e in edits])
+    figures: dict[str, dict[str, Figure]] = {}
+    for name, images in results.items():
+        painted = torch.stack(images)
+        readings = studio.oracle.read(painted)
+        figures[name] = {
+            "success": np.array([applied(r, e) for r, e in zip(readings, edits, strict=True)], float),
+            "background_psnr": _finite(psnr(painted, before.cpu(), kept)),
+            "psnr_to_truth": psnr(painted, after.cpu()).double().numpy(),
+        }
+        studio.methods[name] = {k: float(np.mean(v)) for k, v in figures[name].items()}
+        studio.keep(name.replace(" ", "-"), painted[:64])
+    studio.keep("before", before[:64])
+    studio.keep("truth", after[:64])
+    ours = figures["PromptToPrompt"]
+    return {
+        "p2p_success": ours["success"],
+        "p2p_background_psnr": ours["background_psnr"],
+        "p2p_psnr_to_truth": ours["psnr_to_truth"],
+        "no_edit_psnr_to_truth": figures["no edit"]["psnr_to_truth"],
+        "sdedit_psnr_to_truth": figures["SDEdit"]["psnr_to_truth"],
+    }
+
+
+def _finite(values: Tensor) -> Float[np.ndarray, " b"]:
+    """Decibels, with identical images at 100 dB."""
+    return values.double().clamp(max=100).numpy()
+
+
+def attention(studio: Studio) -> Mapping[str, Figure]:
+    """Of one thing in each scene: maps of its kind's word while its render is inverted, all steps' mean."""
+    rng, model = studio.rng("map_iou"), studio.model
+    found = []
+    for at in range(0, studio.n, BATCH):
+        scenes = [sample_scene(rng, count=1) for _ in range(min(BATCH, studio.n - at))]
+        truth = render(scenes, device=studio.device)
+        said = [change.captions.plain(s) for s in scenes]
+        path = invert(model, truth.images, said, DDIMInversion(steps=STEPS))
+        maps = _maps(model, path.track[STEPS // 2], path.levels[STEPS // 2].t, said)
+        for i, scene in enumerate(scenes):
+            words = dict(model.words(said[i]))
+            word = next(w for w in words if w.strip(",.") == scene.things[0].kind)
+            map = maps[i][:, words[word]].sum(-1).view(1, 1, 16, 16)
+            big = F.interpolate(map, truth.thing.shape[-2:], mode="bilinear")[0, 0]
+            found.append(best_iou(big.cpu(), truth.thing[i].cpu() == 0))
+    return {"map_iou": np.array(found)}
+
+
+@torch.no_grad()
+def _maps(model: Backbone, x: Tensor, t: float, said: list[str]) -> Float[Tensor, "b 256 77"]:
+    sites = sites_of(model, "image->text", (16, 16), 16)
+    maps = model.maps(x, t, model.embed(said), sites, lambda call: call.probs(("main", "cond")).mean(1))
+    return torch.stack(list(maps.values())).mean(0)
+
+
+def best_iou(map: Float[Tensor, "h w"], mask: Bool[Tensor, "h w"]) -> float:
+    """Intersection over union with the mask, at the threshold where it is greatest."""
+    order = map.flatten().argsort(descending=True)
+    inside = mask.flatten()[order].double().cumsum(0)
+    union = torch.arange(1, len(order) + 1) + mask.sum() - inside
+    return float((inside / union).max())
+
+
+MEASURES: tuple[tuple[tuple[str, ...], Callable[[Studio], Mapping[str, Figure]]], ...] = (
+    (("plain_vs_diffusers", "identity_tap_overhead", "capture_overhead"), speed),
+    (("grad_pass_cost",), gradient),
+    (("ddim_invert_psnr",), inverting("ddim_invert_psnr", lambda: DDIMInversion(steps=STEPS), 1.0)),
+    (("null_text_psnr", "null_text_seconds"), null_text),
+    (("direct_psnr",), inverting("direct_psnr", lambda: Direct(steps=STEPS), GUIDANCE)),
+    (("edit_friendly_psnr",), inverting("edit_friendly_psnr", lambda: EditFriendly(GUIDANCE, steps=STEPS), GUIDANCE)),
+    (("edict_psnr",), edict),
+    (
+        (
+            "p2p_success",
+            "p2p_background_psnr",
+            "p2p_psnr_to_truth",
+            "no_edit_psnr_to_truth",
+            "sdedit_psnr_to_truth",
+        ),
+        prompt_to_prompt,
+    ),
+    (("map_iou",), attention),
+)

@@ -1,0 +1,176 @@
+"""A tiny random model of every family, as a diffusers folder such as ``load`` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
+
+from sfumato.stilllife import networks
+from sfumato.stilllife.tokenizer import special_ids, vocab_size
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+WORDS = ["a", "red", "blue", "cube", "duck", "on", "grass", "sphere", "the", "of", "and"]
+
+
+def clip_text(width: int = 16, projected: bool = False) -> Any:
+    start, end = special_ids()
+    config = CLIPTextConfig(
+        hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=vocab_size(),
+        bos_token_id=start, eos_token_id=end, pad_token_id=end, projection_dim=width,
+    )  # fmt: skip
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
+
+
+def t5_text(width: int = 16) -> Any:
+    return T5EncoderModel(
+        T5Config(vocab_size=len(WORDS) + 3, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    ).eval()
+
+
+def t5_tokenizer() -> PreTrainedTokenizerFast:
+    vocab = {w: i for i, w in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
+    inner = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+    )
+
+
+def vae(channels: int = 4, shift: float | None = None) -> diffusers.AutoencoderKL:
+    return diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4, 4, 4, 4), norm_num_groups=2, latent_channels=channels, mid_block_add_attention=False,
+        shift_factor=shift, scaling_factor=0.5, use_quant_conv=shift is None, use_post_quant_conv=shift is None,
+    ).eval()  # fmt: skip
+
+
+def unet(**options: Any) -> diffusers.UNet2DConditionModel:
+    settings: dict[str, Any] = {
+        "sample_size": 16,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "cross_attention_dim": 16,
+        "attention_head_dim": 2,
+    }
+    return diffusers.UNet2DConditionModel(**settings | options).eval()
+
+
+def stable_diffusion(prediction: str = "epsilon") -> Any:
+    scheduler = diffusers.DDIMScheduler(
+        **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=prediction
+    )
+    parts: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
+    return diffusers.StableDiffusionPipeline(
+        vae=vae(), text_encoder=clip_text(), tokenizer=networks.tokenizer(), unet=unet(), scheduler=scheduler,
+        requires_safety_checker=False, **parts,
+    )  # fmt: skip
+
+
+def sdxl() -> Any:
+    network = unet(
+        cross_attention_dim=32, addition_embed_type="text_time", addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=16 + 6 * 4, transformer_layers_per_block=(2, 1),
+    )  # fmt: skip
+    scheduler = diffusers.DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    return diffusers.StableDiffusionXLPipeline(
+        vae=vae(), text_encoder=clip_text(), text_encoder_2=clip_text(projected=True),
+        tokenizer=networks.tokenizer(), tokenizer_2=networks.tokenizer(), unet=network, scheduler=scheduler,
+        force_zeros_for_empty_prompt=False, add_watermarker=False,
+    )  # fmt: skip
+
+
+def deepfloyd() -> Any:
+    network = unet(
+        in_channels=3, out_channels=6, down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        addition_embed_type="text", addition_embed_type_num_heads=2, encoder_hid_dim=16,
+    )  # fmt: skip
+    scheduler = diffusers.DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2", variance_type="learned_range", clip_sample=True, thresholding=True
+    )
+    parts: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "watermarker": None}
+    return diffusers.IFPipeline(
+        tokenizer=t5_tokenizer(), text_encoder=t5_text(), unet=network, scheduler=scheduler,
+        requires_safety_checker=False, **parts,
+    )  # fmt: skip
+
+
+def pixart() -> Any:
+    network = diffusers.PixArtTransformer2DModel(
+        sample_size=16, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=2, caption_channels=16,
+        in_channels=4, out_channels=8, cross_attention_dim=16, use_additional_conditions=False,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False, attention_bias=True,
+    ).eval()  # fmt: skip
+    scheduler = diffusers.DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    return diffusers.PixArtAlphaPipeline(
+        tokenizer=t5_tokenizer(), text_encoder=t5_text(), vae=vae(), transformer=network, scheduler=scheduler
+    )
+
+
+def sd3() -> Any:
+    network = diffusers.SD3Transformer2DModel(
+        sample_size=16, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+        joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=32, out_channels=4,
+        dual_attention_layers=(0,),
+    ).eval()  # fmt: skip
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=network, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae(shift=0.06),
+        text_encoder=clip_text(projected=True), tokenizer=networks.tokenizer(),
+        text_encoder_2=clip_text(projected=True), tokenizer_2=networks.tokenizer(),
+        text_encoder_3=t5_text(32), tokenizer_3=t5_tokenizer(),
+    )  # fmt: skip
+
+
+def flux() -> Any:
+    network = diffusers.FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, pooled_projection_dim=16, axes_dims_rope=(4, 4, 8), guidance_embeds=True,
+    ).eval()  # fmt: skip
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    return diffusers.FluxPipeline(
+        transformer=network, scheduler=scheduler, vae=vae(shift=0.06), text_encoder=clip_text(),
+        tokenizer=networks.tokenizer(), text_encoder_2=t5_text(), tokenizer_2=t5_tokenizer(),
+    )  # fmt: skip
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "sd": stable_diffusion,
+    "sd2": lambda: stable_diffusion("v_prediction"),
+    "sdxl": sdxl,
+    "deepfloyd": deepfloyd,
+    "pixart": pixart,
+    "sd3": sd3,
+    "flux": flux,
+}
+
+
+def write(name: str, place: Path) -> Path:
+    """The family's tiny model as a folder."""
+    torch.manual_seed(0)
+    pipe = FAMILIES[name]()
+    for network in pipe.components.values():  # final layers of transformers start at zero, which hides everything
+        if isinstance(network, torch.nn.Module):
+            for p in network.parameters():
+                if p.ndim > 1 and not p.detach().any():
+                    torch.nn.init.normal_(p, std=0.1)
+    pipe.save_pretrained(place / name)
+    return place / name
