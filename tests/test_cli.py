@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
 
 from sfumato import cli
 from sfumato.stilllife.captions import parse, truth
@@ -318,3 +319,27 @@ def test_sites_and_plan_are_tables(run, here):
     assert code == 0 and [r["steps"] for r in json.loads(out)] == ["0-4", "0-3"]
     assert "nothing is tapped" in run("plan", "sdedit")[1]
     refused(run("sites", "no/such"), "unknown model")
+
+
+@pytest.mark.parametrize("how", ["direct", "edit-friendly"])
+def test_invert_finds_the_image(run, here, tmp_path, how):
+    Image.new("RGB", (200, 130), (90, 120, 30)).save(tmp_path / "photo.png")
+    code, out, err = run(
+        "invert", tmp_path / "photo.png", "a cube", "--steps", 4, "--how", how, "--out", tmp_path, "--json"
+    )
+    assert code == 0, err
+    found = json.loads(out)
+    assert abs(found["psnr"] - found["psnr_vae"]) < 0.1
+    assert Image.open(found["image"]).size == (3 * 200 + 4, 128)
+    with safe_open(found["path"], "pt") as file:
+        assert "start" in file.keys() and file.metadata()["how"] == how  # noqa: SIM118
+    refused(run("invert", tmp_path / "none.png", "a cube"), "there is no file")
+
+
+def test_methods_are_listed_with_their_defaults(run):
+    code, out, _ = run("methods", "--json")
+    rows = {row["method"]: row for row in json.loads(out)}
+    assert code == 0 and {"PromptToPrompt", "EDICT", "Direct", "NullText", "Noise"} <= set(rows)
+    assert rows["PromptToPrompt"]["defaults"] == {"cross": 0.8, "self": 0.4, "self_res": 32}
+    assert all(len(row["about"]) > 40 for row in rows.values())
+    assert "Hertz et al. 2023" in rows["PromptToPrompt"]["about"]

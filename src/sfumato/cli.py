@@ -13,6 +13,8 @@ from sfumato.commands.bench import bench
 from sfumato.commands.describe import describe
 from sfumato.commands.edit import edit
 from sfumato.commands.generate import generate
+from sfumato.commands.invert import invert
+from sfumato.commands.methods import methods
 from sfumato.commands.models import models
 from sfumato.commands.plan import plan
 from sfumato.commands.render import render
@@ -20,7 +22,9 @@ from sfumato.commands.sites import sites
 from sfumato.commands.tour import tour
 from sfumato.errors import SfumatoError
 
-COMMANDS = {f.__name__: f for f in (generate, edit, render, describe, models, sites, plan, tour, bench)}
+COMMANDS = {
+    f.__name__: f for f in (generate, edit, invert, render, describe, models, methods, sites, plan, tour, bench)
+}
 ABOUT = """Paint, edit, render and read still lifes, offline, with the model that ships.
 
 Start with: sfumato generate "a red cube on grass at sunset"

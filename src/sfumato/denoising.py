@@ -20,7 +20,8 @@ from sfumato.errors import SfumatoError
 from sfumato.plan import Entry, Method, Need, Phases, Plan, Run
 from sfumato.rows import Name, Rows, streams_of
 from sfumato.schedule import Level, Levels
-from sfumato.steppers import DDIM, Stepper
+from sfumato.steppers import DDIM, Move, Stepper
+from sfumato.views import Views
 
 if TYPE_CHECKING:
     from sfumato.inversion import Path
@@ -31,7 +32,7 @@ Maps = dict[Site, dict[Name, Float[Tensor, "each queries keys"]]]
 
 @dataclass
 class Step:
-    """One step as methods see it. Images lie stream by stream; ``rows.stream(name)`` says where."""
+    """One step as methods see it. Images lie stream by stream; ``run.images(name)`` says where."""
 
     i: int
     of: int
@@ -100,6 +101,7 @@ def denoise(
     start: Path | Float[Tensor, "b c h w"] | None = None,
     levels: Levels | None = None,
     stepper: Stepper | None = None,
+    views: Views | None = None,
     controls: Sequence[Any] = (),
     memory: int | None = None,
     trajectory: Trajectory | None = None,
@@ -109,7 +111,8 @@ def denoise(
 
     ``prompts`` of a stream may be several: a batch. ``seed`` is one for all streams (so that they start from the same
     noise; image i from seed + i) or one an image. ``start`` is an inversion's path or latents at the first level.
-    ``guide`` is a guidance, or the scale of CFG. ``steps`` (50 unless the path says) and ``levels`` exclude each other.
+    ``guide`` is a guidance, or the scale of CFG. With ``views`` the image is a canvas of ``size``, which the network
+    sees in windows of the model's own size. ``steps`` (50 unless the path says) and ``levels`` exclude each other.
     Ctrl-C and errors leave the model as it was. Raises ``SfumatoError`` for what cannot be run, before the first step.
     """
     streams = _streams(prompts)
@@ -136,11 +139,18 @@ def denoise(
         levels = model.schedule.levels(50 if steps is None else steps, grid[0] * grid[1] // 4)
 
     with torch.no_grad():
-        run, phases, plan, cond = _prepared(model, streams, methods, guide, len(levels), grid, memory)
+        seen = _Seen(views, grid, model.size // model.factor) if views else None
+        run, phases, plan, cond = _prepared(model, streams, methods, guide, len(levels), grid, memory, seen)
         if controls:
             cond = replace(cond, controls=tuple(controls))
-        x = _loop(model, run, plan, phases, guide, levels, stepper or DDIM(), x, cond, seed, trajectory, callback)
-    out = {n: Painted(model, x[run.rows.stream(n)], streams[n]) for n in names}
+        if seen is not None and views is not None and views.fuse == "x_prev":
+            for who, phase in phases.items():
+                if phase.energy or phase.denoised or phase.noise:
+                    raise SfumatoError(
+                        f"{who} changes x0 or the noise, which windows fused in x_prev do not see; fuse x0"
+                    )
+        x = _loop(model, run, plan, phases, guide, levels, stepper or DDIM(), x, cond, seed, trajectory, callback, seen)
+    out = {n: Painted(model, x[run.images(n)], streams[n]) for n in names}
     return out if isinstance(prompts, Mapping) else out["main"]
 
 
@@ -172,13 +182,44 @@ def _prepared(
     steps: int,
     grid: Grid,
     memory: int | None,
+    seen: _Seen | None = None,
 ) -> tuple[Run, dict[str, Phases], Plan, Cond]:
     """A run with its methods started and its plan checked, and what the network will read."""
     conds = guide.embed(model, [p for some in streams.values() for p in some])
-    rows = Rows(tuple(streams), tuple(conds), len(next(iter(streams.values()))))
-    run = Run(model, streams, rows, steps, grid)
+    each, cond = len(next(iter(streams.values()))), Cond.cat(list(conds.values()))
+    if seen is not None:  # a row a window
+        each, cond, grid = each * seen.count, cond.repeat(seen.count), seen.window
+    windows = 1 if seen is None else seen.count
+    run = Run(model, streams, Rows(tuple(streams), tuple(conds), each), steps, grid, windows)
     phases = _start(methods, guide, run)
-    return run, phases, plans.plan(run, phases, memory), Cond.cat(list(conds.values()))
+    return run, phases, plans.plan(run, phases, memory), cond
+
+
+class _Seen:
+    """What the network sees of a canvas: ``split`` into windows of the model's own size, and ``merge``."""
+
+    def __init__(self, views: Views, canvas: Grid, side: int):
+        self.views = views
+        self.window = (min(side, canvas[0]), min(side, canvas[1]))
+        self.count = views.count(*canvas, self.window)
+
+    def split(self, x: Tensor) -> Tensor:
+        return self.views.split(x, self.window)
+
+    def step(
+        self, move: Move, step: Step, x: Tensor, x0: Tensor, eps: Tensor, noise: Callable[[], Tensor]
+    ) -> Callable[[], Tensor] | None:
+        """Fuse windows' ``x0`` or ``eps`` into the step; for ``x_prev``, what gives the canvas at the next level."""
+        _, alpha, sigma = step.level
+        if self.views.fuse == "eps":
+            step.eps = self.views.merge(eps, step.x)
+            step.x0 = (step.x - sigma * step.eps) / alpha
+            return None
+        step.x0 = self.views.merge(x0, step.x)
+        step.eps = (step.x - alpha * step.x0) / sigma
+        if self.views.fuse == "x0":
+            return None
+        return lambda: self.views.merge(move(x, x0, eps, step.level, step.next, lambda: self.split(noise())), step.x)
 
 
 def _loop(
@@ -194,6 +235,7 @@ def _loop(
     seed: int | Sequence[int],
     trajectory: Trajectory | None,
     callback: Callable[[Step], None] | None,
+    seen: _Seen | None,
 ) -> Tensor:
     rows, schedule, move = run.rows, model.schedule, stepper.start()
     parts = list(phases.values())
@@ -212,24 +254,26 @@ def _loop(
             with torch.set_grad_enabled(bool(energies)):
                 if energies:
                     step.x = step.x.detach().requires_grad_()
+                shown = step.x if seen is None else seen.split(step.x)
                 with begin(step):
                     n = len(rows.conditions)
-                    batch = step.x.repeat(n, *[1] * (x.ndim - 1)) if n > 1 else step.x
+                    batch = shown.repeat(n, *[1] * (x.ndim - 1)) if n > 1 else shown
                     told = model.predict(batch, step.level.t, now)
-                step.parts = dict(zip(rows.conditions, told.split(len(x)), strict=True))
+                step.parts = dict(zip(rows.conditions, told.split(len(shown)), strict=True))
                 prediction = guide.combine(step.parts, rows)
-                step.x0, step.eps = schedule.x0_and_eps(prediction, step.x, step.level)
+                step.x0, step.eps = x0, eps = schedule.x0_and_eps(prediction, shown, step.level)
+                fused = None if seen is None else seen.step(move, step, shown, x0, eps, draw)
                 if energies:
                     _descend(step, energies)
             for p in parts:
                 if p.denoised:
-                    x0 = step.x0
+                    before = step.x0
                     p.denoised(step)
-                    if step.x0 is not x0:
+                    if step.x0 is not before:
                         step.eps = (step.x - step.level.alpha * step.x0) / step.level.sigma
             chosen = next((z for p in parts if p.noise and (z := p.noise(step)) is not None), None)
             noise = draw if chosen is None else lambda z=chosen: z
-            step.x_next = move(step.x, step.x0, step.eps, step.level, step.next, noise)
+            step.x_next = fused() if fused else move(step.x, step.x0, step.eps, step.level, step.next, noise)
             for p in parts:
                 if p.after:
                     p.after(step)

@@ -46,7 +46,7 @@ class Path(Method):
     """For each step the unit noise of a stochastic stepper."""
 
     def start(self, run: Run) -> Phases:
-        first = run.rows.stream(run.rows.streams[0])
+        first = run.images(run.rows.streams[0])
         streams = len(run.rows.streams)
         if self.uncond and "uncond" not in run.rows.conditions:
             raise SfumatoError(

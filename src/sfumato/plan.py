@@ -87,7 +87,14 @@ class Run:
     rows: Rows
     steps: int
     grid: Grid
-    """Height and width of the latents."""
+    """Height and width of the latents that the network sees."""
+    windows: int = 1
+    """How many of them an image has (with ``Views``); each is a row of its own."""
+
+    def images(self, stream: str) -> slice:
+        """Where a stream lies among the images, such as ``step.x``."""
+        rows = self.rows.stream(stream)
+        return slice(rows.start // self.windows, rows.stop // self.windows)
 
 
 class Method:

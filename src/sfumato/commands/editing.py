@@ -48,21 +48,31 @@ def prepared(
     method: PromptToPromptOptions | SDEditOptions, steps: int, guidance: float, seed: int
 ) -> tuple[Inversion, Guide, list[Any]]:
     """The inversion, the guidance and the methods that the options stand for."""
-    from sfumato import inversion
     from sfumato.guidance import CFG
+    from sfumato.inversion import Noise
     from sfumato.methods.edit import LocalBlend, PromptToPrompt
 
     if isinstance(method, SDEditOptions):
-        return inversion.Noise(method.strength, seed, steps), CFG(guidance), []
-    how = {
-        "direct": inversion.Direct(steps=steps),
-        "null-text": inversion.NullText(guidance, steps=steps),
-        "negative-prompt": inversion.NegativePrompt(steps),
-        "ddim": inversion.DDIMInversion(steps=steps),
-        "edit-friendly": inversion.EditFriendly(steps=steps, seed=seed),
-    }[method.invert]
+        return Noise(method.strength, seed, steps), CFG(guidance), []
+    how, own = inversion_of(method.invert, steps, guidance, seed)
     blend = LocalBlend(*method.blend) if method.blend else None
-    # where the path does not hold the source, it is followed with the guidance it was found with
-    own = {"ddim": 1.0, "edit-friendly": 3.5}.get(method.invert, guidance)
-    guide = CFG({"source": own, "target": guidance})
-    return how, guide, [PromptToPrompt(method.cross, method.self, reweight=method.reweight or {}, blend=blend)]
+    edit = PromptToPrompt(method.cross, method.self, reweight=method.reweight or {}, blend=blend)
+    return how, CFG({"source": own, "target": guidance}), [edit]
+
+
+def inversion_of(how: How, steps: int, guidance: float, seed: int) -> tuple[Inversion, float]:
+    """An inversion by its word, and the guidance with which its path finds the image again."""
+    from sfumato import inversion
+
+    match how:
+        case "direct":
+            return inversion.Direct(steps=steps), guidance
+        case "null-text":
+            return inversion.NullText(guidance, steps=steps), guidance
+        case "negative-prompt":
+            return inversion.NegativePrompt(steps), guidance
+        case "ddim":
+            return inversion.DDIMInversion(steps=steps), 1.0
+        case "edit-friendly":
+            found = inversion.EditFriendly(steps=steps, seed=seed)
+            return found, found.scale

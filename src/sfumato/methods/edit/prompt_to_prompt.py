@@ -129,9 +129,9 @@ def _blend(blend: LocalBlend, run: Run, need: Need):
             return
         grid = next(iter(maps)).grid(run.grid)
         masks = {s: _mask(total[s].view(-1, 1, *grid), blend.threshold, run.grid) for s in run.rows.streams}
-        x, base = step.x_next.clone(), step.x_next[run.rows.stream(source)]
+        x, base = step.x_next.clone(), step.x_next[run.images(source)]
         for t in targets:
-            at = run.rows.stream(t)
+            at = run.images(t)
             x[at] = torch.where(masks[source] | masks[t], x[at], base)
         step.x_next = x
 

@@ -1,0 +1,74 @@
+"""``sfumato invert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from sfumato.commands.editing import How, inversion_of
+from sfumato.commands.options import Device, Json, Seed, seed_of, whole
+from sfumato.files import writable
+from sfumato.terminal import print_json, quiet
+
+
+def invert(
+    image: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE", help="Any picture file.")],
+    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT", help="What it shows.")] = "",
+    *,
+    how: Annotated[How, tyro.conf.arg(help="The inversion.")] = "direct",
+    guidance: Annotated[float, tyro.conf.arg(help="Classifier-free guidance of the way back.")] = 7.5,
+    steps: Annotated[int, tyro.conf.arg(help="DDIM steps.")] = 50,
+    fit: Annotated[
+        Literal["whole", "crop", "stretch"], tyro.conf.arg(help="How the picture becomes what the model sees.")
+    ] = "whole",
+    model: Annotated[str, tyro.conf.arg(help="stilllife, or a diffusers folder.")] = "stilllife",
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Annotated[Path, tyro.conf.arg(help="Folder for the result.")] = Path("out/invert"),
+    json: Json = False,
+) -> None:
+    """Find the noise that an image comes from, follow it back, and say how much of the image is found again.
+
+    Example: sfumato invert photo.png "a red cube on grass" --how null-text
+    """
+    whole("--steps", steps, 1, 1000)
+    seed_of(seed)
+    writable(out)
+    quiet()
+    import torch
+    from safetensors.torch import save_file
+
+    from sfumato import images
+    from sfumato.backbones.load import load
+    from sfumato.files import atomic
+    from sfumato.inversion import invert, reconstruct
+    from sfumato.metrics.image import psnr
+    from sfumato.stilllife import pictures
+
+    net = load(model, device=device)
+    fitted = images.fit(images.open_picture(image), net.size, net.factor, fit)
+    kind, own = inversion_of(how, steps, guidance, seed)
+    path = invert(net, fitted.pixels, prompt, kind)
+    with torch.no_grad():
+        found = net.decode(reconstruct(net, path, own)).cpu()
+        best = net.decode(path.image).cpu()
+    beside = pictures.grid([pictures.picture(x) for x in (fitted.pixels, best[0], found[0])])
+    words = {"prompt": prompt, "how": how, "steps": steps, "guidance": own, "seed": seed}
+    sheet = pictures.write(beside, out / f"{image.stem}-inverted.png", words)
+    tensors = {"start": path.latents, "image": path.image}
+    tensors |= {"track": torch.stack(path.track)} if path.track else {}
+    tensors |= {"uncond": torch.stack(path.uncond)} if path.uncond else {}
+    tensors |= {"noises": torch.stack(path.noises)} if path.noises else {}
+    file = out / f"{image.stem}-path.safetensors"
+    with atomic(file) as part:
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, part, {k: str(v) for k, v in words.items()})
+    seen = fitted.pixels[None]
+    figures = {"psnr": float(psnr(found, seen)), "psnr_vae": float(psnr(best, seen))}
+    if json:
+        print_json({"image": str(sheet), "path": str(file), **figures})
+    else:
+        print(
+            f"{sheet}\n{file}\nfound again at {figures['psnr']:.1f} dB; the VAE alone has {figures['psnr_vae']:.1f} dB"
+        )
