@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfumato.attention import Call, Enough, Grid, Handler, Site, Tap, tapped
 from sfumato.errors import SfumatoError
@@ -84,8 +84,8 @@ class Backbone(ABC):
     """Sides of images are multiples of so many pixels."""
     size: int
     """Side in pixels of the images it was trained on."""
-    network: nn.Module
-    """Whose attention can be tapped."""
+    network: Any
+    """The torch module, whose attention can be tapped."""
     sites: tuple[Site, ...]
     """All its attention calls, in the order in which they run."""
 

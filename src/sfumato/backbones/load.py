@@ -33,7 +33,7 @@ def family(name: str, pipe: Any) -> Backbone:
     from sfumato.backbones.transformers import SD3, Flux, PixArt
     from sfumato.backbones.unet import SDXL, UNet
 
-    network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    network: Any = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     kind = type(network).__name__
     if kind == "UNet2DConditionModel":
         if getattr(pipe, "vae", None) is None:

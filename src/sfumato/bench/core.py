@@ -130,7 +130,8 @@ def _ratio(studio: Studio, one: Callable[[], object], other: Callable[[], object
             torch.cuda.synchronize()
         return time.perf_counter() - began
 
-    one(), other()
+    one()
+    other()
     ratios = [(seconds(one), seconds(other)) for _ in range(5)]
     return float(np.median([a for a, _ in ratios]) / np.median([b for _, b in ratios]))
 
