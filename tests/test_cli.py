@@ -240,12 +240,14 @@ def test_the_tour_is_one_page_that_needs_nothing_else(run, here, tmp_path, monke
     from sfumato import tour
 
     monkeypatch.setattr(tour, "STEPS", 1)
+    monkeypatch.setattr(tour, "EDIT_STEPS", 2)
     code, out, _ = run("tour", "--out", tmp_path / "tour", "--device", "cpu")
     assert code == 0 and out.strip() == str(tmp_path / "tour" / "index.html")
     page = (tmp_path / "tour" / "index.html").read_text(encoding="utf-8")
     assert all(sentence in page for sentence in tour.SENTENCES)
     assert "<script" not in page and "http" not in page and "url(" not in page and 'src="data:image/png' in page
     assert page.count("painted</span>") == tour.EACH * len(tour.SENTENCES)
+    assert page.count("as it should be") == len(tour.EDITS) and (tmp_path / "tour" / "photo.png").is_file()
 
 
 def test_the_tour_marks_each_word_by_what_is_seen():

@@ -57,6 +57,15 @@ def test_fits_and_comes_back_at_its_own_size(size, how, shape, box):
     assert seen == (box[2] - box[0]) * (box[3] - box[1])
 
 
+def test_a_picture_is_read_as_a_model_sees_it(here, tmp_path):
+    from sfumato import load
+
+    picture(300, 203).save(tmp_path / "x.png")
+    model = load("stilllife", device="cpu")
+    assert read_image(tmp_path / "x.png", model).shape == (3, 128, 192)
+    assert read_image(tmp_path / "x.png", model, "crop").shape == (3, 128, 128)
+
+
 def test_what_the_model_does_not_see_stays():
     original = picture(300, 200)
     out = fit(original, 128, 8, "crop").restore(Image.new("RGB", (128, 128)))

@@ -17,6 +17,8 @@ from sfumato.errors import SfumatoError
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
+    from sfumato.backbones import Backbone
+
 MOST_PIXELS = 100_000_000
 Fit = Literal["crop", "whole", "stretch"]
 
@@ -67,9 +69,10 @@ def tensor(picture: Picture) -> Float[Tensor, "3 h w"]:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
 
 
-def read_image(path: str | Path) -> Float[Tensor, "3 H W"]:
-    """An image file at its own size, in [0, 1]; see ``open_picture``."""
-    return tensor(open_picture(path))
+def read_image(path: str | Path, model: Backbone | None = None, how: Fit = "whole") -> Float[Tensor, "3 H W"]:
+    """An image file in [0, 1], at its own size, or as ``model`` sees it; see ``open_picture`` and ``fit``."""
+    picture = open_picture(path)
+    return tensor(picture) if model is None else fit(picture, model.size, model.multiple, how).pixels
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,14 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from sfumato import __version__
+from sfumato.backbones.load import load
+from sfumato.denoising import denoise
 from sfumato.device import choose
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
+from sfumato.images import read_image
+from sfumato.inversion import Direct, invert
+from sfumato.methods.edit import LocalBlend, PromptToPrompt
 from sfumato.stilllife import captions, change, compose, moves, paint, pictures, weights
 from sfumato.stilllife.captions import Said, parse
 from sfumato.stilllife.oracle import Oracle, Reading, ReadThing, matches
@@ -61,6 +66,11 @@ WORLD = Scene(
 )
 
 
+PHOTO = Scene((Thing("cube", "red", "plain", "large", yaw=30.0),), ground="grass", seed=3)
+EDITS = (change.Recolour(0, "blue"), change.Reshape(0, "sphere"))
+EDIT_STEPS = 50
+
+
 @dataclass
 class Clock:
     """Seconds by what they were spent on."""
@@ -94,6 +104,8 @@ def make(out: Path, seed: int = 0, device: str = "auto") -> tuple[Path, float]:
         with clock.on("reading"):
             readings = oracle.read(torch.cat([renders, painted[: EACH * len(SENTENCES)]]))
         parts += [_sentences(renders, painted, readings), _dressed(painted[EACH * len(SENTENCES) :], target)]
+        with clock.on("editing"):
+            parts.append(_edited(out, target))
         speed = {"images painted": len(words), "seconds an image": clock.spent["painting"] / len(words)}
     except SfumatoError as e:
         parts += [_rendered_only(renders, str(e))]
@@ -235,6 +247,32 @@ def _dressed(painted: Float[Tensor, "16 3 h w"], device: torch.device) -> str:
         tables.append(f'<div><h3>{by}</h3><div class="table">{"".join(cells)}</div></div>\n')
     about = f"<i>{escape(SHOWN[0].upper() + SHOWN[1:])}</i>, in every style and every light."
     return section("Four styles, four lights", about, f'<div class="sides">{"".join(tables)}</div>\n')
+
+
+def _edited(out: Path, device: torch.device) -> str:
+    """A picture file, inverted and edited by words, beside the renders of what it should have become."""
+    edits = [change.counterfactual(PHOTO, what) for what in EDITS]
+    before, after = change.render_pairs(edits, device=str(device))
+    photo = pictures.write(pictures.picture(before[0]), out / "photo.png")
+    model = load("stilllife", device=device)
+    path = invert(model, read_image(photo), edits[0].captions[0], Direct(steps=EDIT_STEPS))
+    figures = [
+        figure(Image.open(photo), "photo.png"),
+        figure(pictures.picture(model.decode(path.image)[0]), "found again"),
+    ]
+    commands = []
+    for edit, truth in zip(edits, after, strict=True):
+        source, target = edit.captions
+        words = [scene.things[0].kind for scene in (edit.before, edit.after)]
+        method = PromptToPrompt(blend=LocalBlend(words[0], words[1]))
+        painted = denoise(model, {"source": source, "target": target}, start=path, methods=[method])
+        figures.append(figure(pictures.picture(painted["target"].images[0]), f"“{escape(edit.instruction)}”"))
+        figures.append(figure(pictures.picture(truth), "as it should be"))
+        blend = " ".join(words)
+        commands.append(f'sfumato edit photo.png --from "{source}" --to "{target}" prompt-to-prompt --blend {blend}\n')
+    about = "A picture file is inverted, and painted again from other words; Prompt-to-Prompt keeps its layout."
+    body = row(*figures) + f"<pre><code>{escape(''.join(commands))}</code></pre>\n"
+    return section("A picture edited by words", about, body)
 
 
 def _rendered_only(renders: Tensor, reason: str) -> str:

@@ -30,6 +30,7 @@ from sfumato.stilllife.change import (
     render_pairs,
     same_geometry,
     sample_change,
+    sample_counterfactual,
 )
 from sfumato.stilllife.render import render, trace
 from sfumato.stilllife.scene import STYLES, Camera, Scene, Thing, relation, sample_scene, view
@@ -237,3 +238,14 @@ def test_same_geometry_means_the_same_trace():
         buffers = trace([pair.before, pair.after], 32)
         t = buffers.grid(buffers.t)
         assert torch.equal(t[0], t[1]) == same_geometry(pair.change)
+
+
+def test_a_change_is_drawn_with_a_scene_that_can_take_it():
+    rng = np.random.default_rng(3)
+    for _ in range(60):  # some scenes of two have no place for a third
+        edit = sample_counterfactual(rng, "add", 2)
+        assert len(edit.before.things) == 2 and len(edit.after.things) == 3
+    with pytest.raises(SfumatoError, match="no scene of 1 takes this change: remove"):
+        sample_counterfactual(rng, "remove", 1)
+    with pytest.raises(SfumatoError, match="unknown change 'melt'"):
+        sample_counterfactual(rng, "melt", 1)

@@ -130,7 +130,10 @@ class Backbone(ABC):
     def check_size(self, height: int, width: int) -> None:
         """Raise ``SfumatoError`` unless images of this size in pixels can be painted."""
         if height % self.multiple or width % self.multiple or min(height, width) <= 0:
-            raise SfumatoError(f"sides are multiples of {self.multiple} pixels for {self.name}, got {height} x {width}")
+            raise SfumatoError(
+                f"sides are multiples of {self.multiple} pixels for {self.name}, got {height} x {width}; "
+                "read_image(path, model) fits a picture"
+            )
 
     def eps(self, x: Tensor, t: float, cond: Cond) -> Tensor:
         """The prediction as noise, whatever the network predicts."""

@@ -282,8 +282,7 @@ def prompt_to_prompt(studio: Studio) -> Mapping[str, Figure]:
     rng, model = studio.rng("p2p_success"), studio.model
     edits = []
     for i in range(studio.n):
-        scene = sample_scene(rng, count=1 + i // 2 % 2)
-        edits.append(change.counterfactual(scene, change.sample_change(scene, rng, [("recolour", "reshape")[i % 2]])))
+        edits.append(change.sample_counterfactual(rng, ("recolour", "reshape")[i % 2], 1 + i // 2 % 2))
     before, after = change.render_pairs(edits, device=str(studio.device))
     results: dict[str, list[Tensor]] = {"no edit": [], "PromptToPrompt": [], "SDEdit": []}
     for i, edit in enumerate(edits):

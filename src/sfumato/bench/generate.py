@@ -240,8 +240,7 @@ def instruct(studio: Studio) -> dict[str, Figure]:
     edits = []
     for i in range(studio.n):
         op = READABLE[i % len(READABLE)]
-        scene = sample_scene(rng, count=2 if op == "remove" else 1 + i // len(READABLE) % 2)
-        edits.append(change.counterfactual(scene, change.sample_change(scene, rng, [op])))
+        edits.append(change.sample_counterfactual(rng, op, 2 if op == "remove" else 1 + i // len(READABLE) % 2))
     before, after = change.render_pairs(edits, device=str(studio.device))
     oracle = studio.oracle
     painted = studio.paint(

@@ -48,7 +48,7 @@ def edit(
     from sfumato.stilllife import pictures
 
     net = load(model, device=device)
-    fitted = images.fit(images.open_picture(image), net.size, net.factor, fit)
+    fitted = images.fit(images.open_picture(image), net.size, net.multiple, fit)
     how, guide, methods = prepared(method, steps, guidance, seed)
     prompts = {"source": source, "target": target} if methods else {"target": target}
     height, width = fitted.pixels.shape[-2:]

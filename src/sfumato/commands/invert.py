@@ -48,7 +48,7 @@ def invert(
     from sfumato.stilllife import pictures
 
     net = load(model, device=device)
-    fitted = images.fit(images.open_picture(image), net.size, net.factor, fit)
+    fitted = images.fit(images.open_picture(image), net.size, net.multiple, fit)
     kind, own = inversion_of(how, steps, guidance, seed)
     path = invert(net, fitted.pixels, prompt, kind)
     with torch.no_grad():

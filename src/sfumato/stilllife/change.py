@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,7 +17,18 @@ import numpy as np
 from sfumato.errors import SfumatoError, unknown
 from sfumato.stilllife import captions
 from sfumato.stilllife.kinds import KINDS, TRAINED
-from sfumato.stilllife.scene import COLOURS, GROUNDS, LIGHTS, MATERIALS, SIZES, STYLES, SUPPORTS, Scene, Thing
+from sfumato.stilllife.scene import (
+    COLOURS,
+    GROUNDS,
+    LIGHTS,
+    MATERIALS,
+    SIZES,
+    STYLES,
+    SUPPORTS,
+    Scene,
+    Thing,
+    sample_scene,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -354,6 +366,20 @@ def sample_change(scene: Scene, rng: np.random.Generator, ops: Sequence[str] | N
             if _fits(scene, change):
                 return change
     raise SfumatoError(f"none of these changes is possible in this scene: {', '.join(asked)}")
+
+
+def sample_counterfactual(rng: np.random.Generator, op: str, count: int) -> Counterfactual:
+    """A change of this kind, in a scene of ``count`` things that can take it.
+
+    Raises ``SfumatoError`` for an unknown op and one that no such scene takes.
+    """
+    if op not in OPS:
+        raise unknown("change", op, OPS)
+    for _ in range(100):
+        scene = sample_scene(rng, count=count)
+        with suppress(SfumatoError):  # a scene that is full, say, has no place for one more
+            return counterfactual(scene, sample_change(scene, rng, [op]))
+    raise SfumatoError(f"no scene of {count} takes this change: {op}")
 
 
 def _placed(scene: Scene) -> list[tuple[Thing, float]]:
