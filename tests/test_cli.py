@@ -247,7 +247,7 @@ def test_the_tour_is_one_page_that_needs_nothing_else(run, here, tmp_path, monke
     assert all(sentence in page for sentence in tour.SENTENCES)
     assert "<script" not in page and "http" not in page and "url(" not in page and 'src="data:image/png' in page
     assert page.count("painted</span>") == tour.EACH * len(tour.SENTENCES)
-    assert page.count("as it should be") == len(tour.EDITS) and (tmp_path / "tour" / "photo.png").is_file()
+    assert page.count("<figcaption>as it should be") == len(tour.EDITS) and (tmp_path / "tour" / "photo.png").is_file()
 
 
 def test_the_tour_marks_each_word_by_what_is_seen():
