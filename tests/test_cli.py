@@ -274,7 +274,17 @@ def test_edit_writes_the_picture_at_its_own_size(run, here, tmp_path, how):
     image.save(tmp_path / "photo.jpg")
     options = ["--from", "a red cube", "--to", "a blue cube", "--steps", 3, "--out", tmp_path / "out", "--json"]
     code, out, err = run(
-        "edit", tmp_path / "photo.jpg", *options, "prompt-to-prompt", "--invert", how, "--blend", "cube", "cube"
+        "edit",
+        tmp_path / "photo.jpg",
+        *options,
+        "prompt-to-prompt",
+        "--invert",
+        how,
+        "--blend",
+        "cube",
+        "cube",
+        "--threshold",
+        0.6,
     )
     assert code == 0, err
     files = json.loads(out)

@@ -24,6 +24,8 @@ class PromptToPromptOptions:
     """Part of the steps in which self-attention is the source's."""
     blend: tuple[str, str] | None = None
     """A word of the source and one of the target: only where they are may the picture change."""
+    threshold: float = 0.3
+    """How strong their attention must be there, of its maximum; 0.6 keeps more background on the built-in model."""
     reweight: dict[str, float] | None = None
     """Words of the target and factors for their attention."""
     invert: How = "direct"
@@ -55,7 +57,7 @@ def prepared(
     if isinstance(method, SDEditOptions):
         return Noise(method.strength, seed, steps), CFG(guidance), []
     how, own = inversion_of(method.invert, steps, guidance, seed)
-    blend = LocalBlend(*method.blend) if method.blend else None
+    blend = LocalBlend(*method.blend, threshold=method.threshold) if method.blend else None
     edit = PromptToPrompt(method.cross, method.self, reweight=method.reweight or {}, blend=blend)
     return how, CFG({"source": own, "target": guidance}), [edit]
 
