@@ -7,7 +7,7 @@ predicted on its own, and where windows overlap their answers are averaged.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 import torch
@@ -34,31 +34,36 @@ class Views:
 
     def split(self, x: Float[Tensor, "b c H W"], window: tuple[int, int]) -> Float[Tensor, "bv c h w"]:
         """All windows of the first image, then those of the next."""
-        return torch.stack([x[..., rows, columns] for rows, columns in self._cells(x, window)], 1).flatten(0, 1)
+        return torch.stack(
+            [x[..., rows, columns] for rows, columns in _cells(self, x.shape[-2], x.shape[-1], window)], 1
+        ).flatten(0, 1)
 
     def merge(self, parts: Float[Tensor, "bv c h w"], like: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
         """The canvas of shape ``like``: the mean of all windows that cover a cell."""
-        cells = self._cells(like, (parts.shape[-2], parts.shape[-1]))
+        height, width, window = *like.shape[-2:], (parts.shape[-2], parts.shape[-1])
+        cells = _cells(self, height, width, window)
         out = torch.zeros_like(like)
         windows = parts.view(len(like), len(cells), *parts.shape[1:]).unbind(1)
         for part, (rows, columns) in zip(windows, cells, strict=True):
             out[..., rows, columns] += part
-        return out / self.coverage(like.shape[-2], like.shape[-1], (parts.shape[-2], parts.shape[-1])).to(like)
+        return out / self.coverage(height, width, window).to(like)
 
     def coverage(self, height: int, width: int, window: tuple[int, int]) -> Float[Tensor, "H W"]:
         """How many windows cover each cell; never zero."""
         out = torch.zeros(height, width)
-        for rows, columns in self._cells(out, window):
+        for rows, columns in _cells(self, height, width, window):
             out[rows, columns] += 1
         return out
 
-    def _cells(self, x: Tensor, window: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
-        height, width = x.shape[-2:]
-        h, w = window
-        return [
-            ((torch.arange(h) + top)[:, None] % height, (torch.arange(w) + left)[None] % width)
-            for top, left in self.places(height, width, window)
-        ]
+
+@lru_cache(8)  # they are the same in every step
+def _cells(views: Views, height: int, width: int, window: tuple[int, int]) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Rows and columns of each window's cells."""
+    h, w = window
+    return tuple(
+        ((torch.arange(h) + top)[:, None] % height, (torch.arange(w) + left)[None] % width)
+        for top, left in views.places(height, width, window)
+    )
 
 
 @dataclass(frozen=True)

@@ -135,10 +135,6 @@ class Backbone(ABC):
                 "read_image(path, model) fits a picture"
             )
 
-    def eps(self, x: Tensor, t: float, cond: Cond) -> Tensor:
-        """The prediction as noise, whatever the network predicts."""
-        return self.schedule.x0_and_eps(self.predict(x, t, cond), x, self.schedule.at(t))[1]
-
     @contextmanager
     def tap(self, handlers: Mapping[Site, Handler], rows: Rows | None = None, grid: Grid = (0, 0)) -> Iterator[Tap]:
         """Tap sites while the block runs: each handler sees its site's ``Call`` in every prediction."""

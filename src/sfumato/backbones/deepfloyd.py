@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.backbones import Cond
-from sfumato.backbones.latent import Latent, words
+from sfumato.backbones.latent import Latent
 from sfumato.backbones.unet import sites
 from sfumato.schedule import Schedule
 
@@ -62,6 +62,3 @@ class DeepFloyd(Latent):
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         return (latents / 2 + 0.5).clamp(0, 1)
-
-    def words(self, prompt: str) -> list[tuple[str, slice]]:
-        return words(prompt, self.tokenizer, self.text_tokens, self.name)

@@ -52,12 +52,9 @@ def _folder(place: Path, device: torch.device, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
     from safetensors import SafetensorError
 
-    from sfumato.stilllife.weights import MODELS
+    from sfumato.stilllife.weights import check_folder
 
-    if not (place / "model_index.json").is_file():
-        raise SfumatoError(
-            f"unknown model {str(place)!r}; known: {', '.join(MODELS)}, or a diffusers folder (with a model_index.json)"
-        )
+    check_folder(place)
     try:
         pipe: Any = DiffusionPipeline.from_pretrained(
             place, local_files_only=True, use_safetensors=True, safety_checker=None

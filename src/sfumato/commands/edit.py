@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from sfumato.commands.editing import EditMethod, prepared
-from sfumato.commands.options import Device, Json, Seed, seed_of, whole
+from sfumato.commands.options import Device, Fit, Json, Photo, Seed, Steps, seed_of, whole
 from sfumato.files import writable
 from sfumato.terminal import print_json, progress, quiet
 
 
 def edit(
-    image: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE", help="Any picture file.")],
+    image: Photo,
     method: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[EditMethod]],
     *,
     source: Annotated[str, tyro.conf.arg(name="from", help="What the picture shows.")],
     target: Annotated[str, tyro.conf.arg(name="to", help="What it should show.")],
-    steps: Annotated[int, tyro.conf.arg(help="DDIM steps.")] = 50,
+    steps: Steps = 50,
     guidance: Annotated[float, tyro.conf.arg(help="Classifier-free guidance of the edit.")] = 7.5,
-    fit: Annotated[
-        Literal["whole", "crop", "stretch"], tyro.conf.arg(help="How the picture becomes what the model sees.")
-    ] = "whole",
+    fit: Fit = "whole",
     memory: Annotated[float, tyro.conf.arg(help="GiB that attention maps may take.")] = 8.0,
     model: Annotated[str, tyro.conf.arg(help="stilllife, or a diffusers folder of its kind.")] = "stilllife",
     seed: Seed = 0,

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from sfumato.commands.editing import How, inversion_of
-from sfumato.commands.options import Device, Json, Seed, seed_of, whole
+from sfumato.commands.options import Device, Fit, Json, Photo, Seed, Steps, seed_of, whole
 from sfumato.files import writable
 from sfumato.terminal import print_json, quiet
 
 
 def invert(
-    image: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE", help="Any picture file.")],
+    image: Photo,
     prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT", help="What it shows.")] = "",
     *,
     how: Annotated[How, tyro.conf.arg(help="The inversion.")] = "direct",
     guidance: Annotated[float, tyro.conf.arg(help="Classifier-free guidance of the way back.")] = 7.5,
-    steps: Annotated[int, tyro.conf.arg(help="DDIM steps.")] = 50,
-    fit: Annotated[
-        Literal["whole", "crop", "stretch"], tyro.conf.arg(help="How the picture becomes what the model sees.")
-    ] = "whole",
+    steps: Steps = 50,
+    fit: Fit = "whole",
     model: Annotated[str, tyro.conf.arg(help="stilllife, or a diffusers folder.")] = "stilllife",
     seed: Seed = 0,
     device: Device = "auto",

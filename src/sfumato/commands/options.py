@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -12,6 +12,9 @@ from sfumato.errors import SfumatoError
 
 Seed = Annotated[int, tyro.conf.arg(metavar="N", help="The same seed gives the same result.")]
 Device = Annotated[str, tyro.conf.arg(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
+Photo = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE", help="Any picture file.")]
+Fit = Annotated[Literal["whole", "crop", "stretch"], tyro.conf.arg(help="How the picture becomes what the model sees.")]
+Steps = Annotated[int, tyro.conf.arg(help="DDIM steps.")]
 Json = Annotated[
     bool,
     tyro.conf.arg(name="json", help="Print one JSON document for a machine to read."),

@@ -201,11 +201,16 @@ def assemble(kind: str, parts: Mapping[str, Any]) -> Any:
     return getattr(diffusers, kind)(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
 
-def _foreign(place: Path) -> DiffusionPipeline:
+def check_folder(place: Path) -> None:
+    """Raise ``SfumatoError`` unless ``place`` is a diffusers folder: a word that names no model is taken for one."""
     if not (place / "model_index.json").is_file():
         raise SfumatoError(
             f"unknown model {str(place)!r}; known: {', '.join(MODELS)}, or a diffusers folder (with a model_index.json)"
         )
+
+
+def _foreign(place: Path) -> DiffusionPipeline:
+    check_folder(place)
     try:
         return diffusers.StableDiffusionPipeline.from_pretrained(
             place, local_files_only=True, use_safetensors=True, safety_checker=None, requires_safety_checker=False
