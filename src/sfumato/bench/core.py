@@ -326,7 +326,7 @@ def _finite(values: Tensor) -> Float[np.ndarray, " b"]:
 
 
 def attention(studio: Studio) -> Mapping[str, Figure]:
-    """Of one thing in each scene: maps of its kind's word while its render is inverted, all steps' mean."""
+    """Of one thing in each scene: maps of its kind's word halfway through the inversion of its render."""
     rng, model = studio.rng("map_iou"), studio.model
     found = []
     for at in range(0, studio.n, BATCH):
