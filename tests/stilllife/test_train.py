@@ -367,7 +367,7 @@ def test_attention_for_cpus_is_the_same_function():
 
 def test_low_rank_changes_merge_into_an_ordinary_unet():
     pytest.importorskip("peft")
-    from sfumato.stilllife.train import instruct
+    from sfumato.stilllife.train import instruct, ship
 
     base = tiny_unet()
     model = instruct.lora(base)
@@ -382,6 +382,10 @@ def test_low_rank_changes_merge_into_an_ordinary_unet():
     final = instruct.merged(model)
     assert set(final.state_dict()) == set(base.state_dict())
     torch.testing.assert_close(final(*inputs).sample, expected, atol=1e-4, rtol=1e-4)
+
+    again = instruct.lora(base)
+    instruct.begin(again, ship.difference(base.state_dict(), final.state_dict(), instruct.RANK))
+    torch.testing.assert_close(again(*inputs).sample, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_command_line_prints_one_line_for_what_can_be_put_right(tmp_path, capsys):

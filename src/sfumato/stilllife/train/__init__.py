@@ -30,7 +30,7 @@ class Options:
     rate: float | None = None
     """Peak learning rate [default: the network's own]."""
     init: Path | None = None
-    """A diffusers folder of this network to start from."""
+    """A diffusers folder of this network to start from; for instruct its low-rank changes, as instruct.safetensors."""
     clip: Path = Path("cache/clip/final")
     """CLIP for the text embeddings; the shipped one if this folder does not exist."""
     vae: Path = Path("cache/vae/final")

@@ -7,7 +7,7 @@ and the input convolution, which also reads the latents of the image (not scaled
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from peft import LoraConfig
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sfumato.stilllife import networks
@@ -32,6 +33,8 @@ def run(args: Options) -> None:
     device = loop.start(args)
     out, batch = args.place("instruct"), args.batch or 32
     model: Any = lora(finished(UNet2DConditionModel, args.unet, "unet"))
+    if args.init:
+        begin(model, load_file(args.init))
     model.to(device).train()
     quicken(model)
     frozen = load_frozen(args, device)
@@ -63,6 +66,21 @@ def lora(base: UNet2DConditionModel) -> UNet2DConditionModel:
     model.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
     model.conv_in.requires_grad_(True)
     return model
+
+
+def begin(model: UNet2DConditionModel, changes: Mapping[str, Tensor]) -> None:
+    """Start from the changes of an earlier run as they ship, also where the base has been trained on since."""
+    state = dict(model.named_parameters())
+    with torch.no_grad():
+        for key, value in changes.items():
+            name, _, part = key.rpartition(".")
+            if part == "lora_up":
+                kept = value.shape[1]
+                up, down = (state[f"{name}.lora_{side}.default.weight"] for side in "BA")
+                up.zero_()[:, :kept] = value.view_as(up[:, :kept])
+                down[:kept] = changes[f"{name}.lora_down"].view_as(down[:kept]).to(down)
+            elif part != "lora_down":
+                state[key].copy_(value)
 
 
 def merged(model: UNet2DConditionModel) -> UNet2DConditionModel:
