@@ -19,8 +19,9 @@ from sfumato.backbones import Backbone, Cond
 from sfumato.errors import SfumatoError
 from sfumato.plan import Entry, Method, Need, Phases, Plan, Run
 from sfumato.rows import Name, Rows, streams_of
-from sfumato.schedule import Level, Levels
+from sfumato.schedule import Level, Levels, noised
 from sfumato.steppers import DDIM, Move, Stepper
+from sfumato.terminal import progress
 from sfumato.views import Views
 
 if TYPE_CHECKING:
@@ -149,7 +150,20 @@ def denoise(
                     raise SfumatoError(
                         f"{who} changes x0 or the noise, which windows fused in x_prev do not see; fuse x0"
                     )
-        x = _loop(model, run, plan, phases, guide, levels, stepper or DDIM(), x, cond, seed, trajectory, callback, seen)
+        stepper = stepper or DDIM()
+        if stepper.remembers and any(p.repeats > 1 for p in phases.values()):
+            raise SfumatoError(f"{type(stepper).__name__} remembers the last step and cannot repeat one; take DDIM")
+        with progress("painting", len(levels)) as advance:
+
+            def watch(step: Step) -> None:
+                if trajectory is not None:
+                    trajectory.note(step)
+                if callback is not None:
+                    callback(step)
+                advance()
+
+            parts = tuple(phases.values())
+            x = _Running(run, plan, parts, guide, levels, stepper, cond, _noise(x, seed), seen, watch)(x)
     out = {n: Painted(model, x[run.images(n)], streams[n]) for n in names}
     return out if isinstance(prompts, Mapping) else out["main"]
 
@@ -222,77 +236,102 @@ class _Seen:
         return lambda: self.views.merge(move(x, x0, eps, step.level, step.next, lambda: self.split(noise())), step.x)
 
 
-def _loop(
-    model: Backbone,
-    run: Run,
-    plan: Plan,
-    phases: Mapping[str, Phases],
-    guide: guidance.Guide,
-    levels: Levels,
-    stepper: Stepper,
-    x: Tensor,
-    cond: Cond,
-    seed: int | Sequence[int],
-    trajectory: Trajectory | None,
-    callback: Callable[[Step], None] | None,
-    seen: _Seen | None,
-) -> Tensor:
-    rows, schedule, move = run.rows, model.schedule, stepper.start()
-    parts = list(phases.values())
-    draw = _noise(x, seed)
-    with _taps(model, plan) as begin:
-        for i in range(len(levels)):
-            step = Step(i, len(levels), levels[i], levels[i + 1], rows, x, run)
-            for p in parts:
-                if p.before:
-                    p.before(step)
-            now = cond
-            for p in parts:
-                if p.cond:
-                    now = p.cond(step, now)
-            energies = [p.energy for p in parts if p.energy]
-            with torch.set_grad_enabled(bool(energies)):
-                if energies:
-                    step.x = step.x.detach().requires_grad_()
-                shown = step.x if seen is None else seen.split(step.x)
-                with begin(step):
-                    n = len(rows.conditions)
-                    batch = shown.repeat(n, *[1] * (x.ndim - 1)) if n > 1 else shown
-                    told = model.predict(batch, step.level.t, now)
-                step.parts = dict(zip(rows.conditions, told.split(len(shown)), strict=True))
-                prediction = guide.combine(step.parts, rows)
-                step.x0, step.eps = x0, eps = schedule.x0_and_eps(prediction, shown, step.level)
-                fused = None if seen is None else seen.step(move, step, shown, x0, eps, draw)
-                if energies:
-                    _descend(step, energies)
-            for p in parts:
-                if p.denoised:
-                    before = step.x0
-                    p.denoised(step)
-                    if step.x0 is not before:
-                        step.eps = (step.x - step.level.alpha * step.x0) / step.level.sigma
-            chosen = next((z for p in parts if p.noise and (z := p.noise(step)) is not None), None)
-            noise = draw if chosen is None else lambda z=chosen: z
-            step.x_next = fused() if fused else move(step.x, step.x0, step.eps, step.level, step.next, noise)
-            for p in parts:
-                if p.after:
-                    p.after(step)
-            if trajectory is not None:
-                trajectory.note(step)
-            if callback is not None:
-                callback(step)
-            x = step.x_next
-    return x
+@dataclass(frozen=True)
+class _Running:
+    """What the steps of a run share, and the steps."""
+
+    run: Run
+    plan: Plan
+    phases: tuple[Phases, ...]
+    guide: guidance.Guide
+    levels: Levels
+    stepper: Stepper
+    cond: Cond
+    draw: Callable[[], Tensor]
+    seen: _Seen | None
+    watch: Callable[[Step], None]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        move = self.stepper.start()
+        with _taps(self.run.model, self.plan) as begin:
+            for i in range(len(self.levels)):
+                step = Step(i, len(self.levels), self.levels[i], self.levels[i + 1], self.run.rows, x, self.run)
+                for p in self.phases:
+                    if p.before:
+                        p.before(step)
+                energies = [p for p in self.phases if p.energy and _during(p, step)]
+                for again in range(max((p.repeats for p in energies), default=1)):
+                    if again:
+                        step.x = noised(step.x_next, step.next, step.level, self.draw())
+                    fused = self._predict(step, begin, move, energies)
+                    step.x_next = fused() if fused else self._moved(step, move)
+                for p in self.phases:
+                    if p.after:
+                        p.after(step)
+                self.watch(step)
+                x = step.x_next
+        return x
+
+    def _predict(
+        self, step: Step, begin: Callable[[Step], Any], move: Move, energies: Sequence[Phases]
+    ) -> Callable[[], Tensor] | None:
+        """From ``step.x`` to ``step.x0`` and ``step.eps``; for windows fused in x_prev, what gives the next latents."""
+        cond = self.cond
+        for p in self.phases:
+            if p.cond:
+                cond = p.cond(step, cond)
+        with torch.set_grad_enabled(any(p.network for p in energies)):
+            if energies:
+                step.x = step.x.detach().requires_grad_()
+            shown = step.x if self.seen is None else self.seen.split(step.x)
+            with begin(step):
+                n = len(step.rows.conditions)
+                batch = shown.repeat(n, *[1] * (shown.ndim - 1)) if n > 1 else shown
+                told = self.run.model.predict(batch, step.level.t, cond)
+            step.parts = dict(zip(step.rows.conditions, told.split(len(shown)), strict=True))
+            prediction = self.guide.combine(step.parts, step.rows)
+            step.x0, step.eps = x0, eps = self.run.model.schedule.x0_and_eps(prediction, shown, step.level)
+            fused = None if self.seen is None else self.seen.step(move, step, shown, x0, eps, self.draw)
+        if energies:
+            _descend(step, energies)
+        for p in self.phases:
+            if p.denoised:
+                before = step.x0
+                p.denoised(step)
+                if step.x0 is not before:
+                    step.eps = (step.x - step.level.alpha * step.x0) / step.level.sigma
+        return fused
+
+    def _moved(self, step: Step, move: Move) -> Tensor:
+        chosen = next((z for p in self.phases if p.noise and (z := p.noise(step)) is not None), None)
+        noise = self.draw if chosen is None else lambda: chosen
+        return move(step.x, step.x0, step.eps, step.level, step.next, noise)
 
 
-def _descend(step: Step, energies: Sequence[Callable[[Step], Tensor]]) -> None:
-    """All energies at once: eps gains sigma times the gradient of their sum with respect to x (universal guidance)."""
-    total = torch.stack([energy(step) for energy in energies]).sum()
-    (gradient,) = torch.autograd.grad(total, step.x)
+def _during(phases: Phases, step: Step) -> bool:
+    first, end = plans.span(phases.during, step.of)
+    return first <= step.i < end
+
+
+def _descend(step: Step, energies: Sequence[Phases]) -> None:
+    """All energies at once: eps gains sigma times the gradient of their sum by x (Bansal et al. 2023, eq. 6).
+
+    Those that leave the network out see x0 as (x - sigma eps) / alpha with eps held.
+    """
+    _, alpha, sigma = step.level
+    with torch.enable_grad():
+        total = [p.energy(step) for p in energies if p.energy and p.network]
+        held = step.x0 = step.x0.detach().requires_grad_()
+        total += [p.energy(step) for p in energies if p.energy and not p.network]
+        by_x, by_held = torch.autograd.grad(torch.stack(total).sum(), (step.x, held), materialize_grads=True)
+    gradient = by_x + (by_held / alpha if alpha else 0)
     step.x = step.x.detach()
-    step.eps = step.eps.detach() + step.level.sigma * gradient
-    step.x0 = (step.x - step.level.sigma * step.eps) / step.level.alpha
+    step.eps = step.eps.detach() + sigma * gradient
+    step.x0 = (step.x - sigma * step.eps) / alpha if alpha else held.detach()
     step.parts = {k: v.detach() for k, v in step.parts.items()}
+    step.maps = {
+        n: {s: {r: m.detach() for r, m in at.items()} for s, at in sites.items()} for n, sites in step.maps.items()
+    }
 
 
 def _streams(prompts: Prompts) -> dict[str, tuple[str, ...]]:

@@ -12,3 +12,8 @@ class SfumatoError(Exception):
 def unknown(what: str, asked: object, known: Iterable[str]) -> SfumatoError:
     """The error for a word that is not one of ``known``."""
     return SfumatoError(f"unknown {what} {asked!r}; known: {', '.join(known)}")
+
+
+def out_of_memory(e: BaseException) -> bool:
+    """Did the machine or the accelerator have no memory left? (torch says so on a CPU by a plain ``RuntimeError``.)"""
+    return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(e)

@@ -24,6 +24,10 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(part, path)
     except OSError as e:
         raise SfumatoError(f"cannot write {path}: {e.strerror or e}") from e
+    except Exception as e:
+        if type(e).__name__ == "SafetensorError":  # known by name: the library is not loaded for every command
+            raise SfumatoError(f"cannot write {path}: {str(e).rpartition('error: ')[2]}") from e
+        raise
     finally:
         part.unlink(missing_ok=True) if part.parent.is_dir() else None
 

@@ -66,7 +66,14 @@ class Phases:
     cond: Callable[[Step, Cond], Cond] | None = None
     """May replace the conditions of all rows."""
     energy: Callable[[Step], Tensor] | None = None
-    """A scalar of ``step.x0`` to go down; summed over methods and differentiated once with respect to ``step.x``."""
+    """A scalar of ``step.x0``, ``step.x`` or ``step.maps`` to go down; summed over methods and differentiated once with
+    respect to ``step.x``."""
+    network: bool = True
+    """Differentiate the energy through the network; if not, ``step.x0`` is (x - sigma eps) / alpha with eps held."""
+    repeats: int = 1
+    """How often a step with the energy is run, with new noise back to its level in between; of several the most."""
+    during: Span = (0, None)
+    """The steps of the energy: outside of them it costs nothing."""
     denoised: Callable[[Step], None] | None = None
     """May replace ``step.x0``; the noise follows."""
     noise: Callable[[Step], Tensor | None] | None = None

@@ -162,6 +162,12 @@ def add_noise(x0: Float[Tensor, "b *shape"], eps: Float[Tensor, "b *shape"], lev
     return level.alpha * x0 + level.sigma * eps
 
 
+def noised(x: Float[Tensor, "b *shape"], at: Level, to: Level, noise: Tensor) -> Float[Tensor, "b *shape"]:
+    """x at a noisier level, with new noise: the forward process from ``at`` to ``to``."""
+    ratio = to.alpha / at.alpha
+    return ratio * x + max(0.0, to.sigma**2 - (ratio * at.sigma) ** 2) ** 0.5 * noise
+
+
 def score(eps: Float[Tensor, "b *shape"], level: Level) -> Float[Tensor, "b *shape"]:
     """The gradient of log p(x) that a noise prediction stands for: -eps / sigma."""
     return -eps / level.sigma

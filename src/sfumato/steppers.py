@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,6 +22,9 @@ Move = Callable[[Tensor, Tensor, Tensor, Level, Level, Noise], Tensor]
 
 class Stepper:
     """How a run goes from level to level."""
+
+    remembers: ClassVar[bool] = False
+    """Does a step depend on the ones before?"""
 
     def start(self) -> Move:
         raise NotImplementedError
@@ -81,6 +85,8 @@ class Euler(Stepper):
 @dataclass(frozen=True)
 class DPMSolver(Stepper):
     """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2), first order in the first step and in a last one to no noise."""
+
+    remembers = True
 
     def start(self) -> Move:
         before: list[tuple[float, Tensor]] = []

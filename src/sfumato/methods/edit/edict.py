@@ -5,7 +5,11 @@ would drift apart. As every sum can be undone, the way back is exact at any guid
 in float64, the network in its own precision. Which of the two goes first changes with each step, told by the step's own
 number, so that odd counts of steps are undone as well.
 
-Two network calls a step. Defaults: the paper's (mixing 0.93, 50 steps, the last 0.8 of them, guidance 3).
+Defaults: the paper's (mixing 0.93, 50 steps, the last 0.8 of them, guidance 3).
+
+Needs: two network calls a step.
+
+Families: all.
 """
 
 from __future__ import annotations

@@ -4,9 +4,13 @@ The layout of an image is in its cross-attention maps, so while the target is pa
 source's where both have the word (section 3.2: words swapped, words added, which keep their own maps, words weighed).
 Self-attention is replaced in the first steps as well, which holds shapes. A local blend keeps the background.
 
-Taps image->text probabilities at all sites and image->image queries and keys (the same probabilities, still fused) at
-grids up to ``self_res``; no further network calls. Defaults: the authors' code (cross 0.8, self 0.4, blend 0.3 from 0.2
-of the steps on). As there, edited maps are not normalised again, and the blend adds up the edited maps.
+Defaults: the authors' code (cross 0.8, self 0.4, blend 0.3 from 0.2 of the steps on). As there, edited maps are not
+normalised again, and the blend adds up the edited maps.
+
+Needs: image->text probabilities at all sites, image->image queries and keys (the same probabilities, still fused) at
+grids up to ``self_res``; no further network calls.
+
+Families: all.
 """
 
 from __future__ import annotations
