@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
 
+from sfumato.attention import Call
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.denoising import Step, denoise
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Direct, invert
 from sfumato.methods.edit import LocalBlend, PromptToPrompt
 from sfumato.methods.edit.alignment import align, refinement, replacement, spans
+from sfumato.plan import Run
+from sfumato.rows import Rows
 
 SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
 
@@ -89,6 +95,111 @@ def test_what_it_cannot_do_is_said(model):
         "has no 'duck'; its words are: a, blue, cube", PromptToPrompt(reweight={"duck": 2}), {"a": SOURCE, "b": TARGET}
     )
     refused("resolution 5", PromptToPrompt(blend=LocalBlend("cube", "cube", res=5)), {"a": SOURCE, "b": TARGET})
+
+
+PAIRS = [
+    ("a red cube on grass", "a blue cube on grass"),
+    ("a red cube on grass", "a teapotty cube on grass"),  # a word that becomes several tokens
+    ("a red cube on grass", "a shiny red cube and a duck on grass"),
+    ("a red cube and a red duck", "a red cube and a blue red duck"),
+]
+ROWS = Rows(("source", "target"), ("uncond", "cond"))
+
+
+def running(model, source: str, target: str) -> Run:
+    return Run(model, {"source": (source,), "target": (target,)}, ROWS, 10, (16, 16))
+
+
+def tokens_of(model, prompt: str) -> list[list[int]]:
+    """For each word its tokens, counted from the text itself."""
+    out, at = [], 1
+    for word in prompt.split():
+        n = len(model.tokenizer(word, add_special_tokens=False).input_ids)
+        out.append(list(range(at, at + n)))
+        at += n
+    return out
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+@pytest.mark.parametrize("step", [0, 3, 7, 9])
+def test_random_maps_become_what_the_published_formulas_say(model, source, target, step):
+    """Replacement M~ = M @ mapper, refinement with a mask of new words, equalizer c, and a schedule a word."""
+    site = next(s for s in model.sites if "image->text" in s.pairs and s.scale == 1)
+    q, k, v = torch.randn(3, 4, site.heads, 256, 8, generator=torch.Generator().manual_seed(step)).unbind()
+    k, v = k[..., :77, :], v[..., :77, :]
+    call = Call(site, ROWS, (16, 16), step, {"q": q, "k": k, "v": v}, attn_mask=None)
+    weighed = target.split()[-1]
+    method = PromptToPrompt(cross=0.8, reweight={weighed: 2.5}, words={weighed: 0.3})
+    cross = method.start(running(model, source, target)).edits[0]
+    cross.do(call)
+
+    maps = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1)
+    base, own = maps[2], maps[3]  # conditional halves, heads x pixels x words
+    a, b = tokens_of(model, source), tokens_of(model, target)
+    if len(a) == len(b):
+        mapper = torch.zeros(77, 77)
+        i = j = 0
+        for x, y in zip([[0], *a], [[0], *b], strict=True):
+            mapper[x[0] : x[-1] + 1, y[0] : y[-1] + 1] = torch.eye(len(x)) if len(x) == len(y) else 1 / len(y)
+            i, j = x[-1] + 1, y[-1] + 1
+        for n in range(77 - max(i, j)):
+            mapper[i + n, j + n] = 1
+        new = torch.einsum("hpw,wn->hpn", base, mapper)
+    else:
+        index, alphas = list(range(77)), torch.ones(77)
+        pairs = dict((j, i) for i, j in align(source.split(), target.split()))
+        shift = (a[-1][-1] - b[-1][-1]) if a and b else 0
+        for j, span in enumerate(b):
+            for n, t in enumerate(span):
+                index[t] = a[pairs[j]][n] if j in pairs else 0
+                alphas[t] = float(j in pairs)
+        for t in range(b[-1][-1] + 1, 77):
+            index[t] = t + shift
+        new = base[..., index] * alphas + own * (1 - alphas)
+    equalizer, until = torch.ones(77), torch.full((77,), 8)
+    for word, span in zip(target.split(), b, strict=True):
+        if word == weighed:
+            equalizer[span], until[span] = 2.5, 3
+    alpha = (step < until).float()
+    wanted = alpha * new * equalizer + (1 - alpha) * own
+    torch.testing.assert_close(call.probs(("target", "cond"))[0], wanted, atol=1e-6, rtol=1e-5)
+    for name in ROWS.names[:3]:
+        torch.testing.assert_close(call.probs(name)[0], maps[ROWS[name]][0], atol=1e-6, rtol=1e-5)
+
+
+def test_random_maps_blend_as_the_published_formula_says(model):
+    source, target = PAIRS[2]
+    blend = LocalBlend("cube", "red cube", threshold=0.6, start=0.2, res=8)
+    phases = PromptToPrompt(blend=blend).start(run := running(model, source, target))
+    (need,) = phases.needs
+    sites = [s for s in model.sites if "image->text" in s.pairs][:2]
+    generator = torch.Generator().manual_seed(0)
+    level, total = model.schedule.at(500), torch.zeros(2, 1, 1, 8, 8)
+    a, b = tokens_of(model, source), tokens_of(model, target)
+    chosen = torch.zeros(2, 77)
+    chosen[0, a[2]], chosen[1, b[2] + b[3]] = 1, 1
+    changed = 0
+    for i in range(10):
+        x = torch.randn(2, 4, 16, 16, generator=generator)
+        step = Step(i, 10, level, level, ROWS, x, run, x_next=x)
+        maps = torch.rand(2, len(sites), 64, 77, generator=generator) ** 4
+        site = replace(sites[0], scale=2)
+        step.maps[need] = {
+            replace(site, index=n): {("source", "cond"): maps[:1, n], ("target", "cond"): maps[1:, n]} for n in range(2)
+        }
+        phases.after(step)
+        stored = maps.view(2, len(sites), 1, 8, 8, 77)  # prompts x layers x 1 x h x w x words
+        total = total + (stored * chosen.view(2, 1, 1, 1, 1, 77)).sum(-1).mean(1, keepdim=True)
+        wanted = x
+        if i + 1 > int(0.2 * 10):  # their counter is one when the first step is done
+            mask = F.interpolate(F.max_pool2d(total[:, 0], (3, 3), (1, 1), padding=(1, 1)), size=(16, 16))
+            mask = mask / mask.max(2, keepdim=True)[0].max(3, keepdim=True)[0]
+            mask = mask.gt(0.6)
+            mask = (mask[:1] + mask).float()
+            wanted = x[:1] + mask * (x - x[:1])
+            changed += int(((wanted - x).abs() > 0).any())
+        torch.testing.assert_close(step.x_next, wanted)
+    assert changed > 3
 
 
 def words(*sizes: tuple[str, int]):

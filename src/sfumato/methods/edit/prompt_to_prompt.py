@@ -129,7 +129,7 @@ def _blend(blend: LocalBlend, run: Run, need: Need):
         for s in run.rows.streams:
             now = torch.stack([m[s, "cond"][..., tokens[s]].sum(-1) for m in maps.values()]).mean(0)
             total[s] = total[s] + now if s in total else now
-        if step.i <= first:
+        if step.i < first:
             return
         grid = next(iter(maps)).grid(run.grid)
         masks = {s: _mask(total[s].view(-1, 1, *grid), blend.threshold, run.grid) for s in run.rows.streams}
