@@ -7,12 +7,13 @@ import gc
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from sfumato import guidance
 from sfumato.attention import _FUSED
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
-from sfumato.denoising import Trajectory, denoise
+from sfumato.denoising import Trajectory, denoise, previews
 from sfumato.errors import SfumatoError
 from sfumato.methods.edit import LocalBlend, PromptToPrompt
 from sfumato.plan import Edit, Method, Need, Phases, Run, span
@@ -268,6 +269,13 @@ def test_what_cannot_be_run_is_said(model):
     refused("2 images need 2 seeds, got 3", [PROMPT, PROMPT], seed=[1, 2, 3])
     refused("1 streams of 1 images cannot start from 3", start=torch.zeros(3, 4, 16, 16))
     refused("has 10 steps, so it cannot be run with 4", levels=model.schedule.levels(10), steps=4)
+
+
+def test_previews_are_pictures_of_the_way(model, tmp_path):
+    denoise(model, {"a": PROMPT, "b": "a duck"}, steps=5, callback=previews(tmp_path, 2))
+    found = sorted(p.name for p in tmp_path.iterdir())
+    assert found == ["step-002.png", "step-004.png", "step-005.png"]
+    assert Image.open(tmp_path / found[0]).size[1] == 128
 
 
 def test_other_sizes_and_steppers(model):

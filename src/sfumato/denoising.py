@@ -36,10 +36,8 @@ class Step:
     """One step as methods see it. Images lie stream by stream; ``run.images(name)`` says where."""
 
     i: int
-    of: int
     level: Level
     next: Level
-    rows: Rows
     x: Float[Tensor, "b c h w"]
     run: Run
     x0: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -88,6 +86,21 @@ class Trajectory:
 
     def __getitem__(self, name: str) -> Float[Tensor, "steps b c h w"]:
         return torch.stack([s[name] for s in self.steps])
+
+
+def previews(folder: str | File, every: int = 10) -> Callable[[Step], None]:
+    """A ``callback`` that writes what the prediction stands for as ``folder/step-010.png``, every so many steps."""
+    from sfumato.stilllife import pictures
+
+    def show(step: Step) -> None:
+        if (step.i + 1) % every == 0 or step.i + 1 == step.run.steps:
+            with torch.no_grad():
+                images = step.run.model.decode(step.x0).cpu()
+            pictures.write(
+                pictures.grid([pictures.picture(x) for x in images]), File(folder) / f"step-{step.i + 1:03d}.png"
+            )
+
+    return show
 
 
 def denoise(
@@ -255,7 +268,7 @@ class _Running:
         move = self.stepper.start()
         with _taps(self.run.model, self.plan) as begin:
             for i in range(len(self.levels)):
-                step = Step(i, len(self.levels), self.levels[i], self.levels[i + 1], self.run.rows, x, self.run)
+                step = Step(i, self.levels[i], self.levels[i + 1], x, self.run)
                 for p in self.phases:
                     if p.before:
                         p.before(step)
@@ -285,11 +298,11 @@ class _Running:
                 step.x = step.x.detach().requires_grad_()
             shown = step.x if self.seen is None else self.seen.split(step.x)
             with begin(step):
-                n = len(step.rows.conditions)
+                n = len(step.run.rows.conditions)
                 batch = shown.repeat(n, *[1] * (shown.ndim - 1)) if n > 1 else shown
                 told = self.run.model.predict(batch, step.level.t, cond)
-            step.parts = dict(zip(step.rows.conditions, told.split(len(shown)), strict=True))
-            prediction = self.guide.combine(step.parts, step.rows)
+            step.parts = dict(zip(step.run.rows.conditions, told.split(len(shown)), strict=True))
+            prediction = self.guide.combine(step.parts, step.run.rows)
             step.x0, step.eps = x0, eps = self.run.model.schedule.x0_and_eps(prediction, shown, step.level)
             fused = None if self.seen is None else self.seen.step(move, step, shown, x0, eps, self.draw)
         if energies:
@@ -309,7 +322,7 @@ class _Running:
 
 
 def _during(phases: Phases, step: Step) -> bool:
-    first, end = plans.span(phases.during, step.of)
+    first, end = plans.span(phases.during, step.run.steps)
     return first <= step.i < end
 
 
