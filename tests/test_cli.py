@@ -216,6 +216,21 @@ def test_ctrl_c_is_130_and_leaves_nothing_half_written(run, here, tmp_path, monk
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_no_memory_is_one_line(run, here, tmp_path, monkeypatch):
+    import torch
+
+    from sfumato.stilllife import paint
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...\nmore lines")
+
+    monkeypatch.setattr(paint, "paint", full)
+    refused(run("generate", "a red cube", "--out", tmp_path / "out"), "out of memory", "smaller images")
+    monkeypatch.setattr(paint, "paint", lambda *args, **kwargs: torch.zeros(10**15))
+    refused(run("generate", "a red cube", "--out", tmp_path / "out"), "out of memory")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_debugging_shows_the_whole_error(monkeypatch):
     from sfumato.errors import SfumatoError
 

@@ -20,10 +20,12 @@ from sfumato.commands.plan import plan
 from sfumato.commands.render import render
 from sfumato.commands.sites import sites
 from sfumato.commands.tour import tour
-from sfumato.errors import SfumatoError
+from sfumato.commands.trajectory import trajectory
+from sfumato.errors import SfumatoError, out_of_memory
 
 COMMANDS = {
-    f.__name__: f for f in (generate, edit, invert, render, describe, models, methods, sites, plan, tour, bench)
+    f.__name__: f
+    for f in (generate, edit, invert, render, describe, models, methods, sites, plan, trajectory, tour, bench)
 }
 ABOUT = """Paint, edit, render and read still lifes, offline, with the model that ships.
 
@@ -59,6 +61,11 @@ def main(args: Sequence[str]) -> int:
             raise
         print("sfumato: stopped", file=sys.stderr)
         return 130
+    except (RuntimeError, MemoryError) as e:
+        if os.environ.get("SFUMATO_DEBUG") or not out_of_memory(e):
+            raise
+        print("sfumato: out of memory; take smaller images, fewer at once, or --dtype float16", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -3,23 +3,58 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from sfumato.errors import SfumatoError
+
+if TYPE_CHECKING:
+    from sfumato.backbones import Backbone
 
 Seed = Annotated[int, tyro.conf.arg(metavar="N", help="The same seed gives the same result.")]
 Device = Annotated[str, tyro.conf.arg(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
 Photo = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE", help="Any picture file.")]
 Fit = Annotated[Literal["whole", "crop", "stretch"], tyro.conf.arg(help="How the picture becomes what the model sees.")]
 Steps = Annotated[int, tyro.conf.arg(help="DDIM steps.")]
+Model = Annotated[
+    str,
+    tyro.conf.arg(
+        help="stilllife, an alias such as sd-1.5 or sdxl, an id of the Hugging Face hub, or a diffusers folder."
+    ),
+]
 Json = Annotated[
     bool,
     tyro.conf.arg(name="json", help="Print one JSON document for a machine to read."),
     tyro.conf.FlagCreatePairsOff,
 ]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model that does not ship is loaded."""
+
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the model's networks."""
+    variant: str | None = None
+    """Which of several sets of weights the model has, such as fp16."""
+    offline: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Download nothing: look only at the local cache of the hub."""
+
+    def load(self, name: str, device: str = "cpu") -> Backbone:
+        from sfumato.backbones.load import load
+
+        return load(name, device=device, **vars(self))
+
+
+@dataclass(frozen=True)
+class Running(Loading):
+    """How a model that does not ship is loaded and run."""
+
+    offload: Literal["model", "sequential"] | None = None
+    """Keep weights in main memory, and bring a network or a layer at a time to the GPU."""
 
 
 def whole(name: str, value: int, low: int, high: int) -> None:
