@@ -72,14 +72,24 @@ def unet(**options: Any) -> diffusers.UNet2DConditionModel:
     return diffusers.UNet2DConditionModel(**settings | options).eval()
 
 
-def stable_diffusion(prediction: str = "epsilon") -> Any:
-    scheduler = diffusers.DDIMScheduler(
-        **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=prediction
-    )
+def ddim(**options: Any) -> diffusers.DDIMScheduler:
+    settings = {**BETAS, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+    return diffusers.DDIMScheduler(**settings | options)
+
+
+def stable_diffusion(**options: Any) -> Any:
     parts: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
     return diffusers.StableDiffusionPipeline(
-        vae=vae(), text_encoder=clip_text(), tokenizer=networks.tokenizer(), unet=unet(), scheduler=scheduler,
+        vae=vae(), text_encoder=clip_text(), tokenizer=networks.tokenizer(), unet=unet(), scheduler=ddim(**options),
         requires_safety_checker=False, **parts,
+    )  # fmt: skip
+
+
+def depth() -> Any:
+    parts: dict[str, Any] = {"depth_estimator": None, "feature_extractor": None}
+    return diffusers.StableDiffusionDepth2ImgPipeline(
+        vae=vae(), text_encoder=clip_text(), tokenizer=networks.tokenizer(), unet=unet(in_channels=5),
+        scheduler=ddim(), **parts,
     )  # fmt: skip
 
 
@@ -88,17 +98,17 @@ def sdxl() -> Any:
         cross_attention_dim=32, addition_embed_type="text_time", addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=16 + 6 * 4, transformer_layers_per_block=(2, 1),
     )  # fmt: skip
-    scheduler = diffusers.DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     return diffusers.StableDiffusionXLPipeline(
         vae=vae(), text_encoder=clip_text(), text_encoder_2=clip_text(projected=True),
-        tokenizer=networks.tokenizer(), tokenizer_2=networks.tokenizer(), unet=network, scheduler=scheduler,
+        tokenizer=networks.tokenizer(), tokenizer_2=networks.tokenizer(), unet=network, scheduler=ddim(),
         force_zeros_for_empty_prompt=False, add_watermarker=False,
     )  # fmt: skip
 
 
-def deepfloyd() -> Any:
+def deepfloyd(stage: int = 1) -> Any:
     network = unet(
-        in_channels=3, out_channels=6, down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        in_channels=3 * stage, out_channels=6, class_embed_type="timestep" if stage == 2 else None,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",
         up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
         addition_embed_type="text", addition_embed_type_num_heads=2, encoder_hid_dim=16,
@@ -107,30 +117,29 @@ def deepfloyd() -> Any:
         beta_schedule="squaredcos_cap_v2", variance_type="learned_range", clip_sample=True, thresholding=True
     )
     parts: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "watermarker": None}
-    return diffusers.IFPipeline(
+    if stage == 2:
+        parts["image_noising_scheduler"] = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    return (diffusers.IFSuperResolutionPipeline if stage == 2 else diffusers.IFPipeline)(
         tokenizer=t5_tokenizer(), text_encoder=t5_text(), unet=network, scheduler=scheduler,
         requires_safety_checker=False, **parts,
     )  # fmt: skip
 
 
-def pixart() -> Any:
+def pixart(kind: Any = diffusers.PixArtAlphaPipeline, size: int = 128) -> Any:
     network = diffusers.PixArtTransformer2DModel(
-        sample_size=16, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=2, caption_channels=16,
-        in_channels=4, out_channels=8, cross_attention_dim=16, use_additional_conditions=False,
+        sample_size=size, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=16,
+        in_channels=4, out_channels=8, cross_attention_dim=24, use_additional_conditions=size == 128,
         norm_type="ada_norm_single",
         norm_elementwise_affine=False, attention_bias=True,
     ).eval()  # fmt: skip
-    scheduler = diffusers.DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    return diffusers.PixArtAlphaPipeline(
-        tokenizer=t5_tokenizer(), text_encoder=t5_text(), vae=vae(), transformer=network, scheduler=scheduler
-    )
+    return kind(tokenizer=t5_tokenizer(), text_encoder=t5_text(), vae=vae(), transformer=network, scheduler=ddim())
 
 
 def sd3() -> Any:
     network = diffusers.SD3Transformer2DModel(
         sample_size=16, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4,
         joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=32, out_channels=4,
-        dual_attention_layers=(0,),
+        dual_attention_layers=(0,), qk_norm="rms_norm",  # as 3.5; 3 has neither
     ).eval()  # fmt: skip
     return diffusers.StableDiffusion3Pipeline(
         transformer=network, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae(shift=0.06),
@@ -154,23 +163,37 @@ def flux() -> Any:
 
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd": stable_diffusion,
-    "sd2": lambda: stable_diffusion("v_prediction"),
+    "sd2": lambda: stable_diffusion(prediction_type="v_prediction"),
     "sdxl": sdxl,
     "deepfloyd": deepfloyd,
     "pixart": pixart,
     "sd3": sd3,
     "flux": flux,
 }
+VARIANTS: dict[str, Callable[[], Any]] = {
+    "sd2-zero-snr": lambda: stable_diffusion(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    ),
+    "sd2-depth": depth,
+    "if-ii": lambda: deepfloyd(2),
+    "pixart-sigma": lambda: pixart(diffusers.PixArtSigmaPipeline, 16),
+}
+"""Relatives that differ from their family in what they read, or in their levels."""
 
 
 def write(name: str, place: Path) -> Path:
     """The family's tiny model as a folder."""
     torch.manual_seed(0)
-    pipe = FAMILIES[name]()
-    for network in pipe.components.values():  # final layers of transformers start at zero, which hides everything
+    pipe = (FAMILIES | VARIANTS)[name]()
+    randomised(*pipe.components.values())
+    pipe.save_pretrained(place / name)
+    return place / name
+
+
+def randomised(*networks: Any) -> None:
+    """Layers that start at zero get random weights: they would hide all that is before them."""
+    for network in networks:
         if isinstance(network, torch.nn.Module):
             for p in network.parameters():
                 if p.ndim > 1 and not p.detach().any():
                     torch.nn.init.normal_(p, std=0.1)
-    pipe.save_pretrained(place / name)
-    return place / name

@@ -8,8 +8,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,9 @@ from sfumato.attention import Call, Enough, Grid, Handler, Site, Tap, tapped
 from sfumato.errors import SfumatoError
 from sfumato.rows import Rows, single
 from sfumato.schedule import Schedule
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Control(Protocol):
@@ -38,7 +42,7 @@ class Cond:
     image: Float[Tensor, "b c h w"] | None = None
     """Channels that are put behind x."""
     controls: tuple[Control, ...] = ()
-    """Called with the whole batch in each prediction."""
+    """Called in each prediction with the whole batch, and with conditions whose ``extra`` has all that it reads."""
 
     def __len__(self) -> int:
         return len(self.text)
@@ -92,9 +96,22 @@ class Backbone(ABC):
     text_tokens: int
     """Length of the text that it reads."""
 
+    runs_on: torch.device | None = None
+    """Where it computes, for a model whose weights wait elsewhere (``load(offload=...)``)."""
+
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        """Where its inputs go."""
+        return self.runs_on or next(self.network.parameters()).device
+
+    def given(self, change: Callable[[Cond], Cond]) -> Self:
+        """This model with something changed in all that it reads: the same networks, another ``embed``.
+
+        Such as a depth map under every prompt: ``model.given(lambda cond: model.with_depth(cond, depth))``.
+        """
+        other, embed = copy(self), self.embed
+        other.embed = lambda prompts: change(embed(prompts))
+        return other
 
     @abstractmethod
     def embed(self, prompts: Sequence[str]) -> Cond:

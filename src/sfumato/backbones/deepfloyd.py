@@ -16,6 +16,7 @@ from torch import Tensor
 from sfumato.backbones import Cond
 from sfumato.backbones.latent import Latent
 from sfumato.backbones.unet import sites
+from sfumato.errors import SfumatoError
 from sfumato.schedule import Schedule
 
 
@@ -26,6 +27,7 @@ class DeepFloyd(Latent):
         self.name, self.pipe, self.network, self.tokenizer = name, pipe, pipe.unet, pipe.tokenizer
         self.schedule = Schedule.read(pipe.scheduler.config)
         self.channels, self.factor, self.size = 3, 1, self.network.config.sample_size
+        self.reads = self.network.config.in_channels
         self.multiple = 2 ** (len(self.network.config.block_out_channels) - 1)
         self.text_tokens = 77
         self.sites = sites(self.network)
@@ -36,8 +38,7 @@ class DeepFloyd(Latent):
         return {"text": text}
 
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
-        self.rows(x, cond)
-        inside = x if cond.image is None else torch.cat([x, cond.image], 1)
+        inside = self.inside(x, cond)
         time = t if isinstance(t, Tensor) else torch.tensor(t, device=x.device)
         told = self.network(
             inside.to(self.network.dtype),
@@ -48,14 +49,22 @@ class DeepFloyd(Latent):
         )[0]
         return told[:, : self.channels].float()
 
-    def enlarging(self, cond: Cond, image: Float[Tensor, "b 3 h w"], level: int, seed: int = 0) -> Cond:
-        """Conditions for a super-resolution stage: ``image`` in [0, 1], enlarged and noised to step ``level``."""
+    def enlarging(self, cond: Cond, image: Float[Tensor, "b 3 h w"], level: int = 250, seed: int = 0) -> Cond:
+        """Conditions for a super-resolution stage: images in [0, 1], one or as many as ``cond``.
+
+        They are enlarged and noised to step ``level`` (diffusers' default), which the network is told.
+        """
+        if not hasattr(self.pipe, "image_noising_scheduler"):
+            raise SfumatoError(
+                f"{self.name} is a first stage, which paints from text alone; load a second one (if-ii-l)"
+            )
         side = (self.size, self.size)
         big = torch.nn.functional.interpolate(image.to(self.device) * 2 - 1, side, mode="bilinear", align_corners=True)
         noise = torch.randn(big.shape, generator=torch.Generator().manual_seed(seed)).to(big)
         at = Schedule.read(self.pipe.image_noising_scheduler.config).at(level)
         levels = torch.full((len(cond),), level, device=self.device)
-        return replace(cond, image=at.alpha * big + at.sigma * noise, extra={**cond.extra, "noise_level": levels})
+        noised = (at.alpha * big + at.sigma * noise).expand(len(cond), -1, -1, -1)
+        return replace(cond, image=noised, extra={**cond.extra, "noise_level": levels})
 
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         return images.to(self.device) * 2 - 1

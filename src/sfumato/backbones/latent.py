@@ -19,11 +19,16 @@ _MANY = 1000  # texts that are remembered
 class Latent(Backbone):
     """``cells``: side of the latents that it was trained on, where the network does not say."""
 
+    reads: int
+    """Channels that the network reads: of the latents, and of an image as condition."""
+    steered = False
+    """Does it take controls?"""
+
     def __init__(self, name: str, pipe: Any, network: Any, tokenizer: Any, cells: int | None = None):
         self.name, self.pipe, self.network, self.tokenizer = name, pipe, network, tokenizer
         self.vae = pipe.vae
         self.schedule = Schedule.read(pipe.scheduler.config)
-        self.channels = self.vae.config.latent_channels
+        self.channels, self.reads = self.vae.config.latent_channels, network.config.in_channels
         self.factor = self.multiple = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.size = (cells or network.config.sample_size) * self.factor
         self.text_tokens = tokenizer.model_max_length
@@ -44,10 +49,24 @@ class Latent(Backbone):
         """``text`` and whatever else the family reads of prompts, a row each."""
         raise NotImplementedError
 
-    def rows(self, x: Tensor, cond: Cond) -> None:
-        """Raise ``SfumatoError`` unless there is a row of conditions for each image."""
+    def inside(self, x: Float[Tensor, "b c h w"], cond: Cond) -> Float[Tensor, "b d h w"]:
+        """``x`` with the image of its conditions behind it.
+
+        Raises ``SfumatoError`` unless there is a row of conditions for each image, of what the network takes.
+        """
         if len(cond) != len(x):
             raise SfumatoError(f"{len(x)} images need {len(x)} rows of conditions, got {len(cond)}")
+        if cond.controls and not self.steered:
+            raise SfumatoError(
+                f"{self.name} takes no controls; ControlNets steer the UNets of Stable Diffusion 1, 2, XL"
+            )
+        both = x if cond.image is None else torch.cat([x, cond.image.to(x)], 1)
+        if both.shape[1] != self.reads:
+            raise SfumatoError(
+                f"{self.name} reads {self.reads} channels, got {both.shape[1]}; "
+                + ("it needs an image as condition" if cond.image is None else "it takes no image as condition")
+            )
+        return both
 
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         config = self.vae.config

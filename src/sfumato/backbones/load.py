@@ -1,44 +1,88 @@
-"""``load``: the built-in model by its name, or any diffusers folder, as the family that it is of."""
+"""``load``: a model by name, from a folder or from the hub, as the family that it is of."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from sfumato.backbones import Backbone
+from sfumato.backbones import Backbone, hub
 from sfumato.device import choose
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, unknown
+
+Offload = Literal["model", "sequential"]
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def load(
-    name: str = "stilllife", *, device: str | torch.device = "auto", dtype: torch.dtype = torch.float32
+    name: str = "stilllife",
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = torch.float32,
+    variant: str | None = None,
+    offline: bool = False,
+    offload: Offload | None = None,
+    vae_tiling: bool = False,
+    vae_slicing: bool = False,
+    compile: bool = False,
 ) -> Backbone:
-    """A model by name, or a diffusers folder. Nothing is downloaded, and only safetensors are read.
+    """A built-in model by its name, a diffusers folder, or a repository of the hub by its alias or id.
 
-    Raises ``SfumatoError`` for an unknown name, a folder that holds no model of a known family, a device that is not
-    there.
+    - ``dtype``: of the networks, also as a word: ``float32``, ``float16``, ``bfloat16``. Latents stay float32.
+    - ``variant``: which of several sets of weights, such as ``fp16``.
+    - ``offline``: look only at the local cache of the hub.
+    - ``offload``: keep weights in main memory and bring to the GPU a whole network at a time (``model``) or a layer at
+      a time (``sequential``, slow and smallest); needs accelerate.
+    - ``vae_tiling``, ``vae_slicing``: encode and decode large images in tiles, and a batch an image at a time.
+    - ``compile``: compile the network with torch; its attention cannot be tapped then.
+
+    Only safetensors are read. Raises ``SfumatoError`` for a name that is not found, a folder that holds no model of a
+    known family, a device that is not there, an option that the model or the machine has no use for.
     """
     from sfumato.stilllife import weights
 
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise unknown("dtype", dtype, DTYPES)
+        dtype = DTYPES[dtype]
     place = choose(device) if isinstance(device, str) else device
-    pipe: Any = weights.pipeline(name, place, dtype) if name in weights.MODELS else _folder(Path(name), place, dtype)
-    return family(name, pipe)
+    if offload is not None:
+        _check_offload(offload, place)
+    home = torch.device("cpu") if offload else place
+    if name in weights.MODELS:
+        if variant is not None:
+            raise SfumatoError(f"{name} has no variant {variant!r}; its weights ship with the package, once")
+        pipe: Any = weights.pipeline(name, home, dtype)
+    else:
+        pipe = _pipeline(hub.find(name, variant, offline), variant, dtype).to(home)
+    model = family(name, pipe)
+    _vae(model, vae_tiling, vae_slicing)
+    if compile:
+        model.network.compile()
+    if offload is not None:
+        start = pipe.enable_model_cpu_offload if offload == "model" else pipe.enable_sequential_cpu_offload
+        start(device=place)
+        model.runs_on = place
+    return model
 
 
 def family(name: str, pipe: Any) -> Backbone:
     """The adapter for a diffusers pipeline."""
     from sfumato.backbones.deepfloyd import DeepFloyd
     from sfumato.backbones.transformers import SD3, Flux, PixArt
-    from sfumato.backbones.unet import SDXL, UNet
+    from sfumato.backbones.unet import SDXL, Depth, UNet
 
     network: Any = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     kind = type(network).__name__
     if kind == "UNet2DConditionModel":
         if getattr(pipe, "vae", None) is None:
             return DeepFloyd(name, pipe)
-        return SDXL(name, pipe) if network.config.addition_embed_type == "text_time" else UNet(name, pipe)
+        if network.config.addition_embed_type == "text_time":
+            return SDXL(name, pipe)
+        one_more = network.config.in_channels == pipe.vae.config.latent_channels + 1
+        return Depth(name, pipe) if one_more else UNet(name, pipe)
     families = {"PixArtTransformer2DModel": PixArt, "SD3Transformer2DModel": SD3, "FluxTransformer2DModel": Flux}
     if kind not in families:
         raise SfumatoError(
@@ -48,19 +92,42 @@ def family(name: str, pipe: Any) -> Backbone:
     return families[kind](name, pipe)
 
 
-def _folder(place: Path, device: torch.device, dtype: torch.dtype) -> Any:
+def _pipeline(place: Path, variant: str | None, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
     from safetensors import SafetensorError
 
-    from sfumato.stilllife.weights import check_folder
-
-    check_folder(place)
+    hub.check(place, variant)
+    options: dict[str, Any] = dict.fromkeys(hub.unused(place))
+    if "safety_checker" in options:
+        options["requires_safety_checker"] = False
     try:
         pipe: Any = DiffusionPipeline.from_pretrained(
-            place, local_files_only=True, use_safetensors=True, safety_checker=None
+            place, local_files_only=True, use_safetensors=True, variant=variant, torch_dtype=dtype, **options
         )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError) as e:
-        reason = next(iter(str(e).strip().splitlines()), type(e).__name__)
-        raise SfumatoError(f"{place} does not load as a diffusers pipeline: {reason}") from e
+        raise SfumatoError(f"{place} does not load as a diffusers pipeline: {hub.line(e)}") from e
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device, dtype)
+    return pipe
+
+
+def _check_offload(offload: str, place: torch.device) -> None:
+    if offload not in ("model", "sequential"):
+        raise unknown("offload", offload, ("model", "sequential"))
+    if place.type != "cuda":
+        raise SfumatoError(
+            f"offload={offload!r} keeps weights in main memory until a GPU needs them, and this model runs on the "
+            f"{place.type}; leave offload out"
+        )
+    if find_spec("accelerate") is None:
+        raise SfumatoError("offload is done by accelerate, which is not installed; pip install accelerate")
+
+
+def _vae(model: Any, tiling: bool, slicing: bool) -> None:
+    if not (tiling or slicing):
+        return
+    if getattr(model, "vae", None) is None:
+        raise SfumatoError(f"{model.name} paints pixels without a VAE, so there is nothing to tile or to slice")
+    if tiling:
+        model.vae.enable_tiling()
+    if slicing:
+        model.vae.enable_slicing()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from sfumato.attention import Site
 from sfumato.backbones import Cond
 from sfumato.backbones.latent import Latent
+from sfumato.errors import SfumatoError
 
 
 def _steps(t: float | Tensor, x: Tensor) -> Tensor:
@@ -18,14 +20,27 @@ def _steps(t: float | Tensor, x: Tensor) -> Tensor:
     return t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
 
 
-class PixArt(Latent):
+class Transformer(Latent):
+    """What the three have in common."""
+
+    def inside(self, x: Float[Tensor, "b c h w"], cond: Cond) -> Float[Tensor, "b c h w"]:
+        if any(getattr(self.network, part, None) is not None for part in ("encoder_hid_proj", "image_proj")):
+            raise SfumatoError(
+                f"{self.name} carries an IP-Adapter, which only the UNets of Stable Diffusion 1, 2 and XL are given "
+                "images for; call pipe.unload_ip_adapter()"
+            )
+        return super().inside(x, cond)
+
+
+class PixArt(Transformer):
     """PixArt alpha and sigma: T5 text with a mask, and a variance beside the noise."""
 
     def __init__(self, name: str, pipe: Any):
         super().__init__(name, pipe, pipe.transformer, pipe.tokenizer)
         self.patch = self.network.config.patch_size
         self.multiple = self.factor * self.patch
-        self.text_tokens = 120
+        # alpha was trained on 120 tokens, sigma on 300; its pipeline's own default says which
+        self.text_tokens = inspect.signature(pipe.__call__).parameters["max_sequence_length"].default
         self.sites = tuple(
             Site(
                 f"transformer_blocks.{i}.attn{n}",
@@ -47,19 +62,27 @@ class PixArt(Latent):
         return {"text": text, "mask": mask}
 
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
-        self.rows(x, cond)
+        inside = self.inside(x, cond)
         told = self.network(
-            x.to(self.network.dtype),
+            inside.to(self.network.dtype),
             encoder_hidden_states=cond.text.to(self.network.dtype),
             encoder_attention_mask=cond.extra["mask"],
             timestep=_steps(t, x),
-            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            added_cond_kwargs=self._shape(x),
             return_dict=False,
         )[0]
         return told[:, : self.channels].float()
 
+    def _shape(self, x: Tensor) -> dict[str, Tensor | None]:
+        """Height and width in pixels and their ratio, which alpha's network for 1024 pixels reads."""
+        if not self.network.use_additional_conditions:
+            return {"resolution": None, "aspect_ratio": None}
+        height, width = (n * self.factor for n in x.shape[-2:])
+        size = torch.tensor([height, width], device=x.device, dtype=self.network.dtype).expand(len(x), -1)
+        return {"resolution": size, "aspect_ratio": (size[:, :1] / size[:, 1:])}
 
-class SD3(Latent):
+
+class SD3(Transformer):
     """Stable Diffusion 3 and 3.5: image and text attend together, the image first."""
 
     def __init__(self, name: str, pipe: Any):
@@ -83,10 +106,10 @@ class SD3(Latent):
         return {"text": text, "pooled": pooled}
 
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
-        self.rows(x, cond)
+        inside = self.inside(x, cond)
         dtype = self.network.dtype
         return self.network(
-            hidden_states=x.to(dtype),
+            hidden_states=inside.to(dtype),
             timestep=_steps(t, x),
             encoder_hidden_states=cond.text.to(dtype),
             pooled_projections=cond.extra["pooled"].to(dtype),
@@ -94,7 +117,7 @@ class SD3(Latent):
         )[0].float()
 
 
-class Flux(Latent):
+class Flux(Transformer):
     """Flux.1: text and image attend together, the text first; latents are packed two by two.
 
     ``distilled`` is the guidance that dev reads as an input; schnell has none.
@@ -104,7 +127,7 @@ class Flux(Latent):
 
     def __init__(self, name: str, pipe: Any):
         super().__init__(name, pipe, pipe.transformer, pipe.tokenizer_2, pipe.default_sample_size)
-        self.multiple = self.factor * 2
+        self.multiple, self.reads = self.factor * 2, self.network.config.in_channels // 4  # packed
         self.text_tokens = 512
         both = ("text", "image")
         double = [f"transformer_blocks.{i}.attn" for i in range(len(self.network.transformer_blocks))]
@@ -122,11 +145,11 @@ class Flux(Latent):
         return {"text": text, "pooled": pooled}
 
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
-        self.rows(x, cond)
+        inside = self.inside(x, cond)
         dtype, (b, _, h, w) = self.network.dtype, x.shape
         guidance = torch.full((b,), self.distilled, device=x.device) if self.network.config.guidance_embeds else None
         told = self.network(
-            hidden_states=packed(x).to(dtype),
+            hidden_states=packed(inside).to(dtype),
             timestep=_steps(t, x) / 1000,
             guidance=guidance,
             pooled_projections=cond.extra["pooled"].to(dtype),

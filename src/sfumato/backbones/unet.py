@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,11 +15,14 @@ from sfumato.backbones import Cond
 from sfumato.backbones.latent import Latent
 from sfumato.errors import SfumatoError
 
+_PROMPT = "image prompt "  # in Cond.extra, and the number of the adapter
 _STAGES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 
 
 class UNet(Latent):
     """Its network is a ``UNet2DConditionModel``; taps see 32 sites in Stable Diffusion 1 and 2, 140 in SDXL."""
+
+    steered = True
 
     def __init__(self, name: str, pipe: Any):
         super().__init__(name, pipe, pipe.unet, pipe.tokenizer)
@@ -40,20 +43,64 @@ class UNet(Latent):
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
         dtype = self.network.dtype
         time = t if isinstance(t, Tensor) else torch.tensor(t, device=x.device)
-        self.rows(x, cond)
-        added = self.added(x, cond)
-        more: dict[str, Any] = {"added_cond_kwargs": added} if added else {}
+        inside, added = self.inside(x, cond), self.added(x, cond)
+        more: dict[str, Any] = {}
         for control in cond.controls:
-            for key, value in control(x, time, cond).items():
-                more[key] = _added(more[key], value) if key in more else value
-        inside = x if cond.image is None else torch.cat([x, cond.image], 1)
-        if inside.shape[1] != (wanted := self.network.config.in_channels):
-            raise SfumatoError(
-                f"{self.name} reads {wanted} channels, got {inside.shape[1]}; "
-                + ("it needs an image as condition" if cond.image is None else "it takes no image as condition")
-            )
+            for key, value in control(x, time, replace(cond, extra={**cond.extra, **added})).items():
+                more[key] = _sum(more[key], value) if key in more else value
+        images = self._image_prompts(cond)
+        if added or images:
+            more["added_cond_kwargs"] = {**added, **({"image_embeds": images} if images else {})}
         text = cond.text.to(dtype)
         return self.network(inside.to(dtype), time, encoder_hidden_states=text, return_dict=False, **more)[0].float()
+
+    def with_image_prompt(self, cond: Cond, *embeds: Float[Tensor, "b n d"], blind: Sequence[str] = ("",)) -> Cond:
+        """Conditions with image prompts for the IP-Adapters that diffusers has loaded, one ``embeds`` an adapter.
+
+        ``embeds``: what the adapter's image encoder says of n images, one row or as many as ``cond``. Rows whose prompt
+        is among ``blind`` see zeros, as the adapters were trained (Ye et al. 2023, section 3.2): the empty prompt of
+        guidance, and where there is one, the negative prompt.
+        """
+        sees = torch.tensor([p not in blind for p in cond.prompts], device=cond.text.device)
+        rows = {
+            f"{_PROMPT}{i}": each.to(cond.text).expand(len(cond), *each.shape[1:])
+            * sees.view(-1, *[1] * (each.ndim - 1))
+            for i, each in enumerate(embeds)
+        }
+        return replace(cond, extra={**cond.extra, **rows})
+
+    def _image_prompts(self, cond: Cond) -> list[Tensor]:
+        """What each IP-Adapter of the network reads."""
+        proj = getattr(self.network, "encoder_hid_proj", None)
+        adapters = len(getattr(proj, "image_projection_layers", ()))
+        given = [v.to(self.network.dtype) for k, v in cond.extra.items() if k.startswith(_PROMPT)]
+        if len(given) != adapters:
+            raise SfumatoError(
+                f"{self.name} carries {adapters} IP-Adapters and got {len(given)} image prompts; "
+                "model.given(lambda cond: model.with_image_prompt(cond, embeds)) gives one to each"
+            )
+        return given
+
+
+class Depth(UNet):
+    """Stable Diffusion 2's depth model: a depth map is a fifth channel beside the latents."""
+
+    def with_depth(
+        self, cond: Cond, depth: Float[Tensor, "b h w"], height: int | None = None, width: int | None = None
+    ) -> Cond:
+        """Conditions with depth maps, one or as many as ``cond``: any size and any scale, larger is nearer.
+
+        Each is brought to the latents of an image of this height and width (the model's own unless said) and to
+        [-1, 1] by itself, as it was when the model was trained.
+        """
+        size = ((height or self.size) // self.factor, (width or self.size) // self.factor)
+        small = torch.nn.functional.interpolate(
+            depth[:, None].to(self.device, torch.float32), size, mode="bicubic", align_corners=False
+        )
+        low, high = small.amin((1, 2, 3), keepdim=True), small.amax((1, 2, 3), keepdim=True)
+        if (low == high).any():
+            raise SfumatoError("a depth map is the same everywhere, so it says nothing of what is near")
+        return replace(cond, image=(2 * (small - low) / (high - low) - 1).expand(len(cond), -1, -1, -1))
 
 
 class SDXL(UNet):
@@ -81,13 +128,22 @@ class ControlNet:
         dtype = self.network.dtype
         image = self.image.to(x.device, dtype).expand(len(x), -1, -1, -1)
         text = cond.text.to(dtype)
-        down, mid = self.network(x.to(dtype), t, text, image, conditioning_scale=self.scale, return_dict=False)
+        more = {k: cond.extra[k].to(dtype) for k in ("text_embeds", "time_ids") if k in cond.extra}  # SDXL's
+        down, mid = self.network(
+            x.to(dtype),
+            t,
+            text,
+            image,
+            conditioning_scale=self.scale,
+            added_cond_kwargs=more or None,
+            return_dict=False,
+        )
         return {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": mid}
 
 
-def _added(a: Any, b: Any) -> Any:
+def _sum(a: Any, b: Any) -> Any:
     """Residuals of several controls add up."""
-    return tuple(_added(x, y) for x, y in zip(a, b, strict=True)) if isinstance(a, tuple) else a + b
+    return tuple(_sum(x, y) for x, y in zip(a, b, strict=True)) if isinstance(a, tuple) else a + b
 
 
 def sites(network: Any) -> tuple[Site, ...]:

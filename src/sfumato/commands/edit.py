@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from sfumato.commands.editing import EditMethod, prepared
-from sfumato.commands.options import Device, Fit, Json, Photo, Seed, Steps, seed_of, whole
+from sfumato.commands.options import Device, Fit, Json, Model, Photo, Running, Seed, Steps, seed_of, whole
 from sfumato.files import writable
 from sfumato.terminal import print_json, progress, quiet
 
@@ -24,7 +24,8 @@ def edit(
     guidance: Annotated[float, tyro.conf.arg(help="Classifier-free guidance of the edit.")] = 7.5,
     fit: Fit = "whole",
     memory: Annotated[float, tyro.conf.arg(help="GiB that attention maps may take.")] = 8.0,
-    model: Annotated[str, tyro.conf.arg(help="stilllife, or a diffusers folder of its kind.")] = "stilllife",
+    model: Model = "stilllife",
+    loading: tyro.conf.OmitArgPrefixes[Running],
     seed: Seed = 0,
     device: Device = "auto",
     out: Annotated[Path, tyro.conf.arg(help="Folder for the result, a side-by-side and the plan.")] = Path("out/edit"),
@@ -39,13 +40,12 @@ def edit(
     writable(out)
     quiet()
     from sfumato import images
-    from sfumato.backbones.load import load
     from sfumato.denoising import denoise, plan
     from sfumato.files import write_text
     from sfumato.inversion import invert
     from sfumato.stilllife import pictures
 
-    net = load(model, device=device)
+    net = loading.load(model, device)
     fitted = images.fit(images.open_picture(image), net.size, net.multiple, fit)
     how, guide, methods = prepared(method, steps, guidance, seed)
     prompts = {"source": source, "target": target} if methods else {"target": target}

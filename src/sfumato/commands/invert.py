@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from sfumato.commands.editing import How, inversion_of
-from sfumato.commands.options import Device, Fit, Json, Photo, Seed, Steps, seed_of, whole
+from sfumato.commands.options import Device, Fit, Json, Model, Photo, Running, Seed, Steps, seed_of, whole
 from sfumato.files import writable
 from sfumato.terminal import print_json, quiet
 
@@ -21,7 +21,8 @@ def invert(
     guidance: Annotated[float, tyro.conf.arg(help="Classifier-free guidance of the way back.")] = 7.5,
     steps: Steps = 50,
     fit: Fit = "whole",
-    model: Annotated[str, tyro.conf.arg(help="stilllife, or a diffusers folder.")] = "stilllife",
+    model: Model = "stilllife",
+    loading: tyro.conf.OmitArgPrefixes[Running],
     seed: Seed = 0,
     device: Device = "auto",
     out: Annotated[Path, tyro.conf.arg(help="Folder for the result.")] = Path("out/invert"),
@@ -39,13 +40,12 @@ def invert(
     from safetensors.torch import save_file
 
     from sfumato import images
-    from sfumato.backbones.load import load
     from sfumato.files import atomic
     from sfumato.inversion import invert, reconstruct
     from sfumato.metrics.image import psnr
     from sfumato.stilllife import pictures
 
-    net = load(model, device=device)
+    net = loading.load(model, device)
     fitted = images.fit(images.open_picture(image), net.size, net.multiple, fit)
     kind, own = inversion_of(how, steps, guidance, seed)
     path = invert(net, fitted.pixels, prompt, kind)

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from sfumato.commands.editing import EditMethod, prepared
-from sfumato.commands.options import Json, check_size, whole
+from sfumato.commands.options import Json, Loading, Model, check_size, whole
 from sfumato.terminal import print_json, print_table, quiet
 
 
@@ -20,7 +20,8 @@ def plan(
     guidance: Annotated[float, tyro.conf.arg(help="Classifier-free guidance.")] = 7.5,
     size: Annotated[int | None, tyro.conf.arg(help="Side of the image in pixels [default: the model's].")] = None,
     memory: Annotated[float, tyro.conf.arg(help="GiB that attention maps may take.")] = 8.0,
-    model: Annotated[str, tyro.conf.arg(help="stilllife, or a diffusers folder of its kind.")] = "stilllife",
+    model: Model = "stilllife",
+    loading: tyro.conf.OmitArgPrefixes[Loading],
     json: Json = False,
 ) -> None:
     """Say what an edit would read and write, in which steps, and what it would cost, without running it.
@@ -32,9 +33,8 @@ def plan(
         check_size(size)
     quiet()
     from sfumato import denoising
-    from sfumato.backbones.load import load
 
-    net = load(model, device="cpu")
+    net = loading.load(model)
     _, guide, methods = prepared(method, steps, guidance, 0)
     prompts = {"source": source, "target": target}
     planned = denoising.plan(

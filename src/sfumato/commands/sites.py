@@ -6,13 +6,14 @@ from typing import Annotated
 
 import tyro
 
-from sfumato.commands.options import Json, check_size
+from sfumato.commands.options import Json, Loading, Model, check_size
 from sfumato.terminal import print_json, print_table, quiet
 
 
 def sites(
-    model: tyro.conf.Positional[str] = "stilllife",
+    model: tyro.conf.Positional[Model] = "stilllife",
     *,
+    loading: tyro.conf.OmitArgPrefixes[Loading],
     size: Annotated[int | None, tyro.conf.arg(help="Side of the image in pixels [default: the model's].")] = None,
     json: Json = False,
 ) -> None:
@@ -23,9 +24,7 @@ def sites(
     if size is not None:
         check_size(size)
     quiet()
-    from sfumato.backbones.load import load
-
-    net = load(model, device="cpu")
+    net = loading.load(model)
     side = (size or net.size) // net.factor
     rows = [
         {
