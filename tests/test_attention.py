@@ -182,6 +182,25 @@ def test_low_rank_changes_stay_in_force(model):
     assert torch.equal(predict(model, lambda call: None), changed)
 
 
+def test_texts_are_remembered_until_their_encoder_changes(model):
+    peft = pytest.importorskip("peft")
+
+    encoder, calls = model.pipe.text_encoder, []
+    encoder.register_forward_hook(lambda *_: calls.append(1))
+    first = model.embed(["a red cube", "a duck"]).text
+    assert torch.equal(model.embed(["a duck", "a red cube"]).text, first[[1, 0]]) and len(calls) == 1
+    encoder.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted = model.embed(["a red cube"]).text
+    assert (adapted - first[:1]).abs().max() > 1e-6
+    encoder.disable_adapters()
+    torch.testing.assert_close(model.embed(["a red cube"]).text, first[:1])
+    encoder.enable_adapters()
+    assert torch.equal(model.embed(["a red cube"]).text, adapted)
+    with torch.no_grad():
+        encoder.final_layer_norm.weight.mul_(2)
+    assert (model.embed(["a red cube"]).text - adapted).abs().max() > 1e-3
+
+
 def test_rows_have_names():
     rows = Rows(("source", "target"), ("uncond", "cond"), each=3)
     assert len(rows) == 12 and rows["target", "uncond"] == slice(3, 6) and rows["source", "cond"] == slice(6, 9)

@@ -283,7 +283,7 @@ def test_the_tour_marks_each_word_by_what_is_seen():
     }
 
 
-@pytest.mark.parametrize("how", ["direct", "null-text", "negative-prompt", "ddim", "edit-friendly"])
+@pytest.mark.parametrize("how", ["direct", "null-text", "negative-prompt", "ddim", "edit-friendly", "edict"])
 def test_edit_writes_the_picture_at_its_own_size(run, here, tmp_path, how):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 130, 3), np.uint8))
     image.save(tmp_path / "photo.jpg")
@@ -348,7 +348,7 @@ def test_sites_and_plan_are_tables(run, here):
     refused(run("sites", "no/such"), "unknown model")
 
 
-@pytest.mark.parametrize("how", ["direct", "edit-friendly"])
+@pytest.mark.parametrize("how", ["direct", "edit-friendly", "edict"])
 def test_invert_finds_the_image(run, here, tmp_path, how):
     Image.new("RGB", (200, 130), (90, 120, 30)).save(tmp_path / "photo.png")
     code, out, err = run(
@@ -368,5 +368,7 @@ def test_methods_are_listed_with_their_defaults(run):
     rows = {row["method"]: row for row in json.loads(out)}
     assert code == 0 and {"PromptToPrompt", "EDICT", "Direct", "NullText", "Noise"} <= set(rows)
     assert rows["PromptToPrompt"]["defaults"] == {"cross": 0.8, "self": 0.4, "self_res": 32}
-    assert all(len(row["about"]) > 40 for row in rows.values())
+    assert {"UniversalGuidance", "DynamicThresholding", "RFInversion"} <= set(rows)
+    assert all(len(row["about"]) > 40 and row["needs"] and row["families"] for row in rows.values())
+    assert "pixels" in rows["DynamicThresholding"]["families"]
     assert "Hertz et al. 2023" in rows["PromptToPrompt"]["about"]

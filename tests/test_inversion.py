@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from families import FAMILIES, write
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
@@ -177,3 +178,71 @@ def test_what_cannot_be_inverted_is_said(model, images):
         invert(model, images, ["a", "b", "c"])
     with pytest.raises(SfumatoError, match="multiples of 8 pixels for stilllife, got 100 x 128"):
         invert(model, images[..., :100, :])
+
+
+@pytest.mark.parametrize("scale", [3.0, -1.0])
+def test_either_way_has_a_guidance_of_its_own(scale):
+    """On Gaussians, negative scales included: refined, the same scale finds the image and another does not."""
+    ramp = torch.linspace(-1, 1, 48).view(1, 3, 4, 4)
+    model = Exact({"": Mixture(ramp * 0, 0.5), "a ramp": Mixture(ramp / 2, 0.4)}, Schedule.read(CONFIG))
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    path, own = (invert(model, images, "a ramp", DDIMInversion(s, refine=40)) for s in (scale, 1.0))
+    assert gap(path, reconstruct(model, path, scale)) < 1e-4
+    assert (path.latents - own.latents).abs().max() > 1e-2
+    others = [reconstruct(model, path, other) for other in (1.0, 5.0)]
+    assert all(gap(path, x) > 1e-2 for x in others) and (others[0] - others[1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_a_refined_step_is_exact_whatever_is_predicted(prediction):
+    config = {**CONFIG, "prediction_type": prediction}
+    model = Exact({"": Mixture(torch.linspace(-1, 1, 48).view(1, 3, 4, 4), 0.5)}, Schedule.read(config))
+    path = invert(model, torch.rand(2, 3, 4, 4), "", DDIMInversion(refine=30))
+    assert gap(path, reconstruct(model, path)) < 1e-4
+
+
+def test_edit_friendly_is_exact_where_levels_end_without_noise(model, images):
+    model.schedule = Schedule.read({**CONFIG, "set_alpha_to_one": True})
+    path = invert(model, images, PROMPTS, EditFriendly(steps=6))
+    assert path.levels[len(path.levels)].sigma == 0
+    assert gap(path, reconstruct(model, path, 3.5)) < 1e-5
+
+
+def test_null_text_asks_for_no_image_that_has_stopped(model, images, monkeypatch):
+    """With a tolerance between the two images' errors one goes on alone; each gets what it gets by itself."""
+    rows, real = [], model.predict
+
+    def predict(x, t, cond):
+        rows.append((len(x), torch.is_grad_enabled()))
+        return real(x, t, cond)
+
+    errors = []
+    for i in range(2):
+        track = invert(model, images[i], PROMPTS[i], DDIMInversion(steps=1)).track
+        guided = denoise(model, PROMPTS[i], start=track[0], levels=model.schedule.levels(1), guide=7.5).latents
+        errors.append(float((guided - track[1]).square().mean()))
+    how = NullText(steps=1, inner=4, tolerance=sum(errors) / 2, rate=1e-6)
+    monkeypatch.setattr(model, "predict", predict)
+    path = invert(model, images, PROMPTS, how)
+    assert [n for n, fits in rows if fits] == [2, 1, 1, 1]
+    assert [n for n, fits in rows if not fits] == [2, 2, 2]  # the track, the prompt, the step
+    for i in range(2):
+        alone = invert(model, images[i], PROMPTS[i], how)
+        torch.testing.assert_close(alone.uncond[0][0], path.uncond[0][i], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_inverted(family, tmp_path):
+    """Also where the network reads more than text, such as pooled words or a mask."""
+    model = load(str(write(family, tmp_path)), device="cpu")
+    side = 16 if model.factor == 1 else 64
+    pictures = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    said = ("a red cube on grass", "a duck")
+    free, negative, friendly, fitted = (
+        invert(model, pictures, said, how)
+        for how in (DDIMInversion(steps=4), NegativePrompt(steps=4), EditFriendly(steps=5), NullText(steps=4, inner=3))
+    )
+    torch.testing.assert_close(reconstruct(model, negative, 5.0), reconstruct(model, free), atol=1e-4, rtol=1e-4)
+    assert gap(friendly, reconstruct(model, friendly, 3.5)) < 1e-4
+    gaps = [float((reconstruct(model, path, 7.5) - path.image).norm()) for path in (fitted, free)]
+    assert gaps[0] < gaps[1]

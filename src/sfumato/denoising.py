@@ -176,7 +176,7 @@ def denoise(
                 advance()
 
             parts = tuple(phases.values())
-            x = _Running(run, plan, parts, guide, levels, stepper, cond, _noise(x, seed), seen, watch)(x)
+            x = _Running(run, plan, parts, guide, levels, stepper, cond, _noise(x, seed), seen, watch)(x).float()
     out = {n: Painted(model, x[run.images(n)], streams[n]) for n in names}
     return out if isinstance(prompts, Mapping) else out["main"]
 

@@ -31,7 +31,6 @@ class DeepFloyd(Latent):
         self.multiple = 2 ** (len(self.network.config.block_out_channels) - 1)
         self.text_tokens = 77
         self.sites = sites(self.network)
-        self._known: dict[str, dict[str, Tensor]] = {}
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         text, _ = self.pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device=self.device)

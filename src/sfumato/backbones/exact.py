@@ -25,14 +25,17 @@ class Mixture:
     std: float
     weights: tuple[float, ...] = (1.0,)
 
-    def x0(self, x: Float[Tensor, "b c h w"], alpha: float, sigma: float) -> Float[Tensor, "b c h w"]:
-        """E[x0 | x]: each component's posterior mean, weighted by how likely it made x."""
+    def posterior(
+        self, x: Float[Tensor, "b c h w"], alpha: float, sigma: float
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        """E[x0 | x] and E[eps | x]: each component's own, weighted by how likely it made x."""
         variance = alpha**2 * self.std**2 + sigma**2
         means = self.means.to(x)
         away = x[:, None] - alpha * means
         likely = torch.tensor(self.weights).log().to(x) - away.square().flatten(2).sum(-1) / (2 * variance)
-        centre = means + alpha * self.std**2 / variance * away
-        return (likely.softmax(1).view(*likely.shape, 1, 1, 1) * centre).sum(1)
+        share = likely.softmax(1).view(*likely.shape, 1, 1, 1)
+        x0 = means + alpha * self.std**2 / variance * away
+        return (share * x0).sum(1), (share * sigma / variance * away).sum(1)
 
 
 class Exact(Backbone):
@@ -58,11 +61,11 @@ class Exact(Backbone):
 
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
         level = self.schedule.at(float(t))
-        x0 = torch.empty_like(x)
+        x0, eps = torch.empty_like(x), torch.empty_like(x)
         for prompt in set(cond.prompts):
             at = [i for i, p in enumerate(cond.prompts) if p == prompt]
-            x0[at] = self.mixtures[prompt].x0(x[at], level.alpha, level.sigma)
-        return self.schedule.prediction_of(x0, (x - level.alpha * x0) / level.sigma, level)
+            x0[at], eps[at] = self.mixtures[prompt].posterior(x[at], level.alpha, level.sigma)
+        return self.schedule.prediction_of(x0, eps, level)
 
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         return images * 2 - 1

@@ -24,6 +24,9 @@ class Latent(Backbone):
     steered = False
     """Does it take controls?"""
 
+    _known: dict[str, dict[str, Tensor]]
+    _of: tuple[object, ...] | None = None
+
     def __init__(self, name: str, pipe: Any, network: Any, tokenizer: Any, cells: int | None = None):
         self.name, self.pipe, self.network, self.tokenizer = name, pipe, network, tokenizer
         self.vae = pipe.vae
@@ -32,18 +35,29 @@ class Latent(Backbone):
         self.factor = self.multiple = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.size = (cells or network.config.sample_size) * self.factor
         self.text_tokens = tokenizer.model_max_length
-        self._known: dict[str, dict[str, Tensor]] = {}
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Cond:
+        if self._of != (now := self._encoders()) or len(self._known) > _MANY:
+            self._known, self._of = {}, now
         new = [p for p in dict.fromkeys(prompts) if p not in self._known]
         if new:
-            if len(self._known) > _MANY:
-                self._known.clear()
             parts = self._encode(new)
             self._known |= {p: {k: v[i] for k, v in parts.items()} for i, p in enumerate(new)}
         rows = {k: torch.stack([self._known[p][k] for p in prompts]) for k in self._known[prompts[0]]}
         return Cond(rows.pop("text"), tuple(prompts), rows)
+
+    def _encoders(self) -> tuple[object, ...]:
+        """Another one whenever a text encoder's weights or its low-rank changes do: what is remembered is old then."""
+        found = [getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+        modules = [m for encoder in found if encoder is not None for m in encoder.modules()]
+        weights = [(id(p), p._version) for m in modules for p in m.parameters(recurse=False)]
+        changes = [
+            (*m.scaling.items(), *m.active_adapters, *m.merged_adapters, m.disable_adapters)
+            for m in modules
+            if hasattr(m, "merged_adapters")
+        ]
+        return (*weights, *changes)
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         """``text`` and whatever else the family reads of prompts, a row each."""

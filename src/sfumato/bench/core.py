@@ -22,8 +22,18 @@ from sfumato.bench.generate import SEEDS, applied, fresh
 from sfumato.bench.report import Figure, Report, Target, gather
 from sfumato.denoising import denoise
 from sfumato.device import choose
-from sfumato.inversion import DDIMInversion, Direct, EditFriendly, Inversion, Noise, NullText, invert, reconstruct
-from sfumato.methods.edit import EDICT, LocalBlend, PromptToPrompt
+from sfumato.inversion import (
+    EDICT,
+    DDIMInversion,
+    Direct,
+    EditFriendly,
+    Inversion,
+    Noise,
+    NullText,
+    invert,
+    reconstruct,
+)
+from sfumato.methods.edit import LocalBlend, PromptToPrompt
 from sfumato.metrics.image import psnr
 from sfumato.plan import Edit, Method, Need, Phases, Run
 from sfumato.plan import choose as sites_of
@@ -212,15 +222,6 @@ def inverting(key: str, kind: Callable[[], Inversion], scale: float) -> Callable
     return measure
 
 
-def edict(studio: Studio) -> Mapping[str, Figure]:
-    how, out = EDICT(scale=GUIDANCE, steps=STEPS), []
-    for images, said in _described(studio, "ddim_invert_psnr", studio.n):
-        out.append(
-            _above(studio.model, how.denoise(studio.model, how.invert(studio.model, images, said), said), images)
-        )
-    return {"edict_psnr": np.concatenate(out)}
-
-
 def null_text(studio: Studio) -> Mapping[str, Figure]:
     """Quality, and time against the algorithm as published, which works image by image and keeps weights' gradients."""
     n = min(SLOW, studio.n)
@@ -366,7 +367,7 @@ MEASURES: tuple[tuple[tuple[str, ...], Callable[[Studio], Mapping[str, Figure]]]
     (("null_text_psnr", "null_text_seconds"), null_text),
     (("direct_psnr",), inverting("direct_psnr", lambda: Direct(steps=STEPS), GUIDANCE)),
     (("edit_friendly_psnr",), inverting("edit_friendly_psnr", lambda: EditFriendly(GUIDANCE, steps=STEPS), GUIDANCE)),
-    (("edict_psnr",), edict),
+    (("edict_psnr",), inverting("edict_psnr", lambda: EDICT(scale=GUIDANCE, steps=STEPS), GUIDANCE)),
     (
         (
             "p2p_success",

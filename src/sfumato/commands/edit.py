@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from sfumato.commands.editing import EditMethod, prepared
 from sfumato.commands.options import Device, Fit, Json, Model, Photo, Running, Seed, Steps, seed_of, whole
 from sfumato.files import writable
-from sfumato.terminal import print_json, progress, quiet
+from sfumato.terminal import print_json, quiet
+
+if TYPE_CHECKING:
+    from sfumato.plan import Plan
 
 
 def edit(
@@ -50,19 +53,20 @@ def edit(
     how, guide, methods = prepared(method, steps, guidance, seed)
     prompts = {"source": source, "target": target} if methods else {"target": target}
     height, width = fitted.pixels.shape[-2:]
-    planned = plan(
-        net, prompts, methods=methods, guide=guide, steps=steps, size=(height, width), memory=int(memory * 2**30)
-    )
-    path = invert(net, fitted.pixels, source, how)
-    with progress("painting", len(path.levels)) as advance:
-        painted = denoise(
-            net, prompts, start=path, methods=methods, guide=guide, seed=seed, callback=lambda s: advance()
+
+    def planned(steps: int) -> Plan:
+        return plan(
+            net, prompts, methods=methods, guide=guide, steps=steps, size=(height, width), memory=int(memory * 2**30)
         )
+
+    planned(steps)  # what cannot be run is refused before the inversion
+    path = invert(net, fitted.pixels, source, how)
+    painted = denoise(net, prompts, start=path, methods=methods, guide=guide, seed=seed)
     result = fitted.restore(pictures.picture(painted["target"].images[0]))
     words = {"source": source, "target": target, "method": method, "steps": steps, "guidance": guidance, "seed": seed}
     file = pictures.write(result, out / f"{image.stem}-edited.png", words)
     beside = pictures.write(pictures.grid([fitted.original, result]), out / f"{image.stem}-beside.png", words)
     lines = out / f"{image.stem}-plan.json"
-    write_text(lines, dumps(planned.table(), indent=2) + "\n")
+    write_text(lines, dumps(planned(len(path.levels)).table(), indent=2) + "\n")
     files = {"image": str(file), "beside": str(beside), "plan": str(lines)}
     print_json(files) if json else print("\n".join(files.values()))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sfumato.guidance import Guide
     from sfumato.inversion import Inversion
 
-How = Literal["direct", "null-text", "negative-prompt", "ddim", "edit-friendly"]
+How = Literal["direct", "null-text", "negative-prompt", "ddim", "edit-friendly", "edict", "rf", "residual"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,10 @@ def prepared(
 
 
 def inversion_of(how: How, steps: int, guidance: float, seed: int) -> tuple[Inversion, float]:
-    """An inversion by its word, and the guidance with which its path finds the image again."""
+    """An inversion by its word, and the guidance with which its path finds the image again.
+
+    ``rf`` and ``residual`` serve flows only, and refuse other models when they are run.
+    """
     from sfumato import inversion
 
     match how:
@@ -78,3 +81,9 @@ def inversion_of(how: How, steps: int, guidance: float, seed: int) -> tuple[Inve
         case "edit-friendly":
             found = inversion.EditFriendly(steps=steps, seed=seed)
             return found, found.scale
+        case "edict":
+            return inversion.EDICT(scale=guidance, steps=steps), guidance
+        case "rf":
+            return inversion.RFInversion(seed=seed, steps=steps), 1.0
+        case "residual":
+            return inversion.Residual(steps=steps), 1.0

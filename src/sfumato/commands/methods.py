@@ -3,44 +3,58 @@
 from __future__ import annotations
 
 import inspect
+import shutil
+import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 from sfumato.commands.options import Json
-from sfumato.terminal import print_json, print_table, quiet
+from sfumato.terminal import print_json, quiet
 
 
 def methods(*, json: Json = False) -> None:
-    """List the methods: what each is, and the paper that it comes from.
+    """List the methods: what each is, the paper that it comes from, what it needs, which families it works on.
 
     Example: sfumato methods
     """
     quiet()
+    rows = list(_rows())
+    if json:
+        print_json(rows)
+        return
+    width = min(100, shutil.get_terminal_size().columns)
+    for group in dict.fromkeys(row["group"] for row in rows):
+        print(f"{group}\n")
+        for row in (r for r in rows if r["group"] == group):
+            print(f"  {row['method']}")
+            defaults = " ".join(f"{k}={v:g}" for k, v in row["defaults"].items())
+            print(textwrap.indent(textwrap.fill(row["about"], width - 4), "    "))
+            for name, said in {"defaults": defaults, "needs": row["needs"], "families": row["families"]}.items():
+                print(textwrap.fill(f"{name}: {said}", width, initial_indent="    ", subsequent_indent="      "))
+            print()
+
+
+def _rows() -> Iterator[dict[str, Any]]:
     import importlib
     import pkgutil
 
     from sfumato import inversion
     from sfumato import methods as package
 
-    rows = [_row("inversion", kind, kind) for kind in inversion.Inversion.__subclasses__()]
+    for kind in inversion.Inversion.__subclasses__():
+        yield _row("inversion", kind, kind)
     for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         module = importlib.import_module(found.name)
         group, stem = found.name.split(".")[-2:]
         for kind in vars(module).values():  # a method's file has its name
             if inspect.isclass(kind) and kind.__name__.lower() == stem.replace("_", ""):
-                rows.append(_row(group, kind, module))
-    if json:
-        print_json(rows)
-    else:
-        words = [{**r, "defaults": " ".join(f"{k}={v:g}" for k, v in r["defaults"].items())} for r in rows]
-        print_table(words)
+                yield _row(group, kind, module)
 
 
 def _row(group: str, kind: Any, described: Any) -> dict[str, Any]:
-    about = inspect.getdoc(described) or ""
+    paragraphs = [" ".join(p.split()) for p in (inspect.getdoc(described) or "").split("\n\n")]
     defaults = {k: f.default for k, f in kind.__dataclass_fields__.items() if isinstance(f.default, int | float)}
-    return {
-        "method": kind.__name__,
-        "group": group,
-        "defaults": defaults,
-        "about": " ".join(about.split("\n\n")[0].split()),
-    }
+    row = {"method": kind.__name__, "group": group, "defaults": defaults, "about": paragraphs[0]}
+    for key in ("needs", "families"):  # paragraphs that begin with the word
+        row[key] = next(p.removeprefix(f"{key.title()}: ") for p in paragraphs if p.startswith(f"{key.title()}: "))
+    return row

@@ -48,7 +48,7 @@ class DynamicThresholding(Method):
 
 
 def thresholded(x0: Float[Tensor, "b *shape"], quantile: float, most: float | None = None) -> Tensor:
-    """``x0`` clipped to +-s and divided by s, s the quantile of an image's absolute values, at least 1, at most ``most``."""
+    """``x0`` clipped to +-s and divided by s, s the quantile of its absolute values, from 1 to ``most``."""
     flat = x0.flatten(1)
     s = torch.quantile(flat.abs(), quantile, dim=1, keepdim=True).clamp(1, most)
     return (flat.clamp(-s, s) / s).view_as(x0)

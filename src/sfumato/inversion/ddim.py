@@ -1,0 +1,103 @@
+"""DDIM run backwards, and what is put right on the way back: nothing, the latents, or the empty prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sfumato.backbones import Backbone
+from sfumato.guidance import CFG
+from sfumato.inversion.path import Advance, Inversion, Path, levels_of, predict
+from sfumato.schedule import Level, Schedule, add_noise
+
+
+@dataclass(frozen=True)
+class DDIMInversion(Inversion):
+    """DDIM run backwards (Song et al. 2021, eq. 14; Dhariwal and Nichol 2021, appendix F).
+
+    The network is told the level that a step leads to while the latents are still one step cleaner; ``refine`` repeats
+    each step with the latents it led to, towards the exact inverse (fixed-point iteration, Pan et al. 2023). ``scale``
+    is the guidance on the way to noise: the way back may have another, and either may be negative.
+
+    Needs: a network call a step, and ``refine`` more.
+
+    Families: all.
+    """
+
+    scale: float = 1.0
+    refine: int = 0
+    steps: int = 50
+
+    def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
+        track = self.track(model, image, prompts, advance)
+        return Path(track[0], levels_of(model, image, self.steps), prompts, image, track=track)
+
+    def track(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> tuple[Tensor, ...]:
+        """The image at every level, the noisiest first."""
+        levels = levels_of(model, image, self.steps)
+        guide = CFG(self.scale)
+        conds = guide.embed(model, prompts)
+        track = [image]
+        for i in reversed(range(self.steps)):
+            at, to = levels[i + 1], levels[i]
+            x0, eps = predict(model, track[-1], to.t, at, conds, guide)
+            x = add_noise(x0, eps, to)
+            for _ in range(self.refine):
+                x0, eps = predict(model, x, to.t, to, conds, guide)
+                x = _before(model.schedule, track[-1], x0, eps, to, at)
+            track.append(x)
+            advance()
+        return tuple(reversed(track))
+
+
+def _before(schedule: Schedule, x: Tensor, x0: Tensor, eps: Tensor, at: Level, to: Level) -> Tensor:
+    """The latents at ``at`` from which a step with this prediction leads to ``x`` at ``to``.
+
+    A step is a x + b p in latents and prediction. The prediction that is kept is the network's own: to keep another
+    (the noise, for a flow) would not come closer to the inverse where the image is faint.
+    """
+    if schedule.prediction == "sample":  # of the data alone the last step keeps nothing
+        schedule = schedule.predicting("epsilon")
+    told = schedule.prediction_of(x0, eps, at)
+    one, none = torch.ones(()), torch.zeros(())
+    a, b = (float(add_noise(*schedule.x0_and_eps(p, y, at), to)) for y, p in ((one, none), (none, one)))
+    return (x - b * told) / a
+
+
+@dataclass(frozen=True)
+class Direct(Inversion):
+    """Direct inversion (Ju et al. 2024): after each step the source is put back on its DDIM track.
+
+    The authors add the difference between track and step to the source; what results is the track itself, so here it is
+    simply put there, and costs no prediction.
+
+    Needs: a network call a step; the latents of all levels are kept.
+
+    Families: all.
+    """
+
+    refine: int = 0
+    steps: int = 50
+
+    def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
+        return replace(DDIMInversion(1.0, self.refine, self.steps)(model, image, prompts, advance), pinned=True)
+
+
+@dataclass(frozen=True)
+class NegativePrompt(Inversion):
+    """Negative-prompt inversion (Miyake et al. 2023): the source's prompt takes the place of the empty one.
+
+    With ``ProximalCFG`` as guidance it is ProxNPI (``sfumato.proximal``).
+
+    Needs: a network call a step; on the way back a guidance that has an empty prompt.
+
+    Families: all.
+    """
+
+    steps: int = 50
+
+    def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
+        path = DDIMInversion(1.0, 0, self.steps)(model, image, prompts, advance)
+        return replace(path, negative=model.embed(prompts))

@@ -1,0 +1,79 @@
+"""Inversions that add noise of their own instead of asking the network for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfumato.backbones import Backbone
+from sfumato.errors import SfumatoError
+from sfumato.guidance import CFG
+from sfumato.inversion.path import Advance, Inversion, Path, levels_of, noise_of, predict
+from sfumato.schedule import add_noise
+from sfumato.steppers import DDIM, posterior_std
+
+
+@dataclass(frozen=True)
+class Noise(Inversion):
+    """One level of noise (SDEdit, Meng et al. 2022): the image is kept only as far as the noise lets it through.
+
+    Needs: nothing.
+
+    Families: all.
+    """
+
+    strength: float = 0.8
+    """Part of the steps that are run; diffusers' default."""
+    seed: int = 0
+    steps: int = 50
+
+    def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
+        if not 0 <= self.strength <= 1:
+            raise SfumatoError(f"strength lies between 0 and 1, got {self.strength}")
+        levels = levels_of(model, image, self.steps).last(int(self.steps * self.strength + 1e-9))
+        start = add_noise(image, noise_of(model, image, self.seed), levels[0]) if len(levels) else image
+        return Path(start, levels, prompts, image)
+
+
+@dataclass(frozen=True)
+class EditFriendly(Inversion):
+    """Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2024): noise of its own for every level, and the unit
+    noises with which DDPM walks from one to the next.
+
+    Published: 100 steps, the first 36 skipped, source scale 3.5 and 15 for the edit. Following the path with the
+    source's prompt and scale gives the image back exactly: unlike the authors' code, what the last step lacks is kept
+    too, as its noise, or where levels end without any (flows) as what is added to every stream.
+
+    Needs: a network call a step, of all rows of the guidance.
+
+    Families: all.
+    """
+
+    scale: float = 3.5
+    skip: float = 0.36
+    """Part of the steps that an edit leaves out."""
+    seed: int = 0
+    steps: int = 100
+
+    def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
+        levels = levels_of(model, image, self.steps).last(self.steps - int(self.skip * self.steps + 1e-9))
+        guide = CFG(self.scale)
+        conds = guide.embed(model, prompts)
+        generator = torch.Generator().manual_seed(self.seed)
+        noisy = [
+            add_noise(image, torch.randn(image.shape, generator=generator).to(image), level) for level in levels.levels
+        ]
+        noisy[-1] = image
+        x, noises = noisy[0], []
+        for i in range(len(levels)):
+            at, to = levels[i], levels[i + 1]
+            x0, eps = predict(model, x, at.t, at, conds, guide)
+            std = posterior_std(at, to)
+            mean = to.alpha * x0 + max(0.0, to.sigma**2 - std**2) ** 0.5 * eps
+            noises.append((noisy[i + 1] - mean) / std if std else torch.zeros_like(x))
+            x = mean + std * noises[-1]  # not noisy[i + 1]: errors must not add up
+            advance()
+        ending = image - x  # all but rounding is in the last step's noise, if it has one
+        return Path(noisy[0], levels, prompts, image, DDIM(1.0), track=(noisy[0],), noises=tuple(noises), ending=ending)

@@ -1,0 +1,142 @@
+"""What an inversion gives, how it is asked for, and how it is followed back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.backbones import Backbone, Cond
+from sfumato.denoising import Step
+from sfumato.errors import SfumatoError
+from sfumato.guidance import Guide
+from sfumato.plan import Method, Phases, Run
+from sfumato.rows import single
+from sfumato.schedule import Level, Levels
+from sfumato.steppers import DDIM, Stepper
+
+Advance = Callable[[], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Path(Method):
+    """Where to start, and what holds the first stream to its image on the way."""
+
+    latents: Float[Tensor, "b c h w"]
+    """At the first level."""
+    levels: Levels
+    prompts: tuple[str, ...]
+    image: Float[Tensor, "b c h w"]
+    """The image's latents."""
+    stepper: Stepper = field(default_factory=DDIM)
+    track: tuple[Float[Tensor, "b c h w"], ...] = ()
+    """The image at every level, the first to the last; empty when it is not known."""
+    pinned: bool = False
+    """Put the first stream back on the track after each step."""
+    negative: Cond | None = None
+    """What takes the place of the empty prompt, in all steps."""
+    uncond: tuple[Float[Tensor, "b n d"], ...] = ()
+    """For each step the text that takes the place of the empty prompt's."""
+    noises: tuple[Float[Tensor, "b c h w"], ...] = ()
+    """For each step the unit noise of a stochastic stepper."""
+    ending: Float[Tensor, "b c h w"] | None = None
+    """Added to every stream after the last step."""
+
+    def start(self, run: Run) -> Phases:
+        first = run.images(run.rows.streams[0])
+        streams = len(run.rows.streams)
+        replaces = self.negative is not None or bool(self.uncond)
+        if replaces and "uncond" not in run.rows.conditions:
+            raise SfumatoError(
+                "this path replaces the empty prompt, so it takes a guidance with one; give a scale above 1"
+            )
+
+        def cond(step: Step, now: Cond) -> Cond:
+            for stream in run.rows.streams:
+                at = run.rows[stream, "uncond"]
+                here = now[at]
+                if self.negative is not None:
+                    here = replace(self.negative.repeat(run.windows), image=here.image)
+                if self.uncond:
+                    here = replace(here, text=self.uncond[step.i].to(now.text).repeat_interleave(run.windows, 0))
+                now = Cond.cat([now[: at.start], here, now[at.stop :]])
+            return now
+
+        def after(step: Step) -> None:
+            if self.pinned:
+                step.x_next = step.x_next.clone()
+                step.x_next[first] = self.track[step.i + 1].to(step.x_next)
+            if self.ending is not None and step.i + 1 == run.steps:
+                step.x_next = step.x_next + self.ending.to(step.x_next).repeat(streams, 1, 1, 1)
+
+        return Phases(
+            cond=cond if replaces else None,
+            noise=(lambda step: self.noises[step.i].repeat(streams, 1, 1, 1)) if self.noises else None,
+            after=after if self.pinned or self.ending is not None else None,
+        )
+
+
+class Inversion:
+    """A way to invert, with its published defaults."""
+
+    steps: int
+
+    def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
+        """``image``: latents. ``advance`` is called once for each prediction of the whole batch."""
+        raise NotImplementedError
+
+
+def invert(
+    model: Backbone,
+    images: Float[Tensor, "b 3 H W"] | Float[Tensor, "3 H W"],
+    prompt: str | Sequence[str] = "",
+    how: Inversion | None = None,
+) -> Path:
+    """The path back from images in [0, 1], each described by its prompt. The default is ``Direct()``.
+
+    Raises ``SfumatoError`` when sides are not multiples of what the model works in, or prompts and images do not match.
+    """
+    from sfumato.inversion.ddim import Direct
+    from sfumato.terminal import progress
+
+    images = images[None] if images.ndim == 3 else images
+    prompts = (prompt,) * len(images) if isinstance(prompt, str) else tuple(prompt)
+    if len(prompts) != len(images):
+        raise SfumatoError(f"{len(images)} images need a prompt each, got {len(prompts)}")
+    model.check_size(*images.shape[-2:])
+    how = how or Direct()
+    with torch.no_grad():
+        image = model.encode(images.to(model.device))
+        with progress("inverting", how.steps) as advance:
+            return how(model, image, prompts, advance)
+
+
+def reconstruct(model: Backbone, path: Path, guide: Guide | float = 1.0) -> Tensor:
+    """The latents that following a path with its own prompts leads to."""
+    from sfumato.denoising import denoise
+
+    return denoise(model, path.prompts, start=path, guide=guide).latents
+
+
+def predict(
+    model: Backbone, x: Tensor, label: float, at: Level, conds: dict[str, Cond], guide: Guide
+) -> tuple[Tensor, Tensor]:
+    """(x0, eps) of a guided prediction for latents at a level, the network told ``label``."""
+    batch = x.repeat(len(conds), 1, 1, 1)
+    told = model.predict(batch, label, Cond.cat(list(conds.values())))
+    prediction = guide.combine(dict(zip(conds, told.split(len(x)), strict=True)), single(len(x)))
+    return model.schedule.x0_and_eps(prediction, x, at)
+
+
+def levels_of(model: Backbone, image: Tensor, steps: int) -> Levels:
+    """The levels of a run of this image: some flows shift theirs with its size."""
+    return model.schedule.levels(steps, image.shape[-2] * image.shape[-1] // 4)
+
+
+def noise_of(model: Backbone, image: Tensor, seed: int) -> Tensor:
+    """Unit noise for each image of a batch, image i from seed + i."""
+    height, width = (n * model.factor for n in image.shape[-2:])
+    return model.latents([seed + i for i in range(len(image))], height, width)
