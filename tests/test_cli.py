@@ -287,7 +287,7 @@ def test_the_tour_marks_each_word_by_what_is_seen():
 def test_edit_writes_the_picture_at_its_own_size(run, here, tmp_path, how):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 130, 3), np.uint8))
     image.save(tmp_path / "photo.jpg")
-    options = ["--from", "a red cube", "--to", "a blue cube", "--steps", 3, "--out", tmp_path / "out", "--json"]
+    options = ["--from", "a red cube", "--to", "a blue cube", "--steps", 5, "--out", tmp_path / "out", "--json"]
     code, out, err = run(
         "edit",
         tmp_path / "photo.jpg",

@@ -82,3 +82,18 @@ def test_what_cannot_be_read_is_said(tmp_path):
         fit(picture(2000, 10), 128)
     assert fit(picture(2000, 10), 128, how="stretch").pixels.shape == (3, 128, 128)
     assert torch.isfinite(fit(picture(2000, 10), 128, how="crop").pixels).all()
+
+
+def test_what_an_edit_left_alone_keeps_its_own_pixels():
+    original = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8))
+    fitted = fit(original, 64, 8)
+    result = Image.new("RGB", tuple(fitted.pixels.shape[:0:-1]), "red")
+    changed = torch.zeros(8, 12, dtype=torch.bool)
+    assert np.array_equal(np.array(fitted.restore(result, changed)), np.array(original))
+    assert np.array_equal(np.array(fitted.restore(result, ~changed)), np.array(fitted.restore(result)))
+    changed[2:6, 4:8] = True
+    mixed = np.array(fitted.restore(result, changed))
+    assert (mixed[75:125, 125:175] == (255, 0, 0)).all()  # inside
+    away = np.ones((200, 300), bool)
+    away[25:175, 75:225] = False  # a cell of 25 pixels further out
+    assert np.array_equal(mixed[away], np.array(original)[away])

@@ -9,7 +9,7 @@ from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato import guidance
@@ -61,6 +61,10 @@ class Painted:
         """In [0, 1], on the CPU."""
         with torch.no_grad():
             return self.model.decode(self.latents).cpu()
+
+    def differs(self, other: Painted) -> Bool[Tensor, "b h w"]:
+        """Cells whose latents are not those of the other stream: where an edit changed something."""
+        return (self.latents != other.latents).any(1)
 
     def save(self, path: str | File) -> File:
         """Write the image (of several, their grid) as a PNG."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -84,11 +84,20 @@ class Fitted:
     box: tuple[int, int, int, int]
     """What of the original the model sees: left, top, right, bottom."""
 
-    def restore(self, result: Picture) -> Picture:
-        """A result at the original's size; what the model did not see is the original's."""
+    def restore(self, result: Picture, changed: Bool[Tensor, "h w"] | None = None) -> Picture:
+        """A result at the original's size; what the model did not see is the original's.
+
+        ``changed``: of the latents' cells, those that an edit changed. The others keep the original's pixels, which the
+        autoencoder would blur; from one to the other it takes a cell.
+        """
         left, top, right, bottom = self.box
-        out = self.original.copy()
-        out.paste(result.resize((right - left, bottom - top), Image.Resampling.LANCZOS), (left, top))
+        size, out = (right - left, bottom - top), self.original.copy()
+        seen = result.resize(size, Image.Resampling.LANCZOS)
+        mask = None
+        if changed is not None:
+            cells = Image.fromarray((changed.cpu().numpy() * 255).astype(np.uint8))
+            mask = cells.resize(size, Image.Resampling.BILINEAR)
+        out.paste(seen, (left, top), mask)
         return out
 
 

@@ -36,6 +36,8 @@ def edit(
 ) -> None:
     """Edit an image file by words: it is inverted, painted again, and written at its own size.
 
+    Where an edit left the source as it is (outside of --blend), the picture keeps its own pixels.
+
     Example: sfumato edit photo.png --from "a red cube on grass" --to "a blue cube on grass" prompt-to-prompt
     """
     whole("--steps", steps, 1, 1000)
@@ -62,7 +64,8 @@ def edit(
     planned(steps)  # what cannot be run is refused before the inversion
     path = invert(net, fitted.pixels, source, how)
     painted = denoise(net, prompts, start=path, methods=methods, guide=guide, seed=seed)
-    result = fitted.restore(pictures.picture(painted["target"].images[0]))
+    changed = painted["target"].differs(painted["source"])[0] if methods else None
+    result = fitted.restore(pictures.picture(painted["target"].images[0]), changed)
     words = {"source": source, "target": target, "method": method, "steps": steps, "guidance": guidance, "seed": seed}
     file = pictures.write(result, out / f"{image.stem}-edited.png", words)
     beside = pictures.write(pictures.grid([fitted.original, result]), out / f"{image.stem}-beside.png", words)
