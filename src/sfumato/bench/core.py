@@ -22,6 +22,7 @@ from sfumato.bench.generate import SEEDS, applied, fresh
 from sfumato.bench.report import Figure, Report, Target, gather
 from sfumato.denoising import denoise
 from sfumato.device import choose
+from sfumato.images import fit, tensor
 from sfumato.inversion import (
     EDICT,
     DDIMInversion,
@@ -279,13 +280,16 @@ def plain_null_text(model: Any, track: tuple[Tensor, ...], prompt: str) -> list[
 
 
 def prompt_to_prompt(studio: Studio) -> Mapping[str, Figure]:
-    """Edits of renders by counterfactuals' captions, beside SDEdit and no edit at all."""
+    """Edits of renders by counterfactuals' captions as ``sfumato edit`` writes them, beside SDEdit and no edit at all.
+
+    ``as painted``: Prompt-to-Prompt's pictures before the unedited parts got their own pixels back.
+    """
     rng, model = studio.rng("p2p_success"), studio.model
     edits = []
     for i in range(studio.n):
         edits.append(change.sample_counterfactual(rng, ("recolour", "reshape")[i % 2], 1 + i // 2 % 2))
     before, after = change.render_pairs(edits, device=str(studio.device))
-    results: dict[str, list[Tensor]] = {"no edit": [], "PromptToPrompt": [], "SDEdit": []}
+    results: dict[str, list[Tensor]] = {"no edit": [], "PromptToPrompt": [], "as painted": [], "SDEdit": []}
     for i, edit in enumerate(edits):
         source, target = edit.captions
         assert isinstance(edit.change, change.Recolour | change.Reshape)
@@ -293,14 +297,18 @@ def prompt_to_prompt(studio: Studio) -> Mapping[str, Figure]:
         path = invert(model, before[i], source, Direct(steps=STEPS))
         method = PromptToPrompt(blend=LocalBlend(kinds[0], kinds[1]))
         prompts = {"source": source, "target": target}
-        results["PromptToPrompt"].append(denoise(model, prompts, start=path, methods=[method])["target"].images[0])
+        out = denoise(model, prompts, start=path, methods=[method])
+        painted, changed = out["target"].images[0], out["target"].differs(out["source"])[0]
+        fitted = fit(pictures.picture(before[i]), model.size, model.multiple)
+        results["PromptToPrompt"].append(tensor(fitted.restore(pictures.picture(painted), changed)))
+        results["as painted"].append(painted)
         noisy = invert(model, before[i], source, Noise(seed=i, steps=STEPS))
         results["SDEdit"].append(denoise(model, target, start=noisy).images[0])
         results["no edit"].append(before[i].cpu())
     kept = ~torch.stack([change.masks(e) for e in edits])
     figures: dict[str, dict[str, Figure]] = {}
-    for name, images in results.items():
-        painted = torch.stack(images)
+    for name, found in results.items():
+        painted = torch.stack(found)
         readings = studio.oracle.read(painted)
         figures[name] = {
             "success": np.array([applied(r, e) for r, e in zip(readings, edits, strict=True)], float),
