@@ -27,7 +27,7 @@ from sfumato.denoising import denoise
 from sfumato.device import choose
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
-from sfumato.images import read_image
+from sfumato.images import fit, open_picture
 from sfumato.inversion import Direct, invert
 from sfumato.methods.edit import LocalBlend, PromptToPrompt
 from sfumato.stilllife import captions, change, compose, moves, paint, pictures, weights
@@ -255,7 +255,8 @@ def _edited(out: Path, device: torch.device) -> str:
     before, after = change.render_pairs(edits, device=str(device))
     photo = pictures.write(pictures.picture(before[0]), out / "photo.png")
     model = load("stilllife", device=device)
-    path = invert(model, read_image(photo), edits[0].captions[0], Direct(steps=EDIT_STEPS))
+    fitted = fit(open_picture(photo), model.size, model.multiple)
+    path = invert(model, fitted.pixels, edits[0].captions[0], Direct(steps=EDIT_STEPS))
     figures = [
         figure(Image.open(photo), "photo.png"),
         figure(pictures.picture(model.decode(path.image)[0]), "found again"),
@@ -264,13 +265,15 @@ def _edited(out: Path, device: torch.device) -> str:
     for edit, truth in zip(edits, after, strict=True):
         source, target = edit.captions
         words = [scene.things[0].kind for scene in (edit.before, edit.after)]
-        method = PromptToPrompt(blend=LocalBlend(words[0], words[1]))
-        painted = denoise(model, {"source": source, "target": target}, start=path, methods=[method])
-        figures.append(figure(pictures.picture(painted["target"].images[0]), f"“{escape(edit.instruction)}”"))
+        method = PromptToPrompt(blend=LocalBlend(words[0], words[1], threshold=0.6))
+        painted = denoise(model, {"source": source, "target": target}, start=path, methods=[method], guide=4.0)
+        changed = painted["target"].differs(painted["source"])[0]
+        edited = fitted.restore(pictures.picture(painted["target"].images[0]), changed)
+        figures.append(figure(edited, f"“{escape(edit.instruction)}”"))
         figures.append(figure(pictures.picture(truth), "as it should be"))
-        blend = " ".join(words)
-        commands.append(f'sfumato edit photo.png --from "{source}" --to "{target}" prompt-to-prompt --blend {blend}\n')
-    about = "A picture file is inverted, and painted again from other words; Prompt-to-Prompt keeps its layout."
+        said, blend = f'--from "{source}" --to "{target}"', f"--blend {' '.join(words)} --threshold 0.6"
+        commands.append(f"sfumato edit photo.png {said} --guidance 4 prompt-to-prompt {blend}\n")
+    about = "A picture file is inverted, and painted again from other words; its layout is kept, and what lies around."
     body = row(*figures) + f"<pre><code>{escape(''.join(commands))}</code></pre>\n"
     return section("A picture edited by words", about, body)
 

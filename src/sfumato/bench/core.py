@@ -45,6 +45,7 @@ from sfumato.stilllife.render import render
 from sfumato.stilllife.scene import sample_scene
 
 STEPS, GUIDANCE = 50, 7.5
+EDIT_GUIDANCE, THRESHOLD = 4.0, 0.6  # of edits on the built-in model: chosen on the first four edits of seed 1
 PROMPT = "a red cube to the left of a blue sphere on grass"
 BATCH = 8
 SLOW = 4  # images that the slow inversions are timed on
@@ -295,15 +296,15 @@ def prompt_to_prompt(studio: Studio) -> Mapping[str, Figure]:
         assert isinstance(edit.change, change.Recolour | change.Reshape)
         kinds = [scene.things[edit.change.thing].kind for scene in (edit.before, edit.after)]
         path = invert(model, before[i], source, Direct(steps=STEPS))
-        method = PromptToPrompt(blend=LocalBlend(kinds[0], kinds[1]))
+        method = PromptToPrompt(blend=LocalBlend(kinds[0], kinds[1], threshold=THRESHOLD))
         prompts = {"source": source, "target": target}
-        out = denoise(model, prompts, start=path, methods=[method])
+        out = denoise(model, prompts, start=path, methods=[method], guide=EDIT_GUIDANCE)
         painted, changed = out["target"].images[0], out["target"].differs(out["source"])[0]
         fitted = fit(pictures.picture(before[i]), model.size, model.multiple)
         results["PromptToPrompt"].append(tensor(fitted.restore(pictures.picture(painted), changed)))
         results["as painted"].append(painted)
         noisy = invert(model, before[i], source, Noise(seed=i, steps=STEPS))
-        results["SDEdit"].append(denoise(model, target, start=noisy).images[0])
+        results["SDEdit"].append(denoise(model, target, start=noisy, guide=EDIT_GUIDANCE).images[0])
         results["no edit"].append(before[i].cpu())
     kept = ~torch.stack([change.masks(e) for e in edits])
     figures: dict[str, dict[str, Figure]] = {}

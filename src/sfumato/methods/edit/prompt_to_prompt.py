@@ -106,6 +106,12 @@ class PromptToPrompt(Method):
         return [(step < ends).float() for step in range(run.steps)]
 
 
+PIE_BENCH = PromptToPrompt(cross=0.4, self=0.6)
+"""What the figures of PIE-Bench were made with (Ju et al. 2024, their code), 50 steps at guidance 7.5."""
+EDIT_FRIENDLY = PromptToPrompt(cross=0.6, self=0.2)
+"""With ``EditFriendly(skip=0.12)`` and guidance 9 (Huberman-Spiegelglas et al. 2024, their code)."""
+
+
 def _upto(run: Run, res: int):
     return lambda site: min(site.grid(run.grid)) <= res
 
