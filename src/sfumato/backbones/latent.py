@@ -51,7 +51,8 @@ class Latent(Backbone):
         """Another one whenever a text encoder's weights or its low-rank changes do: what is remembered is old then."""
         found = [getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
         modules = [m for encoder in found if encoder is not None for m in encoder.modules()]
-        weights = [(id(p), p._version) for m in modules for p in m.parameters(recurse=False)]
+        here = [p for m in modules for p in m.parameters(recurse=False) if not p.is_meta]  # none offloaded
+        weights = [(id(p), p._version) for p in here]
         changes = [
             (*m.scaling.items(), *m.active_adapters, *m.merged_adapters, m.disable_adapters)
             for m in modules
