@@ -113,6 +113,11 @@ class Backbone(ABC):
         other.embed = lambda prompts: change(embed(prompts))
         return other
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's weights; diffusers' own way to ask for it visits every module, in each step."""
+        return next(p.dtype for p in self.network.parameters() if p.is_floating_point())
+
     @abstractmethod
     def embed(self, prompts: Sequence[str]) -> Cond:
         """What the network reads of these prompts, a row each."""

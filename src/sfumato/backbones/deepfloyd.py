@@ -40,9 +40,9 @@ class DeepFloyd(Latent):
         inside = self.inside(x, cond)
         time = t if isinstance(t, Tensor) else torch.tensor(t, device=x.device)
         told = self.network(
-            inside.to(self.network.dtype),
+            inside.to(self.dtype),
             time,
-            encoder_hidden_states=cond.text.to(self.network.dtype),
+            encoder_hidden_states=cond.text.to(self.dtype),
             class_labels=cond.extra.get("noise_level"),
             return_dict=False,
         )[0]

@@ -64,8 +64,8 @@ class PixArt(Transformer):
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
         inside = self.inside(x, cond)
         told = self.network(
-            inside.to(self.network.dtype),
-            encoder_hidden_states=cond.text.to(self.network.dtype),
+            inside.to(self.dtype),
+            encoder_hidden_states=cond.text.to(self.dtype),
             encoder_attention_mask=cond.extra["mask"],
             timestep=_steps(t, x),
             added_cond_kwargs=self._shape(x),
@@ -78,7 +78,7 @@ class PixArt(Transformer):
         if not self.network.use_additional_conditions:
             return {"resolution": None, "aspect_ratio": None}
         height, width = (n * self.factor for n in x.shape[-2:])
-        size = torch.tensor([height, width], device=x.device, dtype=self.network.dtype).expand(len(x), -1)
+        size = torch.tensor([height, width], device=x.device, dtype=self.dtype).expand(len(x), -1)
         return {"resolution": size, "aspect_ratio": (size[:, :1] / size[:, 1:])}
 
 
@@ -107,7 +107,7 @@ class SD3(Transformer):
 
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
         inside = self.inside(x, cond)
-        dtype = self.network.dtype
+        dtype = self.dtype
         return self.network(
             hidden_states=inside.to(dtype),
             timestep=_steps(t, x),
@@ -146,7 +146,7 @@ class Flux(Transformer):
 
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
         inside = self.inside(x, cond)
-        dtype, (b, _, h, w) = self.network.dtype, x.shape
+        dtype, (b, _, h, w) = self.dtype, x.shape
         guidance = torch.full((b,), self.distilled, device=x.device) if self.network.config.guidance_embeds else None
         told = self.network(
             hidden_states=packed(inside).to(dtype),

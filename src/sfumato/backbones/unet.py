@@ -41,7 +41,7 @@ class UNet(Latent):
         return {}
 
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
-        dtype = self.network.dtype
+        dtype = self.dtype
         time = t if isinstance(t, Tensor) else torch.tensor(t, device=x.device)
         inside, added = self.inside(x, cond), self.added(x, cond)
         more: dict[str, Any] = {}
@@ -73,7 +73,7 @@ class UNet(Latent):
         """What each IP-Adapter of the network reads."""
         proj = getattr(self.network, "encoder_hid_proj", None)
         adapters = len(getattr(proj, "image_projection_layers", ()))
-        given = [v.to(self.network.dtype) for k, v in cond.extra.items() if k.startswith(_PROMPT)]
+        given = [v.to(self.dtype) for k, v in cond.extra.items() if k.startswith(_PROMPT)]
         if len(given) != adapters:
             raise SfumatoError(
                 f"{self.name} carries {adapters} IP-Adapters and got {len(given)} image prompts; "
