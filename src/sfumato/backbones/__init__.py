@@ -75,6 +75,11 @@ class Cond:
         )
 
 
+def dtype_of(network: Any) -> torch.dtype:
+    """Of a network's weights; diffusers' own way to ask for it visits every module, in each step."""
+    return next(p.dtype for p in network.parameters() if p.is_floating_point())
+
+
 class Backbone(ABC):
     """A pretrained denoiser with what belongs to it: text encoder, autoencoder, schedule."""
 
@@ -115,8 +120,8 @@ class Backbone(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the network's weights; diffusers' own way to ask for it visits every module, in each step."""
-        return next(p.dtype for p in self.network.parameters() if p.is_floating_point())
+        """Of the network's weights."""
+        return dtype_of(self.network)
 
     @abstractmethod
     def embed(self, prompts: Sequence[str]) -> Cond:

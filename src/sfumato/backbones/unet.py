@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.attention import Site
-from sfumato.backbones import Cond
+from sfumato.backbones import Cond, dtype_of
 from sfumato.backbones.latent import Latent
 from sfumato.errors import SfumatoError
 
@@ -125,7 +125,7 @@ class ControlNet:
     scale: float = 1.0
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Mapping[str, Any]:
-        dtype = self.network.dtype
+        dtype = dtype_of(self.network)
         image = self.image.to(x.device, dtype).expand(len(x), -1, -1, -1)
         text = cond.text.to(dtype)
         more = {k: cond.extra[k].to(dtype) for k in ("text_embeds", "time_ids") if k in cond.extra}  # SDXL's
