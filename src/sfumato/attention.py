@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato import features
 from sfumato.errors import SfumatoError, unknown
+from sfumato.features import Layer
 from sfumato.rows import Name, Rows
 
 Grid = tuple[int, int]
@@ -174,7 +176,7 @@ class Call:
         return torch.cat([parts[n] for n in self.rows.names])
 
 
-Handler = Callable[[Call], None]
+Handler = Callable[[Any], None]  # of a site's Call or a layer's Activation
 _FUSED = F.scaled_dot_product_attention
 
 
@@ -203,23 +205,23 @@ class Enough(Exception):
 class Tap:
     """What is tapped on one network: handlers by site, and the batch that the next prediction runs."""
 
-    handlers: Mapping[Site, Handler]
-    """Called once for each site and prediction, with its ``Call``."""
-    active: Callable[[Site], bool] = lambda site: True
+    handlers: Mapping[Any, Handler]
+    """Called once for each site and prediction with its ``Call``, for each layer with its ``Activation``."""
+    active: Callable[[Any], bool] = lambda site: True
     """Is there anything to do at this site in this prediction? If not, it keeps its fused kernel."""
     rows: Rows | None = None
     grid: Grid = (0, 0)
     step: int = 0
     stop_after: Site | None = None
     """End the prediction (``Enough``) when this site has been seen."""
-    fired: dict[str, int] = field(default_factory=dict)
+    fired: dict[Site | Layer, int] = field(default_factory=dict)
 
-    def expected(self) -> list[Site]:
+    def expected(self) -> list[Site | Layer]:
         return [site for site in self.handlers if self.active(site)]
 
     def check(self, network: nn.Module) -> None:
         """Raise ``SfumatoError`` unless each active site was seen once since the last check."""
-        missed = [site for site in self.expected() if self.fired.get(site.path, 0) != 1]
+        missed = [site for site in self.expected() if self.fired.get(site, 0) != 1]
         self.fired.clear()
         if missed:
             raise SfumatoError(
@@ -244,7 +246,9 @@ def tapped(network: nn.Module, tap: Tap) -> Iterator[Tap]:
         F.scaled_dot_product_attention = _seam
     try:
         for site, handler in tap.handlers.items():
-            hooks += _hooks(modules[site.path], site, handler, tap)
+            module = modules[site.path]
+            tapping = _hooks if isinstance(site, Site) else features.hooks
+            hooks += tapping(module, site, handler, tap)
         yield tap
     finally:
         _local.waiting = None
@@ -256,7 +260,7 @@ def tapped(network: nn.Module, tap: Tap) -> Iterator[Tap]:
                 F.scaled_dot_product_attention = _FUSED
 
 
-def _hooks(module: nn.Module, site: Site, handler: Handler, tap: Tap) -> Sequence[Any]:
+def _hooks(module: nn.Module, site: Site, handler: Callable[[Call], None], tap: Tap) -> Sequence[Any]:
     def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *args: Any, **kernel: Any) -> Tensor:
         assert tap.rows is not None
         if args:
@@ -266,7 +270,7 @@ def _hooks(module: nn.Module, site: Site, handler: Handler, tap: Tap) -> Sequenc
         tensors = {"q": q, "k": k, "v": v}
         call = Call(site, tap.rows, site.grid(tap.grid), tap.step, tensors, attn_mask=attn_mask, **kernel)
         handler(call)
-        tap.fired[site.path] = tap.fired.get(site.path, 0) + 1
+        tap.fired[site] = tap.fired.get(site, 0) + 1
         if site is tap.stop_after:
             raise Enough
         return call.output()

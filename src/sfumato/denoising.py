@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from sfumato import guidance
 from sfumato import plan as plans
-from sfumato.attention import Call, Grid, Handler, Site, Tap, tapped
+from sfumato.attention import Call, Enough, Grid, Handler, Site, Tap, tapped
 from sfumato.backbones import Backbone, Cond
 from sfumato.errors import SfumatoError
-from sfumato.plan import Entry, Method, Need, Phases, Plan, Run
-from sfumato.rows import Name, Rows, streams_of
+from sfumato.features import Activation, Layer
+from sfumato.plan import Entry, Method, Need, Phases, Plan, Run, choose
+from sfumato.rows import Name, Pattern, Rows, streams_of
 from sfumato.schedule import Level, Levels, noised
 from sfumato.steppers import DDIM, Move, Stepper
 from sfumato.terminal import progress
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from sfumato.inversion import Path
 
 Prompts = str | Sequence[str] | Mapping[str, str | Sequence[str]]
-Maps = dict[Site, dict[Name, Float[Tensor, "each queries keys"]]]
+Maps = dict[Any, dict[Name, Float[Tensor, "each queries keys"]]]
 
 
 @dataclass
@@ -40,12 +41,50 @@ class Step:
     next: Level
     x: Float[Tensor, "b c h w"]
     run: Run
+    cond: Cond
+    """What all rows read."""
     x0: Tensor = field(default_factory=lambda: torch.empty(0))
     eps: Tensor = field(default_factory=lambda: torch.empty(0))
     x_next: Tensor = field(default_factory=lambda: torch.empty(0))
     parts: dict[str, Tensor] = field(default_factory=dict)
     """Predictions by condition, before guidance."""
     maps: dict[Need, Maps] = field(default_factory=dict)
+    split: Callable[[Tensor], Tensor] = lambda x: x
+    """From images to what the network sees of them: windows, where a run has ``Views``."""
+
+
+def look(
+    step: Step, needs: Sequence[Need], x: Float[Tensor, "b c h w"] | None = None, rows: Pattern = "cond"
+) -> dict[Need, Maps]:
+    """Maps and features of one more prediction, which runs these rows alone and stops after the last of the sites.
+
+    ``rows`` are of one condition. Gradients flow to ``x`` (``step.x``) where they are on. The network is as the model
+    has it, with the step's controls: what methods edit is not in it.
+    """
+    run = step.run
+    names = run.rows.match(rows)
+    streams, conditions = tuple(s for s, _ in names), tuple(dict.fromkeys(c for _, c in names))
+    if len(conditions) > 1:
+        raise SfumatoError(f"look asks for rows of one condition, got {', '.join(conditions)}")
+    some, found = Rows(streams, conditions, run.rows.each), {need: {} for need in needs}
+    sites = {need: choose(run.model, need.pair, run.grid, need.res, need.where) for need in needs}
+
+    def handle(call: Call | Activation) -> None:
+        for need in needs:
+            if call.site in sites[need]:
+                found[need][call.site] = plans.captured(call, need, some.match(need.rows))
+
+    shown = step.split(step.x if x is None else x)
+    batch = torch.cat([shown[run.rows.stream(s)] for s in streams])
+    cond = Cond.cat([step.cond[run.rows[name]] for name in names])
+    wanted = sorted({site for found in sites.values() for site in found}, key=lambda site: site.index)
+    with run.model.tap(dict.fromkeys(wanted, handle), some, run.grid) as tap:
+        tap.step = step.i
+        tap.stop_after = wanted[-1] if all(isinstance(site, Site) for site in wanted) else None
+        with suppress(Enough):
+            run.model.predict(batch, step.level.t, cond)
+        tap.check(run.model.network)
+    return found
 
 
 @dataclass(frozen=True)
@@ -272,7 +311,12 @@ class _Running:
         move = self.stepper.start()
         with _taps(self.run.model, self.plan) as begin:
             for i in range(len(self.levels)):
-                step = Step(i, self.levels[i], self.levels[i + 1], x, self.run)
+                step = Step(i, self.levels[i], self.levels[i + 1], x, self.run, self.cond)
+                if self.seen is not None:
+                    step.split = self.seen.split
+                for p in self.phases:
+                    if p.cond:
+                        step.cond = p.cond(step, step.cond)
                 for p in self.phases:
                     if p.before:
                         p.before(step)
@@ -293,18 +337,14 @@ class _Running:
         self, step: Step, begin: Callable[[Step], Any], move: Move, energies: Sequence[Phases]
     ) -> Callable[[], Tensor] | None:
         """From ``step.x`` to ``step.x0`` and ``step.eps``; for windows fused in x_prev, what gives the next latents."""
-        cond = self.cond
-        for p in self.phases:
-            if p.cond:
-                cond = p.cond(step, cond)
         with torch.set_grad_enabled(any(p.network for p in energies)):
             if energies:
                 step.x = step.x.detach().requires_grad_()
-            shown = step.x if self.seen is None else self.seen.split(step.x)
+            shown = step.split(step.x)
             with begin(step):
                 n = len(step.run.rows.conditions)
                 batch = shown.repeat(n, *[1] * (shown.ndim - 1)) if n > 1 else shown
-                told = self.run.model.predict(batch, step.level.t, cond)
+                told = self.run.model.predict(batch, step.level.t, step.cond)
             step.parts = dict(zip(step.run.rows.conditions, told.split(len(shown)), strict=True))
             prediction = self.guide.combine(step.parts, step.run.rows)
             step.x0, step.eps = x0, eps = self.run.model.schedule.x0_and_eps(prediction, shown, step.level)
@@ -391,10 +431,10 @@ def _start(methods: Sequence[Method], guide: guidance.Guide, run: Run) -> dict[s
 @contextmanager
 def _taps(model: Backbone, plan: Plan) -> Iterator[Callable[[Step], Any]]:
     """Tap the plan's sites for the whole run; yields what is entered around each step's prediction."""
-    active: dict[Site, list[Entry]] = {}
+    active: dict[Site | Layer, list[Entry]] = {}  # empty between predictions: methods' own find the taps asleep
     now: list[Step] = []
 
-    def handle(call: Call) -> None:
+    def handle(call: Call | Activation) -> None:
         for entry in active[call.site]:
             if isinstance(entry.what, Need):
                 maps = plans.captured(call, entry.what, entry.rows)
@@ -403,17 +443,19 @@ def _taps(model: Backbone, plan: Plan) -> Iterator[Callable[[Step], Any]]:
                 entry.what.do(call)
 
     sites = plan.sites
-    handlers: dict[Site, Handler] = dict.fromkeys(sites, handle)
+    handlers: dict[Site | Layer, Handler] = dict.fromkeys(sites, handle)
     rows, grid = plan.run.rows, plan.run.grid
 
     @contextmanager
     def begin(step: Step) -> Iterator[None]:
-        active.clear()
         active.update(plan.active(step.i))
         now[:] = [step]
         tap.rows, tap.grid, tap.step = rows, grid, step.i
-        yield
-        tap.check(model.network)
+        try:
+            yield
+            tap.check(model.network)
+        finally:
+            active.clear()
 
     @contextmanager
     def nothing(step: Step) -> Iterator[None]:

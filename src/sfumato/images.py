@@ -24,21 +24,28 @@ Fit = Literal["crop", "whole", "stretch"]
 
 
 def open_picture(path: str | Path) -> Picture:
-    """An image file in RGB, as a person sees it.
+    """An image file in RGB, as a person sees it: see ``opened``.
 
-    Transparency is laid over white, 16-bit greys are scaled (not clipped), rotation tags are obeyed. Raises
-    ``SfumatoError`` for what is missing, broken, no image, or larger than 100 million pixels.
+    Transparency is laid over white, 16-bit greys are scaled (not clipped).
+    """
+    return _flat(opened(path))
+
+
+def opened(path: str | Path) -> Picture:
+    """An image file in its own mode, with its rotation tag obeyed.
+
+    Raises ``SfumatoError`` for what is missing, broken, no image, or larger than 100 million pixels.
     """
     path = Path(path)
     try:
-        with Image.open(path) as opened:
-            if opened.width * opened.height > MOST_PIXELS:
+        with Image.open(path) as found:
+            if found.width * found.height > MOST_PIXELS:
                 raise SfumatoError(
-                    f"{path} has {opened.width} x {opened.height} pixels, more than {MOST_PIXELS // 10**6} million; "
+                    f"{path} has {found.width} x {found.height} pixels, more than {MOST_PIXELS // 10**6} million; "
                     "make it smaller first"
                 )
-            opened.load()
-            picture = ImageOps.exif_transpose(opened)
+            found.load()
+            return ImageOps.exif_transpose(found)
     except FileNotFoundError:
         raise SfumatoError(f"there is no file {path}") from None
     except Image.DecompressionBombError:
@@ -49,7 +56,6 @@ def open_picture(path: str | Path) -> Picture:
         raise SfumatoError(f"{path} is not an image that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF)") from None
     except (OSError, SyntaxError, ValueError) as e:  # what decoders raise for broken files
         raise SfumatoError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
-    return _flat(picture)
 
 
 def _flat(picture: Picture) -> Picture:

@@ -7,7 +7,7 @@ attention it edits and the maps it needs. ``plan`` finds the sites, refuses what
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from jaxtyping import Float
@@ -15,21 +15,25 @@ from torch import Tensor
 
 from sfumato.attention import Call, Grid, Site
 from sfumato.errors import SfumatoError, unknown
+from sfumato.features import Activation, Layer
 from sfumato.rows import Name, Pattern, Rows
 
 if TYPE_CHECKING:
     from sfumato.backbones import Backbone, Cond
     from sfumato.denoising import Step
 
-Field = Literal["qkv", "logits", "probs", "out"]
-FIELDS: tuple[Field, ...] = ("qkv", "logits", "probs", "out")
+Field = Literal["feature", "qkv", "logits", "probs", "out"]
+FIELDS: tuple[Field, ...] = ("feature", "qkv", "logits", "probs", "out")
 Moment = int | float | None  # a step's number, a fraction of the steps, the end
 Span = tuple[Moment, Moment]
 
 
 @dataclass(frozen=True, eq=False)
 class Need:
-    """Maps a method reads after each step: probabilities of a pair, averaged over heads where they are made."""
+    """Maps a method reads after each step: probabilities of a pair, averaged over heads where they are made.
+
+    Or a feature, by its kind (``residual``, ``tokens``), as it is.
+    """
 
     pair: str
     res: int | float | str | None = None
@@ -38,21 +42,23 @@ class Need:
     rows: Pattern = None
     tokens: tuple[int, ...] | None = None
     """Only these keys."""
-    where: Callable[[Site], bool] | None = None
+    where: Callable[[Any], bool] | None = None
+    """Which sites (layers, of a feature)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """A function that writes one field of the attention calls of a pair."""
+    """A function that writes one field of the attention calls of a pair, or a ``feature``, whose kind is the pair."""
 
     pair: str
     field: Field
-    do: Callable[[Call], None]
+    do: Callable[[Any], None]
+    """Gets each site's ``Call``, or each layer's ``Activation``."""
     res: int | float | str | None = None
     steps: Span = (0, None)
     rows: Pattern = None
     """Which rows it writes."""
-    where: Callable[[Site], bool] | None = None
+    where: Callable[[Any], bool] | None = None
 
 
 @dataclass
@@ -61,10 +67,12 @@ class Phases:
 
     edits: tuple[Edit, ...] = ()
     needs: tuple[Need, ...] = ()
-    before: Callable[[Step], None] | None = None
-    """May replace ``step.x``."""
+    looks: tuple[Need, ...] = ()
+    """What it asks ``look`` for: checked and priced like the needs, but not read in the step's own prediction."""
     cond: Callable[[Step, Cond], Cond] | None = None
     """May replace the conditions of all rows."""
+    before: Callable[[Step], None] | None = None
+    """May replace ``step.x``; ``step.cond`` is what the step's prediction will read."""
     energy: Callable[[Step], Tensor] | None = None
     """A scalar of ``step.x0``, ``step.x`` or ``step.maps`` to go down; summed over methods and differentiated once with
     respect to ``step.x``."""
@@ -118,13 +126,15 @@ class Entry:
     who: str
     does: str
     pair: str
-    sites: tuple[Site, ...]
+    sites: tuple[Site | Layer, ...]
     steps: tuple[int, int]
     """First, and one past the last."""
     rows: tuple[Name, ...]
     bytes: int
     """Probabilities that exist at the same time, in the largest of its sites, and what is kept of a step."""
     what: Need | Edit
+    apart: bool = False
+    """In predictions of its own (``look``)."""
 
 
 @dataclass
@@ -141,15 +151,15 @@ class Plan:
         return max((e.bytes for e in self.entries), default=0)
 
     @property
-    def sites(self) -> tuple[Site, ...]:
-        """All that are tapped, in order."""
-        return tuple(sorted({s for e in self.entries for s in e.sites}, key=lambda s: s.index))
+    def sites(self) -> tuple[Site | Layer, ...]:
+        """All that are tapped in the steps' own predictions, in order."""
+        return tuple(sorted({s for e in self.entries if not e.apart for s in e.sites}, key=lambda s: s.index))
 
-    def active(self, step: int) -> dict[Site, list[Entry]]:
+    def active(self, step: int) -> dict[Site | Layer, list[Entry]]:
         """What happens at each site in a step, in the order of the fields; maps are taken once they are edited."""
-        out: dict[Site, list[Entry]] = {}
+        out: dict[Site | Layer, list[Entry]] = {}
         for entry in sorted(self.entries, key=_order):
-            if entry.steps[0] <= step < entry.steps[1]:
+            if entry.steps[0] <= step < entry.steps[1] and not entry.apart:
                 for site in entry.sites:
                     out.setdefault(site, []).append(entry)
         return out
@@ -185,8 +195,8 @@ def plan(run: Run, phases: Mapping[str, Phases], memory: int | None = None) -> P
     """
     entries = []
     for who, phase in phases.items():
-        for what in (*phase.needs, *phase.edits):
-            entries.append(_entry(who, what, run))
+        entries += [_entry(who, what, run) for what in (*phase.needs, *phase.edits)]
+        entries += [replace(_entry(who, what, run), does="looks at maps", apart=True) for what in phase.looks]
     _refuse_conflicts(entries)
     out = Plan([e for e in entries if e.steps[0] < e.steps[1]], run, {k: p.calls for k, p in phases.items()})
     if memory is not None and out.bytes > memory:
@@ -202,14 +212,22 @@ def _entry(who: str, what: Need | Edit, run: Run) -> Entry:
     sites = choose(run.model, what.pair, run.grid, what.res, what.where, who)
     steps = span(what.steps, run.steps)
     rows = run.rows.match(what.rows)
-    fused = isinstance(what, Edit) and what.field in ("qkv", "out")
-    largest = 0 if fused else max(2 * len(rows) * run.rows.each * s.heads * _map(s, run) * 4 for s in sites)
-    kept = 0
-    if isinstance(what, Need):
-        part = 1.0 if what.tokens is None else len(what.tokens) / _keys(sites[0], run)
-        kept = int(sum(len(rows) * run.rows.each * _map(s, run) * part * 4 for s in sites))
-    does = "reads maps" if isinstance(what, Need) else f"writes {what.field}"
-    return Entry(who, does, what.pair, sites, steps, rows, largest + kept, what)
+    count, noun = len(rows) * run.rows.each, "maps" if what.pair in _PAIRS else what.pair
+    if isinstance(what, Edit):
+        inside = what.field in ("logits", "probs")
+        made = max(_made(s, run) for s in sites) if inside else 0
+        return Entry(who, f"writes {what.field}", what.pair, sites, steps, rows, count * made, what)
+    made = max(_made(s, run) for s in sites)
+    kept = sum(_cells(s, run) * (1 if what.tokens is None else len(what.tokens) / _keys(s, run)) * 4 for s in sites)
+    return Entry(who, f"reads {noun}", what.pair, sites, steps, rows, count * made + int(count * kept), what)
+
+
+def _made(site: Site | Layer, run: Run) -> int:
+    """Bytes of a row's logits and probabilities at a site, all heads; features are there anyway."""
+    return 2 * site.heads * _cells(site, run) * 4 if isinstance(site, Site) else 0
+
+
+_PAIRS = {f"{a}->{b}" for a in ("image", "text") for b in ("image", "text")}
 
 
 def _keys(site: Site, run: Run) -> int:
@@ -217,9 +235,11 @@ def _keys(site: Site, run: Run) -> int:
     return ("image" in site.key) * h * w + ("text" in site.key) * run.model.text_tokens
 
 
-def _map(site: Site, run: Run) -> int:
-    """Queries times keys of one head."""
+def _cells(site: Site | Layer, run: Run) -> int:
+    """Of a site, queries times keys of one head; of a layer, all its values."""
     h, w = site.grid(run.grid)
+    if isinstance(site, Layer):
+        return h * w * site.width
     return (h * w + ("text" in site.query) * run.model.text_tokens) * _keys(site, run)
 
 
@@ -228,15 +248,21 @@ def choose(
     pair: str,
     grid: Grid,
     res: int | float | str | None = None,
-    where: Callable[[Site], bool] | None = None,
+    where: Callable[[Any], bool] | None = None,
     who: str = "this",
-) -> tuple[Site, ...]:
-    """The sites of a pair at a resolution. Raises ``SfumatoError`` that says what the model offers."""
-    pairs = sorted({p for s in model.sites for p in s.pairs})
+) -> tuple[Any, ...]:
+    """The sites of a pair, or the layers of a kind, at a resolution.
+
+    Raises ``SfumatoError`` that says what the model offers.
+    """
+    offers = (*model.sites, *model.layers)
+    pairs = sorted({p for s in offers for p in s.pairs})
     if pair not in pairs:
         has = ", ".join(pairs) or "no attention at all"
-        raise SfumatoError(f"{who} asks for {pair!r} attention; {model.name} offers {has}")
-    found = [s for s in model.sites if pair in s.pairs]
+        raise SfumatoError(
+            f"{who} asks for {pair!r} {'attention' if pair in _PAIRS else 'features'}; {model.name} offers {has}"
+        )
+    found = [s for s in offers if pair in s.pairs]
     if res is not None:
         sides = {s: min(s.grid(grid)) for s in found}
         if isinstance(res, str):
@@ -287,8 +313,12 @@ def _refuse_conflicts(entries: Sequence[Entry]) -> None:
                 )
 
 
-def captured(call: Call, need: Need, rows: Sequence[Name]) -> dict[Name, Float[Tensor, "each queries keys"]]:
-    """A need's maps at one call: averaged over heads, of the chosen keys."""
+def captured(
+    call: Call | Activation, need: Need, rows: Sequence[Name]
+) -> dict[Name, Float[Tensor, "each queries keys"]]:
+    """A need's maps at one call, averaged over heads, of the chosen keys; or its feature."""
+    if isinstance(call, Activation):
+        return {name: call.get(name) for name in rows}
     out = {}
     for name in rows:
         block = call.block(name, need.pair)

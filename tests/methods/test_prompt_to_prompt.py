@@ -181,7 +181,7 @@ def test_random_maps_blend_as_the_published_formula_says(model):
     changed = 0
     for i in range(10):
         x = torch.randn(2, 4, 16, 16, generator=generator)
-        step = Step(i, level, level, x, run, x_next=x)
+        step = Step(i, level, level, x, run, model.embed([SOURCE]), x_next=x)
         maps = torch.rand(2, len(sites), 64, 77, generator=generator) ** 4
         site = replace(sites[0], scale=2)
         step.maps[need] = {

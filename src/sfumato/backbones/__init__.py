@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from sfumato.attention import Call, Enough, Grid, Handler, Site, Tap, tapped
 from sfumato.errors import SfumatoError
+from sfumato.features import Layer, token_layers
 from sfumato.rows import Rows, single
 from sfumato.schedule import Schedule
 
@@ -122,6 +124,11 @@ class Backbone(ABC):
     def dtype(self) -> torch.dtype:
         """Of the network's weights."""
         return dtype_of(self.network)
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """Its features that methods may read and write."""
+        return token_layers(self.sites, self.network)
 
     @abstractmethod
     def embed(self, prompts: Sequence[str]) -> Cond:

@@ -7,6 +7,7 @@ noisy it was made (``Cond.extra["noise_level"]``).
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from sfumato.backbones import Cond
 from sfumato.backbones.latent import Latent
-from sfumato.backbones.unet import sites
+from sfumato.backbones.unet import residuals, sites
 from sfumato.errors import SfumatoError
+from sfumato.features import Layer, token_layers
 from sfumato.schedule import Schedule
 
 
@@ -31,6 +33,10 @@ class DeepFloyd(Latent):
         self.multiple = 2 ** (len(self.network.config.block_out_channels) - 1)
         self.text_tokens = 77
         self.sites = sites(self.network)
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        return (*token_layers(self.sites, self.network), *residuals(self.network))
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         text, _ = self.pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device=self.device)

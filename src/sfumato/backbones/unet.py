@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from sfumato.attention import Site
 from sfumato.backbones import Cond, dtype_of
 from sfumato.backbones.latent import Latent
 from sfumato.errors import SfumatoError
+from sfumato.features import Layer, token_layers
 
 _PROMPT = "image prompt "  # in Cond.extra, and the number of the adapter
 _STAGES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
@@ -28,6 +30,10 @@ class UNet(Latent):
         super().__init__(name, pipe, pipe.unet, pipe.tokenizer)
         self.text_encoder = pipe.text_encoder
         self.sites = sites(self.network)
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        return (*token_layers(self.sites, self.network), *residuals(self.network))
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         length = self.tokenizer.model_max_length
@@ -151,17 +157,39 @@ def sites(network: Any) -> tuple[Site, ...]:
     from diffusers.models.attention_processor import Attention
 
     depth = len(network.down_blocks)
-    order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
-    found = [(path, m) for path, m in network.named_modules() if isinstance(m, Attention)]
-    found.sort(key=lambda item: order[item[0].split(".")[0]])  # stable: within a stage as they are listed
+    found = _in_order(network, Attention)
     out = []
     for index, (path, module) in enumerate(found):
         part, number = path.split(".")[:2]
-        level = {"down_blocks": 0, "mid_block": depth - 1, "up_blocks": depth - 1}[part]
-        if part != "mid_block":
-            level = int(number) if part == "down_blocks" else level - int(number)
         key: tuple[str, ...] = ("text",) if path.endswith("attn2") else ("image",)
         if module.added_kv_proj_dim is not None:  # DeepFloyd IF: one attention over text and image
             key = ("text", "image")
-        out.append(Site(path, index, _STAGES[part], ("image",), key, 2**level, module.heads))
+        out.append(Site(path, index, _STAGES[part], ("image",), key, 2 ** _level(part, number, depth), module.heads))
     return tuple(out)
+
+
+def residuals(network: Any) -> tuple[Layer, ...]:
+    """What the ResNets of a UNet2DConditionModel add, in the order in which they run."""
+    from diffusers.models.resnet import ResnetBlock2D
+
+    depth = len(network.down_blocks)
+    found = [(path, m) for path, m in _in_order(network, ResnetBlock2D) if ".resnets." in path]
+    out = []
+    for index, (path, module) in enumerate(found):
+        part, number = path.split(".")[:2]
+        scale, width = 2 ** _level(part, number, depth), module.conv2.out_channels
+        out.append(Layer(f"{path}.conv2", index, _STAGES[part], "residual", scale, width))
+    return tuple(out)
+
+
+def _in_order(network: Any, kind: type) -> list[tuple[str, Any]]:
+    """Modules of a kind by their paths, down, middle, up: within a stage as they are listed."""
+    found = [(path, m) for path, m in network.named_modules() if isinstance(m, kind)]
+    return sorted(found, key=lambda item: list(_STAGES).index(item[0].split(".")[0]))
+
+
+def _level(part: str, number: str, depth: int) -> int:
+    """How often the latents have been halved there."""
+    if part == "down_blocks":
+        return int(number)
+    return depth - 1 - (int(number) if part == "up_blocks" else 0)
