@@ -82,7 +82,7 @@ def test_an_unknown_command_or_option_is_a_user_error(run):
         (["--guidance", "nan"], ["--guidance"]),
         (["--device", "tpu"], ["unknown device 'tpu'", "cpu"]),
         (["--device", "cuda:99"], ["cuda:99", "cpu"]),
-        (["--model", "no/such"], ["unknown model", "stilllife"]),
+        (["--model", "no/such"], ["unknown model", "there is no such folder"]),
         (["--out", "picture.jpg"], [".png"]),
     ],
 )
@@ -205,12 +205,12 @@ def test_models_lists_and_exports(run, here, tmp_path):
 
 
 def test_ctrl_c_is_130_and_leaves_nothing_half_written(run, here, tmp_path, monkeypatch):
-    from sfumato.stilllife import paint
+    from sfumato import denoising
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(paint, "paint", interrupted)
+    monkeypatch.setattr(denoising, "denoise", interrupted)
     code, out, err = run("generate", "a red cube", "--out", tmp_path / "out")
     assert (code, out, err) == (130, "", "sfumato: stopped\n")
     assert list((tmp_path / "out").iterdir()) == []
@@ -219,14 +219,14 @@ def test_ctrl_c_is_130_and_leaves_nothing_half_written(run, here, tmp_path, monk
 def test_no_memory_is_one_line(run, here, tmp_path, monkeypatch):
     import torch
 
-    from sfumato.stilllife import paint
+    from sfumato import denoising
 
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...\nmore lines")
 
-    monkeypatch.setattr(paint, "paint", full)
+    monkeypatch.setattr(denoising, "denoise", full)
     refused(run("generate", "a red cube", "--out", tmp_path / "out"), "out of memory", "smaller images")
-    monkeypatch.setattr(paint, "paint", lambda *args, **kwargs: torch.zeros(10**15))
+    monkeypatch.setattr(denoising, "denoise", lambda *args, **kwargs: torch.zeros(10**15))
     refused(run("generate", "a red cube", "--out", tmp_path / "out"), "out of memory")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -292,13 +292,12 @@ def test_edit_writes_the_picture_at_its_own_size(run, here, tmp_path, how):
         "edit",
         tmp_path / "photo.jpg",
         *options,
-        "prompt-to-prompt",
         "--invert",
         how,
+        "prompt-to-prompt",
         "--blend",
         "cube",
         "cube",
-        "--threshold",
         0.6,
     )
     assert code == 0, err

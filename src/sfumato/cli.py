@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import tyro
 
 from sfumato import __version__
+from sfumato.commands import chain
 from sfumato.commands.bench import bench
 from sfumato.commands.describe import describe
 from sfumato.commands.edit import edit
@@ -27,6 +29,8 @@ COMMANDS = {
     f.__name__: f
     for f in (generate, edit, invert, render, describe, models, methods, sites, plan, trajectory, tour, bench)
 }
+CHAINED = ("generate", "edit", "plan")
+"""Those that take methods behind their own arguments."""
 ABOUT = """Paint, edit, render and read still lifes, offline, with the model that ships.
 
 Start with: sfumato generate "a red cube on grass at sunset"
@@ -42,13 +46,13 @@ def main(args: Sequence[str]) -> int:
     if list(args) == ["--version"]:
         print(f"sfumato {__version__}")
         return 0
+    args, commands = list(args) or ["--help"], dict[str, Callable[..., None]](COMMANDS)
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="sfumato",
-            description=ABOUT,
-            args=list(args) or ["--help"],
-        )
+        if args[0] in CHAINED:
+            name, (head, methods) = args[0], chain.split(args[1:], positional=args[0] != "plan")
+            args = [name, *head]
+            commands[name] = partial(commands[name], chain=chain.parse(methods, name))
+        tyro.extras.subcommand_cli_from_dict(commands, prog="sfumato", description=ABOUT, args=args)
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else 2 if e.code else 0
     except SfumatoError as e:

@@ -2,29 +2,59 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sfumato.commands.editing import EditMethod, prepared
-from sfumato.commands.options import Device, Fit, Json, Model, Photo, Running, Seed, Steps, seed_of, whole
+from sfumato.commands import chain as chains
+from sfumato.commands.chain import Chain
+from sfumato.commands.editing import Asked, How
+from sfumato.commands.options import (
+    Boxes,
+    Device,
+    Fit,
+    Json,
+    Model,
+    Photo,
+    Running,
+    Seed,
+    ShowAttention,
+    layout_of,
+    seed_of,
+    whole,
+)
+from sfumato.errors import SfumatoError
 from sfumato.files import writable
 from sfumato.terminal import print_json, quiet
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+    from sfumato.backbones import Backbone
+    from sfumato.images import Fitted
+    from sfumato.overlays import Attention
     from sfumato.plan import Plan
 
 
 def edit(
     image: Photo,
-    method: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[EditMethod]],
     *,
     source: Annotated[str, tyro.conf.arg(name="from", help="What the picture shows.")],
     target: Annotated[str, tyro.conf.arg(name="to", help="What it should show.")],
-    steps: Steps = 50,
-    guidance: Annotated[float, tyro.conf.arg(help="Classifier-free guidance of the edit.")] = 7.5,
+    steps: Annotated[int | None, tyro.conf.arg(help="DDIM steps [default: the method's, or 50].")] = None,
+    guidance: Annotated[
+        float | None, tyro.conf.arg(help="Classifier-free guidance of the edit [default: the method's, or 7.5].")
+    ] = None,
+    invert: Annotated[How, tyro.conf.arg(help="The inversion, for methods without one of their own.")] = "direct",
+    box: Boxes = (),
+    compare: Annotated[
+        str, tyro.conf.arg(metavar="METHOD,METHOD:PRESET", help="Run several, and lay their results side by side.")
+    ] = "",
+    show_attention: ShowAttention = False,
     fit: Fit = "whole",
     memory: Annotated[float, tyro.conf.arg(help="GiB that attention maps may take.")] = 8.0,
     model: Model = "stilllife",
@@ -33,43 +63,120 @@ def edit(
     device: Device = "auto",
     out: Annotated[Path, tyro.conf.arg(help="Folder for the result, a side-by-side and the plan.")] = Path("out/edit"),
     json: Json = False,
+    chain: tyro.conf.Suppress[tyro.conf.Fixed[Chain]] = chains.NONE,
 ) -> None:
     """Edit an image file by words: it is inverted, painted again, and written at its own size.
 
-    Where an edit left the source as it is (outside of --blend), the picture keeps its own pixels.
+    The methods come last, joined by +, each with options of its own: see sfumato edit METHOD --help, and sfumato
+    methods for what they are. Where an edit left the source as it is, the picture keeps its own pixels.
 
     Example: sfumato edit photo.png --from "a red cube on grass" --to "a blue cube on grass" prompt-to-prompt
+
+    Example: sfumato edit photo.png --from "a cube" --to "a sphere" --compare p2p,masactrl,pnp
     """
-    whole("--steps", steps, 1, 1000)
+    if steps is not None:
+        whole("--steps", steps, 1, 1000)
     seed_of(seed)
+    specs = [spec.strip() for spec in compare.split(",") if spec.strip()]
+    if bool(specs) == bool(chain.items):
+        raise SfumatoError(f"edit takes methods, or --compare with several; they are: {', '.join(chains.words())}")
+    chained = {spec: Chain((chains.default(spec),), (spec,)) for spec in specs} or {"": chain}
     writable(out)
     quiet()
     from sfumato import images
-    from sfumato.denoising import denoise, plan
-    from sfumato.files import write_text
-    from sfumato.inversion import invert
-    from sfumato.stilllife import pictures
 
     net = loading.load(model, device)
     fitted = images.fit(images.open_picture(image), net.size, net.multiple, fit)
-    how, guide, methods = prepared(method, steps, guidance, seed)
-    prompts = {"source": source, "target": target} if methods else {"target": target}
     height, width = fitted.pixels.shape[-2:]
+    work = _Work(net, fitted, (height, width), int(memory * 2**30), seed, show_attention)
+    prompts, layout = {"source": source, "target": target}, layout_of(box)
+    edits: dict[str, _Edit] = {}
+    asked: dict[str, Asked] = {}
+    for name, one in chained.items():  # what cannot be run is refused before the first inversion
+        one = one.given(layout=layout).sized(height, width)
+        asked[name] = Asked.of(one, net, prompts, invert, steps, guidance, seed)
+        work.planned(asked[name], asked[name].start.steps)
+    for name, what in asked.items():
+        edits[name] = work.edit(what)
+    said = {**prompts, "guidance": guidance, "seed": seed, "model": model}
+    files: dict[str, str] = {}
+    for name, done in edits.items():
+        files |= done.write(out, image.stem, name, {**said, "method": name or chain.items, "steps": done.steps})
+    files |= _beside(out, image.stem, fitted, edits, said)
+    runs = [{"method": name, "seconds": round(done.seconds, 2), "steps": done.steps} for name, done in edits.items()]
+    print_json({**files, "runs": runs}) if json else print("\n".join(files.values()))
 
-    def planned(steps: int) -> Plan:
-        return plan(
-            net, prompts, methods=methods, guide=guide, steps=steps, size=(height, width), memory=int(memory * 2**30)
-        )
 
-    planned(steps)  # what cannot be run is refused before the inversion
-    path = invert(net, fitted.pixels, source, how)
-    painted = denoise(net, prompts, start=path, methods=methods, guide=guide, seed=seed)
-    changed = painted["target"].differs(painted["source"])[0] if methods else None
-    result = fitted.restore(pictures.picture(painted["target"].images[0]), changed)
-    words = {"source": source, "target": target, "method": method, "steps": steps, "guidance": guidance, "seed": seed}
-    file = pictures.write(result, out / f"{image.stem}-edited.png", words)
-    beside = pictures.write(pictures.grid([fitted.original, result]), out / f"{image.stem}-beside.png", words)
-    lines = out / f"{image.stem}-plan.json"
-    write_text(lines, dumps(planned(len(path.levels)).table(), indent=2) + "\n")
-    files = {"image": str(file), "beside": str(beside), "plan": str(lines)}
-    print_json(files) if json else print("\n".join(files.values()))
+@dataclass(frozen=True)
+class _Edit:
+    """What one edit came to."""
+
+    result: Picture
+    painted: Picture
+    plan: Plan
+    steps: int
+    seconds: float
+    words: list[tuple[str, slice]]
+    attention: Attention | None
+
+    def write(self, out: Path, stem: str, name: str, said: dict[str, Any]) -> dict[str, str]:
+        from sfumato import overlays
+        from sfumato.files import write_text
+        from sfumato.stilllife import pictures
+
+        stem, end = "-".join(filter(None, (stem, name.replace(":", "-")))), f" {name}" if name else ""
+        plan = out / f"{stem}-plan.json"
+        files = {f"image{end}": pictures.write(self.result, out / f"{stem}-edited.png", said), f"plan{end}": plan}
+        write_text(plan, dumps(self.plan.table(), indent=2) + "\n")
+        if self.attention is not None:
+            sheet = overlays.sheet(self.painted, self.words, self.attention)
+            files[f"attention{end}"] = pictures.write(sheet, out / f"{stem}-attention.png", said)
+        return {key: str(file) for key, file in files.items()}
+
+
+def _beside(out: Path, stem: str, fitted: Fitted, edits: dict[str, _Edit], said: dict[str, Any]) -> dict[str, str]:
+    """The picture beside its edit, or of several a sheet with their names."""
+    from sfumato.stilllife import pictures
+
+    shown = [fitted.original, *(done.result for done in edits.values())]
+    if list(edits) == [""]:
+        return {"beside": str(pictures.write(pictures.grid(shown), out / f"{stem}-beside.png", said))}
+    sheet = pictures.labelled(shown, ["the picture", *edits], columns=min(4, len(shown)))
+    return {"compare": str(pictures.write(sheet, out / f"{stem}-compare.png", said))}
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A picture and the model that edits it."""
+
+    net: Backbone
+    fitted: Fitted
+    size: tuple[int, int]
+    memory: int
+    seed: int
+    show_attention: bool
+
+    def planned(self, asked: Asked, steps: int) -> Plan:
+        from sfumato.denoising import plan
+
+        options = {"guide": asked.guide, "steps": steps, "size": self.size, "memory": self.memory}
+        return plan(self.net, asked.prompts, methods=asked.methods, **options)
+
+    def edit(self, asked: Asked) -> _Edit:
+        from sfumato.denoising import denoise
+        from sfumato.inversion import invert
+        from sfumato.overlays import Attention
+        from sfumato.stilllife import pictures
+
+        began = time.perf_counter()
+        said = asked.prompts.get("source", asked.source)
+        path = invert(self.net, self.fitted.pixels, said, asked.start)
+        watching = [Attention("target")] if self.show_attention else []
+        options = {"start": path, "guide": asked.guide, "seed": self.seed, "memory": self.memory}
+        out = denoise(self.net, asked.prompts, methods=[*asked.methods, *watching], **options)
+        kept = out["source"].latents if "source" in out else path.image.to(out["target"].latents)
+        painted = pictures.picture(out["target"].images[0])
+        result = self.fitted.restore(painted, (out["target"].latents != kept).any(1)[0])
+        seconds, steps = time.perf_counter() - began, len(path.levels)
+        words = self.net.words(asked.prompts["target"])
+        return _Edit(result, painted, self.planned(asked, steps), steps, seconds, words, next(iter(watching), None))

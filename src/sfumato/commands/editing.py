@@ -1,89 +1,72 @@
-"""The editing methods as options of commands, and what they become."""
+"""What commands that edit share: inversions by their words, and an edit as it is asked for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from sfumato.backbones import Backbone
+    from sfumato.commands.chain import Chain
     from sfumato.guidance import Guide
     from sfumato.inversion import Inversion
 
 How = Literal["direct", "null-text", "negative-prompt", "ddim", "edit-friendly", "edict", "rf", "residual"]
 
 
-@dataclass(frozen=True)
-class PromptToPromptOptions:
-    """Prompt-to-Prompt (Hertz et al. 2023): keep the layout, change the words."""
-
-    cross: float = 0.8
-    """Part of the steps in which cross-attention is the source's."""
-    self: float = 0.4
-    """Part of the steps in which self-attention is the source's."""
-    blend: tuple[str, str] | None = None
-    """A word of the source and one of the target: only where they are may the picture change."""
-    threshold: float = 0.3
-    """How strong their attention must be there, of its maximum; 0.6 keeps more background on the built-in model."""
-    reweight: dict[str, float] | None = None
-    """Words of the target and factors for their attention."""
-    invert: How = "direct"
-    """The inversion."""
-
-
-@dataclass(frozen=True)
-class SDEditOptions:
-    """SDEdit (Meng et al. 2022): add noise, and paint the new sentence from there."""
-
-    strength: float = 0.8
-    """Part of the steps that are run: more changes more."""
-
-
-EditMethod = (
-    Annotated[PromptToPromptOptions, tyro.conf.subcommand("prompt-to-prompt")]
-    | Annotated[SDEditOptions, tyro.conf.subcommand("sdedit")]
-)
-
-
-def prepared(
-    method: PromptToPromptOptions | SDEditOptions, steps: int, guidance: float, seed: int
-) -> tuple[Inversion, Guide, list[Any]]:
-    """The inversion, the guidance and the methods that the options stand for."""
-    from sfumato.guidance import CFG
-    from sfumato.inversion import Noise
-    from sfumato.methods.edit import LocalBlend, PromptToPrompt
-
-    if isinstance(method, SDEditOptions):
-        return Noise(method.strength, seed, steps), CFG(guidance), []
-    how, own = inversion_of(method.invert, steps, guidance, seed)
-    blend = LocalBlend(*method.blend, threshold=method.threshold) if method.blend else None
-    edit = PromptToPrompt(method.cross, method.self, reweight=method.reweight or {}, blend=blend)
-    return how, CFG({"source": own, "target": guidance}), [edit]
-
-
-def inversion_of(how: How, steps: int, guidance: float, seed: int) -> tuple[Inversion, float]:
-    """An inversion by its word, and the guidance with which its path finds the image again.
+def inversion_of(how: How, steps: int | None, guidance: float, seed: int) -> Inversion:
+    """An inversion by its word, of so many steps (50 if not said), that finds the image at this guidance.
 
     ``rf`` and ``residual`` serve flows only, and refuse other models when they are run.
     """
     from sfumato import inversion
 
+    steps = 50 if steps is None else steps
     match how:
         case "direct":
-            return inversion.Direct(steps=steps), guidance
+            return inversion.Direct(steps=steps)
         case "null-text":
-            return inversion.NullText(guidance, steps=steps), guidance
+            return inversion.NullText(guidance, steps=steps)
         case "negative-prompt":
-            return inversion.NegativePrompt(steps), guidance
+            return inversion.NegativePrompt(steps)
         case "ddim":
-            return inversion.DDIMInversion(steps=steps), 1.0
+            return inversion.DDIMInversion(steps=steps)
         case "edit-friendly":
-            found = inversion.EditFriendly(steps=steps, seed=seed)
-            return found, found.scale
+            return inversion.EditFriendly(steps=steps, seed=seed)
         case "edict":
-            return inversion.EDICT(scale=guidance, steps=steps), guidance
+            return inversion.EDICT(scale=guidance, steps=steps)
         case "rf":
-            return inversion.RFInversion(seed=seed, steps=steps), 1.0
+            return inversion.RFInversion(seed=seed, steps=steps)
         case "residual":
-            return inversion.Residual(steps=steps), 1.0
+            return inversion.Residual(steps=steps)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An edit: where it starts, what takes part in it, and under which guidance."""
+
+    start: Inversion
+    methods: list[Any]
+    guide: Guide
+    prompts: dict[str, str]
+    """Of its streams."""
+    source: str
+    """What the picture shows."""
+
+    @classmethod
+    def of(
+        cls,
+        chain: Chain,
+        model: Backbone,
+        prompts: dict[str, str],
+        how: How,
+        steps: int | None,
+        guidance: float | None,
+        seed: int,
+    ) -> Asked:
+        """From what a command line says. Without an inversion among the methods it is ``how``."""
+        chain = chain.given(seed=seed).stepped(steps)
+        start = chain.starter(inversion_of(how, steps, 7.5 if guidance is None else guidance, seed))
+        methods = chain.methods
+        streams = prompts if start.follows or methods else {"target": prompts["target"]}
+        return cls(start, methods, chain.around(start.guide(model, guidance)), streams, prompts["source"])

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import math
+from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sfumato.commands.options import Device, Json, Seed, check_size, is_image, seed_of, slug, whole
+from sfumato.commands import chain as chains
+from sfumato.commands.chain import Chain
+from sfumato.commands.options import (
+    Boxes,
+    Device,
+    Json,
+    Model,
+    Running,
+    Seed,
+    ShowAttention,
+    check_size,
+    is_image,
+    layout_of,
+    seed_of,
+    slug,
+    whole,
+)
 from sfumato.errors import SfumatoError
-from sfumato.files import writable
+from sfumato.files import writable, write_text
 from sfumato.terminal import note, print_json, quiet
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+BATCH = 8
 
 
 def generate(
@@ -21,26 +43,37 @@ def generate(
     n: Annotated[int, tyro.conf.arg(help="Images; image i is painted from seed + i.")] = 4,
     steps: Annotated[int, tyro.conf.arg(help="DDIM steps.")] = 30,
     guidance: Annotated[float, tyro.conf.arg(help="How closely to follow the words (classifier-free guidance).")] = 5.0,
-    size: Annotated[int, tyro.conf.arg(help="Side in pixels, a multiple of 8; the built-in model knows 128.")] = 128,
+    size: Annotated[
+        int | None, tyro.conf.arg(help="Side in pixels, a multiple of 8 [default: the model's own, 128].")
+    ] = None,
+    box: Boxes = (),
+    show_attention: ShowAttention = False,
+    memory: Annotated[float, tyro.conf.arg(help="GiB that attention maps may take.")] = 8.0,
+    model: Model = "stilllife",
+    loading: tyro.conf.OmitArgPrefixes[Running],
     seed: Seed = 0,
-    model: Annotated[
-        str, tyro.conf.arg(help="stilllife, or a diffusers folder of Stable Diffusion's kind.")
-    ] = "stilllife",
     device: Device = "auto",
     out: Annotated[Path, tyro.conf.arg(help="A folder, or a .png (with more than one image: their grid).")] = Path(
         "out/generate"
     ),
     json: Json = False,
+    chain: tyro.conf.Suppress[tyro.conf.Fixed[Chain]] = chains.NONE,
 ) -> None:
     """Paint images from a sentence, as PNGs that carry the sentence, the seed and the settings.
 
+    Methods come last, joined by +, each with options of its own: see sfumato generate METHOD --help, and sfumato
+    methods for what they are.
+
     Example: sfumato generate "a red cube to the left of a blue duck on sand at sunset" --n 8 --seed 7
+
+    Example: sfumato generate "a red cube and a blue duck" attend-and-excite --words cube,duck
     """
     whole("--n", n, 1, 1000)
     whole("--steps", steps, 1, 1000)
     seed_of(seed)
     seed_of(seed + n - 1)
-    check_size(size)
+    if size is not None:
+        check_size(size)
     if not math.isfinite(guidance) or guidance < 0:
         raise SfumatoError(f"--guidance is a number from 0, got {guidance}")
     single = is_image(out)
@@ -48,35 +81,67 @@ def generate(
     writable(folder)
 
     quiet()
-    from sfumato.device import choose
-    from sfumato.stilllife import paint, pictures, weights
+    from sfumato import denoising
+    from sfumato.guidance import CFG
+    from sfumato.overlays import Attention, sheet
+    from sfumato.stilllife import paint, pictures
 
-    target = choose(device)
-    pipe = weights.pipeline(model, target)
-    for remark in paint.remarks(pipe, prompt, of_the_world=model == "stilllife"):
+    net = loading.load(model, device)
+    side = net.size if size is None else size
+    for remark in paint.remarks(net, prompt, of_the_world=model == "stilllife"):
         note(remark)
-    images = paint.paint(
-        pipe, [prompt] * n, range(seed, seed + n), negative=negative, steps=steps, guidance=guidance, size=size
-    )
-    painted = [pictures.picture(image) for image in images]
+    chain = chain.given(seed=seed, layout=layout_of(box)).sized(side, side)
+    watching = [Attention()] if show_attention else []
+    options = {"methods": [*chain.methods, *watching], "guide": chain.around(CFG(guidance, negative)), "steps": steps}
+    options |= {"size": side, "memory": int(memory * 2**30)}
+    together = _together(net, prompt, options, min(n, BATCH))
+    planned = denoising.plan(net, [prompt] * together, **options).table()
+    painted: list[Picture] = []
+    overlays: list[Picture] = []
+    for first in range(0, n, together):
+        seeds = range(seed, seed + n)[first : first + together]
+        out_ = denoising.denoise(net, [prompt] * len(seeds), seed=list(seeds), **options)
+        some = [pictures.picture(image) for image in out_.images]
+        overlays += [sheet(p, net.words(prompt), *watching, image=i) for i, p in enumerate(some) if watching]
+        painted += some
     settings = {
         "prompt": prompt,
         "negative": negative,
         "steps": steps,
         "guidance": guidance,
-        "size": size,
+        "size": side,
         "model": model,
+        **({"methods": " + ".join(map(repr, chain.items))} if chain.items else {}),
     }
-    files = []
+    rows: list[dict[str, Any]] = []
     for i, image in enumerate(painted):
         path = out if single and n == 1 else folder / f"{stem}-{seed + i}.png"
-        files.append(pictures.write(image, path, {**settings, "seed": seed + i}))
+        rows.append({"image": str(pictures.write(image, path, {**settings, "seed": seed + i})), "seed": seed + i})
+        if overlays:
+            file = pictures.write(overlays[i], folder / f"{stem}-{seed + i}-attention.png", settings)
+            rows[-1]["attention"] = str(file)
+    files = [value for row in rows for key, value in row.items() if key != "seed"]
+    found: dict[str, Any] = {"images": [{**settings, **row} for row in rows], "grid": None}
     if n > 1:
-        sheet = pictures.write(
-            pictures.grid(painted), folder / f"{stem}.png", {**settings, "seed": f"{seed}-{seed + n - 1}"}
-        )
-    if json:
-        rows = [{"image": str(path), **settings, "seed": seed + i} for i, path in enumerate(files)]
-        print_json({"images": rows, "grid": str(sheet) if n > 1 else None})
-    else:
-        print("\n".join(str(path) for path in [*files, *([sheet] if n > 1 else [])]))
+        all_of = {**settings, "seed": f"{seed}-{seed + n - 1}"}
+        found["grid"] = str(pictures.write(pictures.grid(painted), folder / f"{stem}.png", all_of))
+        files.append(found["grid"])
+    if chain.items:
+        found["plan"] = str(folder / f"{stem}-plan.json")
+        write_text(Path(found["plan"]), dumps(planned, indent=2) + "\n")
+        files.append(found["plan"])
+    print_json(found) if json else print("\n".join(files))
+
+
+def _together(net: Any, prompt: str, options: dict[str, Any], most: int) -> int:
+    """How many images of the prompt a run may have: some methods take one at a time."""
+    from sfumato.denoising import plan
+
+    try:
+        plan(net, [prompt] * most, **options)
+    except SfumatoError:
+        if most == 1:
+            raise
+        plan(net, [prompt], **options)
+        return 1
+    return most

@@ -47,7 +47,8 @@ def invert(
 
     net = loading.load(model, device)
     fitted = images.fit(images.open_picture(image), net.size, net.multiple, fit)
-    kind, own = inversion_of(how, steps, guidance, seed)
+    kind = inversion_of(how, steps, guidance, seed)
+    own = kind.own(guidance)
     path = invert(net, fitted.pixels, prompt, kind)
     with torch.no_grad():
         found = net.decode(reconstruct(net, path, own)).cpu()

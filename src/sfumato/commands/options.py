@@ -13,6 +13,7 @@ from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
     from sfumato.backbones import Backbone
+    from sfumato.layout import Layout
 
 Seed = Annotated[int, tyro.conf.arg(metavar="N", help="The same seed gives the same result.")]
 Device = Annotated[str, tyro.conf.arg(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
@@ -24,6 +25,17 @@ Model = Annotated[
     tyro.conf.arg(
         help="stilllife, an alias such as sd-1.5 or sdxl, an id of the Hugging Face hub, or a diffusers folder."
     ),
+]
+Boxes = Annotated[
+    tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]],
+    tyro.conf.arg(
+        metavar="PHRASE L,T,R,B", help="Where a phrase should be, in pixels or parts; for methods with a layout."
+    ),
+]
+ShowAttention = Annotated[
+    bool,
+    tyro.conf.arg(help="Write where each word looks, too."),
+    tyro.conf.FlagCreatePairsOff,
 ]
 Json = Annotated[
     bool,
@@ -74,6 +86,13 @@ def check_size(size: int) -> int:
         near = min(1024, max(64, round(size / 8) * 8))
         raise SfumatoError(f"--size must be a multiple of 8 from 64 to 1024, got {size}; try {near}")
     return size
+
+
+def layout_of(boxes: tuple[tuple[str, str], ...]) -> Layout | None:
+    """What ``--box`` said, if it was there."""
+    from sfumato.layout import Layout, Region, box
+
+    return Layout(tuple(Region(phrase, box(sides)) for phrase, sides in boxes)) if boxes else None
 
 
 def slug(text: str, most: int = 60) -> str:

@@ -6,23 +6,29 @@ from typing import Annotated
 
 import tyro
 
-from sfumato.commands.editing import EditMethod, prepared
-from sfumato.commands.options import Json, Loading, Model, check_size, whole
+from sfumato.commands import chain as chains
+from sfumato.commands.chain import Chain
+from sfumato.commands.editing import Asked
+from sfumato.commands.options import Boxes, Json, Loading, Model, check_size, layout_of, whole
+from sfumato.errors import SfumatoError
 from sfumato.terminal import print_json, print_table, quiet
 
 
 def plan(
-    method: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[EditMethod]],
     *,
     source: Annotated[str, tyro.conf.arg(name="from", help="What the picture shows.")] = "a red cube",
     target: Annotated[str, tyro.conf.arg(name="to", help="What it should show.")] = "a blue cube",
     steps: Annotated[int, tyro.conf.arg(help="DDIM steps.")] = 50,
-    guidance: Annotated[float, tyro.conf.arg(help="Classifier-free guidance.")] = 7.5,
+    guidance: Annotated[
+        float | None, tyro.conf.arg(help="Classifier-free guidance [default: the method's, or 7.5].")
+    ] = None,
+    box: Boxes = (),
     size: Annotated[int | None, tyro.conf.arg(help="Side of the image in pixels [default: the model's].")] = None,
     memory: Annotated[float, tyro.conf.arg(help="GiB that attention maps may take.")] = 8.0,
     model: Model = "stilllife",
     loading: tyro.conf.OmitArgPrefixes[Loading],
     json: Json = False,
+    chain: tyro.conf.Suppress[tyro.conf.Fixed[Chain]] = chains.NONE,
 ) -> None:
     """Say what an edit would read and write, in which steps, and what it would cost, without running it.
 
@@ -31,14 +37,23 @@ def plan(
     whole("--steps", steps, 1, 1000)
     if size is not None:
         check_size(size)
+    if not chain.items:
+        raise SfumatoError(f"plan takes methods, joined by +; they are: {', '.join(chains.words())}")
     quiet()
     from sfumato import denoising
 
     net = loading.load(model)
-    _, guide, methods = prepared(method, steps, guidance, 0)
-    prompts = {"source": source, "target": target}
+    side = net.size if size is None else size
+    chain = chain.given(layout=layout_of(box)).sized(side, side)
+    asked = Asked.of(chain, net, {"source": source, "target": target}, "direct", steps, guidance, 0)
     planned = denoising.plan(
-        net, prompts, methods=methods, guide=guide, steps=steps, size=size, memory=int(memory * 2**30)
+        net,
+        asked.prompts,
+        methods=asked.methods,
+        guide=asked.guide,
+        steps=steps,
+        size=side,
+        memory=int(memory * 2**30),
     )
     rows = planned.table()
     if json:

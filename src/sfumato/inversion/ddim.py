@@ -30,6 +30,9 @@ class DDIMInversion(Inversion):
     refine: int = 0
     steps: int = 50
 
+    def own(self, scale: float) -> float:
+        return self.scale
+
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         track = self.track(model, image, prompts, advance)
         return Path(track[0], levels_of(model, image, self.steps), prompts, image, track=track)

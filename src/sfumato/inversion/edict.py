@@ -75,6 +75,11 @@ class EDICT(Inversion):
     scale: float = 3.0
     steps: int = 50
 
+    paints: ClassVar = 3.0
+
+    def own(self, scale: float) -> float:
+        return self.scale
+
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         levels = levels_of(model, image, self.steps).last(int(self.steps * self.strength + 1e-9))
         if not levels[0].alpha:

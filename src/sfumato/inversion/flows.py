@@ -6,6 +6,7 @@ In sigma, which is a flow's time, a step is x' = x + (sigma' - sigma) v with v =
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -69,6 +70,12 @@ class RFInversion(Inversion):
     seed: int = 0
     steps: int = 28
 
+    follows: ClassVar = False
+    paints: ClassVar = 1.0
+
+    def own(self, scale: float) -> float:
+        return 1.0
+
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         _flow(model, "RF-inversion")
         levels, noise = levels_of(model, image, self.steps), noise_of(model, image, self.seed)
@@ -125,6 +132,11 @@ class Residual(Inversion):
 
     scale: float = 1.0
     steps: int = 30
+
+    paints: ClassVar = 2.0
+
+    def own(self, scale: float) -> float:
+        return self.scale
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         _flow(model, "the residual cache")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from sfumato.steppers import DDIM, posterior_std
 
 @dataclass(frozen=True)
 class Noise(Inversion):
-    """One level of noise (SDEdit, Meng et al. 2022): the image is kept only as far as the noise lets it through.
+    """One level of noise (as in SDEdit): the image is kept only as far as the noise lets it through.
 
     Needs: nothing.
 
@@ -28,6 +29,8 @@ class Noise(Inversion):
     """Part of the steps that are run; diffusers' default."""
     seed: int = 0
     steps: int = 50
+
+    follows: ClassVar = False
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         if not 0 <= self.strength <= 1:
@@ -56,6 +59,11 @@ class EditFriendly(Inversion):
     """Part of the steps that an edit leaves out."""
     seed: int = 0
     steps: int = 100
+
+    paints: ClassVar = 15.0
+
+    def own(self, scale: float) -> float:
+        return self.scale
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         levels = levels_of(model, image, self.steps).last(self.steps - int(self.skip * self.steps + 1e-9))

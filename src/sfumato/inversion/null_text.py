@@ -34,6 +34,9 @@ class NullText(Inversion):
     tolerance: float = 1e-5
     steps: int = 50
 
+    def own(self, scale: float) -> float:
+        return self.scale
+
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         levels = levels_of(model, image, self.steps)
         track = DDIMInversion(1.0, 0, self.steps).track(model, image, prompts, lambda: None)

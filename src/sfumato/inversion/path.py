@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -12,7 +13,7 @@ from torch import Tensor
 from sfumato.backbones import Backbone, Cond
 from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
-from sfumato.guidance import Guide
+from sfumato.guidance import CFG, Guide
 from sfumato.plan import Method, Phases, Run
 from sfumato.rows import single
 from sfumato.schedule import Level, Levels
@@ -83,6 +84,20 @@ class Inversion:
     """A way to invert, with its published defaults."""
 
     steps: int
+    follows: ClassVar[bool] = True
+    """Is a run's first stream the image itself, which is found again? If not, a run may be of the edit alone."""
+    paints: ClassVar[float] = 7.5
+    """The published guidance of an edit."""
+
+    def own(self, scale: float) -> float:
+        """The guidance with which the first stream finds its image, when edits are painted at ``scale``."""
+        return scale
+
+    def guide(self, model: Backbone, scale: float | None = None) -> Guide:
+        """The guidance of a run of the streams ``source`` and ``target`` that follows the path. Not said: ``paints``."""
+        paints = self.paints if scale is None else scale
+        own = self.own(paints)
+        return CFG(paints) if own == paints else CFG({"source": own, "target": paints})
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         """``image``: latents. ``advance`` is called once for each prediction of the whole batch."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -52,6 +52,18 @@ def grid(images: Sequence[Picture], columns: int | None = None, gap: int = 2) ->
     for i, image in enumerate(images):
         sheet.paste(image, (i % columns * (w + gap), i // columns * (h + gap)))
     return sheet
+
+
+def labelled(images: Sequence[Picture], labels: Sequence[str], columns: int | None = None) -> Picture:
+    """Pictures of one size, each with a line of words above it, row by row."""
+    font = ImageFont.load_default(11)
+    out = []
+    for image, label in zip(images, labels, strict=True):
+        card = Image.new("RGB", (image.width, image.height + 16), "white")
+        ImageDraw.Draw(card).text((2, 1), label, fill="black", font=font)
+        card.paste(image, (0, 16))
+        out.append(card)
+    return grid(out, columns)
 
 
 def sheet(images: Float[Tensor, "n 3 h w"], columns: int) -> Picture:

@@ -1,0 +1,300 @@
+"""Methods on a command line: ``masactrl --start 3 + self-attention-guidance``. A method's fields are its options.
+
+A file of ``sfumato.methods`` that has a class of its name is a word here; nothing else lists them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
+
+import tyro
+
+from sfumato.errors import SfumatoError, unknown
+
+if TYPE_CHECKING:
+    from sfumato.guidance import Guide
+    from sfumato.inversion import Inversion
+    from sfumato.layout import Layout
+    from sfumato.plan import Method
+
+SHORT = {
+    "p2p": "prompt-to-prompt",
+    "pnp": "plug-and-play",
+    "ip2p": "instruct-pix2pix",
+    "dds": "delta-denoising",
+    "attend-excite": "attend-and-excite",
+    "dense": "dense-diffusion",
+    "boxdiff": "box-diff",
+    "diffedit": "diff-edit",
+    "sag": "self-attention-guidance",
+    "pag": "perturbed-attention",
+    "seg": "smoothed-energy",
+}
+"""What the field calls some of them."""
+_LONE = {"--json", "--offline", "--show-attention", "--help", "-h"}  # options that no value follows
+_PAIRED = {"--box"}
+
+
+@runtime_checkable
+class Around(Protocol):
+    """A method that adds to whatever guidance a run has."""
+
+    def around(self, base: Guide) -> Guide: ...
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Methods as they were asked for, in order."""
+
+    items: tuple[Any, ...] = ()
+    names: tuple[str, ...] = ()
+
+    @property
+    def methods(self) -> list[Method]:
+        """Those that take part in each step."""
+        from sfumato.inversion import Inversion
+        from sfumato.plan import Method
+
+        return [item for item in self.items if isinstance(item, Method) and not isinstance(item, Inversion)]
+
+    def starter(self, fallback: Inversion) -> Inversion:
+        """The one that says where to start. ``SfumatoError`` for two."""
+        from sfumato.inversion import Inversion
+
+        found = [(n, item) for n, item in zip(self.names, self.items, strict=True) if isinstance(item, Inversion)]
+        if len(found) > 1:
+            raise SfumatoError(f"{found[0][0]} and {found[1][0]} both say where to start; use one of them")
+        return found[0][1] if found else fallback
+
+    def around(self, guide: Guide) -> Guide:
+        """``guide`` within those that add to a guidance."""
+        for item in self.items:
+            if isinstance(item, Around):
+                guide = item.around(guide)
+        return guide
+
+    def given(self, **values: Any) -> Chain:
+        """With values for the fields of those names, where they have them and nothing was said; ``None`` is left."""
+
+        def filled(item: Any) -> Any:
+            own = {f.name: f for f in fields(item)}
+            new = {k: v for k, v in values.items() if v is not None and k in own and _unsaid(item, own[k])}
+            return replace(item, **new) if new else item
+
+        return replace(self, items=tuple(map(filled, self.items)))
+
+    def stepped(self, steps: int | None) -> Chain:
+        """With so many steps for the one that says where to start, if it is said."""
+        from sfumato.inversion import Inversion
+
+        if steps is None:
+            return self
+        return replace(self, items=tuple(_stepped(i, steps) if isinstance(i, Inversion) else i for i in self.items))
+
+    def sized(self, height: int, width: int) -> Chain:
+        """With layouts for an image of this size in pixels."""
+
+        def placed(item: Any) -> Any:
+            layout: Layout | None = getattr(item, "layout", None)
+            return item if layout is None else replace(item, layout=layout.relative(height, width))
+
+        return replace(self, items=tuple(map(placed, self.items)))
+
+
+NONE = Chain()
+
+
+def _stepped(inversion: Any, steps: int) -> Inversion:
+    return replace(inversion, steps=steps)
+
+
+def _values(item: Any) -> dict[str, Any]:
+    return {f.name: getattr(item, f.name) for f in fields(item) if f.init}
+
+
+def _unsaid(item: Any, field: Any) -> bool:
+    return getattr(item, field.name) == field.default
+
+
+@cache
+def words() -> dict[str, str]:
+    """The methods' words -> the modules that hold them, without importing any."""
+    import sfumato.methods
+
+    out = {}
+    for group in ("edit", "control"):
+        for file in sorted((Path(sfumato.methods.__path__[0]) / group).glob("*.py")):
+            names = re.findall(r"^class (\w+)\(", file.read_text(encoding="utf-8"), re.MULTILINE)
+            if file.stem.replace("_", "") in (name.lower() for name in names):
+                out[file.stem.replace("_", "-")] = f"sfumato.methods.{group}.{file.stem}"
+    return out
+
+
+def kind(word: str) -> tuple[Any, Any]:
+    """The class of a method, and its module. ``SfumatoError`` that lists the methods for a word that is none."""
+    import importlib
+
+    module = words().get(SHORT.get(word, word))
+    if module is None:
+        raise unknown("method", word, words())
+    found = importlib.import_module(module)
+    stem = module.rsplit(".", 1)[1].replace("_", "")
+    return next(v for k, v in vars(found).items() if isinstance(v, type) and k.lower() == stem), found
+
+
+def presets(word: str) -> dict[str, Any]:
+    """Other settings of a method by their words: those of its authors, or for the built-in model."""
+    cls, module = kind(word)
+    return {k.lower().replace("_", "-"): v for k, v in vars(module).items() if k.isupper() and type(v) is cls}
+
+
+def default(spec: str) -> Any:
+    """A method as it is, or one of its presets: ``masactrl``, ``masactrl:still-life``."""
+    word, _, preset = spec.partition(":")
+    if preset:
+        return _preset(word, preset)
+    cls, _ = kind(word)
+    try:
+        return cls()
+    except TypeError:
+        raise SfumatoError(f"{word} needs options of its own; run it alone, see --help after its word") from None
+
+
+def _preset(word: str, name: str) -> Any:
+    known = presets(word)
+    if name not in known:
+        raise unknown(f"preset of {word}", name, known)
+    return known[name]
+
+
+def split(args: Sequence[str], positional: bool = True) -> tuple[list[str], list[list[str]]]:
+    """The arguments of a command, and those of each method behind them.
+
+    The first method is the first of their words that is neither an option's value nor the command's own ``positional``;
+    the next follow a ``+``. Boxes are for all of them and may stand anywhere.
+    """
+    methods, head, at, seen = {*words(), *SHORT}, [], 0, not positional
+    asks = bool({"--help", "-h"} & set(args))
+    while at < len(args):
+        arg = args[at]
+        if arg.startswith("--"):
+            more = 0 if arg in _LONE or "=" in arg else 2 if arg in _PAIRED else 1
+            head += args[at : at + 1 + more]
+            at += 1 + more
+        elif arg in methods and (seen or asks):
+            break
+        else:
+            head.append(arg)
+            seen = seen or not arg.startswith("-")
+            at += 1
+    segments: list[list[str]] = []
+    rest = list(args[at:])
+    while "--box" in rest:
+        i = rest.index("--box")
+        head += rest[i : i + 3]
+        del rest[i : i + 3]
+    for arg in rest:
+        if arg == "+" or not segments:
+            segments.append([])
+        if arg != "+":
+            segments[-1].append(arg)
+    return head, segments
+
+
+def parse(segments: Sequence[Sequence[str]], command: str) -> Chain:
+    """The methods that were asked for. ``SfumatoError`` for an unknown one; tyro says what is wrong with options."""
+    items, names = [], []
+    for segment in segments:
+        if not segment:
+            raise SfumatoError("a + joins two methods; one of them is missing")
+        word, options = segment[0], list(segment[1:])
+        cls, _ = kind(word)
+        preset = None
+        if "--preset" in options:
+            i = options.index("--preset")
+            preset = _preset(word, "".join(options[i + 1 : i + 2]))
+            del options[i : i + 2]
+        known = presets(word)
+        more = f"\n\nPresets, before the other options: {', '.join(f'--preset {n}' for n in known)}" if known else ""
+        spoken = _spoken(cls)
+        if any(f.default is f.default_factory and "Callable" in str(f.type) for f in fields(cls)):  # both are missing
+            raise SfumatoError(f"{word} takes a function, which a command line cannot give; use it from Python")
+        item = tyro.cli(
+            spoken,
+            prog=f"sfumato {command} ... {word}",
+            description=(cls.__doc__ or "") + more,
+            args=options,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed),
+            **({} if preset is None else {"default": spoken(**_values(preset))}),
+        )
+        items.append(cls(**_values(item)))
+        names.append(word)
+    return Chain(tuple(items), tuple(names))
+
+
+@cache
+def _spoken(cls: Any) -> Any:
+    """The class with its fields as a command line writes them: words with commas, files; the others are hidden."""
+    from sfumato.layout import Layout, Mask
+    from sfumato.methods.edit.prompt_to_prompt import LocalBlend
+
+    def blended(args: list[str]) -> LocalBlend:
+        blend = LocalBlend(args[0], args[1])
+        return replace(blend, threshold=float(args[2])) if args[2:] else blend
+
+    blend = tyro.constructors.PrimitiveConstructorSpec(
+        (2, 3),
+        "SOURCE TARGET [THRESHOLD]",
+        blended,
+        lambda value: True,
+        lambda value: [value.source, value.target, str(value.threshold)] if value else ["none"],
+    )
+    hints, out = get_type_hints(cls), []
+    for f in fields(cls):
+        hint, inside = hints[f.name], get_args(hints[f.name])
+        one = next((t for t in inside if t is not type(None)), hint) if type(None) in inside else hint
+        if f.metadata.get("command") is False:
+            said: Any = tyro.conf.Fixed
+        elif get_origin(one) is tuple and get_args(one) == (str, ...):
+            said = _spec("WORD,WORD", lambda text: tuple(_listed(text)), ",".join)
+        elif isinstance(get_origin(one), type) and issubclass(get_origin(one), Mapping):
+            said = _spec("WORD=VALUE,...", partial(_pairs, of=get_args(one)[1]), _paired)
+        elif one is Layout:
+            said = _spec("FILE", Layout.read, lambda v: ",".join(v.phrases))
+        elif one is Mask:
+            said = _spec("PNG", Mask.read, str)
+        elif one is LocalBlend:
+            said = blend
+        else:
+            continue
+        out.append((f.name, Annotated[hint, said], field(default=f.default, default_factory=f.default_factory)))
+    return make_dataclass(cls.__name__, out, bases=(cls,), frozen=True) if out else cls
+
+
+def _spec(metavar: str, read: Callable[[str], Any], write: Callable[[Any], str]) -> Any:
+    return tyro.constructors.PrimitiveConstructorSpec(
+        1, metavar, lambda args: read(args[0]), lambda value: True, lambda v: [write(v) if v else "none"]
+    )
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _paired(values: Mapping[str, Any]) -> str:
+    return ",".join(f"{k}={v}" for k, v in values.items())
+
+
+def _pairs(text: str, of: type) -> dict[str, Any]:
+    out = {}
+    for part in _listed(text):
+        word, equals, value = part.rpartition("=")
+        if not equals:
+            raise ValueError(f"expected WORD=VALUE, got {part!r}")
+        out[word] = of(value)
+    return out
