@@ -197,7 +197,8 @@ def denoise(
 
     with torch.no_grad():
         seen = _Seen(views, grid, model.size // model.factor) if views else None
-        run, phases, plan, cond = _prepared(model, streams, methods, guide, len(levels), grid, memory, seen)
+        run, phases, plan, cond = _prepared(model, streams, methods, guide, levels, grid, memory, seen)
+        guide = run.guide or guide
         if controls:
             cond = replace(cond, controls=tuple(controls))
         if seen is not None and views is not None and views.fuse == "x_prev":
@@ -237,7 +238,8 @@ def plan(
     """What ``denoise`` would do with the same arguments, checked and priced, nothing run."""
     height, width = (size, size) if isinstance(size, int) else size or (model.size, model.size)
     grid = (height // model.factor, width // model.factor)
-    return _prepared(model, _streams(prompts), methods, _guide(guide), steps, grid, memory)[2]
+    levels = model.schedule.levels(steps, grid[0] * grid[1] // 4)
+    return _prepared(model, _streams(prompts), methods, _guide(guide), levels, grid, memory)[2]
 
 
 def _guide(guide: guidance.Guide | float) -> guidance.Guide:
@@ -249,19 +251,21 @@ def _prepared(
     streams: Mapping[str, tuple[str, ...]],
     methods: Sequence[Method],
     guide: guidance.Guide,
-    steps: int,
+    levels: Levels,
     grid: Grid,
     memory: int | None,
     seen: _Seen | None = None,
 ) -> tuple[Run, dict[str, Phases], Plan, Cond]:
     """A run with its methods started and its plan checked, and what the network will read."""
+    for method in methods:
+        guide = method.around(guide)
     conds = guide.embed(model, [p for some in streams.values() for p in some])
     each, cond = len(next(iter(streams.values()))), Cond.cat(list(conds.values()))
     if seen is not None:  # a row a window
         each, cond, grid = each * seen.count, cond.repeat(seen.count), seen.window
     windows = 1 if seen is None else seen.count
-    run = Run(model, streams, Rows(tuple(streams), tuple(conds), each), steps, grid, windows)
-    phases = _start(methods, guide, run)
+    run = Run(model, streams, Rows(tuple(streams), tuple(conds), each), len(levels), grid, windows, guide, levels)
+    phases = _start(methods, run)
     return run, phases, plans.plan(run, phases, memory), cond
 
 
@@ -418,13 +422,11 @@ def _noise(x: Tensor, seed: int | Sequence[int]) -> Callable[[], Tensor]:
     return lambda: torch.randn(x.shape, generator=generator).to(x)
 
 
-def _start(methods: Sequence[Method], guide: guidance.Guide, run: Run) -> dict[str, Phases]:
+def _start(methods: Sequence[Method], run: Run) -> dict[str, Phases]:
     out: dict[str, Phases] = {}
     for method in methods:
         name = type(method).__name__
         out[name if name not in out else f"{name} ({len(out) + 1})"] = method.start(run)
-    if guide.edits:
-        out[type(guide).__name__] = Phases(edits=guide.edits)
     return out
 
 

@@ -6,17 +6,18 @@ All are linear in the prediction, so they mean the same for noise, v and flow ve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Call
+from sfumato.attention import Call, Site
 from sfumato.backbones import Backbone, Cond
 from sfumato.errors import SfumatoError
-from sfumato.plan import Edit
+from sfumato.plan import Edit, Method, Phases, Run
 from sfumato.rows import Rows
 
 Parts = Mapping[str, Float[Tensor, "b *shape"]]
@@ -24,8 +25,6 @@ Parts = Mapping[str, Float[Tensor, "b *shape"]]
 
 class Guide:
     """The conditions of a run, and how their predictions (a row an image) become one."""
-
-    edits: tuple[Edit, ...] = ()
 
     def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
         """Condition -> what the network reads, a row a prompt."""
@@ -135,31 +134,130 @@ class PerpNeg(Composed):
 
 
 @dataclass(frozen=True)
-class PAG(CFG):
-    """Perturbed-attention guidance (Ahn et al. 2024): CFG + s (c - c'), c' with the identity as self-attention.
+class Distilled(Guide):
+    """For a network that reads its guidance as an input (Flux dev): each stream its own, and no row beside its own."""
 
-    Defaults: CFG as above, s = 3 in the middle block, as published.
-    """
-
-    pag_scale: float = 3.0
-    stage: str = "mid"
-
-    def __post_init__(self) -> None:
-        edit = Edit("image->image", "out", _identity, rows="perturbed", where=lambda site: site.stage == self.stage)
-        object.__setattr__(self, "edits", (edit,))
+    scales: tuple[float, ...]
+    """A stream's each, in their order; or one for all."""
 
     def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
-        return {**super().embed(model, prompts), "perturbed": model.embed(prompts)}
+        if not reads_scale(model):
+            raise SfumatoError(f"{model.name} does not read its guidance as an input; give it cfg(scale)")
+        if len(prompts) % len(self.scales):
+            raise SfumatoError(f"{len(self.scales)} scales do not go into {len(prompts)} prompts; give one a stream")
+        return {"cond": _told(model.embed(prompts), self.scales)}
 
     def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
-        return super().combine(parts, rows) + self.pag_scale * (parts["cond"] - parts["perturbed"])
+        return parts["cond"]
 
 
-def _identity(call: Call) -> None:
-    if len(call.site.query) > 1 or len(call.site.key) > 1:
-        raise SfumatoError("PAG is defined for self-attention of the image alone")
-    for name in call.rows.match("perturbed"):
-        call.set("out", name, call.get("v", name))
+def reads_scale(model: Backbone) -> bool:
+    """Is guidance an input of the network, distilled into it, and not a matter of two predictions?"""
+    return bool(getattr(getattr(model.network, "config", None), "guidance_embeds", False))
+
+
+def reading(model: Backbone, scale: float) -> Backbone:
+    """A model that reads its guidance as an input, told this one; any other as it is."""
+    return model.given(lambda cond: _told(cond, (scale,))) if reads_scale(model) else model
+
+
+def _told(cond: Cond, scales: Sequence[float]) -> Cond:
+    each = torch.tensor(scales, device=cond.text.device).repeat_interleave(len(cond) // len(scales))
+    return replace(cond, extra={**cond.extra, "guidance": each})
+
+
+def scaled(model: Backbone, scales: Mapping[str, float]) -> Guide:
+    """The guidance of a run whose streams have scales of their own, in whichever way the model is guided."""
+    return Distilled(tuple(scales.values())) if reads_scale(model) else CFG(dict(scales))
+
+
+@dataclass(frozen=True)
+class Perturbed(Guide):
+    """base + s (c - c'), c' from rows that read what ``cond`` reads and are disturbed by a method's edits."""
+
+    base: Guide
+    rows: str
+    """The condition's name, by which those edits find its rows."""
+    scale: float
+
+    def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
+        conds = self.base.embed(model, prompts)
+        return {**conds, self.rows: conds["cond"]}
+
+    def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
+        return self.base.combine(parts, rows) + self.scale * (parts["cond"] - parts[self.rows])
+
+
+@dataclass(frozen=True)
+class Perturbing(Method):
+    """A method that guides away from what the network says with some of its self-attention disturbed.
+
+    It wraps whatever guidance the run has (``around``), and several of them wrap each other: all are rows of one
+    prediction. At ``scale`` 0 there is no such row.
+    """
+
+    scale: float = 3.0
+    """s in base + s (c - c')."""
+    layers: tuple[str, ...] = ("mid",)
+    """Where: mid (the middle block), or parts of sites' paths, such as up_blocks.1 or transformer_blocks.13."""
+    since: float = 0.0
+    """From this part of the steps on."""
+    until: float = 1.0
+    """Up to this part of the steps. Elsewhere the rows are run all the same, undisturbed, and cancel."""
+
+    rows: ClassVar[str]
+    """Name of the disturbed rows."""
+    field: ClassVar[Literal["qkv", "out"]]
+    parts: ClassVar[str] = "qkv"
+    """What it writes."""
+
+    def around(self, base: Guide) -> Guide:
+        """The run's guidance with this one on top; ``base`` itself if it is off, or there already."""
+        inner = base
+        while isinstance(inner, Perturbed):
+            if inner.rows == self.rows:
+                return base
+            inner = inner.base
+        return Perturbed(base, self.rows, self.scale) if self.scale else base
+
+    def start(self, run: Run) -> Phases:
+        if not self.scale:
+            return Phases()
+        if not self.since < self.until:
+            raise SfumatoError(f"{type(self).__name__} acts from {self.since:g} to {self.until:g}: that is never")
+        where, span = within(run.model, self.layers), (float(self.since), float(self.until))
+        which = {"steps": span, "rows": self.rows, "where": where, "parts": self.parts}
+        return Phases(edits=(Edit("image->image", self.field, self.disturb, **which),))
+
+    def disturb(self, call: Call) -> None:
+        """Write the rows of a call."""
+        raise NotImplementedError
+
+
+def within(model: Backbone, layers: Sequence[str]) -> Callable[[Site], bool]:
+    """Which sites of self-attention are meant: ``mid``, or parts of paths, whole between dots.
+
+    A transformer's middle is the block in the middle of its depth. ``SfumatoError`` for what no path has.
+    """
+    sites = [s for s in model.sites if "image->image" in s.pairs]
+    blocks = list(dict.fromkeys(block(s) for s in sites))
+    stages, middle = {s.stage for s in sites}, blocks[len(blocks) // 2] if blocks else ""
+
+    def meant(site: Site, layer: str) -> bool:
+        if layer == "mid":
+            return site.stage == "mid" if "mid" in stages else block(site) == middle
+        return f".{layer}." in f".{site.path}."
+
+    for layer in layers:
+        if not any(meant(s, layer) for s in sites):
+            has = ", ".join(blocks) or "none"
+            raise SfumatoError(f"{model.name} has no self-attention in {layer!r}; it has it in: {has}")
+    return lambda site: any(meant(site, layer) for layer in layers)
+
+
+def block(site: Site) -> str:
+    """The path of the block that a site is in."""
+    return site.path.rsplit(".", 1)[0]
 
 
 def rescaled(x: Float[Tensor, "b *shape"], to: Float[Tensor, "b *shape"], phi: float) -> Float[Tensor, "b *shape"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from jaxtyping import Float
 from torch import Tensor
@@ -21,6 +21,8 @@ from sfumato.rows import Name, Pattern, Rows
 if TYPE_CHECKING:
     from sfumato.backbones import Backbone, Cond
     from sfumato.denoising import Step
+    from sfumato.guidance import Guide
+    from sfumato.schedule import Levels
 
 Field = Literal["feature", "qkv", "logits", "probs", "out"]
 FIELDS: tuple[Field, ...] = ("feature", "qkv", "logits", "probs", "out")
@@ -59,6 +61,8 @@ class Edit:
     rows: Pattern = None
     """Which rows it writes."""
     where: Callable[[Any], bool] | None = None
+    parts: str = "qkv"
+    """Of ``qkv``, which of the three it writes."""
 
 
 @dataclass
@@ -105,6 +109,9 @@ class Run:
     """Height and width of the latents that the network sees."""
     windows: int = 1
     """How many of them an image has (with ``Views``); each is a row of its own."""
+    guide: Guide | None = None
+    """How the conditions' predictions become one, for methods that predict more."""
+    levels: Levels | None = None
 
     def images(self, stream: str) -> slice:
         """Where a stream lies among the images, such as ``step.x``."""
@@ -117,6 +124,10 @@ class Method:
 
     def start(self, run: Run) -> Phases:
         raise NotImplementedError
+
+    def around(self, base: Guide) -> Guide:
+        """The run's guidance with what this method adds to it: rows of its own, say. Twice is as good as once."""
+        return base
 
 
 @dataclass(frozen=True)
@@ -304,7 +315,9 @@ def _refuse_conflicts(entries: Sequence[Entry]) -> None:
     writers = [e for e in entries if isinstance(e.what, Edit)]
     for n, a in enumerate(writers):
         for b in writers[n + 1 :]:
-            same = a.what.field == b.what.field and a.pair == b.pair  # pyright: ignore[reportAttributeAccessIssue]
+            one, other = cast("Edit", a.what), cast("Edit", b.what)
+            same = one.field == other.field and a.pair == b.pair
+            same = same and (one.field != "qkv" or bool(set(one.parts) & set(other.parts)))
             meet = max(a.steps[0], b.steps[0]) < min(a.steps[1], b.steps[1])
             if same and meet and set(a.sites) & set(b.sites) and set(a.rows) & set(b.rows):
                 raise SfumatoError(

@@ -147,7 +147,9 @@ class Flux(Transformer):
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
         inside = self.inside(x, cond)
         dtype, (b, _, h, w) = self.dtype, x.shape
-        guidance = torch.full((b,), self.distilled, device=x.device) if self.network.config.guidance_embeds else None
+        guidance = None
+        if self.network.config.guidance_embeds:
+            guidance = cond.extra.get("guidance", torch.full((b,), self.distilled, device=x.device))
         told = self.network(
             hidden_states=packed(inside).to(dtype),
             timestep=_steps(t, x) / 1000,

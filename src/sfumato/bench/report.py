@@ -37,6 +37,27 @@ class Target:
         return f"{'≥' if self.at_least else '≤'} {self.value:g}"
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Several methods by the same figures: wins and losses alike."""
+
+    keys: Sequence[str]
+    rows: Mapping[str, Mapping[str, Mapping[str, float | None]]]
+    """Method -> unit -> figures, None for those that the unit does not have."""
+
+    def table(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Method -> figure -> mean, its bootstrap interval and how many units it is of."""
+        out: dict[str, dict[str, dict[str, float]]] = {}
+        for name, units in self.rows.items():
+            for key in self.keys:
+                values = np.array([v for row in units.values() if (v := row.get(key)) is not None])
+                if len(values):
+                    low, high = interval(values)
+                    figures = {"mean": float(values.mean()), "low": low, "high": high, "n": len(values)}
+                    out.setdefault(name, {})[key] = figures
+        return out
+
+
 @dataclass
 class Report:
     """A bench's figures as they are gathered. ``why`` says of each key that has none what was in the way."""
@@ -50,6 +71,7 @@ class Report:
     figures: dict[str, Figure] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
     methods: dict[str, dict[str, float]] = field(default_factory=dict)
+    compared: dict[str, Comparison] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -67,6 +89,8 @@ class Report:
             "methods": self.methods,
             "seconds": round(self.seconds, 1),
         }
+        if self.compared:
+            out["comparisons"] = {what: comparison.table() for what, comparison in self.compared.items()}
         return out | ({"why": self.why} if self.why else {})
 
 
@@ -88,6 +112,7 @@ def gather(
         except SfumatoError as e:
             report.why |= dict.fromkeys(keys, str(e))
     report.methods |= getattr(studio, "methods", {})
+    report.compared |= getattr(studio, "compared", {})
     report.seconds = time.monotonic() - began
     if out is not None:
         write_text(out / f"{report.suite}.json", json.dumps(report.to_dict(), indent=2) + "\n")
@@ -135,11 +160,25 @@ def show(report: Report, *, as_json: bool) -> None:
         table.add_row(key, *row[:3], report.meanings[key], style=style)
     console = Console()
     console.print(table)
+    for what, comparison in report.compared.items():
+        console.print(_compared(what, comparison))
     for key, reason in report.why.items():
         console.print(f"{key}: not measured, {reason}", highlight=False)
     console.print(
         f"{report.suite}, n = {report.n}, seed {report.seed}, {report.device}, {report.seconds:.0f} s", highlight=False
     )
+
+
+def _compared(what: str, comparison: Comparison) -> Any:
+    """A row a method: the mean of each figure and its interval."""
+    from rich.table import Table
+
+    out = Table(what, *comparison.keys, box=None, pad_edge=False)
+    for name, figures in comparison.table().items():
+        cells = [figures.get(key) for key in comparison.keys]
+        shown = ["-" if c is None else f"{c['mean']:.3g} ({c['low']:.3g}..{c['high']:.3g})" for c in cells]
+        out.add_row(name, *shown)
+    return out
 
 
 def rows(report: Report) -> Sequence[tuple[str, str, str, bool]]:

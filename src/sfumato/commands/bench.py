@@ -13,7 +13,7 @@ from sfumato.terminal import quiet
 
 
 def bench(
-    suite: tyro.conf.Positional[Literal["generate", "core"]] = "generate",
+    suite: tyro.conf.Positional[Literal["generate", "core", "edit", "control"]] = "generate",
     *,
     n: Annotated[int, tyro.conf.arg(help="Prompts of each class, or images.")] = 100,
     seed: Seed = 0,
@@ -23,7 +23,10 @@ def bench(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure the built-in model (generate) or the core (core) against the truth, with targets and intervals.
+    """Measure against the truth, with targets and intervals: the built-in model (generate), the core (core), editing
+    methods (edit), methods that control what is painted (control).
+
+    With --out, edit and control keep each single result there, and go on where they were stopped.
 
     Example: sfumato bench generate --n 20 --json > generate.json
 
@@ -35,7 +38,9 @@ def bench(
         writable(out)
 
     quiet()
-    from sfumato.bench import core, generate, report
+    from importlib import import_module
 
-    measure = {"generate": generate.run, "core": core.run}[suite]
+    from sfumato.bench import report
+
+    measure = import_module(f"sfumato.bench.{suite}").run
     report.show(measure(n, seed, device, out), as_json=json)

@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
 from sfumato.errors import SfumatoError, unknown
 
 if TYPE_CHECKING:
-    from sfumato.guidance import Guide
     from sfumato.inversion import Inversion
     from sfumato.layout import Layout
     from sfumato.plan import Method
@@ -38,13 +37,6 @@ SHORT = {
 """What the field calls some of them."""
 _LONE = {"--json", "--offline", "--show-attention", "--help", "-h"}  # options that no value follows
 _PAIRED = {"--box"}
-
-
-@runtime_checkable
-class Around(Protocol):
-    """A method that adds to whatever guidance a run has."""
-
-    def around(self, base: Guide) -> Guide: ...
 
 
 @dataclass(frozen=True)
@@ -70,13 +62,6 @@ class Chain:
         if len(found) > 1:
             raise SfumatoError(f"{found[0][0]} and {found[1][0]} both say where to start; use one of them")
         return found[0][1] if found else fallback
-
-    def around(self, guide: Guide) -> Guide:
-        """``guide`` within those that add to a guidance."""
-        for item in self.items:
-            if isinstance(item, Around):
-                guide = item.around(guide)
-        return guide
 
     def given(self, **values: Any) -> Chain:
         """With values for the fields of those names, where they have them and nothing was said; ``None`` is left."""

@@ -33,6 +33,7 @@ from sfumato.terminal import print_json, quiet
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
+    from torch import Tensor
 
     from sfumato.backbones import Backbone
     from sfumato.images import Fitted
@@ -49,7 +50,14 @@ def edit(
     guidance: Annotated[
         float | None, tyro.conf.arg(help="Classifier-free guidance of the edit [default: the method's, or 7.5].")
     ] = None,
-    invert: Annotated[How, tyro.conf.arg(help="The inversion, for methods without one of their own.")] = "direct",
+    invert: Annotated[
+        How | None, tyro.conf.arg(help="The inversion, for methods without one of their own [default: direct].")
+    ] = None,
+    appearance: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="IMAGE", help="A picture whose looks the edit takes, for methods of that kind."),
+    ] = None,
+    looks: Annotated[str, tyro.conf.arg(help="What that picture shows.")] = "",
     box: Boxes = (),
     compare: Annotated[
         str, tyro.conf.arg(metavar="METHOD,METHOD:PRESET", help="Run several, and lay their results side by side.")
@@ -88,8 +96,10 @@ def edit(
     net = loading.load(model, device)
     fitted = images.fit(images.open_picture(image), net.size, net.multiple, fit)
     height, width = fitted.pixels.shape[-2:]
-    work = _Work(net, fitted, (height, width), int(memory * 2**30), seed, show_attention)
+    other = None if appearance is None else _of_size(images.open_picture(appearance), height, width)
+    work = _Work(net, fitted, (height, width), int(memory * 2**30), seed, show_attention, other)
     prompts, layout = {"source": source, "target": target}, layout_of(box)
+    prompts |= {} if other is None else {"appearance": looks}
     edits: dict[str, _Edit] = {}
     asked: dict[str, Asked] = {}
     for name, one in chained.items():  # what cannot be run is refused before the first inversion
@@ -145,6 +155,15 @@ def _beside(out: Path, stem: str, fitted: Fitted, edits: dict[str, _Edit], said:
     return {"compare": str(pictures.write(sheet, out / f"{stem}-compare.png", said))}
 
 
+def _of_size(picture: Picture, height: int, width: int) -> Tensor:
+    """The middle of a picture, at this size, in [0, 1]."""
+    from PIL import Image, ImageOps
+
+    from sfumato.images import tensor
+
+    return tensor(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))
+
+
 @dataclass(frozen=True)
 class _Work:
     """A picture and the model that edits it."""
@@ -155,6 +174,7 @@ class _Work:
     memory: int
     seed: int
     show_attention: bool
+    appearance: Tensor | None
 
     def planned(self, asked: Asked, steps: int) -> Plan:
         from sfumato.denoising import plan
@@ -165,12 +185,16 @@ class _Work:
     def edit(self, asked: Asked) -> _Edit:
         from sfumato.denoising import denoise
         from sfumato.inversion import invert
+        from sfumato.inversion.together import together
         from sfumato.overlays import Attention
         from sfumato.stilllife import pictures
 
         began = time.perf_counter()
         said = asked.prompts.get("source", asked.source)
         path = invert(self.net, self.fitted.pixels, said, asked.start)
+        if self.appearance is not None:
+            other = invert(self.net, self.appearance, asked.prompts["appearance"], asked.start)
+            path = together({("source", "target"): path, "appearance": other})
         watching = [Attention("target")] if self.show_attention else []
         options = {"start": path, "guide": asked.guide, "seed": self.seed, "memory": self.memory}
         out = denoise(self.net, asked.prompts, methods=[*asked.methods, *watching], **options)

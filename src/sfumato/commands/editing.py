@@ -59,14 +59,20 @@ class Asked:
         chain: Chain,
         model: Backbone,
         prompts: dict[str, str],
-        how: How,
+        how: How | None,
         steps: int | None,
         guidance: float | None,
         seed: int,
     ) -> Asked:
-        """From what a command line says. Without an inversion among the methods it is ``how``."""
+        """From what a command line says. Without an inversion among the methods it is ``how``, or else direct."""
+        from sfumato.guidance import CFG
+        from sfumato.methods.edit.appearance import START as APPEARING
+
         chain = chain.given(seed=seed).stepped(steps)
-        start = chain.starter(inversion_of(how, steps, 7.5 if guidance is None else guidance, seed))
         methods = chain.methods
+        if "appearance" in prompts:  # looks go over in the published inversion, without guidance
+            start = APPEARING if how is None else inversion_of(how, steps, 1.0, seed)
+            return cls(start, methods, CFG(1.0), prompts, prompts["source"])
+        start = chain.starter(inversion_of(how or "direct", steps, 7.5 if guidance is None else guidance, seed))
         streams = prompts if start.follows or methods else {"target": prompts["target"]}
-        return cls(start, methods, chain.around(start.guide(model, guidance)), streams, prompts["source"])
+        return cls(start, methods, start.guide(model, guidance), streams, prompts["source"])

@@ -92,7 +92,7 @@ def generate(
         note(remark)
     chain = chain.given(seed=seed, layout=layout_of(box)).sized(side, side)
     watching = [Attention()] if show_attention else []
-    options = {"methods": [*chain.methods, *watching], "guide": chain.around(CFG(guidance, negative)), "steps": steps}
+    options = {"methods": [*chain.methods, *watching], "guide": CFG(guidance, negative), "steps": steps}
     options |= {"size": side, "memory": int(memory * 2**30)}
     together = _together(net, prompt, options, min(n, BATCH))
     planned = denoising.plan(net, [prompt] * together, **options).table()

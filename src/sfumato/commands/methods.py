@@ -42,7 +42,8 @@ def _rows() -> Iterator[dict[str, Any]]:
     from sfumato import methods as package
 
     for kind in inversion.Inversion.__subclasses__():
-        yield _row("inversion", kind, kind)
+        if kind.__module__.startswith(inversion.__name__):  # others are methods, in files of their own
+            yield _row("inversion", kind, kind)
     for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         module = importlib.import_module(found.name)
         group, stem = found.name.split(".")[-2:]

@@ -94,7 +94,7 @@ class Inversion:
         return scale
 
     def guide(self, model: Backbone, scale: float | None = None) -> Guide:
-        """The guidance of a run of the streams ``source`` and ``target`` that follows the path. Not said: ``paints``."""
+        """The guidance of a run of the streams ``source`` and ``target`` that follows the path; else ``paints``."""
         paints = self.paints if scale is None else scale
         own = self.own(paints)
         return CFG(paints) if own == paints else CFG({"source": own, "target": paints})

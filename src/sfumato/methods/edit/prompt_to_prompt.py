@@ -87,7 +87,15 @@ class PromptToPrompt(Method):
         steps = max([self.cross, *self.words.values()])
         edits = (
             Edit("image->text", "probs", cross, steps=(0, steps), rows="cond"),
-            Edit("image->image", "qkv", layout, steps=(0, self.self), rows="cond", where=_upto(run, self.self_res)),
+            Edit(
+                "image->image",
+                "qkv",
+                layout,
+                steps=(0, self.self),
+                rows="cond",
+                where=_upto(run, self.self_res),
+                parts="qk",
+            ),
         )
         if self.blend is None:
             return Phases(edits)

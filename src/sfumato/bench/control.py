@@ -1,0 +1,343 @@
+"""``sfumato bench control``: are all things there, have they their own colours, do they stand where they should?
+
+Prompts name two or three things of different kinds and colours; layouts are those of renders, with things where a
+camera would see them. The oracle reads what was painted. All methods start from the same noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.bench.generate import fresh
+from sfumato.bench.report import Comparison, Figure, Report, Target, gather
+from sfumato.bench.studio import Studio as Shared
+from sfumato.bench.units import Row, Units, columns, timed
+from sfumato.denoising import denoise
+from sfumato.device import choose
+from sfumato.layout import Box, Layout, Region
+from sfumato.methods.control import (
+    AttendAndExcite,
+    DenseDiffusion,
+    LinguisticBinding,
+    SelfAttentionGuidance,
+    StructuredDiffusion,
+)
+from sfumato.methods.control.attend_and_excite import AUTHORS
+from sfumato.methods.control.box_diff import STILL_LIFE as BOX_DIFF
+from sfumato.methods.control.layout_guidance import STILL_LIFE as LAYOUT_GUIDANCE
+from sfumato.methods.control.llm_grounded import STILL_LIFE as LLM_GROUNDED
+from sfumato.methods.control.perturbed_attention import STILL_LIFE as PERTURBED
+from sfumato.methods.control.region_prompts import STILL_LIFE as REGION_PROMPTS
+from sfumato.methods.control.smoothed_energy import STILL_LIFE as SMOOTHED
+from sfumato.plan import Method
+from sfumato.stilllife.captions import Said, SaidThing
+from sfumato.stilllife.kinds import TRAINED
+from sfumato.stilllife.oracle import Reading, matches
+from sfumato.stilllife.render import render
+from sfumato.stilllife.scene import COLOURS, sample_scene
+from sfumato.terminal import progress
+
+STEPS, GUIDANCE = 30, 5.0
+SIDE = 128
+SLOW = 4  # images that diffusers' pipeline is run on
+INSIDE = 0.6
+"""Part of a thing's pixels that must lie in its box."""
+
+MEANINGS = {
+    "plain_present": "two or three things: all kinds are there, no method",
+    "plain_bound": "and each has its own colour",
+    "attend_excite_repaired": "of plain's failures those that Attend-and-Excite repairs; the less of both",
+    "attend_excite_present": "all kinds are there, with it",
+    "attend_excite_bound": "and each has its own colour",
+    "attend_excite_vs_diffusers_time": "its time over that of diffusers' pipeline, same weights, steps, words",
+    "attend_excite_vs_diffusers_present": "kinds there, ours less theirs, same seeds",
+    "plain_inside": "layouts: things of the right kind inside their boxes, no method told of them",
+    "layout_best_inside": "the same, of the best layout method",
+}
+TARGETS = {
+    "attend_excite_repaired": Target(0.5),
+    "attend_excite_vs_diffusers_time": Target(0.6, at_least=False),
+    "attend_excite_vs_diffusers_present": Target(0.0),
+    "layout_best_inside": Target(0.8),
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked for: things, and in a layout where each should be."""
+
+    things: tuple[SaidThing, ...]
+    seed: int
+    boxes: tuple[Box, ...] = ()
+
+    @cached_property
+    def words(self) -> str:
+        return " and ".join(f"a {t.colour} {t.kind}" for t in self.things)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """With the phrases of the prompt."""
+        return Layout(tuple(Region(f"{t.colour} {t.kind}", b) for t, b in zip(self.things, self.boxes, strict=True)))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a method paints a prompt."""
+
+    methods: Sequence[Method] = ()
+
+
+Runner = Callable[[Prompt], Asked]
+
+
+def _with(*methods: Method) -> Runner:
+    return lambda prompt: Asked(methods)
+
+
+def _placing(method: Any, **more: Any) -> Runner:
+    """A layout method with the prompt's own layout."""
+    return lambda prompt: Asked((replace(method, layout=prompt.layout, **more),))
+
+
+ATTRIBUTES: dict[str, Runner] = {
+    "plain": _with(),
+    "attend and excite": lambda prompt: Asked((AttendAndExcite(tuple(t.kind for t in prompt.things), res=1.0),)),
+    "structured diffusion": _with(StructuredDiffusion()),
+    "linguistic binding": _with(LinguisticBinding(res=1.0)),
+    "self-attention guidance": _with(SelfAttentionGuidance()),
+    "perturbed attention": _with(PERTURBED),
+    "smoothed energy": _with(SMOOTHED),
+}
+LAYOUTS: dict[str, Runner] = {
+    "plain": _with(),
+    "dense diffusion": _placing(DenseDiffusion()),
+    "layout guidance": _placing(LAYOUT_GUIDANCE),
+    "BoxDiff": _placing(BOX_DIFF),
+    "LLM-grounded": _placing(LLM_GROUNDED),
+    "region prompts": _placing(REGION_PROMPTS),
+}
+"""Each as it suits the built-in model best: the presets of the methods' files."""
+
+
+@dataclass
+class Studio(Shared):
+    @cached_property
+    def units(self) -> Units:
+        return Units(None if self.out is None else self.out / "control-units.jsonl")
+
+
+def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Report:
+    """Measure everything. With ``out``, what was measured is kept there, and not measured again."""
+    studio = Studio(n, seed, choose(device), out)
+    report = Report("control", n, seed, str(studio.device), MEANINGS, TARGETS)
+    return gather(report, MEASURES, studio, out)
+
+
+def prompts(studio: Studio) -> list[Prompt]:
+    """Two things, every third time three, of different kinds and colours."""
+    out = []
+    for i in range(studio.n):
+        rng = studio.stream(3, i)
+        count = 3 if i % 3 == 2 else 2
+        kinds = rng.choice(np.array(TRAINED, dtype=object), count, replace=False)
+        colours = rng.choice(np.array(COLOURS, dtype=object), count, replace=False)
+        out.append(Prompt(tuple(map(SaidThing, kinds, colours)), int(rng.integers(2**30))))
+    return out
+
+
+def layouts(studio: Studio) -> list[Prompt]:
+    """Two things where a render has them: neither hidden, nor so small that its box says nothing."""
+    out = []
+    for i in range(studio.n):
+        rng = studio.stream(4, i)
+        while len(out) == i:
+            scene = sample_scene(rng, count=2)
+            if len({t.kind for t in scene.things}) < 2 or len({t.colour for t in scene.things}) < 2:
+                continue
+            label = render([scene], device=studio.device).thing[0].cpu()
+            boxes = [_box(label == k) for k in range(2)]
+            if any(b is None for b in boxes):
+                continue
+            things = tuple(SaidThing(t.kind, t.colour) for t in scene.things)
+            out.append(Prompt(things, int(rng.integers(2**30)), tuple(b for b in boxes if b is not None)))
+    return out
+
+
+def _box(mask: Tensor) -> Box | None:
+    """Around a thing's pixels; None for a thing under a fortieth of the image."""
+    if mask.float().mean() < 1 / 40:
+        return None
+    down, across = (mask.any(d).nonzero().flatten().tolist() for d in (1, 0))
+    h, w = mask.shape
+    return across[0] / w, down[0] / h, (across[-1] + 1) / w, (down[-1] + 1) / h
+
+
+def paint(studio: Studio, prompt: Prompt, asked: Asked) -> tuple[Float[Tensor, "3 h w"], dict[str, float]]:
+    options = {"methods": asked.methods, "guide": GUIDANCE, "steps": STEPS, "seed": prompt.seed}
+    return timed(lambda: denoise(studio.model, prompt.words, **options).images[0], studio.device)
+
+
+def judged(reading: Reading, prompt: Prompt) -> Row:
+    """``present``: each kind is among the things; ``bound``: exactly these things, with their colours."""
+    kinds = [t.kind for t in reading.things]
+    row: Row = {
+        "present": float(all(t.kind in kinds for t in prompt.things)),
+        "bound": float(matches(reading, Said(prompt.things))["things"] is True),
+    }
+    if prompt.boxes:
+        placed = [_placed(reading, t.kind, box) for t, box in zip(prompt.things, prompt.boxes, strict=True)]
+        row |= {"inside": float(np.mean([p[0] for p in placed])), "layout_iou": float(np.mean([p[1] for p in placed]))}
+    return row
+
+
+def _placed(reading: Reading, kind: str, box: Box) -> tuple[bool, float]:
+    """Does a thing of this kind lie in the box, and how well do its own box and this one agree? The best of a kind."""
+    h, w = reading.mask.shape
+    sides = (box[0] * w, box[1] * h, box[2] * w, box[3] * h)
+    best = (False, 0.0)
+    for k, seen in enumerate(reading.things):
+        if seen.kind != kind:
+            continue
+        left, top, right, bottom = (round(v) for v in sides)
+        within = (reading.mask[top:bottom, left:right] == k + 1).sum() / max(1, (reading.mask == k + 1).sum())
+        best = max(best, (bool(within >= INSIDE), _iou(seen.box, sides)))
+    return best
+
+
+def _iou(a: Sequence[float], b: Sequence[float]) -> float:
+    width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
+    both = max(0.0, width) * max(0.0, height)
+    return both / (sum((s[2] - s[0]) * (s[3] - s[1]) for s in (a, b)) - both)
+
+
+def _compared(
+    studio: Studio, what: str, asked: Sequence[Prompt], runners: Mapping[str, Runner], keys: Sequence[str]
+) -> dict[str, dict[str, Row]]:
+    """Rows of every method on every prompt; their images' likeness to renders and to each other in ``methods``."""
+    found: dict[str, dict[str, Row]] = {name: {} for name in runners}
+    images: dict[str, list[Tensor]] = {name: [] for name in runners}
+    with progress(f"bench: {what}", len(asked) * len(runners)) as advance:
+        for i, prompt in enumerate(asked):
+            for name, runner in runners.items():
+                how = runner(prompt)
+
+                def measure(prompt: Prompt = prompt, how: Asked = how, name: str = name) -> Row:
+                    image, cost = paint(studio, prompt, how)
+                    images[name].append(image)
+                    (reading,) = studio.oracle.read(image[None])
+                    return {**judged(reading, prompt), **cost}
+
+                found[name][f"{what} {i}"] = studio.units.get(
+                    f"{studio.seed} {what} {i} {name} {STEPS} {how!r}", measure
+                )
+                advance()
+    for name, rows in found.items():
+        noted = {key: float(np.mean(columns(rows, key))) for key in (*keys, "seconds", "peak_mb")}
+        if len(images[name]) > 1:
+            noted |= _quality(studio, torch.stack(images[name]))
+            studio.keep(f"{what}-{name}".replace(" ", "-"), torch.stack(images[name])[:64])
+        studio.methods[f"{what}: {name}"] = noted
+    studio.compared[what] = Comparison((*keys, "seconds", "peak_mb"), found)
+    return found
+
+
+def _quality(studio: Studio, images: Float[Tensor, "n 3 h w"]) -> dict[str, float]:
+    """Of a method's images: Frechet distance to as many renders, and mean distance of pairs (1 - cosine), by CLIP."""
+    from sfumato.metrics.clip import clip_features, frechet
+
+    _, renders = fresh(studio.stream(5), len(images), studio.device)
+    features = clip_features(images, studio.clip)
+    unit = torch.nn.functional.normalize(features, dim=-1)
+    n = len(images)
+    distance = 1 - (unit @ unit.T).triu(1).sum() / (n * (n - 1) / 2)
+    return {"frechet_clip": frechet(features, clip_features(renders, studio.clip)), "pair_distance": float(distance)}
+
+
+def attributes(studio: Studio) -> Mapping[str, Figure]:
+    """Prompts without layouts."""
+    found = _compared(studio, "things", prompts(studio), ATTRIBUTES, ("present", "bound"))
+    plain, excited = found["plain"], found["attend and excite"]
+    repaired = []
+    for key in ("present", "bound"):
+        failed = [unit for unit, row in plain.items() if not row[key]]
+        repaired.append(float(np.mean([excited[unit][key] or 0.0 for unit in failed])) if failed else 1.0)
+        studio.methods["things: attend and excite"][f"repaired_{key}"] = repaired[-1]
+        kept = [unit for unit, row in plain.items() if row[key]]
+        broken = float(np.mean([not excited[unit][key] for unit in kept])) if kept else 0.0
+        studio.methods["things: attend and excite"][f"broken_{key}"] = broken
+    figures: dict[str, Figure] = {"attend_excite_repaired": min(repaired)}
+    for name, rows in (("plain", plain), ("attend_excite", excited)):
+        figures |= {f"{name}_{key}": np.array(columns(rows, key)) for key in ("present", "bound")}
+    return figures
+
+
+def beside_diffusers(studio: Studio) -> Mapping[str, Figure]:
+    """Attend-and-Excite against diffusers' pipeline: the same weights, noise, words, settings and maps."""
+    from diffusers import StableDiffusionAttendAndExcitePipeline as Theirs
+
+    model = cast("Any", studio.model)
+    parts = {k: v for k, v in model.pipe.components.items() if k not in ("safety_checker", "feature_extractor")}
+    pipe = cast("Any", Theirs)(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    found: dict[str, list[float]] = {"ours": [], "theirs": [], "ours present": [], "theirs present": []}
+    side = max(s.grid((SIDE // 8, SIDE // 8))[0] for s in model.sites if "image->text" in s.pairs)
+    for prompt in prompts(studio)[:SLOW]:
+        words = [t.kind for t in prompt.things]
+        method = replace(AUTHORS, words=tuple(words), res=1.0)
+        said = dict(model.words(prompt.words))
+        at = [next(span.start for word, span in said.items() if word.strip(",.") == kind) for kind in words]
+        noise = model.latents([prompt.seed], SIDE, SIDE)
+
+        def ours(prompt: Prompt = prompt, method: Method = method, noise: Tensor = noise) -> Tensor:
+            return denoise(
+                model, prompt.words, methods=[method], guide=GUIDANCE, steps=STEPS, seed=prompt.seed, start=noise
+            ).images[0]
+
+        def theirs(prompt: Prompt = prompt, at: list[int] = at, noise: Tensor = noise) -> Tensor:
+            return pipe(
+                prompt.words, at, latents=noise, guidance_scale=GUIDANCE, num_inference_steps=STEPS,
+                max_iter_to_alter=STEPS // 2, thresholds={0: 0.05, STEPS // 5: 0.5, 2 * STEPS // 5: 0.8},
+                attn_res=(side, side), output_type="pt",
+            ).images[0].float().cpu()  # fmt: skip
+
+        for name, work in (("ours", ours), ("theirs", theirs)):
+            with torch.enable_grad() if name == "theirs" else torch.no_grad():
+                image, cost = timed(work, studio.device)
+            (reading,) = studio.oracle.read(image[None])
+            found[name].append(cost["seconds"])
+            found[f"{name} present"].append(judged(reading, prompt)["present"] or 0.0)
+    studio.methods["Attend-and-Excite beside diffusers"] = {k: float(np.mean(v)) for k, v in found.items()}
+    return {
+        "attend_excite_vs_diffusers_time": float(np.sum(found["ours"]) / np.sum(found["theirs"])),
+        "attend_excite_vs_diffusers_present": np.array(found["ours present"]) - np.array(found["theirs present"]),
+    }
+
+
+def placing(studio: Studio) -> Mapping[str, Figure]:
+    """Prompts with layouts."""
+    found = _compared(studio, "layout", layouts(studio), LAYOUTS, ("present", "bound", "inside", "layout_iou"))
+    best = max((name for name in found if name != "plain"), key=lambda name: np.mean(columns(found[name], "inside")))
+    studio.methods[f"layout: {best}"]["best"] = 1.0
+    return {
+        "plain_inside": np.array(columns(found["plain"], "inside")),
+        "layout_best_inside": np.array(columns(found[best], "inside")),
+    }
+
+
+MEASURES: tuple[tuple[tuple[str, ...], Callable[[Studio], Mapping[str, Figure]]], ...] = (
+    (
+        ("plain_present", "plain_bound", "attend_excite_repaired", "attend_excite_present", "attend_excite_bound"),
+        attributes,
+    ),
+    (("attend_excite_vs_diffusers_time", "attend_excite_vs_diffusers_present"), beside_diffusers),
+    (("plain_inside", "layout_best_inside"), placing),
+)

@@ -1,0 +1,53 @@
+"""What the measures of a bench share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.backbones import Backbone
+from sfumato.backbones.load import load
+from sfumato.bench.report import Comparison
+from sfumato.stilllife import pictures, weights
+from sfumato.stilllife.oracle import Oracle
+
+SEEDS = 2**40  # training draws from small seeds, a bench from this one on
+
+
+@dataclass
+class Studio:
+    """Models, each loaded when it is first needed, and a place for what is to be looked at."""
+
+    n: int
+    seed: int
+    device: torch.device
+    out: Path | None = None
+    methods: dict[str, dict[str, float]] = field(default_factory=dict)
+    compared: dict[str, Comparison] = field(default_factory=dict)
+
+    def stream(self, *what: int) -> np.random.Generator:
+        """A generator for one measure, the same whatever else is measured."""
+        return np.random.default_rng((SEEDS + self.seed, *what))
+
+    @cached_property
+    def model(self) -> Backbone:
+        return load("stilllife", device=self.device)
+
+    @cached_property
+    def oracle(self) -> Oracle:
+        return Oracle.load(device=self.device)
+
+    @cached_property
+    def clip(self) -> Any:
+        return weights.module("clip").to(self.device)
+
+    def keep(self, what: str, images: Float[Tensor, "n 3 h w"], columns: int = 8) -> None:
+        if self.out is not None:
+            pictures.write(pictures.sheet(images, columns), self.out / f"{what}.png")

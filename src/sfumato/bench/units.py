@@ -1,0 +1,94 @@
+"""Single runs of a long bench: measured, written down as they come, and not done again when the bench is resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato.errors import SfumatoError
+from sfumato.stilllife import weights
+
+Row = dict[str, float | None]
+
+
+def _weights() -> str:
+    """Which weights these are."""
+    sums = "".join(row["sha256"] for row in weights.manifest().values())
+    return hashlib.sha256(sums.encode()).hexdigest()[:16]
+
+
+@dataclass
+class Units:
+    """Rows of figures by the name of a unit, kept in a file of JSON lines if there is a place for it.
+
+    Lines of other weights are not read: the weights' sums are part of each line.
+    """
+
+    file: Path | None
+    rows: dict[str, Row] = field(default_factory=dict)
+    of: str = field(default_factory=_weights)
+
+    def __post_init__(self) -> None:
+        if self.file is not None and self.file.exists():
+            for line in self.file.read_text(encoding="utf-8").splitlines():
+                with suppress(ValueError):  # a line that was cut off when the bench was stopped
+                    found = json.loads(line)
+                    if found["of"] == self.of:
+                        self.rows[found["unit"]] = found["row"]
+
+    def get(self, unit: str, measure: Callable[[], Row]) -> Row:
+        """The unit's row, measured now if it was not before."""
+        if unit not in self.rows:
+            self.rows[unit] = measure()
+            if self.file is not None:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    with self.file.open("a", encoding="utf-8") as lines:
+                        lines.write(json.dumps({"of": self.of, "unit": unit, "row": self.rows[unit]}) + "\n")
+                except OSError as e:
+                    raise SfumatoError(f"cannot write {self.file}: {e.strerror or e}") from None
+        return self.rows[unit]
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, dict[str, float]]:
+    """What ``work`` gives, its ``seconds``, and ``peak_mb``: the memory that it took beyond what was there before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device) / 2**20
+    else:
+        before = _resident("VmRSS", reset=True)
+    began = time.perf_counter()
+    out = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        peak = torch.cuda.max_memory_allocated(device) / 2**20
+    else:
+        peak = _resident("VmHWM")
+    figures = {"seconds": time.perf_counter() - began, "peak_mb": max(0.0, peak - before)}
+    return out, figures
+
+
+def _resident(key: str, reset: bool = False) -> float:
+    """MiB of this process, as Linux tells them; ``reset`` starts the high-water mark anew. 0 elsewhere."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0.0
+    line = next((line for line in status.splitlines() if line.startswith(f"{key}:")), f"{key}: 0 kB")
+    return int(line.split()[1]) / 1024
+
+
+def columns(rows: Mapping[str, Row], key: str) -> list[float]:
+    """One figure of several rows, without those that do not have it."""
+    return [value for row in rows.values() if (value := row.get(key)) is not None]

@@ -1,0 +1,89 @@
+"""What Attend-and-Excite, layout guidance and BoxDiff share: latents that go down a loss on attention before a step.
+
+The loss is of one more prediction, of the conditional rows alone (``look``), and the step that follows is the usual one
+from where the latents then are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.denoising import Maps, Step
+from sfumato.errors import SfumatoError
+from sfumato.plan import Run, choose
+
+
+def descend(
+    step: Step, loss: Callable[[Tensor], Float[Tensor, " b"]], scale: float, iterations: int = 1, enough: float = 0.0
+) -> Float[Tensor, " b"]:
+    """Move ``step.x`` by ``scale`` times the gradient, up to ``iterations`` times; returns the losses last seen.
+
+    ``loss`` is one number an image, of latents like ``step.x``. Images whose loss is ``enough`` stay where they are.
+    """
+    losses = step.x.new_full((len(step.x),), torch.inf)
+    for _ in range(iterations):
+        with torch.enable_grad():
+            x = step.x.detach().requires_grad_()
+            losses = loss(x)
+            going = losses.detach() > enough
+            if not going.any():
+                break
+            (gradient,) = torch.autograd.grad(losses[going].sum(), x)
+        step.x = torch.where(going.view(-1, 1, 1, 1), x.detach() - scale * gradient, x.detach())
+    return losses.detach()
+
+
+def check_images(run: Run, who: str) -> None:
+    """Raise ``SfumatoError`` where latents are a canvas that the network sees in windows."""
+    if run.windows > 1:
+        raise SfumatoError(f"{who} reads maps of whole images, and this canvas is seen in windows; leave the views out")
+
+
+def nearest(run: Run, part: float) -> int:
+    """The resolution of image->text attention that is nearest to a part of the latents' shorter side."""
+    offered = {min(s.grid(run.grid)) for s in choose(run.model, "image->text", run.grid)}
+    return min(sorted(offered), key=lambda side: abs(side - part * min(run.grid)))
+
+
+def text_span(run: Run, prompt: str, normalize_eot: bool = False) -> tuple[int, int]:
+    """The tokens that maps are sharpened over: all but the start and the very last one, or the words' alone."""
+    words = run.model.words(prompt)
+    return words[0][1].start, words[-1][1].stop if normalize_eot else run.model.text_tokens - 1
+
+
+def word_maps(maps: Maps, run: Run) -> Float[Tensor, "b h w tokens"]:
+    """Maps of the conditional rows, averaged over their sites, which have one grid; images as in ``step.x``.
+
+    In joint attention, where pixels attend to pixels as well, each pixel's part that goes to the text is made one.
+    """
+    site = next(iter(maps))
+    whole = torch.stack([torch.cat([at[s, "cond"] for s in run.rows.streams]) for at in maps.values()]).mean(0)
+    if len(site.key) > 1:
+        whole = whole / whole.sum(-1, keepdim=True).clamp_min(1e-12)
+    return whole.unflatten(1, site.grid(run.grid))
+
+
+def sharpened(
+    maps: Float[Tensor, "*shape tokens"], first: int, last: int, factor: float = 100.0
+) -> Float[Tensor, "*shape tokens"]:
+    """Attend-and-Excite's: the softmax of ``factor`` times a pixel's map over tokens ``first`` to ``last`` - 1.
+
+    The others, which are the start token and the last one, get zero.
+    """
+    inside = (factor * maps[..., first:last]).softmax(-1)
+    return F.pad(inside, (first, maps.shape[-1] - last))
+
+
+def smoothed(maps: Float[Tensor, "*n h w"], size: int = 3, sigma: float = 0.5) -> Float[Tensor, "*n h w"]:
+    """Blurred with the authors' exp(-(x / 2 sigma)^2), a Gaussian of sqrt(2) sigma; borders are reflected."""
+    x = torch.arange(size, dtype=maps.dtype, device=maps.device) - (size - 1) / 2
+    line = torch.exp(-((x / (2 * sigma)) ** 2))
+    kernel = line[:, None] * line
+    flat = maps.reshape(-1, 1, *maps.shape[-2:])
+    padded = F.pad(flat, (size // 2,) * 4, mode="reflect")
+    return F.conv2d(padded, (kernel / kernel.sum())[None, None]).view_as(maps)

@@ -1,0 +1,101 @@
+"""Self-attention guidance: laws on every family, diffusers' pipeline, and the paper's equation in noise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import FAMILIES, write
+
+from sfumato.backbones.load import load
+from sfumato.denoising import Step, denoise
+from sfumato.errors import SfumatoError
+from sfumato.methods.control.self_attention_guidance import SelfAttentionGuidance, salience
+from sfumato.methods.control.smoothed_energy import blurred
+from sfumato.schedule import add_noise
+from sfumato.stilllife import weights
+from sfumato.views import Tiles
+
+PROMPT = "a red cube on grass"
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES])
+def model(request, tmp_path_factory):
+    return load(str(write(request.param, tmp_path_factory.mktemp("sag"))), device="cpu")
+
+
+def run(model, *methods, prompts=PROMPT, **options):
+    options = {"size": 16 if model.factor == 1 else 64, "steps": 2, "seed": 3, "guide": 5.0, **options}
+    return denoise(model, prompts, methods=methods, **options)
+
+
+def test_switched_off_it_is_plain_sampling(model):
+    plain = run(model).latents
+    for off in (SelfAttentionGuidance(0.0), SelfAttentionGuidance(threshold=1e9), SelfAttentionGuidance(until=0.0)):
+        # with nothing to blur the network is asked for what it has said already
+        close = {"atol": 0, "rtol": 0} if off.scale == 0 or off.until == 0 else CLOSE
+        torch.testing.assert_close(run(model, off).latents, plain, **close)
+    assert (run(model, SelfAttentionGuidance()).latents - plain).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("guide", [1.0, 5.0])
+def test_it_is_the_papers_equation(model, guide):
+    """eps + s (eps - eps'), eps' from x0 blurred where attention adds up to more than 1 and noised again with eps."""
+    rows, method = "cond" if guide == 1 else "uncond", SelfAttentionGuidance(0.75)
+    seen: list[Step] = []
+    real = model.predict
+    told = []
+    model.predict = lambda x, t, cond: told.append((x, out := real(x, t, cond), cond)) or out
+    try:
+        out = run(model, method, prompts=[PROMPT, "a duck"], guide=guide, callback=seen.append)
+    finally:
+        model.predict = real
+    for step, (_, _, whole), (x, again, cond) in zip(seen, told[::2], told[1::2], strict=True):
+        _, alpha, sigma = step.level
+        schedule = model.schedule
+        u = step.parts[rows]
+        x0, eps = schedule.x0_and_eps(u, step.x, step.level)
+        (at,) = step.maps.values()
+        maps = [(m["main", rows] / m["main", rows].sum(-1, keepdim=True), s) for s, m in at.items()]
+        grids = [m.sum(1).view(2, 1, *s.grid(step.run.grid)) for m, s in maps]
+        mask = sum(torch.nn.functional.interpolate(g, step.run.grid) for g in grids) / len(grids) > 1
+        assert 0 < mask.float().mean() < 1
+        noisy = alpha * torch.where(mask, blurred(x0, 1.0, 9), x0) + sigma * eps
+        torch.testing.assert_close(x, noisy, atol=1e-5, rtol=1e-5)
+        assert torch.equal(cond.text, whole.text[: len(x)])  # the first condition's
+        away = schedule.x0_and_eps(again, noisy, step.level)[1]
+        c = step.parts["cond"]
+        guided = schedule.x0_and_eps(u + guide * (c - u) if guide != 1 else c, step.x, step.level)[1]
+        if alpha > 0:  # as parts of the latents: where there is hardly any noise, eps itself is mostly rounding
+            own = sigma * (guided + 0.75 * (eps - away))
+            torch.testing.assert_close(sigma * step.eps, own, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(add_noise(step.x0, step.eps, step.level), step.x, **CLOSE)
+    assert len(out.latents) == 2
+
+
+@pytest.mark.parametrize("guide", [1.0, 5.0])
+def test_it_is_diffusers(here, guide):
+    model = load("stilllife", device="cpu")
+    pipe = weights.assemble("StableDiffusionSAGPipeline", weights.load())
+    pipe.set_progress_bar_config(disable=True)
+    noise = model.latents([3, 4], 128, 128)
+    options = {"num_inference_steps": 4, "guidance_scale": guide, "sag_scale": 0.75, "output_type": "latent"}
+    wanted = pipe([PROMPT, "a duck"], latents=noise, **options).images
+    ours = run(model, SelfAttentionGuidance(), prompts=[PROMPT, "a duck"], guide=guide, steps=4, size=128).latents
+    torch.testing.assert_close(ours, wanted, **CLOSE)
+    assert (run(model, prompts=[PROMPT, "a duck"], guide=guide, steps=4, size=128).latents - wanted).abs().max() > 1e-3
+
+
+def test_salience_is_one_on_average_also_beside_text():
+    map = torch.rand(2, 12, 12, generator=torch.Generator().manual_seed(0)) * 0.1
+    torch.testing.assert_close(salience(map).mean(1), torch.ones(2))
+    whole = map / map.sum(-1, keepdim=True)
+    torch.testing.assert_close(salience(whole), whole.sum(1))
+
+
+def test_what_it_cannot_do_is_said(here):
+    model = load("stilllife", device="cpu")
+    with pytest.raises(SfumatoError, match="an odd size"):
+        run(model, SelfAttentionGuidance(size=8))
+    with pytest.raises(SfumatoError, match="not for windows of one"):
+        run(model, SelfAttentionGuidance(), views=Tiles(fuse="x0"), size=256)

@@ -1,0 +1,151 @@
+"""Laws of self-guidance on every family; its properties are the published formulas, and energies go down."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import families
+import pytest
+import torch
+
+from sfumato.backbones.load import load
+from sfumato.denoising import denoise, look
+from sfumato.errors import SfumatoError
+from sfumato.methods.control.self_guidance import SelfGuidance, appearance
+from sfumato.plan import Need
+from sfumato.regions import carried, centroid, extent, soft
+from sfumato.views import Tiles
+
+PROMPT, OTHER = "a red cube on grass", "a cube and the blue duck"
+BOTH = {"source": [PROMPT, OTHER], "target": [PROMPT, OTHER]}
+CLOSE = {"atol": 2e-4, "rtol": 2e-4}
+
+
+@pytest.fixture(scope="module", params=families.FAMILIES)
+def model(request, tmp_path_factory):
+    return load(str(families.write(request.param, tmp_path_factory.mktemp("self"))), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def unet(tmp_path_factory):
+    return load(str(families.write("sd", tmp_path_factory.mktemp("unet"))), device="cpu")
+
+
+def run(model, *methods, prompts: Any = PROMPT, steps=2, **options: Any):
+    return denoise(model, prompts, methods=methods, steps=steps, size=side(model), guide=3.0, **options)
+
+
+def side(model) -> int:
+    """Eight cells of latents, of pixels sixteen."""
+    return 64 if model.factor > 1 else 16
+
+
+def test_at_scale_zero_it_is_plain_sampling(model):
+    assert torch.equal(run(model, SelfGuidance(("cube",), to=(0.5, 0.5), scale=0)).latents, run(model).latents)
+
+
+def test_every_property_moves_the_target_and_leaves_the_source(model):
+    """Each image by its own prompt, in which the word lies elsewhere."""
+    plain = run(model, prompts=BOTH)
+    for method in (
+        SelfGuidance(("cube",), move=(0.3, 0.0), early=1.0, until=1.0, scale=1e5),
+        SelfGuidance(("cube",), grow=1.5, keep_shape=("cube",), early=1.0, until=1.0, scale=1e5),
+        SelfGuidance(("cube",), size=0.6, keep_appearance=("cube",), early=1.0, until=1.0, scale=1e5),
+    ):
+        out = run(model, method, prompts=BOTH)
+        torch.testing.assert_close(out["source"].latents, plain["source"].latents, **CLOSE)
+        assert torch.isfinite(out["target"].latents).all()
+        for i in range(2):
+            assert (out["target"].latents[i] - plain["target"].latents[i]).abs().max() > 1e-4
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules())
+
+
+def test_keeping_what_the_source_has_is_no_edit(model):
+    """The same prompt from the same noise has the source's shapes and looks, which no energy then moves."""
+    same = SelfGuidance(keep_shape=("cube",), keep_appearance=("cube",), early=1.0, until=1.0)
+    out = run(model, same, prompts={"source": PROMPT, "target": PROMPT})
+    torch.testing.assert_close(out["target"].latents, out["source"].latents, atol=5e-3, rtol=5e-3)
+
+
+def test_images_of_a_batch_do_not_touch_each_other(model):
+    method = SelfGuidance(("cube",), to=(0.9, 0.1), early=1.0, until=1.0)
+    both = run(model, method, prompts=[PROMPT, OTHER], seed=[0, 1]).latents
+    alone = run(model, method, prompts=OTHER, seed=1).latents
+    torch.testing.assert_close(both[1:], alone, atol=1e-3, rtol=1e-3)
+
+
+def test_every_second_step_later_on(unet):
+    """Early steps are all guided, then the second, fourth, ... of the later ones, up to the last."""
+    method = SelfGuidance(("cube",), to=(0.9, 0.1), early=0.2, until=0.8, scale=1e4)
+    made = []
+
+    def watch(step):
+        made.append(bool((step.eps - plain(step)).abs().max() > 1e-6))
+
+    def plain(step):
+        prediction = step.parts["uncond"] + 3.0 * (step.parts["cond"] - step.parts["uncond"])
+        return step.run.model.schedule.x0_and_eps(prediction, step.x, step.level)[1]
+
+    run(unet, method, steps=10, callback=watch)
+    assert made == [True, True, False, True, False, True, False, True, False, False]
+
+
+def test_what_it_cannot_do_is_said(unet):
+    def refused(match, method, prompts: Any = PROMPT, **options: Any):
+        with pytest.raises(SfumatoError, match=match):
+            run(unet, method, prompts=prompts, **options)
+
+    refused("has no 'teapot'; its words are", SelfGuidance(("teapot",), to=(0, 0)))
+    refused("move is relative to a source", SelfGuidance(("cube",), move=(0.1, 0)))
+    refused("not by both", SelfGuidance(("cube",), to=(0.1, 0.1), move=(0.1, 0.1)), BOTH)
+    refused("needs words and one of", SelfGuidance(("cube",)))
+    refused("needs words and one of", SelfGuidance(to=(0.1, 0.1)))
+    refused("a size is above 0", SelfGuidance(("cube",), size=-1))
+    refused("no site of image->text", SelfGuidance(("cube",), to=(0.1, 0.1), stage="nowhere"))
+    with pytest.raises(SfumatoError, match="seen in windows"):
+        wide: dict[str, Any] = {"size": (128, 256), "views": Tiles(fuse="x0")}
+        denoise(unet, PROMPT, methods=[SelfGuidance(("cube",), size=0.1)], steps=1, **wide)
+
+
+def test_maps_measured_as_published():
+    """The notebook's centroid and size, and its soft threshold, written again."""
+    a = torch.rand(7, 5, generator=torch.Generator().manual_seed(0)) ** 4
+    x, y = torch.linspace(0, 1, 5), torch.linspace(0, 1, 7)
+    columns, rows = a.sum(0) / (a.sum() + 1e-4), a.sum(1) / (a.sum() + 1e-4)
+    torch.testing.assert_close(centroid(a), torch.stack([(columns * x).sum(), (rows * y).sum()]))
+    t = torch.sigmoid(10 * ((a - a.min()) / (a.max() - a.min() + 1e-4) - 0.5))
+    t = (t - t.min()) / (t.max() - t.min() + 1e-4)
+    torch.testing.assert_close(soft(a), t)
+    torch.testing.assert_close(extent(a), t.mean())
+    feature = torch.randn(3, 7, 5)
+    wanted = torch.stack([(t * f).sum() / (t.sum() + 1e-4) for f in feature])
+    torch.testing.assert_close(appearance([a, a], feature), wanted)
+
+
+def test_a_carried_shape_lies_where_it_should():
+    shape = torch.zeros(21, 21)
+    shape[5:10, 4:9] = 1
+    middle = centroid(shape)
+    torch.testing.assert_close(carried(shape, middle, middle, 1.0), shape, atol=1e-4, rtol=1e-4)
+    moved = carried(shape, middle, middle + torch.tensor([0.25, 0.1]), 1.0)
+    assert torch.equal((moved > 0.5).float(), shape.roll((2, 5), (0, 1)))
+    larger = carried(shape, middle, torch.tensor([0.5, 0.5]), 2.0)
+    torch.testing.assert_close(centroid(larger), torch.tensor([0.5, 0.5]), atol=0.01, rtol=0)
+    assert float(larger.sum() / shape.sum()) == pytest.approx(4, abs=0.6)
+
+
+def test_the_maps_go_where_they_are_asked_to(unet):
+    """On a tiny UNet: going down the energy brings the word's middle nearer to the goal."""
+    need, goal = Need("image->text", rows="cond"), (0.9, 0.2)
+    tokens = unet.words(PROMPT)[2][1]
+    away = []
+
+    def watch(step):
+        maps = look(step, [need], x=step.x_next)[need]
+        found = [m["main", "cond"][0][:, tokens].mean(-1).view(s.grid(step.run.grid)) for s, m in maps.items()]
+        away.append(float(torch.stack([(centroid(m) - torch.tensor(goal)).abs().mean() for m in found]).mean()))
+
+    for scale in (0.0, 3e4):
+        method = SelfGuidance(("cube",), to=goal, scale=scale, early=1.0, until=1.0)
+        denoise(unet, PROMPT, methods=[method], steps=4, size=64, guide=1.0, callback=watch)
+    assert away[7] < away[3]
