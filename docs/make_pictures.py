@@ -23,10 +23,10 @@ SHOWN = ("attention", "compare", "beside", "grid", "image")
 
 
 def command(page: Path) -> list[str]:
-    """The arguments of the page's command: its first block of shell."""
+    """The arguments of the page's command: its first block of shell. None where the built-in model cannot show it."""
     block = re.search(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     if block is None:
-        raise SystemExit(f"{page} has no block of shell")
+        return []
     (line,) = [part for part in block[1].replace("\\\n", " ").splitlines() if part.startswith("sfumato ")]
     return shlex.split(line)[1:]
 
@@ -48,6 +48,9 @@ if __name__ == "__main__":
     asked = sys.argv[1:] or sorted(path.stem for path in (DOCS / "methods").glob("*.md"))
     for name in asked:
         page = DOCS / "methods" / f"{name}.md"
+        if not command(page):
+            print(f"{page} has no command")
+            continue
         with tempfile.TemporaryDirectory() as folder:
             shutil.copyfile(picture(page, Path(folder)), DOCS / "images" / "methods" / f"{name}.png")
         print(f"docs/images/methods/{name}.png", flush=True)

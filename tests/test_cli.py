@@ -371,3 +371,57 @@ def test_methods_are_listed_with_their_defaults(run):
     assert all(len(row["about"]) > 40 and row["needs"] and row["families"] for row in rows.values())
     assert "pixels" in rows["DynamicThresholding"]["families"]
     assert "Hertz et al. 2023" in rows["PromptToPrompt"]["about"]
+
+
+def test_methods_are_chained_and_compared(run, here, tmp_path):
+    Image.new("RGB", (70, 90), (90, 120, 30)).save(tmp_path / "photo.png")
+    edit = ["edit", tmp_path / "photo.png", "--from", "a red cube", "--to", "a blue cube", "--steps", 3, "--json"]
+    code, out, err = run(*edit, "--out", tmp_path / "a", "--show-attention", "sdedit", "+", "p2p", "--cross", 0.5)
+    assert code == 0, err
+    files = json.loads(out)
+    assert Image.open(files["image"]).size == (70, 90) and Image.open(files["attention"]).width == 2 * 128 + 2
+    assert json.loads(Path(files["plan"]).read_text())[0]["method"] == "PromptToPrompt"
+    code, out, err = run(*edit, "--out", tmp_path / "b", "--compare", "sdedit,p2p:pie-bench")
+    assert code == 0, err
+    files = json.loads(out)
+    assert {r["method"] for r in files["runs"]} == {"sdedit", "p2p:pie-bench"} and Path(files["image sdedit"]).is_file()
+    assert Image.open(files["compare"]).size == (3 * 72 - 2, 106)
+    refused(run(*edit), "edit takes methods", "masactrl")
+    refused(run(*edit, "masa"), "unknown method 'masa'", "masactrl")
+    refused(run(*edit, "--compare", "masa"), "unknown method 'masa'", "masactrl")
+    refused(run(*edit, "--compare", "p2p", "p2p"), "edit takes methods")
+    refused(run(*edit, "p2p", "+", "pnp"), "both write qkv of image->image", "disjoint steps")
+
+
+def test_generate_takes_methods_layouts_and_overlays(run, here, tmp_path):
+    words = ["generate", "a red cube and a duck", "--n", 2, "--steps", 2, "--json", "--out", tmp_path]
+    box = ["--box", "red cube", "0,0,64,128", "--box", "a duck", "0.5,0,1,1"]
+    chained = ["attend-excite", "--words", "cube,duck", "--res", 1, "+", "dense", "--until", 1, "+", "sag"]
+    code, out, err = run(*words, *box, "--show-attention", *chained)
+    assert code == 0, err
+    found = json.loads(out)
+    assert len(found["images"]) == 2 and Path(found["images"][0]["attention"]).is_file()
+    does = {row["method"]: row["does"] for row in json.loads(Path(found["plan"]).read_text()) if "pair" in row}
+    assert does["AttendAndExcite"] == "looks at maps" and does["DenseDiffusion"] == "writes logits"
+    assert "DenseDiffusion" in Image.open(found["images"][1]["image"]).text["methods"]  # pyright: ignore
+    (tmp_path / "l.json").write_text('{"cube": [0, 0, 64, 128]}')
+    assert run(*words, "dense", "--layout", tmp_path / "l.json")[0] == 0
+    before = set(tmp_path.iterdir())
+    refused(run(*words, "dense"), "needs a layout")
+    refused(run(*words, "attend-excite", "--words", "cat"), "has no 'cat'", "a, red, cube, and, a, duck")
+    refused(run(*words, "--box", "cube", "0,0,300,10", "dense"), "outside of the image of 128 x 128")
+    refused(run(*words, "--box", "cube", "0,0,10", "dense"), "left,top,right,bottom")
+    refused(run(*words, "--box", "a cat", "0,0,1,1", "dense"), "has no 'a cat'")
+    refused(run(*words, "p2p"), "needs two prompts")
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_looks_go_over_from_another_picture(run, here, tmp_path):
+    for name, colour in {"photo": (90, 120, 30), "looks": (200, 20, 30)}.items():
+        Image.new("RGB", (128, 128), colour).save(tmp_path / f"{name}.png")
+    edit = ["edit", tmp_path / "photo.png", "--from", "a cube", "--to", "a cube", "--steps", 3, "--out", tmp_path]
+    looks = ["--appearance", tmp_path / "looks.png", "--looks", "a sphere", "--invert", "direct"]
+    method = ["eye-for-an-eye", "--word", "cube", "--appearance-word", "sphere"]
+    code, out, err = run(*edit, *looks, *method)
+    assert code == 0 and "photo-edited.png" in out, err
+    refused(run(*edit, *method), "needs three prompts")

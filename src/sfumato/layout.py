@@ -17,6 +17,7 @@ from torch import Tensor
 from sfumato.errors import SfumatoError
 from sfumato.images import opened
 from sfumato.plan import Run
+from sfumato.words import spans
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, as parts of the image's sides."""
@@ -104,8 +105,6 @@ class Layout:
 
     def tokens(self, run: Run, stream: str, image: int = 0) -> list[list[int]]:
         """The tokens of each phrase in a prompt. ``SfumatoError`` for one that the prompt does not have."""
-        from sfumato.methods.edit.alignment import spans
-
         words = run.model.words(run.prompts[stream][image])
         return [spans(words, phrase) for phrase in self.phrases]
 

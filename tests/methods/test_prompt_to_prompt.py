@@ -14,9 +14,10 @@ from sfumato.denoising import Step, denoise
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Direct, invert
 from sfumato.methods.edit import LocalBlend, PromptToPrompt
-from sfumato.methods.edit.alignment import align, refinement, replacement, spans
+from sfumato.methods.edit.alignment import align, refinement, replacement
 from sfumato.plan import Run
 from sfumato.rows import Rows
+from sfumato.words import spans
 
 SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
 

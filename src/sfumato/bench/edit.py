@@ -40,7 +40,7 @@ from sfumato.methods.edit import (
     PromptToPrompt,
     SDEdit,
 )
-from sfumato.methods.edit.appearance import transfer
+from sfumato.methods.edit.appearance import START, transfer
 from sfumato.methods.edit.delta_denoising import STILL_LIFE as DELTA_DENOISING
 from sfumato.methods.edit.diff_edit import STILL_LIFE as DIFF_EDIT
 from sfumato.methods.edit.flow_edit import STILL_LIFE as FLOW_EDIT
@@ -429,10 +429,10 @@ TRANSFERS: dict[str, Callable[[Scene, Scene], Method]] = {
         word=picture.things[0].kind, appearance_word=looks.things[0].kind
     ),
     "eye for an eye": lambda picture, looks: EyeForAnEye(
-        adain=(0.3, 1.0), word=picture.things[0].kind, appearance_word=looks.things[0].kind
+        word=picture.things[0].kind, appearance_word=looks.things[0].kind
     ),
 }
-"""From direct inversion in 20 steps, with words that say only what the things are."""
+"""As published but for the number of steps, with words that say only what the things are."""
 
 
 def _two_looks(rng: np.random.Generator) -> tuple[Scene, Scene]:
@@ -450,7 +450,7 @@ def _transferred(studio: Studio, how: Method, truth: Any, looks: Scene) -> Row:
     said = f"a photo of a {named.word}", f"a photo of a {named.appearance_word}"
 
     def work() -> Tensor:
-        path, prompts = transfer(studio.model, images[0], images[1], said, Direct(steps=20))
+        path, prompts = transfer(studio.model, images[0], images[1], said, replace(START, steps=STEPS))
         return denoise(studio.model, prompts, start=path, guide=1.0, methods=[how])["target"].images[0]
 
     image, cost = timed(work, studio.device)

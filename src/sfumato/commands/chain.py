@@ -161,7 +161,7 @@ def split(args: Sequence[str], positional: bool = True) -> tuple[list[str], list
     """The arguments of a command, and those of each method behind them.
 
     The first method is the first of their words that is neither an option's value nor the command's own ``positional``;
-    the next follow a ``+``. Boxes are for all of them and may stand anywhere.
+    the next follow a ``+``. Boxes are for all of them and may stand anywhere. ``SfumatoError`` for a word that is none.
     """
     methods, head, at, seen = {*words(), *SHORT}, [], 0, not positional
     asks = bool({"--help", "-h"} & set(args))
@@ -173,6 +173,8 @@ def split(args: Sequence[str], positional: bool = True) -> tuple[list[str], list
             at += 1 + more
         elif arg in methods and (seen or asks):
             break
+        elif seen and not arg.startswith("-"):
+            raise unknown("method", arg, words())
         else:
             head.append(arg)
             seen = seen or not arg.startswith("-")

@@ -203,4 +203,12 @@ class _Work:
         result = self.fitted.restore(painted, (out["target"].latents != kept).any(1)[0])
         seconds, steps = time.perf_counter() - began, len(path.levels)
         words = self.net.words(asked.prompts["target"])
-        return _Edit(result, painted, self.planned(asked, steps), steps, seconds, words, next(iter(watching), None))
+        return _Edit(
+            result,
+            painted,
+            self.planned(asked, steps or asked.start.steps),
+            steps,
+            seconds,
+            words,
+            next(iter(watching), None),
+        )

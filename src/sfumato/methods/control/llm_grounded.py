@@ -41,10 +41,10 @@ from sfumato.methods.control.latent_descent import check_images, descend
 from sfumato.methods.control.layout_guidance import _middle as middle
 from sfumato.methods.control.placed import among, placed
 from sfumato.methods.control.things_alone import Alone, Blocks, Picture, Thing, beneath, blocks, in_the_middle
-from sfumato.methods.edit.alignment import spans
 from sfumato.plan import Method, Need, Phases, Run, choose, span
 from sfumato.planner import Planned, planned
 from sfumato.schedule import Levels
+from sfumato.words import spans
 
 _WHO = "LLM-grounded diffusion"
 _SETTLED = 0.2  # part of the steps after which attention counts for the masks: 10 of 50

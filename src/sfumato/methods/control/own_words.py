@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from sfumato.errors import SfumatoError
-from sfumato.methods.edit.alignment import spans
 from sfumato.plan import Run
+from sfumato.words import spans
 
 
 def prompts_of(run: Run) -> list[str]:

@@ -33,9 +33,9 @@ from sfumato.backbones import Cond
 from sfumato.denoising import Step, denoise
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.formats import nearest, read, rgb
-from sfumato.methods.edit.alignment import Words, spans
 from sfumato.plan import Edit, Method, Need, Phases, Run
 from sfumato.regions import labelled, spectral
+from sfumato.words import Words, spans
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from torch import Tensor
 from sfumato.attention import Site
 from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
-from sfumato.methods.edit.alignment import spans
 from sfumato.plan import Method, Need, Phases, Run, Span, span
 from sfumato.regions import carried, centroid, extent, soft
+from sfumato.words import spans
 
 
 @dataclass(frozen=True)

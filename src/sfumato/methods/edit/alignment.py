@@ -12,8 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
-
-Words = Sequence[tuple[str, slice]]
+from sfumato.words import Words
 
 
 def replacement(source: Words, target: Words, tokens: int) -> Float[Tensor, "source target"]:
@@ -84,18 +83,4 @@ def align(a: Sequence[str], b: Sequence[str]) -> list[tuple[int, int]]:
             j += 1
         else:
             i += 1
-    return out
-
-
-def spans(words: Words, wanted: str) -> list[int]:
-    """The tokens of a word or phrase, everywhere it occurs. ``SfumatoError`` when the prompt has none such."""
-    asked = wanted.lower().split()
-    said = [w.lower().strip(",.;:!?") for w, _ in words]
-    out = []
-    for i in range(len(said) - len(asked) + 1):
-        if said[i : i + len(asked)] == asked:
-            for _, at in words[i : i + len(asked)]:
-                out.extend(range(at.start, at.stop))
-    if not out or not asked:
-        raise SfumatoError(f"the prompt has no {wanted!r}; its words are: {', '.join(said)}")
     return out

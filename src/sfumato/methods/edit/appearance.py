@@ -17,8 +17,8 @@ from sfumato.errors import SfumatoError
 from sfumato.inversion import EditFriendly, Inversion, Path, invert
 from sfumato.inversion.together import together
 from sfumato.layout import Mask
-from sfumato.methods.edit.alignment import spans
 from sfumato.plan import Need, Run, span
+from sfumato.words import spans
 
 Said = str | Sequence[str]
 

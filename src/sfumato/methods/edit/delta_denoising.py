@@ -64,8 +64,8 @@ class DeltaDenoising(Inversion):
 
 STILL_LIFE = DeltaDenoising(steps=100)
 """For the built-in model, at a guidance of 4: the background stays at 27.6 dB, at the published 200 steps and 7.5 at
-21.5, both with 6 of 6 recolours and reshapes read as asked, on pictures it was not chosen on. Rates, levels and 50 steps
-were tried as well: 50 had 5, 3 and 6 of three sets of 6 right."""
+21.5, both with 6 of 6 recolours and reshapes read as asked, on pictures it was not chosen on. Rates, levels and 50
+steps were tried as well: 50 had 5, 3 and 6 of three sets of 6 right."""
 
 
 @dataclass(frozen=True, eq=False)

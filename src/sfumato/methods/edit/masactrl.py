@@ -29,9 +29,9 @@ from torch import Tensor
 from sfumato.attention import Call
 from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
-from sfumato.methods.edit.alignment import spans
 from sfumato.methods.edit.plug_and_play import nearest
 from sfumato.plan import Edit, Method, Need, Phases, Run, choose
+from sfumato.words import spans
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from torch import Tensor
 from sfumato.attention import Call
 from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
-from sfumato.methods.edit.alignment import refinement, replacement, spans
+from sfumato.methods.edit.alignment import refinement, replacement
 from sfumato.plan import Edit, Method, Need, Phases, Run, span
+from sfumato.words import spans
 
 
 @dataclass(frozen=True)
