@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import shutil
 import textwrap
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ def methods(*, json: Json = False) -> None:
         print(f"{group}\n")
         for row in (r for r in rows if r["group"] == group):
             print(f"  {row['method']}")
-            defaults = " ".join(f"{k}={v:g}" for k, v in row["defaults"].items())
+            defaults = " ".join(f"{k}={float(v):g}" for k, v in row["defaults"].items())
             print(textwrap.indent(textwrap.fill(row["about"], width - 4), "    "))
             for name, said in {"defaults": defaults, "needs": row["needs"], "families": row["families"]}.items():
                 print(textwrap.fill(f"{name}: {said}", width, initial_indent="    ", subsequent_indent="      "))
@@ -54,7 +55,8 @@ def _rows() -> Iterator[dict[str, Any]]:
 
 def _row(group: str, kind: Any, described: Any) -> dict[str, Any]:
     paragraphs = [" ".join(p.split()) for p in (inspect.getdoc(described) or "").split("\n\n")]
-    defaults = {k: f.default for k, f in kind.__dataclass_fields__.items() if isinstance(f.default, int | float)}
+    numbers = {k: f.default for k, f in kind.__dataclass_fields__.items() if isinstance(f.default, int | float)}
+    defaults = {k: v if math.isfinite(v) else str(v) for k, v in numbers.items()}  # JSON has no infinity
     row = {"method": kind.__name__, "group": group, "defaults": defaults, "about": paragraphs[0]}
     for key in ("needs", "families"):  # paragraphs that begin with the word
         row[key] = next(p.removeprefix(f"{key.title()}: ") for p in paragraphs if p.startswith(f"{key.title()}: "))
