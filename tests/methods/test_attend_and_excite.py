@@ -98,15 +98,16 @@ REFINING = {
 def test_each_step_is_diffusers(models, pipeline, refining):
     """The same latents after each of ten steps, of two images with words of their own."""
     model, thresholds, prompts = models("sd"), REFINING[refining], [PROMPT, "a blue sphere and a red cube"]
+    scale = 1000.0 if refining == "in vain" else 5000.0  # forty updates in a row make much of rounding
     x = model.latents([3, 4], 64, 64)
     wanted: list[torch.Tensor] = []
     pipeline.set_progress_bar_config(disable=True)
     pipeline(
         prompts, [[3, 7], [3, 7]], latents=x, num_inference_steps=10, max_iter_to_alter=5, thresholds=thresholds,
-        scale_factor=5000, attn_res=(8, 8), output_type="latent", callback=lambda i, t, z: wanted.append(z),
+        scale_factor=scale, attn_res=(8, 8), output_type="latent", callback=lambda i, t, z: wanted.append(z),
     )  # fmt: skip
     words, at = ("cube", "duck", "sphere"), {i / 10: to for i, to in thresholds.items()}
-    method = replace(AUTHORS, words=words, res=1.0, scale=5000.0, refine_at=tuple(at), refine_to=tuple(at.values()))
+    method = replace(AUTHORS, words=words, res=1.0, scale=scale, refine_at=tuple(at), refine_to=tuple(at.values()))
 
     def steps(*methods: AttendAndExcite) -> torch.Tensor:
         kept = Trajectory(("x_next",))

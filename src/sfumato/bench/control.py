@@ -81,7 +81,7 @@ class Prompt:
 
     @cached_property
     def words(self) -> str:
-        return " and ".join(f"a {t.colour} {t.kind}" for t in self.things)
+        return " and ".join(t.phrase() for t in self.things)
 
     @cached_property
     def layout(self) -> Layout:
@@ -110,9 +110,9 @@ def _placing(method: Any, **more: Any) -> Runner:
 
 ATTRIBUTES: dict[str, Runner] = {
     "plain": _with(),
-    "attend and excite": lambda prompt: Asked((AttendAndExcite(tuple(t.kind for t in prompt.things), res=1.0),)),
+    "attend and excite": lambda prompt: Asked((AttendAndExcite(tuple(t.kind for t in prompt.things)),)),
     "structured diffusion": _with(StructuredDiffusion()),
-    "linguistic binding": _with(LinguisticBinding(res=1.0)),
+    "linguistic binding": _with(LinguisticBinding()),
     "self-attention guidance": _with(SelfAttentionGuidance()),
     "perturbed attention": _with(PERTURBED),
     "smoothed energy": _with(SMOOTHED),

@@ -1,0 +1,79 @@
+"""The benches of editing and control, on the tiny model: they measure what they say, and go on where they stopped."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sfumato.bench import control, edit
+from sfumato.bench.units import Units
+from sfumato.stilllife.captions import SaidThing
+from sfumato.stilllife.oracle import Reading, ReadThing
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def quick(here, monkeypatch):
+    monkeypatch.setattr(edit, "STEPS", 5)
+    monkeypatch.setattr(control, "STEPS", 2)
+    some = ("SDEdit 0.4", "SDEdit 0.6", "SDEdit 0.8", "Prompt-to-Prompt", "DiffEdit", "blended latents, told where")
+    monkeypatch.setattr(edit, "RUNNERS", {name: edit.RUNNERS[name] for name in some})
+    return here
+
+
+def test_edits_are_judged_by_kind_and_resumed(quick, tmp_path, monkeypatch):
+    studio = edit.Studio(7, 0, CPU, tmp_path)
+    figures = edit.editing(studio)
+    assert set(figures) == {"kinds_success", "kinds_truth"}
+    assert [case.kind for case in edit.cases(studio)] == list(edit.KINDS)
+    assert studio.methods["no edit"]["background_psnr"] > 40 and studio.methods["no edit"]["success"] == 0
+    told = studio.compared["edit"].rows["blended latents, told where"]
+    assert {unit.rsplit(" ", 1)[0] for unit in told} == {"recolour", "reshape", "material", "add", "turn"} | (
+        {"ground or light"} if any(u.startswith("ground") for u in told) else set()
+    )
+    monkeypatch.setattr(edit, "painted", lambda *args: pytest.fail("measured again"))
+    assert edit.editing(edit.Studio(7, 0, CPU, tmp_path)) == figures
+    row = studio.compared["edit"].table()["SDEdit 0.6"]["psnr_to_truth"]
+    assert row["n"] == 7 and row["low"] <= row["mean"] <= row["high"]
+
+
+def test_units_of_other_weights_are_measured_anew(tmp_path):
+    first = Units(tmp_path / "u.jsonl", of="a")
+    assert first.get("x", lambda: {"v": 1.0}) == {"v": 1.0}
+    with (tmp_path / "u.jsonl").open("a") as file:
+        file.write('{"of": "a", "unit": "y", "row"')  # stopped while it wrote
+    assert Units(tmp_path / "u.jsonl", of="a").get("x", lambda: {"v": 2.0}) == {"v": 1.0}
+    assert Units(tmp_path / "u.jsonl", of="b").get("x", lambda: {"v": 2.0}) == {"v": 2.0}
+
+
+def test_a_thing_is_inside_its_box_if_most_of_it_is():
+    mask = np.zeros((128, 128), int)
+    mask[32:64, 16:48] = 1
+    thing = ReadThing("cube", "red", "plain", (16, 32, 48, 64), (31.5, 47.5), 1024, False)
+    reading = Reading((thing,), "grass", "day", "photo", mask)
+    said = (SaidThing("cube", "red"),)
+    row = control.judged(reading, control.Prompt(said, 0, ((0.125, 0.25, 0.375, 0.5),)))
+    assert row == {"present": 1, "bound": 1, "inside": 1, "layout_iou": pytest.approx(1.0)}
+    assert control.judged(reading, control.Prompt(said, 0, ((0.125, 0.25, 0.25, 0.5),)))["inside"] == 0  # half of it
+    other = control.judged(reading, control.Prompt((SaidThing("duck", "red"),), 0, ((0.0, 0.0, 1.0, 1.0),)))
+    assert other == {"present": 0, "bound": 0, "inside": 0, "layout_iou": 0}
+    assert control.Prompt((SaidThing("cube", "orange"), SaidThing("duck", "red")), 0).words == (
+        "an orange cube and a red duck"
+    )
+
+
+def test_control_measures_plain_and_methods(quick, monkeypatch):
+    monkeypatch.setattr(control, "ATTRIBUTES", {k: control.ATTRIBUTES[k] for k in ("plain", "attend and excite")})
+    monkeypatch.setattr(control, "LAYOUTS", {k: control.LAYOUTS[k] for k in ("plain", "dense diffusion")})
+    studio = control.Studio(3, 0, CPU)
+    figures = {**control.attributes(studio), **control.placing(studio)}
+    wanted = set(control.MEANINGS) - {"attend_excite_vs_diffusers_time", "attend_excite_vs_diffusers_present"}
+    assert set(figures) == wanted
+    noted = studio.methods["things: plain"]
+    assert {"present", "bound", "seconds", "peak_mb", "frechet_clip", "pair_distance"} <= set(noted)
+    assert all(len(p.things) == (3 if i % 3 == 2 else 2) for i, p in enumerate(control.prompts(studio)))
+    for prompt in control.layouts(studio):
+        prompt.layout.check()
+        assert prompt.layout.tokens  # phrases are the prompt's own
