@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from sfumato.backbones.load import load
 from sfumato.stilllife import networks
 from sfumato.stilllife.tokenizer import special_ids, vocab_size
 
@@ -188,6 +190,16 @@ def write(name: str, place: Path) -> Path:
     randomised(*pipe.components.values())
     pipe.save_pretrained(place / name)
     return place / name
+
+
+def made(place: Path) -> Callable[[str], Any]:
+    """Name -> the family's tiny model, written once and loaded as a user loads one."""
+    return cache(lambda name: load(str(write(name, place)), device="cpu"))
+
+
+def side(model: Any) -> int:
+    """Of an image in pixels that the tiny model is quick with."""
+    return 16 if model.factor == 1 else 64
 
 
 def randomised(*networks: Any) -> None:

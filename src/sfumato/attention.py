@@ -239,14 +239,13 @@ def tapped(network: nn.Module, tap: Tap) -> Iterator[Tap]:
     global _users
     if hasattr(network, "_orig_mod") or getattr(network, "_compiled_call_impl", None) is not None:
         raise SfumatoError("attention of a compiled network cannot be tapped; load the model with compile=False")
-    modules = dict(network.named_modules())
     hooks = []
     with _lock:
         _users += 1
         F.scaled_dot_product_attention = _seam
     try:
         for site, handler in tap.handlers.items():
-            module = modules[site.path]
+            module = network.get_submodule(site.path)
             tapping = _hooks if isinstance(site, Site) else features.hooks
             hooks += tapping(module, site, handler, tap)
         yield tap

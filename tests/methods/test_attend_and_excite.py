@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, write
+from families import FAMILIES, made, side
 
-from sfumato.backbones.load import load
 from sfumato.denoising import Trajectory, denoise
 from sfumato.errors import SfumatoError
 from sfumato.grammar import Phrase
@@ -21,20 +20,9 @@ PROMPT = "a red cube on the blue duck"
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
 
-def side(model) -> int:
-    return 16 if model.factor == 1 else 64
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    place, made = tmp_path_factory.mktemp("models"), {}
-
-    def get(name: str) -> Any:
-        if name not in made:
-            made[name] = load(str(write(name, place)), device="cpu")
-        return made[name]
-
-    return get
+    return made(tmp_path_factory.mktemp("models"))
 
 
 def theirs_loss(maps, indices, kernel, last=-1):

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, write
+from families import FAMILIES, made, side
 from torch.distributions import Categorical, kl_divergence
 
-from sfumato.backbones.load import load
 from sfumato.denoising import Step, denoise, look
 from sfumato.errors import SfumatoError
 from sfumato.grammar import Phrase
@@ -24,20 +23,9 @@ PROMPT = "a red cube on the blue duck"
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
 
-def side(model) -> int:
-    return 16 if model.factor == 1 else 64
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    place, made = tmp_path_factory.mktemp("models"), {}
-
-    def get(name: str) -> Any:
-        if name not in made:
-            made[name] = load(str(write(name, place)), device="cpu")
-        return made[name]
-
-    return get
+    return made(tmp_path_factory.mktemp("models"))
 
 
 def running(model, *prompts: str) -> Run:

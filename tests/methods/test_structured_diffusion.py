@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, write
+from families import FAMILIES, made, side
 
 from sfumato.attention import Call
-from sfumato.backbones.load import load
 from sfumato.denoising import denoise
 from sfumato.errors import SfumatoError
 from sfumato.grammar import Phrase
@@ -22,20 +21,9 @@ CROSS = ("sd", "sd2", "sdxl", "deepfloyd", "pixart")
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
 
-def side(model) -> int:
-    return 16 if model.factor == 1 else 64
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    place, made = tmp_path_factory.mktemp("models"), {}
-
-    def get(name: str) -> Any:
-        if name not in made:
-            made[name] = load(str(write(name, place)), device="cpu")
-        return made[name]
-
-    return get
+    return made(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(params=CROSS)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,9 +15,9 @@ from torch import Tensor
 
 from sfumato.attention import Call
 from sfumato.backbones import Backbone
-from sfumato.backbones.load import load
-from sfumato.bench.generate import SEEDS, applied, fresh
+from sfumato.bench.generate import applied, fresh
 from sfumato.bench.report import Figure, Report, Target, gather
+from sfumato.bench.studio import Studio as Shared
 from sfumato.denoising import denoise
 from sfumato.device import choose
 from sfumato.images import fit, tensor
@@ -40,7 +38,6 @@ from sfumato.plan import Edit, Method, Need, Phases, Run
 from sfumato.plan import choose as sites_of
 from sfumato.stilllife import change, networks, pictures
 from sfumato.stilllife.captions import caption
-from sfumato.stilllife.oracle import Oracle
 from sfumato.stilllife.render import render
 from sfumato.stilllife.scene import sample_scene
 
@@ -84,31 +81,12 @@ TARGETS = {
 }
 
 
-@dataclass
-class Studio:
+class Studio(Shared):
     """What the measures share."""
-
-    n: int
-    seed: int
-    device: torch.device
-    out: Path | None = None
-    methods: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def rng(self, what: str) -> np.random.Generator:
         """A generator for one measure, the same whatever else is measured."""
-        return np.random.default_rng((SEEDS + self.seed, 1, list(MEANINGS).index(what)))
-
-    @cached_property
-    def model(self) -> Backbone:
-        return load("stilllife", device=self.device)
-
-    @cached_property
-    def oracle(self) -> Oracle:
-        return Oracle.load(device=self.device)
-
-    def keep(self, what: str, images: Float[Tensor, "n 3 h w"], columns: int = 8) -> None:
-        if self.out is not None:
-            pictures.write(pictures.sheet(images, columns), self.out / f"{what}.png")
+        return self.stream(1, list(MEANINGS).index(what))
 
 
 def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Report:

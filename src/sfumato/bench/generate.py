@@ -20,6 +20,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from sfumato.bench.report import Figure, Report, Target, gather
+from sfumato.bench.studio import SEEDS
 from sfumato.device import choose
 from sfumato.files import write_text
 from sfumato.stilllife import change, networks, paint, pictures, weights
@@ -30,7 +31,6 @@ from sfumato.stilllife.render import pinhole, render
 from sfumato.stilllife.scene import COLOURS, GROUNDS, LIGHTS, RELATIONS, STYLES, SUPPORTS, Scene, sample_scene
 
 STEPS, GUIDANCE = 30, 5.0
-SEEDS = 2**40  # training draws from small seeds, a bench from this one on
 READABLE = (
     "recolour",
     "reshape",

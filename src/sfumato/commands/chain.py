@@ -18,7 +18,6 @@ from sfumato.errors import SfumatoError, unknown
 
 if TYPE_CHECKING:
     from sfumato.inversion import Inversion
-    from sfumato.layout import Layout
     from sfumato.plan import Method
 
 SHORT = {
@@ -80,15 +79,6 @@ class Chain:
         if steps is None:
             return self
         return replace(self, items=tuple(_stepped(i, steps) if isinstance(i, Inversion) else i for i in self.items))
-
-    def sized(self, height: int, width: int) -> Chain:
-        """With layouts for an image of this size in pixels."""
-
-        def placed(item: Any) -> Any:
-            layout: Layout | None = getattr(item, "layout", None)
-            return item if layout is None else replace(item, layout=layout.relative(height, width))
-
-        return replace(self, items=tuple(map(placed, self.items)))
 
 
 NONE = Chain()

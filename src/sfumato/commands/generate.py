@@ -90,7 +90,7 @@ def generate(
     side = net.size if size is None else size
     for remark in paint.remarks(net, prompt, of_the_world=model == "stilllife"):
         note(remark)
-    chain = chain.given(seed=seed, layout=layout_of(box)).sized(side, side)
+    chain = chain.given(seed=seed, layout=layout_of(box))
     watching = [Attention()] if show_attention else []
     options = {"methods": [*chain.methods, *watching], "guide": CFG(guidance, negative), "steps": steps}
     options |= {"size": side, "memory": int(memory * 2**30)}

@@ -44,7 +44,7 @@ def plan(
 
     net = loading.load(model)
     side = net.size if size is None else size
-    chain = chain.given(layout=layout_of(box)).sized(side, side)
+    chain = chain.given(layout=layout_of(box))
     asked = Asked.of(chain, net, {"source": source, "target": target}, "direct", steps, guidance, 0)
     planned = denoising.plan(
         net,

@@ -38,8 +38,21 @@ from sfumato.plan import Phases, Run
 from sfumato.schedule import Level, Levels, add_noise
 
 
+class Scaled(Inversion):
+    """A start with guidances of its own for the image and for its edits, in whichever way the model is guided."""
+
+    source_scale: float
+    target_scale: float
+
+    def own(self, scale: float) -> float:
+        return self.source_scale
+
+    def guide(self, model: Backbone, scale: float | None = None) -> Guide:
+        return scaled(model, {"source": self.source_scale, "target": self.target_scale if scale is None else scale})
+
+
 @dataclass(frozen=True)
-class FlowEdit(Inversion):
+class FlowEdit(Scaled):
     """Gives a start whose streams stay images; the run's guidance should be its own (``guide``)."""
 
     source_scale: float = 3.5
@@ -56,12 +69,6 @@ class FlowEdit(Inversion):
     """Of the noise."""
     steps: int = 50
     """T, of which those that ``skip`` leaves are run."""
-
-    def own(self, scale: float) -> float:
-        return self.source_scale
-
-    def guide(self, model: Backbone, scale: float | None = None) -> Guide:
-        return scaled(model, {"source": self.source_scale, "target": self.target_scale if scale is None else scale})
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         if self.average < 1 or self.skip < 0 or self.finish < 0 or self.skip + self.finish > 1:

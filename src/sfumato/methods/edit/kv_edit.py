@@ -33,16 +33,17 @@ from sfumato.attention import Call
 from sfumato.backbones import Backbone
 from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
-from sfumato.guidance import Guide, reading, reads_scale, scaled
+from sfumato.guidance import reading, reads_scale
 from sfumato.inversion.ddim import DDIMInversion
-from sfumato.inversion.path import Advance, Inversion, Path, levels_of, noise_of
+from sfumato.inversion.path import Advance, Path, levels_of, noise_of
 from sfumato.layout import Mask
+from sfumato.methods.edit.flow_edit import Scaled
 from sfumato.plan import Edit, Phases, Run
 from sfumato.schedule import add_noise
 
 
 @dataclass(frozen=True, eq=False)
-class KVEdit(Inversion):
+class KVEdit(Scaled):
     """Gives a start whose first stream is held to the image, and the others to it outside of the mask; the run's
     guidance should be its own (``guide``)."""
 
@@ -63,12 +64,6 @@ class KVEdit(Inversion):
     seed: int = 0
     """Of that noise."""
     steps: int = 28
-
-    def own(self, scale: float) -> float:
-        return self.source_scale
-
-    def guide(self, model: Backbone, scale: float | None = None) -> Guide:
-        return scaled(model, {"source": self.source_scale, "target": self.target_scale if scale is None else scale})
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         if self.mask is None:

@@ -30,8 +30,9 @@ from sfumato.attention import Call, Site
 from sfumato.backbones import Backbone
 from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
-from sfumato.guidance import Guide, block, scaled
-from sfumato.inversion.path import Advance, Inversion, Path, levels_of
+from sfumato.guidance import block
+from sfumato.inversion.path import Advance, Path, levels_of
+from sfumato.methods.edit.flow_edit import Scaled
 from sfumato.methods.edit.kv_edit import guided_track
 from sfumato.plan import Edit, Method, Phases, Run
 
@@ -82,7 +83,7 @@ SD3 = StableFlow(tuple(i / 24 for i in (0, 7, 8, 9)))
 
 
 @dataclass(frozen=True)
-class Nudged(Inversion):
+class Nudged(Scaled):
     """Direct inversion of latents that are a little too large (section 3.3); each stream is divided again at the end.
 
     The run's guidance should be its own (``guide``).
@@ -99,12 +100,6 @@ class Nudged(Inversion):
     target_scale: float = 3.0
     """Guidance of the edits."""
     steps: int = 50
-
-    def own(self, scale: float) -> float:
-        return self.source_scale
-
-    def guide(self, model: Backbone, scale: float | None = None) -> Guide:
-        return scaled(model, {"source": self.source_scale, "target": self.target_scale if scale is None else scale})
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         if self.nudge <= 0:
