@@ -309,6 +309,19 @@ def test_edit_writes_the_picture_at_its_own_size(run, here, tmp_path, how):
     assert {row["does"] for row in plan} == {"reads maps", "writes probs", "writes qkv"}
 
 
+def test_a_mask_is_of_the_picture_however_that_is_fitted(run, here, tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (128, 256, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    mask = np.zeros((128, 256), np.uint8)
+    mask[:, 64:96] = 255  # what --fit crop sees begins at 64
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    options = ["--from", "a cube", "--to", "a duck", "--fit", "crop", "--steps", 3, "--out", tmp_path, "--json"]
+    code, out, err = run("edit", tmp_path / "photo.png", *options, "blended-latents", "--mask", tmp_path / "mask.png")
+    assert code == 0, err
+    changed = (np.asarray(Image.open(json.loads(out)["image"])) != image).any((0, 2)).nonzero()[0]
+    assert changed.min() == 64 and 92 < changed.max() < 104
+
+
 def test_sdedit_without_noise_is_the_picture(run, here, tmp_path):
     Image.new("RGB", (128, 128), (90, 120, 30)).save(tmp_path / "photo.png")
     options = ["--from", "a cube", "--to", "a duck", "--steps", 3, "--out", tmp_path, "--json"]

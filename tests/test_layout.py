@@ -35,6 +35,19 @@ def test_pixels_become_parts_of_the_image():
         two((10, 10, 60, 60), (0, 0, 1, 1)).check()
 
 
+def test_of_a_part_of_a_picture_masks_and_boxes_are_of_that_part():
+    half = torch.zeros(10, 20, dtype=torch.bool)
+    half[:, 10:] = True
+    middle = (0.25, 0, 0.75, 1)
+    assert torch.equal(Mask(half).within(middle).pixels, half[:, 5:15])
+    seen = Layout((Region("a", box=(0, 0, 0.5, 1)), Region("b", mask=Mask(half)))).within(middle)
+    assert seen.boxes() == [(0, 0, 0.5, 1), (0.5, 0, 1, 1)]
+    with pytest.raises(SfumatoError, match="'a red cube' is outside of the part of the picture"):
+        two((0, 0, 0.2, 1), (0, 0, 1, 1)).within(middle)
+    with pytest.raises(SfumatoError, match="a mask is empty"):
+        Mask(half).within((0, 0, 0.5, 1))
+
+
 def test_overlap_is_refused_where_it_may_not_be():
     two((0, 0, 0.5, 1), (0.5, 0, 1, 1)).check(disjoint=True)
     crossing = two((0, 0, 0.6, 1), (0.5, 0, 1, 1))

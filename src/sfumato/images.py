@@ -90,6 +90,12 @@ class Fitted:
     box: tuple[int, int, int, int]
     """What of the original the model sees: left, top, right, bottom."""
 
+    @property
+    def part(self) -> tuple[float, float, float, float]:
+        """The same in parts of the original's sides."""
+        (w, h), (left, top, right, bottom) = self.original.size, self.box
+        return left / w, top / h, right / w, bottom / h
+
     def restore(self, result: Picture, changed: Bool[Tensor, "h w"] | None = None) -> Picture:
         """A result at the original's size; what the model did not see is the original's.
 

@@ -44,6 +44,11 @@ class Mask:
         share = F.interpolate(self.pixels.float()[None, None], grid, mode="area")[0, 0]
         return share >= min(0.5, float(share.max()))
 
+    def within(self, part: Box) -> Mask:
+        """What of it is in this part of the picture."""
+        height, width = self.pixels.shape
+        return Mask(self.pixels[_span(part[1], part[3], height), _span(part[0], part[2], width)])
+
 
 @dataclass(frozen=True, eq=False)
 class Region:
@@ -94,6 +99,10 @@ class Layout:
             return replace(region, box=(x0 / width, y0 / height, x1 / width, y1 / height))
 
         return Layout(tuple(map(scaled, self.regions)))
+
+    def within(self, part: Box) -> Layout:
+        """Of a layout in parts of the sides, what is in this part of the picture, in parts of that one's sides."""
+        return Layout(tuple(_within(region, part) for region in self.regions))
 
     def masks(self, grid: tuple[int, int]) -> Float[Tensor, "n h w"]:
         """1 in the cells of each region, else 0; none is empty."""
@@ -176,6 +185,20 @@ def _box(region: Region) -> Box:
     height, width = region.mask.pixels.shape
     rows, columns = (region.mask.pixels.any(d).nonzero().flatten().tolist() for d in (1, 0))
     return columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
+
+
+def _within(region: Region, part: Box) -> Region:
+    if region.mask is not None:
+        return replace(region, mask=region.mask.within(part))
+    x0, y0, x1, y1 = _box(region)
+    left, top, right, bottom = part
+    across, down = (
+        [min(max((v - low) / (high - low), 0.0), 1.0) for v in ends]
+        for ends, low, high in (((x0, x1), left, right), ((y0, y1), top, bottom))
+    )
+    if across[0] == across[1] or down[0] == down[1]:
+        raise SfumatoError(f"the box of {region.phrase!r} is outside of the part of the picture that the model sees")
+    return replace(region, box=(across[0], down[0], across[1], down[1]))
 
 
 def _overlap(a: Region, b: Region) -> bool:

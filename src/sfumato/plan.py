@@ -6,6 +6,7 @@ attention it edits and the maps it needs. ``plan`` finds the sites, refuses what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -294,6 +295,14 @@ def choose(
         if not found:
             raise SfumatoError(f"{who} leaves no site of {pair} in {model.name}; its condition on sites is too narrow")
     return tuple(found)
+
+
+def nearest(sites: Sequence[Site | Layer], grid: Grid, part: float) -> int:
+    """Of the sides that sites have, for latents of this grid, that nearest to a part of the latents' shorter side."""
+    if not 0 < part <= 1:
+        raise SfumatoError(f"a part of the latents' side is above 0 and at most 1, got {part}")
+    sides = sorted({min(site.grid(grid)) for site in sites})
+    return min(sides, key=lambda side: abs(math.log(side / (part * min(grid)))))
 
 
 def span(steps: Span, of: int) -> tuple[int, int]:

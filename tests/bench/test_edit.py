@@ -39,13 +39,22 @@ def test_edits_are_judged_by_kind_and_resumed(quick, tmp_path, monkeypatch):
     assert row["n"] == 7 and row["low"] <= row["mean"] <= row["high"]
 
 
-def test_units_of_other_weights_are_measured_anew(tmp_path):
-    first = Units(tmp_path / "u.jsonl", of="a")
-    assert first.get("x", lambda: {"v": 1.0}) == {"v": 1.0}
-    with (tmp_path / "u.jsonl").open("a") as file:
-        file.write('{"of": "a", "unit": "y", "row"')  # stopped while it wrote
-    assert Units(tmp_path / "u.jsonl", of="a").get("x", lambda: {"v": 2.0}) == {"v": 1.0}
-    assert Units(tmp_path / "u.jsonl", of="b").get("x", lambda: {"v": 2.0}) == {"v": 2.0}
+def test_units_are_kept_with_their_pictures_and_those_of_other_weights_painted_anew(tmp_path):
+    def painted(v, colour):
+        return lambda: ({"v": v}, torch.full((3, 8, 8), colour))
+
+    file = tmp_path / "u.jsonl"
+    assert Units(file, of="a").get("x", painted(1.0, 1.0))[0] == {"v": 1.0}
+    with file.open("a") as lines:
+        lines.write('{"of": "a", "unit": "y", "row"')  # stopped while it wrote
+    row, image = Units(file, of="a").get("x", painted(2.0, 0.0))
+    assert row == {"v": 1.0} and torch.equal(image, torch.ones(3, 8, 8))
+    row, image = Units(file, of="b").get("x", painted(2.0, 0.0))
+    assert row == {"v": 2.0} and torch.equal(image, torch.zeros(3, 8, 8))
+    for picture in (tmp_path / "u").iterdir():
+        picture.unlink()
+    assert Units(file, of="a").get("x", painted(3.0, 0.0))[0] == {"v": 3.0}
+    assert Units(None, of="a").get("x", painted(4.0, 0.0))[0] == {"v": 4.0}
 
 
 def test_a_thing_is_inside_its_box_if_most_of_it_is():

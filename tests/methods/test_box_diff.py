@@ -15,7 +15,7 @@ from sfumato.denoising import denoise
 from sfumato.errors import SfumatoError
 from sfumato.layout import Layout, Region
 from sfumato.methods.control.box_diff import BoxDiff, box_loss
-from sfumato.methods.control.latent_descent import nearest, sharpened, smoothed, word_maps
+from sfumato.methods.control.latent_descent import sharpened, smoothed, text_at, word_maps
 from sfumato.plan import Run
 from sfumato.rows import Rows
 
@@ -153,7 +153,7 @@ def test_the_loss_goes_down(small, monkeypatch):
 def test_the_grid_is_the_nearest(small):
     run = Run(small, {"main": (PROMPT,)}, Rows(("main",), ("cond",)), 2, (16, 24))
     sides = sorted({min(s.grid((16, 24))) for s in small.sites if "image->text" in s.pairs})
-    assert nearest(run, 1.0) == sides[-1] and nearest(run, 0.0) == sides[0]
+    assert text_at(run, 1.0) == sides[-1] and text_at(run, 0.01) == sides[0]
 
 
 def test_what_it_cannot_do_is_said(small):

@@ -108,24 +108,6 @@ class _Capturing(Method):
         return Phases(needs=(Need("image->text", 16, rows="cond"),))
 
 
-def _ratio(studio: Studio, one: Callable[[], object], other: Callable[[], object]) -> float:
-    """Median over interleaved runs of the time of one over that of the other, after one of each to warm up."""
-
-    def seconds(what: Callable[[], object]) -> float:
-        if studio.device.type == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        what()
-        if studio.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    one()
-    other()
-    ratios = [(seconds(one), seconds(other)) for _ in range(5)]
-    return float(np.median([a for a, _ in ratios]) / np.median([b for _, b in ratios]))
-
-
 def speed(studio: Studio) -> Mapping[str, Figure]:
     model = studio.model
     pipe = cast("Any", model).pipe  # the very same network: two copies differ by where they lie in memory
@@ -139,9 +121,9 @@ def speed(studio: Studio) -> Mapping[str, Figure]:
         return pipe(PROMPT, latents=noise, **options)
 
     return {
-        "plain_vs_diffusers": _ratio(studio, plain, theirs),
-        "identity_tap_overhead": _ratio(studio, lambda: plain(_Looking()), plain),
-        "capture_overhead": _ratio(studio, lambda: plain(_Capturing()), plain),
+        "plain_vs_diffusers": studio.ratio(plain, theirs),
+        "identity_tap_overhead": studio.ratio(lambda: plain(_Looking()), plain),
+        "capture_overhead": studio.ratio(lambda: plain(_Capturing()), plain),
     }
 
 
@@ -165,9 +147,7 @@ def gradient(studio: Studio) -> Mapping[str, Figure]:
     def predict() -> None:
         model.predict(x.repeat(2, 1, 1, 1), 401.0, both)
 
-    return {
-        "grad_pass_cost": _ratio(studio, lambda: [once() for _ in range(20)], lambda: [predict() for _ in range(20)])
-    }
+    return {"grad_pass_cost": studio.ratio(lambda: [once() for _ in range(20)], lambda: [predict() for _ in range(20)])}
 
 
 def _above(model: Backbone, latents: Tensor, images: Tensor) -> Float[np.ndarray, " b"]:

@@ -77,12 +77,14 @@ MEANINGS = {
     "kinds_truth": "those whose best method is nearer to the counterfactual (dB) than no edit and every SDEdit",
     "appearance_success": "appearance transfer: colour and material of the reference on the thing of the picture",
     "appearance_iou": "the same: the thing's mask against what it was",
+    "injection_overhead": "time of painting with injected attention over that without, same batch; the worst method",
 }
 TARGETS = {
     "kinds_success": Target(5),
     "kinds_truth": Target(5),
     "appearance_success": Target(0.6),
     "appearance_iou": Target(0.7),
+    "injection_overhead": Target(1.15, at_least=False),
 }
 
 
@@ -152,8 +154,9 @@ def _starting(start: Inversion, guidance: float | None = GUIDANCE) -> Runner:
 
 def _prompt_to_prompt(case: Case) -> Asked:
     """Where the change is of one thing, only that may change; of the whole picture, all of it."""
-    blend = LocalBlend(*case.nouns(), threshold=THRESHOLD) if hasattr(case.edit.change, "thing") else None
-    return Asked(Direct(steps=STEPS), [PromptToPrompt(blend=blend if case.kind != "add" else None)], GUIDANCE)
+    local = hasattr(case.edit.change, "thing") and case.kind != "add"
+    blend = LocalBlend(*case.nouns(), threshold=THRESHOLD) if local else None
+    return Asked(Direct(steps=STEPS), [PromptToPrompt(blend=blend)], GUIDANCE)
 
 
 def _instructed(case: Case) -> Asked:
@@ -316,19 +319,19 @@ def _direction(studio: Studio, image: Tensor, case: Case) -> float:
 def editing(studio: Studio) -> Mapping[str, Figure]:
     """All methods on all cases."""
     found: dict[str, dict[str, Row]] = {name: {} for name in (*BASELINES[:2], *RUNNERS)}
-    shown: dict[str, dict[int, Tensor]] = {}
+    shown: dict[str, list[Tensor]] = {name: [] for name in found}
     all_cases = cases(studio)
     with progress("bench: edit", studio.n * len(found)) as advance:
         for i, case in enumerate(all_cases):
             for name in found:
-                row = _row(studio, name, i, case, shown.setdefault(name, {}))
-                if row is not None:
-                    found[name][f"{case.kind} {i}"] = row
+                if done := _painted(studio, name, i, case):
+                    found[name][f"{case.kind} {i}"], image = done
+                    shown[name].append(image)
                 advance()
             case.tracks.clear()
     for name, images in shown.items():
         if images:
-            studio.keep(name.replace(" ", "-"), torch.stack([images[i] for i in sorted(images)])[:64], 7)
+            studio.keep(name.replace(" ", "-"), torch.stack(images)[:64], 7)
     if studio.out is not None:
         studio.keep("before", torch.stack([c.before for c in all_cases])[:64], 7)
         studio.keep("truth", torch.stack([c.after for c in all_cases])[:64], 7)
@@ -337,10 +340,10 @@ def editing(studio: Studio) -> Mapping[str, Figure]:
     return {"kinds_success": _kinds_success(found), "kinds_truth": _kinds_truth(found)}
 
 
-def _row(studio: Studio, name: str, i: int, case: Case, shown: dict[int, Tensor]) -> Row | None:
-    """The figures of one method on one case; None where it does not serve this kind of change."""
+def _painted(studio: Studio, name: str, i: int, case: Case) -> tuple[Row, Tensor] | None:
+    """Figures and picture of one method on one case; None where it does not serve this kind of change."""
     if name == "no edit":
-        return studio.units.get(f"{studio.seed} {i} {name}", lambda: judged(studio, case, case.before))
+        return studio.units.get(f"{studio.seed} {i} {name}", lambda: (judged(studio, case, case.before), case.before))
     if name == "reconstruct":
         asked = Asked(Direct(steps=STEPS), (), 1.0, {"source": case.source, "target": case.source})
     else:
@@ -349,10 +352,9 @@ def _row(studio: Studio, name: str, i: int, case: Case, shown: dict[int, Tensor]
         except SfumatoError:
             return None
 
-    def measure() -> Row:
+    def measure() -> tuple[Row, Tensor]:
         image, cost = painted(studio, case, asked)
-        shown[i] = image
-        return {**judged(studio, case, image), **cost}
+        return {**judged(studio, case, image), **cost}, image
 
     return studio.units.get(f"{studio.seed} {i} {name} {STEPS} {asked!r}", measure)
 
@@ -401,18 +403,24 @@ def transferring(studio: Studio) -> Mapping[str, Figure]:
     """One thing in the looks of another: has it their colour and material, and is it still where and what it was?"""
     pairs = [_two_looks(studio.stream(6, i)) for i in range(studio.n)]
     found: dict[str, dict[str, Row]] = {name: {} for name in TRANSFERS}
+    shown: dict[str, list[Tensor]] = {name: [] for name in ("picture", "looks", *TRANSFERS)}
     with progress("bench: appearance", len(pairs) * len(TRANSFERS)) as advance:
         for i, (picture, looks) in enumerate(pairs):
             truth = render([picture, looks], device=studio.device)
+            for name, image in zip(("picture", "looks"), truth.images.cpu(), strict=True):
+                shown[name].append(image)
             for name, method in TRANSFERS.items():
                 how = method(picture, looks)
                 unit = f"{studio.seed} appearance {i} {name} {how!r}"
 
-                def measure(how: Method = how, truth: Any = truth, looks: Scene = looks) -> Row:
+                def measure(how: Method = how, truth: Any = truth, looks: Scene = looks) -> tuple[Row, Tensor]:
                     return _transferred(studio, how, truth, looks)
 
-                found[name][f"appearance {i}"] = studio.units.get(unit, measure)
+                found[name][f"appearance {i}"], image = studio.units.get(unit, measure)
+                shown[name].append(image)
                 advance()
+    for name, images in shown.items():
+        studio.keep(f"appearance-{name}".replace(" ", "-"), torch.stack(images)[:64], 7)
     keys = ("success", "structure", "seconds", "peak_mb")
     studio.compared["appearance"] = Comparison(keys, found)
     for name, rows in found.items():
@@ -444,7 +452,7 @@ def _two_looks(rng: np.random.Generator) -> tuple[Scene, Scene]:
             return picture, looks
 
 
-def _transferred(studio: Studio, how: Method, truth: Any, looks: Scene) -> Row:
+def _transferred(studio: Studio, how: Method, truth: Any, looks: Scene) -> tuple[Row, Tensor]:
     images = truth.images.cpu()
     named = cast("Any", how)
     said = f"a photo of a {named.word}", f"a photo of a {named.appearance_word}"
@@ -458,10 +466,35 @@ def _transferred(studio: Studio, how: Method, truth: Any, looks: Scene) -> Row:
     wanted = looks.things[0]
     largest = max(reading.things, key=lambda t: t.pixels, default=None)
     same = largest is not None and (largest.colour, largest.material) == (wanted.colour, wanted.material)
-    return {"success": float(same), "structure": structure(reading, truth.thing[0].cpu() + 1), **cost}
+    return {"success": float(same), "structure": structure(reading, truth.thing[0].cpu() + 1), **cost}, image
+
+
+INJECTING = ("Prompt-to-Prompt", "MasaCtrl", "Plug-and-Play", "KV-Edit, told where")
+
+
+def injecting(studio: Studio) -> Mapping[str, Figure]:
+    """What injection adds to painting both prompts from direct inversion's start, in time and in memory."""
+    case = cases(replace(studio, n=1))[0]
+    ratios = []
+    for name in INJECTING:
+        asked = RUNNERS[name](case)
+        ways = [_painting(studio, case, way) for way in (asked, Asked(Direct(steps=STEPS), (), GUIDANCE))]
+        ratios.append(studio.ratio(*ways))
+        peaks = [timed(way, studio.device)[1]["peak_mb"] for way in ways]
+        studio.methods[f"injection: {name}"] = {"time": ratios[-1], "peak_mb": peaks[0], "peak_mb_plain": peaks[1]}
+    return {"injection_overhead": max(ratios)}
+
+
+def _painting(studio: Studio, case: Case, asked: Asked) -> Callable[[], object]:
+    """Paints both prompts; what comes before that is done."""
+    model = studio.model
+    start, guide = invert(model, case.before, case.source, asked.start), asked.start.guide(model, asked.guidance)
+    prompts = {"source": case.source, "target": case.target}
+    return lambda: denoise(model, prompts, start=start, methods=asked.methods, guide=guide, seed=case.seed)
 
 
 MEASURES: tuple[tuple[tuple[str, ...], Callable[[Studio], Mapping[str, Figure]]], ...] = (
     (("kinds_success", "kinds_truth"), editing),
     (("appearance_success", "appearance_iou"), transferring),
+    (("injection_overhead",), injecting),
 )

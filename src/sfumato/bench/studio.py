@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -51,3 +53,20 @@ class Studio:
     def keep(self, what: str, images: Float[Tensor, "n 3 h w"], columns: int = 8) -> None:
         if self.out is not None:
             pictures.write(pictures.sheet(images, columns), self.out / f"{what}.png")
+
+    def ratio(self, one: Callable[[], object], other: Callable[[], object]) -> float:
+        """Median over interleaved runs of the time of one over that of the other, after one of each to warm up."""
+
+        def seconds(what: Callable[[], object]) -> float:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            began = time.perf_counter()
+            what()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            return time.perf_counter() - began
+
+        one()
+        other()
+        pairs = [(seconds(one), seconds(other)) for _ in range(5)]
+        return float(np.median([a for a, _ in pairs]) / np.median([b for _, b in pairs]))

@@ -1,7 +1,9 @@
-"""Single runs of a long bench: measured, written down as they come, and not done again when the bench is resumed."""
+"""Single pictures of a long bench: painted, judged and kept as they come, and not again when the bench is resumed."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import json
 import time
@@ -12,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sfumato.errors import SfumatoError
-from sfumato.stilllife import weights
+from sfumato.images import open_picture, tensor
+from sfumato.stilllife import pictures, weights
 
 Row = dict[str, float | None]
 
@@ -27,9 +32,9 @@ def _weights() -> str:
 
 @dataclass
 class Units:
-    """Rows of figures by the name of a unit, kept in a file of JSON lines if there is a place for it.
+    """Rows of figures and pictures by the name of a unit, kept in a file of JSON lines and a folder beside it.
 
-    Lines of other weights are not read: the weights' sums are part of each line.
+    Lines of other weights are not read: the weights' sums are part of each line. Without a file, nothing is kept.
     """
 
     file: Path | None
@@ -44,18 +49,27 @@ class Units:
                     if found["of"] == self.of:
                         self.rows[found["unit"]] = found["row"]
 
-    def get(self, unit: str, measure: Callable[[], Row]) -> Row:
-        """The unit's row, measured now if it was not before."""
-        if unit not in self.rows:
-            self.rows[unit] = measure()
-            if self.file is not None:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    with self.file.open("a", encoding="utf-8") as lines:
-                        lines.write(json.dumps({"of": self.of, "unit": unit, "row": self.rows[unit]}) + "\n")
-                except OSError as e:
-                    raise SfumatoError(f"cannot write {self.file}: {e.strerror or e}") from None
-        return self.rows[unit]
+    def get(
+        self, unit: str, measure: Callable[[], tuple[Row, Float[Tensor, "3 h w"]]]
+    ) -> tuple[Row, Float[Tensor, "3 h w"]]:
+        """The unit's row and picture, measured now if either is not there."""
+        picture = self._picture(unit)
+        if picture is not None and unit in self.rows and picture.exists():
+            return self.rows[unit], tensor(open_picture(picture))
+        row, image = measure()
+        if self.file is not None and picture is not None:
+            pictures.write(pictures.picture(image), picture)
+            try:
+                with self.file.open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps({"of": self.of, "unit": unit, "row": row}) + "\n")
+            except OSError as e:
+                raise SfumatoError(f"cannot write {self.file}: {e.strerror or e}") from None
+        return row, image
+
+    def _picture(self, unit: str) -> Path | None:
+        if self.file is None:
+            return None
+        return self.file.with_suffix("") / f"{hashlib.sha256(f'{self.of} {unit}'.encode()).hexdigest()[:16]}.png"
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, dict[str, float]]:
@@ -65,6 +79,7 @@ def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, dict[str,
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device) / 2**20
     else:
+        _give_back()
         before = _resident("VmRSS", reset=True)
     began = time.perf_counter()
     out = work()
@@ -75,6 +90,13 @@ def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, dict[str,
         peak = _resident("VmHWM")
     figures = {"seconds": time.perf_counter() - began, "peak_mb": max(0.0, peak - before)}
     return out, figures
+
+
+def _give_back() -> None:
+    """What was freed goes back to the system, where glibc can; else what a run takes is hidden by what others took."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident(key: str, reset: bool = False) -> float:

@@ -17,6 +17,7 @@ import tyro
 from sfumato.errors import SfumatoError, unknown
 
 if TYPE_CHECKING:
+    from sfumato.images import Fitted
     from sfumato.inversion import Inversion
     from sfumato.plan import Method
 
@@ -71,6 +72,21 @@ class Chain:
             return replace(item, **new) if new else item
 
         return replace(self, items=tuple(map(filled, self.items)))
+
+    def seeing(self, fitted: Fitted) -> Chain:
+        """With the masks and layouts of a picture as those of what a model sees of it."""
+        from sfumato.layout import Layout, Mask
+
+        height, width = fitted.original.height, fitted.original.width
+
+        def seen(value: Any) -> Any:
+            value = value.relative(height, width) if isinstance(value, Layout) else value
+            return value.within(fitted.part) if isinstance(value, Layout | Mask) else value
+
+        def shown(item: Any) -> Any:
+            return replace(item, **{name: seen(v) for name, v in _values(item).items() if isinstance(v, Layout | Mask)})
+
+        return replace(self, items=tuple(map(shown, self.items)))
 
     def stepped(self, steps: int | None) -> Chain:
         """With so many steps for the one that says where to start, if it is said."""

@@ -103,7 +103,7 @@ def edit(
     edits: dict[str, _Edit] = {}
     asked: dict[str, Asked] = {}
     for name, one in chained.items():  # what cannot be run is refused before the first inversion
-        one = one.given(layout=layout)
+        one = one.given(layout=layout).seeing(fitted)
         asked[name] = Asked.of(one, net, prompts, invert, steps, guidance, seed)
         work.planned(asked[name], asked[name].start.steps)
     for name, what in asked.items():

@@ -29,7 +29,8 @@ Model = Annotated[
 Boxes = Annotated[
     tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]],
     tyro.conf.arg(
-        metavar="PHRASE L,T,R,B", help="Where a phrase should be, in pixels or parts; for methods with a layout."
+        metavar="PHRASE L,T,R,B",
+        help="Where a phrase should be, in the picture's pixels or parts; for methods with a layout.",
     ),
 ]
 ShowAttention = Annotated[

@@ -37,13 +37,15 @@ class DDIMInversion(Inversion):
         track = self.track(model, image, prompts, advance)
         return Path(track[0], levels_of(model, image, self.steps), prompts, image, track=track)
 
-    def track(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> tuple[Tensor, ...]:
-        """The image at every level, the noisiest first."""
+    def track(
+        self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance, last: int | None = None
+    ) -> tuple[Tensor, ...]:
+        """The image at every level, the noisiest first; or at those of the ``last`` steps alone."""
         levels = levels_of(model, image, self.steps)
         guide = CFG(self.scale)
         conds = guide.embed(model, prompts)
         track = [image]
-        for i in reversed(range(self.steps)):
+        for i in reversed(range(0 if last is None else self.steps - last, self.steps)):
             at, to = levels[i + 1], levels[i]
             x0, eps = predict(model, track[-1], to.t, at, conds, guide)
             x = add_noise(x0, eps, to)

@@ -31,9 +31,9 @@ from sfumato.grammar import Parser, noun_phrases
 from sfumato.methods.control.latent_descent import (
     check_images,
     descend,
-    nearest,
     sharpened,
     smoothed,
+    text_at,
     text_span,
     word_maps,
 )
@@ -76,7 +76,7 @@ class AttendAndExcite(Method):
             )
         subjects = self._subjects(run)
         inside = [text_span(run, p, self.normalize_eot) for p in prompts_of(run)]
-        need = Need("image->text", nearest(run, self.res), steps=(0, self.until), rows="cond")
+        need = Need("image->text", text_at(run, self.res), steps=(0, self.until), rows="cond")
         end = span((0, self.until), run.steps)[1]
         at = {span((0, part), run.steps)[1]: to for part, to in zip(self.refine_at, self.refine_to, strict=True)}
         shrinking = torch.linspace(1, 0.5, run.steps).sqrt().tolist()

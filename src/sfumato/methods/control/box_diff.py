@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sfumato.denoising import Step, look
 from sfumato.layout import Layout
-from sfumato.methods.control.latent_descent import descend, nearest, sharpened, smoothed, text_span, word_maps
+from sfumato.methods.control.latent_descent import descend, sharpened, smoothed, text_at, text_span, word_maps
 from sfumato.methods.control.placed import among, phrase_tokens, placed
 from sfumato.plan import Method, Need, Phases, Run, span
 
@@ -55,7 +55,7 @@ class BoxDiff(Method):
         layout = placed(self.layout, run, "BoxDiff")
         tokens = phrase_tokens(layout, run)
         where = among(self.layers)
-        need = Need("image->text", nearest(run, self.res), steps=(0, self.until), rows="cond", where=where)
+        need = Need("image->text", text_at(run, self.res), steps=(0, self.until), rows="cond", where=where)
         spans = [text_span(run, prompt, self.normalize_eot) for some in run.prompts.values() for prompt in some]
         end = span((0, self.until), run.steps)[1]
 

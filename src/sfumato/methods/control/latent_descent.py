@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sfumato.denoising import Maps, Step
 from sfumato.errors import SfumatoError
-from sfumato.plan import Run, choose
+from sfumato.plan import Run, choose, nearest
 
 
 def descend(
@@ -44,10 +44,9 @@ def check_images(run: Run, who: str) -> None:
         raise SfumatoError(f"{who} reads maps of whole images, and this canvas is seen in windows; leave the views out")
 
 
-def nearest(run: Run, part: float) -> int:
+def text_at(run: Run, part: float) -> int:
     """The resolution of image->text attention that is nearest to a part of the latents' shorter side."""
-    offered = {min(s.grid(run.grid)) for s in choose(run.model, "image->text", run.grid)}
-    return min(sorted(offered), key=lambda side: abs(side - part * min(run.grid)))
+    return nearest(choose(run.model, "image->text", run.grid), run.grid, part)
 
 
 def text_span(run: Run, prompt: str, normalize_eot: bool = False) -> tuple[int, int]:

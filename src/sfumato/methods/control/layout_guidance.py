@@ -67,7 +67,7 @@ class LayoutGuidance(Method):
             do = _spreading(layout.boxes(), tokens, self.strength, run)
             edit = Edit("image->text", "probs", do, steps=(0, end), rows="cond", where=among(self.layers))
             return Phases(edits=(edit,) if self.strength else ())
-        need = Need("image->text", steps=(0, end), rows="cond", where=among(self.layers) or _middle(run))
+        need = Need("image->text", steps=(0, end), rows="cond", where=among(self.layers) or middle(run))
         sites = choose(run.model, need.pair, run.grid, need.res, need.where, "layout guidance")
         of = run.rows.match("cond")
         rows = slice(run.rows[of[0]].start, run.rows[of[-1]].stop)
@@ -112,7 +112,7 @@ def energy(
     return total / len(masks)
 
 
-def _middle(run: Run) -> Callable[[Site], bool]:
+def middle(run: Run) -> Callable[[Site], bool]:
     """Middle block and first upward level of a UNet; the middle half of a transformer's blocks."""
     sites = choose(run.model, "image->text", run.grid)
     first = max((s.scale for s in sites if s.stage == "up"), default=0)

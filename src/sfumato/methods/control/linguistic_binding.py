@@ -28,7 +28,7 @@ from torch import Tensor
 from sfumato.denoising import Step, look
 from sfumato.errors import SfumatoError
 from sfumato.grammar import Parser, noun_phrases
-from sfumato.methods.control.latent_descent import check_images, descend, nearest, word_maps
+from sfumato.methods.control.latent_descent import check_images, descend, text_at, word_maps
 from sfumato.methods.control.own_words import occurrences, own_words, prompts_of
 from sfumato.plan import Method, Need, Phases, Run, span
 
@@ -70,7 +70,7 @@ class LinguisticBinding(Method):
             raise SfumatoError(
                 f"linguistic binding finds no noun with an adjective in {prompts[0]!r}; name one: 'red cube'"
             )
-        need = Need("image->text", nearest(run, self.res), steps=(0, self.until), rows="cond")
+        need = Need("image->text", text_at(run, self.res), steps=(0, self.until), rows="cond")
         end = span((0, self.until), run.steps)[1]
 
         def before(step: Step) -> None:

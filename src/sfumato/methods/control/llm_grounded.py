@@ -38,7 +38,7 @@ from sfumato.denoising import Step, denoise
 from sfumato.errors import SfumatoError
 from sfumato.layout import Box, Layout, Region
 from sfumato.methods.control.latent_descent import check_images, descend
-from sfumato.methods.control.layout_guidance import _middle as middle
+from sfumato.methods.control.layout_guidance import middle
 from sfumato.methods.control.placed import among, placed
 from sfumato.methods.control.things_alone import Alone, Blocks, Picture, Thing, beneath, blocks, in_the_middle
 from sfumato.plan import Method, Need, Phases, Run, choose, span

@@ -19,7 +19,7 @@ from torch import Tensor
 from sfumato.attention import Call, Grid, Site
 from sfumato.denoising import Step
 from sfumato.layout import Box, Layout, Region
-from sfumato.methods.control.latent_descent import descend, nearest
+from sfumato.methods.control.latent_descent import descend, text_at
 from sfumato.plan import Edit, Method, Phases, Run, choose
 
 FLOOR = 0.8  # where things that are painted in the middle stand, from the top
@@ -153,7 +153,7 @@ def _moved(maps: Tensor, site: Site, cells: Sequence[tuple[int, int]], grid: Seq
 
 def beneath(run: Run, res: float) -> tuple[Site, ...]:
     """The sites that masks are made of: the last downward one of its grid; in transformers, which have none, all."""
-    sites = choose(run.model, "image->text", run.grid, nearest(run, res))
+    sites = choose(run.model, "image->text", run.grid, text_at(run, res))
     return tuple(s for s in sites if s.stage == "down")[-1:] or sites
 
 

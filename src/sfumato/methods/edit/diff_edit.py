@@ -75,7 +75,7 @@ class DiffEdit(Inversion):
         levels = levels_of(model, image, self.steps)
         run = levels.last(int(self.strength * self.steps + 1e-9))
         told, scale = (prompts, self.scale) if self.scale else (("",) * len(image), 1.0)
-        track = DDIMInversion(scale, steps=self.steps).track(model, image, told, advance)[-len(run) - 1 :]
+        track = DDIMInversion(scale, steps=self.steps).track(model, image, told, advance, len(run))
         if self.mask is not None:
             mask = self.mask.at((image.shape[-2], image.shape[-1]))
             return Masked(track[0], run, prompts, image, track=track, mask=mask)

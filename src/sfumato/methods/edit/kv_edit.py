@@ -69,7 +69,7 @@ class KVEdit(Scaled):
         if self.mask is None:
             raise SfumatoError("KV-Edit needs a mask: white is what is painted anew")
         levels = levels_of(model, image, self.steps).last(self.steps - int(self.skip * self.steps + 1e-9))
-        track = guided_track(model, image, prompts, advance, self.source_scale, self.steps)[-len(levels) - 1 :]
+        track = guided_track(model, image, prompts, advance, self.source_scale, self.steps, len(levels))
         cells = self.mask.at((image.shape[-2], image.shape[-1])).to(image.device)
         start = None
         if self.fresh:
@@ -81,11 +81,17 @@ class KVEdit(Scaled):
 
 
 def guided_track(
-    model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance, scale: float, steps: int
+    model: Backbone,
+    image: Tensor,
+    prompts: tuple[str, ...],
+    advance: Advance,
+    scale: float,
+    steps: int,
+    last: int | None = None,
 ) -> tuple[Tensor, ...]:
-    """The image at every level, the noisiest first, inverted under a guidance in whichever way the model has one."""
+    """The image at every level, or of the ``last`` steps; inverted under a guidance in the way that the model has."""
     how = DDIMInversion(1.0 if reads_scale(model) else scale, 0, steps)
-    return how.track(reading(model, scale), image, prompts, advance)
+    return how.track(reading(model, scale), image, prompts, advance, last)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,6 @@ Families: all.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
@@ -32,7 +31,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Grid, Site
+from sfumato.attention import Site
 from sfumato.backbones import Backbone, Cond
 from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
@@ -40,7 +39,7 @@ from sfumato.guidance import Guide, Parts
 from sfumato.inversion.noise_space import EditFriendly
 from sfumato.inversion.path import Advance, Inversion, Path
 from sfumato.methods.edit.blended_latents import edits
-from sfumato.plan import Need, Phases, Run, choose
+from sfumato.plan import Need, Phases, Run, choose, nearest
 from sfumato.rows import Rows
 
 _ROWS = ("add ", "remove ")  # conditions of further edits begin so
@@ -244,10 +243,5 @@ def _nearest(run: Run, res: float) -> tuple[Site, ...]:
     """Sites of image->text on the grid nearest to a part of the latents' side; of a UNet those down and up."""
     sites = choose(run.model, "image->text", run.grid, who="LEDITS++")
     outer = [site for site in sites if site.stage != "mid"] or list(sites)
-    wanted = res * min(run.grid)
-
-    def away(grid: Grid) -> float:
-        return abs(math.log(min(grid) / wanted))
-
-    best = min((site.grid(run.grid) for site in outer), key=away)
-    return tuple(site for site in outer if site.grid(run.grid) == best)
+    side = nearest(outer, run.grid, res)
+    return tuple(site for site in outer if min(site.grid(run.grid)) == side)

@@ -29,8 +29,7 @@ from torch import Tensor
 from sfumato.attention import Call
 from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
-from sfumato.methods.edit.plug_and_play import nearest
-from sfumato.plan import Edit, Method, Need, Phases, Run, choose
+from sfumato.plan import Edit, Method, Need, Phases, Run, choose, nearest
 from sfumato.words import spans
 
 

@@ -18,14 +18,13 @@ Families: UNets, which are Stable Diffusion 1, 2 and XL and DeepFloyd IF.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from sfumato.attention import Call, Grid, Site
+from sfumato.attention import Call, Site
 from sfumato.errors import SfumatoError
 from sfumato.features import Activation, Layer
-from sfumato.plan import Edit, Method, Phases, Run
+from sfumato.plan import Edit, Method, Phases, Run, nearest
 
 
 @dataclass(frozen=True)
@@ -93,11 +92,3 @@ def _block(site: Site | Layer) -> tuple[int, int]:
     """Which block of the decoder, and which ResNet or attention of it: "up_blocks.1.resnets.0" is (1, 0)."""
     _, block, _, number = site.path.split(".")[:4]
     return int(block), int(number)
-
-
-def nearest(sites: Sequence[Site | Layer], grid: Grid, part: float) -> int:
-    """Of the sides that sites have, for latents of this grid, that nearest to a part of the latents' side."""
-    if not 0 < part <= 1:
-        raise SfumatoError(f"a part of the latents' side is above 0 and at most 1, got {part}")
-    sides = {min(site.grid(grid)) for site in sites}
-    return min(sides, key=lambda side: abs(math.log(side / (part * min(grid)))))
