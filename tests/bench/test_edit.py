@@ -63,13 +63,17 @@ def test_a_thing_is_inside_its_box_if_most_of_it_is():
     thing = ReadThing("cube", "red", "plain", (16, 32, 48, 64), (31.5, 47.5), 1024, False)
     reading = Reading((thing,), "grass", "day", "photo", mask)
     said = (SaidThing("cube", "red"),)
-    row = control.judged(reading, control.Prompt(said, 0, ((0.125, 0.25, 0.375, 0.5),)))
-    assert row == {"present": 1, "bound": 1, "inside": 1, "layout_iou": pytest.approx(1.0)}
-    assert control.judged(reading, control.Prompt(said, 0, ((0.125, 0.25, 0.25, 0.5),)))["inside"] == 0  # half of it
-    other = control.judged(reading, control.Prompt((SaidThing("duck", "red"),), 0, ((0.0, 0.0, 1.0, 1.0),)))
-    assert other == {"present": 0, "bound": 0, "inside": 0, "layout_iou": 0}
-    assert control.Prompt((SaidThing("cube", "orange"), SaidThing("duck", "red")), 0).words == (
-        "an orange cube and a red duck"
+    whole, half = ((0.125, 0.25, 0.375, 0.5),), ((0.125, 0.25, 0.25, 0.5),)
+    row = control.judged(reading, control.Prompt(said, 0, "grass", whole))
+    ones = dict.fromkeys(("present", "bound", "inside", "inside_by_colour"), 1)
+    assert row == {**ones, **dict.fromkeys(("layout_iou", "iou_by_colour"), pytest.approx(1.0))}
+    assert control.judged(reading, control.Prompt(said, 0, "grass", half))["inside"] == 0
+    other = control.judged(reading, control.Prompt((SaidThing("duck", "red"),), 0, "grass", whole))
+    assert other["inside"] == 0 and other["inside_by_colour"] == 1
+    none = control.judged(reading, control.Prompt((SaidThing("duck", "blue"),), 0, "grass", whole))
+    assert none == dict.fromkeys(none, 0)
+    assert control.Prompt((SaidThing("cube", "orange"), SaidThing("duck", "red")), 0, "sand").words == (
+        "an orange cube and a red duck on sand"
     )
 
 

@@ -28,6 +28,7 @@ from sfumato.methods.control import (
     AttendAndExcite,
     DenseDiffusion,
     LinguisticBinding,
+    RegionPrompts,
     SelfAttentionGuidance,
     StructuredDiffusion,
 )
@@ -43,12 +44,13 @@ from sfumato.stilllife.captions import Said, SaidThing
 from sfumato.stilllife.kinds import TRAINED
 from sfumato.stilllife.oracle import Reading, matches
 from sfumato.stilllife.render import render
-from sfumato.stilllife.scene import COLOURS, sample_scene
+from sfumato.stilllife.scene import COLOURS, GROUNDS, sample_scene
 from sfumato.terminal import progress
 
-STEPS, GUIDANCE = 30, 5.0
+STEPS, GUIDANCE = 30, 7.5
 SIDE = 128
 BATCH = 4  # images at once beside diffusers' pipeline
+PLACED = ("present", "bound", "inside", "layout_iou", "inside_by_colour", "iou_by_colour")
 INSIDE = 0.6
 """Part of a thing's pixels that must lie in its box."""
 
@@ -77,16 +79,23 @@ class Prompt:
 
     things: tuple[SaidThing, ...]
     seed: int
+    ground: str
     boxes: tuple[Box, ...] = ()
 
     @cached_property
     def words(self) -> str:
-        return " and ".join(t.phrase() for t in self.things)
+        return f"{' and '.join(t.phrase() for t in self.things)} on {self.ground}"
 
     @cached_property
     def layout(self) -> Layout:
-        """With the phrases of the prompt."""
+        """With phrases of the prompt."""
         return Layout(tuple(Region(f"{t.colour} {t.kind}", b) for t, b in zip(self.things, self.boxes, strict=True)))
+
+    @cached_property
+    def told(self) -> Layout:
+        """With a prompt for each region."""
+        said = (f"{t.phrase()} on {self.ground}" for t in self.things)
+        return Layout(tuple(Region(s, b) for s, b in zip(said, self.boxes, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,11 @@ def _placing(method: Any, **more: Any) -> Runner:
     return lambda prompt: Asked((replace(method, layout=prompt.layout, **more),))
 
 
+def _regions(prompt: Prompt) -> RegionPrompts:
+    """Each region reads a prompt of its own, what is around them one of the ground."""
+    return replace(REGION_PROMPTS, layout=prompt.told, background=f"on {prompt.ground}")
+
+
 ATTRIBUTES: dict[str, Runner] = {
     "plain": _with(),
     "attend and excite": lambda prompt: Asked((AttendAndExcite(tuple(t.kind for t in prompt.things)),)),
@@ -124,7 +138,10 @@ LAYOUTS: dict[str, Runner] = {
     "layout guidance": _placing(LAYOUT_GUIDANCE),
     "BoxDiff": _placing(BOX_DIFF),
     "LLM-grounded": _placing(LLM_GROUNDED),
-    "region prompts": _placing(REGION_PROMPTS),
+    "region prompts": lambda prompt: Asked((_regions(prompt),)),
+    "region prompts + layout guidance": lambda prompt: Asked(
+        (_regions(prompt), replace(LAYOUT_GUIDANCE, layout=prompt.layout))
+    ),
 }
 """Each as it suits the built-in model best: the presets of the methods' files."""
 
@@ -151,7 +168,8 @@ def prompts(studio: Studio) -> list[Prompt]:
         count = 3 if i % 3 == 2 else 2
         kinds = rng.choice(np.array(TRAINED, dtype=object), count, replace=False)
         colours = rng.choice(np.array(COLOURS, dtype=object), count, replace=False)
-        out.append(Prompt(tuple(map(SaidThing, kinds, colours)), int(rng.integers(2**30))))
+        ground = str(rng.choice(GROUNDS))
+        out.append(Prompt(tuple(map(SaidThing, kinds, colours)), int(rng.integers(2**30)), ground))
     return out
 
 
@@ -169,7 +187,8 @@ def layouts(studio: Studio) -> list[Prompt]:
             if any(b is None for b in boxes):
                 continue
             things = tuple(SaidThing(t.kind, t.colour) for t in scene.things)
-            out.append(Prompt(things, int(rng.integers(2**30)), tuple(b for b in boxes if b is not None)))
+            seen = tuple(b for b in boxes if b is not None)
+            out.append(Prompt(things, int(rng.integers(2**30)), scene.ground, seen))
     return out
 
 
@@ -195,22 +214,22 @@ def judged(reading: Reading, prompt: Prompt) -> Row:
         "bound": float(matches(reading, Said(prompt.things))["things"] is True),
     }
     if prompt.boxes:
-        placed = [_placed(reading, t.kind, box) for t, box in zip(prompt.things, prompt.boxes, strict=True)]
-        row |= {"inside": float(np.mean([p[0] for p in placed])), "layout_iou": float(np.mean([p[1] for p in placed]))}
+        for which, inside, iou in (("kind", "inside", "layout_iou"), ("colour", "inside_by_colour", "iou_by_colour")):
+            placed = [_placed(reading, which, t, box) for t, box in zip(prompt.things, prompt.boxes, strict=True)]
+            row |= {inside: float(np.mean([p[0] for p in placed])), iou: float(np.mean([p[1] for p in placed]))}
     return row
 
 
-def _placed(reading: Reading, kind: str, box: Box) -> tuple[bool, float]:
-    """Does a thing of this kind lie in the box, and how well do its own box and this one agree? The best of a kind."""
+def _placed(reading: Reading, which: str, said: SaidThing, box: Box) -> tuple[bool, float]:
+    """Does a thing of this kind (or colour) lie in the box, and how well does its own box agree? Of several, best."""
     h, w = reading.mask.shape
     sides = (box[0] * w, box[1] * h, box[2] * w, box[3] * h)
+    left, top, right, bottom = (round(v) for v in sides)
     best = (False, 0.0)
     for k, seen in enumerate(reading.things):
-        if seen.kind != kind:
-            continue
-        left, top, right, bottom = (round(v) for v in sides)
-        within = (reading.mask[top:bottom, left:right] == k + 1).sum() / max(1, (reading.mask == k + 1).sum())
-        best = max(best, (bool(within >= INSIDE), _iou(seen.box, sides)))
+        if getattr(seen, which) == getattr(said, which):
+            within = (reading.mask[top:bottom, left:right] == k + 1).sum() / max(1, (reading.mask == k + 1).sum())
+            best = max(best, (bool(within >= INSIDE), _iou(seen.box, sides)))
     return best
 
 
@@ -341,7 +360,7 @@ def beside_diffusers(studio: Studio) -> Mapping[str, Figure]:
 
 def placing(studio: Studio) -> Mapping[str, Figure]:
     """Prompts with layouts."""
-    found = _compared(studio, "layout", layouts(studio), LAYOUTS, ("present", "bound", "inside", "layout_iou"))
+    found = _compared(studio, "layout", layouts(studio), LAYOUTS, PLACED)
     best = max((name for name in found if name != "plain"), key=lambda name: np.mean(columns(found[name], "inside")))
     studio.methods[f"layout: {best}"]["best"] = 1.0
     return {
