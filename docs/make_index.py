@@ -14,6 +14,7 @@ INTRO = """# Methods
 
 Each page says what a method does, shows a picture that its own command made with the built-in model
 (`python docs/make_pictures.py`), and says when to use it and when not, what it costs, and on which models it works.
+[Which method for which edit](../which-method.md) compares them.
 """
 
 

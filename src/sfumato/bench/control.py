@@ -255,7 +255,7 @@ def _compared(
                     (reading,) = studio.oracle.read(image[None])
                     return {**judged(reading, prompt), **cost}, image
 
-                unit = f"{studio.seed} {what} {i} {name} {STEPS} {how!r}"
+                unit = f"{studio.seed} {what} {i} {name} {STEPS} {GUIDANCE:g} {prompt.words!r} {how!r}"
                 found[name][f"{what} {i}"], image = studio.units.get(unit, measure)
                 images[name].append(image)
                 advance()

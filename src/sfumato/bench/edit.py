@@ -35,6 +35,7 @@ from sfumato.methods.edit import (
     CrossImageAttention,
     EyeForAnEye,
     InstructPix2Pix,
+    KVEdit,
     LocalBlend,
     PromptToPrompt,
     SDEdit,
@@ -180,6 +181,10 @@ def _told_where(case: Case) -> Mask:
     return Mask(~case.kept)
 
 
+def _kv_edit(case: Case) -> KVEdit:
+    return replace(KV_EDIT, mask=_told_where(case), seed=case.seed, steps=STEPS)
+
+
 def _ledits(case: Case) -> Asked:
     start = replace(LEDITS, remove=(case.source,), steps=STEPS, seed=case.seed)
     return Asked(start, (), None, {"source": case.source, "target": case.target})
@@ -198,7 +203,8 @@ RUNNERS: dict[str, Runner] = {
     "blended latents, told where": lambda case: Asked(
         BlendedLatents(_told_where(case), seed=case.seed, steps=STEPS), (), GUIDANCE
     ),
-    "KV-Edit, told where": lambda case: Asked(replace(KV_EDIT, mask=_told_where(case), seed=case.seed, steps=STEPS)),
+    "KV-Edit, told where": lambda case: Asked(_kv_edit(case)),
+    "KV-Edit + Prompt-to-Prompt, told where": lambda case: Asked(_kv_edit(case), [PromptToPrompt(self=0.0)]),
 }
 """Each as it suits the built-in model best: the presets of the methods' files, at a guidance of 4."""
 

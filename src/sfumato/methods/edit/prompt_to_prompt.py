@@ -68,17 +68,16 @@ class PromptToPrompt(Method):
             raise SfumatoError('Prompt-to-Prompt needs two prompts: {"source": ..., "target": ...}')
         if run.rows.each > 1:
             raise SfumatoError("Prompt-to-Prompt edits one image a run; give several targets as further streams")
-        mapped = {t: _mapping(run, source, t) for t in targets}
-        weights = {t: self._weights(run, t) for t in targets}
-        shares = {t: self._shares(run, t) for t in targets}
+        mixes = {t: self._mixes(run, source, t) for t in targets}
 
         def cross(call: Call) -> None:
             base = call.block((source, "cond"), "image->text")
             for t in targets:
-                own, (matrix, known) = call.block((t, "cond"), "image->text"), mapped[t]
-                new = torch.where(known.to(own.device), base @ matrix.to(base), own) * weights[t].to(own)
-                share = shares[t][call.step].to(own)
-                call.set_block((t, "cond"), "image->text", share * new + (1 - share) * own)
+                theirs, own = mixes[t][call.step]
+                new = base * theirs.to(base) if theirs.ndim == 1 else base @ theirs.to(base)
+                if own.any():
+                    new = new + call.block((t, "cond"), "image->text") * own.to(base)
+                call.set_block((t, "cond"), "image->text", new)
 
         def layout(call: Call) -> None:
             for t in targets:
@@ -103,18 +102,24 @@ class PromptToPrompt(Method):
         need = Need("image->text", self.blend.res, rows="cond")
         return Phases(edits, (need,), after=_blend(self.blend, run, need))
 
-    def _weights(self, run: Run, stream: str) -> Tensor:
-        out = torch.ones(run.model.text_tokens)
+    def _mixes(self, run: Run, source: str, stream: str) -> list[tuple[Tensor, Tensor]]:
+        """For each step, what the source's map is multiplied by (tokens to tokens, or one number a token where they
+        keep their places), and what the target's own."""
+        words = run.model.words(run.prompts[stream][0])
+        matrix, known = _mapping(run, source, stream)
+        weights = torch.ones(run.model.text_tokens)
         for word, weight in self.reweight.items():
-            out[spans(run.model.words(run.prompts[stream][0]), word)] = weight
-        return out
-
-    def _shares(self, run: Run, stream: str) -> list[Tensor]:
-        """For each step and token, how far its map is the source's: 1 or 0."""
+            weights[spans(words, word)] = weight
         ends = torch.full((run.model.text_tokens,), span((0, self.cross), run.steps)[1])
         for word, part in self.words.items():
-            ends[spans(run.model.words(run.prompts[stream][0]), word)] = span((0, part), run.steps)[1]
-        return [(step < ends).float() for step in range(run.steps)]
+            ends[spans(words, word)] = span((0, part), run.steps)[1]
+        out = []
+        for step in range(run.steps):
+            acts = (step < ends).float()
+            theirs, own = matrix * (acts * known * weights), acts * ~known * weights + (1 - acts)
+            kept = theirs.diagonal()
+            out.append((kept if torch.equal(theirs, torch.diag(kept)) else theirs, own))
+        return out
 
 
 PIE_BENCH = PromptToPrompt(cross=0.4, self=0.6)

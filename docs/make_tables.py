@@ -1,0 +1,122 @@
+"""The tables of docs/which-method.md, from what the benches wrote.
+
+python docs/make_tables.py out/bench-edit/edit.json out/bench-control/control.json
+
+Each table replaces what stands between ``<!-- NAME -->`` and ``<!-- end -->`` in the page.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sfumato.bench.edit import BASELINES, KINDS
+
+PAGE = Path(__file__).parent / "which-method.md"
+Rows = Mapping[str, Mapping[str, Any]]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(figure: Mapping[str, float] | None, digits: int = 2, spread: bool = True) -> str:
+    """A mean and its 95 % interval."""
+    if figure is None:
+        return "-"
+    mean, low, high = (f"{figure[k]:.{digits}f}" for k in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})" if spread else mean
+
+
+def compared(rows: Rows, columns: Mapping[str, tuple[str, int, bool]]) -> str:
+    """A row a method, a column a figure: its title, digits, and whether its interval is shown."""
+    out = [[name, *(cell(row.get(k), d, s) for k, (_, d, s) in columns.items())] for name, row in rows.items()]
+    return table(["", *(title for title, _, _ in columns.values())], out)
+
+
+def kinds(methods: Rows) -> str:
+    """Of each kind of edit the best by what the oracle reads, and by the distance to the truth."""
+
+    def best(kind: str, key: str, digits: int, names: Sequence[str]) -> str:
+        found = {n: methods[n][f"{key}, {kind}"] for n in names if f"{key}, {kind}" in methods[n]}
+        top = max(found.values())
+        who = [n for n, v in found.items() if round(v, digits) == round(top, digits)]
+        return f"{top:.{digits}f} {', '.join(who[:3])}{' and more' if len(who) > 3 else ''}"
+
+    edits = [n for n, row in methods.items() if "psnr_to_truth" in row]
+    ours = [n for n in edits if n not in BASELINES]
+    plain = [n for n in edits if n == "no edit" or n.startswith("SDEdit")]
+    rows = [
+        [k, best(k, "success", 2, ours), best(k, "psnr_to_truth", 1, ours), best(k, "psnr_to_truth", 1, plain)]
+        for k in KINDS
+    ]
+    return table(["", "read as asked", "nearest to the truth, dB", "no edit or SDEdit, dB"], rows)
+
+
+def overheads(methods: Rows, prefix: str) -> str:
+    rows = [
+        [name.removeprefix(prefix), f"{row['time']:.2f}", f"{row['peak_mb']:.0f}", f"{row['peak_mb_plain']:.0f}"]
+        for name, row in methods.items()
+        if name.startswith(prefix)
+    ]
+    return table(["", "time over painting alone", "MiB", "MiB of painting alone"], rows)
+
+
+def tables(edit: Mapping[str, Any], control: Mapping[str, Any]) -> dict[str, str]:
+    cost = {"seconds": ("seconds", 1, False), "peak_mb": ("MiB", 0, False)}
+    seen = {"present": ("all kinds there", 2, True), "bound": ("with their colours", 2, True)}
+    things = {name: dict(row) for name, row in control["comparisons"]["things"].items()}
+    placed = control["comparisons"]["layout"]
+    return {
+        "kinds": kinds(edit["methods"]),
+        "edits": compared(
+            edit["comparisons"]["edit"],
+            {
+                "success": ("read as asked", 2, True),
+                "psnr_to_truth": ("to the truth, dB", 1, True),
+                "background_psnr": ("background, dB", 1, False),
+                "structure": ("things' IoU", 2, False),
+                "clip_direction": ("CLIP direction", 2, False),
+                **cost,
+            },
+        ),
+        "appearance": compared(
+            edit["comparisons"]["appearance"],
+            {"success": ("colour and material", 2, True), "structure": ("mask's IoU", 2, True), **cost},
+        ),
+        "injection": overheads(edit["methods"], "injection: "),
+        "things": compared(things, {**seen, **cost}),
+        "layouts": compared(
+            placed,
+            {
+                "inside": ("inside, by kind", 2, True),
+                "inside_by_colour": ("by colour", 2, True),
+                "layout_iou": ("IoU", 2, False),
+                **seen,
+                **cost,
+            },
+        ),
+        "quality": table(
+            ["", "Fréchet distance to renders (CLIP)", "distance of pairs", "time over plain"],
+            [
+                [n, f"{r['frechet_clip']:.0f}", f"{r['pair_distance']:.2f}", f"{r['time over plain']:.2f}"]
+                for n, r in control["methods"].items()
+                if "frechet_clip" in r
+            ],
+        ),
+    }
+
+
+if __name__ == "__main__":
+    found = tables(*(json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:3]))
+    page = PAGE.read_text(encoding="utf-8")
+    for name, text in found.items():
+        page, n = re.subn(rf"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\g<1>\n{text}\n\n\2", page, flags=re.DOTALL)
+        if n != 1:
+            raise SystemExit(f"{PAGE.name} has {n} places for the table {name}")
+    PAGE.write_text(page, encoding="utf-8")
