@@ -142,6 +142,7 @@ LAYOUTS: dict[str, Runner] = {
     "region prompts + layout guidance": lambda prompt: Asked(
         (_regions(prompt), replace(LAYOUT_GUIDANCE, layout=prompt.layout))
     ),
+    "region prompts + BoxDiff": lambda prompt: Asked((_regions(prompt), replace(BOX_DIFF, layout=prompt.layout))),
 }
 """Each as it suits the built-in model best: the presets of the methods' files."""
 
