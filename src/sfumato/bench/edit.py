@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -57,6 +57,9 @@ from sfumato.stilllife.oracle import Reading, matches
 from sfumato.stilllife.render import render
 from sfumato.stilllife.scene import Scene, sample_scene, view
 from sfumato.terminal import progress
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 STEPS = 30
 KINDS: dict[str, tuple[str, ...]] = {
@@ -334,25 +337,33 @@ def _direction(studio: Studio, image: Tensor, case: Case) -> float:
 def editing(studio: Studio) -> Mapping[str, Figure]:
     """All methods on all cases."""
     found: dict[str, dict[str, Row]] = {name: {} for name in (*BASELINES[:2], *RUNNERS)}
-    shown: dict[str, list[Tensor]] = {name: [] for name in found}
+    shown: dict[str, dict[int, Tensor]] = {name: {} for name in found}
     all_cases = cases(studio)
     with progress("bench: edit", studio.n * len(found)) as advance:
         for i, case in enumerate(all_cases):
             for name in found:
                 if done := _painted(studio, name, i, case):
-                    found[name][f"{case.kind} {i}"], image = done
-                    shown[name].append(image)
+                    found[name][f"{case.kind} {i}"], shown[name][i] = done
                 advance()
             case.tracks.clear()
-    for name, images in shown.items():
-        if images:
-            studio.keep(name.replace(" ", "-"), torch.stack(images)[:64], 7)
     if studio.out is not None:
-        studio.keep("before", torch.stack([c.before for c in all_cases])[:64], 7)
-        studio.keep("truth", torch.stack([c.after for c in all_cases])[:64], 7)
+        for at in range(0, studio.n, len(KINDS)):
+            some = range(at, min(at + len(KINDS), studio.n))
+            sheet = _side_by_side([all_cases[i] for i in some], [{n: shown[n].get(i) for n in RUNNERS} for i in some])
+            pictures.write(sheet, studio.out / f"edits-{at // len(KINDS)}.png")
     studio.compared["edit"] = Comparison(KEYS, found)
     studio.methods |= {name: _means(rows) for name, rows in found.items() if rows}
     return {"kinds_success": _kinds_success(found), "kinds_truth": _kinds_truth(found)}
+
+
+def _side_by_side(some: Sequence[Case], painted: Sequence[Mapping[str, Tensor | None]]) -> Picture:
+    """A row a case: the picture, what it should become, and what the methods made of it; blank where one does not."""
+    images, labels = [], []
+    for case, by in zip(some, painted, strict=True):
+        row = {f"{case.kind}": case.before, "truth": case.after, **by}
+        images += [pictures.picture(torch.ones_like(case.before) if x is None else x) for x in row.values()]
+        labels += [name.removesuffix(", told where").replace("Prompt-to-Prompt", "P2P") for name in row]
+    return pictures.labelled(images, labels, len(images) // len(some))
 
 
 def _painted(studio: Studio, name: str, i: int, case: Case) -> tuple[Row, Tensor] | None:
