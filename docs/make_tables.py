@@ -70,8 +70,6 @@ def overheads(methods: Rows, prefix: str) -> str:
 def tables(edit: Mapping[str, Any], control: Mapping[str, Any]) -> dict[str, str]:
     cost = {"seconds": ("seconds", 1, False), "peak_mb": ("MiB", 0, False)}
     seen = {"present": ("all kinds there", 2, True), "bound": ("with their colours", 2, True)}
-    things = {name: dict(row) for name, row in control["comparisons"]["things"].items()}
-    placed = control["comparisons"]["layout"]
     return {
         "kinds": kinds(edit["methods"]),
         "edits": compared(
@@ -90,9 +88,9 @@ def tables(edit: Mapping[str, Any], control: Mapping[str, Any]) -> dict[str, str
             {"success": ("colour and material", 2, True), "structure": ("mask's IoU", 2, True), **cost},
         ),
         "injection": overheads(edit["methods"], "injection: "),
-        "things": compared(things, {**seen, **cost}),
+        "things": compared(control["comparisons"]["things"], {**seen, **cost}),
         "layouts": compared(
-            placed,
+            control["comparisons"]["layout"],
             {
                 "inside": ("inside, by kind", 2, True),
                 "inside_by_colour": ("by colour", 2, True),

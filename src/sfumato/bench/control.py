@@ -23,7 +23,7 @@ from sfumato.bench.studio import Studio as Shared
 from sfumato.bench.units import Row, Units, columns, timed
 from sfumato.denoising import denoise
 from sfumato.device import choose
-from sfumato.layout import Box, Layout, Region
+from sfumato.layout import Box, Layout, Mask, Region
 from sfumato.methods.control import (
     AttendAndExcite,
     DenseDiffusion,
@@ -39,7 +39,8 @@ from sfumato.methods.control.llm_grounded import STILL_LIFE as LLM_GROUNDED
 from sfumato.methods.control.perturbed_attention import STILL_LIFE as PERTURBED
 from sfumato.methods.control.region_prompts import STILL_LIFE as REGION_PROMPTS
 from sfumato.methods.control.smoothed_energy import STILL_LIFE as SMOOTHED
-from sfumato.plan import Method
+from sfumato.plan import Method, nearest
+from sfumato.plan import choose as sites_of
 from sfumato.stilllife.captions import Said, SaidThing
 from sfumato.stilllife.kinds import TRAINED
 from sfumato.stilllife.oracle import Reading, matches
@@ -197,9 +198,7 @@ def _box(mask: Tensor) -> Box | None:
     """Around a thing's pixels; None for a thing under a fortieth of the image."""
     if mask.float().mean() < 1 / 40:
         return None
-    down, across = (mask.any(d).nonzero().flatten().tolist() for d in (1, 0))
-    h, w = mask.shape
-    return across[0] / w, down[0] / h, (across[-1] + 1) / w, (down[-1] + 1) / h
+    return Layout((Region("thing", mask=Mask(mask)),)).boxes()[0]
 
 
 def paint(studio: Studio, prompt: Prompt, asked: Asked) -> tuple[Float[Tensor, "3 h w"], dict[str, float]]:
@@ -314,8 +313,8 @@ def beside_diffusers(studio: Studio) -> Mapping[str, Figure]:
     pipe = cast("Any", Theirs)(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     # diffusers reads the maps of one grid alone, and of no other size than the latents divide into
-    sides = {s.grid((SIDE // 8, SIDE // 8))[0] for s in model.sites if "image->text" in s.pairs}
-    side = min(sides, key=lambda side: abs(side - AUTHORS.res * SIDE / 8))
+    grid = (SIDE // model.factor, SIDE // model.factor)
+    side = nearest(sites_of(model, "image->text", grid), grid, AUTHORS.res)
 
     def ours(prompts: Sequence[Prompt]) -> Tensor:
         kinds = tuple(dict.fromkeys(t.kind for p in prompts for t in p.things))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from sfumato.bench.report import Figure, Report, Target, gather
-from sfumato.bench.studio import SEEDS
+from sfumato.bench.studio import Studio as Shared
 from sfumato.device import choose
 from sfumato.files import write_text
-from sfumato.stilllife import change, networks, paint, pictures, weights
+from sfumato.stilllife import change, networks, paint, weights
 from sfumato.stilllife.captions import Said, SaidThing, caption
 from sfumato.stilllife.kinds import TRAINED
-from sfumato.stilllife.oracle import Oracle, Reading, matches
+from sfumato.stilllife.oracle import Reading, matches
 from sfumato.stilllife.render import pinhole, render
 from sfumato.stilllife.scene import COLOURS, GROUNDS, LIGHTS, RELATIONS, STYLES, SUPPORTS, Scene, sample_scene
 
@@ -113,30 +113,16 @@ JUDGED = {  # which verdicts of ``oracle.matches`` must all be true
 }
 
 
-@dataclass
-class Studio:
-    """What the measures share; each network is loaded when it is first needed."""
-
-    n: int
-    seed: int
-    device: torch.device
-    out: Path | None = None
+class Studio(Shared):
+    """What the measures share."""
 
     def rng(self, what: str) -> np.random.Generator:
         """A generator for one measure, the same whatever else is measured."""
-        return np.random.default_rng((SEEDS + self.seed, list(MEANINGS).index(what)))
+        return self.stream(list(MEANINGS).index(what))
 
     @cached_property
     def pipe(self) -> Any:
         return weights.pipeline("stilllife", self.device)
-
-    @cached_property
-    def oracle(self) -> Oracle:
-        return Oracle.load(device=self.device)
-
-    @cached_property
-    def clip(self) -> Any:
-        return weights.module("clip").to(self.device)
 
     def paint(self, prompts: Sequence[str], what: str, **rest: Any) -> Float[Tensor, "n 3 128 128"]:
         """Paint one image a prompt, and keep the first ones to look at if there is a place to."""
@@ -152,12 +138,13 @@ class Studio:
             what=f"bench: {what}",
             **rest,
         )
-        self.keep(what, prompts, images)
+        self.keep_said(what, prompts, images)
         return images
 
-    def keep(self, what: str, prompts: Sequence[str], images: Float[Tensor, "n 3 h w"]) -> None:
+    def keep_said(self, what: str, prompts: Sequence[str], images: Float[Tensor, "n 3 h w"]) -> None:
+        """The first images, and what they were painted from."""
+        self.keep(what, images[:64])
         if self.out is not None:
-            pictures.write(pictures.sheet(images[:64], 8), self.out / f"{what}.png")
             write_text(self.out / f"{what}.txt", "".join(f"{p}\n" for p in prompts[:64]))
 
 
