@@ -176,7 +176,7 @@ def test_plans_refuse_what_cannot_work(model):
         with pytest.raises(SfumatoError, match=match):
             denoise(model, PROMPT, steps=10, methods=[method], **options)
 
-    refused("offers image->image, image->text", Edit("text->image", "probs", nothing))
+    refused("offers hidden, image->image, image->text", Edit("text->image", "probs", nothing))
     refused("resolution 32; at this size stilllife has it at 8, 16", needs=(Need("image->text", 32),))
     refused("unknown resolution 'fine'", needs=(Need("image->text", "fine"),))
     refused("leaves no site", Edit("image->text", "qkv", nothing, where=lambda s: False))

@@ -148,6 +148,24 @@ class Call:
             return probs
         return probs[..., self.segment("q", q), self.segment("k", k)]
 
+    def mean(self, name: Name, pair: str) -> Float[Tensor, "each queries keys"]:
+        """``block`` averaged over heads, in float32; a head after the other where all would take much memory."""
+        q, k = (self._tensors[n] for n in "qk")
+        heads, mask = q.shape[1], self._kernel.get("attn_mask")
+        if name in self._probs or name in self._logits or self.rows.each * heads * q.shape[2] * k.shape[2] < _MANY:
+            return self.block(name, pair).float().mean(1)
+        total: Tensor | None = None
+        for head in range(heads):
+            one = slice(head, head + 1)
+            kernel = dict(self._kernel)
+            if mask is not None and mask.ndim == 4 and mask.shape[1] == heads:
+                kernel["attn_mask"] = mask[:, one]
+            tensors = {key: value[:, one] for key, value in self._tensors.items()}
+            part = Call(self.site, self.rows, self.grid, self.step, tensors, **kernel).block(name, pair)[:, 0].float()
+            total = part if total is None else total + part if part.requires_grad else total.add_(part)
+        assert total is not None
+        return total / heads
+
     def set_block(self, name: Name, pair: str, value: Float[Tensor, "each heads queries keys"]) -> None:
         """Write the probabilities from one segment to another; the rest of a row stays as it is."""
         q, k = pair.split("->")
@@ -178,6 +196,7 @@ class Call:
 
 Handler = Callable[[Any], None]  # of a site's Call or a layer's Activation
 _FUSED = F.scaled_dot_product_attention
+_MANY = 2**24  # probabilities that may exist at once when only their mean is wanted: 64 MiB
 
 
 class _Local(threading.local):
@@ -212,12 +231,18 @@ class Tap:
     rows: Rows | None = None
     grid: Grid = (0, 0)
     step: int = 0
-    stop_after: Site | None = None
-    """End the prediction (``Enough``) when this site has been seen."""
+    stop: bool = False
+    """End the prediction (``Enough``) when all that is tapped has been seen."""
     fired: dict[Site | Layer, int] = field(default_factory=dict)
 
     def expected(self) -> list[Site | Layer]:
         return [site for site in self.handlers if self.active(site)]
+
+    def count(self, what: Site | Layer) -> None:
+        """Note that something tapped has been seen."""
+        self.fired[what] = self.fired.get(what, 0) + 1
+        if self.stop and all(site in self.fired for site in self.expected()):
+            raise Enough
 
     def check(self, network: nn.Module) -> None:
         """Raise ``SfumatoError`` unless each active site was seen once since the last check."""
@@ -269,9 +294,7 @@ def _hooks(module: nn.Module, site: Site, handler: Callable[[Call], None], tap: 
         tensors = {"q": q, "k": k, "v": v}
         call = Call(site, tap.rows, site.grid(tap.grid), tap.step, tensors, attn_mask=attn_mask, **kernel)
         handler(call)
-        tap.fired[site] = tap.fired.get(site, 0) + 1
-        if site is tap.stop_after:
-            raise Enough
+        tap.count(site)
         return call.output()
 
     def before(*_: Any) -> None:

@@ -77,10 +77,10 @@ def look(
     shown = step.split(step.x if x is None else x)
     batch = torch.cat([shown[run.rows.stream(s)] for s in streams])
     cond = Cond.cat([step.cond[run.rows[name]] for name in names])
-    wanted = sorted({site for found in sites.values() for site in found}, key=lambda site: site.index)
+    wanted = {site for found in sites.values() for site in found}
     with run.model.tap(dict.fromkeys(wanted, handle), some, run.grid) as tap:
         tap.step = step.i
-        tap.stop_after = wanted[-1] if all(isinstance(site, Site) for site in wanted) else None
+        tap.stop = True
         with suppress(Enough):
             run.model.predict(batch, step.level.t, cond)
         tap.check(run.model.network)

@@ -1,4 +1,4 @@
-"""What a network holds between its attention calls: what a ResNet adds, and the tokens that an attention reads.
+"""What a network holds between its attention calls: what a ResNet adds, what flows on, the tokens an attention reads.
 
 A ``Layer`` is to a feature what a ``Site`` is to an attention call, and is tapped with them (``sfumato.attention``).
 """
@@ -17,7 +17,7 @@ from sfumato.rows import Name, Rows
 if TYPE_CHECKING:
     from sfumato.attention import Grid, Site, Tap
 
-Kind = Literal["residual", "tokens"]
+Kind = Literal["residual", "hidden", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,15 @@ class Layer:
     """One feature of a network."""
 
     path: str
-    """Of the module that gives it (``residual``) or reads it (``tokens``)."""
+    """Of the module that gives it (``residual``, ``hidden``) or reads it (``tokens``)."""
     index: int
     """Its place among the layers of its kind, in the order in which they run; of ``tokens`` its attention's index."""
     stage: str
     """As of a ``Site``."""
     kind: Kind
-    """``residual``: what a ResNet adds to its shortcut, the output of its last convolution. ``tokens``: what an
-    attention's queries are made of, of the image alone."""
+    """``residual``: what a ResNet adds to its shortcut, the output of its last convolution. ``hidden``: what flows on
+    behind each ResNet with its transformer, and behind each change of resolution. ``tokens``: what an attention's
+    queries are made of, of the image alone."""
     scale: int
     """Side in cells of the latents."""
     width: int
@@ -49,7 +50,7 @@ class Layer:
 
 
 class Activation:
-    """One feature as a method sees it, its rows by name: (rows, c, h, w) of a ResNet, (rows, n, d) of tokens."""
+    """One feature as a method sees it, its rows by name: (rows, n, d) of tokens, else (rows, c, h, w)."""
 
     def __init__(self, layer: Layer, rows: Rows, grid: Grid, step: int, whole: Tensor):
         self.site, self.rows, self.grid, self.step = layer, rows, grid, step
@@ -88,13 +89,15 @@ def hooks(module: nn.Module, layer: Any, handler: Callable[[Any], None], tap: Ta
         assert tap.rows is not None
         activation = Activation(layer, tap.rows, layer.grid(tap.grid), tap.step, whole)
         handler(activation)
-        tap.fired[layer] = tap.fired.get(layer, 0) + 1
+        tap.count(layer)
         return activation.value
 
-    if layer.kind == "residual":
+    if layer.kind != "tokens":
 
-        def after(m: nn.Module, args: Any, out: Tensor) -> Tensor | None:
-            return seen(out) if tap.active(layer) else None
+        def after(m: nn.Module, args: Any, out: Any) -> Any:
+            if not tap.active(layer):
+                return None
+            return (seen(out[0]), *out[1:]) if isinstance(out, tuple) else seen(out)  # a transformer gives a tuple
 
         return [module.register_forward_hook(after)]
 

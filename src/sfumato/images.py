@@ -28,7 +28,7 @@ def open_picture(path: str | Path) -> Picture:
 
     Transparency is laid over white, 16-bit greys are scaled (not clipped).
     """
-    return _flat(opened(path))
+    return flat(opened(path))
 
 
 def opened(path: str | Path) -> Picture:
@@ -58,7 +58,7 @@ def opened(path: str | Path) -> Picture:
         raise SfumatoError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
 
 
-def _flat(picture: Picture) -> Picture:
+def flat(picture: Picture) -> Picture:
     """Any mode as RGB."""
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         values = np.asarray(picture, np.float64)

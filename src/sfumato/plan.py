@@ -343,7 +343,6 @@ def captured(
         return {name: call.get(name) for name in rows}
     out = {}
     for name in rows:
-        block = call.block(name, need.pair)
-        block = block if need.tokens is None else block[..., list(need.tokens)]
-        out[name] = block.float().mean(1)
+        mean = call.mean(name, need.pair)
+        out[name] = mean if need.tokens is None else mean[..., list(need.tokens)]
     return out

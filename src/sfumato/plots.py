@@ -18,7 +18,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from jaxtyping import Float
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase
     from torch import Tensor
 
 INK, SOFT, PALE, LINE = "#23201b", "#77705f", "#b9c4cf", "#e2dccf"
@@ -109,7 +109,7 @@ def mark(axes: Axes, row: float, column: float, side: float, label: str) -> None
     )
 
 
-def legend(figure: Figure, looks: Mapping[str, Look]) -> None:
+def legend(figure: FigureBase, looks: Mapping[str, Look]) -> None:
     """One legend for all axes, below them: names, and how their lines look."""
     from matplotlib.lines import Line2D
 

@@ -114,7 +114,7 @@ def make(out: Path, seed: int = 0, device: str = "auto") -> tuple[Path, float]:
         parts += [_truth(target), _counterfactuals(target), _orbit(target)]
     parts.append(_foot(clock, speed, target))
     page = out / "index.html"
-    write_text(page, _page("".join(parts)))
+    write_text(page, page_of("".join(parts)))
     return page, round(time.perf_counter() - began, 1)
 
 
@@ -124,10 +124,11 @@ def _plainly(said: Said) -> Said:
     return replace(said, things=tuple(things), light=said.light or "day", style=said.style or "photo")
 
 
-def _page(body: str) -> str:
+def page_of(body: str, title: str = "Still Life, a tour") -> str:
+    """A body as an HTML page that needs nothing else."""
     style = resources.files("sfumato").joinpath("tour.css").read_text(encoding="utf-8")
     return (
-        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>Still Life, a tour</title>\n'
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>' + escape(title) + "</title>\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>\n{style}</style>\n{body}</html>\n"
     )

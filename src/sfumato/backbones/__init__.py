@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Call, Enough, Grid, Handler, Site, Tap, tapped
+from sfumato.attention import Enough, Grid, Handler, Site, Tap, tapped
 from sfumato.errors import SfumatoError
 from sfumato.features import Layer, token_layers
 from sfumato.rows import Rows, single
@@ -25,6 +25,8 @@ from sfumato.schedule import Schedule
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from sfumato.reading import Image, Reader
 
 
 class Control(Protocol):
@@ -130,6 +132,12 @@ class Backbone(ABC):
         """Its features that methods may read and write."""
         return token_layers(self.sites, self.network)
 
+    def read(self, image: Image, side: int | None = None) -> Reader:
+        """A ``Reader`` of an image: a file, a picture, a tensor or an array (see ``sfumato.reading.pixels``)."""
+        from sfumato import reading
+
+        return reading.Reader(self, reading.pixels(image), side)
+
     @abstractmethod
     def embed(self, prompts: Sequence[str]) -> Cond:
         """What the network reads of these prompts, a row each."""
@@ -170,7 +178,7 @@ class Backbone(ABC):
             )
 
     @contextmanager
-    def tap(self, handlers: Mapping[Site, Handler], rows: Rows | None = None, grid: Grid = (0, 0)) -> Iterator[Tap]:
+    def tap(self, handlers: Mapping[Any, Handler], rows: Rows | None = None, grid: Grid = (0, 0)) -> Iterator[Tap]:
         """Tap sites while the block runs: each handler sees its site's ``Call`` in every prediction."""
         with tapped(self.network, Tap(handlers, rows=rows, grid=grid)) as tap:
             yield tap
@@ -180,19 +188,17 @@ class Backbone(ABC):
         x: Float[Tensor, "b c h w"],
         t: float,
         cond: Cond,
-        sites: Sequence[Site],
-        reduce: Callable[[Call], Tensor],
-    ) -> dict[Site, Tensor]:
-        """What ``reduce`` makes of each site's call in one prediction, which stops after the last of them.
+        sites: Sequence[Any],
+        reduce: Callable[[Any], Tensor],
+    ) -> dict[Any, Tensor]:
+        """What ``reduce`` makes of each site's ``Call`` and each layer's ``Activation`` in one prediction.
 
-        Gradients flow to ``x`` where they are on.
+        It stops after the last of them. Gradients flow to ``x`` and ``cond`` where they are on.
         """
-        found: dict[Site, Tensor] = {}
-        handlers: dict[Site, Handler] = {
-            site: lambda call: found.__setitem__(call.site, reduce(call)) for site in sites
-        }
+        found: dict[Any, Tensor] = {}
+        handlers: dict[Any, Handler] = {site: lambda seen: found.__setitem__(seen.site, reduce(seen)) for site in sites}
         with self.tap(handlers, single(len(x)), (x.shape[-2], x.shape[-1])) as tap:
-            tap.stop_after = max(sites, key=lambda s: s.index)
+            tap.stop = True
             with suppress(Enough):
                 self.predict(x, t, cond)
             tap.check(self.network)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sfumato.backbones import Cond
 from sfumato.backbones.latent import Latent
-from sfumato.backbones.unet import residuals, sites
+from sfumato.backbones.unet import hiddens, residuals, sites
 from sfumato.errors import SfumatoError
 from sfumato.features import Layer, token_layers
 from sfumato.schedule import Schedule
@@ -36,7 +36,7 @@ class DeepFloyd(Latent):
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
-        return (*token_layers(self.sites, self.network), *residuals(self.network))
+        return (*token_layers(self.sites, self.network), *residuals(self.network), *hiddens(self.network))
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         text, _ = self.pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device=self.device)

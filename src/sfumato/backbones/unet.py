@@ -33,7 +33,7 @@ class UNet(Latent):
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
-        return (*token_layers(self.sites, self.network), *residuals(self.network))
+        return (*token_layers(self.sites, self.network), *residuals(self.network), *hiddens(self.network))
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         length = self.tokenizer.model_max_length
@@ -180,6 +180,33 @@ def residuals(network: Any) -> tuple[Layer, ...]:
         scale, width = 2 ** _level(part, number, depth), module.conv2.out_channels
         out.append(Layer(f"{path}.conv2", index, _STAGES[part], "residual", scale, width))
     return tuple(out)
+
+
+def hiddens(network: Any) -> tuple[Layer, ...]:
+    """What flows on in a UNet2DConditionModel: behind each ResNet with its transformer, and each resampling.
+
+    What the authors of papers call up block i is the last one of ``up_blocks.i``, its resampling included.
+    """
+    depth = len(network.down_blocks)
+    found: list[Layer] = []
+
+    def add(path: str, stage: str, level: int, width: int) -> None:
+        found.append(Layer(path, len(found), stage, "hidden", 2**level, width))
+
+    for part in ("down_blocks", "mid_block", "up_blocks"):
+        if part == "mid_block":
+            add(part, "mid", depth - 1, network.mid_block.resnets[-1].out_channels)
+            continue
+        for number, block in enumerate(getattr(network, part)):
+            place, level = f"{part}.{number}", _level(part, str(number), depth)
+            attended = len(getattr(block, "attentions", ()))
+            for i, resnet in enumerate(block.resnets):
+                inner = "attentions" if i < attended else "resnets"
+                add(f"{place}.{inner}.{i}", _STAGES[part], level, resnet.out_channels)
+            for key, by in (("downsamplers", 1), ("upsamplers", -1)):
+                if getattr(block, key, None):
+                    add(f"{place}.{key}.0", _STAGES[part], level + by, block.resnets[-1].out_channels)
+    return tuple(found)
 
 
 def _in_order(network: Any, kind: type) -> list[tuple[str, Any]]:

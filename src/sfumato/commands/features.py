@@ -1,0 +1,75 @@
+"""``sfumato features``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from sfumato.commands.options import Device, Json, Model, Running, Seed, Side, chosen_side, seed_of
+from sfumato.commands.reading import files_of
+from sfumato.files import writable
+from sfumato.terminal import print_json, print_table, quiet
+
+
+def features(
+    images: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE", help="Picture files, or folders.")
+    ],
+    *,
+    what: Annotated[
+        Literal["hidden", "residual", "tokens", "queries", "keys"],
+        tyro.conf.arg(help="What flows on, what ResNets add, what attention reads, its queries or keys."),
+    ] = "hidden",
+    layers: Annotated[
+        tuple[int, ...], tyro.conf.arg(metavar="N", help="Their numbers among such layers [default: six, spread].")
+    ] = (),
+    times: Annotated[tuple[float, ...], tyro.conf.arg(metavar="T", help="Training steps of the noise.")] = (
+        1,
+        261,
+        521,
+    ),
+    side: Side = None,
+    model: Model = "stilllife",
+    loading: tyro.conf.OmitArgPrefixes[Running],
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Annotated[Path, tyro.conf.arg(help="Folder for the results.")] = Path("out/features"),
+    json: Json = False,
+) -> None:
+    """Read the network's features of images, and draw their principal components, one PCA for all steps and images.
+
+    Writes features.png, and NAME-features.safetensors for each image, a tensor (t, c, h, w) a layer. The table says how
+    much of an image's variance the first three joint components hold, and how much its own three would.
+
+    Example: sfumato features view-1.png view-2.png --layers 10 19 23
+    """
+    files = files_of(images)
+    chosen_side(side)
+    seed_of(seed)
+    writable(out)
+    quiet()
+    from safetensors.torch import save_file
+
+    from sfumato.files import atomic
+    from sfumato.images import open_picture
+    from sfumato.inside import joint_pca
+
+    net = loading.load(model, device)
+    readers = [net.read(open_picture(file), side) for file in files]
+    maps = joint_pca.read_features(readers, what, layers, times, seed)
+    found = joint_pca.joint_pca(maps)
+    picture = out / "features.png"
+    joint_pca.draw(readers, found, times, picture, f"{model}, {what}")
+    made = [picture]
+    for i, file in enumerate(files):
+        made.append(out / f"{file.stem}-features.safetensors")
+        with atomic(made[-1]) as part:
+            save_file({name: m[:, i].contiguous() for name, m in maps.items()}, part, {"times": str(list(times))})
+    rows = [{"layer": name, "joint": round(c.joint, 3), "own": round(c.own, 3)} for name, c in found.items()]
+    if json:
+        print_json({"files": [str(f) for f in made], "layers": rows})
+    else:
+        print_table(rows)
+        print("\n".join(map(str, made)))
