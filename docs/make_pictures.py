@@ -18,7 +18,7 @@ from pathlib import Path
 from sfumato.cli import main
 
 DOCS = Path(__file__).parent
-SHOWN = ("attention", "compare", "beside", "grid", "image")
+SHOWN = ("shown", "attention", "compare", "beside", "grid", "image")
 """What of a command's files is the picture: the first that it wrote."""
 
 
@@ -44,7 +44,24 @@ def picture(page: Path, folder: Path) -> Path:
     return Path(next(files[key] for key in SHOWN if files.get(key)))
 
 
+def ducks(folder: Path, n: int = 3) -> None:
+    """The examples of pages that need several pictures of one kind: renders, and masks of the duck in them."""
+    import numpy as np
+
+    from sfumato.annotations import write_labels
+    from sfumato.bench.truth import renders
+    from sfumato.stilllife import pictures
+
+    shown = renders(np.random.default_rng(2), n, kinds=("duck",), count=1, view="side", style="photo")
+    for i, image in enumerate(shown.images, 1):
+        pictures.write(pictures.picture(image), folder / f"{i}.png")
+        if i != 2:  # the one that is asked about
+            write_labels((shown.thing[i - 1] == 0).long(), folder / f"{i}-labels.png")
+
+
 if __name__ == "__main__":
+    if not (DOCS / "images" / "ducks").exists():
+        ducks(DOCS / "images" / "ducks")
     asked = sys.argv[1:] or sorted(path.stem for path in (DOCS / "methods").glob("*.md"))
     for name in asked:
         page = DOCS / "methods" / f"{name}.md"

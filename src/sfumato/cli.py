@@ -10,16 +10,21 @@ from functools import partial
 import tyro
 
 from sfumato import __version__
-from sfumato.commands import chain
+from sfumato.commands import chain, inside
+from sfumato.commands.attribute import attribute
 from sfumato.commands.bench import bench
 from sfumato.commands.describe import describe
 from sfumato.commands.edit import edit
+from sfumato.commands.features import features
 from sfumato.commands.generate import generate
 from sfumato.commands.invert import invert
+from sfumato.commands.keypoints import keypoints
+from sfumato.commands.match import match
 from sfumato.commands.methods import methods
 from sfumato.commands.models import models
 from sfumato.commands.plan import plan
 from sfumato.commands.render import render
+from sfumato.commands.segment import segment
 from sfumato.commands.sites import sites
 from sfumato.commands.tour import tour
 from sfumato.commands.trajectory import trajectory
@@ -27,9 +32,19 @@ from sfumato.errors import SfumatoError, out_of_memory
 
 COMMANDS = {
     f.__name__: f
-    for f in (generate, edit, invert, render, describe, models, methods, sites, plan, trajectory, tour, bench)
+    for f in (
+        generate, edit, invert, segment, match, keypoints, attribute, features, inside.inside,
+        render, describe, models, methods, sites, plan, trajectory, tour, bench,
+    )
+}  # fmt: skip
+GROUPS = {"inside": {f.__name__: f for f in inside.ALL}}
+"""Commands that are a word more."""
+CHAINED = {
+    "generate": chain.split,
+    "edit": chain.split,
+    "plan": partial(chain.split, positional=False),
+    **dict.fromkeys(("segment", "match", "keypoints"), partial(chain.split, groups=chain.READING, several=True)),
 }
-CHAINED = ("generate", "edit", "plan")
 """Those that take methods behind their own arguments."""
 ABOUT = """Paint, edit, render and read still lifes, offline, with the model that ships.
 
@@ -46,13 +61,15 @@ def main(args: Sequence[str]) -> int:
     if list(args) == ["--version"]:
         print(f"sfumato {__version__}")
         return 0
-    args, commands = list(args) or ["--help"], dict[str, Callable[..., None]](COMMANDS)
+    args, prog, commands = list(args) or ["--help"], "sfumato", dict[str, Callable[..., None]](COMMANDS)
+    if args[0] in GROUPS:
+        prog, commands, args = f"sfumato {args[0]}", GROUPS[args[0]], args[1:] or ["--help"]
     try:
         if args[0] in CHAINED:
-            name, (head, methods) = args[0], chain.split(args[1:], positional=args[0] != "plan")
+            name, (head, methods) = args[0], CHAINED[args[0]](args[1:])
             args = [name, *head]
             commands[name] = partial(commands[name], chain=chain.parse(methods, name))
-        tyro.extras.subcommand_cli_from_dict(commands, prog="sfumato", description=ABOUT, args=args)
+        tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=ABOUT, args=args)
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else 2 if e.code else 0
     except SfumatoError as e:

@@ -7,7 +7,7 @@ what they ask for, and in what they make of it: ``sfumato.methods.perceive``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from sfumato.backbones import Backbone, Cond
     from sfumato.methods.perceive.results import Matches, Segments
+    from sfumato.methods.perceive.text_attribution import TextAttribution
 
 Image = Float[Tensor, "3 h w"] | np.ndarray | Picture | str | Path
 BATCH = 8
@@ -234,11 +235,14 @@ class Reader:
 
         return (method or DIFT())(self, other, points)
 
-    def attribute(self, *words: str, prompt: str = "") -> Float[Tensor, "words H W"]:
+    def attribute(
+        self, *words: str, prompt: str | None = None, method: TextAttribution | None = None
+    ) -> Float[Tensor, "words H W"]:
         """How much each part of the image has to do with each word of ``prompt``, which are the words unless said."""
-        from sfumato.methods.perceive.attribution import attribute
+        from sfumato.methods.perceive.text_attribution import TextAttribution
 
-        return attribute(self, words, prompt or " and ".join(words))
+        maps = replace(method or TextAttribution(), words=words, prompt=prompt).maps(self)
+        return F.interpolate(maps[None].float(), self.size, mode="bilinear", align_corners=False)[0].cpu()
 
     def kept(self, key: Any, make: Callable[[], Tensor]) -> Tensor:
         """What was made of this image under a key: made once, let go of by ``close``."""

@@ -37,6 +37,9 @@ SHORT = {
 """What the field calls some of them."""
 _LONE = {"--json", "--offline", "--show-attention", "--help", "-h"}  # options that no value follows
 _PAIRED = {"--box"}
+_MANY = {"--points"}  # numbers with commas follow, as many as there are
+PAINTING = ("edit", "control")
+READING = ("perceive",)
 
 
 @dataclass(frozen=True)
@@ -113,14 +116,14 @@ def _unsaid(item: Any, field: Any) -> bool:
 
 
 @cache
-def words() -> dict[str, str]:
+def words(groups: tuple[str, ...] = PAINTING) -> dict[str, str]:
     """The methods' words -> the modules that hold them, without importing any."""
     import sfumato.methods
 
     out = {}
-    for group in ("edit", "control"):
+    for group in groups:
         for file in sorted((Path(sfumato.methods.__path__[0]) / group).glob("*.py")):
-            names = re.findall(r"^class (\w+)\(", file.read_text(encoding="utf-8"), re.MULTILINE)
+            names = re.findall(r"^class (\w+)[(:]", file.read_text(encoding="utf-8"), re.MULTILINE)
             if file.stem.replace("_", "") in (name.lower() for name in names):
                 out[file.stem.replace("_", "-")] = f"sfumato.methods.{group}.{file.stem}"
     return out
@@ -130,9 +133,10 @@ def kind(word: str) -> tuple[Any, Any]:
     """The class of a method, and its module. ``SfumatoError`` that lists the methods for a word that is none."""
     import importlib
 
-    module = words().get(SHORT.get(word, word))
+    known = words(PAINTING + READING)
+    module = known.get(SHORT.get(word, word))
     if module is None:
-        raise unknown("method", word, words())
+        raise unknown("method", word, known)
     found = importlib.import_module(module)
     stem = module.rsplit(".", 1)[1].replace("_", "")
     return next(v for k, v in vars(found).items() if isinstance(v, type) and k.lower() == stem), found
@@ -156,6 +160,13 @@ def default(spec: str) -> Any:
         raise SfumatoError(f"{word} needs options of its own; run it alone, see --help after its word") from None
 
 
+def suited(word: str, model: str, side: int | None) -> tuple[Any, int | None]:
+    """A reading method where none was named: as published, or as it suits the built-in model, and what it sees."""
+    if model != "stilllife":
+        return default(word), side
+    return default(f"{word}:still-life"), side or 256  # twice its own side: its cells are large
+
+
 def _preset(word: str, name: str) -> Any:
     known = presets(word)
     if name not in known:
@@ -163,24 +174,29 @@ def _preset(word: str, name: str) -> Any:
     return known[name]
 
 
-def split(args: Sequence[str], positional: bool = True) -> tuple[list[str], list[list[str]]]:
+def split(
+    args: Sequence[str], positional: bool = True, groups: tuple[str, ...] = PAINTING, several: bool = False
+) -> tuple[list[str], list[list[str]]]:
     """The arguments of a command, and those of each method behind them.
 
     The first method is the first of their words that is neither an option's value nor the command's own ``positional``;
-    the next follow a ``+``. Boxes are for all of them and may stand anywhere. ``SfumatoError`` for a word that is none.
+    the next follow a ``+``. Boxes are for all of them and may stand anywhere. ``SfumatoError`` for a word that is none,
+    unless ``several`` words of the command's own may come.
     """
-    methods, head, at, seen = {*words(), *SHORT}, [], 0, not positional
+    methods, head, at, seen = {*words(groups), *SHORT}, [], 0, not positional
     asks = bool({"--help", "-h"} & set(args))
     while at < len(args):
         arg = args[at]
         if arg.startswith("--"):
             more = 0 if arg in _LONE or "=" in arg else 2 if arg in _PAIRED else 1
+            while arg in _MANY and re.fullmatch(r"[-+.,\deE]+", "".join(args[at + 1 + more : at + 2 + more])):
+                more += 1
             head += args[at : at + 1 + more]
             at += 1 + more
         elif arg in methods and (seen or asks):
             break
-        elif seen and not arg.startswith("-"):
-            raise unknown("method", arg, words())
+        elif seen and not several and not arg.startswith("-"):
+            raise unknown("method", arg, words(groups))
         else:
             head.append(arg)
             seen = seen or not arg.startswith("-")

@@ -26,6 +26,10 @@ Model = Annotated[
         help="stilllife, an alias such as sd-1.5 or sdxl, an id of the Hugging Face hub, or a diffusers folder."
     ),
 ]
+Side = Annotated[
+    int | None,
+    tyro.conf.arg(metavar="PIXELS", help="Shorter side at which the network sees an image [default: the model's own]."),
+]
 Boxes = Annotated[
     tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]],
     tyro.conf.arg(
@@ -78,6 +82,13 @@ def whole(name: str, value: int, low: int, high: int) -> None:
 
 def seed_of(value: int) -> int:
     whole("--seed", value, 0, 2**31 - 1)
+    return value
+
+
+def chosen_side(value: int | None) -> int | None:
+    """Refuse a side at which no model reads."""
+    if value is not None:
+        whole("--side", value, 32, 4096)
     return value
 
 

@@ -1,0 +1,633 @@
+"""``sfumato bench perceive``: what is read of fresh renders, against all that is known of their every pixel.
+
+Segments without and with words, from a few labels and from a shot; points of one thing found in another; keypoints
+without labels. Beside each method stands what needs no network: pixels, chance, the mean. Papers differ in protocol, so
+both of each kind are reported: matched per image and pooled, per point and per image, by box and by image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, is_dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sfumato.annotations import lines, overlay
+from sfumato.annotations import points as dots
+from sfumato.backbones import Backbone
+from sfumato.bench import truth
+from sfumato.bench.loops import published_fit
+from sfumato.bench.report import Comparison, Figure, Report, Target, gather
+from sfumato.bench.studio import Studio as Shared
+from sfumato.bench.units import Row, Units, columns, timed
+from sfumato.device import choose
+from sfumato.images import tensor
+from sfumato.methods.perceive import (
+    diff_seg,
+    dift,
+    few_shot,
+    graph_cut,
+    label_efficient,
+    normalised_cut,
+    optimal_transport,
+    prompt_embeddings,
+    propagation,
+    text_attribution,
+    unsupervised_keypoints,
+)
+from sfumato.methods.perceive.results import Matches, Segments
+from sfumato.methods.perceive.unsupervised_keypoints import regressed, regressor
+from sfumato.metrics.matching import Found, pck
+from sfumato.metrics.segmentation import miou_of_images, miou_per_image, named_iou
+from sfumato.reading import Reader
+from sfumato.regions import k_means
+from sfumato.stilllife import pictures
+from sfumato.stilllife.captions import plain
+from sfumato.stilllife.kinds import TRAINED
+from sfumato.stilllife.render import Rendering, keypoints
+from sfumato.terminal import progress
+
+SIDE = 256  # at which the network sees the renders of 128 pixels: 32 x 32 cells
+SHOTS = (1, 5)
+LABELLED = (5, 20, 50)
+CLASSES = ("cube", "duck", "mug", "tree")
+"""Kinds that are learned from labels, beside backdrop and ground."""
+PARTS_OF = "duck"
+KEYPOINT_KIND, RIDGE, SIZE = "robot", 0.03, 128
+LEARNED = 40
+"""Images that keypoints are learned and their regressor is fitted on."""
+FEW_PAIRS = 10
+"""Embeddings are optimised for so many pairs at most: they take seconds a point."""
+
+MEANINGS = {
+    "diffseg_miou": "segments of things, ground and backdrop: DiffSeg and graph cut, mean over images",
+    "diffseg_over_baselines": "the same less the better of k-means on pixels and on features",
+    "text_miou": "where words look: IoU of each thing with its name's segment",
+    "box_miou": "a thing from its box, by propagation of self-attention",
+    "click_miou": "and from a click",
+    "label_efficient_miou": "classes of pixels learned from 20 labelled images",
+    "label_efficient_cut_miou": "and with a graph cut behind it",
+    "label_efficient_over_baselines": "less the better of the same on pixels and on a random network",
+    "few_shot_miou": "a thing in an image, from one other image and its mask",
+    "few_shot_over_matching": "less the same by matching features",
+    "pck_10": "points of a thing found in another of its kind within 0.1 of its box, the best method",
+    "pck_10_over_baselines": "the worst method less the better of chance and colours",
+    "keypoint_error": "annotated keypoints regressed from learned ones: error over that of the mean position",
+    "cluster_seconds": "DiffSeg's clustering of 64 x 64 maps with 256 anchors",
+    "embedding_speed": "points a second over those of the published loop, equal result",
+}
+TARGETS = {
+    "diffseg_miou": Target(0.6),
+    "diffseg_over_baselines": Target(0.0),
+    "text_miou": Target(0.5),
+    "label_efficient_miou": Target(0.8),
+    "label_efficient_over_baselines": Target(0.0),
+    "few_shot_over_matching": Target(0.0),
+    "pck_10": Target(0.6),
+    "pck_10_over_baselines": Target(0.0),
+    "keypoint_error": Target(0.5, at_least=False),
+    "cluster_seconds": Target(1.5, at_least=False),
+    "embedding_speed": Target(5.0),
+}
+
+
+@dataclass
+class Studio(Shared):
+    @cached_property
+    def units(self) -> Units:
+        return Units(None if self.out is None else self.out / "perceive-units.jsonl")
+
+    def labels(self, unit: str, segment: Callable[[], Segments]) -> tuple[Row, Int[Tensor, "h w"]]:
+        """Segments of a unit, kept as a picture whose greys are the labels."""
+
+        def measure() -> tuple[Row, Float[Tensor, "3 h w"]]:
+            found, cost = timed(segment, self.device)
+            return dict(cost), (found.labels.cpu().float() / 255).expand(3, -1, -1)
+
+        row, shown = self.units.get(f"{self.seed} {unit}", measure)
+        return row, (shown[0] * 255).round().long()
+
+    def matches(self, unit: str, match: Callable[[], Matches], pair: truth.Pair) -> tuple[Row, Matches]:
+        """Points of a pair found again, kept in the unit's row, and as a picture of them."""
+
+        def measure() -> tuple[Row, Float[Tensor, "3 h w"]]:
+            found, cost = timed(match, self.device)
+            at = {f"{axis}{i}": float(v) for i, p in enumerate(found.target) for axis, v in zip("xy", p, strict=True)}
+            both = [pictures.picture(image) for image in pair.images]
+            return {**cost, **at}, tensor(lines(both[0], both[1], pair.points[0], found.target, height=192))
+
+        row, _ = self.units.get(f"{self.seed} {unit}", measure)
+        at = [[row[f"x{i}"], row[f"y{i}"]] for i in range(pair.points.shape[1])]
+        cost = {key: row[key] for key in ("seconds", "peak_mb")}
+        none = torch.zeros(len(at))
+        return cost, Matches(pair.points[0], torch.tensor(at), none, none.bool())
+
+    def once(self, unit: str, learned: Callable[[], tuple[Any, dict[str, float]]]) -> Row:
+        """What learning took, as it was when it was done."""
+        row, _ = self.units.get(
+            f"{self.seed} {unit}",
+            lambda: ({f"learning_{k}": v for k, v in learned()[1].items()}, torch.zeros(3, 1, 1)),
+        )
+        return row
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A method as it is measured."""
+
+    method: Any
+    cut: bool = False
+    side: int | None = SIDE
+
+    def __str__(self) -> str:
+        """All that changes a result."""
+        about = repr(self.method) if is_dataclass(self.method) else self.method.__name__
+        return f"{about} {self.side} {CUT if self.cut else ''}"
+
+    def segments(self, model: Backbone, image: Float[Tensor, "3 h w"]) -> Segments:
+        with model.read(image, self.side) as reader:
+            found = self.method(reader)
+            return CUT.refine(found, reader.pixels) if self.cut else found
+
+
+def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Report:
+    """Measure everything. With ``out``, what was measured is kept there, and not measured again."""
+    studio = Studio(n, seed, choose(device), out)
+    report = Report("perceive", n, seed, str(studio.device), MEANINGS, TARGETS)
+    return gather(report, MEASURES, studio, out)
+
+
+def _compared(
+    studio: Studio, what: str, rows: Mapping[str, Mapping[str, Row]], keys: Sequence[str], more: Mapping[str, Row]
+) -> None:
+    """Note every method's means, and what is of its whole set."""
+    for name, units in rows.items():
+        noted = {
+            key: float(np.mean(columns(units, key))) for key in (*keys, "seconds", "peak_mb") if columns(units, key)
+        }
+        studio.methods[f"{what}: {name}"] = noted | {k: v for k, v in more.get(name, {}).items() if v is not None}
+    studio.compared[what] = Comparison((*keys, "seconds", "peak_mb"), rows)
+
+
+# --- segments without words ---------------------------------------------------------------------
+
+
+def by_pixels(reader: Reader) -> Segments:
+    """K-means of colour and place: as many clusters as the median image has regions."""
+    h, w = reader.size
+    y, x = torch.meshgrid(torch.linspace(0, 1, h), torch.linspace(0, 1, w), indexing="ij")
+    return _clustered(torch.cat([reader.pixels.cpu(), 0.5 * torch.stack([x, y])]), reader.size)
+
+
+def by_features(reader: Reader) -> Segments:
+    """K-means of the features that DIFT matches by, of length one."""
+    map = dift.STILL_LIFE.features(reader).cpu()
+    return _clustered(F.normalize(map, dim=0), reader.size)
+
+
+def _clustered(map: Float[Tensor, "c h w"], size: tuple[int, int], k: int = 3) -> Segments:
+    labels = k_means(map.flatten(1).T.double().numpy(), k, tries=3).view(map.shape[1:])
+    return Segments(F.one_hot(labels, k).permute(2, 0, 1).float(), size)
+
+
+CUT = graph_cut.STILL_LIFE
+SMOOTHER = graph_cut.GraphCut(smooth=5)
+SEGMENTERS = {
+    "DiffSeg": Tried(diff_seg.STILL_LIFE),
+    "DiffSeg + graph cut": Tried(diff_seg.STILL_LIFE, cut=True),
+    "DiffSeg, published": Tried(diff_seg.DiffSeg()),
+    "normalised cut": Tried(normalised_cut.STILL_LIFE, side=None),
+    "normalised cut + graph cut": Tried(normalised_cut.STILL_LIFE, cut=True, side=None),
+    "k-means on pixels": Tried(by_pixels),
+    "k-means on features": Tried(by_features),
+}
+
+
+def segments(studio: Studio) -> Mapping[str, Figure]:
+    """Things one by one, ground and backdrop."""
+    shown = truth.renders(studio.stream(1), studio.n)
+    wanted = [truth.regions(shown, i) for i in range(studio.n)]
+    rows: dict[str, dict[str, Row]] = {name: {} for name in SEGMENTERS}
+    found: dict[str, list[Tensor]] = {name: [] for name in SEGMENTERS}
+    with progress("bench: segments", studio.n * len(SEGMENTERS)) as advance:
+        for i, image in enumerate(shown.images):
+            for name, tried in SEGMENTERS.items():
+                cost, labels = studio.labels(
+                    f"segments {i} {tried}", lambda t=tried, x=image: t.segments(studio.model, x)
+                )
+                rows[name][f"image {i}"] = {"miou": miou_of_images([labels], [wanted[i]]), **cost}
+                found[name].append(labels)
+                advance()
+    classes = max(int(t.max()) for t in wanted) + 1
+    pooled: dict[str, Row] = {}
+    for name, labels in found.items():
+        mean, right = miou_per_image(labels, wanted, classes)
+        pooled[name] = {"pooled_miou": mean, "pixels_right": right}
+        _keep(studio, f"segments-{name}", shown.images, labels)
+    _compared(studio, "segments", rows, ("miou",), pooled)
+    ours = np.array(columns(rows["DiffSeg + graph cut"], "miou"))
+    base = max(np.mean(columns(rows[name], "miou")) for name in ("k-means on pixels", "k-means on features"))
+    return {"diffseg_miou": ours, "diffseg_over_baselines": float(ours.mean() - base)}
+
+
+def _keep(studio: Studio, name: str, images: Float[Tensor, "n 3 h w"], labels: Sequence[Int[Tensor, "h w"]]) -> None:
+    """A sheet of the first images with their labels."""
+    tinted = [tensor(overlay(pictures.picture(x), at)) for x, at in zip(images[:32], labels[:32], strict=True)]
+    studio.keep(name.replace(" ", "-").replace(",", ""), torch.stack(tinted))
+
+
+# --- segments by words ---------------------------------------------------------------------------
+
+
+def words(studio: Studio) -> Mapping[str, Figure]:
+    """One or two things of different kinds, looked for by their kinds' names."""
+    rng = studio.stream(2)
+    scenes = []
+    while len(scenes) < studio.n:
+        one = truth.renders(rng, 1, count=1 + len(scenes) % 2)
+        if len({t.kind for t in one.scenes[0].things}) == len(one.scenes[0].things):
+            scenes.append(one)
+    published, suited = text_attribution.TextAttribution(), text_attribution.STILL_LIFE
+    asked = {
+        "text attribution": (suited, False),
+        "text attribution + graph cut": (suited, True),
+        "text attribution, published": (published, False),
+        "the whole image": (None, False),
+    }
+    rows: dict[str, dict[str, Row]] = {name: {} for name in asked}
+    found: dict[str, list[Tensor]] = {name: [] for name in asked}
+    with progress("bench: words", len(scenes) * len(asked)) as advance:
+        for i, one in enumerate(scenes):
+            names = tuple(t.kind for t in one.scenes[0].things)
+            for name, (method, cut) in asked.items():
+                cost, labels = {}, torch.ones(one.thing.shape[1:], dtype=torch.long)
+                if method is not None:
+                    tried = Tried(replace(method, words=names, prompt=plain(one.scenes[0])), cut)
+                    cost, labels = studio.labels(
+                        f"words {i} {tried}", lambda t=tried, x=one.images[0]: t.segments(studio.model, x)
+                    )
+                ious = [_iou(labels == k + 1, one.thing[0] == k) for k in range(len(names))]
+                rows[name][f"image {i}"] = {"miou": float(np.mean(ious)), **cost}
+                found[name].append(labels)
+                advance()
+    _compared(studio, "words", rows, ("miou",), {})
+    _keep(studio, "words", torch.cat([one.images for one in scenes]), found["text attribution"])
+    return {"text_miou": np.array(columns(rows["text attribution"], "miou"))}
+
+
+def _iou(a: Tensor, b: Tensor) -> float:
+    return float((a & b).sum() / (a | b).sum().clamp_min(1))
+
+
+def clicks(studio: Studio) -> Mapping[str, Figure]:
+    """A thing from its box, and from a click in its middle, beside the box itself."""
+    shown = truth.renders(studio.stream(7), studio.n)
+    rows: dict[str, dict[str, Row]] = {name: {} for name in ("box", "click", "the box itself")}
+    with progress("bench: clicks", 2 * studio.n) as advance:
+        for i, image in enumerate(shown.images):
+            mask = shown.thing[i] == 0
+            y, x = mask.nonzero().T
+            left, top, right, bottom = (float(v) for v in (x.min(), y.min(), x.max() + 1, y.max() + 1))
+            nearest = (y - y.float().mean()).square() + (x - x.float().mean()).square()
+            middle = nearest.argmin()
+            filled = torch.zeros_like(mask)
+            filled[int(top) : int(bottom), int(left) : int(right)] = True
+            rows["the box itself"][f"image {i}"] = {"miou": _iou(filled, mask)}
+            for name, where in (
+                ("box", {"box": (left, top, right, bottom)}),
+                ("click", {"click": (float(x[middle]) + 0.5, float(y[middle]) + 0.5)}),
+            ):
+                tried = Tried(replace(propagation.STILL_LIFE, **where))
+                cost, labels = studio.labels(
+                    f"clicks {i} {tried}", lambda t=tried, x=image: t.segments(studio.model, x)
+                )
+                rows[name][f"image {i}"] = {"miou": _iou(labels == 1, mask), **cost}
+                advance()
+    _compared(studio, "clicks", rows, ("miou",), {})
+    return {f"{name}_miou": np.array(columns(rows[name], "miou")) for name in ("box", "click")}
+
+
+# --- classes of pixels from a few labelled images ------------------------------------------------
+
+
+def untrained(model: Backbone) -> Backbone:
+    """The same architecture with random weights, as torch draws them."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    network: Any = UNet2DConditionModel.from_config(cast("Any", model).network.config)
+    other = copy(model)
+    other.network = network.to(model.device).eval()
+    other.name = f"{model.name}, untrained"
+    return other
+
+
+def labelled(studio: Studio) -> Mapping[str, Figure]:
+    """Backdrop, ground and four kinds, learned from 5, 20 and 50 images; and the parts of one kind, from 20."""
+    suited, model = label_efficient.STILL_LIFE, studio.model
+    asked: dict[str, Asked] = {f"label-efficient, {n}": (suited, model, n, None) for n in LABELLED}
+    asked["label-efficient, 20 + graph cut"] = (suited, model, 20, SMOOTHER)
+    asked |= {f"on pixels, {n}": (replace(suited, of="pixels"), model, n, None) for n in LABELLED}
+    asked["on a random network, 20"] = (suited, untrained(model), 20, None)
+    pooled = _classes(studio, "labelled", CLASSES, lambda shown, i: truth.kinds(shown, i, CLASSES), asked)
+    few = {name: asked[name] for name in ("label-efficient, 20", "on pixels, 20")}
+    _classes(studio, f"parts of a {PARTS_OF}", (PARTS_OF,), truth.parts, few)
+    ours, cut = (pooled[f"label-efficient, 20{more}"] for more in ("", " + graph cut"))
+    base = max(pooled[name] for name in ("on pixels, 20", "on a random network, 20"))
+    return {
+        "label_efficient_miou": ours,
+        "label_efficient_cut_miou": cut,
+        "label_efficient_over_baselines": ours - base,
+    }
+
+
+Asked = tuple[label_efficient.LabelEfficient, Backbone, int, graph_cut.GraphCut | None]
+
+
+def _classes(
+    studio: Studio,
+    what: str,
+    kinds: tuple[str, ...],
+    label: Callable[[Rendering, int], Int[Tensor, "h w"]],
+    asked: Mapping[str, Asked],
+) -> dict[str, float]:
+    """Mean IoU over the classes of every method, pixels of all images counted together."""
+    draw = {"kinds": kinds, "count": 1}
+    many = truth.renders(studio.stream(3), max(LABELLED), **draw)
+    tests = truth.renders(studio.stream(4), studio.n, **draw)
+    wanted, taught = ([label(shown, i) for i in range(len(shown.images))] for shown in (tests, many))
+    rows: dict[str, dict[str, Row]] = {name: {} for name in asked}
+    pooled: dict[str, Row] = {}
+    with progress(f"bench: {what}", len(asked) * studio.n) as advance:
+        for name, (method, model, n, cut) in asked.items():
+
+            @cache
+            def learned(method: Any = method, model: Any = model, n: int = n) -> Any:
+                return timed(lambda: method.fit(model, list(many.images[:n]), taught[:n], side=SIDE), studio.device)
+
+            def segment(image: Tensor, model: Any = model, learned: Any = learned, cut: Any = cut) -> Segments:
+                with model.read(image, SIDE) as reader:
+                    found = learned()[0].segments(reader)
+                    return found if cut is None else cut.refine(found, reader.pixels)
+
+            found, unit = [], f"{what} {n} {model.name} {method!r} {SIDE} {kinds}"
+            for i, image in enumerate(tests.images):
+                about = f"{unit} {i} {cut or ''}"
+                if f"{studio.seed} {about}" not in studio.units.rows:
+                    learned()  # not in the time of an image
+                cost, labels = studio.labels(about, lambda x=image: segment(x))
+                rows[name][f"image {i}"] = {"miou": miou_named([labels], [wanted[i]]), **cost}
+                found.append(labels)
+                advance()
+            pooled[name] = {"pooled_miou": miou_named(found, wanted), **studio.once(f"{unit} learning", learned)}
+            _keep(studio, f"{what}-{name}", tests.images, found)
+    _compared(studio, what, rows, ("miou",), pooled)
+    return {name: cast("float", row["pooled_miou"]) for name, row in pooled.items()}
+
+
+def miou_named(found: Sequence[Int[Tensor, "h w"]], wanted: Sequence[Int[Tensor, "h w"]]) -> float:
+    """Mean over the classes that are there, pixels of all images counted together."""
+    classes = 1 + max(int(labels.max()) for labels in (*found, *wanted))
+    return float(np.nanmean(named_iou(found, wanted, classes)))
+
+
+# --- a thing from one image and its mask ---------------------------------------------------------
+
+
+def shots(studio: Studio) -> Mapping[str, Figure]:
+    """One thing alone; the support shows others of its kind."""
+    methods = {
+        "few-shot": few_shot.STILL_LIFE,
+        "few-shot, published": few_shot.FewShot(),
+        "feature matching": few_shot.FeatureMatching(),
+    }
+    rows: dict[str, dict[str, Row]] = {f"{name}, {k}": {} for name in methods for k in SHOTS}
+    found: list[Tensor] = []
+    images: list[Tensor] = []
+    with progress("bench: shots", studio.n * len(rows)) as advance:
+        for i in range(studio.n):
+            rng = studio.stream(5, i)
+            kind = str(rng.choice(TRAINED))
+            seen = truth.renders(rng, 1 + max(SHOTS), kinds=(kind,), count=1)
+            masks = (seen.thing == 0).float()
+            for name, method in methods.items():
+                for k in SHOTS:
+
+                    def segment(method: Any = method, k: int = k, seen: Any = seen, masks: Any = masks) -> Segments:
+                        readers = [studio.model.read(x, SIDE) for x in seen.images[: k + 1]]
+                        return method(readers[0], readers[1:], list(masks[1 : k + 1]))
+
+                    cost, labels = studio.labels(f"shots {i} {k} {method!r} {SIDE}", segment)
+                    rows[f"{name}, {k}"][f"image {i}"] = {"miou": _iou(labels == 1, masks[0] > 0), **cost}
+                    if (name, k) == ("few-shot", 1):
+                        found.append(labels)
+                        images.append(seen.images[0])
+                    advance()
+    _compared(studio, "shots", rows, ("miou",), {})
+    _keep(studio, "shots", torch.stack(images), found)
+    ours, base = (np.array(columns(rows[name], "miou")) for name in ("few-shot, 1", "feature matching, 1"))
+    return {"few_shot_miou": ours, "few_shot_over_matching": ours - base}
+
+
+# --- points of one thing in another --------------------------------------------------------------
+
+
+def by_colour(source: Reader, target: Reader, points: Float[Tensor, "n 2"]) -> Matches:
+    """The pixel of the most alike colour and place."""
+    h, w = target.size
+    y, x = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
+
+    def described(reader: Reader) -> Float[Tensor, "n 5"]:
+        return torch.cat([reader.pixels.cpu(), 0.5 * torch.stack([x, y])]).flatten(1).T
+
+    at = points.long()
+    asked = described(source).view(h, w, 5)[at[:, 1], at[:, 0]]
+    best = torch.cdist(asked, described(target)).argmin(1)
+    found = torch.stack([best % w, best // w], 1) + 0.5
+    return Matches(points, found, torch.zeros(len(points)), torch.ones(len(points), dtype=torch.bool))
+
+
+def by_chance(source: Reader, target: Reader, points: Float[Tensor, "n 2"]) -> Matches:
+    """Anywhere in the image."""
+    dice = torch.Generator().manual_seed(int(points.sum() * 1000))
+    found = torch.rand(points.shape, generator=dice) * torch.tensor([target.size[1], target.size[0]])
+    return Matches(points, found, torch.zeros(len(points)), torch.ones(len(points), dtype=torch.bool))
+
+
+MATCHERS = {
+    "DIFT": Tried(dift.STILL_LIFE),
+    "DIFT, published": Tried(dift.DIFT()),
+    "optimal transport": Tried(optimal_transport.STILL_LIFE),
+    "optimised embeddings": Tried(prompt_embeddings.STILL_LIFE, side=None),
+    "colours": Tried(by_colour),
+    "chance": Tried(by_chance),
+}
+SLOW = ("optimised embeddings",)
+BASE = ("colours", "chance")
+
+
+def matches(studio: Studio) -> Mapping[str, Figure]:
+    """Keypoints of single things of one kind, that differ in all else; and points anywhere on them."""
+    _found(studio, "points", truth.pairs(studio.stream(6), studio.n))
+    by_point = _found(studio, "keypoints of pairs", truth.pairs(studio.stream(11), studio.n, named=True))
+    ours = {k: v for k, v in by_point.items() if k not in BASE and "published" not in k}
+    return {
+        "pck_10": max(ours.values()),
+        "pck_10_over_baselines": min(ours.values()) - max(by_point[name] for name in BASE),
+    }
+
+
+def _found(studio: Studio, what: str, asked: Sequence[truth.Pair]) -> dict[str, float]:
+    """PCK of every method, by point."""
+    rows: dict[str, dict[str, Row]] = {name: {} for name in MATCHERS}
+    found: dict[str, list[Found]] = {name: [] for name in MATCHERS}
+    with progress(f"bench: {what}", len(asked) * len(MATCHERS)) as advance:
+        for name, tried in MATCHERS.items():
+            for i, pair in enumerate(asked[:FEW_PAIRS] if name in SLOW else asked):
+
+                def match(pair: truth.Pair = pair, tried: Tried = tried) -> Matches:
+                    with (
+                        studio.model.read(pair.images[0], tried.side) as one,
+                        studio.model.read(pair.images[1], tried.side) as other,
+                    ):
+                        return tried.method(one, other, pair.points[0])
+
+                cost, at = studio.matches(f"{what} {i} {tried}", match, pair)
+                each = Found(at.target, pair.points[1], pair.box, float(max(pair.images.shape[-2:])))
+                rows[name][f"pair {i}"] = {"pck_10": pck([each]), "pck_05": pck([each], 0.05), **cost}
+                found[name].append(each)
+                advance()
+    pooled: dict[str, Row] = {}
+    for name, pairs in found.items():
+        pooled[name] = {
+            "pck_10 by point": pck(pairs),
+            "pck_10 by point, of the image": pck(pairs, by="image"),
+            "pck_10 of the image": pck(pairs, by="image", each="image"),
+        }
+    _compared(studio, what, rows, ("pck_10", "pck_05"), pooled)
+    return {name: cast("float", row["pck_10 by point"]) for name, row in pooled.items()}
+
+
+# --- keypoints without labels ---------------------------------------------------------------------
+
+
+def landmarks(studio: Studio) -> Mapping[str, Figure]:
+    """Robots from the front: learned and regressed on some, found on others, beside the mean position."""
+    draw = {"kinds": (KEYPOINT_KIND,), "count": 1, "view": "front"}
+    learned_on = truth.renders(studio.stream(8), LEARNED, **draw)
+    tests = truth.renders(studio.stream(9), studio.n, **draw)
+    method = unsupervised_keypoints.STILL_LIFE
+    taught, seen = _annotated(learned_on)
+    wanted, visible = _annotated(tests)
+    sizes = [_height(tests, i) for i in range(studio.n)]
+    rows: dict[str, dict[str, Row]] = {"regressed": {}, "mean position": {}}
+
+    def learn() -> tuple[Any, dict[str, float]]:
+        resume = None if studio.out is None else studio.out / "perceive-keypoints.safetensors"
+        return timed(lambda: method.fit(studio.model, list(learned_on.images), resume), studio.device)
+
+    @cache
+    def found() -> tuple[Any, Tensor, dict[str, float]]:
+        points, cost = learn()
+        at = torch.stack([_located(studio, points, image) for image in learned_on.images])
+        return points, regressor(at / SIZE, taught / SIZE, seen, RIDGE), cost
+
+    mean = torch.stack([taught[seen[:, j], j].mean(0) for j in range(taught.shape[1])])
+    with progress("bench: keypoints", studio.n) as advance:
+        for i, image in enumerate(tests.images):
+
+            def measure(i: int = i, image: Tensor = image) -> tuple[Row, Tensor]:
+                points, weights, _ = found()
+                at, cost = timed(lambda: _located(studio, points, image), studio.device)
+                told = regressed(at[None] / SIZE, weights)[0] * SIZE
+                row: Row = {**cost, "error": _error(told, wanted[i], visible[i], sizes[i])}
+                shown = dots(pictures.picture(image), torch.cat([told, wanted[i][visible[i]]]), 256)
+                return row, tensor(shown)
+
+            unit = f"{studio.seed} keypoints {i} {method!r} {KEYPOINT_KIND} {LEARNED} {RIDGE}"
+            row, _ = studio.units.get(unit, measure)
+            rows["regressed"][f"image {i}"] = row
+            rows["mean position"][f"image {i}"] = {"error": _error(mean, wanted[i], visible[i], sizes[i])}
+            advance()
+    cost = studio.once(f"keypoints learning {method!r} {KEYPOINT_KIND} {LEARNED}", lambda: (None, found()[2]))
+    _compared(studio, "keypoints", rows, ("error",), {"regressed": cost})
+    ours, base = (float(np.mean(columns(rows[name], "error"))) for name in ("regressed", "mean position"))
+    return {"keypoint_error": ours / base}
+
+
+def _located(studio: Studio, points: unsupervised_keypoints.Keypoints, image: Tensor) -> Float[Tensor, "k 2"]:
+    with studio.model.read(image) as reader:
+        return points.locate(reader).cpu()
+
+
+def _annotated(shown: Rendering) -> tuple[Float[Tensor, "n m 2"], Bool[Tensor, "n m"]]:
+    """The kind's keypoints in each image, and which of them it shows."""
+    named = [keypoints(scene, shown, i)[0] for i, scene in enumerate(shown.scenes)]
+    at = torch.tensor([[p[:2] for p in points.values()] for points in named])
+    return at, torch.tensor([[p[2] for p in points.values()] for points in named])
+
+
+def _height(shown: Rendering, image: int) -> float:
+    """Of the thing, in pixels."""
+    y = (shown.thing[image] == 0).nonzero()[:, 0]
+    return float(y.max() - y.min() + 1)
+
+
+def _error(found: Float[Tensor, "m 2"], truth: Float[Tensor, "m 2"], visible: Bool[Tensor, " m"], size: float) -> float:
+    """Mean distance of what is visible, in parts of the thing's height."""
+    return float((found - truth)[visible].norm(dim=1).mean() / size)
+
+
+# --- speed ----------------------------------------------------------------------------------------
+
+
+def clustering(studio: Studio) -> Mapping[str, Figure]:
+    """DiffSeg's clustering at the size of Stable Diffusion's maps: smooth maps, a spot around each cell."""
+    grid = (64, 64)
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    at = torch.stack([y.flatten(), x.flatten()], 1)
+    maps = (-torch.cdist(at, at).square() / 200).softmax(1).to(studio.device)
+    anchors = diff_seg.anchored(grid, 16).to(studio.device)
+    spent = [timed(lambda: diff_seg.cluster(maps, anchors, 0.9), studio.device)[1] for _ in range(3)]
+    studio.methods["clustering of 64 x 64"] = {"peak_mb": max(s["peak_mb"] for s in spent)}
+    return {"cluster_seconds": float(np.median([s["seconds"] for s in spent]))}
+
+
+def fitting(studio: Studio) -> Mapping[str, Figure]:
+    """A step of one text: the published loop's over that of all points and restarts in batches."""
+    (pair,) = truth.pairs(studio.stream(10), 1, points=4)
+    method, steps = replace(prompt_embeddings.PUBLISHED, steps=3), 3
+    alone, batched = [], []
+    for _ in range(3):
+        with studio.model.read(pair.images[0]) as reader:
+            alone.append(
+                timed(lambda r=reader: published_fit(method, r, pair.points[0][0], 0, steps), studio.device)[1]
+            )
+        with studio.model.read(pair.images[0]) as reader:
+            method.crops(reader)  # encoded once, whatever the number of steps
+            batched.append(timed(lambda r=reader: method.fit(r, pair.points[0]), studio.device)[1])
+    texts = method.restarts * len(pair.points[0])
+    one, many = (float(np.median([s["seconds"] for s in spent])) / steps for spent in (alone, batched))
+    studio.methods["a step of one text"] = {"published loop": one, "batched": many / texts}
+    return {"embedding_speed": one / (many / texts)}
+
+
+MEASURES: tuple[tuple[tuple[str, ...], Callable[[Studio], Mapping[str, Figure]]], ...] = (
+    (("diffseg_miou", "diffseg_over_baselines"), segments),
+    (("text_miou",), words),
+    (("box_miou", "click_miou"), clicks),
+    (("label_efficient_miou", "label_efficient_cut_miou", "label_efficient_over_baselines"), labelled),
+    (("few_shot_miou", "few_shot_over_matching"), shots),
+    (("pck_10", "pck_10_over_baselines"), matches),
+    (("keypoint_error",), landmarks),
+    (("cluster_seconds",), clustering),
+    (("embedding_speed",), fitting),
+)

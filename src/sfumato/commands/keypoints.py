@@ -1,0 +1,84 @@
+"""``sfumato keypoints``."""
+
+from __future__ import annotations
+
+from json import dumps
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sfumato.commands import chain as chains
+from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_side
+from sfumato.commands.reading import Batch, files_of, page
+from sfumato.errors import SfumatoError
+from sfumato.files import writable, write_text
+from sfumato.terminal import print_json, quiet
+
+
+def keypoints(
+    images: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE", help="Picture files, or folders.")
+    ],
+    *,
+    chain: tyro.conf.Suppress[chains.Chain] = chains.NONE,
+    learned: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE", help="Keypoints that were learned before [default: learn them now].")
+    ] = None,
+    side: Side = None,
+    model: Model = "stilllife",
+    loading: tyro.conf.OmitArgPrefixes[Running],
+    device: Device = "auto",
+    out: Annotated[Path, tyro.conf.arg(help="Folder for the results.")] = Path("out/keypoints"),
+    json: Json = False,
+) -> None:
+    """Learn keypoints of images that show things of one kind, without labels, and find them in each.
+
+    Writes keypoints.safetensors (for --learned), keypoints.json, NAME-keypoints.png and index.html. Learning that was
+    stopped goes on where it was.
+
+    Example: sfumato keypoints ducks/ unsupervised-keypoints --preset still-life
+
+    Example: sfumato keypoints more-ducks/ --learned out/keypoints/keypoints.safetensors
+    """
+    files = files_of(images)
+    chosen_side(side)
+    writable(out)
+    quiet()
+    from sfumato.annotations import points
+    from sfumato.images import open_picture
+    from sfumato.methods.perceive.unsupervised_keypoints import Keypoints, UnsupervisedKeypoints
+    from sfumato.stilllife import pictures
+
+    if len(chain.items) > 1 or not all(isinstance(item, UnsupervisedKeypoints) for item in chain.items):
+        raise SfumatoError(f"keypoints are learned by unsupervised-keypoints, not by {' + '.join(chain.names)}")
+    net = loading.load(model, device)
+    if learned is None:
+        method = chain.items[0] if chain.items else UnsupervisedKeypoints()
+        learned = out / "keypoints.safetensors"
+        found = method.fit(net, [open_picture(f) for f in files], out / ".learning.safetensors", side=side)
+        found.save(learned)
+    elif chain.items:
+        raise SfumatoError("--learned has its own settings; leave the method out, or learn anew without --learned")
+    else:
+        found = Keypoints.load(learned)
+    settings = {"learned": (str(learned), learned.stat().st_mtime_ns), "model": model, "side": side, **vars(loading)}
+    batch = Batch(files, out, settings)
+
+    def work(file: Path) -> dict[str, Any]:
+        picture = open_picture(file)
+        with net.read(picture, side) as reader:
+            at = found.locate(reader).cpu()
+        made = pictures.write(points(picture, at), out / f"{batch.stem(file)}-keypoints.png")
+        return {"files": [str(made)], "shown": str(made), "points": at.tolist()}
+
+    rows = batch.run("locating", work)
+    document = out / "keypoints.json"
+    write_text(document, dumps(rows, indent=1, allow_nan=False) + "\n")
+    shown = [(row["image"], [("", Path(row["files"][0]))]) for row in rows]
+    report = page("Keypoints", f"{len(found.chosen)} on {model}, {len(rows)} images", shown, out / "index.html")
+    if json:
+        print_json({"learned": str(learned), "images": rows, "page": str(report), "failed": batch.failed})
+    else:
+        print("\n".join([*(f for row in rows for f in row["files"]), str(learned), str(document), str(report)]))
+    batch.finish()

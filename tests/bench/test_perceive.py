@@ -1,0 +1,107 @@
+"""The bench of recognition, on the tiny model: every key has a figure, and what was measured is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sfumato.bench import perceive, truth
+from sfumato.stilllife.kinds import KINDS
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def quick(here, monkeypatch):
+    """Everything as small as it can be."""
+    learning = replace(perceive.label_efficient.STILL_LIFE, epochs=1, members=2, pixels=16, t=(50,), blocks=(5,))
+    monkeypatch.setattr(perceive.label_efficient, "STILL_LIFE", learning)
+    finding = replace(
+        perceive.unsupervised_keypoints.STILL_LIFE,
+        steps=1,
+        tokens=12,
+        candidates=10,
+        grid=16,
+        augmentations=1,
+        parts=(1.0,),
+    )
+    monkeypatch.setattr(perceive.unsupervised_keypoints, "STILL_LIFE", finding)
+    fitting = replace(perceive.prompt_embeddings.STILL_LIFE, steps=1, restarts=1, parts=(1.0,), bank=2, found=4)
+    monkeypatch.setattr(perceive.prompt_embeddings, "PUBLISHED", fitting)
+    monkeypatch.setattr(perceive.few_shot, "STILL_LIFE", perceive.few_shot.FewShot())
+    monkeypatch.setattr(perceive, "LABELLED", (2, 20))
+    monkeypatch.setattr(perceive, "LEARNED", 2)
+    monkeypatch.setattr(perceive, "SIDE", 64)
+    blocks = perceive.dift.DIFT(blocks=(0,), ensemble=1)
+    monkeypatch.setattr(perceive.dift, "STILL_LIFE", blocks)
+    monkeypatch.setattr(
+        perceive,
+        "SEGMENTERS",
+        {
+            "DiffSeg": perceive.Tried(perceive.diff_seg.DiffSeg(), side=64),
+            "DiffSeg + graph cut": perceive.Tried(perceive.diff_seg.DiffSeg(), cut=True, side=64),
+            "k-means on pixels": perceive.Tried(perceive.by_pixels, side=64),
+            "k-means on features": perceive.Tried(perceive.by_features, side=64),
+        },
+    )
+    monkeypatch.setattr(
+        perceive,
+        "MATCHERS",
+        {
+            "DIFT": perceive.Tried(blocks, side=64),
+            "optimised embeddings": perceive.Tried(fitting, side=64),
+            "colours": perceive.MATCHERS["colours"],
+            "chance": perceive.MATCHERS["chance"],
+        },
+    )
+    monkeypatch.setattr(perceive, "FEW_PAIRS", 1)
+
+
+def test_regions_kinds_and_parts_are_the_renders_own():
+    shown = truth.renders(np.random.default_rng(0), 2, kinds=("duck",), count=1)
+    for i in range(2):
+        regions, parts = truth.regions(shown, i), truth.parts(shown, i)
+        assert torch.equal(regions >= 2, shown.thing[i] >= 0) and torch.equal(regions == 1, shown.ground[i])
+        assert torch.equal(truth.kinds(shown, i, ("cube", "duck")) == 3, shown.thing[i] == 0)
+        assert torch.equal(parts > 0, shown.thing[i] == 0) and parts.max() <= len(KINDS["duck"].parts())
+
+
+def test_points_of_a_pair_lie_on_the_thing_in_both_images():
+    for pair in truth.pairs(np.random.default_rng(0), 3, points=5):
+        for side in range(2):
+            x, y = pair.points[side].long().T
+            assert (pair.masks[side][y, x] == 1).all()
+    for pair in truth.pairs(np.random.default_rng(0), 2, named=True):
+        assert len(pair.named) == pair.points.shape[1] >= 2 and 8 < pair.box <= 128
+
+
+def test_every_key_is_measured_and_nothing_twice(quick, tmp_path, monkeypatch):
+    first = perceive.run(2, 0, "cpu", tmp_path)
+    assert not first.why and None not in first.results.values()
+    assert {"segments", "words", "clicks", "labelled", "shots", "points", "keypoints"} <= set(first.compared)
+    noted = first.methods["segments: DiffSeg"]
+    assert {"miou", "pooled_miou", "pixels_right", "seconds", "peak_mb"} <= set(noted)
+    assert (tmp_path / "words.png").exists()
+    monkeypatch.setattr(perceive.Tried, "segments", None)  # what is kept is not measured again
+    assert (
+        perceive.segments(perceive.Studio(2, 0, CPU, tmp_path))["diffseg_miou"].tolist()
+        == first.figures["diffseg_miou"].tolist()
+    )
+
+
+def test_chance_is_anywhere_and_colours_find_a_colour(here):
+    from sfumato.backbones.load import load
+
+    model = load("stilllife", device="cpu")
+    image = torch.zeros(3, 64, 64)
+    image[0, 10, 20] = 1.0
+    other = torch.zeros(3, 64, 64)
+    other[0, 12, 24] = 1.0
+    with model.read(image, 64) as a, model.read(other, 64) as b:
+        found = perceive.by_colour(a, b, torch.tensor([[20.5, 10.5]]))
+        assert found.target.tolist() == [[24.5, 12.5]]
+        spread = perceive.by_chance(a, b, torch.rand(500, 2) * 64).target
+    assert (spread >= 0).all() and (spread <= 64).all() and abs(float(spread.mean()) - 32) < 3

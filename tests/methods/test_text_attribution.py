@@ -1,0 +1,139 @@
+"""Words' maps against the formula written again, another text by its own keys, and runs on every family."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import families
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sfumato.errors import SfumatoError
+from sfumato.methods.perceive.text_attribution import STEPS, TextAttribution, attribute
+from sfumato.plan import choose
+from sfumato.reading import Noise, Reader
+
+PROMPT, OTHER = "a red cube on grass", "the blue duck and a cube"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return families.made(tmp_path_factory.mktemp("attribution"))
+
+
+def reading(model, ratio: float = 1.5):
+    side = families.side(model)
+    image = torch.rand(3, side, int(side * ratio), generator=torch.Generator().manual_seed(0))
+    return Reader(model, image, side)
+
+
+def seen(reader, prompt: str, t: float):
+    """Every head's probabilities at every site."""
+    sites = choose(reader.model, "image->text", reader.grid)
+    return reader.read(sites, lambda c: c.block(c.rows.names[0], "image->text"), Noise(t), prompt)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "pixart"])
+def test_a_words_map_is_the_mean_over_steps_sites_heads_and_tokens(tiny, family):
+    model = tiny(family)
+    reader = reading(model)
+    at = model.words(PROMPT)[2][1]
+    steps = (1, 400)
+    wanted = 0
+    for t in steps:
+        of = []
+        for site, probs in seen(reader, PROMPT, t).items():
+            flat = probs.mean(0)[:, at].mean(1).view(1, 1, *site.grid(reader.grid))
+            of.append(F.interpolate(flat, reader.grid, mode="bicubic")[0, 0].clamp_min(0))
+        wanted = wanted + torch.stack(of).mean(0) / len(steps)
+    found = attribute(reader, PROMPT, ["cube"], steps)
+    torch.testing.assert_close(found[0], wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux", "deepfloyd"])
+def test_in_joint_attention_the_texts_part_is_made_one(tiny, family):
+    model = tiny(family)
+    reader = reading(model)
+    at = model.words(PROMPT)[2][1]
+    of = []
+    for site, probs in seen(reader, PROMPT, 1).items():
+        maps = probs.mean(0)
+        flat = (maps / maps.sum(-1, keepdim=True))[:, at].mean(1).view(1, 1, *site.grid(reader.grid))
+        of.append(F.interpolate(flat, reader.grid, mode="bicubic")[0, 0].clamp_min(0))
+    found = attribute(reader, PROMPT, ["cube"], (1,))
+    torch.testing.assert_close(found[0], torch.stack(of).mean(0), atol=1e-5, rtol=1e-4)
+
+
+def test_words_that_compete_sum_to_one_over_the_sentence(tiny):
+    reader = reading(tiny("sd"))
+    maps = attribute(reader, PROMPT, PROMPT.split(), (1, 500), compete=True)
+    torch.testing.assert_close(maps.sum(0), torch.ones_like(maps[0]))
+    plain = attribute(reader, PROMPT, PROMPT.split(), (1, 500))
+    torch.testing.assert_close(maps, plain / plain.sum(0))
+
+
+def test_another_text_is_attended_to_by_the_images_own_queries(tiny):
+    """At the first site nothing has yet been read of either text: there the maps are those of the other text alone."""
+    model = tiny("sd")
+    reader = reading(model)
+    sites = choose(model, "image->text", reader.grid)
+    first = attribute(reader, OTHER, ["duck"], (300,), sites[:1], read_with=PROMPT)
+    torch.testing.assert_close(first, attribute(reader, OTHER, ["duck"], (300,), sites[:1]), atol=1e-6, rtol=1e-4)
+    last = attribute(reader, OTHER, ["duck"], (300,), sites[-1:], read_with=PROMPT)
+    assert (last - attribute(reader, OTHER, ["duck"], (300,), sites[-1:])).abs().max() > 1e-5
+    queries, keys = (
+        reader.read(sites[-1:], lambda c, w=w: c.get(w, c.rows.names[0]), Noise(300), text)[sites[-1]]
+        for w, text in (("q", PROMPT), ("k", OTHER))
+    )
+    probs = (queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5).softmax(-1).mean(0)
+    flat = probs[:, model.words(OTHER)[2][1]].mean(1).view(1, 1, *sites[-1].grid(reader.grid))
+    wanted = F.interpolate(flat, reader.grid, mode="bicubic")[0].clamp_min(0)
+    torch.testing.assert_close(last, wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_the_same_text_as_another_is_the_text_itself(tiny):
+    reader = reading(tiny("sd"))
+    steps: Any = (1, 300)
+    torch.testing.assert_close(
+        attribute(reader, PROMPT, ["cube"], steps, read_with=PROMPT), attribute(reader, PROMPT, ["cube"], steps)
+    )
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_words_become_segments_on_every_family(tiny, family):
+    reader = reading(tiny(family))
+    method = TextAttribution(("red cube", "grass"), PROMPT, steps=(1, 600))
+    for one in (method, replace(method, read_with=OTHER, compete=True)):
+        out = one(reader)
+        assert out.names == ("background", "red cube", "grass") and out.size == reader.size
+        assert out.scores.shape == (3, *reader.grid) and out.scores.isfinite().all() and (out.scores >= 0).all()
+        assert (out.scores[0] == method.threshold).all()
+        torch.testing.assert_close(out.scores[1:].amax((1, 2)), torch.ones(2))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in reader.model.network.modules())
+
+
+def test_the_threshold_is_a_part_of_the_maximum(tiny):
+    reader = reading(tiny("sd"))
+    share = [
+        float((TextAttribution(("cube",), threshold=t, steps=(1,))(reader).labels == 0).float().mean())
+        for t in (0.0, 0.5, 0.9, 1.0)
+    ]
+    assert share[0] == 0 and share == sorted(share) and share[-1] > 0.9
+
+
+def test_defaults_read_ten_levels_of_noise():
+    assert len(STEPS) == 10 and STEPS[0] == 1 and STEPS[-1] == 991
+
+
+def test_what_it_cannot_do_is_said(tiny):
+    reader = reading(tiny("sd"))
+    with pytest.raises(SfumatoError, match="has no 'teapot'"):
+        TextAttribution(("teapot",), PROMPT)(reader)
+    with pytest.raises(SfumatoError, match="needs words"):
+        TextAttribution()(reader)
+    with pytest.raises(SfumatoError, match="from 0 to 1"):
+        TextAttribution(("cube",), threshold=1.5)
+    with pytest.raises(SfumatoError, match="steps are empty"):
+        TextAttribution(("cube",), steps=())
