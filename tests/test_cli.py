@@ -56,10 +56,14 @@ def test_no_arguments_is_help(run):
     assert code == 0 and all(name in out for name in cli.COMMANDS) and out == run("--help")[1]
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize(
+    "name",
+    [(n,) for n in cli.COMMANDS if n not in cli.GROUPS] + [(g, n) for g, inner in cli.GROUPS.items() for n in inner],
+    ids=" ".join,
+)
 def test_every_command_teaches_by_example(run, name):
-    code, out, _ = run(name, "--help")
-    assert code == 0 and f"Example: sfumato {name}" in out and "--json" in out
+    code, out, _ = run(*name, "--help")
+    assert code == 0 and f"Example: sfumato {' '.join(name)}" in out and "--json" in out
 
 
 def test_version(run):

@@ -101,7 +101,10 @@ def test_segments_learn_from_labelled_examples_and_get_names(run, here, photos, 
         assert code == 2 and len(last) == 1 and why in last[0], (more, err)
 
 
-def test_points_masks_and_edits_go_from_one_image_to_another(run, here, photos, tmp_path):
+def test_points_masks_and_edits_go_from_one_image_to_another(run, here, photos, tmp_path, monkeypatch):
+    from sfumato.methods.perceive import dift
+
+    monkeypatch.setattr(dift, "STILL_LIFE", dift.DIFT(ensemble=1))  # the tiny model has no such layers
     out = tmp_path / "out"
     mask = Image.new("L", (30, 40))
     mask.paste(255, (5, 5, 20, 20))
@@ -135,7 +138,12 @@ def test_words_are_shown_where_they_look(run, here, photos, tmp_path):
     call = ("attribute", photos / "a.png", "--side", 64, "--out", out)
     code, _, err = run(*call, "--words", "red cube,grass", "--prompt", "a red cube on grass", "--preset", "still-life")
     assert code == 0, err
-    assert {p.name for p in out.glob("a-*")} == {"a-red-cube.png", "a-grass.png", "a-attribution.safetensors"}
+    assert {p.name for p in out.glob("a-*")} == {
+        "a-red-cube.png",
+        "a-grass.png",
+        "a-attribution.png",
+        "a-attribution.safetensors",
+    }
     for more, why in (
         (("--words", "duck", "--prompt", "a cube"), "the prompt has no 'duck'"),
         (("--words", " , "), "names no word"),

@@ -14,6 +14,8 @@ and features' Gaussians are those of the segments as they come.
 Needs: no network, unless features are given. The cut is made at ``side`` pixels at most, as seconds grow faster than
 pixels, and its labels brought to the image's size: about 15 ms a cut of 128 x 128, as many cuts as labels in two to
 four rounds.
+
+Families: any; the network is not asked.
 """
 
 from __future__ import annotations
