@@ -14,7 +14,7 @@ INTRO = """# Methods
 
 Each page says what a method does, shows a picture that its own command made with the built-in model
 (`python docs/make_pictures.py`), and says when to use it and when not, what it costs, and on which models it works.
-[Which method for which edit](../which-method.md) compares them.
+[Which method for which edit](../which-method.md) and [reading images](../reading.md) compare them.
 """
 
 
@@ -28,12 +28,17 @@ def line(word: str) -> str:
     return f"| {shown} | [{title}]({word}.md) | {first}. |"
 
 
+FUNCTIONS = {"perceive": ("open-vocabulary", "fourier-domain-adaptation")}
+"""Pages of what is no word of a command line."""
+
+
 def table(group: str) -> str:
-    words = [word for word, module in chain.words().items() if f".{group}." in module]
+    words = sorted((*chain.words((group,)), *FUNCTIONS.get(group, ())))
     rows = [line(word) for word in words if (PAGES / f"{word}.md").exists()]
     return "\n".join(["| | method | |", "| --- | --- | --- |", *rows])
 
 
 if __name__ == "__main__":
     text = f"{INTRO}\n## Editing\n\n{table('edit')}\n\n## Control\n\n{table('control')}\n"
+    text += f"\n## Reading images\n\n{table('perceive')}\n"
     (PAGES / "README.md").write_text(text, encoding="utf-8")

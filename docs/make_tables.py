@@ -1,6 +1,7 @@
-"""The tables of docs/which-method.md, from what the benches wrote.
+"""The tables of docs/which-method.md and docs/reading.md, from what the benches wrote.
 
 python docs/make_tables.py out/bench-edit/edit.json out/bench-control/control.json
+python docs/make_tables.py out/bench-perceive/perceive.json
 
 Each table replaces what stands between ``<!-- NAME -->`` and ``<!-- end -->`` in the page.
 """
@@ -16,7 +17,7 @@ from typing import Any
 
 from sfumato.bench.edit import BASELINES, KINDS
 
-PAGE = Path(__file__).parent / "which-method.md"
+DOCS = Path(__file__).parent
 Rows = Mapping[str, Mapping[str, Any]]
 
 
@@ -110,11 +111,41 @@ def tables(edit: Mapping[str, Any], control: Mapping[str, Any]) -> dict[str, str
     }
 
 
-if __name__ == "__main__":
-    found = tables(*(json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:3]))
-    page = PAGE.read_text(encoding="utf-8")
-    for name, text in found.items():
-        page, n = re.subn(rf"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\g<1>\n{text}\n\n\2", page, flags=re.DOTALL)
+def perceived(found: Mapping[str, Any]) -> dict[str, str]:
+    """Of each comparison of ``bench perceive`` a table: means over images, then what is of the whole set."""
+    whole = {"pooled_miou": "pooled", "pixels_right": "pixels right", "learning_seconds": "learning, s"}
+    whole |= {"pck_10 by point": "by point", "pck_10 of the image": "of the image's side"}
+    single = {"miou": ("mean IoU", 2, True), "error": ("error", 3, True), "pck_10": ("PCK at 0.1, by image", 2, True)}
+    single |= {"pck_05": ("at 0.05", 2, False), "seconds": ("seconds", 2, False), "peak_mb": ("MiB", 0, False)}
+    out = {}
+    for what, rows in found["comparisons"].items():
+        noted = {name: found["methods"][f"{what}: {name}"] for name in rows}
+        keys = [k for k in single if any(k in row for row in rows.values())]
+        more = [k for k in whole if any(k in row for row in noted.values())]
+        head = ["", *(single[k][0] for k in keys[:-2]), *(whole[k] for k in more), *(single[k][0] for k in keys[-2:])]
+        lines = []
+        for name, row in rows.items():
+            own = [cell(row.get(k), *single[k][1:]) for k in keys]
+            sets = [f"{noted[name][k]:.{0 if 'seconds' in k else 2}f}" if k in noted[name] else "-" for k in more]
+            lines.append([name, *own[:-2], *sets, *own[-2:]])
+        out[what] = table(head, lines)
+    results = [[f"`{k}`", "-" if v is None else f"{v:.2f}"] for k, v in found["results"].items()]
+    return out | {"results": table(["", f"n = {found['n']}, seed {found['seed']}"], results)}
+
+
+def fill(page: Path, found: Mapping[str, str]) -> None:
+    """Put the tables into their places."""
+    text = page.read_text(encoding="utf-8")
+    for name, lines in found.items():
+        text, n = re.subn(rf"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\g<1>\n{lines}\n\n\2", text, flags=re.DOTALL)
         if n != 1:
-            raise SystemExit(f"{PAGE.name} has {n} places for the table {name}")
-    PAGE.write_text(page, encoding="utf-8")
+            raise SystemExit(f"{page.name} has {n} places for the table {name}")
+    page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    read = [json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:]]
+    if read[0]["suite"] == "perceive":
+        fill(DOCS / "reading.md", perceived(read[0]))
+    else:
+        fill(DOCS / "which-method.md", tables(*read))

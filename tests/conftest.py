@@ -71,3 +71,16 @@ def here(shipped, monkeypatch):
 
     monkeypatch.setattr(weights, "folder", lambda: shipped[0])
     return shipped[0]
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command; returns (exit code, stdout, stderr)."""
+    from sfumato import cli
+
+    def call(*args: object):
+        code = cli.main([str(a) for a in args])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return call

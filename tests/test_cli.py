@@ -18,18 +18,6 @@ from sfumato.stilllife.captions import parse, truth
 from sfumato.stilllife.scene import Scene
 
 
-@pytest.fixture
-def run(capsys):
-    """Run a command; returns (exit code, stdout, stderr)."""
-
-    def call(*args: object):
-        code = cli.main([str(a) for a in args])
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return call
-
-
 def refused(result, *words):
     """The command was refused with one clear line that holds these words."""
     code, out, err = result

@@ -10,18 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato import cli
 from sfumato.annotations import from_run_lengths, read_labels
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*args: object):
-        code = cli.main([str(a) for a in args])
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return call
 
 
 @pytest.fixture

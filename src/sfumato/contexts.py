@@ -66,7 +66,7 @@ def readers(model: Backbone, grid: Grid, parts: Sequence[float], who: str) -> tu
     return tuple(sorted(chosen, key=lambda site: site.index))
 
 
-def attended(call: Call, token: int, heads: slice = slice(None)) -> Float[Tensor, "rows h w"]:
+def token_map(call: Call, token: int, heads: slice = slice(None)) -> Float[Tensor, "rows h w"]:
     """How much each cell reads of one token, averaged over heads.
 
     Of the token's own logits and the log-sum-exp over all: no other token's probabilities are made.

@@ -11,7 +11,7 @@ import torch
 from sfumato.attention import Call, Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive import few_shot
-from sfumato.methods.perceive.few_shot import FeatureMatching, FewShot, Support, attended, share
+from sfumato.methods.perceive.few_shot import FeatureMatching, FewShot, Support, given_inside, share
 from sfumato.rows import single
 
 SITE = Site("somewhere", 0, "up", ("image",), ("image",), 1, 2)
@@ -53,16 +53,16 @@ def test_the_share_is_the_attention_that_goes_inside(monkeypatch, many):
 def test_balanced_it_is_a_half_where_all_of_the_support_is_alike():
     q, k, v = noise(1, 2, 6, 4), noise(1, 2, 6, 4, seed=1), noise(1, 2, 6, 4, seed=2)
     alike = Support(torch.zeros(2, 10, 4), torch.zeros(2, 10, 4), (torch.arange(10) < 3).float())
-    torch.testing.assert_close(attended(call(q, k, v), alike, False, False), torch.full((1, 6), 0.3))
-    torch.testing.assert_close(attended(call(q, k, v), alike, False, True), torch.full((1, 6), 0.5))
+    torch.testing.assert_close(given_inside(call(q, k, v), alike, False, False), torch.full((1, 6), 0.3))
+    torch.testing.assert_close(given_inside(call(q, k, v), alike, False, True), torch.full((1, 6), 0.5))
 
 
 def test_fused_the_image_attends_to_its_own_and_the_supports_values():
     q, k, v = (noise(1, 2, 6, 4, seed=s) for s in range(3))
     support = Support(noise(2, 10, 4, seed=3), noise(2, 10, 4, seed=4), torch.ones(10))
     fused, plain = call(q, k, v), call(q, k, v)
-    attended(fused, support, True, False)
-    attended(plain, support, False, False)
+    given_inside(fused, support, True, False)
+    given_inside(plain, support, False, False)
     keys, values = torch.cat([k[0], support.keys], 1), torch.cat([v[0], support.values], 1)
     torch.testing.assert_close(fused.output()[0], (q[0] @ keys.transpose(1, 2) / 2).softmax(-1) @ values)
     torch.testing.assert_close(plain.output()[0], (q[0] @ k[0].transpose(1, 2) / 2).softmax(-1) @ v[0])

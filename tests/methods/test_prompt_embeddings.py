@@ -164,16 +164,16 @@ def test_one_token_is_read_as_if_all_were_made(made):
     cond = contexts.conditions(model, contexts.drawn(model, 2, 5))
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     half = slice(1, None)
-    one = model.maps(x, 140, cond, sites, lambda call: contexts.attended(call, 3, half))
+    one = model.maps(x, 140, cond, sites, lambda call: contexts.token_map(call, 3, half))
     probs = model.maps(x, 140, cond, sites, lambda call: call.probs(("main", "cond")))
     for site in sites:
         torch.testing.assert_close(one[site].flatten(1), probs[site][:, half, :, 3].mean(1))
     with pytest.raises(SfumatoError, match="no token 9 in a text of 5"):
-        model.maps(x, 140, cond, sites, lambda call: contexts.attended(call, 9))
+        model.maps(x, 140, cond, sites, lambda call: contexts.token_map(call, 9))
     ran = []
     hook = model.network.conv_out.register_forward_hook(lambda *_: ran.append(1))
     with suppress(Enough):
-        model.maps(x, 140, cond, sites[:1], lambda call: contexts.attended(call, 1))
+        model.maps(x, 140, cond, sites[:1], lambda call: contexts.token_map(call, 1))
     hook.remove()
     assert not ran
 

@@ -462,16 +462,23 @@ def by_chance(source: Reader, target: Reader, points: Float[Tensor, "n 2"]) -> M
     return Matches(points, found, torch.zeros(len(points)), torch.ones(len(points), dtype=torch.bool))
 
 
+def by_place(source: Reader, target: Reader, points: Float[Tensor, "n 2"]) -> Matches:
+    """Where it is in the other image."""
+    found = points * torch.tensor([target.size[1], target.size[0]]) / torch.tensor([source.size[1], source.size[0]])
+    return Matches(points, found, torch.zeros(len(points)), torch.ones(len(points), dtype=torch.bool))
+
+
 MATCHERS = {
     "DIFT": Tried(dift.STILL_LIFE),
     "DIFT, published": Tried(dift.DIFT()),
     "optimal transport": Tried(optimal_transport.STILL_LIFE),
     "optimised embeddings": Tried(prompt_embeddings.STILL_LIFE, side=None),
     "colours": Tried(by_colour),
+    "the same place": Tried(by_place),
     "chance": Tried(by_chance),
 }
 SLOW = ("optimised embeddings",)
-BASE = ("colours", "chance")
+BASE = ("colours", "the same place", "chance")
 
 
 def matches(studio: Studio) -> Mapping[str, Figure]:
@@ -529,6 +536,7 @@ def landmarks(studio: Studio) -> Mapping[str, Figure]:
     wanted, visible = _annotated(tests)
     sizes = [_height(tests, i) for i in range(studio.n)]
     rows: dict[str, dict[str, Row]] = {"regressed": {}, "mean position": {}}
+    sheet: list[Tensor] = []
 
     def learn() -> tuple[Any, dict[str, float]]:
         resume = None if studio.out is None else studio.out / "perceive-keypoints.safetensors"
@@ -553,10 +561,12 @@ def landmarks(studio: Studio) -> Mapping[str, Figure]:
                 return row, tensor(shown)
 
             unit = f"{studio.seed} keypoints {i} {method!r} {KEYPOINT_KIND} {LEARNED} {RIDGE}"
-            row, _ = studio.units.get(unit, measure)
+            row, shown = studio.units.get(unit, measure)
+            sheet.append(shown)
             rows["regressed"][f"image {i}"] = row
             rows["mean position"][f"image {i}"] = {"error": _error(mean, wanted[i], visible[i], sizes[i])}
             advance()
+    studio.keep("keypoints", torch.stack(sheet[:12]), 4)
     cost = studio.once(f"keypoints learning {method!r} {KEYPOINT_KIND} {LEARNED}", lambda: (None, found()[2]))
     _compared(studio, "keypoints", rows, ("error",), {"regressed": cost})
     ours, base = (float(np.mean(columns(rows[name], "error"))) for name in ("regressed", "mean position"))

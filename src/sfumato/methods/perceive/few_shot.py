@@ -104,7 +104,7 @@ class FewShot(Supported):
         shown = {site: Support.of([shot[site] for shot in shots]) for site in sites}
 
         def reduce(call: Call) -> Tensor:
-            return attended(call, shown[call.site], self.fuse, self.balance)
+            return given_inside(call, shown[call.site], self.fuse, self.balance)
 
         found = reader.read(sites, reduce, Noise(self.t, self.noise, self.seed), self.prompt)
         grid = max((site.grid(reader.grid) for site in asked), key=math.prod)
@@ -189,7 +189,7 @@ class Support:
         )
 
 
-def attended(call: Call, support: Support, fuse: bool, balance: bool) -> Float[Tensor, "rows queries"]:
+def given_inside(call: Call, support: Support, fuse: bool, balance: bool) -> Float[Tensor, "rows queries"]:
     """Of the attention that each of the image's tokens gives to the support, which part goes inside the mask.
 
     A head after the other. With ``fuse`` the image's own output is that of its keys and values and the support's.

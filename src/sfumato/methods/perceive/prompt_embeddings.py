@@ -31,7 +31,7 @@ from torch import Tensor
 
 from sfumato.attention import Grid, Site
 from sfumato.backbones import Backbone
-from sfumato.contexts import Adam, attended, conditions, drawn, frozen, readers
+from sfumato.contexts import Adam, conditions, drawn, frozen, readers, token_map
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.results import Matches
 from sfumato.reading import Reader
@@ -215,7 +215,7 @@ class PromptEmbeddings:
     def seen(self, model: Backbone, x: Tensor, texts: Tensor, t: float, sites: tuple[Site, ...]) -> Maps:
         """The token's map at each site."""
         heads = {s: slice(s.heads // 2 if self.heads == "last half" else 0, None) for s in sites}
-        found = model.maps(x, t, conditions(model, texts), sites, lambda c: attended(c, self.token, heads[c.site]))
+        found = model.maps(x, t, conditions(model, texts), sites, lambda c: token_map(c, self.token, heads[c.site]))
         return [found[site] for site in sites]
 
     def loss(self, maps: Maps, centre: Float[Tensor, "rows 2"], size: Grid) -> Float[Tensor, " rows"]:
