@@ -53,8 +53,7 @@ def quick(here, monkeypatch):
         {
             "DIFT": perceive.Tried(blocks, side=64),
             "optimised embeddings": perceive.Tried(fitting, side=64),
-            "colours": perceive.MATCHERS["colours"],
-            "chance": perceive.MATCHERS["chance"],
+            **{name: perceive.MATCHERS[name] for name in perceive.BASE},
         },
     )
     monkeypatch.setattr(perceive, "FEW_PAIRS", 1)
