@@ -116,8 +116,8 @@ def chosen(reader: Reader, pair: str, stage: str | None, least: float, who: str)
 def up_block(model: Backbone, number: int) -> Layer:
     """What the authors of papers call up block ``number``: of a UNet, its output, resampled.
 
-    Transformers have no such blocks: there it is what the attention reads after the same part of the depth, normalised
-    and modulated (Gan et al. 2025, arXiv 2505.18584, section 3). Raises ``SfumatoError`` that says what there is.
+    Transformers have no such blocks: there it is what the attention reads after the same part of the depth, which is
+    normalised and modulated (DiTF, arXiv 2505.18584). Raises ``SfumatoError`` that says what there is.
     """
     ups = [layer for layer in model.layers if layer.kind == "hidden" and layer.stage == "up"]
     blocks = {int(layer.path.split(".")[1]): layer for layer in ups}  # the last of each

@@ -170,6 +170,15 @@ class FeatureMatching(Supported):
         return ((best[0] - best[1]) / 2 + 0.5).unflatten(0, map.shape[1:])
 
 
+MATCHING = FeatureMatching(0.49, t=0, layers=("up_blocks.3.attentions.0",), ensemble=1)
+"""For the built-in model, read at ``side=256``: IoU 0.63 with one shot, 0.79 with five, over 14 episodes.
+
+Of a coarser layer (``COARSER``) 0.65 and 0.73 at its best threshold; t = 51 differs by 0.01.
+"""
+COARSER = FeatureMatching(0.48, t=0, layers=("up_blocks.2.attentions.2",), ensemble=1)
+"""The better one with a single shot."""
+
+
 @dataclass(frozen=True)
 class Support:
     """What support images leave behind at one site."""
