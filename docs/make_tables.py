@@ -114,7 +114,8 @@ def tables(edit: Mapping[str, Any], control: Mapping[str, Any]) -> dict[str, str
 def perceived(found: Mapping[str, Any]) -> dict[str, str]:
     """Of each comparison of ``bench perceive`` a table: means over images, then what is of the whole set."""
     whole = {"pooled_miou": "pooled", "pixels_right": "pixels right", "learning_seconds": "learning, s"}
-    whole |= {"pck_10 by point": "by point", "pck_10 of the image": "of the image's side"}
+    whole |= {"pck_10 by point": "by point", "pck_10 by point, first 10": "first ten pairs"}
+    whole |= {"pck_10 of the image": "of the image's side"}
     single = {"miou": ("mean IoU", 2, True), "error": ("error", 3, True), "pck_10": ("PCK at 0.1, by image", 2, True)}
     single |= {"pck_05": ("at 0.05", 2, False), "seconds": ("seconds", 2, False), "peak_mb": ("MiB", 0, False)}
     out = {}

@@ -67,6 +67,8 @@ LEARNED = 100
 FEW_PAIRS = 10
 """Embeddings are optimised for so many pairs at most: they take seconds a point."""
 
+FIRST = f"pck_10 by point, first {FEW_PAIRS}"
+
 MEANINGS = {
     "diffseg_miou": "segments of things, ground and backdrop: DiffSeg and graph cut, mean over images",
     "diffseg_over_baselines": "the same less the better of k-means on pixels and on features",
@@ -79,7 +81,7 @@ MEANINGS = {
     "few_shot_miou": "a thing in an image, from one other image and its mask",
     "few_shot_over_matching": "less the same by matching features",
     "pck_10": "points of a thing found in another of its kind within 0.1 of its box, the best method",
-    "pck_10_over_baselines": "the worst method less the better of chance and colours",
+    "pck_10_over_baselines": "the worst method less the best of chance, colours and the same place, on the same pairs",
     "keypoint_error": "annotated keypoints regressed from learned ones: error over that of the mean position",
     "cluster_seconds": "DiffSeg's clustering of 64 x 64 maps with 256 anchors",
     "embedding_speed": "points a second over those of the published loop, equal result",
@@ -487,16 +489,15 @@ BASE = ("colours", "the same place", "chance")
 def matches(studio: Studio) -> Mapping[str, Figure]:
     """Keypoints of single things of one kind, that differ in all else; and points anywhere on them."""
     _found(studio, "points", truth.pairs(studio.stream(6), studio.n))
-    by_point = _found(studio, "keypoints of pairs", truth.pairs(studio.stream(11), studio.n, named=True))
-    ours = {k: v for k, v in by_point.items() if k not in BASE and "published" not in k}
-    return {
-        "pck_10": max(ours.values()),
-        "pck_10_over_baselines": min(ours.values()) - max(by_point[name] for name in BASE),
-    }
+    whole, few = _found(studio, "keypoints of pairs", truth.pairs(studio.stream(11), studio.n, named=True))
+    ours = {name: value for name, value in whole.items() if name not in BASE and "published" not in name}
+    over = [min(ours.values()) - max(whole[name] for name in BASE)]
+    over += [few[name] - max(few[base] for base in BASE) for name in SLOW]
+    return {"pck_10": max(ours.values()), "pck_10_over_baselines": min(over)}
 
 
-def _found(studio: Studio, what: str, asked: Sequence[truth.Pair]) -> dict[str, float]:
-    """PCK of every method, by point."""
+def _found(studio: Studio, what: str, asked: Sequence[truth.Pair]) -> tuple[dict[str, float], dict[str, float]]:
+    """PCK by point of the methods that were tried on all pairs, and of all methods on the first of them."""
     rows: dict[str, dict[str, Row]] = {name: {} for name in MATCHERS}
     found: dict[str, list[Found]] = {name: [] for name in MATCHERS}
     with progress(f"bench: {what}", len(asked) * len(MATCHERS)) as advance:
@@ -521,9 +522,11 @@ def _found(studio: Studio, what: str, asked: Sequence[truth.Pair]) -> dict[str, 
             "pck_10 by point": pck(pairs),
             "pck_10 by point, of the image": pck(pairs, by="image"),
             "pck_10 of the image": pck(pairs, by="image", each="image"),
+            FIRST: pck(pairs[:FEW_PAIRS]),
         }
     _compared(studio, what, rows, ("pck_10", "pck_05"), pooled)
-    return {name: cast("float", row["pck_10 by point"]) for name, row in pooled.items()}
+    by_point, first = ({n: cast("float", row[key]) for n, row in pooled.items()} for key in ("pck_10 by point", FIRST))
+    return {name: value for name, value in by_point.items() if name not in SLOW}, first
 
 
 # --- keypoints without labels ---------------------------------------------------------------------
