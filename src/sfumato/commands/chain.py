@@ -33,6 +33,10 @@ SHORT = {
     "sag": "self-attention-guidance",
     "pag": "perturbed-attention",
     "seg": "smoothed-energy",
+    "diffseg": "diff-seg",
+    "diffcut": "normalised-cut",
+    "daam": "text-attribution",
+    "ot": "optimal-transport",
 }
 """What the field calls some of them."""
 _LONE = {"--json", "--offline", "--show-attention", "--help", "-h"}  # options that no value follows
@@ -181,9 +185,10 @@ def split(
 
     The first method is the first of their words that is neither an option's value nor the command's own ``positional``;
     the next follow a ``+``. Boxes are for all of them and may stand anywhere. ``SfumatoError`` for a word that is none,
-    unless ``several`` words of the command's own may come.
+    unless ``several`` words of the command's own may come, one after the other.
     """
-    methods, head, at, seen = {*words(groups), *SHORT}, [], 0, not positional
+    methods = {*words(groups), *(short for short, word in SHORT.items() if word in words(groups))}
+    head, at, seen, more_may_come = [], 0, not positional, several
     asks = bool({"--help", "-h"} & set(args))
     while at < len(args):
         arg = args[at]
@@ -193,9 +198,10 @@ def split(
                 more += 1
             head += args[at : at + 1 + more]
             at += 1 + more
+            more_may_come = several and not seen
         elif arg in methods and (seen or asks):
             break
-        elif seen and not several and not arg.startswith("-"):
+        elif seen and not more_may_come and not arg.startswith("-"):
             raise unknown("method", arg, words(groups))
         else:
             head.append(arg)

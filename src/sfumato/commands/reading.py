@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sfumato.commands.chain import READING, words
 from sfumato.errors import SfumatoError
 from sfumato.files import write_text
 from sfumato.terminal import note, progress
@@ -25,7 +26,9 @@ def files_of(given: Sequence[Path]) -> list[Path]:
     out: list[Path] = []
     for place in given:
         if not place.exists():
-            raise SfumatoError(f"there is no file or folder {place}")
+            raise SfumatoError(
+                f"there is no file or folder {place}, nor a method of that name: {', '.join(words(READING))}"
+            )
         if place.is_dir():
             inside = sorted(p for p in place.iterdir() if p.is_file() and not p.name.startswith("."))
             found = [p for p in inside if p.suffix.lower() in PICTURES]
@@ -111,11 +114,11 @@ def page(title: str, about: str, rows: Sequence[tuple[str, Sequence[tuple[str, P
     body = [f"<h1>{escape(title)}</h1>\n<p class='lead'>{escape(about)}</p>\n"]
     for name, pictures in rows:
         figures = []
-        for words, file in pictures:
+        for said, file in pictures:
             with Image.open(file) as found:
                 shown = found.convert("RGB")
             shown.thumbnail((640, 384))
-            figures.append(tour.figure(shown, escape(words)))
+            figures.append(tour.figure(shown, escape(said)))
         body.append(f"<h2>{escape(name)}</h2>\n{tour.row(*figures)}")
     write_text(path, tour.page_of("".join(body), title))
     return path
