@@ -31,7 +31,7 @@ from sfumato.methods.perceive.dift import DIFT
 from sfumato.methods.perceive.matching import cosines, peak, returned, sampled, sinkhorn
 from sfumato.methods.perceive.results import Matches
 from sfumato.plan import choose, nearest
-from sfumato.reading import Noise, Reader
+from sfumato.reading import Noise, Reader, attended
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,7 @@ class OptimalTransport(DIFT):
         res = nearest(all_sites, reader.grid, min(1.0, min(grid) / min(reader.grid)))
         sites = choose(reader.model, "image->image", reader.grid, res, who="transport")
         noise = Noise(self.t, "gaussian", self.seed, self.ensemble)
-        found = reader.read(
-            sites, lambda call: _received(call.mean(call.rows.names[0], "image->image")), noise, self.prompt
-        )
+        found = reader.read(sites, lambda call: attended(call, "image->image").mean(1), noise, self.prompt)
         maps = [value.view(1, 1, *site.grid(reader.grid)) for site, value in found.items()]
         return F.interpolate(torch.cat(maps).mean(0, keepdim=True), grid, mode="area").flatten()
 
@@ -106,7 +104,3 @@ def carried(
     rows = sampled(plan.flatten(2).permute(2, 0, 1), at)
     share = rows / rows.sum(1, keepdim=True).clamp_min(1e-30)
     return peak(rows.unflatten(1, plan.shape[2:])), share.amax(1)
-
-
-def _received(map: Float[Tensor, "rows queries keys"]) -> Float[Tensor, "rows keys"]:
-    return (map / map.sum(-1, keepdim=True).clamp_min(1e-12)).mean(1)
