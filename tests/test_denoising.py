@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from rounding import assert_same_but_for_rounding
 
 from sfumato import guidance
 from sfumato.attention import _FUSED
@@ -56,9 +57,9 @@ def test_a_seed_is_a_picture_whatever_is_painted_beside_it(model):
     both = denoise(model, [PROMPT, PROMPT], steps=3, seed=7)
     for i in range(2):
         alone = denoise(model, PROMPT, steps=3, seed=7 + i)
-        torch.testing.assert_close(alone.latents[0], both.latents[i], atol=1e-5, rtol=1e-5)
+        assert_same_but_for_rounding(alone.latents[0], both.latents[i])
     streams = denoise(model, {"a": PROMPT, "b": "a duck"}, steps=3, seed=7)
-    torch.testing.assert_close(streams["a"].latents, both.latents[:1], atol=1e-5, rtol=1e-5)
+    assert_same_but_for_rounding(streams["a"].latents, both.latents[:1])
     assert streams["b"].prompts == ("a duck",)
 
 
@@ -68,15 +69,15 @@ def test_guidance_is_algebra(model):
 
     plain = run(5.0)
     assert torch.equal(run(guidance.CFG(5.0)), plain)
-    same = dict(atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(run(guidance.Composed((("a duck", 0.0),), 5.0)), plain, **same)
-    torch.testing.assert_close(run(guidance.Composed(((PROMPT, 2.0),), 3.0)), plain, **same)  # AND of the same words
-    torch.testing.assert_close(run(guidance.PerpNeg(((PROMPT, -3.0),), 5.0)), plain, **same)  # nothing perpendicular
+    same = assert_same_but_for_rounding
+    same(run(guidance.Composed((("a duck", 0.0),), 5.0)), plain)
+    same(run(guidance.Composed(((PROMPT, 2.0),), 3.0)), plain)  # AND of the same words
+    same(run(guidance.PerpNeg(((PROMPT, -3.0),), 5.0)), plain)  # nothing perpendicular
     assert (run(guidance.PerpNeg((("a duck", -1.0),), 5.0)) - plain).abs().max() > 1e-4
     assert (run(guidance.CFG(5.0, negative="a duck")) - plain).abs().max() > 1e-4
     own = denoise(model, {"a": PROMPT, "b": PROMPT}, steps=3, guide=guidance.cfg({"a": 5.0, "b": 2.0}))
-    torch.testing.assert_close(own["a"].latents, plain, **same)
-    torch.testing.assert_close(own["b"].latents, run(2.0), **same)
+    same(own["a"].latents, plain)
+    same(own["b"].latents, run(2.0))
     with pytest.raises(SfumatoError, match="scale is given for main; given: a"):
         run(guidance.CFG({"a": 5.0}))
     u, c = torch.randn(2, 3, 4, 8, 8)

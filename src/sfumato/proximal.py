@@ -101,10 +101,20 @@ class InversionGuidance(Method):
             raise SfumatoError("inversion guidance is for images of the model's own size, not for windows of a canvas")
         streams, below = len(run.rows.streams), self.below * run.model.schedule.train_steps / 1000
 
+        def guided(step: Step) -> Tensor:
+            """Which images have other words than their negative prompt's: of the same ones the difference is rounding,
+            of which a quantile would keep its part as well."""
+            without, told = (
+                [p for name in run.rows.match(condition) for p in step.cond[run.rows[name]].prompts]
+                for condition in ("uncond", "cond")
+            )
+            return torch.tensor([a != b for a, b in zip(without, told, strict=True)])
+
         def after(step: Step) -> None:
             if step.level.t >= below:
                 return
             kept = (self.guide.shrunk(step.parts["cond"] - step.parts["uncond"]) != 0).float()
+            kept = kept * guided(step).to(kept)[:, None, None, None]
             kept = F.max_pool2d(kept, 2 * self.dilate + 1, 1, self.dilate)
             track = self.path.track[step.i + 1].to(step.x_next).repeat(streams, 1, 1, 1)
             step.x_next = step.x_next - self.rate * (1 - kept) * (step.x_next - track)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import families
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.diff_seg import (
@@ -103,17 +103,30 @@ def test_anchors_lie_as_published_and_as_many_as_fit():
     assert len(anchored((32, 8), 16)) == 16 * 8
 
 
-def test_clustering_a_grid_of_64_by_64_with_256_anchors_takes_about_a_second():
-    """Measured at 0.26 s on two cores; the bound leaves room for a busy machine with one."""
-    maps = distributions(4096, 4096)
-    anchors = anchored((64, 64), 16)
-    cluster(maps, anchors, 0.9)
-    took = []
-    for _ in range(2):
-        start = time.perf_counter()
-        cluster(maps, anchors, 0.9)
-        took.append(time.perf_counter() - start)
-    assert len(anchors) == 256 and min(took) < 4
+class Operations(TorchDispatchMode):
+    """Counts what torch is asked to do."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **kwargs or {})
+
+
+def test_clustering_multiplies_the_anchors_maps_with_all_three_times_and_loops_over_no_cells():
+    """A grid of 64 by 64 with 256 anchors takes 0.26 s so; cell by cell it would be minutes."""
+    anchors, asked = 64, []
+    for side in (16, 32):
+        cells = side**2
+        with Operations() as operations, FlopCounterMode(display=False) as multiplied:
+            cluster(distributions(cells, cells), anchored((side, side), 8), 0.9)
+        asked.append(operations.count)
+        among_themselves = 2 * 2 * anchors * anchors * cells + 2 * anchors * anchors * cells  # at most, in each pass
+        most = 3 * 2 * anchors * cells * cells + 2 * among_themselves
+        assert 3 * 2 * anchors * cells * cells <= multiplied.get_total_flops() <= most
+    assert asked[0] == asked[1] < 10 * anchors
 
 
 @pytest.mark.parametrize("spread", ["nearest", "bilinear"])

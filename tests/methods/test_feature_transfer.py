@@ -7,6 +7,7 @@ from dataclasses import replace
 import families
 import pytest
 import torch
+from rounding import assert_same_but_for_rounding
 
 from sfumato.backbones.load import load
 from sfumato.denoising import denoise
@@ -24,7 +25,6 @@ from sfumato.views import Tiles
 SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
 UNETS = ["sd", "sd2", "sdxl", "deepfloyd"]
 STILL = {"right": 0.0}
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
 @pytest.fixture(scope="module", params=families.FAMILIES)
@@ -64,12 +64,12 @@ def test_moves_by_whole_cells_and_turns_by_right_angles_are_exact():
     move = Similarity(right=0.25, down=-0.125)
     for mode in ("bilinear", "nearest"):
         moved = move(x, mode)
-        torch.testing.assert_close(moved[..., :7, 2:], x[..., 1:, :6], **CLOSE)
+        assert_same_but_for_rounding(moved[..., :7, 2:], x[..., 1:, :6])
     inside = torch.zeros(8, 8, dtype=torch.bool)
     inside[:7, 2:] = True
     assert torch.equal(move.inside(8, 8), inside)
-    torch.testing.assert_close(Similarity(turn=90.0)(x), torch.rot90(x, 1, (2, 3)), **CLOSE)  # counter-clockwise
-    torch.testing.assert_close(Similarity(turn=180.0)(x), x.flip(2, 3), **CLOSE)
+    assert_same_but_for_rounding(Similarity(turn=90.0)(x), torch.rot90(x, 1, (2, 3)))  # counter-clockwise
+    assert_same_but_for_rounding(Similarity(turn=180.0)(x), x.flip(2, 3))
     assert Similarity(turn=90.0).inside(8, 8).all()
 
 
@@ -119,8 +119,8 @@ def test_unmoved_and_direct_it_is_plug_and_play(model):
 @pytest.mark.parametrize("model", ["sd", "deepfloyd", "sd3"], indirect=True)
 def test_a_mixture_of_all_is_direct_and_of_nothing_is_plain(model):
     plain, direct = run(model), run(model, all_of(model))
-    torch.testing.assert_close(run(model, all_of(model, inject="mixed", weight=1.0))[1], direct[1], **CLOSE)
-    torch.testing.assert_close(run(model, all_of(model, inject="mixed", weight=0.0))[1], plain[1], **CLOSE)
+    assert_same_but_for_rounding(run(model, all_of(model, inject="mixed", weight=1.0))[1], direct[1])
+    assert_same_but_for_rounding(run(model, all_of(model, inject="mixed", weight=0.0))[1], plain[1])
 
 
 class Looking(Method):
@@ -143,9 +143,9 @@ def test_features_and_maps_are_the_sources_moved_and_elsewhere_the_edits_own(sd)
         for c in ("uncond", "cond"):
             own = found["target", c]
             if at.path == "up_blocks.0.resnets.1.conv2":
-                torch.testing.assert_close(own[..., side // 4 :], base[..., : -side // 4], **CLOSE)
+                assert_same_but_for_rounding(own[..., side // 4 :], base[..., : -side // 4])
                 other = free.maps[free.features][at]["target", c]
-                torch.testing.assert_close(own[..., : side // 4], other[..., : side // 4], **CLOSE)
+                assert_same_but_for_rounding(own[..., : side // 4], other[..., : side // 4])
                 written += 1
     assert written == 2
     run(sd, replace(how, features=0.0, cross=1.0), look, steps=1, start=start)
@@ -153,7 +153,7 @@ def test_features_and_maps_are_the_sources_moved_and_elsewhere_the_edits_own(sd)
     for at, found in look.maps[look.words].items():
         h, w = at.grid((8, 8))
         base, own = (found[s, "cond"].view(1, h, w, 77) for s in ("source", "target"))
-        torch.testing.assert_close(own[:, :, w // 4 :, same], base[:, :, : -w // 4, same], **CLOSE)
+        assert_same_but_for_rounding(own[:, :, w // 4 :, same], base[:, :, : -w // 4, same])
         assert (own[:, :, w // 4 :, 2] - base[:, :, : -w // 4, 2]).abs().max() > 1e-5
 
 
@@ -175,7 +175,7 @@ def test_guidance_goes_down_the_l1_distance(sd):
     at = next(site for site in found if site.path == "up_blocks.0.resnets.1.conv2")
     own, base = found[at]["target", "cond"][..., 2:], found[at]["source", "cond"][..., :2]
     loss = 2.0 * (own - base).abs().mean() / base.abs().mean()
-    torch.testing.assert_close(energies[0].detach(), loss, **CLOSE)
+    assert_same_but_for_rounding(energies[0].detach(), loss)
 
     def distance(strength: float) -> float:
         energies.clear()
@@ -191,10 +191,10 @@ def test_several_images_on_a_wide_picture(sd):
     alone = run(sd, how, seed=[3], **options)[1]
     other = run(sd, how, source="a duck", target="a red duck", seed=[8], **options)[1]
     both = run(sd, how, source=[SOURCE, "a duck"], target=[TARGET, "a red duck"], seed=[3, 8], **options)[1]
-    torch.testing.assert_close(both, torch.cat([alone, other]), **CLOSE)
+    assert_same_but_for_rounding(both, torch.cat([alone, other]))
     pair = {"source": SOURCE, "a": "a duck", "b": TARGET}
     out = denoise(sd, pair, methods=[how], seed=[3], **options)
-    torch.testing.assert_close(out["b"].latents, alone, **CLOSE)
+    assert_same_but_for_rounding(out["b"].latents, alone)
 
 
 # --- where source and edits are
@@ -233,7 +233,7 @@ def test_the_source_is_where_the_extraction_says(sd, monkeypatch):
                 told = sd.predict(back[-1], levels[i].t, sd.embed([SOURCE]))
                 x0, eps = sd.schedule.x0_and_eps(told, back[-1], levels[i])
                 back.append(add_noise(x0, eps, levels[i + 1]))
-            torch.testing.assert_close(torch.stack([*sources, last[0]]), torch.cat(back), **CLOSE)
+            assert_same_but_for_rounding(torch.stack([*sources, last[0]]), torch.cat(back))
         if extract == "noise":  # independent noise at each level
             noises = [(x - levels[i].alpha * path.image[0]) / levels[i].sigma for i, x in enumerate(sources)]
             flat = torch.stack(noises).flatten(1)
@@ -256,7 +256,7 @@ def test_the_edits_start_from_the_latents_of_the_figure(sd):
     moved = first(latent="moved")
     assert torch.equal(moved[..., 2:], track[0][..., :6]) and torch.equal(moved[..., :2], noise[..., :2])
     for latent in ("moved", "inverted"):  # of no move
-        torch.testing.assert_close(first(latent=latent, **STILL), track[0], **CLOSE)
+        assert_same_but_for_rounding(first(latent=latent, **STILL), track[0])
     shown = sd.decode(sd.encode(image))
     there = torch.cat([shown[..., :1].expand(-1, -1, -1, 16), shown[..., :48]], -1)
     again = invert(sd, there, SOURCE, DDIMInversion(steps=steps)).track[0]

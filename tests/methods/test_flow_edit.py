@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from families import FAMILIES, write
+from rounding import assert_same_but_for_rounding
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
@@ -105,7 +106,9 @@ def test_it_is_the_published_algorithm(model, options):
 
 def test_the_same_words_at_the_same_scale_are_no_edit(model):
     start, source, target = run(model, FlowEdit(skip=0.4, steps=3, average=2), target=SOURCE, scales=(5.0, 5.0))
-    assert torch.equal(source, start.image) and torch.equal(target, start.image)
+    assert torch.equal(source, start.image)
+    first = start.levels[0]  # noise of four deviations is what the differences are taken of
+    assert_same_but_for_rounding(target, start.image, largest=4 * max(1.0, first.sigma / first.alpha))
 
 
 def test_each_image_is_what_it_is_alone_and_noise_is_its_own(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import families
@@ -9,10 +10,10 @@ import pytest
 import torch
 
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise, look
+from sfumato.denoising import Step, denoise, look
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.self_guidance import SelfGuidance, appearance
-from sfumato.plan import Need
+from sfumato.plan import Method, Need, Phases, Run
 from sfumato.regions import carried, centroid, extent, soft
 from sfumato.views import Tiles
 
@@ -60,11 +61,36 @@ def test_every_property_moves_the_target_and_leaves_the_source(model):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules())
 
 
-def test_keeping_what_the_source_has_is_no_edit(model):
-    """The same prompt from the same noise has the source's shapes and looks, which no energy then moves."""
-    same = SelfGuidance(keep_shape=("cube",), keep_appearance=("cube",), early=1.0, until=1.0)
-    out = run(model, same, prompts={"source": PROMPT, "target": PROMPT})
-    torch.testing.assert_close(out["target"].latents, out["source"].latents, atol=5e-3, rtol=5e-3)
+class Watched(Method):
+    """Keeps the energies of a method, and lets none of them act."""
+
+    def __init__(self, method: Method):
+        self.method = method
+        self.energies: list[float] = []
+
+    def start(self, run: Run) -> Phases:
+        phases = self.method.start(run)
+
+        def energy(step: Step) -> torch.Tensor:
+            assert phases.energy is not None
+            found = phases.energy(step)
+            self.energies.append(float(found))
+            return 0 * found
+
+        return replace(phases, energy=energy)
+
+
+def test_what_has_the_sources_shapes_and_looks_has_no_energy(model):
+    """Such as the same prompt from the same noise.
+
+    What it is moved by is left out: energies are sums of |x|, whose slope is full-size beside 0 as well, with the sign
+    of whatever rounding leaves there.
+    """
+    keep = SelfGuidance(keep_shape=("cube",), keep_appearance=("cube",), early=1.0, until=1.0, scale=1.0)
+    for target, least, most in ((PROMPT, 0.0, 1e-5), (OTHER, 1e-3, 2.0)):
+        watched = Watched(keep)
+        run(model, watched, prompts={"source": PROMPT, "target": target})
+        assert len(watched.energies) == 2 and all(least <= e < most for e in watched.energies), watched.energies
 
 
 def test_images_of_a_batch_do_not_touch_each_other(model):

@@ -14,7 +14,19 @@ from torch import nn
 
 from sfumato.errors import SfumatoError
 from sfumato.stilllife.scene import Scene, sample_scene
-from sfumato.stilllife.train import DataOptions, Options, __main__, data, loop, unet, vae
+from sfumato.stilllife.train import (
+    DataOptions,
+    Options,
+    __main__,
+    data,
+    decoder,
+    judge,
+    loop,
+    optimise,
+    precision,
+    unet,
+    vae,
+)
 from sfumato.stilllife.train.attention import SmallHeads
 
 
@@ -46,23 +58,38 @@ def stop():
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path):
-    whole, ema = fit(tmp_path / "a", steps=10)
+@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, optimiser):
+    whole, ema = fit(tmp_path / "a", steps=10, optimiser=optimiser)
     with pytest.raises(KeyboardInterrupt, match="step 5"):
-        fit(tmp_path / "b", steps=10, at={4: stop})
+        fit(tmp_path / "b", steps=10, optimiser=optimiser, at={4: stop})
     torch.manual_seed(99)  # what happens between the runs does not matter
-    again, ema_again = fit(tmp_path / "b", steps=10, resume=True)
+    again, ema_again = fit(tmp_path / "b", steps=10, optimiser=optimiser, resume=True)
     assert same(whole, again) and same(ema, ema_again)
     assert not same(whole, net())
     strip = [[{k: r[k] for k in ("step", "loss", "rate")} for r in loop.read_log(tmp_path / x)] for x in "ab"]
     assert strip[0] == strip[1] and [r["step"] for r in strip[0]] == [5, 10]
 
 
+def test_a_channels_last_run_resumes_to_the_same_bits(tmp_path):
+    def run(out, steps, **options):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 3)).to(memory_format=torch.channels_last)
+        options |= {"minutes": 1, "rate": 1e-2, "batch": 4, "steps": steps, "cooldown": 0.0}
+        loop.train(
+            "conv", {"net": model}, lambda i: (model(torch.randn(4, 3, 8, 8)).square().mean(), {}), out=out, **options
+        )
+        return model
+
+    run(tmp_path / "b", 5)
+    assert same(run(tmp_path / "a", 10), run(tmp_path / "b", 10, resume=True))
+
+
 def test_checkpoints_are_safetensors_only_and_nothing_is_left_beside(tmp_path):
     fit(tmp_path, steps=3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.safetensors", "log.jsonl"]
     names = set(load_file(tmp_path / "checkpoint.safetensors"))
-    assert {"live.net.0.weight", "ema.net.0.weight", "adam.net.0.weight.exp_avg_sq"} <= names
+    assert {"live.net.0.weight", "ema.net.0.weight", "moments.net.0.weight.exp_avg_sq"} <= names
 
 
 def test_ema_follows_its_formula(tmp_path):
@@ -91,11 +118,30 @@ def test_the_rate_warms_up_and_falls_to_nothing(tmp_path):
     assert rates.index(max(rates)) in range(8, 12)
 
 
-def test_time_is_a_budget_too(tmp_path):
-    model, _ = fit(tmp_path, minutes=0.5 / 60)
-    assert loop.read_log(tmp_path)[-1]["elapsed"] == pytest.approx(0.5, abs=0.4)
+def test_the_rate_stays_until_it_cools_down(tmp_path):
+    fit(tmp_path / "a", steps=40, log_every=1, warmup=4, rate=1.0, cooldown=0.25)
+    rates = [r["rate"] for r in loop.read_log(tmp_path / "a")]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0]) and rates[3:31] == [1.0] * 28
+    assert rates[31:] == pytest.approx([1 - (k / 10) ** 0.5 for k in range(1, 10)], abs=1e-6)
+    fit(tmp_path / "b", steps=40, log_every=1, warmup=4, rate=1.0, cooldown=0.0)
+    assert [r["rate"] for r in loop.read_log(tmp_path / "b")][3:] == [1.0] * 37
+
+
+def test_runs_at_a_constant_rate_join_without_a_seam(tmp_path):
+    whole, ema = fit(tmp_path / "a", steps=10, cooldown=0.0)
+    fit(tmp_path / "b", steps=4, cooldown=0.0)
+    again, ema_again = fit(tmp_path / "b", steps=10, cooldown=0.0, resume=True)
+    assert same(whole, again) and same(ema, ema_again)
+
+
+def test_time_is_a_budget_too(tmp_path, monkeypatch):
+    clock = iter(float(k) for k in range(10_000))  # a second a look
+    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
+    model, _ = fit(tmp_path, minutes=0.5)
+    last = loop.read_log(tmp_path)[-1]
+    assert 30 <= last["elapsed"] <= 33 and 5 < last["step"] < 30
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    again, _ = fit(tmp_path, minutes=0.5 / 60, resume=True)  # the time is used up
+    again, _ = fit(tmp_path, minutes=0.5, resume=True)  # the time is used up
     assert all(torch.equal(v, before[k]) for k, v in again.state_dict().items())
 
 
@@ -178,6 +224,64 @@ def test_the_report_tells_the_run(tmp_path):
     _, ema = fit(args.place("tiny"), steps=20)
     text = loop.report("tiny", args, {"net": ema}, 16, {"accuracy": 0.5}).read_text(encoding="utf-8")
     assert "20 steps of 16 images" in text and "accuracy: 0.5" in text and "seed 5" in text
+
+
+# Optimisers and arithmetic
+
+
+def test_muon_is_torch_s_own_on_matrices_and_takes_convolutions_as_matrices():
+    torch.manual_seed(0)
+    start, slopes = torch.randn(12, 18), [torch.randn(12, 18) for _ in range(3)]
+    theirs, ours, conv = (nn.Parameter(start.clone().view(shape)) for shape in ((12, 18), (12, 18), (12, 2, 3, 3)))
+    own = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
+    mine = optimise.Muon([ours, conv], lr=0.1, weight_decay=0.2)
+    for slope in slopes:
+        for p in (theirs, ours, conv):
+            p.grad = slope.view(p.shape).clone()
+        own.step()
+        mine.step()
+    assert torch.equal(conv.view(12, 18), ours)
+    moved = (ours - start).norm()
+    assert moved > 1 and (ours - theirs).norm() < 0.02 * moved  # theirs rounds to bf16, 2^-8, at every product
+
+
+@pytest.mark.parametrize("shape", [(3, 10, 24), (2, 24, 10), (1, 6, 6)])
+def test_orthogonal_matrices_have_even_singular_values(shape):
+    torch.manual_seed(1)
+    matrices = torch.randn(shape)
+    u, s, v = torch.linalg.svd(matrices, full_matrices=False)
+    kept = u.mT @ optimise.orthogonal(matrices) @ v.mT  # the singular values, where the vectors are the same
+    found = kept.diagonal(dim1=1, dim2=2)
+    assert found.min() > 0.6 and found.max() < 1.25 and s.max() > 2
+    torch.testing.assert_close(kept, torch.diag_embed(found), atol=1e-4, rtol=0)
+
+
+def test_gains_and_biases_are_adam_s_and_never_decay():
+    several = optimise.optimisers(net().parameters(), "muon", 0.5, (0.9, 0.99))
+    groups = [
+        (type(o).__name__, g["weight_decay"], {p.ndim for p in g["params"]})
+        for o in several.optimisers
+        for g in o.param_groups
+    ]
+    assert groups == [("Muon", 0.5, {2}), ("AdamW", 0.0, {1})]
+
+
+def test_the_faster_arithmetic_is_chosen(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(precision, "_chosen", {})
+    monkeypatch.setattr(precision, "_why", {})
+    took = {torch.bfloat16: 10.0, torch.float32: 1.0}
+    monkeypatch.setattr(precision, "_seconds", lambda dtype: took[dtype])
+    x = torch.randn(4, 4)
+    with precision.autocast(cpu):
+        assert (x @ x).dtype == torch.float32
+    assert precision.explained(cpu) == "float32 (bf16 was measured to be 0.1 times as fast as float32)"
+    took[torch.bfloat16] = 0.5
+    precision.choose(cpu)
+    with precision.autocast(cpu):
+        assert (x @ x).dtype == torch.bfloat16
+    precision.choose(cpu, "float32")
+    assert precision.fastest(cpu) == torch.float32
 
 
 # Shards
@@ -301,8 +405,21 @@ def test_rendering_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
 def test_crops_and_whole_images_take_turns(shards):
     found = data.Shards(shards)
-    crops, whole = (vae._pixels(found, i, 16, 0) for i in (0, 1))
+    crops, whole = (vae.pixels(found, i, 16, 0) for i in (0, 1))
     assert crops.shape == (16, 3, 64, 64) and whole.shape == (4, 3, 128, 128)
+
+
+def test_crops_keep_what_repeats_with_the_latents():
+    cell = torch.arange(64).view(1, 1, 8, 8) / 64
+    where = torch.arange(256).view(1, 1, 16, 16).repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+    class Tiled:
+        def batch(self, step, size):
+            return {"images": torch.cat([cell.repeat(1, 1, 16, 16), where], 1).expand(size, 2, 128, 128)}
+
+    crops = vae.pixels(Tiled(), 0, 32, 0)
+    assert torch.equal(crops[:, 0], cell.repeat(1, 1, 8, 8)[0].expand(32, 64, 64))
+    assert len(crops[:, 1, 0, 0].unique()) > 10  # from many places
 
 
 def test_noise_levels_cover_the_schedule_and_weigh_by_snr():
@@ -315,6 +432,56 @@ def test_noise_levels_cover_the_schedule_and_weigh_by_snr():
     snr = alphas / (1 - alphas)
     torch.testing.assert_close(noisy.weight, snr.clamp(max=5) / snr)
     assert float(noisy.loss(noisy.noise)) == 0
+
+
+def test_even_weights_give_every_level_its_part():
+    from sfumato.stilllife import networks
+
+    noisy = unet.noiser(torch.device("cpu"), "even")(torch.zeros(1000, 4, 2, 2))
+    alphas = networks.scheduler().alphas_cumprod[noisy.t]
+    root = (alphas / (1 - alphas)).sqrt()
+    part = noisy.weight * root  # of a loss that goes as the root of SNR
+    torch.testing.assert_close(part, part[:1].expand(1000), rtol=1e-4, atol=0)
+    assert float(noisy.weight.mean()) == pytest.approx(1, rel=1e-3)
+
+
+class Blind(nn.Module):
+    """Says that there is no noise."""
+
+    def forward(self, x, t, said):
+        return type("Told", (), {"sample": torch.zeros_like(x)})()
+
+
+def test_a_judge_measures_the_error_at_every_level(shards):
+    from sfumato.stilllife.oracle import Oracle
+
+    torch.manual_seed(0)
+    args = Options(data=shards, clip=shards / "none", vae=shards / "none")
+    frozen = unet.load_frozen(args, torch.device("cpu"))
+    one = judge.Judge(frozen, Oracle(), data.held_out(args, torch.device("cpu"), 4), n=0)
+    found = one.errors(Blind())
+    assert set(found) == {"error", *(f"error at {t}" for t in judge.LEVELS)}
+    assert found["error"] == pytest.approx(1, abs=0.1)  # the variance of the noise
+    assert found == one.errors(Blind())
+
+
+def test_only_the_decoder_is_trained_and_every_term_reaches_it(shards, tmp_path):
+    from diffusers import AutoencoderKL
+
+    from sfumato.stilllife import weights
+
+    args = Options(
+        steps=4, batch=4, out=tmp_path / "run", data=shards, vae=tmp_path / "none", report=tmp_path, device="cpu"
+    )
+    decoder.run(args)
+    before, after = (
+        weights.module("vae").state_dict(),
+        AutoencoderKL.from_pretrained(tmp_path / "run" / "final").state_dict(),
+    )
+    changed = {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
+    assert changed == {"decoder", "post_quant_conv"}
+    first, last = (loop.read_log(tmp_path / "run")[k] for k in (0, -1))
+    assert "told" in last and first["looks"] > 0
 
 
 def tiny_unet():

@@ -84,12 +84,17 @@ class DiffEdit(Inversion):
     def difference(
         self, model: Backbone, image: Float[Tensor, "b c h w"], at: Level, source: Cond, target: Cond
     ) -> Bool[Tensor, "b h w"]:
-        """The mask of step 1: image i of a batch with noises from seed + i on."""
+        """The mask of step 1: image i of a batch with noises from seed + i on; nowhere for the same sentence twice.
+
+        (For that one all differences are rounding, which the threshold, a part of their mean, would cut a mask from.)
+        """
         both, total = Cond.cat([source, target]), torch.zeros(())
         for i in range(self.maps):
             x = add_noise(image, noise_of(model, image, self.seed + i), at)
             told = model.predict(x.repeat(2, 1, 1, 1), at.t, both)
             total = total + (told[len(x) :] - told[: len(x)]).abs().mean(1).cpu()
+        differ = [a != b for a, b in zip(source.prompts, target.prompts, strict=True)]
+        total = total * torch.tensor(differ)[:, None, None]
         limit = self.clamp * total.mean((1, 2), keepdim=True)
         return total.clamp(max=limit) > self.threshold * limit
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PLAIN_BELOW = 20_000  # entries of an attention map up to which the plain form in bf16 is the faster one
+PLAIN_BELOW = 8_000  # entries of an attention map up to which the plain form in bf16 is the faster one
 
 
 class SmallHeads:

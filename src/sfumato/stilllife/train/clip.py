@@ -27,6 +27,7 @@ from sfumato.stilllife.scene import Scene
 from sfumato.stilllife.train import Options, loop
 from sfumato.stilllife.train.data import held_out, source
 from sfumato.stilllife.train.facts import Facts, facts
+from sfumato.stilllife.train.precision import autocast
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
@@ -60,7 +61,7 @@ def run(args: Options) -> None:
         words = [caption(scene, rng) for scene in data["scenes"]]
         wrong = [w for w in (swapped(text, rng) for text in words) if w is not None]
         images = shifted(data["images"].to(device), rng)
-        with loop.autocast(device):
+        with autocast(device):
             seen = image_features(images, model)
             said = text_features(words + wrong, model, tokenizer)
         logits = model.logit_scale.exp().clamp(max=_SHARPEST) * similarity(seen, said)

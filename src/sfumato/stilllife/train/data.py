@@ -37,6 +37,7 @@ from sfumato.files import atomic, writable, write_text
 from sfumato.stilllife.kinds import KINDS
 from sfumato.stilllife.scene import Scene, redress, sample_scene
 from sfumato.stilllife.train import DataOptions, Options
+from sfumato.stilllife.train.precision import autocast
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 PER_SHARD = 1024
 DRESSES = 4  # appearances a geometry
+HELD = ("images", "thing", "depth", "latents")  # what a GPU keeps of all shards, 73 KiB an image
 SPLITS = ("train", "val", "pairs")  # drawn from separate seeds
 
 
@@ -64,10 +66,15 @@ class Source(Protocol):
 
 
 class Shards:
-    """The memory-mapped shards of one split in a folder. ``latents`` are there once ``encode_shards`` has made them."""
+    """The memory-mapped shards of one split in a folder. ``latents`` are there once ``encode_shards`` has made them.
 
-    def __init__(self, folder: Path, split: str = "train", seed: int = 0) -> None:
+    With a GPU as ``device``, the fields of ``HELD`` are copied there whole when they are first asked for.
+    """
+
+    def __init__(self, folder: Path, split: str = "train", seed: int = 0, device: torch.device | str = "cpu") -> None:
         self.seed = seed
+        self.device = torch.device(device)
+        self._held: dict[str, Tensor] = {}
         self.latents: list[Tensor] = []
         self.files = sorted(Path(folder).glob(f"{split}-*.safetensors"))
         if not self.files:
@@ -85,7 +92,11 @@ class Shards:
 
     def images(self, shard: int) -> Tensor:
         """All images of one shard, as stored."""
-        return self._tensors[shard]["images"]
+        return self.field(shard, "images")
+
+    def field(self, shard: int, name: str) -> Tensor:
+        """One field of one shard, as stored."""
+        return self._tensors[shard][name]
 
     def pick(self, step: int, size: int) -> np.ndarray:
         """The image numbers of a step's batch, (size,): uniform draws by (seed, step)."""
@@ -104,9 +115,18 @@ class Shards:
         return self._lines[shard][row]
 
     def rows(self, name: str, indices: np.ndarray) -> Tensor:
-        """One field of the given images, stacked, as stored."""
+        """One field of the given images, stacked, as stored; of those ``HELD``, on the device."""
+        if self.device.type != "cpu" and name in HELD:
+            return self.whole(name)[torch.from_numpy(indices).to(self.device)]
         places = [self._where(int(i)) for i in indices]
         return torch.stack([self.latents[s][r] if name == "latents" else self._tensors[s][name][r] for s, r in places])
+
+    def whole(self, name: str) -> Tensor:
+        """One field of all images, as stored, on the device."""
+        if name not in self._held:
+            parts = self.latents if name == "latents" else [t[name] for t in self._tensors]
+            self._held[name] = torch.cat([part.to(self.device) for part in parts])
+        return self._held[name]
 
     def take(self, indices: np.ndarray) -> Batch:
         return {
@@ -145,9 +165,13 @@ def encode_shards(shards: Shards, vae: AutoencoderKL) -> Shards:
 
 @torch.no_grad()
 def latents(vae: AutoencoderKL, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 4 h/8 w/8"]:
-    """The scaled latents (their mean, unit variance) of images in [0, 1], in bf16 autocast."""
-    with torch.autocast(images.device.type, dtype=torch.bfloat16):
-        z = vae.encode(images * 2 - 1).latent_dist.mode()  # pyright: ignore[reportAttributeAccessIssue]
+    """The scaled latents (their mean, unit variance) of images in [0, 1].
+
+    Channels last: at these few channels a CPU encodes more than twice as many images a second (13.8 and 5.8 ms).
+    """
+    x = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
+    with autocast(images.device):
+        z = vae.encode(x).latent_dist.mode()  # pyright: ignore[reportAttributeAccessIssue]
     return z.float() * vae.config["scaling_factor"]
 
 
@@ -170,7 +194,7 @@ def source(args: Options, device: torch.device) -> Source:
     """The shards in ``args.data``; without any, fresh renders on a GPU. Raises ``SfumatoError`` with neither."""
     if device.type == "cuda" and not any(args.data.glob("train-*.safetensors")):
         return Fresh(device, args.seed)
-    return Shards(args.data, seed=args.seed)
+    return Shards(args.data, seed=args.seed, device=device)
 
 
 def held_out(args: Options, device: torch.device, count: int = 256) -> Batch:
@@ -263,8 +287,7 @@ def _render_shard(job: tuple[Path, int, str, int]) -> None:
     path, seed, split, number = job
     rng = np.random.default_rng((seed, SPLITS.index(split), number))
     if split == "pairs":
-        pairs = [pair_batch(rng, n, "cpu") for n in _pieces(PER_SHARD, 16)]
-        _write(path, [json.dumps(line) for _, p in pairs for line in p], {"images": _bytes([x for x, _ in pairs])})
+        write_pairs(path, [pair_batch(rng, n, "cpu") for n in _pieces(PER_SHARD, 16)])
     else:
         write_shard(path, [render_batch(rng, n, "cpu") for n in _pieces(PER_SHARD, 8 * DRESSES)])
 
@@ -274,6 +297,11 @@ def write_shard(path: Path, parts: list[Batch]) -> None:
     truth = {k: torch.cat([p[k] for p in parts]) for k in ("thing", "depth", "mark")}
     lines = [s.to_json() for p in parts for s in p["scenes"]]
     _write(path, lines, {"images": _bytes([p["images"] for p in parts]), **truth})
+
+
+def write_pairs(path: Path, parts: list[tuple[Tensor, list[dict[str, Any]]]]) -> None:
+    """Write what ``pair_batch`` gave as one shard."""
+    _write(path, [json.dumps(line) for _, p in parts for line in p], {"images": _bytes([x for x, _ in parts])})
 
 
 def _bytes(images: list[Tensor]) -> Tensor:

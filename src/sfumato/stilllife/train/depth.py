@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
 from sfumato.stilllife import networks
-from sfumato.stilllife.captions import caption
 from sfumato.stilllife.train import Options, loop
-from sfumato.stilllife.train.unet import finished, images, load_frozen, noiser, quicken
+from sfumato.stilllife.train.precision import autocast
+from sfumato.stilllife.train.unet import images, load_frozen, noiser, quicken
+from sfumato.stilllife.train.vae import finished
 
 EMPTY = 0.3  # part of the captions left empty: then only the depth tells what is there
 
@@ -27,15 +27,13 @@ def run(args: Options) -> None:
     quicken(unet)
     quicken(model)
     frozen = load_frozen(args, device)
-    draw, diffuse = images(args, frozen), noiser(device)
+    draw, diffuse = images(args, frozen, EMPTY, 4), noiser(device)
 
     def step(i: int) -> tuple[Tensor, dict[str, Tensor]]:
-        rng = np.random.default_rng((args.seed, i, 4))
         drawn = draw(i, batch)
-        depth = drawn["depth"].to(device).float()
-        said = frozen.embed(["" if rng.random() < EMPTY else caption(scene, rng) for scene in drawn["scenes"]])
+        depth, said = drawn["depth"].to(device).float(), drawn["said"]
         noisy = diffuse(drawn["latents"])
-        with loop.autocast(device):
+        with autocast(device):
             down, mid = model(noisy.z, noisy.t, said, networks.depth_image(depth), return_dict=False)
             prediction = unet(
                 noisy.z,

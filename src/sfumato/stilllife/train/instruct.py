@@ -21,7 +21,9 @@ from torch import Tensor
 from sfumato.stilllife import networks
 from sfumato.stilllife.train import Options, loop
 from sfumato.stilllife.train.data import SPLITS, Shards, encode_shards, latents, pair_batch
-from sfumato.stilllife.train.unet import Frozen, finished, load_frozen, noiser, quicken
+from sfumato.stilllife.train.precision import autocast
+from sfumato.stilllife.train.unet import Frozen, load_frozen, noiser, quicken
+from sfumato.stilllife.train.vae import finished
 
 RANK = 8
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"]
@@ -49,7 +51,7 @@ def run(args: Options) -> None:
         image = z[:, 0] / networks.SCALING * seen.to(device).view(-1, 1, 1, 1)
         noisy = diffuse(z[:, 1])
         embedded = frozen.embed(words)
-        with loop.autocast(device):
+        with autocast(device):
             prediction = model(torch.cat([noisy.z, image], 1), noisy.t, embedded).sample
         return noisy.loss(prediction), {}
 
@@ -104,7 +106,7 @@ def pairs(args: Options, frozen: Frozen) -> Callable[[int, int], tuple[Tensor, l
             return z, [w["instruction"] for w in words]
 
         return fresh
-    found = encode_shards(Shards(args.data, "pairs", args.seed), frozen.vae)
+    found = encode_shards(Shards(args.data, "pairs", args.seed, frozen.device), frozen.vae)
 
     def stored(step: int, size: int) -> tuple[Tensor, list[str]]:
         at = found.pick(step, size)

@@ -33,6 +33,8 @@ from torch import Tensor, nn
 from sfumato.errors import SfumatoError
 from sfumato.files import atomic, write_text
 from sfumato.stilllife.train import Options
+from sfumato.stilllife.train.optimise import Several, optimisers
+from sfumato.stilllife.train.precision import choose
 
 Modules = dict[str, nn.Module]
 Figures = Mapping[str, float | Tensor]
@@ -52,6 +54,7 @@ def start(args: Options) -> torch.device:
         raise SfumatoError(f"cannot use the device {asked!r}: {str(e).splitlines()[0]}; try --device cpu") from e
     if processes > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    choose(device, args.precision)
     return device
 
 
@@ -60,15 +63,10 @@ def share() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bf16 autocast: the fast path both on CPUs with AMX and on GPUs."""
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
 def train(
     name: str,
     modules: Modules,
-    step: Callable[[int], tuple[Tensor, Figures]],
+    step: Callable[..., tuple[Tensor, Figures]],
     *,
     out: Path,
     minutes: float,
@@ -79,6 +77,9 @@ def train(
     resume: bool = False,
     ema: float = 0.999,
     warmup: int = 100,
+    cooldown: float | None = None,
+    optimiser: str = "adam",
+    timed: bool = False,
     clip: float = 1.0,
     weight_decay: float = 0.01,
     betas: tuple[float, float] = (0.9, 0.99),
@@ -89,10 +90,13 @@ def train(
 ) -> Modules:
     """Train ``modules`` in place and return their EMA copies (in evaluation mode).
 
-    ``step(i)`` gives the loss of draw ``i`` and figures for the log; it draws its data by ``i`` and may use torch's
-    global generator, which is seeded for it. Of N processes, each makes every N-th draw; the first one writes, and only
+    ``step(i)`` gives the loss of draw ``i`` and figures for the log; when ``timed``, ``step(i, fraction)``
+    does, with the part of the budget that is used. It draws its data by ``i`` and may use torch's global generator,
+    which is seeded for it. Of N processes, each makes every N-th draw; the first one writes, and only
     there does this return: the others end. Only parameters that require a gradient are trained. ``preview(ema,
     path)`` writes a PNG now and then and at the end. With ``steps`` the budget is counted in steps, not ``minutes``.
+    The rate rises over ``warmup`` steps, then stays until the last part ``cooldown`` of the budget, over which it falls
+    to nothing as 1 - sqrt (Hägele et al. 2024, 2405.18392); without a ``cooldown`` it follows a cosine all the way.
 
     In ``out``: ``checkpoint.safetensors`` (written whole or not at all), ``log.jsonl`` (a record each ``log_every``
     steps), ``preview-*.png``. Ctrl-C saves after the current step and raises ``KeyboardInterrupt``. Raises
@@ -107,7 +111,7 @@ def train(
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)
     averaged: Modules = {k: copy.deepcopy(m).eval().requires_grad_(False) for k, m in modules.items()}
-    optimizer = _optimizer(modules, weight_decay, betas)
+    optimizer = optimisers((p for _, p in _trained(modules)), optimiser, weight_decay, betas)
     first, before = 0, 0.0
     if resume and checkpoint.exists():
         first, before = _load(checkpoint, modules, averaged, optimizer)
@@ -124,16 +128,15 @@ def train(
     with _interrupts() as interrupted, _progress(name, rank == 0) as say:
         while not done:
             fraction = _fraction(i, elapsed, steps, minutes)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * min(1.0, (i + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * fraction))
+            now_at = rate * min(1.0, (i + 1) / warmup) * _falling(fraction, cooldown)
+            optimizer.rate(now_at)
             draw = i * world + rank
             torch.manual_seed(_mix(seed, draw))
-            loss, figures = step(draw)
-            optimizer.zero_grad(set_to_none=True)
+            loss, figures = step(draw, fraction) if timed else step(draw)
+            optimizer.zero_grad()
             loss.backward()
-            params = [p for group in optimizer.param_groups for p in group["params"]]
-            _share_gradients(params, world)
-            norm = nn.utils.clip_grad_norm_(params, clip)
+            _share_gradients(optimizer.parameters, world)
+            norm = nn.utils.clip_grad_norm_(optimizer.parameters, clip)
             optimizer.step()
             _average(averaged, modules, min(ema, (1 + i) / (10 + i)))
             for key, value in {"loss": loss, "norm": norm, **figures}.items():
@@ -148,7 +151,7 @@ def train(
                 if not math.isfinite(record["loss"]):
                     raise SfumatoError(f"the loss of {name} is not finite at step {i}; lower --rate and --resume")
                 per_second = counted * batch * world / max(now - since, 1e-9)
-                speed = {"rate": optimizer.param_groups[0]["lr"], "images_per_second": per_second}
+                speed = {"rate": now_at, "images_per_second": per_second}
                 if rank == 0:
                     _append(log, {"step": i, "elapsed": elapsed, **speed, **record})
                 say(_fraction(i, elapsed, steps, minutes), i, record, per_second)
@@ -172,7 +175,7 @@ def train(
 def fit(
     name: str,
     modules: Modules,
-    step: Callable[[int], tuple[Tensor, Figures]],
+    step: Callable[..., tuple[Tensor, Figures]],
     args: Options,
     *,
     rate: float,
@@ -191,7 +194,9 @@ def fit(
         batch=batch,
         seed=args.seed,
         resume=args.resume,
-        **settings,
+        warmup=args.warmup,
+        cooldown=args.cooldown,
+        **{**settings, **({"optimiser": args.optimiser} if args.optimiser else {})},
     )
 
 
@@ -248,6 +253,13 @@ def _fraction(step: int, elapsed: float, steps: int | None, minutes: float) -> f
     return min(1.0, step / steps if steps is not None else elapsed / (60 * minutes) if minutes > 0 else 1.0)
 
 
+def _falling(fraction: float, cooldown: float | None) -> float:
+    """What part of the rate is left when this ``fraction`` of the budget is used."""
+    if cooldown is None:
+        return 0.5 * (1 + math.cos(math.pi * fraction))
+    return 1 - math.sqrt(max(0.0, (fraction - (1 - cooldown)) / cooldown)) if cooldown > 0 else 1.0
+
+
 def _mix(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step * 7919 + 12345) % 2**63
 
@@ -280,15 +292,6 @@ def _trained(modules: Modules) -> Iterator[tuple[str, nn.Parameter]]:
                 yield f"{name}.{key}", p
 
 
-def _optimizer(modules: Modules, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    params = [p for _, p in _trained(modules)]
-    groups = [  # gains and biases do not decay
-        {"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, fused=True)
-
-
 @torch.no_grad()
 def _average(averaged: Modules, modules: Modules, decay: float) -> None:
     """EMA of what is trained; buffers are copied."""
@@ -307,31 +310,28 @@ def _tensors(prefix: str, modules: Modules) -> dict[str, Tensor]:
     return {f"{prefix}.{n}.{k}": v for n, m in modules.items() for k, v in m.state_dict().items()}
 
 
-def _save(
-    path: Path, modules: Modules, averaged: Modules, optimizer: torch.optim.Optimizer, step: int, elapsed: float
-) -> None:
+def _save(path: Path, modules: Modules, averaged: Modules, optimizer: Several, step: int, elapsed: float) -> None:
     tensors = _tensors("live", modules) | _tensors("ema", averaged)
     for name, p in _trained(modules):
-        tensors |= {f"adam.{name}.{k}": v for k, v in optimizer.state[p].items()}
+        tensors |= {f"moments.{name}.{k}": v for k, v in optimizer.of(p).items()}
     with atomic(path) as part:
         state = json.dumps({"step": step, "elapsed": elapsed})
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata={"state": state})
 
 
-def _load(path: Path, modules: Modules, averaged: Modules, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+def _load(path: Path, modules: Modules, averaged: Modules, optimizer: Several) -> tuple[int, float]:
     try:
         with safe_open(path, framework="pt") as file:
             state = json.loads(file.metadata()["state"])
-            names = file.keys()
+            names = set(file.keys())
             for prefix, group in (("live", modules), ("ema", averaged)):
                 for n, m in group.items():
                     start_of = f"{prefix}.{n}."
                     m.load_state_dict({k[len(start_of) :]: file.get_tensor(k) for k in names if k.startswith(start_of)})
             for name, p in _trained(modules):
-                optimizer.state[p] = {}
-                for key in ("step", "exp_avg", "exp_avg_sq"):
-                    value = file.get_tensor(f"adam.{name}.{key}")
-                    optimizer.state[p][key] = value.to(p.device)
+                keys = optimizer.keys(p)
+                if f"moments.{name}.{keys[0]}" in names:  # what no loss has reached yet has no moments
+                    optimizer.of(p).update({k: _laid(file.get_tensor(f"moments.{name}.{k}"), p) for k in keys})
     except (RuntimeError, KeyError, TypeError, ValueError, OSError) as e:
         reason = str(e).splitlines()[0]
         raise SfumatoError(f"cannot go on from {path}: damaged, or of another network ({reason}); remove it") from e
@@ -340,6 +340,11 @@ def _load(path: Path, modules: Modules, averaged: Modules, optimizer: torch.opti
             raise SfumatoError(f"cannot go on from {path}: damaged ({e}); remove it") from e
         raise
     return int(state["step"]), float(state["elapsed"])
+
+
+def _laid(moment: Tensor, p: Tensor) -> Tensor:
+    """The moment in its parameter's memory format: a fused optimiser pairs them by their place in memory."""
+    return torch.empty_like(p).copy_(moment) if moment.shape == p.shape else moment.to(p.device)
 
 
 def _append(path: Path, record: Mapping[str, float]) -> None:

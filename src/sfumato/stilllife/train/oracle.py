@@ -15,7 +15,8 @@ from sfumato.stilllife.kinds import KINDS
 from sfumato.stilllife.oracle import MARK_SEEN, REACH, SMALLEST, TRAITS, WORLD, Maps, Oracle, apart, pool, score
 from sfumato.stilllife.scene import Scene
 from sfumato.stilllife.train import Options, loop
-from sfumato.stilllife.train.data import Batch, Source, held_out, source
+from sfumato.stilllife.train.data import Batch, Shards, Source, held_out, source
+from sfumato.stilllife.train.precision import autocast
 
 RECONSTRUCTED = 1024  # renders that pass through the VAE, if there is one; they make a quarter of every batch
 _SHIFT = 8  # pixels: the most an image is moved
@@ -37,11 +38,11 @@ def run(args: Options) -> None:
 
     def step(i: int) -> tuple[Tensor, dict[str, Tensor]]:
         data = renders.batch(i, batch)
-        if copies is not None:
+        if copies is not None and batch >= 4:
             data = _mixed(data, copies, batch // 4)
         images, thing = moved(data["images"].to(device), data["thing"].to(device).long())
         labels = {k: v.to(device) for k, v in targets(data["scenes"], data["mark"]).items()}
-        with loop.autocast(device):
+        with autocast(device):
             maps = model(worn(images))
         return objective(maps, thing, labels)
 
@@ -161,12 +162,13 @@ def _vae(args: Options, device: torch.device) -> Any | None:
 
 
 def _through(vae: Any, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    with loop.autocast(vae.device):
+    with autocast(vae.device):
         return networks.reconstruct(vae, images)
 
 
 def _reconstructions(renders: Source, vae: Any) -> Batch:
-    data = renders.batch(-1 % 2**31, RECONSTRUCTED)
+    few = len(renders) if isinstance(renders, Shards) else RECONSTRUCTED
+    data = renders.batch(-1 % 2**31, min(few, RECONSTRUCTED))
     return Batch(**{**data, "images": _through(vae, data["images"]).mul(255).round().byte()})
 
 

@@ -31,11 +31,17 @@ from sfumato.stilllife.scene import COLOURS, Scene
 from sfumato.stilllife.train import Options, loop
 from sfumato.stilllife.train.attention import SmallHeads
 from sfumato.stilllife.train.data import Fresh, Shards, encode_shards, latents, source
+from sfumato.stilllife.train.gpu import compiled
+from sfumato.stilllife.train.pool import Pool, labels
+from sfumato.stilllife.train.precision import autocast
+from sfumato.stilllife.train.vae import finished
 
 EMPTY = 0.1  # part of the captions that are left empty
 GAMMA = 5.0  # min-SNR
+WEIGHTING = "min-snr"
 LAYOUT = 0.05  # weight of what the features must tell
 NOTHING = 0.3  # weight of cells without a thing there
+CAPTIONS = (0, 4)  # an image in a pool, on a CPU and on a GPU; 0 words them anew for every step
 PROMPTS = (
     "a red cube on grass",
     "a blue robot seen from the front on sand",
@@ -63,8 +69,13 @@ class Frozen:
         tokens = self.tokenizer(
             list(words), padding="max_length", max_length=networks.TOKENS, truncation=True, return_tensors="pt"
         )
-        with loop.autocast(self.device):
-            out = self.clip.text_model(input_ids=tokens.input_ids.to(self.device)).last_hidden_state
+        return self.read(tokens.input_ids.to(self.device))
+
+    @torch.no_grad()
+    def read(self, tokens: Int[Tensor, "b 77"]) -> Float[Tensor, "b 77 d"]:
+        """``embed`` of what is tokenised already."""
+        with autocast(self.device):
+            out = self.clip.text_model(input_ids=tokens).last_hidden_state
         return out.float()
 
 
@@ -78,17 +89,21 @@ class Noisy:
     weight: Float[Tensor, "b"]
 
     def loss(self, prediction: Float[Tensor, "b 4 h w"]) -> Float[Tensor, ""]:
-        """Mean squared error of the noise, each image weighted by min(SNR, 5) / SNR."""
+        """Mean squared error of the noise, each image weighted."""
         return ((prediction.float() - self.noise).square().mean((1, 2, 3)) * self.weight).mean()
 
 
 class Drawn(TypedDict):
-    """b images without their pixels: scaled latents on the device, the truth as in a shard, and the scenes."""
+    """b images without their pixels: scaled latents and an embedded caption each, on the device, and the truth.
+
+    ``thing`` and ``depth`` are as in a shard, or ``thing`` has a cell of the latents each; ``labels`` are ``pool``'s.
+    """
 
     latents: Tensor
+    said: Tensor
     thing: Tensor
     depth: Tensor
-    scenes: list[Scene]
+    labels: Tensor
 
 
 class Layout(nn.Module):
@@ -108,22 +123,24 @@ class Layout(nn.Module):
         if module.training:  # the averaged copy has a copy of this hook
             self._features = output
 
-    def loss(self, thing: Int[Tensor, "b H W"], scenes: Sequence[Scene]) -> Float[Tensor, ""]:
-        """Cross entropy of kind and colour for the UNet's last call. ``thing`` holds 0 for none, else 1 + index."""
+    def forget(self) -> None:
+        """Let go of the features of a call whose loss nobody asked for."""
+        self._features = None
+
+    def loss(self, thing: Int[Tensor, "b H W"], seen: Sequence[Scene] | Tensor) -> Float[Tensor, ""]:
+        """Cross entropy of kind and colour for the UNet's last call. ``thing`` holds 0 for none, else 1 + index; what
+        was ``seen`` are the scenes or their ``pool.labels``."""
         assert self._features is not None
         logits = self.read(self._features).float().split((len(TRAINED) + 1, len(COLOURS) + 1), 1)
-        self._features = None
+        self.forget()
         step = thing.shape[-1] // logits[0].shape[-1]
         cells = thing[:, step // 2 :: step, step // 2 :: step].long().flatten(1)
         loss = torch.zeros((), device=cells.device)
-        for part, key, words in zip(logits, ("kind", "colour"), (TRAINED, COLOURS), strict=True):
-            table = torch.zeros(len(scenes), 1 + Scene.most, dtype=torch.long)
-            for row, scene in enumerate(scenes):
-                for k, seen in enumerate(scene.things):
-                    table[row, 1 + k] = 1 + words.index(getattr(seen, key))
-            weight = torch.ones(len(words) + 1, device=cells.device)
+        table = (seen if isinstance(seen, Tensor) else labels(seen)).to(cells.device)
+        for k, part in enumerate(logits):
+            weight = torch.ones(part.shape[1], device=cells.device)
             weight[0] = NOTHING
-            loss = loss + F.cross_entropy(part.flatten(2), table.to(cells.device).gather(1, cells), weight)
+            loss = loss + F.cross_entropy(part.flatten(2), table[:, k].gather(1, cells), weight)
         return loss
 
 
@@ -136,16 +153,20 @@ def run(args: Options) -> None:
     quicken(model)
     layout = Layout(model).to(device)
     frozen = load_frozen(args, device)
-    draw, diffuse = images(args, frozen), noiser(device)
+    draw, diffuse = images(args, frozen, EMPTY, 3), noiser(device, args.weighting or WEIGHTING)
+    forward = model
+    if device.type == "cuda" and args.compile:
+        drawn = draw(0, batch)
+        noisy = diffuse(drawn["latents"])
+        forward = compiled(model, noisy.z, noisy.t, drawn["said"])
+        layout.forget()
 
     def step(i: int) -> tuple[Tensor, dict[str, Tensor]]:
-        rng = np.random.default_rng((args.seed, i, 3))
         drawn = draw(i, batch)
-        said = frozen.embed(["" if rng.random() < EMPTY else caption(scene, rng) for scene in drawn["scenes"]])
         noisy = diffuse(drawn["latents"])
-        with loop.autocast(device):
-            prediction = model(noisy.z, noisy.t, said).sample
-            told = layout.loss(drawn["thing"].to(device), drawn["scenes"])
+        with autocast(device):
+            prediction = forward(noisy.z, noisy.t, drawn["said"]).sample
+            told = layout.loss(drawn["thing"].to(device), drawn["labels"])
         noise = noisy.loss(prediction)
         return noise + LAYOUT * told, {"noise": noise, "layout": told}
 
@@ -153,7 +174,7 @@ def run(args: Options) -> None:
         live: Any = ema["unet"]
         pipe: Any = networks.pipeline(frozen.vae, weights.text_encoder(frozen.clip), live, frozen.tokenizer)
         seeds = [torch.Generator().manual_seed(i) for i in range(len(PROMPTS))]
-        with loop.autocast(device):
+        with autocast(device):
             shown = pipe(list(PROMPTS), num_inference_steps=20, guidance_scale=5.0, generator=seeds, output_type="pt")
         pictures.write(pictures.sheet(shown.images, 4), path)
 
@@ -165,9 +186,11 @@ def run(args: Options) -> None:
 
 
 def quicken(model: nn.Module) -> None:
-    """On a CPU, train with attention in the form whose backward pass is fast there."""
+    """On a CPU, train with attention in the form whose backward pass is fast there; on a GPU, with channels last."""
     if next(model.parameters()).device.type == "cpu":
         model.set_attn_processor(SmallHeads())  # pyright: ignore[reportCallIssue]
+    else:
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def load_frozen(args: Options, device: torch.device) -> Frozen:
@@ -179,22 +202,35 @@ def load_frozen(args: Options, device: torch.device) -> Frozen:
     return Frozen(vae, clip, networks.tokenizer(), device)
 
 
-def finished(kind: Any, place: Path, name: str) -> Any:
-    """The network in the folder ``place`` if there is one, else the one that ships. ``SfumatoError`` if neither."""
-    return kind.from_pretrained(place) if place.is_dir() else weights.module(name)
+def images(args: Options, frozen: Frozen, empty: float, stream: int) -> Callable[[int, int], Drawn]:
+    """What draws (step, size): from a pool of the shards, from the shards, or fresh renders on a GPU.
 
-
-def images(args: Options, frozen: Frozen) -> Callable[[int, int], Drawn]:
-    """What draws (step, size): from the shards, or fresh renders on a GPU."""
+    A part ``empty`` of the captions is left empty. Captions worded anew come from the random numbers of ``stream``.
+    """
     found = source(args, frozen.device)
+
+    def worded(step: int, scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng((args.seed, step, stream))
+        return frozen.embed(["" if rng.random() < empty else caption(s, rng) for s in scenes]), labels(scenes)
+
     if isinstance(found, Shards):
         encode_shards(found, frozen.vae)
+        if count := args.captions if args.captions is not None else CAPTIONS[frozen.device.type == "cuda"]:
+            pool = Pool(found, count, args.seed, frozen.device)
+
+            def pooled(step: int, size: int) -> Drawn:
+                p = pool.pick(step, size, empty)
+                said = frozen.read(p.tokens)
+                return {"latents": p.latents, "said": said, "thing": p.thing, "depth": p.depth, "labels": p.labels}
+
+            return pooled
 
         def stored(step: int, size: int) -> Drawn:
             at = found.pick(step, size)
             thing, depth = (found.rows(k, at) for k in ("thing", "depth"))
             z = found.rows("latents", at).to(frozen.device).float()
-            return {"latents": z, "thing": thing, "depth": depth, "scenes": [found.scene(i) for i in at]}
+            said, told = worded(step, [found.scene(i) for i in at])
+            return {"latents": z, "said": said, "thing": thing, "depth": depth, "labels": told}
 
         return stored
     assert isinstance(found, Fresh)
@@ -202,14 +238,22 @@ def images(args: Options, frozen: Frozen) -> Callable[[int, int], Drawn]:
     def fresh(step: int, size: int) -> Drawn:
         drawn = found.batch(step, size)
         z = latents(frozen.vae, drawn["images"])
-        return {"latents": z, "thing": drawn["thing"], "depth": drawn["depth"], "scenes": drawn["scenes"]}
+        said, told = worded(step, drawn["scenes"])
+        return {"latents": z, "said": said, "thing": drawn["thing"], "depth": drawn["depth"], "labels": told}
 
     return fresh
 
 
-def noiser(device: torch.device) -> Callable[[Tensor], Noisy]:
-    """A function that puts noise on scaled latents, at levels spread evenly over the batch."""
+def noiser(device: torch.device, weighting: str = "min-snr") -> Callable[[Tensor], Noisy]:
+    """A function that puts noise on scaled latents, at levels spread evenly over the batch.
+
+    ``min-snr``: an image weighs min(SNR, 5) / SNR (Hang et al. 2023, 2303.09556). ``even``: 1 / sqrt(SNR), 1 on average
+    over all levels. The error that is left goes about as sqrt(SNR), from 0.15 down to 0.006, so that with the first
+    nearly all of the loss is edges, and with the second as much of it is what stands where.
+    """
     alphas = networks.scheduler().alphas_cumprod.to(device)
+    ratio = alphas / (1 - alphas)
+    weights = (GAMMA / ratio).clamp(max=1.0) if weighting == "min-snr" else ratio.rsqrt() / ratio.rsqrt().mean()
 
     def diffuse(z: Float[Tensor, "b 4 h w"]) -> Noisy:
         b = len(z)
@@ -217,7 +261,6 @@ def noiser(device: torch.device) -> Callable[[Tensor], Noisy]:
         t = (at * len(alphas)).long().clamp_max(len(alphas) - 1)
         alpha = alphas[t].view(-1, 1, 1, 1)
         noise = torch.randn_like(z)
-        snr = alphas[t] / (1 - alphas[t])
-        return Noisy(alpha.sqrt() * z + (1 - alpha).sqrt() * noise, t, noise, (GAMMA / snr).clamp(max=1.0))
+        return Noisy(alpha.sqrt() * z + (1 - alpha).sqrt() * noise, t, noise, weights[t])
 
     return diffuse

@@ -15,6 +15,7 @@ from sfumato.stilllife.captions import caption
 from sfumato.stilllife.scene import sample_scene
 from sfumato.stilllife.train import Options, loop
 from sfumato.stilllife.train.facts import Facts, Nouns, facts, nouns
+from sfumato.stilllife.train.precision import autocast
 
 MIDDLE = 2  # the layer whose nouns must tell already, so that later layers can gather what they tell
 
@@ -41,7 +42,7 @@ def run(args: Options) -> None:
         words = [caption(sample_scene(rng), rng) for _ in range(batch)]
         tokens = tokenizer(words, padding=True, return_tensors="pt").to(device)
         told, named = facts(words).to(device), nouns(words, tokens["input_ids"]).to(device)
-        with loop.autocast(device):
+        with autocast(device):
             read = model.text_model(**tokens, output_hidden_states=True)
             embedding = model.text_projection(read.pooler_output)
         early = readers[0].loss(read.hidden_states[MIDDLE], named)
