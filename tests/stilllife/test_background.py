@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from sfumato.errors import SfumatoError
 from sfumato.stilllife.train import background
-from sfumato.stilllife.train.background import PlaceOptions, ShipOptions, StartOptions, StatusOptions, Verdict
+from sfumato.stilllife.train.background import PlaceOptions, ShipOptions, StartOptions, StatusOptions
+from sfumato.stilllife.train.judge import Verdict, worse
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="a run in the background needs SIGTERM")
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="as Linux has it")
@@ -533,8 +534,8 @@ def verdict(error=0.5, single=50, pair=20, view=30, n=60):
 
 
 def test_better_is_a_lower_error_and_no_fewer_right():
-    assert background.worse(verdict(), verdict(error=0.4999)) == []
-    assert background.worse(verdict(), verdict(0.4, single=51, pair=19)) == []  # one fewer is within the error
+    assert worse(verdict(), verdict(error=0.4999)) == []
+    assert worse(verdict(), verdict(0.4, single=51, pair=19)) == []  # one fewer is within the error
 
 
 @pytest.mark.parametrize(
@@ -548,7 +549,7 @@ def test_better_is_a_lower_error_and_no_fewer_right():
     ],
 )
 def test_each_clause_alone_forbids(new, word):
-    (reason,) = background.worse(verdict(), new)
+    (reason,) = worse(verdict(), new)
     assert word in reason
 
 
@@ -556,10 +557,10 @@ def test_the_standard_error_is_that_of_the_paired_differences():
     was, now = [1.0, 1.0, 0.0, 0.0] * 10, [0.0, 1.0, 1.0, 0.0] * 10  # as many, but others
     old = Verdict(1.0, {"single": [*was, 1.0, 1.0], "pair": [0.0, 0.0]})
     new = Verdict(0.9, {"single": [*now, 0.0, 0.0], "pair": [1.0, 1.0]})
-    assert background.worse(old, new) == []  # 2 of 42 fewer; unpaired or not, far within
+    assert worse(old, new) == []  # 2 of 42 fewer; unpaired or not, far within
     # 3 of 60 worse, and none better: 0.05 against twice 0.0284, so not sure; a fifth one makes it so
-    assert background.worse(verdict(), verdict(0.4, single=47, pair=25)) == []
-    assert len(background.worse(verdict(), verdict(0.4, single=45, pair=25))) == 1
+    assert worse(verdict(), verdict(0.4, single=47, pair=25)) == []
+    assert len(worse(verdict(), verdict(0.4, single=45, pair=25))) == 1
 
 
 def test_a_verdict_is_what_the_judge_says(here, monkeypatch, tmp_path):
@@ -573,7 +574,7 @@ def test_a_verdict_is_what_the_judge_says(here, monkeypatch, tmp_path):
     seen = data.render_batch(np.random.default_rng(0), 4, "cpu")
     one = judge.Judge(frozen, Oracle((8, 8), (1, 1)), seen, n=3)
     network = weights.module("unet")
-    told = background.judged(one, network)
+    told = one.verdict(network)
     assert told.obeyed == {"single": [0.0, 1.0, 0.0], "pair": [0.0, 1.0, 1.0], "view": [0.0, 1.0, 0.0]}
     assert told.error == one.errors(network)["error"]
 
@@ -600,8 +601,6 @@ def trained(place, shipped, monkeypatch, tmp_path_factory):
     tensors |= {"ema.layout.read.0.weight": torch.ones(3)}
     state = {"state": json.dumps({"step": 40, "elapsed": 120.0})}
     save_file(tensors, place / "unet" / "checkpoint.safetensors", metadata=state)
-    judge = type("Seen", (), {"seen": {"scenes": []}})
-    monkeypatch.setattr(background, "make_judge", lambda place, n: judge())
     verdicts = [verdict(), verdict(0.4)]
     seen = []
 
@@ -609,7 +608,8 @@ def trained(place, shipped, monkeypatch, tmp_path_factory):
         seen.append(unet)
         return verdicts[len(seen) - 1]
 
-    monkeypatch.setattr(background, "judged", judged)
+    judge = type("Seen", (), {"seen": {"scenes": []}, "verdict": judged})
+    monkeypatch.setattr(background, "make_judge", lambda place, n: judge())
     return place, own, verdicts, seen
 
 

@@ -452,6 +452,31 @@ class Blind(nn.Module):
         return type("Told", (), {"sample": torch.zeros_like(x)})()
 
 
+def test_cells_weigh_as_they_are_told():
+    noisy = unet.noiser(torch.device("cpu"))(torch.zeros(3, 4, 2, 2))
+    wrong = noisy.noise.clone()
+    wrong[:, :, 0, 0] += 2.0
+    cells = torch.ones(3, 1, 2, 2)
+    cells[1, :, 0, 0] = 0.0
+    cells[2, :, 0, 0] = 3.0
+    torch.testing.assert_close(noisy.loss(wrong, cells), (noisy.weight * torch.tensor([1.0, 0.0, 3.0])).mean())
+    assert noisy.loss(wrong) == noisy.loss(wrong, torch.ones(3, 1, 2, 2))
+
+
+def test_what_an_instruction_changes_weighs_more_and_an_image_weighs_one():
+    from sfumato.stilllife.train import instruct
+
+    z = torch.randn(3, 1, 4, 4, 4).repeat(1, 2, 1, 1, 1)
+    z[0, 1, :, 1, 2] += 1.0  # one cell of sixteen
+    z[1, 1] -= 1.0  # all
+    z[2, 1, 0, 3, 3] += 0.2  # one, by less than counts
+    weight = instruct.changed(z)
+    assert weight.shape == (3, 1, 4, 4)
+    torch.testing.assert_close(weight.mean((1, 2, 3)), torch.ones(3))
+    torch.testing.assert_close(weight[0, 0, 1, 2] / weight[0, 0, 0, 0], torch.tensor(instruct.CHANGED))
+    assert (weight[1] == 1).all() and (weight[2] == 1).all()
+
+
 def test_a_judge_measures_the_error_at_every_level(shards):
     from sfumato.stilllife.oracle import Oracle
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -459,18 +460,56 @@ def test_captions_are_worded_once_a_number_and_seed(pooled, monkeypatch, shards)
     assert before == {f: f.stat().st_mtime_ns for f in shards.glob("captions-3-0-*/*")}
 
 
-def test_labels_number_kinds_and_colours_from_one():
+def test_labels_number_kinds_colours_and_views_from_one():
     from sfumato.stilllife.kinds import TRAINED
-    from sfumato.stilllife.scene import COLOURS
+    from sfumato.stilllife.scene import COLOURS, VIEWS, view
 
+    shown = [sample_scene(np.random.default_rng(7), count=1, view=v) for v in VIEWS]
+    assert pool.labels(shown)[:, 2, 1].tolist() == [1, 2, 3, 4]
     scenes = [sample_scene(np.random.default_rng(k), count=1 + k) for k in range(3)]
     told = pool.labels(scenes)
-    assert told.shape == (3, 2, 4) and not told[:, :, 0].any()
+    assert told.shape == (3, 3, 4) and not told[:, :, 0].any()
+    views = [[view(s, k) for k in range(len(s.things))] for s in scenes]
+    assert any(None in v for v in views)
+    assert [[(None, *VIEWS)[k] for k in row[2, 1 : 1 + len(v)]] for row, v in zip(told, views, strict=True)] == views
     for row, scene in zip(told, scenes, strict=True):
         n = len(scene.things)
         assert [TRAINED[k - 1] for k in row[0, 1 : n + 1]] == [t.kind for t in scene.things]
         assert [COLOURS[k - 1] for k in row[1, 1 : n + 1]] == [t.colour for t in scene.things]
-        assert row[:, 1 : n + 1].all() and not row[:, n + 1 :].any()
+        assert row[:2, 1 : n + 1].all() and not row[:, n + 1 :].any()
+
+
+def test_rare_scenes_are_drawn_as_rarely_as_asked(pooled, shards):
+    found = opened(shards)
+    scenes = [found.scene(i) for i in range(len(found))]
+    odds = np.array([unet.common(0.5, s) for s in scenes])
+    assert len(set(odds)) > 3
+    many = 40_000
+    for preferred in (found.prefer(functools.partial(unet.common, 0.5)), opened(shards).prefer(lambda s: 1.0)):
+        wanted = odds / odds.sum() if preferred is found else np.full(9, 1 / 9)
+        seen = np.bincount(preferred.pick(1, many), minlength=9) / many
+        drawn = pool.Pool(preferred, 3).pick(1, many, 0.0).latents[:, 0, 0, 0].long()
+        np.testing.assert_allclose(seen, wanted, atol=5 * np.sqrt(0.25 / many))
+        np.testing.assert_allclose(np.bincount(drawn, minlength=9) / many, wanted, atol=5 * np.sqrt(0.25 / many))
+
+
+def test_how_common_a_scene_is():
+    from dataclasses import replace
+
+    things = sample_scene(np.random.default_rng(0), count=2).things
+    plain = replace(
+        sample_scene(np.random.default_rng(0), count=2),
+        things=tuple(replace(t, material="plain") for t in things),
+        light="day",
+        style="photo",
+    )
+    striped = replace(plain, things=(replace(things[0], material="striped"), replace(things[1], material="plain")))
+    one, two = (unet.COUNTS[k] for k in (0, 1))
+    assert unet.common(0.25, plain) == two
+    assert unet.common(0.25, replace(plain, light="night")) == pytest.approx(two * 0.25)
+    assert unet.common(0.25, replace(plain, style="mosaic", light="fog")) == pytest.approx(two * 0.25**2)
+    assert unet.common(0.25, striped) == pytest.approx(two * 0.5)
+    assert unet.common(0.25, replace(plain, things=plain.things[:1])) == one
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected")

@@ -286,13 +286,18 @@ def table() -> list[dict[str, Any]]:
 
 def save(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Path) -> None:
     """Write a network as ``module`` reads it: half-precision tensors, the configuration in the metadata."""
-    halves = {
+    with atomic(file) as part:
+        save_file(halves(file.stem, tensors), part, {"config": json.dumps(dict(config))})
+
+
+def halves(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the network ``name`` as they ship. Raises ``SfumatoError`` for what is too large for that."""
+    out = {
         k: (v.half() if v.is_floating_point() else v).detach().cpu().contiguous().clone() for k, v in tensors.items()
     }
-    if any(not v.isfinite().all() for v in halves.values() if v.is_floating_point()):
-        raise SfumatoError(f"some weights of {file.name} are not finite in half precision")
-    with atomic(file) as part:
-        save_file(halves, part, {"config": json.dumps(dict(config))})
+    if not all(v.isfinite().all() for v in out.values() if v.is_floating_point()):
+        raise SfumatoError(f"some weights of {name} are not finite in half precision")
+    return out
 
 
 def write_manifest(place: Path) -> dict[str, dict[str, Any]]:

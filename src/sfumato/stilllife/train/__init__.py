@@ -42,6 +42,9 @@ class Options:
     all levels an even part of it [default: the network's own]."""
     anchor: float | None = None
     """decoder: train the encoder too, with this weight on the mean square of what its latents change by."""
+    rare: float = 0.5
+    """unet: how often an image is drawn for each of these that holds of it, beside one without: a style, a light other
+    than day, things of a material; 1 draws all alike. Of shards only."""
     captions: int | None = None
     """Captions an image that a denoiser learns from, tokenised once; 0 words them anew every time
     [default: 0 on a CPU, 4 on a GPU with shards]."""

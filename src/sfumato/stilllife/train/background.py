@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
     from torch import Tensor
 
-    from sfumato.stilllife.train.judge import Judge
+    from sfumato.stilllife.train.judge import Judge, Verdict
 
 MODULE = "sfumato.stilllife.train.background"
 HOW = "python -m sfumato.stilllife.train background"
@@ -566,6 +566,7 @@ def ship(args: ShipOptions) -> None:
     place, _ = _known(args.place)
     quiet()
     from sfumato.stilllife import weights
+    from sfumato.stilllife.train.judge import worse
     from sfumato.stilllife.train.ship import plain
 
     step, new = progress(place)[0], averaged(place)
@@ -576,7 +577,7 @@ def ship(args: ShipOptions) -> None:
     told: dict[str, Verdict] = {}
     for name, unet in (("shipped", weights.module("unet")), ("background", new)):
         note(f"judging {name}: the error of {len(judge.seen['scenes'])} images, {3 * args.n} paintings")
-        told[name] = judged(judge, unet)
+        told[name] = judge.verdict(unet)
     old, now = told.values()
     print_table(table(old, now))
     if reasons := worse(old, now):
@@ -600,35 +601,6 @@ def ship(args: ShipOptions) -> None:
     )
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """How good a UNet is: its held-out error and, of each class, 1 for each painting that is what was asked, else 0."""
-
-    error: float
-    obeyed: Mapping[str, Sequence[float]]
-
-    @property
-    def right(self) -> float:
-        """Paintings of all classes that are what was asked."""
-        return sum(sum(each) for each in self.obeyed.values())
-
-
-def worse(old: Verdict, new: Verdict) -> list[str]:
-    """Why ``new`` is not better than ``old`` (see ``ship``); empty if it is."""
-    reasons = []
-    if not new.error < old.error:
-        reasons.append(f"its error is not lower ({new.error:.5f}, {old.error:.5f} ships)")
-    if new.right < old.right:
-        reasons.append(f"fewer paintings are what was asked ({new.right:.0f}, {old.right:.0f})")
-    for key, was in old.obeyed.items():
-        changes = [b - a for a, b in zip(was, new.obeyed[key], strict=True)]
-        mean, n = sum(changes) / len(changes), len(changes)
-        sure = math.sqrt(sum((c - mean) ** 2 for c in changes) / (n - 1) / n)
-        if mean < -2 * sure:
-            reasons.append(f"{key} is worse by {-mean:.3f}, where two standard errors are {2 * sure:.3f}")
-    return reasons
-
-
 def table(old: Verdict, new: Verdict) -> list[dict[str, str]]:
     """Rows of what ships and of the run."""
     rows = [{"key": "error", "shipped": f"{old.error:.5f}", "background": f"{new.error:.5f}"}]
@@ -650,12 +622,6 @@ def make_judge(place: Path, n: int) -> Judge:
     args = Options(data=place / "data", vae=place / "none", clip=place / "none")
     oracle = Oracle.load(weights.path("oracle.safetensors"), device)
     return judge.Judge(unet.load_frozen(args, device), oracle, data.held_out(args, device, HELD_OUT), n)
-
-
-def judged(judge: Judge, unet: Any) -> Verdict:
-    """What ``worse`` compares."""
-    right = judge.verdicts(judge.paintings(unet)[1])
-    return Verdict(judge.errors(unet)["error"], {key: each.tolist() for key, each in right.items()})
 
 
 def averaged(place: Path) -> UNet2DConditionModel:

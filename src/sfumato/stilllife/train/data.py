@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -86,6 +86,7 @@ class Shards:
             raise SfumatoError(f"a damaged shard in {folder} ({e}); remove it and render again") from e
         self._lines = [f.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines() for f in self.files]
         self._ends = np.cumsum([len(t["images"]) for t in self._tensors])
+        self.odds: np.ndarray | None = None
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -98,9 +99,16 @@ class Shards:
         """One field of one shard, as stored."""
         return self._tensors[shard][name]
 
+    def prefer(self, odds: Callable[[Scene], float]) -> Shards:
+        """Draw each image as often as ``odds`` of its scene says, beside the others. Returns ``self``."""
+        found = np.array([odds(Scene.from_json(line)) for lines in self._lines for line in lines])
+        self.odds = found / found.sum()
+        return self
+
     def pick(self, step: int, size: int) -> np.ndarray:
-        """The image numbers of a step's batch, (size,): uniform draws by (seed, step)."""
-        return np.random.default_rng((self.seed, step)).integers(0, len(self), size)
+        """The image numbers of a step's batch, (size,): draws by (seed, step), uniform or as ``prefer`` was told."""
+        rng = np.random.default_rng((self.seed, step))
+        return rng.integers(0, len(self), size) if self.odds is None else rng.choice(len(self), size, p=self.odds)
 
     def _where(self, index: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self._ends, index, side="right"))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
+from jaxtyping import Float
 from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,11 +23,13 @@ from sfumato.stilllife import networks
 from sfumato.stilllife.train import Options, loop
 from sfumato.stilllife.train.data import SPLITS, Shards, encode_shards, latents, pair_batch
 from sfumato.stilllife.train.precision import autocast
-from sfumato.stilllife.train.unet import Frozen, load_frozen, noiser, quicken
+from sfumato.stilllife.train.unet import WEIGHTING, Frozen, load_frozen, noiser, quicken
 from sfumato.stilllife.train.vae import finished
 
 RANK = 8
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"]
+CHANGED = 8.0  # how much more a cell that the instruction changes weighs: most of an image is only to be copied
+DIFFERS = 0.1  # mean squared difference of a cell's latents, of unit variance, from which on it is changed
 DROPPED = 0.05  # part of the pairs without the words, as many without words and image, as many without the image
 
 
@@ -40,7 +43,7 @@ def run(args: Options) -> None:
     model.to(device).train()
     quicken(model)
     frozen = load_frozen(args, device)
-    draw, diffuse = pairs(args, frozen), noiser(device)
+    draw, diffuse = pairs(args, frozen), noiser(device, args.weighting or WEIGHTING)
 
     def step(i: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng = np.random.default_rng((args.seed, i, 5))
@@ -53,13 +56,21 @@ def run(args: Options) -> None:
         embedded = frozen.embed(words)
         with autocast(device):
             prediction = model(torch.cat([noisy.z, image], 1), noisy.t, embedded).sample
-        return noisy.loss(prediction), {}
+        noise = noisy.loss(prediction, changed(z))
+        return noise, {"plain": noisy.loss(prediction.detach())}
 
     ema: Any = loop.fit("instruct", {"instruct": model}, step, args, rate=5e-4, batch=batch, ema=0.998)["instruct"]
     ema.set_attn_processor(AttnProcessor2_0())
     final = merged(ema)
     final.save_pretrained(out / "final")
     print(f"instruct: written to {out / 'final'}, {loop.report('instruct', args, {'instruct': final}, batch, {})}")
+
+
+def changed(z: Float[Tensor, "b 2 4 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """How much each cell weighs, 1 on average over an image, from the latents before and after."""
+    differs = (z[:, 1] - z[:, 0]).square().mean(1, keepdim=True) > DIFFERS
+    weight = 1 + (CHANGED - 1) * differs
+    return weight / weight.mean((2, 3), keepdim=True)
 
 
 def lora(base: UNet2DConditionModel) -> UNet2DConditionModel:

@@ -6,6 +6,7 @@ times, can be compared closer than either is known.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,19 @@ LEVELS = (100, 300, 500, 700, 900)  # noise levels, in the schedule's thousandth
 ASKED = ("single", "pair", "view")
 STEPS, GUIDANCE = 20, 5.0
 PART = 64
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How good a UNet is: its held-out error and, of each class, 1 for each painting that is what was asked, else 0."""
+
+    error: float
+    obeyed: Mapping[str, Sequence[float]]
+
+    @property
+    def right(self) -> float:
+        """Paintings of all classes that are what was asked."""
+        return sum(sum(each) for each in self.obeyed.values())
 
 
 @dataclass
@@ -99,3 +113,24 @@ class Judge:
             renders = self.seen["images"][photos] if photos.any() else self.seen["images"]
             figures["detail"] = float(detail(shown["single"]).mean() / detail(renders).mean())
         return figures, shown
+
+    def verdict(self, unet: Any) -> Verdict:
+        """What ``worse`` compares."""
+        right = self.verdicts(self.paintings(unet)[1])
+        return Verdict(self.errors(unet)["error"], {key: each.tolist() for key, each in right.items()})
+
+
+def worse(old: Verdict, new: Verdict) -> list[str]:
+    """Why ``new`` is not better than ``old`` (see ``background.ship``); empty if it is."""
+    reasons = []
+    if not new.error < old.error:
+        reasons.append(f"its error is not lower ({new.error:.5f}, {old.error:.5f} ships)")
+    if new.right < old.right:
+        reasons.append(f"fewer paintings are what was asked ({new.right:.0f}, {old.right:.0f})")
+    for key, was in old.obeyed.items():
+        changes = [b - a for a, b in zip(was, new.obeyed[key], strict=True)]
+        mean, n = sum(changes) / len(changes), len(changes)
+        sure = math.sqrt(sum((c - mean) ** 2 for c in changes) / (n - 1) / n)
+        if mean < -2 * sure:
+            reasons.append(f"{key} is worse by {-mean:.3f}, where two standard errors are {2 * sure:.3f}")
+    return reasons

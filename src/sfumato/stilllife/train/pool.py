@@ -22,7 +22,7 @@ from torch import Tensor
 from sfumato.files import atomic
 from sfumato.stilllife import captions, networks
 from sfumato.stilllife.kinds import TRAINED
-from sfumato.stilllife.scene import COLOURS, Scene
+from sfumato.stilllife.scene import COLOURS, VIEWS, Scene, view
 from sfumato.stilllife.train.data import Shards, _each_process
 
 CELL = 8  # pixels: what stands in a cell of the latents is read at its middle
@@ -36,7 +36,7 @@ class Picked:
     latents: Float[Tensor, "b 4 16 16"]
     thing: Int[Tensor, "b 16 16"]  # 0 for none, else 1 + index, in each cell
     depth: Float[Tensor, "b 64 64"]
-    labels: Int[Tensor, "b 2 things"]  # as ``labels`` gives them
+    labels: Int[Tensor, "b 3 things"]  # as ``labels`` gives them
     tokens: Int[Tensor, "b 77"]
 
 
@@ -57,6 +57,7 @@ class Pool:
         self.depth = whole([shards.field(i, "depth") for i in range(len(shards.files))])
         self.labels, self.tokens = (whole([t[k] for t in written]) for k in ("labels", "tokens"))
         self.empty = _tokens([""])[0].to(self.device)
+        self.odds = None if shards.odds is None else torch.from_numpy(shards.odds).float().to(self.device)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -68,7 +69,11 @@ class Pool:
         def below(most: int) -> Tensor:
             return torch.randint(most, (size,), generator=draw, device=self.device)
 
-        at, which = below(len(self)), below(self.tokens.shape[1])
+        if self.odds is None:
+            at = below(len(self))
+        else:
+            at = torch.multinomial(self.odds, size, replacement=True, generator=draw)
+        which = below(self.tokens.shape[1])
         silent = torch.rand(size, generator=draw, device=self.device) < empty
         tokens = torch.where(silent[:, None], self.empty, self.tokens[at, which]).long()
         return Picked(
@@ -76,20 +81,23 @@ class Pool:
         )  # fmt: skip
 
 
-def labels(scenes: Sequence[Scene]) -> Int[Tensor, "b 2 things"]:
-    """Kind and colour of each scene's things as numbers from 1; the first place stands for no thing and holds 0."""
-    table = torch.zeros(len(scenes), 2, 1 + Scene.most, dtype=torch.long)
+def labels(scenes: Sequence[Scene]) -> Int[Tensor, "b 3 things"]:
+    """Kind, colour and view of each scene's things as numbers from 1; the first place stands for no thing and holds 0,
+    as does a view that has no word."""
+    table = torch.zeros(len(scenes), 3, 1 + Scene.most, dtype=torch.long)
     for row, scene in enumerate(scenes):
         for k, seen in enumerate(scene.things):
             table[row, 0, 1 + k] = 1 + TRAINED.index(seen.kind)
             table[row, 1, 1 + k] = 1 + COLOURS.index(seen.colour)
+            shown = view(scene, k)
+            table[row, 2, 1 + k] = 1 + VIEWS.index(shown) if shown else 0
     return table
 
 
 def write_captions(shards: Shards, count: int, seed: int) -> list[Path]:
     """The files of the shards' captions, written where they are missing: ``tokens`` int16 (n, count, 77), ``labels``
-    int8. They lie beside the shards in a folder named by their number, the seed and the tokenizer's words."""
-    words = sha256(" ".join(captions.WORDS).encode()).hexdigest()[:8]
+    int8. They lie beside the shards in a folder named by their number, the seed and the words of both."""
+    words = sha256(" ".join((*captions.WORDS, *TRAINED, *COLOURS, *VIEWS)).encode()).hexdigest()[:8]
     folder = shards.files[0].parent / f"captions-{count}-{seed}-{words}"
     jobs = [(file, folder / file.name, count, seed, i) for i, file in enumerate(shards.files)]
     missing = [job for job in jobs if not job[1].exists()]

@@ -103,7 +103,7 @@ def pack(networks: Mapping[str, Network], folder: Path, limit: int = SHARD) -> l
     parts: list[dict[str, Tensor]] = []
     room = 0
     for name, network in networks.items():
-        for key, value in _halves(name, network.tensors).items():
+        for key, value in weights.halves(name, network.tensors).items():
             size = value.numel() * value.element_size()
             if size > limit - _HEADER:
                 raise SfumatoError(f"{name}.{key} alone has {size} bytes, more than a file of {limit} bytes holds")
@@ -122,13 +122,6 @@ def pack(networks: Mapping[str, Network], folder: Path, limit: int = SHARD) -> l
         with atomic(file) as written:
             save_file(part, written, metadata)
     return files
-
-
-def _halves(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    out = {k: (v.half() if v.is_floating_point() else v).detach().cpu().contiguous() for k, v in tensors.items()}
-    if not all(v.isfinite().all() for v in out.values() if v.is_floating_point()):
-        raise SfumatoError(f"some weights of {name} are not finite in half precision")
-    return out
 
 
 def unpack(folder: Path) -> dict[str, Network]:

@@ -4,12 +4,13 @@ Min-SNR weights, a tenth of the captions empty for classifier-free guidance, noi
 Images are never mirrored: captions tell left from right.
 
 Noise teaches slowly what a word looks like: most of an image's error is in its edges and textures. So while it is
-trained, the features before the last level must also tell which kind and colour lies in each cell, which the renderer
-knows (after REPA, Yu et al. 2025, with the truth in the place of a pretrained network). The reader is thrown away.
+trained, the features before the last level must also tell which kind, colour and view lie in each cell, which the
+renderer knows (after REPA, Yu et al. 2025, with the truth in place of a pretrained network). The reader is thrown away.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from sfumato.stilllife import networks, pictures, weights
 from sfumato.stilllife.captions import caption
 from sfumato.stilllife.kinds import TRAINED
-from sfumato.stilllife.scene import COLOURS, Scene
+from sfumato.stilllife.scene import COLOURS, VIEWS, Scene
 from sfumato.stilllife.train import Options, loop
 from sfumato.stilllife.train.attention import SmallHeads
 from sfumato.stilllife.train.data import Fresh, Shards, encode_shards, latents, source
@@ -41,6 +42,7 @@ GAMMA = 5.0  # min-SNR
 WEIGHTING = "min-snr"
 LAYOUT = 0.05  # weight of what the features must tell
 NOTHING = 0.3  # weight of cells without a thing there
+COUNTS = (0.6, 1.3, 0.8)  # how often scenes of one, two and three things are drawn: two are the hard ones
 CAPTIONS = (0, 4)  # an image in a pool, on a CPU and on a GPU; 0 words them anew for every step
 PROMPTS = (
     "a red cube on grass",
@@ -88,9 +90,10 @@ class Noisy:
     noise: Float[Tensor, "b 4 h w"]
     weight: Float[Tensor, "b"]
 
-    def loss(self, prediction: Float[Tensor, "b 4 h w"]) -> Float[Tensor, ""]:
-        """Mean squared error of the noise, each image weighted."""
-        return ((prediction.float() - self.noise).square().mean((1, 2, 3)) * self.weight).mean()
+    def loss(self, prediction: Float[Tensor, "b 4 h w"], cells: Tensor | float = 1.0) -> Float[Tensor, ""]:
+        """Mean squared error of the noise, each image weighted and, with ``cells`` (b, 1, h, w), each of its cells."""
+        wrong = (prediction.float() - self.noise).square() * cells
+        return (wrong.mean((1, 2, 3)) * self.weight).mean()
 
 
 class Drawn(TypedDict):
@@ -107,15 +110,15 @@ class Drawn(TypedDict):
 
 
 class Layout(nn.Module):
-    """Tells kind and colour in each cell of the latents from the UNet's features before its last level."""
+    """Tells kind, colour and view in each cell of the latents from the UNet's features before its last level."""
+
+    words = tuple(1 + len(known) for known in (TRAINED, COLOURS, VIEWS))
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
         tapped: Any = unet.up_blocks[-2]
         width = tapped.upsamplers[0].out_channels
-        self.read = nn.Sequential(
-            nn.GroupNorm(16, width), nn.SiLU(), nn.Conv2d(width, len(TRAINED) + len(COLOURS) + 2, 1)
-        )
+        self.read = nn.Sequential(nn.GroupNorm(16, width), nn.SiLU(), nn.Conv2d(width, sum(self.words), 1))
         self._features: Tensor | None = None
         tapped.register_forward_hook(self._keep)
 
@@ -128,10 +131,10 @@ class Layout(nn.Module):
         self._features = None
 
     def loss(self, thing: Int[Tensor, "b H W"], seen: Sequence[Scene] | Tensor) -> Float[Tensor, ""]:
-        """Cross entropy of kind and colour for the UNet's last call. ``thing`` holds 0 for none, else 1 + index; what
-        was ``seen`` are the scenes or their ``pool.labels``."""
+        """Cross entropy of kind, colour and view for the UNet's last call. ``thing`` holds 0 for none, else 1 + index;
+        what was ``seen`` are the scenes or their ``pool.labels``."""
         assert self._features is not None
-        logits = self.read(self._features).float().split((len(TRAINED) + 1, len(COLOURS) + 1), 1)
+        logits = self.read(self._features).float().split(self.words, 1)
         self.forget()
         step = thing.shape[-1] // logits[0].shape[-1]
         cells = thing[:, step // 2 :: step, step // 2 :: step].long().flatten(1)
@@ -153,7 +156,8 @@ def run(args: Options) -> None:
     quicken(model)
     layout = Layout(model).to(device)
     frozen = load_frozen(args, device)
-    draw, diffuse = images(args, frozen, EMPTY, 3), noiser(device, args.weighting or WEIGHTING)
+    draw = images(args, frozen, EMPTY, 3, functools.partial(common, args.rare))
+    diffuse = noiser(device, args.weighting or WEIGHTING)
     forward = model
     if device.type == "cuda" and args.compile:
         drawn = draw(0, batch)
@@ -202,8 +206,18 @@ def load_frozen(args: Options, device: torch.device) -> Frozen:
     return Frozen(vae, clip, networks.tokenizer(), device)
 
 
-def images(args: Options, frozen: Frozen, empty: float, stream: int) -> Callable[[int, int], Drawn]:
-    """What draws (step, size): from a pool of the shards, from the shards, or fresh renders on a GPU.
+def common(rare: float, scene: Scene) -> float:
+    """How often a scene is drawn: ``COUNTS`` of its things, times ``rare`` for a style, for a light other than day, and
+    for things of a material (a part of the things counts as such a part of a factor)."""
+    made = sum(thing.material != "plain" for thing in scene.things) / len(scene.things)
+    return COUNTS[len(scene.things) - 1] * rare ** ((scene.style != "photo") + (scene.light != "day") + made)
+
+
+def images(
+    args: Options, frozen: Frozen, empty: float, stream: int, odds: Callable[[Scene], float] | None = None
+) -> Callable[[int, int], Drawn]:
+    """What draws (step, size): from a pool of the shards, from the shards (each as often as its ``odds``), or fresh
+    renders on a GPU.
 
     A part ``empty`` of the captions is left empty. Captions worded anew come from the random numbers of ``stream``.
     """
@@ -215,6 +229,8 @@ def images(args: Options, frozen: Frozen, empty: float, stream: int) -> Callable
 
     if isinstance(found, Shards):
         encode_shards(found, frozen.vae)
+        if odds is not None:
+            found.prefer(odds)
         if count := args.captions if args.captions is not None else CAPTIONS[frozen.device.type == "cuda"]:
             pool = Pool(found, count, args.seed, frozen.device)
 
