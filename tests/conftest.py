@@ -54,9 +54,8 @@ def shipped(tmp_path_factory):
     for name, network in networks.items():
         config = network.config.to_diff_dict() if name == "clip" else plain(network.config)
         weights.save(network.state_dict(), config, place / f"{name}.safetensors")
-    up, down = torch.randn(16, 2) * 0.1, torch.randn(2, 16) * 0.1
-    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0"
-    changes = {f"{name}.lora_up": up, f"{name}.lora_down": down, "conv_in.weight": torch.randn(8, 8, 3, 3) * 0.1}
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0.weight"
+    changes = {name + weights.CHANGE: torch.randn(16, 16) * 0.1, "conv_in.weight": torch.randn(8, 8, 3, 3) * 0.1}
     weights.save(changes, {"in_channels": 8}, place / "instruct.safetensors")
     Oracle((8, 8), (1, 1)).save(place / "oracle.safetensors")
     tokenizer.write_tokenizer(place / weights.TOKENIZER)

@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sfumato.errors import SfumatoError
@@ -463,6 +463,36 @@ def test_cells_weigh_as_they_are_told():
     assert noisy.loss(wrong) == noisy.loss(wrong, torch.ones(3, 1, 2, 2))
 
 
+def test_a_pair_comes_with_its_own_instruction(tmp_path, monkeypatch):
+    from sfumato.stilllife.train import instruct
+
+    for k, start in enumerate((0, 70)):  # more than are embedded at once
+        save_file({"images": torch.zeros(70, 2, 3, 8, 8, dtype=torch.uint8)}, tmp_path / f"pairs-{k:05d}.safetensors")
+        lines = [json.dumps({"instruction": f"turn it {i}"}) + "\n" for i in range(start, start + 70)]
+        (tmp_path / f"pairs-{k:05d}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+    def encoded(shards, vae):
+        numbers = torch.arange(140.0).view(-1, 1, 1, 1, 1).expand(-1, 2, 4, 2, 2) + torch.tensor([0, 0.5]).view(
+            2, 1, 1, 1
+        )
+        shards.latents = list(numbers.half().split(70))
+        return shards
+
+    class Reader:
+        device = torch.device("cpu")
+        vae = None
+
+        @staticmethod
+        def embed(words):
+            return torch.tensor([[[float(w.split()[-1])]] for w in words])
+
+    monkeypatch.setattr(instruct, "encode_shards", encoded)
+    draw = instruct.pairs(Options(data=tmp_path), Reader())  # pyright: ignore[reportArgumentType]
+    z, said = draw(3, 64)
+    assert z.shape == (64, 2, 4, 2, 2) and said.shape == (64, 1, 1) and len(said.unique()) > 30
+    assert torch.equal(z[:, 0, 0, 0, 0], said[:, 0, 0]) and torch.equal(z[:, 1, 3, 1, 1], said[:, 0, 0] + 0.5)
+
+
 def test_what_an_instruction_changes_weighs_more_and_an_image_weighs_one():
     from sfumato.stilllife.train import instruct
 
@@ -555,29 +585,6 @@ def test_attention_for_cpus_is_the_same_function():
         expected = layer(x, encoder_hidden_states=said)
         layer.set_processor(SmallHeads())
         torch.testing.assert_close(layer(x, encoder_hidden_states=said), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_low_rank_changes_merge_into_an_ordinary_unet():
-    pytest.importorskip("peft")
-    from sfumato.stilllife.train import instruct, ship
-
-    base = tiny_unet()
-    model = instruct.lora(base)
-    trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert {"conv_in.weight", "conv_in.bias"} == {n for n in trained if "lora" not in n} and len(trained) > 20
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(std=0.1)
-    inputs = torch.randn(1, 8, 8, 8), 10, torch.randn(1, 5, 16)
-    expected = model(*inputs).sample
-    final = instruct.merged(model)
-    assert set(final.state_dict()) == set(base.state_dict())
-    torch.testing.assert_close(final(*inputs).sample, expected, atol=1e-4, rtol=1e-4)
-
-    again = instruct.lora(base)
-    instruct.begin(again, ship.difference(base.state_dict(), final.state_dict(), instruct.RANK))
-    torch.testing.assert_close(again(*inputs).sample, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_command_line_prints_one_line_for_what_can_be_put_right(tmp_path, capsys):

@@ -258,11 +258,11 @@ def test_a_fault_of_ours_costs_one_stage_and_fails_at_the_end(go):
 
 def test_a_package_that_is_missing_costs_one_stage(go):
     def missing(args):
-        raise ModuleNotFoundError("No module named 'peft'", name="peft")
+        raise ModuleNotFoundError("No module named 'tyro'", name="tyro")
 
     one = go(instruct=[missing])
     one.run()
-    assert rows(one)["instruct"]["why"] == "this needs peft"
+    assert rows(one)["instruct"]["why"] == "this needs tyro"
 
 
 def test_an_interrupted_run_goes_on_and_keeps_what_is_finished(go):
@@ -652,8 +652,12 @@ def test_networks_that_cannot_ship_are_refused(some, tmp_path):
     refused(
         {"oracle": some["oracle"]._replace(config={"depth": 3})}, "configuration of oracle is not one that is known"
     )
-    up = {"conv_in.weight": torch.zeros(1), "a.lora_up": torch.zeros(2, 1)}
-    refused({"instruct": ship.Network({"in_channels": 8}, up)}, "weights of instruct")
+    config = ship.plain(networks.unet(8).config)
+    whole = {"conv_in.weight": torch.zeros(64, 8, 3, 3), "conv_out.bias.change": torch.zeros(4)}
+    ship.pack({"instruct": ship.Network(config, whole)}, tmp_path)
+    assert set(ship.unpack(tmp_path)["instruct"].tensors) == set(whole)
+    for wrong in ({"conv_out.bias.change": torch.zeros(4)}, {**whole, "a.change": torch.zeros(2)}):
+        refused({"instruct": ship.Network(config, wrong)}, "weights of instruct")
     bad = {**vae.tensors, first: torch.full_like(vae.tensors[first], torch.inf)}
     with pytest.raises(SfumatoError, match="not finite"):
         ship.pack({"vae": vae._replace(tensors=bad)}, tmp_path)
@@ -773,8 +777,7 @@ judge.STEPS = 2  # paintings of noise, but painted
 unet.PROMPTS = unet.PROMPTS[:1]
 sys.exit(__main__.main(sys.argv[1:]))
 """
-STATED = ["torch", "numpy", "scipy", "pillow", "safetensors", "diffusers", "transformers", "peft", "tyro", "rich"]
-STATED += ["jaxtyping"]
+STATED = ["torch", "numpy", "scipy", "pillow", "safetensors", "diffusers", "transformers", "tyro", "rich", "jaxtyping"]
 
 
 def test_a_bare_machine_runs_it_all(tmp_path):

@@ -31,6 +31,7 @@ from sfumato.stilllife.render import pinhole, render
 from sfumato.stilllife.scene import Scene, sample_scene
 
 STEPS, GUIDANCE = 30, 5.0
+IMAGE_GUIDANCE = 2.0  # of the InstructPix2Pix: chosen on other edits and seeds
 READABLE = (
     "recolour",
     "reshape",
@@ -211,7 +212,7 @@ def instruct(studio: Studio) -> dict[str, Figure]:
         [e.instruction for e in edits],
         "instruct",
         pipe=pipe,
-        each=lambda start, stop: {"image": before[start:stop], "image_guidance_scale": 1.5},
+        each=lambda start, stop: {"image": before[start:stop], "image_guidance_scale": IMAGE_GUIDANCE},
     )
     return {
         name: np.array([applied(r, e) for r, e in zip(oracle.read(images), edits, strict=True)], float)

@@ -1,7 +1,8 @@
 """The weights that ship: checked, loaded, put together into pipelines, exported as plain diffusers folders.
 
 A network is one half-precision safetensors file with its configuration in the metadata. The relatives are kept as what
-differs from the base: InstructPix2Pix as low-rank changes and its input convolution, the depth model as its ControlNet.
+differs from the base, their matrices in few bits (``coarse``): InstructPix2Pix as the change of each weight and its
+input convolution, the depth model as its ControlNet.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError, unknown
 from sfumato.files import atomic, write_text
+from sfumato.stilllife.coarse import coarsen, refine
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 # Classes by name: diffusers and transformers import them when asked, which takes seconds that reading a path need not.
+BITS = {"depth": 8, "instruct": 4}  # of what is kept of a matrix; all else is kept in half precision
+CHANGE = ".change"  # what is added to the base, under the name of its tensor and this
+_CODES, _SCALES = ".codes", ".scales"
 MODULES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "clip": "CLIPModel", "depth": "ControlNetModel"}
 
 
@@ -97,7 +102,7 @@ def module(name: str) -> Any:
     """A network of the base, or ``depth``'s ControlNet, in float32 for inference: see ``MODULES``."""
     if name not in MODULES:
         raise unknown("network", name, MODULES)
-    config, tensors = _read(path(f"{name}.safetensors"))
+    config, tensors = read(path(f"{name}.safetensors"))
     return _filled(_built(name, config), tensors)
 
 
@@ -112,11 +117,18 @@ def _filled(network: Any, tensors: Mapping[str, Tensor]) -> Any:
     return network.eval().requires_grad_(False)
 
 
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The configuration and the tensors that ``save`` wrote; those kept in few bits in float32.
+
+    Raises ``SfumatoError`` for a file that holds no network."""
     try:
         with safe_open(file, "pt") as f:
-            return json.loads((f.metadata() or {})["config"]), {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as e:
+            told = f.metadata() or {}
+            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+        for key, shape in json.loads(told.get("coarse", "{}")).items():
+            tensors[key] = refine(tensors.pop(key + _CODES), tensors.pop(key + _SCALES), tuple(shape))
+        return json.loads(told["config"]), tensors
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as e:
         raise SfumatoError(f"{file} holds no network: {e}") from e
 
 
@@ -140,23 +152,18 @@ def text_encoder(clip: CLIPModel) -> CLIPTextModel:
 
 
 def instruct_unet() -> UNet2DConditionModel:
-    """The base UNet with eight input channels and the low-rank changes of ``instruct.safetensors`` merged in."""
-    config, changes = _read(path("instruct.safetensors"))
-    base_config, state = _read(path("unet.safetensors"))
+    """The base UNet with eight input channels and the changes of ``instruct.safetensors``."""
+    config, changes = read(path("instruct.safetensors"))
+    base_config, state = read(path("unet.safetensors"))
     return _filled(_built("unet", {**base_config, **config}), merged(state, changes))
 
 
 def merged(state: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``state`` with ``changes``: NAME.lora_up @ NAME.lora_down is added to NAME.weight, the rest replaces."""
+    """``state`` with ``changes``: NAME.change is added to NAME, the rest replaces."""
     out = {k: v.float() for k, v in state.items()}
     for key, value in changes.items():
-        name, _, part = key.rpartition(".")
-        if part == "lora_up":
-            weight = out[f"{name}.weight"]
-            delta = value.float().flatten(1) @ changes[f"{name}.lora_down"].float().flatten(1)
-            out[f"{name}.weight"] = weight + delta.view_as(weight)
-        elif part != "lora_down":
-            out[key] = value.float()
+        name = key.removesuffix(CHANGE)
+        out[name] = value.float() if name == key else out[name] + value.float()
     return out
 
 
@@ -285,9 +292,18 @@ def table() -> list[dict[str, Any]]:
 
 
 def save(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Path) -> None:
-    """Write a network as ``module`` reads it: half-precision tensors, the configuration in the metadata."""
+    """Write a network as ``module`` reads it: in half precision, the relatives' matrices in ``BITS``, the configuration
+    in the metadata."""
+    kept = halves(file.stem, tensors)
+    bits, shapes = BITS.get(file.stem), {}
+    for key, value in tensors.items():
+        if value.ndim > 1 and (bits == 8 or (bits and key.endswith(CHANGE))):  # 4 bits hold a change, not a weight
+            shapes[key] = list(value.shape)
+            del kept[key]
+            kept[key + _CODES], kept[key + _SCALES] = (x.cpu() for x in coarsen(value, bits))
+    told = {"config": json.dumps(dict(config))} | ({"coarse": json.dumps(shapes)} if shapes else {})
     with atomic(file) as part:
-        save_file(halves(file.stem, tensors), part, {"config": json.dumps(dict(config))})
+        save_file(kept, part, told)
 
 
 def halves(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -319,5 +335,4 @@ def write_manifest(place: Path) -> dict[str, dict[str, Any]]:
 def _parameters(file: Path) -> int:
     if file.suffix != ".safetensors":
         return 0
-    with safe_open(file, "pt") as f:
-        return sum(f.get_tensor(k).numel() for k in f.keys())  # noqa: SIM118
+    return sum(value.numel() for value in read(file)[1].values())

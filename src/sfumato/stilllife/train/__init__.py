@@ -53,7 +53,8 @@ class Options:
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Arithmetic of the networks; auto measures which of the two is faster here."""
     init: Path | None = None
-    """A diffusers folder of this network to start from; for instruct its low-rank changes, as instruct.safetensors."""
+    """A diffusers folder of this network to start from; for instruct what it changes of the base, as
+    instruct.safetensors holds it."""
     clip: Path = Path("cache/clip/final")
     """CLIP for the text embeddings; the shipped one if this folder does not exist."""
     vae: Path = Path("cache/vae/final")

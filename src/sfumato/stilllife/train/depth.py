@@ -20,7 +20,7 @@ EMPTY = 0.3  # part of the captions left empty: then only the depth tells what i
 def run(args: Options) -> None:
     """Train the ControlNet and write it to ``OUT/final``."""
     device = loop.start(args)
-    out, batch = args.place("depth"), args.batch or 32
+    out, batch = args.place("depth"), args.batch or 16
     unet: Any = finished(UNet2DConditionModel, args.unet, "unet").to(device).eval().requires_grad_(False)
     model: Any = ControlNetModel.from_pretrained(args.init) if args.init else networks.controlnet(unet)
     model.to(device).train().requires_grad_(True)

@@ -49,8 +49,8 @@ BATCHES = {  # on a CPU, on a GPU
     "clip": (128, 512),
     "oracle": (32, 128),
     "unet": (64, 512),
-    "instruct": (32, 256),
-    "depth": (32, 256),
+    "instruct": (16, 256),
+    "depth": (16, 256),
 }
 FEWEST = 5 / 60  # minutes: a stage with less is skipped
 MOST = 128 * data.PER_SHARD  # images rendered, 9 GiB

@@ -1,8 +1,8 @@
 """Collects what was trained into the weights that ship: ``python -m sfumato.stilllife.train.ship [--cache cache]``.
 
-Each trainer leaves its averaged weights in CACHE/NAME/final. The base networks go in whole, in half precision; the
-InstructPix2Pix goes in as its difference from the base UNet, which low-rank training makes low-rank. ``pack`` writes
-the same into a few files of bounded size, to be carried elsewhere, and ``--from FOLDER`` ships from those.
+Each trainer leaves its averaged weights in CACHE/NAME/final. Networks go in whole, the InstructPix2Pix as its
+difference from the base UNet. ``pack`` writes the same, in half precision, into a few files of bounded size, to be
+carried elsewhere, and ``--from FOLDER`` ships from those.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from sfumato.terminal import quiet
 CLASSES = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "clip": CLIPModel, "depth": ControlNetModel}
 SHIPPED = (*CLASSES, "oracle", "instruct")
 BUDGET = 52 * 2**20  # bytes of all weights together
-LOSS = 0.02  # part of a weight's change that cutting it to a low rank may lose
 SHARD = 15 * 2**20  # bytes of a packed file at most
 _HEADER = 2**18  # bytes of a packed file that are kept for what it says of itself
 
@@ -52,14 +51,13 @@ def ship(
         Path | None, tyro.conf.arg(name="from", help="Folder of packed networks, in the place of --cache.")
     ] = None,
     out: Annotated[Path | None, tyro.conf.arg(help="Folder to ship from [default: the package's own].")] = None,
-    rank: Annotated[int, tyro.conf.arg(help="Most rank of a change of the InstructPix2Pix.")] = 8,
 ) -> None:
     """Collect the finished networks into the weights that ship, and list them with their SHA-256.
 
     Networks that were not trained are left out, with what an earlier call shipped of them.
     """
     place = out or weights.folder()
-    networks = collect(cache, rank) if packed is None else unpack(packed)
+    networks = collect(cache) if packed is None else unpack(packed)
     for name, network in networks.items():
         weights.save(network.tensors, network.config, place / f"{name}.safetensors")
     write_tokenizer(place / weights.TOKENIZER)
@@ -72,7 +70,7 @@ def ship(
         raise SfumatoError(f"{total / 2**20:.1f} MiB are more than the {BUDGET / 2**20:.0f} MiB that may ship")
 
 
-def collect(cache: Path, rank: int = 8, names: Sequence[str] = SHIPPED) -> dict[str, Network]:
+def collect(cache: Path, names: Sequence[str] = SHIPPED) -> dict[str, Network]:
     """The finished networks of the runs in ``cache``, by name."""
     found: dict[str, Network] = {}
     for name, kind in CLASSES.items():
@@ -89,8 +87,8 @@ def collect(cache: Path, rank: int = 8, names: Sequence[str] = SHIPPED) -> dict[
     if "instruct" in names and (final := cache / "instruct" / "final").is_dir():
         base = finished(UNet2DConditionModel, cache / "unet" / "final", "unet")
         tuned = UNet2DConditionModel.from_pretrained(final)
-        changes = difference(base.state_dict(), tuned.state_dict(), rank)
-        found["instruct"] = Network({"in_channels": tuned.config["in_channels"]}, changes)
+        changes = difference(base.state_dict(), tuned.state_dict())
+        found["instruct"] = Network(plain(tuned.config), changes)
     return found
 
 
@@ -160,17 +158,17 @@ def _check(name: str, network: Network) -> None:
     if name not in SHIPPED:
         raise SfumatoError(f"unknown network {name!r}; what ships: {', '.join(SHIPPED)}")
     have = {k: tuple(v.shape) for k, v in network.tensors.items()}
-    if name == "instruct":
-        sides = {k.rpartition(".")[0] for k in have if k.endswith((".lora_up", ".lora_down"))}
-        wanted = {f"{k}.lora_{side}" for k in sides for side in ("up", "down")}
-        fits = "in_channels" in network.config and "conv_in.weight" in have and wanted <= set(have)
+    try:
+        with torch.device("meta"):
+            wanted = {k: tuple(v.shape) for k, v in _built(name, network.config).state_dict().items()}
+    except (TypeError, ValueError, KeyError, AttributeError) as e:
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise SfumatoError(f"the configuration of {name} is not one that is known: {reason}") from e
+    if name == "instruct":  # what is as in the base is left out; its input convolution never is
+        have = wanted | {k.removesuffix(weights.CHANGE): v for k, v in have.items()}
+        fits = have == wanted and "conv_in.weight" in network.tensors
     else:
-        try:
-            with torch.device("meta"):
-                fits = have == {k: tuple(v.shape) for k, v in _built(name, network.config).state_dict().items()}
-        except (TypeError, ValueError, KeyError, AttributeError) as e:
-            reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-            raise SfumatoError(f"the configuration of {name} is not one that is known: {reason}") from e
+        fits = have == wanted
     if not fits:
         raise SfumatoError(f"the weights of {name} are not those that its configuration asks for; pack it again")
 
@@ -180,7 +178,7 @@ def _built(name: str, config: Mapping[str, Any]) -> Any:
         return Oracle(**config)
     if name == "clip":
         return CLIPModel(CLIPConfig(**config))
-    kind: Any = CLASSES[name]
+    kind: Any = CLASSES["unet" if name == "instruct" else name]
     return kind.from_config(dict(config))
 
 
@@ -212,30 +210,16 @@ def plain(config: Mapping[str, object]) -> dict[str, object]:
     return {k: v for k, v in config.items() if not k.startswith("_")}
 
 
-def difference(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """What turns ``base`` into ``tuned``, as ``weights.merged`` applies it.
-
-    Matrices (and convolutions, flattened) as the product of two of at most ``rank``, whole tensors where shapes differ
-    or there is no matrix. Raises ``SfumatoError`` when a change is not of so low a rank.
-    """
+def difference(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What turns ``base`` into ``tuned``, as ``weights.merged`` applies it: changes, and whole tensors where shapes
+    differ. What is the same is left out."""
     out: dict[str, Tensor] = {}
     for key, new in tuned.items():
         old = base.get(key)
-        if old is not None and old.shape == new.shape:
-            change = (new - old).float()
-            if change.abs().max() <= 1e-7:
-                continue
-            if new.ndim > 1:
-                name = key.removesuffix(".weight")
-                u, s, v = torch.linalg.svd(change.flatten(1), full_matrices=False)
-                lost = float(s[rank:].norm() / s.norm())
-                if lost > LOSS:
-                    raise SfumatoError(f"the change of {key} is not of rank {rank}: {lost:.1%} would be lost")
-                keep = int((s[:rank] > 1e-5 * s[0]).sum())
-                out[f"{name}.lora_up"] = u[:, :keep] * s[:keep].sqrt()
-                out[f"{name}.lora_down"] = s[:keep, None].sqrt() * v[:keep]
-                continue
-        out[key] = new
+        if old is None or old.shape != new.shape:
+            out[key] = new
+        elif not torch.equal(old, new):
+            out[key + weights.CHANGE] = new - old
     return out
 
 
