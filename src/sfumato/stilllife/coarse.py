@@ -6,6 +6,8 @@ the one of a few that loses least, by the mean square.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer
@@ -48,5 +50,4 @@ def refine(codes: Integer[Tensor, "r c"], scales: Float[Tensor, "r g"], shape: t
     if codes.dtype == torch.uint8:
         codes = torch.stack([codes % 16, codes // 16], -1).flatten(1).to(torch.int8) - 8
     rows = codes.unflatten(1, (-1, GROUP)).float() * scales.float()[..., None]
-    count = int(torch.tensor(shape[1:]).prod())
-    return rows.flatten(1)[:, :count].reshape(shape)
+    return rows.flatten(1)[:, : math.prod(shape[1:])].reshape(shape)
