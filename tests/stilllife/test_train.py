@@ -472,10 +472,8 @@ def test_a_pair_comes_with_its_own_instruction(tmp_path, monkeypatch):
         (tmp_path / f"pairs-{k:05d}.jsonl").write_text("".join(lines), encoding="utf-8")
 
     def encoded(shards, vae):
-        numbers = torch.arange(140.0).view(-1, 1, 1, 1, 1).expand(-1, 2, 4, 2, 2) + torch.tensor([0, 0.5]).view(
-            2, 1, 1, 1
-        )
-        shards.latents = list(numbers.half().split(70))
+        before = torch.arange(140.0).view(-1, 1, 1, 1).expand(-1, 4, 2, 2)
+        shards.latents = list(torch.stack([before, before + 0.5], 1).half().split(70))
         return shards
 
     class Reader:
