@@ -425,7 +425,7 @@ def test_crops_keep_what_repeats_with_the_latents():
 def test_noise_levels_cover_the_schedule_and_weigh_by_snr():
     from sfumato.stilllife import networks
 
-    noisy = unet.noiser(torch.device("cpu"))(torch.zeros(100, 4, 2, 2))
+    noisy = unet.noiser(torch.device("cpu"), "min-snr")(torch.zeros(100, 4, 2, 2))
     assert (noisy.t // 10 == torch.arange(100)).all()
     alphas = networks.scheduler().alphas_cumprod[noisy.t]
     torch.testing.assert_close(noisy.z, (1 - alphas).sqrt().view(-1, 1, 1, 1) * noisy.noise)
@@ -453,7 +453,7 @@ class Blind(nn.Module):
 
 
 def test_cells_weigh_as_they_are_told():
-    noisy = unet.noiser(torch.device("cpu"))(torch.zeros(3, 4, 2, 2))
+    noisy = unet.noiser(torch.device("cpu"), "min-snr")(torch.zeros(3, 4, 2, 2))
     wrong = noisy.noise.clone()
     wrong[:, :, 0, 0] += 2.0
     cells = torch.ones(3, 1, 2, 2)

@@ -11,7 +11,7 @@ from torch import Tensor
 from sfumato.stilllife import networks
 from sfumato.stilllife.train import Options, loop
 from sfumato.stilllife.train.precision import autocast
-from sfumato.stilllife.train.unet import WEIGHTING, images, load_frozen, noiser, quicken
+from sfumato.stilllife.train.unet import images, load_frozen, noiser, quicken
 from sfumato.stilllife.train.vae import finished
 
 EMPTY = 0.3  # part of the captions left empty: then only the depth tells what is there
@@ -27,7 +27,7 @@ def run(args: Options) -> None:
     quicken(unet)
     quicken(model)
     frozen = load_frozen(args, device)
-    draw, diffuse = images(args, frozen, EMPTY, 4), noiser(device, args.weighting or WEIGHTING)
+    draw, diffuse = images(args, frozen, EMPTY, 4), noiser(device, args.weighting)
 
     def step(i: int) -> tuple[Tensor, dict[str, Tensor]]:
         drawn = draw(i, batch)

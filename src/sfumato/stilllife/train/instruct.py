@@ -22,7 +22,7 @@ from sfumato.stilllife import networks, weights
 from sfumato.stilllife.train import Options, loop
 from sfumato.stilllife.train.data import SPLITS, Shards, encode_shards, latents, pair_batch
 from sfumato.stilllife.train.precision import autocast
-from sfumato.stilllife.train.unet import WEIGHTING, Frozen, load_frozen, noiser, quicken
+from sfumato.stilllife.train.unet import Frozen, load_frozen, noiser, quicken
 from sfumato.stilllife.train.vae import finished
 
 CHANGED = 3.0  # how much more a cell that the instruction changes weighs: most of an image is only to be copied
@@ -41,7 +41,7 @@ def run(args: Options) -> None:
     model.to(device).train()
     quicken(model)
     frozen = load_frozen(args, device)
-    draw, diffuse = pairs(args, frozen), noiser(device, args.weighting or WEIGHTING)
+    draw, diffuse = pairs(args, frozen), noiser(device, args.weighting)
     silence = frozen.embed([""])
 
     def step(i: int) -> tuple[Tensor, dict[str, Tensor]]:

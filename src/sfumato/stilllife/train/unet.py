@@ -157,7 +157,7 @@ def run(args: Options) -> None:
     layout = Layout(model).to(device)
     frozen = load_frozen(args, device)
     draw = images(args, frozen, EMPTY, 3, functools.partial(common, args.rare))
-    diffuse = noiser(device, args.weighting or WEIGHTING)
+    diffuse = noiser(device, args.weighting)
     forward = model
     if device.type == "cuda" and args.compile:
         drawn = draw(0, batch)
@@ -260,8 +260,8 @@ def images(
     return fresh
 
 
-def noiser(device: torch.device, weighting: str = "min-snr") -> Callable[[Tensor], Noisy]:
-    """A function that puts noise on scaled latents, at levels spread evenly over the batch.
+def noiser(device: torch.device, weighting: str | None = None) -> Callable[[Tensor], Noisy]:
+    """A function that puts noise on scaled latents, at levels spread evenly over the batch; ``WEIGHTING`` by default.
 
     ``min-snr``: an image weighs min(SNR, 5) / SNR (Hang et al. 2023, 2303.09556). ``even``: 1 / sqrt(SNR), 1 on average
     over all levels. The error that is left goes about as sqrt(SNR), from 0.15 down to 0.006, so that with the first
@@ -269,7 +269,8 @@ def noiser(device: torch.device, weighting: str = "min-snr") -> Callable[[Tensor
     """
     alphas = networks.scheduler().alphas_cumprod.to(device)
     ratio = alphas / (1 - alphas)
-    weights = (GAMMA / ratio).clamp(max=1.0) if weighting == "min-snr" else ratio.rsqrt() / ratio.rsqrt().mean()
+    even = (weighting or WEIGHTING) == "even"
+    weights = ratio.rsqrt() / ratio.rsqrt().mean() if even else (GAMMA / ratio).clamp(max=1.0)
 
     def diffuse(z: Float[Tensor, "b 4 h w"]) -> Noisy:
         b = len(z)
