@@ -29,11 +29,11 @@ def coarsen(value: Tensor, bits: int) -> tuple[Integer[Tensor, "r c"], Float[Ten
     rows = value.detach().float().flatten(1)
     groups = F.pad(rows, (0, -rows.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
     extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
-    # an empty group has no scale
+    # a group of zeros, or of less than halves can tell, keeps no scale: with one of 0 nothing is better
     scales, codes, lost = torch.zeros_like(extreme), torch.zeros_like(groups), groups.square().sum(-1, keepdim=True)
     for part in TRIED:
         scale = (extreme * (part / -top)).half().float()
-        code = torch.where(scale == 0, 0, groups / scale).round().clamp(-top, top - 1)
+        code = (groups / scale).round().clamp(-top, top - 1)
         error = (code * scale - groups).square().sum(-1, keepdim=True)
         better = error < lost
         scales, codes = torch.where(better, scale, scales), torch.where(better, code, codes)
