@@ -47,7 +47,7 @@ from sfumato.methods.distill.score_jacobian_chaining import ScoreJacobianChainin
 from sfumato.methods.distill.variational_score_distillation import VariationalScoreDistillation
 from sfumato.methods.edit import collaborative_editing, delta_denoising
 from sfumato.methods.edit.collaborative_editing import CollaborativeEditing
-from sfumato.methods.edit.instruct_pix2pix import InstructPix2Pix
+from sfumato.methods.edit.instruct_pix2pix import STILL_LIFE as INSTRUCTING
 from sfumato.metrics.image import psnr
 from sfumato.metrics.looks import detail, saturation, spread
 from sfumato.stilllife import change
@@ -471,7 +471,7 @@ EDITORS = {
     "CSD-Edit, each alone": Editor(replace(collaborative_editing.STILL_LIFE, bandwidth="off"), guidance=4.0),
     "DDS": Editor(delta_denoising.STILL_LIFE, guidance=4.0),
     "CSD-Edit by instruction": Editor(CollaborativeEditing(), "stilllife-instruct"),
-    "InstructPix2Pix": Editor(InstructPix2Pix(steps=SAMPLED), "stilllife-instruct"),
+    "InstructPix2Pix": Editor(replace(INSTRUCTING, steps=SAMPLED), "stilllife-instruct", guidance=5.0),
 }
 """By prompt pairs with the presets for the built-in model, by instruction as published."""
 

@@ -32,7 +32,6 @@ from sfumato.methods.edit import (
     BlendedLatents,
     CrossImageAttention,
     EyeForAnEye,
-    InstructPix2Pix,
     KVEdit,
     LocalBlend,
     PromptToPrompt,
@@ -42,6 +41,7 @@ from sfumato.methods.edit.appearance import START, transfer
 from sfumato.methods.edit.delta_denoising import STILL_LIFE as DELTA_DENOISING
 from sfumato.methods.edit.diff_edit import STILL_LIFE as DIFF_EDIT
 from sfumato.methods.edit.flow_edit import STILL_LIFE as FLOW_EDIT
+from sfumato.methods.edit.instruct_pix2pix import STILL_LIFE as INSTRUCT_PIX2PIX
 from sfumato.methods.edit.kv_edit import STILL_LIFE as KV_EDIT
 from sfumato.methods.edit.ledits import STILL_LIFE as LEDITS
 from sfumato.methods.edit.masactrl import STILL_LIFE as MASACTRL
@@ -141,16 +141,16 @@ class Asked:
 Runner = Callable[[Case], Asked]
 
 GUIDANCE = 4.0  # of edits on the built-in model; the published 7.5 burns its colours
-SOURCE_GUIDANCE = 2.0  # of its inversion
+INSTRUCTED = 5.0  # of edits by instruction
 THRESHOLD = 0.6  # of Prompt-to-Prompt's blend there, chosen with the guidance on other seeds
 
 
 def _inverted(case: Case) -> EditFriendly:
     """The inversion that suits the built-in model best, of those for methods without one of their own.
 
-    Of other seeds' recoloured things Prompt-to-Prompt came 1.1 dB nearer to the truth than from direct inversion.
+    It is the published one; at a guidance of 2 or 1 of the source, of ten edits on other seeds half as many are right.
     """
-    return EditFriendly(SOURCE_GUIDANCE, seed=case.seed, steps=STEPS)
+    return EditFriendly(seed=case.seed, steps=STEPS)
 
 
 def _holding(*methods: Method) -> Runner:
@@ -171,8 +171,8 @@ def _prompt_to_prompt(case: Case) -> Asked:
 
 
 def _instructed(case: Case) -> Asked:
-    start = InstructPix2Pix(steps=STEPS, seed=case.seed)
-    return Asked(start, (), None, {"target": case.edit.instruction}, "stilllife-instruct")
+    start = replace(INSTRUCT_PIX2PIX, steps=STEPS, seed=case.seed)
+    return Asked(start, (), INSTRUCTED, {"target": case.edit.instruction}, "stilllife-instruct")
 
 
 def _told_where(case: Case) -> Mask:

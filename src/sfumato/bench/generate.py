@@ -23,6 +23,7 @@ from sfumato.bench.report import Figure, Report, Target, gather
 from sfumato.bench.studio import Studio as Shared
 from sfumato.device import choose
 from sfumato.files import write_text
+from sfumato.methods.edit.instruct_pix2pix import STILL_LIFE as INSTRUCT_PIX2PIX
 from sfumato.stilllife import change, networks, paint, weights
 from sfumato.stilllife.asking import PROMPTS, obeyed
 from sfumato.stilllife.captions import Said, SaidThing, caption
@@ -31,7 +32,6 @@ from sfumato.stilllife.render import pinhole, render
 from sfumato.stilllife.scene import Scene, sample_scene
 
 STEPS, GUIDANCE = 30, 5.0
-IMAGE_GUIDANCE = 2.0  # of the InstructPix2Pix: chosen on other edits and seeds
 READABLE = (
     "recolour",
     "reshape",
@@ -212,7 +212,7 @@ def instruct(studio: Studio) -> dict[str, Figure]:
         [e.instruction for e in edits],
         "instruct",
         pipe=pipe,
-        each=lambda start, stop: {"image": before[start:stop], "image_guidance_scale": IMAGE_GUIDANCE},
+        each=lambda start, stop: {"image": before[start:stop], "image_guidance_scale": INSTRUCT_PIX2PIX.image_scale},
     )
     return {
         name: np.array([applied(r, e) for r, e in zip(oracle.read(images), edits, strict=True)], float)

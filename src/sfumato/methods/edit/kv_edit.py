@@ -80,9 +80,9 @@ class KVEdit(Scaled):
         )  # fmt: skip
 
 
-STILL_LIFE = KVEdit(target_scale=3.0)
-"""For the built-in model: at the published 5.5 its colours burn. Of 3 recoloured things and 3 of another material as
-many are read as asked, 0.8 and 2.3 dB nearer to the truth."""
+STILL_LIFE = KVEdit(target_scale=4.0)
+"""For the built-in model: of nine edits 7 are read as asked, as at the published 5.5, and 0.8 dB nearer to the truth;
+at 3 they are 3."""
 
 
 def guided_track(
