@@ -148,7 +148,7 @@ THRESHOLD = 0.6  # of Prompt-to-Prompt's blend there, chosen with the guidance o
 def _inverted(case: Case) -> EditFriendly:
     """The inversion that suits the built-in model best, of those for methods without one of their own.
 
-    It is the published one; at a guidance of 2 or 1 of the source, of ten edits on other seeds half as many are right.
+    It is the published one. At a guidance of 2 of the source as many edits are right, 0.4 dB further from the truth.
     """
     return EditFriendly(seed=case.seed, steps=STEPS)
 
