@@ -24,6 +24,7 @@ from sfumato.device import choose
 from sfumato.methods.perceive.diff_seg import DiffSeg
 from sfumato.methods.perceive.dift import DIFT
 from sfumato.methods.perceive.text_attribution import TextAttribution
+from sfumato.reading import read
 from sfumato.stilllife import networks
 from sfumato.stilllife.tokenizer import special_ids, vocab_size
 
@@ -59,7 +60,7 @@ def main() -> None:
     model.pipe.to(device)
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, {device}, {args.side} pixels")
     images = renders(np.random.default_rng(0), 2, args.side).images
-    with torch.no_grad(), model.read(images[0], args.side) as one, model.read(images[1], args.side) as other:
+    with torch.no_grad(), read(model, images[0], args.side) as one, read(model, images[1], args.side) as other:
         points = torch.rand(100, 2) * args.side
         tried: dict[str, Callable[[], object]] = {
             "encode": lambda: (one.latents, other.latents),

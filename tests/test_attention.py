@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sfumato.attention import _FUSED, Call
+from sfumato.attention import FUSED, Call
 from sfumato.backbones.load import load
 from sfumato.errors import SfumatoError
 from sfumato.rows import Rows, single
@@ -108,7 +108,7 @@ def test_nothing_is_left_behind_also_after_an_exception(model):
     for _ in range(100):
         with pytest.raises(ValueError, match="in a method"):
             predict(model, broken)
-    assert hooks(model) == 0 and F.scaled_dot_product_attention is _FUSED
+    assert hooks(model) == 0 and F.scaled_dot_product_attention is FUSED
     plain = model.predict(*inputs(model))
     assert torch.equal(predict(model, lambda call: None), plain)
 
@@ -169,7 +169,7 @@ def test_two_threads_do_not_disturb_one_another(here):
         thread.join()
     assert not seen[0] and seen[1] == [s.index for s in models[1].sites] * 5
     assert all(torch.equal(x, plain[k]) for k in range(2) for x in out[k])
-    assert F.scaled_dot_product_attention is _FUSED
+    assert F.scaled_dot_product_attention is FUSED
 
 
 def test_low_rank_changes_stay_in_force(model):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import write
 
-from sfumato.attention import _FUSED
+from sfumato.attention import FUSED
 from sfumato.backbones.load import load
 from sfumato.commands import chain
 from sfumato.denoising import denoise, plan
@@ -140,7 +140,7 @@ def test_each_runs_alone_and_leaves_nothing_behind(model, paths):
     for name in METHODS:
         out = painted(model, paths, name)
         assert all(p.latents.isfinite().all() for p in out.values()), name
-    assert torch.nn.functional.scaled_dot_product_attention is _FUSED
+    assert torch.nn.functional.scaled_dot_product_attention is FUSED
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules())
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from rounding import assert_same_but_for_rounding
 
 from sfumato import guidance
-from sfumato.attention import _FUSED
+from sfumato.attention import FUSED
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
 from sfumato.denoising import Trajectory, denoise, previews
@@ -215,7 +215,7 @@ def test_capturing_changes_no_bit_and_a_fault_leaves_the_model_as_it_was(model, 
     for _ in range(3):
         with pytest.raises(fault):
             denoise(model, PROMPT, steps=3, methods=[Doing(edits=(Edit("image->text", "probs", broken),))])
-    assert F.scaled_dot_product_attention is _FUSED
+    assert F.scaled_dot_product_attention is FUSED
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules())
     assert torch.equal(denoise(model, PROMPT, steps=3).latents, plain)
 
@@ -243,7 +243,7 @@ def test_a_hundred_runs_leave_nothing_behind(model):
         if i in (4, 99):
             counts.append(live())
     assert counts[0] == counts[1]
-    assert F.scaled_dot_product_attention is _FUSED
+    assert F.scaled_dot_product_attention is FUSED
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules())
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from families import FAMILIES, VARIANTS, randomised, write
 
-from sfumato.attention import _FUSED, Call
+from sfumato.attention import FUSED, Call
 from sfumato.backbones.load import load
 from sfumato.backbones.unet import ControlNet
 from sfumato.denoising import denoise
@@ -112,7 +112,7 @@ def test_each_site_is_seen_once_in_order_and_looking_changes_no_bit(model):
 
 def untouched(model) -> bool:
     hooks = any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules())
-    return not hooks and F.scaled_dot_product_attention is _FUSED
+    return not hooks and F.scaled_dot_product_attention is FUSED
 
 
 def test_taps_are_gone_after_an_exception(model):

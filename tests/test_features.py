@@ -9,9 +9,9 @@ import torch
 from families import FAMILIES, write
 
 from sfumato.backbones.load import load
-from sfumato.denoising import Step, denoise, look
+from sfumato.denoising import denoise, look
 from sfumato.errors import SfumatoError
-from sfumato.plan import Edit, Method, Need, Phases, Run
+from sfumato.plan import Edit, Method, Need, Phases, Run, Step
 
 PROMPTS = {"a": "a red cube on grass", "b": "a duck"}
 

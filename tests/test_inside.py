@@ -10,6 +10,7 @@ from families import made, side
 from sfumato.errors import SfumatoError
 from sfumato.inside import attention_over_steps, corrupted_inversion, equivariance, joint_pca, patches
 from sfumato.inside.warps import blur, inside, warp
+from sfumato.reading import read
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_joint_components_are_the_directions_of_all_values():
 def test_features_of_every_family_are_drawn(models, name, tmp_path):
     model = models(name)
     s = side(model)
-    readers = [model.read(x, s) for x in images(2, s)]
+    readers = [read(model, x, s) for x in images(2, s)]
     for what in ("tokens", "queries"):
         maps = joint_pca.read_features(readers, what, times=(1, 300))
         found = joint_pca.joint_pca(maps)
@@ -73,7 +74,7 @@ def test_features_of_every_family_are_drawn(models, name, tmp_path):
     with pytest.raises(SfumatoError, match="has tokens 0 to"):
         joint_pca.read_features(readers, "tokens", layers=(99,))
     with pytest.raises(SfumatoError, match="images of one shape"):
-        joint_pca.read_features([readers[0], model.read(torch.rand(3, s, 2 * s), s)])
+        joint_pca.read_features([readers[0], read(model, torch.rand(3, s, 2 * s), s)])
 
 
 def test_attention_is_kept_at_every_step(models, tmp_path):

@@ -10,8 +10,9 @@ from PIL import Image
 
 from sfumato.attention import Call
 from sfumato.errors import SfumatoError
-from sfumato.reading import Noise, feature, pixels, read, up_block
+from sfumato.reading import Noise, extract, feature, pixels, read, up_block
 from sfumato.rows import single
+from sfumato.sites import Site
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def image(h: int, w: int, seed: int = 0):
 
 
 def test_every_layer_gives_a_map_of_its_grid_and_width(model):
-    reader = model.read(image(side(model), side(model)), side(model))
+    reader = read(model, image(side(model), side(model)), side(model))
     for layer, value in reader.features(model.layers, Noise(100)).items():
         assert value.shape == (layer.width, *layer.grid(reader.grid)), layer
         assert value.isfinite().all()
@@ -40,7 +41,7 @@ def test_what_flows_on_is_what_the_modules_give(models, name):
     """The last hidden layer of each up block is that block's output, its upsampling included."""
     model, seen = models(name), {}
     s = side(model)
-    reader = model.read(image(s, s), s)
+    reader = read(model, image(s, s), s)
     hooks = [
         block.register_forward_hook(lambda m, a, out, i=i: seen.__setitem__(i, out))
         for i, block in enumerate(model.network.up_blocks)
@@ -59,7 +60,7 @@ def test_what_flows_on_is_what_the_modules_give(models, name):
 def test_the_network_stops_when_all_has_been_seen(models):
     model, ran = models("sd"), []
     hook = model.network.conv_out.register_forward_hook(lambda *_: ran.append(1))
-    reader = model.read(image(64, 64), 64)
+    reader = read(model, image(64, 64), 64)
     reader.features([up_block(model, 0)])
     assert not ran
     with torch.no_grad():
@@ -72,7 +73,7 @@ def test_what_was_read_is_kept_until_the_reader_is_closed(models):
     model, calls = models("sd"), []
     hook = model.network.conv_in.register_forward_hook(lambda *_: calls.append(1))
     encoded = model.vae.encoder.register_forward_hook(lambda *_: calls.append(2))
-    with model.read(image(64, 64), 64) as reader:
+    with read(model, image(64, 64), 64) as reader:
         first = reader.features()
         again = reader.features()
         assert calls == [2, 1]
@@ -87,7 +88,7 @@ def test_what_was_read_is_kept_until_the_reader_is_closed(models):
 
 def test_an_ensemble_is_the_mean_over_its_noises(models):
     model = models("sd2")
-    reader, layer = model.read(image(64, 64), 64), up_block(model, 0)
+    reader, layer = read(model, image(64, 64), 64), up_block(model, 0)
     whole = reader.features([layer], Noise(300, ensemble=3))[layer]
     noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     level = model.schedule.at(300)
@@ -103,9 +104,9 @@ def test_batches_of_images_share_their_noise_and_give_what_each_gives_alone(mode
     layer = model.layers[-1]
     with torch.no_grad():
         latents = model.encode(images)
-        whole = read(model, latents, model.embed([""]), Noise(200, ensemble=2), [layer], feature, batch=4)[layer]
+        whole = extract(model, latents, model.embed([""]), Noise(200, ensemble=2), [layer], feature, batch=4)[layer]
     for i in range(3):
-        alone = model.read(images[i], s).features([layer], Noise(200, ensemble=2))[layer]
+        alone = read(model, images[i], s).features([layer], Noise(200, ensemble=2))[layer]
         torch.testing.assert_close(whole[i], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -135,7 +136,7 @@ def test_the_mean_over_heads_is_the_same_one_head_at_a_time(monkeypatch, masked)
     torch.manual_seed(0)
     q, k = torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8)
     mask = torch.randn(2, 4, 9, 9) if masked else None
-    site = attention.Site("x", 0, "up", ("image",), ("image",), 1, 4)
+    site = Site("x", 0, "up", ("image",), ("image",), 1, 4)
 
     def call():
         return Call(site, single(2), (3, 3), 0, {"q": q, "k": k, "v": k}, attn_mask=mask)
@@ -169,13 +170,13 @@ def test_images_come_in_many_forms(tmp_path):
 
 def test_points_and_sizes_are_checked(models):
     model = models("sd")
-    reader = model.read(image(70, 140), 64)
+    reader = read(model, image(70, 140), 64)
     assert reader.size == (70, 140) and reader.seen == (64, 128) and reader.grid == (8, 16)
     torch.testing.assert_close(reader.inside(np.array([[70, 35]])), torch.tensor([[0.5, 0.5]]))
     for point in ((141, 3), (-1, 3), (5, 71), (float("nan"), 2)):
         with pytest.raises(SfumatoError, match="outside of the image of 140 x 70"):
             reader.inside([point])
     with pytest.raises(SfumatoError, match="smaller than a patch"):
-        model.read(image(7, 20))
+        read(model, image(7, 20))
     with pytest.raises(SfumatoError, match="too long to be read whole"):
-        model.read(image(8, 100))
+        read(model, image(8, 100))

@@ -1,56 +1,22 @@
-"""The seam: every attention of every family is one call of ``F.scaled_dot_product_attention``; taps see it there.
-
-Hooks on an attention module say which site is running. While any tap is set, the torch function is replaced by one that
-asks, per thread, whether a tapped site is waiting, and is the fused kernel otherwise. Processors stay as they are, so
-LoRA, IP-Adapter and offloading keep working. A tapped site that never arrives is an error.
-"""
+"""One attention evaluation as a method sees it."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from sfumato import features
-from sfumato.errors import SfumatoError, unknown
-from sfumato.features import Layer
+from sfumato.errors import unknown
 from sfumato.rows import Name, Rows
+from sfumato.sites import Grid, Site
 
-Grid = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Site:
-    """One attention call of a network, in the order in which they run."""
-
-    path: str
-    """Of the attention module in the network."""
-    index: int
-    stage: str
-    """down, mid, up (UNets), double, single, blocks (transformers)."""
-    query: tuple[str, ...]
-    """Segments of the queries in order: ``image``, ``text``."""
-    key: tuple[str, ...]
-    """Segments of the keys in order."""
-    scale: int
-    """Side of a token in cells of the latents."""
-    heads: int
-
-    @property
-    def pairs(self) -> tuple[str, ...]:
-        """What attends to what: ``image->text`` and the like."""
-        return tuple(f"{q}->{k}" for q in self.query for k in self.key)
-
-    def grid(self, latents: Grid) -> Grid:
-        """Rows and columns of image tokens, for latents of this height and width."""
-        return -(-latents[0] // self.scale), -(-latents[1] // self.scale)
+FUSED = F.scaled_dot_product_attention
+"""The kernel as torch has it; while anything is tapped, its place is the seam's (``sfumato.taps``)."""
+_MANY = 2**24  # probabilities that may exist at once when only their mean is wanted: 64 MiB
 
 
 class Call:
@@ -181,7 +147,7 @@ class Call:
     def _attend(self) -> Tensor:
         q, k, v = (self._tensors[n] for n in "qkv")
         if not self._written:
-            return _FUSED(q, k, v, **self._kernel)
+            return FUSED(q, k, v, **self._kernel)
         fused = [n for n in self.rows.names if n not in self._written]
         parts: dict[Name, Tensor] = {n: self.probs(n) @ self.get("v", n) for n in self._written}
         if fused:
@@ -189,125 +155,6 @@ class Call:
             mask = self._kernel.get("attn_mask")
             if mask is not None and mask.ndim == 4 and mask.shape[0] == len(self.rows):
                 mask = mask[at]
-            out = _FUSED(q[at], k[at], v[at], **{**self._kernel, "attn_mask": mask})
+            out = FUSED(q[at], k[at], v[at], **{**self._kernel, "attn_mask": mask})
             parts |= dict(zip(fused, out.split(self.rows.each), strict=True))
         return torch.cat([parts[n] for n in self.rows.names])
-
-
-Handler = Callable[[Any], None]  # of a site's Call or a layer's Activation
-_FUSED = F.scaled_dot_product_attention
-_MANY = 2**24  # probabilities that may exist at once when only their mean is wanted: 64 MiB
-
-
-class _Local(threading.local):
-    waiting: Callable[..., Tensor] | None = None
-
-
-_local = _Local()
-_lock = threading.Lock()
-_users = 0
-
-
-def _seam(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    waiting = _local.waiting
-    if waiting is None:
-        return _FUSED(query, key, value, *args, **kwargs)
-    _local.waiting = None  # the site's attention is the first call; what follows (IP-Adapter's images) is not
-    return waiting(query, key, value, *args, **kwargs)
-
-
-class Enough(Exception):
-    """Ends a prediction whose last wanted site has been seen."""
-
-
-@dataclass
-class Tap:
-    """What is tapped on one network: handlers by site, and the batch that the next prediction runs."""
-
-    handlers: Mapping[Any, Handler]
-    """Called once for each site and prediction with its ``Call``, for each layer with its ``Activation``."""
-    active: Callable[[Any], bool] = lambda site: True
-    """Is there anything to do at this site in this prediction? If not, it keeps its fused kernel."""
-    rows: Rows | None = None
-    grid: Grid = (0, 0)
-    step: int = 0
-    stop: bool = False
-    """End the prediction (``Enough``) when all that is tapped has been seen."""
-    fired: dict[Site | Layer, int] = field(default_factory=dict)
-
-    def expected(self) -> list[Site | Layer]:
-        return [site for site in self.handlers if self.active(site)]
-
-    def count(self, what: Site | Layer) -> None:
-        """Note that something tapped has been seen."""
-        self.fired[what] = self.fired.get(what, 0) + 1
-        if self.stop and all(site in self.fired for site in self.expected()):
-            raise Enough
-
-    def check(self, network: nn.Module) -> None:
-        """Raise ``SfumatoError`` unless each active site was seen once since the last check."""
-        missed = [site for site in self.expected() if self.fired.get(site, 0) != 1]
-        self.fired.clear()
-        if missed:
-            raise SfumatoError(
-                f"{len(missed)} of {len(self.handlers)} tapped attention sites of {type(network).__name__} did not run "
-                f"once (first: {missed[0].path}); a block cache or torch.compile skips them: switch it off to tap"
-            )
-
-
-@contextmanager
-def tapped(network: nn.Module, tap: Tap) -> Iterator[Tap]:
-    """Set ``tap`` while the block runs; nothing is left behind, also after an exception.
-
-    Raises ``SfumatoError`` for a compiled network and for a site whose attention never reaches the seam.
-    """
-    global _users
-    if hasattr(network, "_orig_mod") or getattr(network, "_compiled_call_impl", None) is not None:
-        raise SfumatoError("attention of a compiled network cannot be tapped; load the model with compile=False")
-    hooks = []
-    with _lock:
-        _users += 1
-        F.scaled_dot_product_attention = _seam
-    try:
-        for site, handler in tap.handlers.items():
-            module = network.get_submodule(site.path)
-            tapping = _hooks if isinstance(site, Site) else features.hooks
-            hooks += tapping(module, site, handler, tap)
-        yield tap
-    finally:
-        _local.waiting = None
-        for hook in hooks:
-            hook.remove()
-        with _lock:
-            _users -= 1
-            if not _users:
-                F.scaled_dot_product_attention = _FUSED
-
-
-def _hooks(module: nn.Module, site: Site, handler: Callable[[Call], None], tap: Tap) -> Sequence[Any]:
-    def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *args: Any, **kernel: Any) -> Tensor:
-        assert tap.rows is not None
-        if args:
-            kernel |= dict(zip(("dropout_p", "is_causal", "scale"), args, strict=False))
-        if q.shape[0] != len(tap.rows):
-            raise SfumatoError(f"{site.path} ran {q.shape[0]} rows, the batch has {len(tap.rows)}")
-        tensors = {"q": q, "k": k, "v": v}
-        call = Call(site, tap.rows, site.grid(tap.grid), tap.step, tensors, attn_mask=attn_mask, **kernel)
-        handler(call)
-        tap.count(site)
-        return call.output()
-
-    def before(*_: Any) -> None:
-        if tap.active(site):
-            _local.waiting = attend
-
-    def after(*_: Any) -> None:
-        if _local.waiting is attend:
-            _local.waiting = None
-            processor = type(getattr(module, "processor", module)).__name__
-            raise SfumatoError(
-                f"the attention at {site.path} never reached scaled_dot_product_attention (processor {processor}), so "
-                "it cannot be tapped; call set_default_attn_processor() or disable attention slicing"
-            )
-
-    return module.register_forward_pre_hook(before), module.register_forward_hook(after)

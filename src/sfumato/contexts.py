@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Call, Grid, Site
+from sfumato.attention import Call
 from sfumato.backbones import Backbone, Cond
 from sfumato.errors import SfumatoError
 from sfumato.plan import nearest
+from sfumato.sites import Grid, Site
 
 
 def drawn(model: Backbone, rows: int, tokens: int | None = None, seed: int = 0) -> Float[Tensor, "rows n d"]:

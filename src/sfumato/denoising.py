@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path as File
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,43 +14,20 @@ from torch import Tensor
 
 from sfumato import guidance
 from sfumato import plan as plans
-from sfumato.attention import Call, Enough, Grid, Handler, Site, Tap, tapped
+from sfumato.attention import Call
 from sfumato.backbones import Backbone, Cond
 from sfumato.errors import SfumatoError
-from sfumato.features import Activation, Layer
-from sfumato.plan import Entry, Method, Need, Phases, Plan, Run, choose
-from sfumato.rows import Name, Pattern, Rows, streams_of
-from sfumato.schedule import Level, Levels, noised
+from sfumato.features import Activation
+from sfumato.plan import Entry, Maps, Method, Need, Phases, Plan, Run, Start, Step, choose
+from sfumato.rows import Pattern, Rows, streams_of
+from sfumato.schedule import Levels, noised
+from sfumato.sites import Grid, Layer, Site
 from sfumato.steppers import DDIM, Move, Stepper
+from sfumato.taps import Enough, Handler, Tap, tapped
 from sfumato.terminal import progress
 from sfumato.views import Views
 
-if TYPE_CHECKING:
-    from sfumato.inversion import Path
-
 Prompts = str | Sequence[str] | Mapping[str, str | Sequence[str]]
-Maps = dict[Any, dict[Name, Float[Tensor, "each queries keys"]]]
-
-
-@dataclass
-class Step:
-    """One step as methods see it. Images lie stream by stream; ``run.images(name)`` says where."""
-
-    i: int
-    level: Level
-    next: Level
-    x: Float[Tensor, "b c h w"]
-    run: Run
-    cond: Cond
-    """What all rows read."""
-    x0: Tensor = field(default_factory=lambda: torch.empty(0))
-    eps: Tensor = field(default_factory=lambda: torch.empty(0))
-    x_next: Tensor = field(default_factory=lambda: torch.empty(0))
-    parts: dict[str, Tensor] = field(default_factory=dict)
-    """Predictions by condition, before guidance."""
-    maps: dict[Need, Maps] = field(default_factory=dict)
-    split: Callable[[Tensor], Tensor] = lambda x: x
-    """From images to what the network sees of them: windows, where a run has ``Views``."""
 
 
 def look(
@@ -155,7 +132,7 @@ def denoise(
     steps: int | None = None,
     seed: int | Sequence[int] = 0,
     size: int | tuple[int, int] | None = None,
-    start: Path | Float[Tensor, "b c h w"] | None = None,
+    start: Start | Float[Tensor, "b c h w"] | None = None,
     levels: Levels | None = None,
     stepper: Stepper | None = None,
     views: Views | None = None,

@@ -12,8 +12,7 @@ from PIL import Image
 from PIL.Image import Image as Picture
 from torch import Tensor
 
-from sfumato.denoising import Step
-from sfumato.plan import Method, Need, Phases, Run
+from sfumato.plan import Method, Need, Phases, Run, Step
 from sfumato.stilllife import pictures
 
 SIDE = 16

@@ -11,24 +11,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Call, Grid, Site
+from sfumato.attention import Call
 from sfumato.errors import SfumatoError, unknown
-from sfumato.features import Activation, Layer
+from sfumato.features import Activation
 from sfumato.rows import Name, Pattern, Rows
+from sfumato.sites import Grid, Layer, Site
 
 if TYPE_CHECKING:
     from sfumato.backbones import Backbone, Cond
-    from sfumato.denoising import Step
     from sfumato.guidance import Guide
-    from sfumato.schedule import Levels
+    from sfumato.schedule import Level, Levels
+    from sfumato.steppers import Stepper
 
 Field = Literal["feature", "qkv", "logits", "probs", "out"]
 FIELDS: tuple[Field, ...] = ("feature", "qkv", "logits", "probs", "out")
 Moment = int | float | None  # a step's number, a fraction of the steps, the end
 Span = tuple[Moment, Moment]
+Maps = dict[Any, dict[Name, Float[Tensor, "each queries keys"]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +123,27 @@ class Run:
         return slice(rows.start // self.windows, rows.stop // self.windows)
 
 
+@dataclass
+class Step:
+    """One step as methods see it. Images lie stream by stream; ``run.images(name)`` says where."""
+
+    i: int
+    level: Level
+    next: Level
+    x: Float[Tensor, "b c h w"]
+    run: Run
+    cond: Cond
+    """What all rows read."""
+    x0: Tensor = field(default_factory=lambda: torch.empty(0))
+    eps: Tensor = field(default_factory=lambda: torch.empty(0))
+    x_next: Tensor = field(default_factory=lambda: torch.empty(0))
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """Predictions by condition, before guidance."""
+    maps: dict[Need, Maps] = field(default_factory=dict)
+    split: Callable[[Tensor], Tensor] = lambda x: x
+    """From images to what the network sees of them: windows, where a run has ``Views``."""
+
+
 class Method:
     """A paper's parameters with the paper's defaults. Subclasses are frozen dataclasses."""
 
@@ -129,6 +153,15 @@ class Method:
     def around(self, base: Guide) -> Guide:
         """The run's guidance with what this method adds to it: rows of its own, say. Twice is as good as once."""
         return base
+
+
+class Start(Method):
+    """A method that says where its run begins, at which levels and how it steps; such as an inversion's ``Path``."""
+
+    latents: Float[Tensor, "b c h w"]
+    """At the first level."""
+    levels: Levels
+    stepper: Stepper
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.backbones import Backbone, Cond
-from sfumato.denoising import Step
 from sfumato.errors import SfumatoError, unknown
 from sfumato.guidance import CFG, Parts, rescaled
 from sfumato.inversion import Path
-from sfumato.plan import Method, Phases, Run
+from sfumato.plan import Method, Phases, Run, Step
 from sfumato.rows import Rows
 
 Prox = Literal["l0", "l1", "twice"]

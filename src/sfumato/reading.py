@@ -7,7 +7,7 @@ what they ask for, and in what they make of it: ``sfumato.methods.perceive``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,17 +20,15 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 
 from sfumato import images
-from sfumato.attention import Call, Site
+from sfumato.attention import Call
 from sfumato.errors import SfumatoError
-from sfumato.features import Layer
 from sfumato.plan import choose
+from sfumato.sites import Layer, Site
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from sfumato.backbones import Backbone, Cond
-    from sfumato.methods.perceive.results import Matches, Segments
-    from sfumato.methods.perceive.text_attribution import TextAttribution
 
 Image = Float[Tensor, "3 h w"] | np.ndarray | Picture | str | Path
 BATCH = 8
@@ -70,7 +68,7 @@ class Noise:
         )
 
 
-def read(
+def extract(
     model: Backbone,
     latents: Float[Tensor, "b c h w"],
     cond: Cond,
@@ -198,16 +196,16 @@ class Reader:
         with torch.no_grad():
             return self.model.encode(self.shown[None].to(self.model.device))
 
-    def read(
+    def extract(
         self,
         what: Sequence[Site | Layer],
         reduce: Callable[[Any], Float[Tensor, "rows ..."]],
         noise: Noise,
         prompt: str = "",
     ) -> dict[Any, Tensor]:
-        """See ``sfumato.reading.read``; one image, so without the first dimension. Nothing is kept."""
+        """See ``sfumato.reading.extract``; one image, so without the first dimension. Nothing is kept."""
         with torch.no_grad():
-            found = read(self.model, self.latents, self.model.embed([prompt]), noise, what, reduce)
+            found = extract(self.model, self.latents, self.model.embed([prompt]), noise, what, reduce)
         return {site: value[0] for site, value in found.items()}
 
     def features(
@@ -217,32 +215,9 @@ class Reader:
         layers = [up_block(self.model, 1)] if layers is None else layers
         new = [layer for layer in layers if (layer, noise, prompt) not in self._kept]
         if new:
-            found = self.read(new, feature, noise, prompt)
+            found = self.extract(new, feature, noise, prompt)
             self._kept |= {(layer, noise, prompt): value for layer, value in found.items()}
         return {layer: self._kept[layer, noise, prompt] for layer in layers}
-
-    def segment(self, method: Callable[[Reader], Segments] | None = None) -> Segments:
-        """Its segments: by DiffSeg, unless another method of ``sfumato.methods.perceive`` is given."""
-        from sfumato.methods.perceive.diff_seg import DiffSeg
-
-        return (method or DiffSeg())(self)
-
-    def match(
-        self, other: Reader, points: Any, method: Callable[[Reader, Reader, Any], Matches] | None = None
-    ) -> Matches:
-        """Where points of this image, (n, 2), lie in another: by DIFT, unless another method is given."""
-        from sfumato.methods.perceive.dift import DIFT
-
-        return (method or DIFT())(self, other, points)
-
-    def attribute(
-        self, *words: str, prompt: str | None = None, method: TextAttribution | None = None
-    ) -> Float[Tensor, "words H W"]:
-        """How much each part of the image has to do with each word of ``prompt``, which are the words unless said."""
-        from sfumato.methods.perceive.text_attribution import TextAttribution
-
-        maps = replace(method or TextAttribution(), words=words, prompt=prompt).maps(self)
-        return F.interpolate(maps[None].float(), self.size, mode="bilinear", align_corners=False)[0].cpu()
 
     def kept(self, key: Any, make: Callable[[], Tensor]) -> Tensor:
         """What was made of this image under a key: made once, let go of by ``close``."""
@@ -262,6 +237,11 @@ class Reader:
             x, y = points[outside][0].tolist()
             raise SfumatoError(f"the point {x:g}, {y:g} lies outside of the image of {w} x {h} pixels")
         return share
+
+
+def read(model: Backbone, image: Image, side: int | None = None) -> Reader:
+    """A ``Reader`` of an image: a file, a picture, a tensor or an array, as ``pixels`` takes them."""
+    return Reader(model, pixels(image), side)
 
 
 def resized(maps: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c H W"]:

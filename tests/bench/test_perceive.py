@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sfumato.bench import perceive, truth
+from sfumato.reading import read
 from sfumato.stilllife.kinds import KINDS
 
 CPU = torch.device("cpu")
@@ -102,7 +103,7 @@ def test_chance_is_anywhere_and_colours_find_a_colour(here):
     image[0, 10, 20] = 1.0
     other = torch.zeros(3, 64, 64)
     other[0, 12, 24] = 1.0
-    with model.read(image, 64) as a, model.read(other, 64) as b:
+    with read(model, image, 64) as a, read(model, other, 64) as b:
         found = perceive.by_colour(a, b, torch.tensor([[20.5, 10.5]]))
         assert found.target.tolist() == [[24.5, 12.5]]
         spread = perceive.by_chance(a, b, torch.rand(500, 2) * 64).target

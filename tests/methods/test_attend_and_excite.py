@@ -158,9 +158,9 @@ def test_switched_off_it_is_plain_sampling_and_on_it_is_not(model):
 
 
 def test_it_goes_down_its_loss(model):
-    from sfumato.denoising import Step, look
+    from sfumato.denoising import look
     from sfumato.methods.control.latent_descent import text_span, word_maps
-    from sfumato.plan import Run
+    from sfumato.plan import Run, Step
     from sfumato.rows import Rows
 
     x, cond = model.latents([1], side(model), side(model)), model.embed(["", PROMPT])

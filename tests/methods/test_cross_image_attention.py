@@ -11,14 +11,14 @@ import torch
 
 from sfumato.attention import Call
 from sfumato.backbones.load import load
-from sfumato.denoising import Step, Trajectory, denoise
+from sfumato.denoising import Trajectory, denoise
 from sfumato.errors import SfumatoError
 from sfumato.inversion import EditFriendly, invert
 from sfumato.inversion.together import together
 from sfumato.layout import Mask
 from sfumato.methods.edit.appearance import Things, normalised, transfer
 from sfumato.methods.edit.cross_image_attention import CrossImageAttention
-from sfumato.plan import Run
+from sfumato.plan import Run, Step
 from sfumato.rows import Rows
 from sfumato.views import Tiles
 

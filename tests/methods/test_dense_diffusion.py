@@ -11,11 +11,11 @@ from families import FAMILIES, write
 
 from sfumato.attention import Call
 from sfumato.backbones.load import load
-from sfumato.denoising import Step, denoise
+from sfumato.denoising import denoise
 from sfumato.errors import SfumatoError
 from sfumato.layout import Layout, Mask, Region
 from sfumato.methods.control.dense_diffusion import DenseDiffusion, segments, spoken, tied
-from sfumato.plan import Run
+from sfumato.plan import Run, Step
 from sfumato.rows import Rows
 
 PROMPT = "a red cube and a blue duck"

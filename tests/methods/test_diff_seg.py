@@ -145,7 +145,7 @@ def test_the_sum_weighs_grids_by_their_side(tiny):
     reader = Reader(model, torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0)), 64)
     sites = choose(model, "image->image", reader.grid)
     found, grid = self_attention(reader, sites, Noise(300, "none"))
-    seen = reader.read(sites, lambda c: c.block(c.rows.names[0], "image->image").mean(1), Noise(300, "none"))
+    seen = reader.extract(sites, lambda c: c.block(c.rows.names[0], "image->image").mean(1), Noise(300, "none"))
     assert grid == (8, 12) and {s.scale for s in sites} == {1, 2}
     wanted = torch.zeros(96, 96)
     for side, share in ((8, 8 / 12), (4, 4 / 12)):

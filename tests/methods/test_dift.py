@@ -14,7 +14,7 @@ from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.dift import DAVIS, DIFT, HPATCHES, joined, standardised
 from sfumato.methods.perceive.matching import sampled
 from sfumato.methods.perceive.optimal_transport import AUTHORS, OptimalTransport, carried
-from sfumato.reading import Noise
+from sfumato.reading import Noise, read
 
 POINTS = torch.tensor([[10.5, 20.0], [40.0, 3.5], [0.0, 48.0]])
 
@@ -30,12 +30,12 @@ def image(h=48, w=56, seed=0):
 
 def readers(model):
     side = families.side(model)
-    return model.read(image(), side), model.read(image(56, 48, 1), side)
+    return read(model, image(), side), read(model, image(56, 48, 1), side)
 
 
 def test_its_feature_is_what_a_plain_hook_sees(made):
     model = made("sd")
-    reader, method, seen = model.read(image(), 64), DIFT(ensemble=3), []
+    reader, method, seen = read(model, image(), 64), DIFT(ensemble=3), []
     hook = model.network.up_blocks[1].register_forward_hook(lambda m, args, out: seen.append(out))
     with torch.no_grad():
         model.predict(Noise(261, "gaussian", 0, 3).of(model, reader.latents), 261, model.embed([""] * 3))
@@ -49,7 +49,7 @@ def test_the_network_stops_behind_its_block(made):
         m.register_forward_hook(lambda m, a, o: ran.append(m))
         for m in (*model.network.up_blocks, model.network.conv_out)
     ]
-    DIFT(blocks=(0,), ensemble=1).features(model.read(image(), 64))
+    DIFT(blocks=(0,), ensemble=1).features(read(model, image(), 64))
     for hook in hooks:
         hook.remove()
     assert not any(m in ran for m in (model.network.up_blocks[1], model.network.conv_out))

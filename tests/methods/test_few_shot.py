@@ -8,11 +8,13 @@ import families
 import pytest
 import torch
 
-from sfumato.attention import Call, Site
+from sfumato.attention import Call
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive import few_shot
 from sfumato.methods.perceive.few_shot import FeatureMatching, FewShot, Support, given_inside, share
+from sfumato.reading import read
 from sfumato.rows import single
+from sfumato.sites import Site
 
 SITE = Site("somewhere", 0, "up", ("image",), ("image",), 1, 2)
 
@@ -32,7 +34,7 @@ def shots(model, n: int = 2):
     for i in range(n + 1):
         picture, mask = torch.rand(3, 48, 56, generator=torch.Generator().manual_seed(i)) * 0.3, torch.zeros(48, 56)
         mask[8 + 4 * i : 32 + 4 * i, 8:36] = 1
-        readers.append(model.read((picture + 0.7 * mask).clamp(0, 1), families.side(model)))
+        readers.append(read(model, (picture + 0.7 * mask).clamp(0, 1), families.side(model)))
         masks.append(mask)
     return readers, masks
 

@@ -22,6 +22,7 @@ from sfumato.methods.perceive.label_efficient import (
     voted,
 )
 from sfumato.methods.perceive.matching import middles
+from sfumato.reading import read
 
 QUICK = LabelEfficient(members=3, batch=32, epochs=3, sure=1, pixels=200, t=(50, 250))
 
@@ -176,7 +177,7 @@ def test_every_family_learns_where_two_halves_meet(made, name, tmp_path):
     images, labels = halves(3)
     method = replace(QUICK, epochs=8, standard=True)
     found = method.fit(model, images, labels, names=("left", "right"), side=families.side(model))
-    with model.read(images[1], families.side(model)) as reader:
+    with read(model, images[1], families.side(model)) as reader:
         segments = found.segments(reader)
         assert segments.names == ("left", "right") and segments.labels.shape == (40, 48)
         assert float((segments.labels == labels[1]).float().mean()) > 0.8
@@ -192,7 +193,7 @@ def test_the_same_seed_learns_the_same_and_pixels_alone_need_no_network(made):
     method = replace(QUICK, of="pixels", epochs=12, rate=1e-2)
     a, b = (method.fit(made("sd"), images, labels) for _ in range(2))
     assert all(torch.equal(a.net.tensors[k], b.net.tensors[k]) for k in a.net.tensors)
-    reader = made("sd").read(images[0])
+    reader = read(made("sd"), images[0])
     assert float((a.segments(reader).labels == labels[0]).float().mean()) > 0.95
     assert "latents" not in reader.__dict__
 
@@ -218,4 +219,4 @@ def test_what_it_cannot_do_is_said(made, tmp_path):
         Classifier.load(tmp_path / "no.safetensors")
     found = replace(QUICK, of="pixels").fit(model, images, labels)
     with pytest.raises(SfumatoError, match="learn again for it"):
-        replace(found, method=QUICK).segments(model.read(images[0], 64))
+        replace(found, method=QUICK).segments(read(model, images[0], 64))

@@ -56,7 +56,7 @@ def test_concepts_change_the_image_and_leave_the_source_as_it_is(model):
     assert (target - path.image).abs().max() > 1e-3
     without = edited(model, replace(SHORT, remove=()), path)
     assert (without - target).abs().max() > 1e-4
-    assert F.scaled_dot_product_attention is attention._FUSED
+    assert F.scaled_dot_product_attention is attention.FUSED
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules())
 
 

@@ -12,10 +12,10 @@ from rounding import assert_same_but_for_rounding
 
 from sfumato.attention import Call
 from sfumato.backbones.load import load
-from sfumato.denoising import Step, denoise
+from sfumato.denoising import denoise
 from sfumato.errors import SfumatoError
 from sfumato.methods.edit.masactrl import MasaCtrl, region
-from sfumato.plan import Run
+from sfumato.plan import Run, Step
 from sfumato.rows import Rows
 
 SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"

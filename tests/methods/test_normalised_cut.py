@@ -81,7 +81,7 @@ def test_the_feature_is_what_the_encoders_last_self_attention_gives(tiny):
     module = model.network.get_submodule(sites[-1].path)
     hook = module.register_forward_hook(lambda m, args, out: given.append(out))
     try:
-        found = reader.read(sites[-1:], heads, Noise(50))[sites[-1]]
+        found = reader.extract(sites[-1:], heads, Noise(50))[sites[-1]]
         model.predict(Noise(50).of(model, reader.latents), 50, model.embed([""]))
     finally:
         hook.remove()

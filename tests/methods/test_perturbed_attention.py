@@ -12,10 +12,12 @@ from sfumato.attention import Call
 from sfumato.backbones.load import load
 from sfumato.denoising import denoise
 from sfumato.errors import SfumatoError
+from sfumato.methods.control.perturbations import Perturbed, within
 from sfumato.methods.control.perturbed_attention import GUIDER, PerturbedAttention, alone
 from sfumato.methods.control.smoothed_energy import SmoothedEnergy
 from sfumato.proximal import ProximalCFG
 from sfumato.rows import Rows, single
+from sfumato.sites import block
 from sfumato.stilllife import weights
 
 PROMPT = "a red cube on grass"
@@ -97,7 +99,7 @@ def test_without_text_it_is_the_identity_and_with_text_a_mask_of_the_image(model
 
     sites = [s for s in model.sites if "image->image" in s.pairs]
     side = size(model) // model.factor
-    cond = guidance.Perturbed(guidance.CFG(5.0), "perturbed", 3.0).embed(model, [PROMPT, "a duck"])
+    cond = Perturbed(guidance.CFG(5.0), "perturbed", 3.0).embed(model, [PROMPT, "a duck"])
     x = torch.randn(6, model.channels, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), model.tap(dict.fromkeys(sites, compare), rows, (side, side)):
         model.predict(x, 300.0, type(cond["cond"]).cat(list(cond.values())))
@@ -149,13 +151,13 @@ def test_it_is_diffusers_on_stable_diffusion_3(tmp_path, scale):
 
 
 def test_the_middle_is_the_stage_of_that_name_or_the_block_in_the_middle(model):
-    meant = [s.path for s in model.sites if "image->image" in s.pairs and guidance.within(model, ["mid"])(s)]
+    meant = [s.path for s in model.sites if "image->image" in s.pairs and within(model, ["mid"])(s)]
     blocks = {path.rsplit(".", 1)[0] for path in meant}
     assert len(blocks) == 1
     if any(s.stage == "mid" for s in model.sites):
         assert all(path.startswith("mid_block.") for path in meant)
     else:
-        every = list(dict.fromkeys(guidance.block(s) for s in model.sites))
+        every = list(dict.fromkeys(block(s) for s in model.sites))
         assert blocks == {every[len(every) // 2]}
 
 

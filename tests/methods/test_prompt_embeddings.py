@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from sfumato import contexts
-from sfumato.attention import Enough
 from sfumato.bench.loops import published_fit
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.prompt_embeddings import PUBLISHED, STILL_LIFE, PromptEmbeddings, enlarged, some, waves
+from sfumato.reading import read
+from sfumato.taps import Enough
 
 UNETS = ("sd", "sd2", "sdxl")
 QUICK = PromptEmbeddings(steps=2, restarts=2, bank=3, found=5, rate=0.05)
@@ -29,7 +30,7 @@ def made(tmp_path_factory):
 
 def image(model, seed=0, h=64, w=64):
     small = torch.rand(1, 3, h // 8, w // 8, generator=torch.Generator().manual_seed(seed))
-    return model.read(F.interpolate(small, (h, w), mode="bilinear")[0], 64)
+    return read(model, F.interpolate(small, (h, w), mode="bilinear")[0], 64)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_what_it_cannot_do_is_said(made):
         model = made(family)
         side = families.side(model)
         with (
-            model.read(torch.rand(3, side, side)) as reader,
+            read(model, torch.rand(3, side, side)) as reader,
             pytest.raises(SfumatoError, match="cross-attention of a UNet"),
         ):
             QUICK(reader, reader, POINTS[:1] / 8)

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 
 from sfumato.attention import Call
 from sfumato.backbones.load import load
-from sfumato.denoising import Step, denoise
+from sfumato.denoising import denoise
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Direct, invert
 from sfumato.methods.edit import LocalBlend, PromptToPrompt
 from sfumato.methods.edit.alignment import align, refinement, replacement
-from sfumato.plan import Run
+from sfumato.plan import Run, Step
 from sfumato.rows import Rows
 from sfumato.words import spans
 

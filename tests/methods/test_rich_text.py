@@ -13,10 +13,11 @@ import torch.nn.functional as F
 
 from sfumato.attention import Call
 from sfumato.backbones.load import load
-from sfumato.denoising import Step, denoise
+from sfumato.denoising import denoise
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.formats import NAMED, nearest, rgb
 from sfumato.methods.control.rich_text import RichText, _weighed, pull
+from sfumato.plan import Step
 from sfumato.regions import labelled, spectral
 from sfumato.rows import Rows
 from sfumato.schedule import Level

@@ -7,10 +7,11 @@ import torch
 from families import FAMILIES, write
 
 from sfumato.backbones.load import load
-from sfumato.denoising import Step, denoise
+from sfumato.denoising import denoise
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.self_attention_guidance import SelfAttentionGuidance, salience
 from sfumato.methods.control.smoothed_energy import blurred
+from sfumato.plan import Step
 from sfumato.schedule import add_noise
 from sfumato.stilllife import weights
 from sfumato.views import Tiles

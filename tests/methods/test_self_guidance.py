@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from sfumato.backbones.load import load
-from sfumato.denoising import Step, denoise, look
+from sfumato.denoising import denoise, look
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.self_guidance import SelfGuidance, appearance
-from sfumato.plan import Method, Need, Phases, Run
+from sfumato.plan import Method, Need, Phases, Run, Step
 from sfumato.regions import carried, centroid, extent, soft
 from sfumato.views import Tiles
 

@@ -32,7 +32,7 @@ def reading(model, ratio: float = 1.5):
 def seen(reader, prompt: str, t: float):
     """Every head's probabilities at every site."""
     sites = choose(reader.model, "image->text", reader.grid)
-    return reader.read(sites, lambda c: c.block(c.rows.names[0], "image->text"), Noise(t), prompt)
+    return reader.extract(sites, lambda c: c.block(c.rows.names[0], "image->text"), Noise(t), prompt)
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl", "pixart"])
@@ -84,7 +84,7 @@ def test_another_text_is_attended_to_by_the_images_own_queries(tiny):
     last = attribute(reader, OTHER, ["duck"], (300,), sites[-1:], read_with=PROMPT)
     assert (last - attribute(reader, OTHER, ["duck"], (300,), sites[-1:])).abs().max() > 1e-5
     queries, keys = (
-        reader.read(sites[-1:], lambda c, w=w: c.get(w, c.rows.names[0]), Noise(300), text)[sites[-1]]
+        reader.extract(sites[-1:], lambda c, w=w: c.get(w, c.rows.names[0]), Noise(300), text)[sites[-1]]
         for w, text in (("q", PROMPT), ("k", OTHER))
     )
     probs = (queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5).softmax(-1).mean(0)

@@ -178,7 +178,7 @@ def test_keypoints_are_learned_written_read_and_found(made, family, tmp_path):
     learned.save(tmp_path / "points.safetensors")
     read = Keypoints.load(tmp_path / "points.safetensors")
     assert read.method == QUICK and read.chosen == learned.chosen and torch.equal(read.texts, learned.texts)
-    with model.read(images[0], 64) as reader:
+    with read(model, images[0], 64) as reader:
         at = read.locate(reader)
         assert read.maps(reader).shape == (3, 64, 96)
         assert torch.equal(at, learned.locate(reader))

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from sfumato.errors import SfumatoError
+from sfumato.stilllife.buffers import sun
 from sfumato.stilllife.kinds import KINDS
-from sfumato.stilllife.render import Rendering, keypoints, pinhole, render, shade, sun, trace
+from sfumato.stilllife.render import Rendering, keypoints, pinhole, render, shade, trace
 from sfumato.stilllife.scene import GROUNDS, LIGHTS, MATERIALS, STYLES, Camera, Scene, Thing, redress, sample_scene
 
 CAMERA = Camera(azimuth=20, elevation=15, distance=4, target=(0, 0.5, 0))

@@ -17,16 +17,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Enough, Grid, Handler, Site, Tap, tapped
 from sfumato.errors import SfumatoError
-from sfumato.features import Layer, token_layers
 from sfumato.rows import Rows, single
 from sfumato.schedule import Schedule
+from sfumato.sites import Grid, Layer, Site, token_layers
+from sfumato.taps import Enough, Handler, Tap, tapped
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from sfumato.reading import Image, Reader
 
 
 class Control(Protocol):
@@ -131,12 +129,6 @@ class Backbone(ABC):
     def layers(self) -> tuple[Layer, ...]:
         """Its features that methods may read and write."""
         return token_layers(self.sites, self.network)
-
-    def read(self, image: Image, side: int | None = None) -> Reader:
-        """A ``Reader`` of an image: a file, a picture, a tensor or an array (see ``sfumato.reading.pixels``)."""
-        from sfumato import reading
-
-        return reading.Reader(self, reading.pixels(image), side)
 
     @abstractmethod
     def embed(self, prompts: Sequence[str]) -> Cond:

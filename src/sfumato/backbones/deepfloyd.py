@@ -18,8 +18,8 @@ from sfumato.backbones import Cond
 from sfumato.backbones.latent import Latent
 from sfumato.backbones.unet import hiddens, residuals, sites
 from sfumato.errors import SfumatoError
-from sfumato.features import Layer, token_layers
 from sfumato.schedule import Schedule
+from sfumato.sites import Layer, token_layers
 
 
 class DeepFloyd(Latent):

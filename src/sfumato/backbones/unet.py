@@ -11,11 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Site
 from sfumato.backbones import Cond, dtype_of
 from sfumato.backbones.latent import Latent
 from sfumato.errors import SfumatoError
-from sfumato.features import Layer, token_layers
+from sfumato.sites import Layer, Site, token_layers
 
 _PROMPT = "image prompt "  # in Cond.extra, and the number of the adapter
 _STAGES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}

@@ -11,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato import contexts
-from sfumato.attention import Call, Site
+from sfumato.attention import Call
 from sfumato.methods.perceive.prompt_embeddings import PromptEmbeddings
 from sfumato.reading import Reader
 from sfumato.rows import single
+from sfumato.sites import Site
 
 NAME = ("main", "cond")
 

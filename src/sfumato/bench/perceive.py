@@ -47,7 +47,7 @@ from sfumato.methods.perceive.results import Matches, Segments
 from sfumato.methods.perceive.unsupervised_keypoints import regressed, regressor
 from sfumato.metrics.matching import Found, pck
 from sfumato.metrics.segmentation import miou_of_images, miou_per_image, named_iou
-from sfumato.reading import Reader
+from sfumato.reading import Reader, read
 from sfumato.regions import k_means
 from sfumato.stilllife import pictures
 from sfumato.stilllife.captions import plain
@@ -155,7 +155,7 @@ class Tried:
         return f"{about} {self.side} {CUT if self.cut else ''}"
 
     def segments(self, model: Backbone, image: Float[Tensor, "3 h w"]) -> Segments:
-        with model.read(image, self.side) as reader:
+        with read(model, image, self.side) as reader:
             found = self.method(reader)
             return CUT.refine(found, reader.pixels) if self.cut else found
 
@@ -376,7 +376,7 @@ def _classes(
                 return timed(lambda: method.fit(model, list(many.images[:n]), taught[:n], side=SIDE), studio.device)
 
             def segment(image: Tensor, model: Any = model, learned: Any = learned, cut: Any = cut) -> Segments:
-                with model.read(image, SIDE) as reader:
+                with read(model, image, SIDE) as reader:
                     found = learned()[0].segments(reader)
                     return found if cut is None else cut.refine(found, reader.pixels)
 
@@ -426,7 +426,7 @@ def shots(studio: Studio) -> Mapping[str, Figure]:
                 for k in SHOTS:
 
                     def segment(method: Any = method, k: int = k, seen: Any = seen, masks: Any = masks) -> Segments:
-                        readers = [studio.model.read(x, SIDE) for x in seen.images[: k + 1]]
+                        readers = [read(studio.model, x, SIDE) for x in seen.images[: k + 1]]
                         return method(readers[0], readers[1:], list(masks[1 : k + 1]))
 
                     cost, labels = studio.labels(f"shots {i} {k} {method!r} {SIDE}", segment)
@@ -506,8 +506,8 @@ def _found(studio: Studio, what: str, asked: Sequence[truth.Pair]) -> tuple[dict
 
                 def match(pair: truth.Pair = pair, tried: Tried = tried) -> Matches:
                     with (
-                        studio.model.read(pair.images[0], tried.side) as one,
-                        studio.model.read(pair.images[1], tried.side) as other,
+                        read(studio.model, pair.images[0], tried.side) as one,
+                        read(studio.model, pair.images[1], tried.side) as other,
                     ):
                         return tried.method(one, other, pair.points[0])
 
@@ -581,7 +581,7 @@ def landmarks(studio: Studio) -> Mapping[str, Figure]:
 
 
 def _located(studio: Studio, points: unsupervised_keypoints.Keypoints, image: Tensor) -> Float[Tensor, "k 2"]:
-    with studio.model.read(image) as reader:
+    with read(studio.model, image) as reader:
         return points.locate(reader).cpu()
 
 
@@ -624,11 +624,11 @@ def fitting(studio: Studio) -> Mapping[str, Figure]:
     method, steps = replace(prompt_embeddings.PUBLISHED, steps=3), 3
     alone, batched = [], []
     for _ in range(3):
-        with studio.model.read(pair.images[0]) as reader:
+        with read(studio.model, pair.images[0]) as reader:
             alone.append(
                 timed(lambda r=reader: published_fit(method, r, pair.points[0][0], 0, steps), studio.device)[1]
             )
-        with studio.model.read(pair.images[0]) as reader:
+        with read(studio.model, pair.images[0]) as reader:
             method.crops(reader)  # encoded once, whatever the number of steps
             batched.append(timed(lambda r=reader: method.fit(r, pair.points[0]), studio.device)[1])
     texts = method.restarts * len(pair.points[0])

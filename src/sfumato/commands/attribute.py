@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,20 +52,18 @@ def attribute(
     from sfumato.files import atomic
     from sfumato.images import open_picture
     from sfumato.overlays import overlay
+    from sfumato.reading import read
     from sfumato.stilllife import pictures
 
     method = chains.default(f"text-attribution:{preset}" if preset else "text-attribution")
+    method = replace(method, words=asked, prompt=prompt)
     net = loading.load(model, device)
-    batch = Batch(
-        files,
-        out,
-        {"words": asked, "method": repr(method), "prompt": prompt, "model": model, "side": side, **vars(loading)},
-    )
+    batch = Batch(files, out, {"method": repr(method), "model": model, "side": side, **vars(loading)})
 
     def work(file: Path) -> dict[str, Any]:
         picture, stem = open_picture(file), out / batch.stem(file)
-        with net.read(picture, side) as reader:
-            maps = reader.attribute(*asked, prompt=prompt, method=method)
+        with read(net, picture, side) as reader:
+            maps = method.heat_maps(reader)
         made = [
             pictures.write(overlay(picture, m), Path(f"{stem}-{slug(w)}.png")) for w, m in zip(asked, maps, strict=True)
         ]

@@ -55,9 +55,10 @@ def features(
     from sfumato.files import atomic
     from sfumato.images import open_picture
     from sfumato.inside import joint_pca
+    from sfumato.reading import read
 
     net = loading.load(model, device)
-    readers = [net.read(open_picture(file), side) for file in files]
+    readers = [read(net, open_picture(file), side) for file in files]
     maps = joint_pca.read_features(readers, what, layers, times, seed)
     found = joint_pca.joint_pca(maps)
     picture = out / "features.png"

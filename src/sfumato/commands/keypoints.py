@@ -48,6 +48,7 @@ def keypoints(
     from sfumato.annotations import points
     from sfumato.images import open_picture
     from sfumato.methods.perceive.unsupervised_keypoints import Keypoints, UnsupervisedKeypoints
+    from sfumato.reading import read
     from sfumato.stilllife import pictures
 
     if len(chain.items) > 1 or not all(isinstance(item, UnsupervisedKeypoints) for item in chain.items):
@@ -67,7 +68,7 @@ def keypoints(
 
     def work(file: Path) -> dict[str, Any]:
         picture = open_picture(file)
-        with net.read(picture, side) as reader:
+        with read(net, picture, side) as reader:
             at = found.locate(reader).cpu()
         made = pictures.write(points(picture, at), out / f"{batch.stem(file)}-keypoints.png")
         return {"files": [str(made)], "shown": str(made), "points": at.tolist()}

@@ -64,7 +64,7 @@ def match(
     from sfumato.annotations import lines, overlay, write_labels
     from sfumato.images import open_picture
     from sfumato.methods.perceive.dift import DIFT
-    from sfumato.reading import pixels
+    from sfumato.reading import pixels, read
     from sfumato.stilllife import pictures
 
     if len(chain.items) > 1:
@@ -79,7 +79,7 @@ def match(
     shown = open_picture(first), open_picture(second)
     net = loading.load(model, device)
     stem = out / f"{first.stem}-to-{second.stem}"
-    with net.read(shown[0], side) as one, net.read(shown[1], side) as other:
+    with read(net, shown[0], side) as one, read(net, shown[1], side) as other:
         found = method(one, other, torch.tensor(asked) if asked else _grid(one))
         drawn = lines(shown[0], shown[1], found.source, found.target, found.sure)
         files = [pictures.write(drawn, Path(f"{stem}.png"))]

@@ -69,7 +69,9 @@ def segment(
     from sfumato.methods.perceive.graph_cut import GraphCut
     from sfumato.methods.perceive.open_vocabulary import label
     from sfumato.methods.perceive.prompt_embeddings import PromptEmbeddings
+    from sfumato.methods.perceive.text_attribution import TextAttribution
     from sfumato.methods.perceive.unsupervised_keypoints import UnsupervisedKeypoints
+    from sfumato.reading import read
     from sfumato.stilllife import pictures
 
     items = list(chain.items)
@@ -97,12 +99,12 @@ def segment(
 
     def work(file: Path) -> dict[str, Any]:
         picture = open_picture(file)
-        with net.read(picture, side) as reader:
+        with read(net, picture, side) as reader:
             found = segmented(reader)
             for item in later:
                 found = item.refine(found, reader.pixels)
             if vocabulary:
-                found = label(found, reader.attribute(*vocabulary), vocabulary)
+                found = label(found, TextAttribution(tuple(vocabulary)).heat_maps(reader), vocabulary)
         labels, stem = found.labels.cpu(), out / batch.stem(file)
         words = {"image": file.name, "model": model, "method": repr(first), "names": ", ".join(found.names)}
         made = write_labels(labels, Path(f"{stem}-labels.png"), words)
@@ -138,7 +140,7 @@ def _ready(
     from sfumato.annotations import read_labels
     from sfumato.methods.perceive.few_shot import Supported
     from sfumato.methods.perceive.label_efficient import Classifier, LabelEfficient
-    from sfumato.reading import pixels
+    from sfumato.reading import pixels, read
 
     if learned is not None and not isinstance(method, LabelEfficient):
         raise SfumatoError(f"{type(method).__name__} learns nothing that could be kept; leave --learned out")
@@ -163,7 +165,7 @@ def _ready(
         if learned is not None:
             classifier.save(learned)
         return classifier.segments
-    support = [model.read(image, side) for image in images]
+    support = [read(model, image, side) for image in images]
     return lambda reader: method(reader, support, [(label == 1).float() for label in labels])
 
 

@@ -89,7 +89,7 @@ def read_features(
     if any(not 0 <= i < len(found) for i in wanted):
         raise SfumatoError(f"{model.name} has {what} 0 to {len(found) - 1}, got {', '.join(map(str, wanted))}")
     chosen = {f"{what} {i}": found[i] for i in wanted}
-    read = [[r.read(list(chosen.values()), reduce, Noise(t, seed=seed)) for r in readers] for t in times]
+    read = [[r.extract(list(chosen.values()), reduce, Noise(t, seed=seed)) for r in readers] for t in times]
     return {
         name: torch.stack([torch.stack([view[layer].cpu() for view in step]) for step in read])
         for name, layer in chosen.items()

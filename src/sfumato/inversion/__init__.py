@@ -9,9 +9,10 @@ from __future__ import annotations
 from sfumato.inversion.ddim import DDIMInversion, Direct, NegativePrompt
 from sfumato.inversion.edict import EDICT
 from sfumato.inversion.flows import Residual, RFInversion
+from sfumato.inversion.invert import invert, reconstruct
 from sfumato.inversion.noise_space import EditFriendly, Noise
 from sfumato.inversion.null_text import NullText
-from sfumato.inversion.path import Advance, Inversion, Path, invert, predict, reconstruct
+from sfumato.inversion.path import Advance, Inversion, Path, predict
 
 __all__ = [
     "EDICT",

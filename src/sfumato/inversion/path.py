@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.backbones import Backbone, Cond
-from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
 from sfumato.guidance import CFG, Guide
-from sfumato.plan import Method, Phases, Run
+from sfumato.plan import Phases, Run, Start, Step
 from sfumato.rows import single
 from sfumato.schedule import Level, Levels
 from sfumato.steppers import DDIM, Stepper
@@ -23,7 +21,7 @@ Advance = Callable[[], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Path(Method):
+class Path(Start):
     """Where to start, and what holds the first stream to its image on the way."""
 
     latents: Float[Tensor, "b c h w"]
@@ -102,38 +100,6 @@ class Inversion:
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         """``image``: latents. ``advance`` is called once for each prediction of the whole batch."""
         raise NotImplementedError
-
-
-def invert(
-    model: Backbone,
-    images: Float[Tensor, "b 3 H W"] | Float[Tensor, "3 H W"],
-    prompt: str | Sequence[str] = "",
-    how: Inversion | None = None,
-) -> Path:
-    """The path back from images in [0, 1], each described by its prompt. The default is ``Direct()``.
-
-    Raises ``SfumatoError`` when sides are not multiples of what the model works in, or prompts and images do not match.
-    """
-    from sfumato.inversion.ddim import Direct
-    from sfumato.terminal import progress
-
-    images = images[None] if images.ndim == 3 else images
-    prompts = (prompt,) * len(images) if isinstance(prompt, str) else tuple(prompt)
-    if len(prompts) != len(images):
-        raise SfumatoError(f"{len(images)} images need a prompt each, got {len(prompts)}")
-    model.check_size(*images.shape[-2:])
-    how = how or Direct()
-    with torch.no_grad():
-        image = model.encode(images.to(model.device))
-        with progress("inverting", how.steps) as advance:
-            return how(model, image, prompts, advance)
-
-
-def reconstruct(model: Backbone, path: Path, guide: Guide | float = 1.0) -> Tensor:
-    """The latents that following a path with its own prompts leads to."""
-    from sfumato.denoising import denoise
-
-    return denoise(model, path.prompts, start=path, guide=guide).latents
 
 
 def predict(

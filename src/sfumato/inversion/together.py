@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from sfumato.backbones import Cond
-from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Path
-from sfumato.plan import Phases, Run
+from sfumato.plan import Phases, Run, Step
 from sfumato.rows import Rows
 
 

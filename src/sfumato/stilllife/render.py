@@ -19,11 +19,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
+from sfumato.stilllife import shading, styles
+from sfumato.stilllife.buffers import Buffers, sun
 from sfumato.stilllife.kinds import KINDS
 from sfumato.stilllife.scene import Scene
 from sfumato.stilllife.sdf import Solid, rotation, solid
 
-SUN_ELEVATION = 45.0  # degrees; the same in every light, so that a change of light keeps the shadows' place
 _EDGE_OFFSETS = ((-0.125, -0.375), (0.375, -0.125), (0.125, 0.375), (-0.375, 0.125))
 _HIT = 1e-3  # a ray this near (canonical units, about a twentieth of a pixel) has met the surface
 _NAMES = tuple(KINDS)
@@ -72,32 +73,6 @@ def _world(scenes: Sequence[Scene], device: torch.device) -> _World:
         radius[mine] = (body.high - body.low).norm(dim=0) / 2 * scale[mine]
     image = torch.tensor([b for b, *_ in things], device=device)
     return _World(image, kind, place, scale, turn, slots, solids, column, centre, radius)
-
-
-@dataclass(frozen=True)
-class Buffers:
-    """What the rays met, one entry a sample: the pixel centres first, then the extra samples on edges."""
-
-    scenes: tuple[Scene, ...]
-    shape: tuple[int, int, int]  # images, height, width
-    pixel: Int[Tensor, "n"]  # flat index into (images, height, width)
-    t: Float[Tensor, "n"]  # z-depth; inf for sky
-    thing: Int[Tensor, "n"]  # index into the scene's things, -1 for none
-    prim: Int[Tensor, "n"]
-    kind: Int[Tensor, "n"]
-    position: Float[Tensor, "3 n"]
-    direction: Float[Tensor, "3 n"]  # unit, from the eye
-    normal: Float[Tensor, "3 n"]
-    canonical: Float[Tensor, "3 n"]
-    own_normal: Float[Tensor, "3 n"]  # in the thing's frame
-    light: Float[Tensor, "n"]  # 0 in full shadow, 1 in full light
-    ambient: Float[Tensor, "n"]  # 0 fully occluded, 1 open
-    footprint: Float[Tensor, "n"]  # width of a pixel on the surface, world units
-
-    def grid(self, values: Tensor) -> Tensor:
-        """The values at pixel centres, (images, height, width, ...)."""
-        b, h, w = self.shape
-        return values[..., : b * h * w].reshape(*values.shape[:-1], b, h, w)
 
 
 @dataclass(frozen=True)
@@ -284,12 +259,6 @@ def _march(body: Solid, o: Tensor, d: Tensor, t: Tensor, end: Tensor, steps: int
     return out
 
 
-def sun(scene: Scene) -> Float[Tensor, "3"]:
-    """Unit vector towards the light."""
-    a, e = math.radians(scene.sun), math.radians(SUN_ELEVATION)
-    return torch.tensor([math.cos(e) * math.sin(a), math.sin(e), math.cos(e) * math.cos(a)])
-
-
 def _lighting(
     world: _World, scenes: Sequence[Scene], image: Tensor, thing: Tensor, p: Tensor, n: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -356,8 +325,6 @@ def _narrowest(body: Solid, o: Tensor, d: Tensor, t: Tensor, end: Tensor, steps:
 @torch.no_grad()
 def shade(buffers: Buffers, scenes: Sequence[Scene] | None = None) -> Float[Tensor, "b 3 h w"]:
     """Paint what was traced, in [0, 1]. ``scenes`` may differ from the traced ones in appearance, not in geometry."""
-    from sfumato.stilllife import shading, styles
-
     scenes = tuple(scenes or buffers.scenes)
     if len(scenes) != len(buffers.scenes) or any(
         [t.kind for t in a.things] != [t.kind for t in b.things] or a.camera != b.camera

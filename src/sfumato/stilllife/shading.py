@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.stilllife.buffers import Buffers, sun
 from sfumato.stilllife.kinds import KINDS
 from sfumato.stilllife.scene import COLOURS, GROUNDS, LIGHTS, MATERIALS, Scene
-
-if TYPE_CHECKING:
-    from sfumato.stilllife.render import Buffers
 
 PALETTE = {
     "red": (0.80, 0.09, 0.08),
@@ -167,8 +164,6 @@ def _ground(scenes: Sequence[Scene], image: Tensor, p: Tensor, footprint: Tensor
 
 def colour(buffers: Buffers, scenes: Sequence[Scene]) -> Float[Tensor, "3 n"]:
     """Colour of every sample, not clipped."""
-    from sfumato.stilllife.render import sun
-
     device = buffers.t.device
     _, h, w = buffers.shape
     image = buffers.pixel // (h * w)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.stilllife.buffers import Buffers
 from sfumato.stilllife.scene import Scene
-
-if TYPE_CHECKING:
-    from sfumato.stilllife.render import Buffers
 
 Image = Float[Tensor, "b 3 h w"]
 

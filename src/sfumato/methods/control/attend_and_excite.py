@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.denoising import Step, look
+from sfumato.denoising import look
 from sfumato.errors import SfumatoError
 from sfumato.grammar import Parser, noun_phrases
 from sfumato.methods.control.latent_descent import (
@@ -38,7 +38,7 @@ from sfumato.methods.control.latent_descent import (
     word_maps,
 )
 from sfumato.methods.control.own_words import occurrences, own_words, prompts_of
-from sfumato.plan import Method, Need, Phases, Run, span
+from sfumato.plan import Method, Need, Phases, Run, Step, span
 
 
 @dataclass(frozen=True)

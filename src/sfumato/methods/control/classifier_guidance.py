@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.denoising import Step
-from sfumato.plan import Method, Phases, Run
+from sfumato.plan import Method, Phases, Run, Step
 from sfumato.schedule import Level
 
 

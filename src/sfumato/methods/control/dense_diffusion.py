@@ -26,10 +26,9 @@ from torch import Tensor
 
 from sfumato.attention import Call
 from sfumato.backbones import Cond
-from sfumato.denoising import Step
 from sfumato.layout import Layout
 from sfumato.methods.control.placed import among, phrase_tokens, placed
-from sfumato.plan import Edit, Method, Phases, Run, span
+from sfumato.plan import Edit, Method, Phases, Run, Step, span
 
 _MASKED = -5e3  # masks of text add -1e4 or minus infinity
 

@@ -19,9 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
-from sfumato.plan import Method, Phases, Run
+from sfumato.plan import Method, Phases, Run, Step
 
 
 @dataclass(frozen=True)

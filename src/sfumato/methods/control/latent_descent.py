@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.denoising import Maps, Step
 from sfumato.errors import SfumatoError
-from sfumato.plan import Run, choose, nearest
+from sfumato.plan import Maps, Run, Step, choose, nearest
 
 
 def descend(

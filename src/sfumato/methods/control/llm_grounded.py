@@ -32,18 +32,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Site
 from sfumato.chat import Chat, chat_of
-from sfumato.denoising import Step, denoise
+from sfumato.denoising import denoise
 from sfumato.errors import SfumatoError
 from sfumato.layout import Box, Layout, Region
 from sfumato.methods.control.latent_descent import check_images, descend
 from sfumato.methods.control.layout_guidance import middle
 from sfumato.methods.control.placed import among, placed
 from sfumato.methods.control.things_alone import Alone, Blocks, Picture, Thing, beneath, blocks, in_the_middle
-from sfumato.plan import Method, Need, Phases, Run, choose, span
+from sfumato.plan import Method, Need, Phases, Run, Step, choose, span
 from sfumato.planner import Planned, planned
 from sfumato.schedule import Levels
+from sfumato.sites import Site
 from sfumato.words import spans
 
 _WHO = "LLM-grounded diffusion"

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.attention import Call
-from sfumato.guidance import Perturbing
+from sfumato.methods.control.perturbations import Perturbing
 from sfumato.rows import Name
 
 

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Call, Grid
+from sfumato.attention import Call
 from sfumato.backbones import Backbone, Cond
 from sfumato.errors import SfumatoError
 from sfumato.guidance import Guide, Parts
@@ -33,6 +33,7 @@ from sfumato.layout import Layout
 from sfumato.methods.control.placed import given, placed
 from sfumato.plan import Edit, Method, Phases, Run
 from sfumato.rows import Rows
+from sfumato.sites import Grid
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Call, Site
+from sfumato.attention import Call
 from sfumato.backbones import Cond
-from sfumato.denoising import Step, denoise
+from sfumato.denoising import denoise
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.formats import nearest, read, rgb
-from sfumato.plan import Edit, Method, Need, Phases, Run
+from sfumato.plan import Edit, Method, Need, Phases, Run, Step
 from sfumato.regions import labelled, spectral
+from sfumato.sites import Site
 from sfumato.words import Words, spans
 
 

@@ -25,11 +25,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
-from sfumato.guidance import within
+from sfumato.methods.control.perturbations import within
 from sfumato.methods.control.smoothed_energy import blurred
-from sfumato.plan import Method, Need, Phases, Run, span
+from sfumato.plan import Method, Need, Phases, Run, Step, span
 from sfumato.schedule import add_noise
 
 

@@ -27,11 +27,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Site
-from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
-from sfumato.plan import Method, Need, Phases, Run, Span, span
+from sfumato.plan import Method, Need, Phases, Run, Span, Step, span
 from sfumato.regions import carried, centroid, extent, soft
+from sfumato.sites import Site
 from sfumato.words import spans
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sfumato.attention import Call
 from sfumato.errors import SfumatoError
-from sfumato.guidance import Perturbing
+from sfumato.methods.control.perturbations import Perturbing
 from sfumato.plan import Phases, Run
 
 

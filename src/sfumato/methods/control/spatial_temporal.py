@@ -29,13 +29,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sfumato.attention import Call, Site
-from sfumato.denoising import Step
+from sfumato.attention import Call
 from sfumato.errors import SfumatoError
 from sfumato.layout import Layout
 from sfumato.methods.control.placed import placed
-from sfumato.plan import Edit, Method, Phases, Run, choose
+from sfumato.plan import Edit, Method, Phases, Run, Step, choose
 from sfumato.rows import Name
+from sfumato.sites import Site
 from sfumato.steppers import DDIM
 from sfumato.terminal import progress
 

@@ -16,11 +16,11 @@ from jaxtyping import Bool, Float
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from sfumato.attention import Call, Grid, Site
-from sfumato.denoising import Step
+from sfumato.attention import Call
 from sfumato.layout import Box, Layout, Region
 from sfumato.methods.control.latent_descent import descend, text_at
-from sfumato.plan import Edit, Method, Phases, Run, choose
+from sfumato.plan import Edit, Method, Phases, Run, Step, choose
+from sfumato.sites import Grid, Site
 
 FLOOR = 0.8  # where things that are painted in the middle stand, from the top
 Blocks = dict[Site, Float[Tensor, "heads queries tokens"]]

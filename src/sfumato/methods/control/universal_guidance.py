@@ -22,9 +22,8 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.denoising import Maps, Step
 from sfumato.errors import SfumatoError
-from sfumato.plan import Method, Need, Phases, Run, Span, span
+from sfumato.plan import Maps, Method, Need, Phases, Run, Span, Step, span
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,14 +10,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sfumato.attention import Grid
 from sfumato.backbones import Backbone
-from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
 from sfumato.inversion import EditFriendly, Inversion, Path, invert
 from sfumato.inversion.together import together
 from sfumato.layout import Mask
-from sfumato.plan import Need, Run, span
+from sfumato.plan import Need, Run, Step, span
+from sfumato.sites import Grid
 from sfumato.words import spans
 
 Said = str | Sequence[str]

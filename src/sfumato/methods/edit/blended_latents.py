@@ -27,11 +27,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sfumato.backbones import Backbone
-from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path, levels_of
 from sfumato.layout import Mask
-from sfumato.plan import Phases, Run
+from sfumato.plan import Phases, Run, Step
 from sfumato.schedule import Levels, add_noise
 
 

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from sfumato.backbones import Backbone, Cond
 from sfumato.backbones.latent import Latent
-from sfumato.denoising import Step
 from sfumato.distill.asking import At
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.stein import PUBLISHED, Bandwidth, Division, Stein
@@ -33,7 +32,7 @@ from sfumato.inversion.path import Advance, Inversion, Path
 from sfumato.layout import Mask
 from sfumato.methods.edit.delta_denoising import Descent, drawn_levels
 from sfumato.methods.edit.instruct_pix2pix import Instruction, InstructPix2Pix
-from sfumato.plan import Phases, Run
+from sfumato.plan import Phases, Run, Step
 
 
 @dataclass(frozen=True)

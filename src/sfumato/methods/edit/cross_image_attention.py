@@ -26,11 +26,10 @@ from dataclasses import dataclass
 import torch
 
 from sfumato.attention import Call
-from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
 from sfumato.layout import Mask
 from sfumato.methods.edit.appearance import APPEARANCE, Things, decoder, grids, matched, of_structure, roles
-from sfumato.plan import Edit, Method, Phases, Run, span
+from sfumato.plan import Edit, Method, Phases, Run, Step, span
 
 PAIR = "image->image"
 

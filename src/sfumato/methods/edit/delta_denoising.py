@@ -24,11 +24,10 @@ import torch
 from torch import Tensor
 
 from sfumato.backbones import Backbone
-from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path
 from sfumato.layout import Mask
-from sfumato.plan import Phases, Run
+from sfumato.plan import Phases, Run, Step
 from sfumato.schedule import Level, Levels, Schedule, add_noise
 
 CLEAN = Level(0, 1.0, 0.0)

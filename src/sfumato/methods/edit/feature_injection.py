@@ -13,15 +13,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Call, Grid
+from sfumato.attention import Call
 from sfumato.backbones import Backbone
-from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
 from sfumato.features import Activation
 from sfumato.methods.edit.alignment import refinement
 from sfumato.methods.edit.plug_and_play import decoder
 from sfumato.methods.edit.transformation import Similarity
-from sfumato.plan import Edit, Method, Need, Phases, Run
+from sfumato.plan import Edit, Method, Need, Phases, Run, Step
+from sfumato.sites import Grid
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,10 @@ import torch
 from torch import Tensor
 
 from sfumato.backbones import Backbone
-from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
 from sfumato.guidance import Guide, scaled
 from sfumato.inversion.path import Advance, Inversion, Path, levels_of
-from sfumato.plan import Phases, Run
+from sfumato.plan import Phases, Run, Step
 from sfumato.schedule import Level, Levels, add_noise
 
 

@@ -24,12 +24,11 @@ from torch import Tensor
 
 from sfumato.backbones import Backbone, Cond
 from sfumato.backbones.latent import Latent
-from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
 from sfumato.guidance import Guide, ImageTextCFG
 from sfumato.inversion.path import Advance, Inversion, Path, levels_of, noise_of
 from sfumato.methods.edit.blended_latents import holding, noisy
-from sfumato.plan import Phases, Run
+from sfumato.plan import Phases, Run, Step
 
 
 @dataclass(frozen=True)

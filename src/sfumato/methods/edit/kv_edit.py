@@ -31,14 +31,13 @@ from torch import Tensor
 
 from sfumato.attention import Call
 from sfumato.backbones import Backbone
-from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
 from sfumato.guidance import reading, reads_scale
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.inversion.path import Advance, Path, levels_of, noise_of
 from sfumato.layout import Mask
 from sfumato.methods.edit.flow_edit import Scaled
-from sfumato.plan import Edit, Phases, Run
+from sfumato.plan import Edit, Phases, Run, Step
 from sfumato.schedule import add_noise
 
 

@@ -27,9 +27,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.attention import Call
-from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
-from sfumato.plan import Edit, Method, Need, Phases, Run, choose, nearest
+from sfumato.plan import Edit, Method, Need, Phases, Run, Step, choose, nearest
 from sfumato.words import spans
 
 

@@ -23,10 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.attention import Call
-from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
 from sfumato.methods.edit.alignment import refinement, replacement
-from sfumato.plan import Edit, Method, Need, Phases, Run, span
+from sfumato.plan import Edit, Method, Need, Phases, Run, Step, span
 from sfumato.words import spans
 
 

@@ -26,15 +26,14 @@ from functools import partial
 
 from torch import Tensor
 
-from sfumato.attention import Call, Site
+from sfumato.attention import Call
 from sfumato.backbones import Backbone
-from sfumato.denoising import Step
 from sfumato.errors import SfumatoError
-from sfumato.guidance import block
 from sfumato.inversion.path import Advance, Path, levels_of
 from sfumato.methods.edit.flow_edit import Scaled
 from sfumato.methods.edit.kv_edit import guided_track
-from sfumato.plan import Edit, Method, Phases, Run
+from sfumato.plan import Edit, Method, Phases, Run, Step
+from sfumato.sites import Site, block
 
 
 @dataclass(frozen=True)

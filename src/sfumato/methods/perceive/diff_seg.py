@@ -26,10 +26,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sfumato.attention import Call, Grid, Site
+from sfumato.attention import Call
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.results import Segments
 from sfumato.reading import Noise, Reader, attended, chosen
+from sfumato.sites import Grid, Site
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -102,7 +103,7 @@ def self_attention(
         counts[call.grid] = counts.get(call.grid, 0) + 1
         return found.new_zeros(call.rows.each, 1)
 
-    reader.read(sites, add, noise)
+    reader.extract(sites, add, noise)
     finest = max(sums, key=min)
     total = sum(min(grid) for grid in sums)
     out = sums.pop(finest).mul_(min(finest) / total / counts[finest])

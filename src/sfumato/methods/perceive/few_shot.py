@@ -28,13 +28,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Call, Grid, Site
+from sfumato.attention import Call
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.dift import DIFT
 from sfumato.methods.perceive.matching import cosines
 from sfumato.methods.perceive.results import Segments
 from sfumato.plan import choose
-from sfumato.reading import Noise, Reader, read
+from sfumato.reading import Noise, Reader, extract
+from sfumato.sites import Grid, Site
 
 _MANY = 2**24  # probabilities that exist at once: 64 MiB
 
@@ -106,7 +107,7 @@ class FewShot(Supported):
         def reduce(call: Call) -> Tensor:
             return given_inside(call, shown[call.site], self.fuse, self.balance)
 
-        found = reader.read(sites, reduce, Noise(self.t, self.noise, self.seed), self.prompt)
+        found = reader.extract(sites, reduce, Noise(self.t, self.noise, self.seed), self.prompt)
         grid = max((site.grid(reader.grid) for site in asked), key=math.prod)
         maps = [found[site].view(1, 1, *site.grid(reader.grid)) for site in asked]
         return torch.cat([F.interpolate(map, grid, mode="bilinear") for map in maps]).mean(0)[0]
@@ -126,7 +127,7 @@ class FewShot(Supported):
             latents = latents * small((latents.shape[2], latents.shape[3]))
         model, noise = support.model, Noise(self.t, self.noise, self.seed)
         with torch.no_grad():
-            found = read(model, latents, model.embed([self.prompt]), noise, sites, reduce)
+            found = extract(model, latents, model.embed([self.prompt]), noise, sites, reduce)
         cells = {site: small(site.grid(support.grid)).flatten() for site in sites}
         return {site: Support(found[site][0, 0], found[site][0, 1], cells[site]) for site in sites}
 

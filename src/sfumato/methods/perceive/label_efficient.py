@@ -34,11 +34,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
-from sfumato.features import Layer
 from sfumato.files import atomic
 from sfumato.methods.perceive.matching import middles, sampled
 from sfumato.methods.perceive.results import Segments
-from sfumato.reading import Image, Noise, Reader, feature
+from sfumato.reading import Image, Noise, Reader, feature, read
+from sfumato.sites import Layer
 
 if TYPE_CHECKING:
     from sfumato.backbones import Backbone
@@ -98,7 +98,7 @@ class LabelEfficient:
         layers = decoder(reader.model, self.blocks)
         out: list[Tensor] = []
         for t in self.t:
-            found = reader.read(layers, feature, Noise(t, "gaussian", self.seed))
+            found = reader.extract(layers, feature, Noise(t, "gaussian", self.seed))
             out += [found[layer] for layer in layers]
         return out
 
@@ -116,7 +116,7 @@ class LabelEfficient:
         dice = torch.Generator().manual_seed(self.seed)
         store, where, what = Activations(), [], []
         for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-            with model.read(image, side) as reader:
+            with read(model, image, side) as reader:
                 if tuple(label.shape) != reader.size:
                     raise SfumatoError(
                         f"labels of {tuple(label.shape)} for an image of {reader.size}; they lie pixel on pixel"

@@ -26,11 +26,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sfumato.attention import Call, Site
+from sfumato.attention import Call
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.results import Segments
 from sfumato.reading import Noise, Reader, chosen
 from sfumato.regions import spectral
+from sfumato.sites import Site
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class NormalisedCut:
 
     def __call__(self, reader: Reader) -> Segments:
         site = self._site(chosen(reader, "image->image", self.stage, self.least, "normalised cut"))
-        features = F.normalize(reader.read([site], heads, Noise(self.t, seed=self.seed))[site], dim=0)
+        features = F.normalize(reader.extract([site], heads, Noise(self.t, seed=self.seed))[site], dim=0)
         flat = features.flatten(1).T
         graph = affinity(flat, self.power)
         if self.clusters is None:

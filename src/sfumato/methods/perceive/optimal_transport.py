@@ -71,7 +71,7 @@ class OptimalTransport(DIFT):
         res = nearest(all_sites, reader.grid, min(1.0, min(grid) / min(reader.grid)))
         sites = choose(reader.model, "image->image", reader.grid, res, who="transport")
         noise = Noise(self.t, "gaussian", self.seed, self.ensemble)
-        found = reader.read(sites, lambda call: attended(call, "image->image").mean(1), noise, self.prompt)
+        found = reader.extract(sites, lambda call: attended(call, "image->image").mean(1), noise, self.prompt)
         maps = [value.view(1, 1, *site.grid(reader.grid)) for site, value in found.items()]
         return F.interpolate(torch.cat(maps).mean(0, keepdim=True), grid, mode="area").flatten()
 

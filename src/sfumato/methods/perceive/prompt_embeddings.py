@@ -29,12 +29,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sfumato.attention import Grid, Site
 from sfumato.backbones import Backbone
 from sfumato.contexts import Adam, conditions, drawn, frozen, readers, token_map
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.results import Matches
 from sfumato.reading import Reader
+from sfumato.sites import Grid, Site
 from sfumato.terminal import progress
 
 Maps = list[Float[Tensor, "rows h w"]]

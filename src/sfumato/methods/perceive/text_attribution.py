@@ -27,11 +27,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Call, Site
+from sfumato.attention import Call
 from sfumato.backbones import Cond
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.results import Segments
-from sfumato.reading import Noise, Reader, attended, chosen, read
+from sfumato.reading import Noise, Reader, attended, chosen, extract
+from sfumato.sites import Site
 from sfumato.words import spans
 
 STEPS = tuple(range(1, 1000, 110))
@@ -83,6 +84,11 @@ class TextAttribution:
         return attribute(
             reader, prompt, self.words, self.steps, sites, self.read_with, compete=self.compete, seed=self.seed
         )
+
+    def heat_maps(self, reader: Reader) -> Float[Tensor, "k H W"]:
+        """``maps`` at the image's own size, on the CPU."""
+        maps = self.maps(reader)[None].float()
+        return F.interpolate(maps, reader.size, mode="bilinear", align_corners=False)[0].cpu()
 
 
 STILL_LIFE = TextAttribution(threshold=0.55, steps=(1, 101, 201), least=0.5, stage="up")
@@ -140,7 +146,7 @@ def attribute(
     total = torch.zeros(len(tokens), *reader.grid, device=latents.device)
     for t in steps:
         with torch.no_grad():
-            found = read(model, latents, cond, Noise(t, seed=seed), sites, of_words, batch=rows)
+            found = extract(model, latents, cond, Noise(t, seed=seed), sites, of_words, batch=rows)
         total += torch.stack([maps[-1] for maps in found.values()]).mean(0)
     maps = total / len(steps)
     if compete:

@@ -36,12 +36,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sfumato.attention import Grid
 from sfumato.backbones import Backbone
 from sfumato.contexts import Adam, conditions, drawn, frozen, readers
 from sfumato.errors import SfumatoError
 from sfumato.files import atomic
-from sfumato.reading import Image, Reader
+from sfumato.reading import Image, Reader, read
+from sfumato.sites import Grid
 from sfumato.terminal import progress
 
 _MANY = 2**24  # probabilities that exist at once: 64 MiB
@@ -221,7 +221,7 @@ class UnsupervisedKeypoints:
         return round(self.grid * h / min(h, w)), round(self.grid * w / min(h, w))
 
     def _shown(self, model: Backbone, images: Sequence[Image], side: int | None) -> Float[Tensor, "n 3 h w"]:
-        opened = [model.read(image, side) for image in images]
+        opened = [read(model, image, side) for image in images]
         shapes = {reader.seen for reader in opened}
         if not opened or len(shapes) > 1:
             told = ", ".join(f"{w} x {h}" for h, w in sorted(shapes)) or "none"

@@ -1,0 +1,44 @@
+"""Invert images, and find them again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.backbones import Backbone
+from sfumato.denoising import denoise
+from sfumato.errors import SfumatoError
+from sfumato.guidance import Guide
+from sfumato.inversion.ddim import Direct
+from sfumato.inversion.path import Inversion, Path
+from sfumato.terminal import progress
+
+
+def invert(
+    model: Backbone,
+    images: Float[Tensor, "b 3 H W"] | Float[Tensor, "3 H W"],
+    prompt: str | Sequence[str] = "",
+    how: Inversion | None = None,
+) -> Path:
+    """The path back from images in [0, 1], each described by its prompt. The default is ``Direct()``.
+
+    Raises ``SfumatoError`` when sides are not multiples of what the model works in, or prompts and images do not match.
+    """
+    images = images[None] if images.ndim == 3 else images
+    prompts = (prompt,) * len(images) if isinstance(prompt, str) else tuple(prompt)
+    if len(prompts) != len(images):
+        raise SfumatoError(f"{len(images)} images need a prompt each, got {len(prompts)}")
+    model.check_size(*images.shape[-2:])
+    how = how or Direct()
+    with torch.no_grad():
+        image = model.encode(images.to(model.device))
+        with progress("inverting", how.steps) as advance:
+            return how(model, image, prompts, advance)
+
+
+def reconstruct(model: Backbone, path: Path, guide: Guide | float = 1.0) -> Tensor:
+    """The latents that following a path with its own prompts leads to."""
+    return denoise(model, path.prompts, start=path, guide=guide).latents
