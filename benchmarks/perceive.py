@@ -20,11 +20,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from sfumato.backbones.unet import UNet
 from sfumato.bench.truth import renders
 from sfumato.bench.units import timed
-from sfumato.device import choose
+from sfumato.io.device import choose
 from sfumato.methods.perceive.diff_seg import DiffSeg
 from sfumato.methods.perceive.dift import DIFT
 from sfumato.methods.perceive.text_attribution import TextAttribution
-from sfumato.reading import read
+from sfumato.reading.reader import read
 from sfumato.stilllife import networks
 from sfumato.stilllife.tokenizer import special_ids, vocab_size
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from sfumato.device import choose
+from sfumato.io.device import choose
 from sfumato.stilllife.kinds import TRAINED
 from sfumato.stilllife.render import render, shade, trace
 from sfumato.stilllife.scene import Scene, redress, sample_scene

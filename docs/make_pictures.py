@@ -48,9 +48,9 @@ def ducks(folder: Path, n: int = 3) -> None:
     """The examples of pages that need several pictures of one kind: renders, and masks of the duck in them."""
     import numpy as np
 
-    from sfumato.annotations import write_labels
     from sfumato.bench.truth import renders
-    from sfumato.stilllife import pictures
+    from sfumato.media import pictures
+    from sfumato.media.labels import write_labels
 
     shown = renders(np.random.default_rng(2), n, kinds=("duck",), count=1, view="side", style="photo")
     for i, image in enumerate(shown.images, 1):

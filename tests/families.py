@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from sfumato.backbones.load import load
-from sfumato.schedule import Schedule
+from sfumato.core.schedule import Schedule
 from sfumato.stilllife import networks
 from sfumato.stilllife.tokenizer import special_ids, vocab_size
 

@@ -194,7 +194,7 @@ def test_models_lists_and_exports(run, here, tmp_path):
 
 
 def test_ctrl_c_is_130_and_leaves_nothing_half_written(run, here, tmp_path, monkeypatch):
-    from sfumato import denoising
+    from sfumato.core import denoising
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
@@ -208,7 +208,7 @@ def test_ctrl_c_is_130_and_leaves_nothing_half_written(run, here, tmp_path, monk
 def test_no_memory_is_one_line(run, here, tmp_path, monkeypatch):
     import torch
 
-    from sfumato import denoising
+    from sfumato.core import denoising
 
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...\nmore lines")
@@ -241,7 +241,7 @@ def test_bench_prints_one_object(run, here, monkeypatch):
 
 
 def test_the_tour_is_one_page_that_needs_nothing_else(run, here, tmp_path, monkeypatch):
-    from sfumato import tour
+    from sfumato.studio import tour
 
     monkeypatch.setattr(tour, "STEPS", 1)
     monkeypatch.setattr(tour, "EDIT_STEPS", 2)
@@ -256,7 +256,7 @@ def test_the_tour_is_one_page_that_needs_nothing_else(run, here, tmp_path, monke
 
 def test_the_tour_marks_each_word_by_what_is_seen():
     from sfumato.stilllife.oracle import Reading, ReadThing
-    from sfumato.tour import verdicts
+    from sfumato.studio.tour import verdicts
 
     box = (0, 0, 10, 10)
     seen = (

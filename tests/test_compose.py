@@ -9,14 +9,14 @@ import pytest
 import torch
 from families import write
 
-from sfumato.attention import FUSED
 from sfumato.backbones.load import load
 from sfumato.commands import chain
-from sfumato.denoising import denoise, plan
+from sfumato.core.attention import FUSED
+from sfumato.core.denoising import denoise, plan
+from sfumato.core.guidance import CFG
+from sfumato.core.plan import Edit, Method
 from sfumato.errors import SfumatoError
-from sfumato.guidance import CFG
 from sfumato.inversion import Inversion, invert
-from sfumato.layout import Layout, Mask, Region
 from sfumato.methods.control import (
     AttendAndExcite,
     BoxDiff,
@@ -46,7 +46,7 @@ from sfumato.methods.edit import (
     PromptToPrompt,
     SDEdit,
 )
-from sfumato.plan import Edit, Method
+from sfumato.prompts.layout import Layout, Mask, Region
 
 SOURCE, TARGET = "a red cube and a duck", "a blue cube and a duck"
 PROMPTS = {"source": SOURCE, "target": TARGET}

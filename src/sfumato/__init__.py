@@ -13,18 +13,18 @@ from sfumato.errors import SfumatoError
 if TYPE_CHECKING:
     from sfumato import stilllife
     from sfumato.backbones.load import load
-    from sfumato.denoising import denoise
-    from sfumato.guidance import cfg
-    from sfumato.images import read_image
+    from sfumato.core.denoising import denoise
+    from sfumato.core.guidance import cfg
     from sfumato.inversion import invert
+    from sfumato.media.images import read_image
 
 __version__ = "0.1.0"
 __all__ = ["SfumatoError", "__version__", "cfg", "denoise", "invert", "load", "read_image", "stilllife"]
 _HOMES = {
     "load": "backbones.load",
-    "denoise": "denoising",
-    "cfg": "guidance",
-    "read_image": "images",
+    "denoise": "core.denoising",
+    "cfg": "core.guidance",
+    "read_image": "media.images",
     "invert": "inversion",
 }
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sfumato.bench import distill
-from sfumato.bench.public_guidance import PublicSDI, PublicSDS
+from sfumato.bench.ports.threestudio import PublicSDI, PublicSDS
+from sfumato.core.guidance import CFG
 from sfumato.distill import At, Prior
-from sfumato.guidance import CFG
 from sfumato.methods.distill.score_distillation import score_distillation
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sfumato.bench import perceive, truth
-from sfumato.reading import read
+from sfumato.reading.reader import read
 from sfumato.stilllife.kinds import KINDS
 
 CPU = torch.device("cpu")

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from sfumato.backbones.exact import Exact, Mixture
+from sfumato.core.guidance import CFG
 from sfumato.distill import At, Latents, Prior, constant, distil, weight
+from sfumato.distill.annealing import Times
 from sfumato.distill.loop import Now, rng_of
-from sfumato.distill.ramps import Times
 from sfumato.distill.stein import Stein, bandwidth_of, kernel
 from sfumato.errors import SfumatoError
-from sfumato.guidance import CFG
 from sfumato.methods.distill.collaborative_score_distillation import (
     EDITING,
     CollaborativeScoreDistillation,

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sfumato.backbones.exact import Exact, Mixture
+from sfumato.core.guidance import CFG, PerpNeg
 from sfumato.distill import (
     ADAM,
     DREAMFUSION,
@@ -39,10 +40,9 @@ from sfumato.distill import (
     square_root,
     weight,
 )
+from sfumato.distill.annealing import steps_of
 from sfumato.distill.generators import seen
-from sfumato.distill.ramps import steps_of
 from sfumato.errors import SfumatoError
-from sfumato.guidance import CFG, PerpNeg
 from sfumato.methods.distill.score_distillation import ScoreDistillation, score_distillation
 
 PROMPT = "a red cube on grass"

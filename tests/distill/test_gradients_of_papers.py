@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from sfumato.backbones.exact import Exact, Mixture
+from sfumato.core.guidance import CFG, Composed
 from sfumato.distill import DREAMFUSION, At, Latents, Pixels, Prior, between, constant, distil, weight
 from sfumato.distill.loop import Now
 from sfumato.errors import SfumatoError
-from sfumato.guidance import CFG, Composed
 from sfumato.methods.distill import classifier_score_distillation as classifier
 from sfumato.methods.distill import hifa as hifas
 from sfumato.methods.distill import noise_free_score_distillation as noise_free

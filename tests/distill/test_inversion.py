@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from sfumato.backbones.exact import Exact, Mixture
-from sfumato.denoising import denoise
+from sfumato.core.denoising import denoise
+from sfumato.core.guidance import CFG, PerpNeg
+from sfumato.core.schedule import Schedule
 from sfumato.distill import At, Latents, Prior, between, constant, distil
+from sfumato.distill.annealing import Times
 from sfumato.distill.kappa import fixed_point, inverted, noise_in, regressed, residual
 from sfumato.distill.loop import Now, rng_of
-from sfumato.distill.ramps import Times
 from sfumato.errors import SfumatoError
-from sfumato.guidance import CFG, PerpNeg
 from sfumato.methods.distill.score_distillation import score_distillation
 from sfumato.methods.distill.score_distillation_via_inversion import (
     CACHED,
@@ -28,7 +29,6 @@ from sfumato.methods.distill.score_distillation_via_inversion import (
     ScoreDistillationViaInversion,
     score_distillation_via_inversion,
 )
-from sfumato.schedule import Schedule
 
 SCHEDULES = {
     **families.SCHEDULES,

@@ -12,10 +12,10 @@ import torch
 from rounding import assert_same_but_for_rounding
 
 from sfumato.backbones.exact import Exact, Mixture
-from sfumato.distill import At, Latents, Now, Prior, distil, low_rank, noises, weight
+from sfumato.core.guidance import CFG
+from sfumato.distill import At, Latents, Now, Prior, distil, noises, weight
 from sfumato.distill.gradients import Weighting
 from sfumato.errors import SfumatoError
-from sfumato.guidance import CFG
 from sfumato.methods.distill.entropic_score_distillation import EntropicScoreDistillation
 from sfumato.methods.distill.variational_score_distillation import VariationalScoreDistillation, variational
 

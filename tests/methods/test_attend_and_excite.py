@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from families import FAMILIES, made, side
 from rounding import assert_same_but_for_rounding
 
-from sfumato.denoising import Trajectory, denoise
+from sfumato.core.denoising import Trajectory, denoise
 from sfumato.errors import SfumatoError
-from sfumato.grammar import Phrase
 from sfumato.methods.control.attend_and_excite import AUTHORS, AttendAndExcite, excitation
 from sfumato.methods.control.latent_descent import sharpened
+from sfumato.prompts.grammar import Phrase
 
 PROMPT = "a red cube on the blue duck"
 
@@ -158,10 +158,10 @@ def test_switched_off_it_is_plain_sampling_and_on_it_is_not(model):
 
 
 def test_it_goes_down_its_loss(model):
-    from sfumato.denoising import look
+    from sfumato.core.denoising import look
+    from sfumato.core.plan import Run, Step
+    from sfumato.core.rows import Rows
     from sfumato.methods.control.latent_descent import text_span, word_maps
-    from sfumato.plan import Run, Step
-    from sfumato.rows import Rows
 
     x, cond = model.latents([1], side(model), side(model)), model.embed(["", PROMPT])
     run = Run(model, {"main": (PROMPT,)}, Rows(("main",), ("uncond", "cond")), 2, (x.shape[-2], x.shape[-1]))

@@ -7,13 +7,13 @@ import torch
 from families import FAMILIES, randomised
 
 from sfumato.backbones.load import family
-from sfumato.denoising import denoise
+from sfumato.core.denoising import denoise
+from sfumato.core.schedule import add_noise
 from sfumato.errors import SfumatoError
 from sfumato.inversion import invert
 from sfumato.inversion.path import noise_of
-from sfumato.layout import Mask
 from sfumato.methods.edit.blended_latents import BlendedLatents
-from sfumato.schedule import add_noise
+from sfumato.prompts.layout import Mask
 
 SOURCE, TARGET = "a red cube on grass", "a blue duck on grass"
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from families import FAMILIES, write
 
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.core.denoising import denoise
+from sfumato.core.plan import Run
+from sfumato.core.rows import Rows
+from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
-from sfumato.layout import Layout, Region
 from sfumato.methods.control.box_diff import BoxDiff, box_loss
 from sfumato.methods.control.latent_descent import sharpened, smoothed, text_at, word_maps
-from sfumato.plan import Run
-from sfumato.rows import Rows
-from sfumato.sites import Site
+from sfumato.prompts.layout import Layout, Region
 
 PROMPT = "a red cube and a blue duck"
 LAYOUT = Layout((Region("a red cube", box=(0.0, 0.2, 0.5, 0.9)), Region("duck", box=(0.5, 0.1, 1.0, 1.0))))

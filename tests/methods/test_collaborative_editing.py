@@ -16,15 +16,15 @@ from PIL import Image
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import family, load
-from sfumato.denoising import denoise
+from sfumato.core.denoising import denoise
+from sfumato.core.guidance import CFG, ImageTextCFG
+from sfumato.core.rows import single
+from sfumato.core.schedule import add_noise
 from sfumato.errors import SfumatoError
-from sfumato.guidance import CFG, ImageTextCFG
 from sfumato.inversion import invert
-from sfumato.layout import Mask
 from sfumato.methods.edit.collaborative_editing import CollaborativeEditing
 from sfumato.methods.edit.delta_denoising import DeltaDenoising
-from sfumato.rows import single
-from sfumato.schedule import add_noise
+from sfumato.prompts.layout import Mask
 from sfumato.stilllife import networks
 
 SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"

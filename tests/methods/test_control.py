@@ -8,13 +8,13 @@ import torch
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.core.denoising import denoise
+from sfumato.core.plan import Need
+from sfumato.core.schedule import Schedule
+from sfumato.core.steppers import DPMSolver
 from sfumato.errors import SfumatoError
 from sfumato.methods.control import ClassifierGuidance, DynamicThresholding, UniversalGuidance
 from sfumato.methods.control.dynamic_thresholding import thresholded
-from sfumato.plan import Need
-from sfumato.schedule import Schedule
-from sfumato.steppers import DPMSolver
 from sfumato.stilllife import networks
 
 CONFIG = {**networks.scheduler().config, "set_alpha_to_one": True}

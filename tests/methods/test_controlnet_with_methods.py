@@ -10,12 +10,12 @@ import torch
 from families import randomised
 from torch import Tensor
 
-from sfumato.backbones import Cond
 from sfumato.backbones.load import load
 from sfumato.backbones.unet import ControlNet
-from sfumato.denoising import denoise
-from sfumato.guidance import CFG
-from sfumato.layout import Layout, Region
+from sfumato.core.conditions import Cond
+from sfumato.core.denoising import denoise
+from sfumato.core.guidance import CFG
+from sfumato.core.plan import Method
 from sfumato.methods.control.attend_and_excite import AttendAndExcite
 from sfumato.methods.control.box_diff import BoxDiff
 from sfumato.methods.control.dense_diffusion import DenseDiffusion
@@ -29,7 +29,7 @@ from sfumato.methods.control.structured_diffusion import StructuredDiffusion
 from sfumato.methods.edit.masactrl import MasaCtrl
 from sfumato.methods.edit.plug_and_play import PlugAndPlay
 from sfumato.methods.edit.prompt_to_prompt import PromptToPrompt
-from sfumato.plan import Method
+from sfumato.prompts.layout import Layout, Region
 from sfumato.stilllife import weights
 
 PROMPT = "a red cube and a blue duck"

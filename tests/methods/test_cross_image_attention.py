@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato.attention import Call
 from sfumato.backbones.load import load
-from sfumato.denoising import Trajectory, denoise
+from sfumato.core.attention import Call
+from sfumato.core.denoising import Trajectory, denoise
+from sfumato.core.plan import Run, Step
+from sfumato.core.rows import Rows
+from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
 from sfumato.inversion import EditFriendly, invert
 from sfumato.inversion.together import together
-from sfumato.layout import Mask
 from sfumato.methods.edit.appearance import Things, normalised, transfer
 from sfumato.methods.edit.cross_image_attention import CrossImageAttention
-from sfumato.plan import Run, Step
-from sfumato.rows import Rows
-from sfumato.views import Tiles
+from sfumato.prompts.layout import Mask
 
 SOURCE, OTHER = "a red cube on grass", "a blue duck on grass"
 ALL = CrossImageAttention(fine=(0.0, 1.0), coarse=(0.0, 1.0), adain=(0.5, 1.0), early=0.4, word="cube")

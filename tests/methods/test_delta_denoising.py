@@ -8,15 +8,15 @@ import torch
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.core.denoising import denoise
+from sfumato.core.guidance import CFG
 from sfumato.distill import At, Prior
 from sfumato.errors import SfumatoError
-from sfumato.guidance import CFG
 from sfumato.inversion import invert
-from sfumato.layout import Mask
 from sfumato.methods.distill.delta_score import delta_score
 from sfumato.methods.edit.delta_denoising import DeltaDenoising
 from sfumato.methods.edit.prompt_to_prompt import PromptToPrompt
+from sfumato.prompts.layout import Mask
 
 SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
 SCHEDULES = families.SCHEDULES

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from families import FAMILIES, write
 
-from sfumato.attention import Call
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.core.attention import Call
+from sfumato.core.denoising import denoise
+from sfumato.core.plan import Run, Step
+from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
-from sfumato.layout import Layout, Mask, Region
 from sfumato.methods.control.dense_diffusion import DenseDiffusion, segments, spoken, tied
-from sfumato.plan import Run, Step
-from sfumato.rows import Rows
+from sfumato.prompts.layout import Layout, Mask, Region
 
 PROMPT = "a red cube and a blue duck"
 LAYOUT = Layout((Region("a red cube", box=(0.0, 0.0, 0.5, 0.5)), Region("a blue duck", box=(0.5, 0.25, 1.0, 1.0))))
@@ -134,7 +134,7 @@ def test_a_batch_is_its_images_each_by_itself(model):
 
 def test_it_ties_words_to_their_boxes(small):
     """The part of each phrase's attention that lies in its box grows."""
-    from sfumato.plan import Method, Need, Phases
+    from sfumato.core.plan import Method, Need, Phases
 
     class Reading(Method):
         def start(self, run):

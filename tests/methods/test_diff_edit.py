@@ -12,12 +12,12 @@ import torch
 from families import FAMILIES, ddim, randomised, stable_diffusion
 
 from sfumato.backbones.load import family
-from sfumato.denoising import denoise
+from sfumato.core.denoising import denoise
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Path, invert
-from sfumato.layout import Mask
 from sfumato.methods.edit.blended_latents import Masked
 from sfumato.methods.edit.diff_edit import DIFFUSERS, DiffEdit
+from sfumato.prompts.layout import Mask
 
 SOURCE, TARGET = "a red cube on grass", "a blue duck on grass"
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from sfumato.core.plan import choose
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.diff_seg import (
     COCO,
@@ -20,8 +21,7 @@ from sfumato.methods.perceive.diff_seg import (
     k_means_from,
     self_attention,
 )
-from sfumato.plan import choose
-from sfumato.reading import Noise, Reader
+from sfumato.reading.reader import Noise, Reader
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.dift import DAVIS, DIFT, HPATCHES, joined, standardised
-from sfumato.methods.perceive.matching import sampled
 from sfumato.methods.perceive.optimal_transport import AUTHORS, OptimalTransport, carried
-from sfumato.reading import Noise, read
+from sfumato.ops.correspondence import sampled
+from sfumato.reading.reader import Noise, read
 
 POINTS = torch.tensor([[10.5, 20.0], [40.0, 3.5], [0.0, 48.0]])
 

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.core.denoising import denoise
 from sfumato.errors import SfumatoError
 from sfumato.inversion import EditFriendly
-from sfumato.layout import Mask
 from sfumato.methods.edit.appearance import transfer
 from sfumato.methods.edit.eye_for_an_eye import EyeForAnEye, arranged
+from sfumato.prompts.layout import Mask
 
 SOURCE, OTHER = "a red cube on grass", "a blue duck on grass"
 ALL = EyeForAnEye(tokens=(0.0, 1.0), adain=(0.5, 1.0), every=0, word="cube", appearance_word="duck")

@@ -10,17 +10,17 @@ import torch
 from rounding import assert_same_but_for_rounding
 
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.core.denoising import denoise
+from sfumato.core.plan import Method, Need, Phases, Run
+from sfumato.core.schedule import add_noise
+from sfumato.core.steppers import DDIM
+from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
 from sfumato.inversion import DDIMInversion, invert
 from sfumato.methods.edit.feature_injection import Injection
 from sfumato.methods.edit.feature_transfer import FeatureTransfer
 from sfumato.methods.edit.plug_and_play import PlugAndPlay
 from sfumato.methods.edit.transformation import Similarity
-from sfumato.plan import Method, Need, Phases, Run
-from sfumato.schedule import add_noise
-from sfumato.steppers import DDIM
-from sfumato.views import Tiles
 
 SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
 UNETS = ["sd", "sd2", "sdxl", "deepfloyd"]

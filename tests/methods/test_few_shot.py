@@ -8,13 +8,13 @@ import families
 import pytest
 import torch
 
-from sfumato.attention import Call
+from sfumato.core.attention import Call
+from sfumato.core.rows import single
+from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive import few_shot
 from sfumato.methods.perceive.few_shot import FeatureMatching, FewShot, Support, given_inside, share
-from sfumato.reading import read
-from sfumato.rows import single
-from sfumato.sites import Site
+from sfumato.reading.reader import read
 
 SITE = Site("somewhere", 0, "up", ("image",), ("image",), 1, 2)
 

@@ -12,13 +12,13 @@ from rounding import assert_same_but_for_rounding
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.core.denoising import denoise
+from sfumato.core.guidance import CFG, Distilled, scaled
+from sfumato.core.schedule import Schedule
 from sfumato.errors import SfumatoError
-from sfumato.guidance import CFG, Distilled, scaled
 from sfumato.inversion import invert
 from sfumato.methods.edit import PromptToPrompt
 from sfumato.methods.edit.flow_edit import FLUX, FlowEdit
-from sfumato.schedule import Schedule
 from sfumato.stilllife import networks
 
 FLOW = Schedule.read({"num_train_timesteps": 1000, "shift": 3.0})

@@ -19,7 +19,7 @@ from sfumato.methods.perceive.graph_cut import (
     of_scores,
     potts,
 )
-from sfumato.methods.perceive.results import Segments
+from sfumato.reading.results import Segments
 
 
 def problem(k: int, h: int, w: int, seed: int, smooth: float = 1.0, neighbours: Any = 4):

@@ -10,7 +10,7 @@ import torch
 from families import clip_text, ddim, randomised, stable_diffusion, unet, vae
 
 from sfumato.backbones.load import family, load
-from sfumato.denoising import denoise, plan
+from sfumato.core.denoising import denoise, plan
 from sfumato.errors import SfumatoError
 from sfumato.inversion import invert
 from sfumato.methods.edit.instruct_pix2pix import InstructPix2Pix

@@ -7,17 +7,17 @@ import torch
 import torch.nn.functional as F
 from families import FAMILIES, write
 
-from sfumato.attention import Call
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.core.attention import Call
+from sfumato.core.denoising import denoise
+from sfumato.core.guidance import scaled
+from sfumato.core.plan import Run
+from sfumato.core.rows import Rows
+from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
-from sfumato.guidance import scaled
 from sfumato.inversion import DDIMInversion, invert
-from sfumato.layout import Mask
 from sfumato.methods.edit.kv_edit import KVEdit
-from sfumato.plan import Run
-from sfumato.rows import Rows
-from sfumato.views import Tiles
+from sfumato.prompts.layout import Mask
 
 SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}

@@ -21,8 +21,8 @@ from sfumato.methods.perceive.label_efficient import (
     pixels_of,
     voted,
 )
-from sfumato.methods.perceive.matching import middles
-from sfumato.reading import read
+from sfumato.ops.correspondence import middles
+from sfumato.reading.reader import read
 
 QUICK = LabelEfficient(members=3, batch=32, epochs=3, sure=1, pixels=200, t=(50, 250))
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from families import FAMILIES, write
 
-from sfumato.attention import Call
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.core.attention import Call
+from sfumato.core.denoising import denoise
+from sfumato.core.plan import Run
+from sfumato.core.rows import Rows
+from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
-from sfumato.layout import Layout, Region
 from sfumato.methods.control.layout_guidance import LayoutGuidance, energy, window
-from sfumato.plan import Run
-from sfumato.rows import Rows
-from sfumato.views import Tiles
+from sfumato.prompts.layout import Layout, Region
 
 PROMPT = "a red cube and a blue duck"
 LAYOUT = Layout((Region("a red cube", box=(0.0, 0.0, 0.5, 0.5)), Region("duck", box=(0.5, 0.25, 1.0, 1.0))))

@@ -14,9 +14,9 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.pipelines.ledits_pp import pipeline_leditspp_stable_diffusion as theirs
 from families import FAMILIES, clip_text, ddim, randomised, unet, vae
 
-from sfumato import attention
 from sfumato.backbones.load import family
-from sfumato.denoising import denoise
+from sfumato.core import attention
+from sfumato.core.denoising import denoise
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Path, invert
 from sfumato.methods.edit import ledits

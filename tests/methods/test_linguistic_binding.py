@@ -12,13 +12,13 @@ from families import FAMILIES, made, side
 from rounding import assert_same_but_for_rounding
 from torch.distributions import Categorical, kl_divergence
 
-from sfumato.denoising import denoise, look
+from sfumato.core.denoising import denoise, look
+from sfumato.core.plan import Run, Step
+from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
-from sfumato.grammar import Phrase
 from sfumato.methods.control.latent_descent import word_maps
 from sfumato.methods.control.linguistic_binding import Bound, LinguisticBinding, binding, distances
-from sfumato.plan import Run, Step
-from sfumato.rows import Rows
+from sfumato.prompts.grammar import Phrase
 
 PROMPT = "a red cube on the blue duck"
 

@@ -11,13 +11,13 @@ import torch
 from families import FAMILIES, write
 
 from sfumato.backbones.load import load
-from sfumato.denoising import Trajectory, denoise, plan
+from sfumato.core.denoising import Trajectory, denoise, plan
+from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Direct, invert
-from sfumato.layout import Layout, Region
 from sfumato.methods.control.llm_grounded import LlmGrounded, difference, grounding
 from sfumato.methods.control.things_alone import compose, in_the_middle, offset, salient, shifted
-from sfumato.views import Tiles
+from sfumato.prompts.layout import Layout, Region
 
 PROMPT = "a red cube and a blue duck on grass"
 LAYOUT = Layout((Region("red cube", (0.5, 0.2, 1.0, 0.8)), Region("blue duck", (0.0, 0.25, 0.5, 1.0))))

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from rounding import assert_same_but_for_rounding
 
-from sfumato.attention import Call
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.core.attention import Call
+from sfumato.core.denoising import denoise
+from sfumato.core.plan import Run, Step
+from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
 from sfumato.methods.edit.masactrl import MasaCtrl, region
-from sfumato.plan import Run, Step
-from sfumato.rows import Rows
 
 SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
 WHOLE = MasaCtrl(after=0.0, layer=0.0)

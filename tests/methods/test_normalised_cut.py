@@ -9,10 +9,10 @@ import families
 import pytest
 import torch
 
+from sfumato.core.plan import choose
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.normalised_cut import NormalisedCut, affinity, bisected, heads, recursive_cut
-from sfumato.plan import choose
-from sfumato.reading import Noise, Reader
+from sfumato.reading.reader import Noise, Reader
 
 
 @pytest.fixture(scope="module")

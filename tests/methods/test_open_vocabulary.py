@@ -7,7 +7,7 @@ import torch
 
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.open_vocabulary import compatibility, label, similarity
-from sfumato.methods.perceive.results import Segments
+from sfumato.reading.results import Segments
 
 
 def test_compatibility_is_the_published_formula():

@@ -7,17 +7,17 @@ import pytest
 import torch
 from families import FAMILIES, randomised, write
 
-from sfumato import guidance
-from sfumato.attention import Call
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.core import guidance
+from sfumato.core.attention import Call
+from sfumato.core.denoising import denoise
+from sfumato.core.rows import Rows, single
+from sfumato.core.sites import block
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.perturbations import Perturbed, within
 from sfumato.methods.control.perturbed_attention import GUIDER, PerturbedAttention, alone
 from sfumato.methods.control.smoothed_energy import SmoothedEnergy
-from sfumato.proximal import ProximalCFG
-from sfumato.rows import Rows, single
-from sfumato.sites import block
+from sfumato.methods.edit.proximal_guidance import ProximalCFG
 from sfumato.stilllife import weights
 
 PROMPT = "a red cube on grass"

@@ -10,12 +10,12 @@ import torch
 from rounding import assert_same_but_for_rounding
 
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.core.denoising import denoise
+from sfumato.core.plan import Method, Need, Phases, Run
+from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Direct, invert
 from sfumato.methods.edit.plug_and_play import PlugAndPlay, decoder
-from sfumato.plan import Method, Need, Phases, Run
-from sfumato.rows import Rows
 from sfumato.stilllife import networks
 
 SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sfumato import contexts
-from sfumato.bench.loops import published_fit
+from sfumato.bench.ports.prompt_embeddings import published_fit
+from sfumato.core.taps import Enough
 from sfumato.errors import SfumatoError
+from sfumato.learning.texts import Adam, conditions, drawn, frozen, readers, token_map
 from sfumato.methods.perceive.prompt_embeddings import PUBLISHED, STILL_LIFE, PromptEmbeddings, enlarged, some, waves
-from sfumato.reading import read
-from sfumato.taps import Enough
+from sfumato.reading.reader import read
 
 UNETS = ("sd", "sd2", "sdxl")
 QUICK = PromptEmbeddings(steps=2, restarts=2, bank=3, found=5, rate=0.05)
@@ -47,7 +47,7 @@ def test_batched_it_finds_the_texts_of_the_published_loop(made, method):
         for restart in range(2):
             wanted = published_fit(method, reader, point, restart, method.steps)
             torch.testing.assert_close(texts[i, restart], wanted, **CLOSE)
-    start = contexts.drawn(model, 2, seed=0)
+    start = drawn(model, 2, seed=0)
     assert (texts - start).abs().amax() > 0.1
 
 
@@ -94,7 +94,7 @@ def test_the_loss_goes_down_and_the_text_lights_up_where_it_was_asked_to(made):
         def away(texts):
             return float((method.maps(reader, texts) - goal).square().mean())
 
-        assert away(fitted) < 0.9 * away(contexts.drawn(model, 1, seed=0)[None])
+        assert away(fitted) < 0.9 * away(drawn(model, 1, seed=0)[None])
 
 
 def test_texts_whose_loss_stalls_stop_and_the_others_go_on():
@@ -161,34 +161,34 @@ def test_the_loss_is_that_of_enlarged_maps_and_a_gaussian(layers):
 def test_one_token_is_read_as_if_all_were_made(made):
     """Also by half of the heads; and the network ends after the last site."""
     model = made("sd")
-    sites = contexts.readers(model, (8, 8), (1.0, 1.0), "this")
-    cond = contexts.conditions(model, contexts.drawn(model, 2, 5))
+    sites = readers(model, (8, 8), (1.0, 1.0), "this")
+    cond = conditions(model, drawn(model, 2, 5))
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     half = slice(1, None)
-    one = model.maps(x, 140, cond, sites, lambda call: contexts.token_map(call, 3, half))
+    one = model.maps(x, 140, cond, sites, lambda call: token_map(call, 3, half))
     probs = model.maps(x, 140, cond, sites, lambda call: call.probs(("main", "cond")))
     for site in sites:
         torch.testing.assert_close(one[site].flatten(1), probs[site][:, half, :, 3].mean(1))
     with pytest.raises(SfumatoError, match="no token 9 in a text of 5"):
-        model.maps(x, 140, cond, sites, lambda call: contexts.token_map(call, 9))
+        model.maps(x, 140, cond, sites, lambda call: token_map(call, 9))
     ran = []
     hook = model.network.conv_out.register_forward_hook(lambda *_: ran.append(1))
     with suppress(Enough):
-        model.maps(x, 140, cond, sites[:1], lambda call: contexts.token_map(call, 1))
+        model.maps(x, 140, cond, sites[:1], lambda call: token_map(call, 1))
     hook.remove()
     assert not ran
 
 
 def test_learned_texts_stand_in_for_the_prompt_and_nothing_else(made):
     model = made("sdxl")
-    texts = contexts.drawn(model, 3, 9, seed=1)
-    cond = contexts.conditions(model, texts)
+    texts = drawn(model, 3, 9, seed=1)
+    cond = conditions(model, texts)
     assert texts.shape == (3, 9, 32) and texts.dtype == torch.float32 and torch.equal(cond.text, texts)
     assert torch.equal(cond.extra["pooled"], model.embed([""]).extra["pooled"].expand(3, -1))
-    assert torch.equal(texts, contexts.drawn(model, 3, 9, seed=1))
+    assert torch.equal(texts, drawn(model, 3, 9, seed=1))
     weights = list(model.network.parameters())
     weights[0].requires_grad_(True)
-    with pytest.raises(ZeroDivisionError), contexts.frozen(model.network):
+    with pytest.raises(ZeroDivisionError), frozen(model.network):
         assert not any(p.requires_grad for p in weights)
         raise ZeroDivisionError
     assert weights[0].requires_grad
@@ -200,7 +200,7 @@ def test_adam_is_torchs_and_rows_that_rest_keep_their_values():
     start = torch.randn(4, 3, generator=generator)
     gradients = torch.randn(5, 4, 3, generator=generator)
     wanted = start.clone().requires_grad_()
-    adam, ours = torch.optim.Adam([wanted], lr=0.1), contexts.Adam.start(start, 0.1)
+    adam, ours = torch.optim.Adam([wanted], lr=0.1), Adam.start(start, 0.1)
     for gradient in gradients:
         wanted.grad = gradient
         adam.step()

@@ -8,16 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sfumato.attention import Call
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.core.attention import Call
+from sfumato.core.denoising import denoise
+from sfumato.core.plan import Run, Step
+from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Direct, invert
 from sfumato.methods.edit import LocalBlend, PromptToPrompt
-from sfumato.methods.edit.alignment import align, refinement, replacement
-from sfumato.plan import Run, Step
-from sfumato.rows import Rows
-from sfumato.words import spans
+from sfumato.prompts.alignment import align, refinement, replacement
+from sfumato.prompts.words import spans
 
 SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
 

@@ -10,7 +10,7 @@ import torch
 
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.propagation import Propagation, cell, grown
-from sfumato.reading import Reader
+from sfumato.reading.reader import Reader
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import torch
 from families import FAMILIES, write
 
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.core.denoising import denoise
+from sfumato.core.guidance import cfg
+from sfumato.core.plan import Edit, Method, Phases, Run
+from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
-from sfumato.guidance import cfg
-from sfumato.layout import Layout, Region
 from sfumato.methods.control.region_prompts import RegionPrompts
-from sfumato.plan import Edit, Method, Phases, Run
-from sfumato.views import Tiles
+from sfumato.prompts.layout import Layout, Region
 
 PROMPT = "a red cube on grass"
 LAYOUT = Layout((Region("a blue duck", box=(0.0, 0.0, 0.5, 0.5)), Region("the sphere", box=(0.25, 0.25, 1.0, 1.0))))

@@ -11,16 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sfumato.attention import Call
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.core.attention import Call
+from sfumato.core.denoising import denoise
+from sfumato.core.plan import Step
+from sfumato.core.rows import Rows
+from sfumato.core.schedule import Level
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.formats import NAMED, nearest, rgb
 from sfumato.methods.control.rich_text import RichText, _weighed, pull
-from sfumato.plan import Step
-from sfumato.regions import labelled, spectral
-from sfumato.rows import Rows
-from sfumato.schedule import Level
+from sfumato.ops.regions import labelled, spectral
 
 PROMPT = "a red cube on grass"
 CLOSE = {"atol": 2e-4, "rtol": 2e-4}

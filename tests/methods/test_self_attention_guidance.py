@@ -7,14 +7,14 @@ import torch
 from families import FAMILIES, write
 
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.core.denoising import denoise
+from sfumato.core.plan import Step
+from sfumato.core.schedule import add_noise
+from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.self_attention_guidance import SelfAttentionGuidance, salience
 from sfumato.methods.control.smoothed_energy import blurred
-from sfumato.plan import Step
-from sfumato.schedule import add_noise
 from sfumato.stilllife import weights
-from sfumato.views import Tiles
 
 PROMPT = "a red cube on grass"
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise, look
+from sfumato.core.denoising import denoise, look
+from sfumato.core.plan import Method, Need, Phases, Run, Step
+from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.self_guidance import SelfGuidance, appearance
-from sfumato.plan import Method, Need, Phases, Run, Step
-from sfumato.regions import carried, centroid, extent, soft
-from sfumato.views import Tiles
+from sfumato.ops.regions import carried, centroid, extent, soft
 
 PROMPT, OTHER = "a red cube on grass", "a cube and the blue duck"
 BOTH = {"source": [PROMPT, OTHER], "target": [PROMPT, OTHER]}

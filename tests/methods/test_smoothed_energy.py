@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from diffusers.hooks.smoothed_energy_guidance_utils import _gaussian_blur_2d
 from families import FAMILIES, write
 
-from sfumato import guidance
-from sfumato.attention import Call
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.core import guidance
+from sfumato.core.attention import Call
+from sfumato.core.denoising import denoise
+from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.smoothed_energy import SmoothedEnergy, blurred
-from sfumato.rows import Rows
 
 PROMPT = "a red cube on grass"
 ROWS = Rows(("main",), ("cond", "smoothed"), 2)
@@ -93,7 +93,7 @@ def test_only_the_images_queries_of_its_own_rows_are_blurred(model):
 
 
 def _run(model):
-    from sfumato.plan import Run
+    from sfumato.core.plan import Run
 
     return Run(model, {"main": (PROMPT, "a duck")}, ROWS, 2, (16, 16))
 

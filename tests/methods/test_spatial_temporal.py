@@ -8,13 +8,13 @@ import families
 import pytest
 import torch
 
-from sfumato.attention import Call
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.core.attention import Call
+from sfumato.core.denoising import denoise
+from sfumato.core.rows import single
 from sfumato.errors import SfumatoError
-from sfumato.layout import Layout, Region
 from sfumato.methods.control.spatial_temporal import SpatialTemporal, crop, disc
-from sfumato.rows import single
+from sfumato.prompts.layout import Layout, Region
 
 PROMPT, OTHER = "a red cube and a blue duck", "the blue duck on a red cube"
 LAYOUT = Layout((Region("red cube", (0.0, 0.1, 0.5, 0.9)), Region("blue duck", (0.5, 0.2, 1.0, 0.8))))
@@ -166,7 +166,7 @@ def test_what_it_cannot_do_is_said(unet, tmp_path):
 
     refused("needs a layout", SpatialTemporal())
     refused("has no 'teapot'; its words are", SpatialTemporal(Layout((Region("teapot", (0, 0, 1, 1)),)), epochs=0))
-    refused("the CLIP that ships knows Still Life's pictures alone", SpatialTemporal(LAYOUT))
+    refused("comes without a CLIP; give similarity=", SpatialTemporal(LAYOUT))
     refused("epochs are 0 or more", SpatialTemporal(LAYOUT, epochs=-1))
     for name in JOINT:
         model = load(str(families.write(name, tmp_path)), device="cpu")

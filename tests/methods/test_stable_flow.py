@@ -7,14 +7,14 @@ import torch
 from families import write
 
 from sfumato.backbones.load import load
-from sfumato.denoising import denoise
+from sfumato.core.denoising import denoise
+from sfumato.core.guidance import scaled
+from sfumato.core.plan import Run
+from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
-from sfumato.guidance import scaled
 from sfumato.inversion import Direct, invert
 from sfumato.methods.control.perturbed_attention import PerturbedAttention
 from sfumato.methods.edit.stable_flow import RELEASED, SD3, Nudged, StableFlow
-from sfumato.plan import Run
-from sfumato.rows import Rows
 
 SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}

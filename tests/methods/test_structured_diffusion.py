@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from families import FAMILIES, made, side
 from rounding import assert_same_but_for_rounding
 
-from sfumato.attention import Call
-from sfumato.denoising import denoise
+from sfumato.core.attention import Call
+from sfumato.core.denoising import denoise
+from sfumato.core.plan import Edit, Method, Phases
 from sfumato.errors import SfumatoError
-from sfumato.grammar import Phrase
 from sfumato.methods.control.structured_diffusion import StructuredDiffusion
-from sfumato.plan import Edit, Method, Phases
+from sfumato.prompts.grammar import Phrase
 
 PROMPT = "a red cube on the blue duck"
 CROSS = ("sd", "sd2", "sdxl", "deepfloyd", "pixart")

@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sfumato.core.plan import choose
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.text_attribution import STEPS, TextAttribution, attribute
-from sfumato.plan import choose
-from sfumato.reading import Noise, Reader
+from sfumato.reading.reader import Noise, Reader
 
 PROMPT, OTHER = "a red cube on grass", "the blue duck and a cube"
 

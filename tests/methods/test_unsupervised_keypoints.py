@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sfumato import contexts
 from sfumato.errors import SfumatoError
+from sfumato.learning.texts import conditions, drawn, readers
 from sfumato.methods.perceive import unsupervised_keypoints as file
 from sfumato.methods.perceive.unsupervised_keypoints import (
     STILL_LIFE,
@@ -52,10 +52,10 @@ def some_maps(k=7, h=9, w=12, seed=0):
 def test_interpolated_queries_are_the_queries_of_interpolated_hidden_states(made):
     """As published: hidden states are enlarged, projected to queries, and each place's softmax is over the tokens."""
     model = made("sd")
-    texts, latents = contexts.drawn(model, 1, 12), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    texts, latents = drawn(model, 1, 12), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     noise, level = torch.randn_like(latents), model.schedule.at(QUICK.t)
     got = shared_out(QUICK.reads(model, texts, latents, noise), (10, 10))
-    sites = contexts.readers(model, (8, 8), QUICK.parts, "this")
+    sites = readers(model, (8, 8), QUICK.parts, "this")
     hidden, hooks = {}, []
     for site in sites:
         module = model.network.get_submodule(site.path)
@@ -64,7 +64,7 @@ def test_interpolated_queries_are_the_queries_of_interpolated_hidden_states(made
             hidden[site] = args[0] if args else named["hidden_states"]
 
         hooks.append(module.register_forward_pre_hook(keep, with_kwargs=True))
-    cond = contexts.conditions(model, texts.expand(2, -1, -1))
+    cond = conditions(model, texts.expand(2, -1, -1))
     model.predict(level.alpha * latents + level.sigma * noise, QUICK.t, cond)
     for hook in hooks:
         hook.remove()
@@ -103,7 +103,7 @@ def test_some_tokens_and_some_heads_at_a_time_are_the_same_maps_and_gradients(mo
 def test_the_loss_is_its_formula(made):
     model = made("sd")
     method = replace(QUICK, equivariance=7.0, localisation=3.0)
-    texts, latents = contexts.drawn(model, 1, 12), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    texts, latents = drawn(model, 1, 12), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     reads = method.reads(model, texts, latents, torch.zeros_like(latents))
     theta = method.transformation(torch.Generator().manual_seed(3), (8, 8))
     still, moved = shared_out(reads, (10, 10))
@@ -173,7 +173,7 @@ def test_keypoints_are_learned_written_read_and_found(made, family, tmp_path):
     assert learned.texts.shape[0] == 12 and len(set(learned.chosen)) == 3
     again = QUICK.fit(model, images, side=64)
     assert torch.equal(again.texts, learned.texts) and again.chosen == learned.chosen
-    moved = (learned.texts - contexts.drawn(model, 1, 12)[0]).abs()
+    moved = (learned.texts - drawn(model, 1, 12)[0]).abs()
     assert moved.amax() > 0.05 and torch.isfinite(moved).all()
     learned.save(tmp_path / "points.safetensors")
     read = Keypoints.load(tmp_path / "points.safetensors")
@@ -192,7 +192,7 @@ def test_images_run_together_or_one_by_one_give_the_same_gradient(made):
     shown = torch.stack(pictures())
     with torch.no_grad():
         latents = model.encode(shown)
-    texts = contexts.drawn(model, 1, 12)
+    texts = drawn(model, 1, 12)
     together, alone = (replace(QUICK, batch=n).gradient(model, texts, shown, latents, 1) for n in (2, 1))
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-3)
     assert not torch.allclose(together, QUICK.gradient(model, texts, shown, latents, 2))

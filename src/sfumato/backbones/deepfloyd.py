@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.backbones import Cond
 from sfumato.backbones.latent import Latent
 from sfumato.backbones.unet import hiddens, residuals, sites
+from sfumato.core.conditions import Cond
+from sfumato.core.schedule import Schedule
+from sfumato.core.sites import Layer, token_layers
 from sfumato.errors import SfumatoError
-from sfumato.schedule import Schedule
-from sfumato.sites import Layer, token_layers
 
 
 class DeepFloyd(Latent):

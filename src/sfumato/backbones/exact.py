@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.backbones import Backbone, Cond
+from sfumato.core.backbone import Backbone
+from sfumato.core.conditions import Cond
+from sfumato.core.schedule import Schedule
 from sfumato.errors import unknown
-from sfumato.schedule import Schedule
 
 
 @dataclass(frozen=True)

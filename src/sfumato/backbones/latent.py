@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.backbones import Backbone, Cond
+from sfumato.core.backbone import Backbone
+from sfumato.core.conditions import Cond
+from sfumato.core.schedule import Schedule
 from sfumato.errors import SfumatoError
-from sfumato.schedule import Schedule
 
 _MANY = 1000  # texts that are remembered
 

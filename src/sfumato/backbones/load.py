@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import torch
 
-from sfumato.backbones import Backbone, hub
-from sfumato.device import choose
+from sfumato.backbones import hub
+from sfumato.core.backbone import Backbone
 from sfumato.errors import SfumatoError, unknown
+from sfumato.io.device import choose
 
 Offload = Literal["model", "sequential"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -42,6 +43,7 @@ def load(
     known family, a device that is not there, an option that the model or the machine has no use for.
     """
     from sfumato.stilllife import weights
+    from sfumato.stilllife.similarity import similarity
 
     if isinstance(dtype, str):
         if dtype not in DTYPES:
@@ -58,6 +60,8 @@ def load(
     else:
         pipe = _pipeline(hub.find(name, variant, offline), variant, dtype).to(home)
     model = family(name, pipe)
+    if name in weights.MODELS:
+        model.similarity = similarity
     _vae(model, vae_tiling, vae_slicing)
     if compile:
         model.network.compile()

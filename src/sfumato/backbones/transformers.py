@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.backbones import Cond
 from sfumato.backbones.latent import Latent
+from sfumato.core.conditions import Cond
+from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
-from sfumato.sites import Site
 
 
 def _steps(t: float | Tensor, x: Tensor) -> Tensor:

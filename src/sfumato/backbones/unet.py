@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.backbones import Cond, dtype_of
 from sfumato.backbones.latent import Latent
+from sfumato.core.backbone import dtype_of
+from sfumato.core.conditions import Cond
+from sfumato.core.sites import Layer, Site, token_layers
 from sfumato.errors import SfumatoError
-from sfumato.sites import Layer, Site, token_layers
 
 _PROMPT = "image prompt "  # in Cond.extra, and the number of the adapter
 _STAGES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}

@@ -19,11 +19,13 @@ from torch import Tensor
 
 from sfumato.bench.generate import fresh
 from sfumato.bench.report import Comparison, Figure, Report, Target, gather
-from sfumato.bench.studio import Studio as Shared
+from sfumato.bench.session import Studio as Shared
 from sfumato.bench.units import Row, Units, columns, timed
-from sfumato.denoising import denoise
-from sfumato.device import choose
-from sfumato.layout import Box, Layout, Mask, Region
+from sfumato.core.denoising import denoise
+from sfumato.core.plan import Method, nearest
+from sfumato.core.plan import choose as sites_of
+from sfumato.io.device import choose
+from sfumato.io.terminal import progress
 from sfumato.methods.control import (
     AttendAndExcite,
     DenseDiffusion,
@@ -39,14 +41,12 @@ from sfumato.methods.control.llm_grounded import STILL_LIFE as LLM_GROUNDED
 from sfumato.methods.control.perturbed_attention import STILL_LIFE as PERTURBED
 from sfumato.methods.control.region_prompts import STILL_LIFE as REGION_PROMPTS
 from sfumato.methods.control.smoothed_energy import STILL_LIFE as SMOOTHED
-from sfumato.plan import Method, nearest
-from sfumato.plan import choose as sites_of
+from sfumato.prompts.layout import Box, Layout, Mask, Region
 from sfumato.stilllife.captions import Said, SaidThing
 from sfumato.stilllife.kinds import TRAINED
 from sfumato.stilllife.oracle import Reading, matches
 from sfumato.stilllife.render import render
 from sfumato.stilllife.scene import COLOURS, GROUNDS, sample_scene
-from sfumato.terminal import progress
 
 STEPS, GUIDANCE = 30, 7.5
 SIDE = 128

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sfumato.attention import Call
-from sfumato.backbones import Backbone
 from sfumato.bench.generate import applied, fresh
 from sfumato.bench.report import Figure, Report, Target, gather
-from sfumato.bench.studio import Studio as Shared
-from sfumato.denoising import denoise
-from sfumato.device import choose
-from sfumato.images import fit, tensor
+from sfumato.bench.session import Studio as Shared
+from sfumato.core.attention import Call
+from sfumato.core.backbone import Backbone
+from sfumato.core.denoising import denoise
+from sfumato.core.plan import Edit, Method, Need, Phases, Run
+from sfumato.core.plan import choose as sites_of
 from sfumato.inversion import (
     EDICT,
     DDIMInversion,
@@ -32,11 +32,12 @@ from sfumato.inversion import (
     invert,
     reconstruct,
 )
+from sfumato.io.device import choose
+from sfumato.media import pictures
+from sfumato.media.images import fit, tensor
 from sfumato.methods.edit import LocalBlend, PromptToPrompt
 from sfumato.metrics.image import psnr
-from sfumato.plan import Edit, Method, Need, Phases, Run
-from sfumato.plan import choose as sites_of
-from sfumato.stilllife import change, networks, pictures
+from sfumato.stilllife import change, networks
 from sfumato.stilllife.captions import caption
 from sfumato.stilllife.render import render
 from sfumato.stilllife.scene import sample_scene

@@ -18,21 +18,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.backbones import Backbone
-from sfumato.bench import public_guidance
 from sfumato.bench.generate import applied
+from sfumato.bench.ports import threestudio
 from sfumato.bench.report import Comparison, Figure, Report, Target, gather
-from sfumato.bench.studio import SEEDS
-from sfumato.bench.studio import Studio as Shared
+from sfumato.bench.session import SEEDS
+from sfumato.bench.session import Studio as Shared
 from sfumato.bench.units import Row, Units, columns
-from sfumato.denoising import denoise
-from sfumato.device import choose
-from sfumato.distill import Distillation, Now, Times, apply_gradient, constant, distil, laboratory
+from sfumato.core.backbone import Backbone
+from sfumato.core.denoising import denoise
+from sfumato.distill import Distillation, Now, Times, apply_gradient, canvases, constant, distil
 from sfumato.distill.loop import rng_of
 from sfumato.experiments.common import Subjects
 from sfumato.experiments.kappa_error import kappa_error
 from sfumato.experiments.one_noise import one_noise
 from sfumato.inversion import Inversion, invert
+from sfumato.io.device import choose
+from sfumato.io.terminal import progress
 from sfumato.methods.distill.classifier_score_distillation import ClassifierScoreDistillation
 from sfumato.methods.distill.collaborative_score_distillation import CollaborativeScoreDistillation
 from sfumato.methods.distill.entropic_score_distillation import EntropicScoreDistillation
@@ -54,7 +55,6 @@ from sfumato.stilllife import change
 from sfumato.stilllife.captions import Said
 from sfumato.stilllife.moves import orbit
 from sfumato.stilllife.oracle import matches
-from sfumato.terminal import progress
 
 STEPS, GUIDANCE, TOGETHER = 200, 7.5, 8
 SAMPLED = 50  # steps of DDIM
@@ -102,17 +102,17 @@ class Tried:
     """A method and how it is run."""
 
     method: Distillation
-    optimiser: laboratory.Optimiser = "adam"
+    optimiser: canvases.Optimiser = "adam"
     rate: float | None = None
     steps: int = STEPS
-    space: laboratory.Space = "latent"
+    space: canvases.Space = "latent"
 
     def run(self, model: Backbone, prompts: Sequence[str], seed: int) -> Float[Tensor, "n 3 h w"]:
         """An image a prompt; image i starts from seed + i."""
-        generator = laboratory.canvas(model, self.space, len(prompts), seed)
-        how = laboratory.optimiser(self.optimiser, self.space, self.rate)
+        generator = canvases.canvas(model, self.space, len(prompts), seed)
+        how = canvases.optimiser(self.optimiser, self.space, self.rate)
         distil(model, generator, list(prompts), self.method, self.steps, optimiser=how, seed=seed)
-        return laboratory.shown(model, generator)
+        return canvases.shown(model, generator)
 
 
 @dataclass
@@ -424,8 +424,8 @@ def costs(studio: Studio) -> Mapping[str, Figure]:
         return _all([_step(studio, partial(theirs.loss, t=round(part * whole))) for part in PARTS])
 
     return {
-        "sds_step_cost": studio.ratio(ours(ScoreDistillation(GUIDANCE)), public(public_guidance.PublicSDS)),
-        "sdi_step_cost": studio.ratio(ours(ScoreDistillationViaInversion()), public(public_guidance.PublicSDI)),
+        "sds_step_cost": studio.ratio(ours(ScoreDistillation(GUIDANCE)), public(threestudio.PublicSDS)),
+        "sdi_step_cost": studio.ratio(ours(ScoreDistillationViaInversion()), public(threestudio.PublicSDI)),
     }
 
 

@@ -19,15 +19,17 @@ from torch import Tensor
 
 from sfumato.bench.generate import applied
 from sfumato.bench.report import Comparison, Figure, Report, Target, gather
-from sfumato.bench.studio import Studio as Shared
+from sfumato.bench.session import Studio as Shared
 from sfumato.bench.units import Row, Units, columns, timed
-from sfumato.denoising import denoise
-from sfumato.device import choose
+from sfumato.core.denoising import denoise
+from sfumato.core.plan import Method
 from sfumato.errors import SfumatoError
-from sfumato.images import fit, tensor
 from sfumato.inversion import Direct, EditFriendly, Inversion, invert
 from sfumato.inversion import Path as Track
-from sfumato.layout import Mask
+from sfumato.io.device import choose
+from sfumato.io.terminal import progress
+from sfumato.media import pictures
+from sfumato.media.images import fit, tensor
 from sfumato.methods.edit import (
     BlendedLatents,
     CrossImageAttention,
@@ -47,14 +49,13 @@ from sfumato.methods.edit.ledits import STILL_LIFE as LEDITS
 from sfumato.methods.edit.masactrl import STILL_LIFE as MASACTRL
 from sfumato.methods.edit.plug_and_play import STILL_LIFE as PLUG_AND_PLAY
 from sfumato.metrics.image import psnr
-from sfumato.plan import Method
-from sfumato.stilllife import change, pictures
+from sfumato.prompts.layout import Mask
+from sfumato.stilllife import change
 from sfumato.stilllife.captions import Said, SaidThing
 from sfumato.stilllife.kinds import KINDS as THINGS
 from sfumato.stilllife.oracle import Reading, matches
 from sfumato.stilllife.render import render
 from sfumato.stilllife.scene import Scene, sample_scene, view
-from sfumato.terminal import progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -318,7 +319,7 @@ def _direction(studio: Studio, image: Tensor, case: Case) -> float:
     from sfumato.metrics.clip import clip_features, text_features
 
     features = clip_features(torch.stack([case.before, image]), studio.clip)
-    told = text_features([case.source, case.target], studio.clip).float()
+    told = text_features([case.source, case.target], studio.clip, studio.tokenizer).float()
     a, b = (torch.nn.functional.normalize(f, dim=-1) for f in (features, told))
     if torch.equal(features[0], features[1]):
         return 0.0

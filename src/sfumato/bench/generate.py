@@ -20,9 +20,9 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from sfumato.bench.report import Figure, Report, Target, gather
-from sfumato.bench.studio import Studio as Shared
-from sfumato.device import choose
-from sfumato.files import write_text
+from sfumato.bench.session import Studio as Shared
+from sfumato.io.device import choose
+from sfumato.io.files import write_text
 from sfumato.methods.edit.instruct_pix2pix import STILL_LIFE as INSTRUCT_PIX2PIX
 from sfumato.stilllife import change, networks, paint, weights
 from sfumato.stilllife.asking import PROMPTS, obeyed

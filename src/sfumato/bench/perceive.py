@@ -20,16 +20,18 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sfumato.annotations import lines, overlay
-from sfumato.annotations import points as dots
-from sfumato.backbones import Backbone
 from sfumato.bench import truth
-from sfumato.bench.loops import published_fit
+from sfumato.bench.ports.prompt_embeddings import published_fit
 from sfumato.bench.report import Comparison, Figure, Report, Target, gather
-from sfumato.bench.studio import Studio as Shared
+from sfumato.bench.session import Studio as Shared
 from sfumato.bench.units import Row, Units, columns, timed
-from sfumato.device import choose
-from sfumato.images import tensor
+from sfumato.core.backbone import Backbone
+from sfumato.io.device import choose
+from sfumato.io.terminal import progress
+from sfumato.media import pictures
+from sfumato.media.images import tensor
+from sfumato.media.labels import lines, overlay
+from sfumato.media.labels import points as dots
 from sfumato.methods.perceive import (
     diff_seg,
     dift,
@@ -43,17 +45,15 @@ from sfumato.methods.perceive import (
     text_attribution,
     unsupervised_keypoints,
 )
-from sfumato.methods.perceive.results import Matches, Segments
 from sfumato.methods.perceive.unsupervised_keypoints import regressed, regressor
 from sfumato.metrics.matching import Found, pck
 from sfumato.metrics.segmentation import miou_of_images, miou_per_image, named_iou
-from sfumato.reading import Reader, read
-from sfumato.regions import k_means
-from sfumato.stilllife import pictures
+from sfumato.ops.regions import k_means
+from sfumato.reading.reader import Reader, read
+from sfumato.reading.results import Matches, Segments
 from sfumato.stilllife.captions import plain
 from sfumato.stilllife.kinds import TRAINED
 from sfumato.stilllife.render import Rendering, keypoints
-from sfumato.terminal import progress
 
 SIDE = 256  # at which the network sees the renders of 128 pixels: 32 x 32 cells
 SHOTS = (1, 5)

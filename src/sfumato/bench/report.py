@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 
 from sfumato.errors import SfumatoError
-from sfumato.files import write_text
-from sfumato.terminal import print_json
+from sfumato.io.files import write_text
+from sfumato.io.terminal import print_json
 
 Figure = Float[np.ndarray, " samples"] | float  # a value a sample, of which the mean is the figure, or a figure
 

@@ -18,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
-from sfumato.images import open_picture, tensor
-from sfumato.stilllife import pictures, weights
+from sfumato.media import pictures
+from sfumato.media.images import open_picture, tensor
+from sfumato.stilllife import weights
 
 Row = dict[str, float | None]
 

@@ -12,8 +12,8 @@ from sfumato.commands import chain as chains
 from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_side, slug
 from sfumato.commands.reading import Batch, files_of, page
 from sfumato.errors import SfumatoError
-from sfumato.files import writable
-from sfumato.terminal import print_json, quiet
+from sfumato.io.files import writable
+from sfumato.io.terminal import print_json, quiet
 
 
 def attribute(
@@ -49,11 +49,11 @@ def attribute(
     quiet()
     from safetensors.torch import save_file
 
-    from sfumato.files import atomic
-    from sfumato.images import open_picture
-    from sfumato.overlays import overlay
-    from sfumato.reading import read
-    from sfumato.stilllife import pictures
+    from sfumato.io.files import atomic
+    from sfumato.media import pictures
+    from sfumato.media.images import open_picture
+    from sfumato.media.overlays import overlay
+    from sfumato.reading.reader import read
 
     method = chains.default(f"text-attribution:{preset}" if preset else "text-attribution")
     method = replace(method, words=asked, prompt=prompt)

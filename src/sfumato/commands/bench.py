@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import tyro
 
 from sfumato.commands.options import Device, Json, Seed, seed_of, whole
-from sfumato.files import writable
-from sfumato.terminal import quiet
+from sfumato.io.files import writable
+from sfumato.io.terminal import quiet
 
 
 def bench(

@@ -17,9 +17,9 @@ import tyro
 from sfumato.errors import SfumatoError, unknown
 
 if TYPE_CHECKING:
-    from sfumato.images import Fitted
+    from sfumato.core.plan import Method
     from sfumato.inversion import Inversion
-    from sfumato.plan import Method
+    from sfumato.media.images import Fitted
 
 SHORT = {
     "p2p": "prompt-to-prompt",
@@ -66,8 +66,8 @@ class Chain:
     @property
     def methods(self) -> list[Method]:
         """Those that take part in each step."""
+        from sfumato.core.plan import Method
         from sfumato.inversion import Inversion
-        from sfumato.plan import Method
 
         return [item for item in self.items if isinstance(item, Method) and not isinstance(item, Inversion)]
 
@@ -92,7 +92,7 @@ class Chain:
 
     def seeing(self, fitted: Fitted) -> Chain:
         """With the masks and layouts of a picture as those of what a model sees of it."""
-        from sfumato.layout import Layout, Mask
+        from sfumato.prompts.layout import Layout, Mask
 
         height, width = fitted.original.height, fitted.original.width
 
@@ -269,9 +269,9 @@ def parse(segments: Sequence[Sequence[str]], command: str) -> Chain:
 @cache
 def _spoken(cls: Any) -> Any:
     """The class with its fields as a command line writes them: words with commas, files; the others are hidden."""
-    from sfumato.distill.ramps import Ramp, Times
-    from sfumato.layout import Layout, Mask
+    from sfumato.distill.annealing import Ramp, Times
     from sfumato.methods.edit.prompt_to_prompt import LocalBlend
+    from sfumato.prompts.layout import Layout, Mask
 
     def blended(args: list[str]) -> LocalBlend:
         blend = LocalBlend(args[0], args[1])

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from sfumato.commands.options import Device, Json
-from sfumato.terminal import print_json, quiet
+from sfumato.io.terminal import print_json, quiet
 
 
 def describe(
@@ -30,9 +30,9 @@ def describe(
     quiet()
     import torch
 
-    from sfumato.device import choose
+    from sfumato.io.device import choose
     from sfumato.stilllife.oracle import Oracle
-    from sfumato.stilllife.pictures import read
+    from sfumato.stilllife.sketches import read
 
     target = choose(device)
     pixels = torch.stack([read(path) for path in images])

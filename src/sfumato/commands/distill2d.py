@@ -14,14 +14,14 @@ from sfumato.commands import chain as chains
 from sfumato.commands.chain import Chain
 from sfumato.commands.options import Device, Json, Model, Running, Seed, check_size, seed_of, slug, whole
 from sfumato.errors import SfumatoError
-from sfumato.files import writable, write_text
-from sfumato.terminal import note, print_json, quiet
+from sfumato.io.files import writable, write_text
+from sfumato.io.terminal import note, print_json, quiet
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
     from torch import Tensor
 
-    from sfumato.backbones import Backbone
+    from sfumato.core.backbone import Backbone
     from sfumato.distill.loop import Regulariser
 
 MOST = 64  # images at once
@@ -101,9 +101,10 @@ def distill2d(
         raise SfumatoError(f"{chain.names[0]} has no guidance to sweep")
     writable(out)
     quiet()
-    from sfumato.distill import Ramp, RandomViews, distil, laboratory
-    from sfumato.images import read_image
-    from sfumato.stilllife import paint, pictures
+    from sfumato.distill import Ramp, RandomViews, canvases, distil
+    from sfumato.media import pictures
+    from sfumato.media.images import read_image
+    from sfumato.stilllife import paint
 
     limit = Ramp.read(clip) if clip else None
     net = loading.load(model, device)
@@ -121,15 +122,15 @@ def distill2d(
     for scale in scales or [None]:
         how = method if scale is None else replace(method, guidance=scale)
         name = stem if scale is None else f"{stem}-{scale:g}"
-        generator = laboratory.canvas(net, space, n, seed, at, begin)
+        generator = canvases.canvas(net, space, n, seed, at, begin)
         kept = out / f".{name}.safetensors"
         film = _Film(net, generator.space, every)
         records = distil(
             net, generator, prompt, how, steps,
-            optimiser=laboratory.optimiser(optimiser, space, rate), views=looked, regularisers=losses, clip=limit,
+            optimiser=canvases.optimiser(optimiser, space, rate), views=looked, regularisers=losses, clip=limit,
             seed=seed, keep=kept, watch=film,
         )  # fmt: skip
-        images = laboratory.shown(net, generator)
+        images = canvases.shown(net, generator)
         film.last(images)
         said = {**settings, "method": repr(how)}
         files = [
@@ -170,9 +171,9 @@ def _regularisers(
     net: Backbone, weights: tuple[float, float, float], file: Path | None, begin: Tensor | None, prompt: str, seed: int
 ) -> list[Regulariser]:
     """Those with a weight, against the reference."""
-    from sfumato.denoising import denoise
+    from sfumato.core.denoising import denoise
     from sfumato.distill.regularisers import Histogram, Hue, Saturation
-    from sfumato.images import read_image
+    from sfumato.media.images import read_image
 
     if not all(math.isfinite(w) and w >= 0 for w in weights):
         raise SfumatoError("--saturation, --hue and --histogram are numbers from 0")
@@ -198,13 +199,13 @@ class _Film:
                 self.last(self.net.decode(images) if self.space == "latent" else images)
 
     def last(self, images: Tensor) -> None:
-        from sfumato.stilllife import pictures
+        from sfumato.media import pictures
 
         self.frames.append(pictures.grid([pictures.picture(image) for image in images]))
 
     def write(self, path: Path) -> Path:
         """A GIF that stays a while on its last frame."""
-        from sfumato.files import atomic
+        from sfumato.io.files import atomic
 
         times = [80] * (len(self.frames) - 1) + [1500]
         with atomic(path) as part:

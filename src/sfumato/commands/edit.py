@@ -28,17 +28,17 @@ from sfumato.commands.options import (
     whole,
 )
 from sfumato.errors import SfumatoError
-from sfumato.files import writable
-from sfumato.terminal import print_json, quiet
+from sfumato.io.files import writable
+from sfumato.io.terminal import print_json, quiet
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
     from torch import Tensor
 
-    from sfumato.backbones import Backbone
-    from sfumato.images import Fitted
-    from sfumato.overlays import Attention
-    from sfumato.plan import Plan
+    from sfumato.core.backbone import Backbone
+    from sfumato.core.plan import Plan
+    from sfumato.core.watch import Attention
+    from sfumato.media.images import Fitted
 
 
 def edit(
@@ -102,7 +102,7 @@ def edit(
     chained = {spec: Chain((chains.default(spec),), (spec,)) for spec in specs} or {"": chain}
     writable(out)
     quiet()
-    from sfumato import images
+    from sfumato.media import images
 
     net = loading.load(model, device)
     photos = _named((image, *also))
@@ -161,9 +161,8 @@ class _Edit:
     attention: Attention | None
 
     def write(self, out: Path, stems: list[str], name: str, said: dict[str, Any]) -> dict[str, str]:
-        from sfumato import overlays
-        from sfumato.files import write_text
-        from sfumato.stilllife import pictures
+        from sfumato.io.files import write_text
+        from sfumato.media import overlays, pictures
 
         end, stems = f" {name}" if name else "", ["-".join(filter(None, (s, name.replace(":", "-")))) for s in stems]
         stem, plan = stems[0], out / f"{stems[0]}-plan.json"
@@ -174,14 +173,14 @@ class _Edit:
         files[f"plan{end}"] = plan
         write_text(plan, dumps(self.plan.table(), indent=2) + "\n")
         if self.attention is not None:
-            sheet = overlays.sheet(self.painted, self.words, self.attention)
+            sheet = overlays.sheet(self.painted, self.attention.maps(self.words))
             files[f"attention{end}"] = pictures.write(sheet, out / f"{stem}-attention.png", said)
         return {key: str(file) for key, file in files.items()}
 
 
 def _beside(out: Path, fitted: dict[str, Fitted], edits: dict[str, _Edit], said: dict[str, Any]) -> dict[str, str]:
     """Each picture beside its edit, or of several a sheet with their names."""
-    from sfumato.stilllife import pictures
+    from sfumato.media import pictures
 
     stem, results = next(iter(fitted)), zip(*(done.results for done in edits.values()), strict=True)
     rows = [[one.original, *edited] for one, edited in zip(fitted.values(), results, strict=True)]
@@ -198,7 +197,7 @@ def _of_size(picture: Picture, height: int, width: int) -> Tensor:
     """The middle of a picture, at this size, in [0, 1]."""
     from PIL import Image, ImageOps
 
-    from sfumato.images import tensor
+    from sfumato.media.images import tensor
 
     return tensor(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))
 
@@ -216,7 +215,7 @@ class _Work:
     appearance: Tensor | None
 
     def planned(self, asked: Asked, steps: int) -> Plan:
-        from sfumato.denoising import plan
+        from sfumato.core.denoising import plan
 
         options = {"guide": asked.guide, "steps": steps, "size": self.size, "memory": self.memory}
         return plan(self.net, self._each(asked.prompts), methods=asked.methods, **options)
@@ -228,11 +227,11 @@ class _Work:
     def edit(self, asked: Asked) -> _Edit:
         import torch
 
-        from sfumato.denoising import denoise
+        from sfumato.core.denoising import denoise
+        from sfumato.core.watch import Attention
         from sfumato.inversion import invert
         from sfumato.inversion.together import together
-        from sfumato.overlays import Attention
-        from sfumato.stilllife import pictures
+        from sfumato.media import pictures
 
         began = time.perf_counter()
         said = asked.prompts.get("source", asked.source)

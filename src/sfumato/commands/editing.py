@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from sfumato.backbones import Backbone
     from sfumato.commands.chain import Chain
-    from sfumato.guidance import Guide
+    from sfumato.core.backbone import Backbone
+    from sfumato.core.guidance import Guide
     from sfumato.inversion import Inversion
 
 How = Literal["direct", "null-text", "negative-prompt", "ddim", "edit-friendly", "edict", "rf", "residual"]
@@ -65,7 +65,7 @@ class Asked:
         seed: int,
     ) -> Asked:
         """From what a command line says. Without an inversion among the methods it is ``how``, or else direct."""
-        from sfumato.guidance import CFG
+        from sfumato.core.guidance import CFG
         from sfumato.methods.edit.appearance import START as APPEARING
 
         chain = chain.given(seed=seed).stepped(steps)

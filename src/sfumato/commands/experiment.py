@@ -17,11 +17,11 @@ from sfumato.commands import chain
 from sfumato.commands.figures import tell
 from sfumato.commands.options import Device, Json, Model, Running, Seed, seed_of, whole
 from sfumato.errors import SfumatoError, unknown
-from sfumato.files import writable
-from sfumato.terminal import quiet
+from sfumato.io.files import writable
+from sfumato.io.terminal import quiet
 
 if TYPE_CHECKING:
-    from sfumato.backbones import Backbone
+    from sfumato.core.backbone import Backbone
     from sfumato.distill import Distillation
     from sfumato.experiments.common import Subjects
 
@@ -144,8 +144,8 @@ def smoothness(
     whole("--steps", steps, 2, 1000)
     scales = _scales("--guidances", guidances)
     model, subjects = setting.begin()
-    from sfumato import trajectory
     from sfumato.experiments import smoothness as look
+    from sfumato.experiments import trajectory
 
     prompt, place = subjects.prompts[0], setting.out / "smoothness"
     course = trajectory.follow(model, prompt, scales, steps=steps, seed=setting.seed)

@@ -9,8 +9,8 @@ import tyro
 
 from sfumato.commands.options import Device, Json, Model, Running, Seed, Side, chosen_side, seed_of
 from sfumato.commands.reading import files_of
-from sfumato.files import writable
-from sfumato.terminal import print_json, print_table, quiet
+from sfumato.io.files import writable
+from sfumato.io.terminal import print_json, print_table, quiet
 
 
 def features(
@@ -52,10 +52,10 @@ def features(
     quiet()
     from safetensors.torch import save_file
 
-    from sfumato.files import atomic
-    from sfumato.images import open_picture
-    from sfumato.inside import joint_pca
-    from sfumato.reading import read
+    from sfumato.experiments import joint_pca
+    from sfumato.io.files import atomic
+    from sfumato.media.images import open_picture
+    from sfumato.reading.reader import read
 
     net = loading.load(model, device)
     readers = [read(net, open_picture(file), side) for file in files]

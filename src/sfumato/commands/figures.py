@@ -6,8 +6,8 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from sfumato.files import write_text
-from sfumato.terminal import print_json
+from sfumato.io.files import write_text
+from sfumato.io.terminal import print_json
 
 
 def tell(picture: Path, numbers: dict[str, Any], json: bool, first: str = "") -> None:

@@ -27,8 +27,8 @@ from sfumato.commands.options import (
     whole,
 )
 from sfumato.errors import SfumatoError
-from sfumato.files import writable, write_text
-from sfumato.terminal import note, print_json, quiet
+from sfumato.io.files import writable, write_text
+from sfumato.io.terminal import note, print_json, quiet
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -81,10 +81,12 @@ def generate(
     writable(folder)
 
     quiet()
-    from sfumato import denoising
-    from sfumato.guidance import CFG
-    from sfumato.overlays import Attention, sheet
-    from sfumato.stilllife import paint, pictures
+    from sfumato.core import denoising
+    from sfumato.core.guidance import CFG
+    from sfumato.core.watch import Attention
+    from sfumato.media import pictures
+    from sfumato.media.overlays import sheet
+    from sfumato.stilllife import paint
 
     net = loading.load(model, device)
     side = net.size if size is None else size
@@ -102,7 +104,7 @@ def generate(
         seeds = range(seed, seed + n)[first : first + together]
         out_ = denoising.denoise(net, [prompt] * len(seeds), seed=list(seeds), **options)
         some = [pictures.picture(image) for image in out_.images]
-        overlays += [sheet(p, net.words(prompt), *watching, image=i) for i, p in enumerate(some) if watching]
+        overlays += [sheet(p, seen.maps(net.words(prompt), i)) for seen in watching for i, p in enumerate(some)]
         painted += some
     settings = {
         "prompt": prompt,
@@ -135,7 +137,7 @@ def generate(
 
 def _together(net: Any, prompt: str, options: dict[str, Any], most: int) -> int:
     """How many images of the prompt a run may have: some methods take one at a time."""
-    from sfumato.denoising import plan
+    from sfumato.core.denoising import plan
 
     try:
         plan(net, [prompt] * most, **options)

@@ -10,8 +10,8 @@ import tyro
 from sfumato.commands.figures import tell
 from sfumato.commands.options import Device, Fit, Json, Model, Photo, Running, Seed, seed_of, whole
 from sfumato.errors import SfumatoError
-from sfumato.files import writable
-from sfumato.terminal import quiet
+from sfumato.io.files import writable
+from sfumato.io.terminal import quiet
 
 Out = Annotated[Path, tyro.conf.arg(help="Folder for the figure and its numbers.")]
 PLACE = Path("out/inside")
@@ -38,7 +38,7 @@ def attention(
     seed_of(seed)
     writable(out)
     quiet()
-    from sfumato.inside import attention_over_steps as look
+    from sfumato.experiments import attention_over_steps as look
 
     net = loading.load(model, device)
     said = list(dict.fromkeys(w.strip(",.;:!?") for w, _ in net.words(prompt)))
@@ -64,8 +64,8 @@ def equivariance(
     """
     writable(out)
     quiet()
-    from sfumato.images import read_image
-    from sfumato.inside import equivariance as look
+    from sfumato.experiments import equivariance as look
+    from sfumato.media.images import read_image
 
     net = loading.load(model, device)
     found = look.equivariance(net, read_image(image, net, fit)[None])
@@ -94,7 +94,7 @@ def patches(
     seed_of(seed)
     writable(out)
     quiet()
-    from sfumato.inside import patches as look
+    from sfumato.experiments import patches as look
 
     net = loading.load(model, device)
     images, matched = look.still_life(seed, views, arc)
@@ -126,8 +126,8 @@ def inversion(
     whole("--steps", steps, 2, 1000)
     writable(out)
     quiet()
-    from sfumato.images import read_image
-    from sfumato.inside import corrupted_inversion as look
+    from sfumato.experiments import corrupted_inversion as look
+    from sfumato.media.images import read_image
 
     net = loading.load(model, device)
     pixels = read_image(image, net, fit)

@@ -9,8 +9,8 @@ import tyro
 
 from sfumato.commands.editing import How, inversion_of
 from sfumato.commands.options import Device, Fit, Json, Model, Photo, Running, Seed, Steps, seed_of, whole
-from sfumato.files import writable
-from sfumato.terminal import print_json, quiet
+from sfumato.io.files import writable
+from sfumato.io.terminal import print_json, quiet
 
 
 def invert(
@@ -39,11 +39,10 @@ def invert(
     import torch
     from safetensors.torch import save_file
 
-    from sfumato import images
-    from sfumato.files import atomic
     from sfumato.inversion import invert, reconstruct
+    from sfumato.io.files import atomic
+    from sfumato.media import images, pictures
     from sfumato.metrics.image import psnr
-    from sfumato.stilllife import pictures
 
     net = loading.load(model, device)
     fitted = images.fit(images.open_picture(image), net.size, net.multiple, fit)

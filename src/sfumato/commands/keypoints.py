@@ -12,8 +12,8 @@ from sfumato.commands import chain as chains
 from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_side
 from sfumato.commands.reading import Batch, files_of, page
 from sfumato.errors import SfumatoError
-from sfumato.files import writable, write_text
-from sfumato.terminal import print_json, quiet
+from sfumato.io.files import writable, write_text
+from sfumato.io.terminal import print_json, quiet
 
 
 def keypoints(
@@ -45,11 +45,11 @@ def keypoints(
     chosen_side(side)
     writable(out)
     quiet()
-    from sfumato.annotations import points
-    from sfumato.images import open_picture
+    from sfumato.media import pictures
+    from sfumato.media.images import open_picture
+    from sfumato.media.labels import points
     from sfumato.methods.perceive.unsupervised_keypoints import Keypoints, UnsupervisedKeypoints
-    from sfumato.reading import read
-    from sfumato.stilllife import pictures
+    from sfumato.reading.reader import read
 
     if len(chain.items) > 1 or not all(isinstance(item, UnsupervisedKeypoints) for item in chain.items):
         raise SfumatoError(f"keypoints are learned by unsupervised-keypoints, not by {' + '.join(chain.names)}")

@@ -11,14 +11,14 @@ import tyro
 from sfumato.commands import chain as chains
 from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_side
 from sfumato.errors import SfumatoError
-from sfumato.files import writable, write_text
-from sfumato.terminal import print_json, quiet
+from sfumato.io.files import writable, write_text
+from sfumato.io.terminal import print_json, quiet
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from sfumato.reading import Reader
+    from sfumato.reading.reader import Reader
 
 GRID = 6  # points a side, where none are given
 
@@ -61,11 +61,11 @@ def match(
     quiet()
     import torch
 
-    from sfumato.annotations import lines, overlay, write_labels
-    from sfumato.images import open_picture
+    from sfumato.media import pictures
+    from sfumato.media.images import open_picture
+    from sfumato.media.labels import lines, overlay, write_labels
     from sfumato.methods.perceive.dift import DIFT
-    from sfumato.reading import pixels, read
-    from sfumato.stilllife import pictures
+    from sfumato.reading.reader import pixels, read
 
     if len(chain.items) > 1:
         raise SfumatoError(f"match takes one method, got {', '.join(chain.names)}")
@@ -115,7 +115,7 @@ def _point(said: str) -> tuple[float, float]:
 
 
 def _mask(path: Path, size: tuple[int, int]) -> Float[Tensor, "h w"]:
-    from sfumato.layout import Mask
+    from sfumato.prompts.layout import Mask
 
     mask = Mask.read(path).pixels
     if tuple(mask.shape) != size:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sfumato.commands.options import Json
-from sfumato.terminal import print_json, quiet
+from sfumato.io.terminal import print_json, quiet
 
 
 def methods(*, json: Json = False) -> None:

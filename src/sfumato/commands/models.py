@@ -9,7 +9,7 @@ import tyro
 
 from sfumato.commands.options import Json
 from sfumato.errors import SfumatoError
-from sfumato.terminal import print_json, quiet
+from sfumato.io.terminal import print_json, quiet
 
 
 def models(

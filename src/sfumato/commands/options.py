@@ -12,8 +12,8 @@ import tyro
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
-    from sfumato.backbones import Backbone
-    from sfumato.layout import Layout
+    from sfumato.core.backbone import Backbone
+    from sfumato.prompts.layout import Layout
 
 Seed = Annotated[int, tyro.conf.arg(metavar="N", help="The same seed gives the same result.")]
 Device = Annotated[str, tyro.conf.arg(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
@@ -102,7 +102,7 @@ def check_size(size: int) -> int:
 
 def layout_of(boxes: tuple[tuple[str, str], ...]) -> Layout | None:
     """What ``--box`` said, if it was there."""
-    from sfumato.layout import Layout, Region, box
+    from sfumato.prompts.layout import Layout, Region, box
 
     return Layout(tuple(Region(phrase, box(sides)) for phrase, sides in boxes)) if boxes else None
 

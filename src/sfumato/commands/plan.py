@@ -11,7 +11,7 @@ from sfumato.commands.chain import Chain
 from sfumato.commands.editing import Asked
 from sfumato.commands.options import Boxes, Json, Loading, Model, check_size, layout_of, whole
 from sfumato.errors import SfumatoError
-from sfumato.terminal import print_json, print_table, quiet
+from sfumato.io.terminal import print_json, print_table, quiet
 
 
 def plan(
@@ -40,7 +40,7 @@ def plan(
     if not chain.items:
         raise SfumatoError(f"plan takes methods, joined by +; they are: {', '.join(chains.words())}")
     quiet()
-    from sfumato import denoising
+    from sfumato.core import denoising
 
     net = loading.load(model)
     side = net.size if size is None else size

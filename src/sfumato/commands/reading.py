@@ -11,8 +11,8 @@ from typing import Any
 
 from sfumato.commands.chain import READING, words
 from sfumato.errors import SfumatoError
-from sfumato.files import write_text
-from sfumato.terminal import note, progress
+from sfumato.io.files import write_text
+from sfumato.io.terminal import note, progress
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -109,7 +109,7 @@ def page(title: str, about: str, rows: Sequence[tuple[str, Sequence[tuple[str, P
 
     from PIL import Image
 
-    from sfumato import tour
+    from sfumato.media.page import figure, page_of, row
 
     body = [f"<h1>{escape(title)}</h1>\n<p class='lead'>{escape(about)}</p>\n"]
     for name, pictures in rows:
@@ -118,7 +118,7 @@ def page(title: str, about: str, rows: Sequence[tuple[str, Sequence[tuple[str, P
             with Image.open(file) as found:
                 shown = found.convert("RGB")
             shown.thumbnail((640, 384))
-            figures.append(tour.figure(shown, escape(said)))
-        body.append(f"<h2>{escape(name)}</h2>\n{tour.row(*figures)}")
-    write_text(path, tour.page_of("".join(body), title))
+            figures.append(figure(shown, escape(said)))
+        body.append(f"<h2>{escape(name)}</h2>\n{row(*figures)}")
+    write_text(path, page_of("".join(body), title))
     return path

@@ -9,7 +9,7 @@ import tyro
 
 from sfumato.commands.options import Device, Json, Seed, is_image, seed_of, slug, whole
 from sfumato.errors import SfumatoError
-from sfumato.terminal import print_json
+from sfumato.io.terminal import print_json
 
 
 def render(
@@ -40,7 +40,7 @@ def render(
     """
     import numpy as np
 
-    from sfumato.files import writable, write_text
+    from sfumato.io.files import writable, write_text
     from sfumato.stilllife import captions, compose
     from sfumato.stilllife.scene import Scene, sample_scene
 
@@ -69,16 +69,17 @@ def render(
         )
     writable(folder)
 
-    from sfumato.device import choose
-    from sfumato.stilllife import pictures
+    from sfumato.io.device import choose
+    from sfumato.media import pictures
     from sfumato.stilllife.render import render as draw
+    from sfumato.stilllife.sketches import write_buffers
 
     rendering = draw([drawn], size=size, device=choose(device))
     files = {"image": pictures.write(pictures.picture(rendering.images[0]), folder / f"{stem}.png", {"caption": words})}
     files["scene"] = folder / f"{stem}.json"
     write_text(files["scene"], drawn.to_json() + "\n")
     if buffers:
-        files |= pictures.write_buffers(rendering, folder, stem)
+        files |= write_buffers(rendering, folder, stem)
     if json:
         print_json({"caption": words, "scene": drawn.to_dict(), "files": {k: str(v) for k, v in files.items()}})
     else:

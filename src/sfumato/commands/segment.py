@@ -11,15 +11,15 @@ from sfumato.commands import chain as chains
 from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_side
 from sfumato.commands.reading import Batch, files_of, page
 from sfumato.errors import SfumatoError
-from sfumato.files import writable, write_text
-from sfumato.terminal import print_json, quiet
+from sfumato.io.files import writable, write_text
+from sfumato.io.terminal import print_json, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sfumato.backbones import Backbone
-    from sfumato.methods.perceive.results import Segments
-    from sfumato.reading import Reader
+    from sfumato.core.backbone import Backbone
+    from sfumato.reading.reader import Reader
+    from sfumato.reading.results import Segments
 
 
 def segment(
@@ -63,16 +63,16 @@ def segment(
     chosen_side(side)
     writable(out)
     quiet()
-    from sfumato.annotations import Coco, overlay, read_labels, write_labels
-    from sfumato.images import open_picture
+    from sfumato.media import pictures
+    from sfumato.media.images import open_picture
+    from sfumato.media.labels import Coco, overlay, read_labels, write_labels
     from sfumato.methods.perceive.dift import DIFT
     from sfumato.methods.perceive.graph_cut import GraphCut
     from sfumato.methods.perceive.open_vocabulary import label
     from sfumato.methods.perceive.prompt_embeddings import PromptEmbeddings
     from sfumato.methods.perceive.text_attribution import TextAttribution
     from sfumato.methods.perceive.unsupervised_keypoints import UnsupervisedKeypoints
-    from sfumato.reading import read
-    from sfumato.stilllife import pictures
+    from sfumato.reading.reader import read
 
     items = list(chain.items)
     if not items:
@@ -137,10 +137,10 @@ def _ready(
     method: Any, model: Backbone, labelled: Path | None, learned: Path | None, side: int | None
 ) -> Callable[[Reader], Segments]:
     """A method that is ready: one that needs examples has them."""
-    from sfumato.annotations import read_labels
+    from sfumato.media.labels import read_labels
     from sfumato.methods.perceive.few_shot import Supported
     from sfumato.methods.perceive.label_efficient import Classifier, LabelEfficient
-    from sfumato.reading import pixels, read
+    from sfumato.reading.reader import pixels, read
 
     if learned is not None and not isinstance(method, LabelEfficient):
         raise SfumatoError(f"{type(method).__name__} learns nothing that could be kept; leave --learned out")

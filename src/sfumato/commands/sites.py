@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from sfumato.commands.options import Json, Loading, Model, check_size
-from sfumato.terminal import print_json, print_table, quiet
+from sfumato.io.terminal import print_json, print_table, quiet
 
 
 def sites(

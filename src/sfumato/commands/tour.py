@@ -8,8 +8,8 @@ from typing import Annotated
 import tyro
 
 from sfumato.commands.options import Device, Json, Seed, seed_of
-from sfumato.files import writable
-from sfumato.terminal import print_json, quiet
+from sfumato.io.files import writable
+from sfumato.io.terminal import print_json, quiet
 
 
 def tour(
@@ -24,7 +24,7 @@ def tour(
     Example: sfumato tour --out out/tour
     """
     quiet()
-    from sfumato import tour as painter
+    from sfumato.studio import tour as painter
 
     page, seconds = painter.make(writable(out), seed_of(seed), device)
     if json:

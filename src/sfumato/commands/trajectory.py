@@ -11,8 +11,8 @@ import tyro
 
 from sfumato.commands.options import Device, Json, Model, Running, Seed, seed_of, whole
 from sfumato.errors import SfumatoError
-from sfumato.files import writable, write_text
-from sfumato.terminal import print_json, print_table, quiet
+from sfumato.io.files import writable, write_text
+from sfumato.io.terminal import print_json, print_table, quiet
 
 
 def trajectory(
@@ -48,7 +48,7 @@ def trajectory(
         raise SfumatoError("the prompt is empty, so there is no guidance to follow; say what to paint")
     writable(out)
     quiet()
-    from sfumato.trajectory import draw, follow
+    from sfumato.experiments.trajectory import draw, follow
 
     net = loading.load(model, device)
     decoded = "x" if decode == "z" else "x0"

@@ -10,11 +10,11 @@ A gradient is a pure function in a file of ``sfumato.methods.distill``, together
 
 from __future__ import annotations
 
-from sfumato.distill.asking import At, Images, Prior, noises
+from sfumato.distill.annealing import DREAMFUSION, Ramp, Times, between, constant, linear, piecewise, square_root
 from sfumato.distill.generators import Coordinates, Generator, Latents, Pixels, RandomViews, View
 from sfumato.distill.gradients import Reduction, Weighting, apply_gradient, clipped, weight
 from sfumato.distill.loop import ADAM, Distillation, Gradient, Now, Record, distil
-from sfumato.distill.ramps import DREAMFUSION, Ramp, Times, between, constant, linear, piecewise, square_root
+from sfumato.distill.prior import At, Images, Prior, noises
 
 __all__ = [
     "ADAM",

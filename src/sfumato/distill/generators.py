@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.distill.asking import Images
+from sfumato.distill.prior import Images
 from sfumato.errors import SfumatoError
-from sfumato.inside.warps import warp
+from sfumato.ops.warps import warp
 
 Space = Literal["pixel", "latent"]
 

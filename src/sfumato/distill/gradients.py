@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.distill.asking import At, Images
+from sfumato.core.schedule import Level
+from sfumato.distill.prior import At, Images
 from sfumato.errors import SfumatoError, unknown
-from sfumato.schedule import Level
 
 Weighting = Literal["one", "variance", "deviation", "noise-to-signal", "product", "one-minus-alpha"]
 """w(t): 1; sigma^2 (DreamFusion); sigma; sigma / alpha, which makes of noise a difference of clean images (SDI, whose

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-from sfumato.distill.asking import At, Images, Prior
+from sfumato.core.schedule import Level, Schedule
+from sfumato.distill.prior import At, Images, Prior
 from sfumato.errors import SfumatoError
-from sfumato.schedule import Level, Schedule
 
 
 def noise_in(x: Images, noisy: Images, at: At) -> Images:

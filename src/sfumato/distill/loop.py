@@ -19,14 +19,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.backbones import Backbone
-from sfumato.distill.asking import Images
+from sfumato.core.backbone import Backbone
+from sfumato.distill.annealing import Ramp
 from sfumato.distill.generators import Generator
 from sfumato.distill.gradients import Reduction, apply_gradient, clipped
-from sfumato.distill.ramps import Ramp
+from sfumato.distill.prior import Images
 from sfumato.errors import SfumatoError
-from sfumato.files import atomic
-from sfumato.terminal import progress
+from sfumato.io.files import atomic
+from sfumato.io.terminal import progress
 
 ADAM = partial(torch.optim.Adam, lr=0.01, betas=(0.9, 0.99), eps=1e-15)
 """threestudio's optimiser."""

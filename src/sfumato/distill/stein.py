@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.distill.asking import Images
+from sfumato.distill.prior import Images
 from sfumato.errors import SfumatoError
 
 Bandwidth = Literal["text", "code", "off"]

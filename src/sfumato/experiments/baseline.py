@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sfumato import plots
-from sfumato.backbones import Backbone
-from sfumato.distill import Latents, distil, laboratory
+from sfumato.core.backbone import Backbone
+from sfumato.distill import Latents, canvases, distil
 from sfumato.errors import SfumatoError
 from sfumato.experiments.common import Batch, Subjects, percent, photographed, tile
+from sfumato.media import plots
 from sfumato.methods.distill.collaborative_score_distillation import EDITING, CollaborativeScoreDistillation
 from sfumato.metrics.image import psnr
 from sfumato.metrics.looks import detail
@@ -110,7 +110,7 @@ def baseline(
         canvas = Latents(begin)
         descent = partial(torch.optim.SGD, lr=rate)
         distil(model, canvas, asked.prompts, method, steps, optimiser=descent, seed=seed)
-        images = laboratory.shown(model, canvas)
+        images = canvases.shown(model, canvas)
         return Edit(
             images,
             asked.right(images),

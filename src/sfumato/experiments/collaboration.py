@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from sfumato import plots
-from sfumato.backbones import Backbone
-from sfumato.distill import distil, laboratory
+from sfumato.core.backbone import Backbone
+from sfumato.distill import canvases, distil
 from sfumato.experiments.common import Batch, Subjects, percent, tile
+from sfumato.media import plots
 from sfumato.methods.distill.collaborative_score_distillation import CollaborativeScoreDistillation
 from sfumato.metrics.looks import spread
 
@@ -59,11 +59,11 @@ def collaboration(
     method = replace(method or CollaborativeScoreDistillation(), guidance=guidance)
 
     def run(method: CollaborativeScoreDistillation) -> Set:
-        canvas = laboratory.canvas(model, "latent", len(subjects.said), seed)
+        canvas = canvases.canvas(model, "latent", len(subjects.said), seed)
         spread(canvas.render(None).detach())  # a set of one is refused before it is run
-        adam = laboratory.optimiser("adam", "latent", None)
+        adam = canvases.optimiser("adam", "latent", None)
         distil(model, canvas, subjects.prompts, method, steps, optimiser=adam, seed=seed)
-        images = laboratory.shown(model, canvas)
+        images = canvases.shown(model, canvas)
         with torch.no_grad():
             return Set(images, spread(images), spread(canvas.render(None)), subjects.looks(images))
 

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato import plots
-from sfumato.backbones import Backbone
-from sfumato.denoising import denoise
-from sfumato.distill import Distillation, distil, laboratory
+from sfumato.core.backbone import Backbone
+from sfumato.core.denoising import denoise
+from sfumato.distill import Distillation, canvases, distil
 from sfumato.errors import SfumatoError
+from sfumato.media import plots
 from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
 from sfumato.metrics.looks import detail, saturation
 from sfumato.stilllife.captions import Said, SaidThing, parse
@@ -107,18 +107,18 @@ def distilled(
     method: Distillation,
     steps: int,
     seed: int,
-    space: laboratory.Space = "latent",
+    space: canvases.Space = "latent",
     views: Callable[[torch.Generator], Any] | None = None,
 ) -> Batch:
     """What a method makes of prompts, an image each: image i starts from noise of seed + i.
 
     Latents under SDI, whose gradient leads to the image that the model sees, take that step; all else is Adam's.
     """
-    generator = laboratory.canvas(model, space, len(prompts), seed)
+    generator = canvases.canvas(model, space, len(prompts), seed)
     direct = space == "latent" and isinstance(method, ScoreDistillationViaInversion)
-    optimiser = laboratory.optimiser("sgd" if direct else "adam", space, None)
+    optimiser = canvases.optimiser("sgd" if direct else "adam", space, None)
     distil(model, generator, prompts, method, steps, optimiser=optimiser, views=views, seed=seed)
-    return laboratory.shown(model, generator)
+    return canvases.shown(model, generator)
 
 
 def guided(name: str, method: Distillation, scale: float) -> Distillation:

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfumato import plots
-from sfumato.backbones import Backbone
-from sfumato.distill import Distillation, RandomViews, laboratory
+from sfumato.core.backbone import Backbone
+from sfumato.distill import Distillation, RandomViews, canvases
 from sfumato.experiments.common import Batch, Subjects, distilled, guided, listed, percent, tile
+from sfumato.media import plots
 
 SOURCE = (
     "Jambon 2023, figures 5.2 to 5.5: score distillation finds no valid image at a low guidance and needs a very high "
@@ -35,7 +35,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    space: laboratory.Space
+    space: canvases.Space
     cells: tuple[Cell, ...]
 
     def of(self, method: str, views: bool) -> list[Cell]:
@@ -54,7 +54,7 @@ def guidance_grid(
     guidances: Sequence[float],
     steps: int,
     seed: int = 0,
-    space: laboratory.Space = "latent",
+    space: canvases.Space = "latent",
     views: Sequence[bool] = (False, True),
 ) -> Grid:
     """A run for each method, guidance and way to look, all from the same noise."""

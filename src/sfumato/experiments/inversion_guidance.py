@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from sfumato import plots
-from sfumato.backbones import Backbone
+from sfumato.core.backbone import Backbone
+from sfumato.core.guidance import CFG
 from sfumato.distill import Prior
 from sfumato.errors import SfumatoError
 from sfumato.experiments.common import Batch, Subjects, apart, logarithmic, percent, tile
 from sfumato.experiments.kappa_error import along, error, inverted_as
-from sfumato.guidance import CFG
 from sfumato.inversion import DDIMInversion, invert, reconstruct
+from sfumato.media import plots
 from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
 from sfumato.metrics.image import psnr
 

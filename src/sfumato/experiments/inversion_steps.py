@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from sfumato import plots
-from sfumato.backbones import Backbone
+from sfumato.core.backbone import Backbone
+from sfumato.core.guidance import CFG
 from sfumato.distill import Prior
 from sfumato.experiments.common import Batch, Subjects, listed, percent, tile
 from sfumato.experiments.kappa_error import along, error, inverted_as
-from sfumato.guidance import CFG
+from sfumato.media import plots
 from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
 
 SOURCE = (

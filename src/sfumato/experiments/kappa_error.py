@@ -16,15 +16,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato import plots
-from sfumato.backbones import Backbone
-from sfumato.distill import At, Images, Prior, distil, laboratory
+from sfumato.core.backbone import Backbone
+from sfumato.core.guidance import CFG
+from sfumato.distill import At, Images, Prior, canvases, distil
 from sfumato.distill.kappa import fixed_point, inverted, regressed, residual
 from sfumato.errors import SfumatoError
 from sfumato.experiments.common import Batch, Subjects, logarithmic, ranked
-from sfumato.guidance import CFG
+from sfumato.io.terminal import progress
+from sfumato.media import plots
 from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
-from sfumato.terminal import progress
 
 SOURCE = (
     "Lukoianov 2024, figure 6.3: noise by DDIM inversion has by far the least error; fixed-point iteration and "
@@ -69,10 +69,10 @@ def along(
             at = times.draw(model.schedule, step / steps, len(x), torch.Generator(), shared=True)
             kept.append(State(at, x.clone()))
 
-    canvas = laboratory.canvas(model, "latent", len(subjects.said), seed)
-    descent = laboratory.optimiser("sgd", "latent", None)
+    canvas = canvases.canvas(model, "latent", len(subjects.said), seed)
+    descent = canvases.optimiser("sgd", "latent", None)
     distil(model, canvas, subjects.prompts, method, steps, optimiser=descent, seed=seed, watch=watch)
-    return laboratory.shown(model, canvas), kept
+    return canvases.shown(model, canvas), kept
 
 
 @torch.no_grad()

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from sfumato import plots
-from sfumato.backbones import Backbone
-from sfumato.denoising import denoise
-from sfumato.distill import At, Distillation, Latents, Prior, distil, laboratory
+from sfumato.core.backbone import Backbone
+from sfumato.core.denoising import denoise
+from sfumato.core.guidance import CFG
+from sfumato.distill import At, Distillation, Latents, Prior, canvases, distil
 from sfumato.distill.loop import rng_of
 from sfumato.experiments.common import Batch, Subjects, tile
-from sfumato.guidance import CFG
 from sfumato.inversion.path import levels_of
+from sfumato.media import plots
 from sfumato.methods.distill.score_distillation import ScoreDistillation
 from sfumato.methods.distill.score_distillation_via_inversion import CACHED
 from sfumato.metrics.image import psnr
@@ -60,12 +60,12 @@ def one_noise(
     top = At((levels_of(model, noise, steps)[0],) * n)
     first = Prior(model, prompts, CFG(guidance)).clean_and_noise(noise, top)[0]
 
-    def run(method: Distillation, optimiser: laboratory.Optimiser, steps: int) -> Batch:
+    def run(method: Distillation, optimiser: canvases.Optimiser, steps: int) -> Batch:
         canvas = Latents(first)
         distil(
-            model, canvas, prompts, method, steps, optimiser=laboratory.optimiser(optimiser, "latent", None), seed=seed
+            model, canvas, prompts, method, steps, optimiser=canvases.optimiser(optimiser, "latent", None), seed=seed
         )
-        return laboratory.shown(model, canvas)
+        return canvases.shown(model, canvas)
 
     cached = replace(CACHED, guidance=guidance)
     inverted = replace(cached, kappa="inversion", inversion_guidance=-guidance, tau=0.0, entropy=0.0)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfumato import plots
-from sfumato.backbones import Backbone
+from sfumato.core.backbone import Backbone
 from sfumato.distill import Distillation
 from sfumato.experiments.common import Batch, Subjects, apart, distilled, guided, listed, painted, tile
+from sfumato.media import plots
 
 SOURCE = (
     "Jambon 2023, figures 5.4, 5.5 and 5.8: the high guidance that score distillation needs drives colours to the "

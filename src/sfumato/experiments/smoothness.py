@@ -1,11 +1,11 @@
-"""How smooth a guided run is (Jambon 2023, figs. 5.6-5.8): ``sfumato.trajectory`` with the source's finding."""
+"""How smooth a guided run is (Jambon 2023, figs. 5.6-5.8): ``trajectory`` with the source's finding."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from sfumato.experiments.common import listed, percent
-from sfumato.trajectory import Course
+from sfumato.experiments.trajectory import Course
 
 SOURCE = (
     "Jambon 2023, figures 5.6 to 5.8: the guidance term is noisy from step to step even at a low scale and more so the "

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sfumato.backbones import Backbone
-from sfumato.guidance import CFG
+from sfumato.core.backbone import Backbone
+from sfumato.core.guidance import CFG
+from sfumato.core.schedule import Level, Schedule, add_noise
 from sfumato.inversion.path import Advance, Inversion, Path, levels_of, predict
-from sfumato.schedule import Level, Schedule, add_noise
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Direct(Inversion):
 class NegativePrompt(Inversion):
     """Negative-prompt inversion (Miyake et al. 2023): the source's prompt takes the place of the empty one.
 
-    With ``ProximalCFG`` as guidance it is ProxNPI (``sfumato.proximal``).
+    With ``ProximalCFG`` as guidance it is ProxNPI (``sfumato.methods.edit.proximal_guidance``).
 
     Needs: a network call a step; on the way back a guidance that has an empty prompt.
 

@@ -8,12 +8,12 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.backbones import Backbone
+from sfumato.core.backbone import Backbone
+from sfumato.core.guidance import CFG
+from sfumato.core.schedule import Level, Levels
+from sfumato.core.steppers import Move, Noise, Stepper
 from sfumato.errors import SfumatoError
-from sfumato.guidance import CFG
 from sfumato.inversion.path import Advance, Inversion, Path, levels_of, predict
-from sfumato.schedule import Level, Levels
-from sfumato.steppers import Move, Noise, Stepper
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,11 +10,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sfumato.backbones import Backbone
+from sfumato.core.backbone import Backbone
+from sfumato.core.plan import Phases, Run, Step, span
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.inversion.path import Advance, Inversion, Path, levels_of, noise_of
-from sfumato.plan import Phases, Run, Step, span
 
 
 def _flow(model: Backbone, who: str) -> None:

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.backbones import Backbone
-from sfumato.denoising import denoise
+from sfumato.core.backbone import Backbone
+from sfumato.core.denoising import denoise
+from sfumato.core.guidance import Guide
 from sfumato.errors import SfumatoError
-from sfumato.guidance import Guide
 from sfumato.inversion.ddim import Direct
 from sfumato.inversion.path import Inversion, Path
-from sfumato.terminal import progress
+from sfumato.io.terminal import progress
 
 
 def invert(

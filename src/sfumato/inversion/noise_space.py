@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sfumato.backbones import Backbone
+from sfumato.core.backbone import Backbone
+from sfumato.core.guidance import CFG
+from sfumato.core.schedule import add_noise
+from sfumato.core.steppers import DDIM, posterior_std
 from sfumato.errors import SfumatoError
-from sfumato.guidance import CFG
 from sfumato.inversion.path import Advance, Inversion, Path, levels_of, noise_of, predict
-from sfumato.schedule import add_noise
-from sfumato.steppers import DDIM, posterior_std
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.backbones import Backbone, Cond
+from sfumato.core.backbone import Backbone
+from sfumato.core.conditions import Cond
+from sfumato.core.schedule import Level, add_noise
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.inversion.path import Advance, Inversion, Path, levels_of
-from sfumato.schedule import Level, add_noise
 
 
 @dataclass(frozen=True)

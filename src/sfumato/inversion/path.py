@@ -9,13 +9,14 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.backbones import Backbone, Cond
+from sfumato.core.backbone import Backbone
+from sfumato.core.conditions import Cond
+from sfumato.core.guidance import CFG, Guide
+from sfumato.core.plan import Phases, Run, Start, Step
+from sfumato.core.rows import single
+from sfumato.core.schedule import Level, Levels
+from sfumato.core.steppers import DDIM, Stepper
 from sfumato.errors import SfumatoError
-from sfumato.guidance import CFG, Guide
-from sfumato.plan import Phases, Run, Start, Step
-from sfumato.rows import single
-from sfumato.schedule import Level, Levels
-from sfumato.steppers import DDIM, Stepper
 
 Advance = Callable[[], None]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sfumato.backbones import Cond
+from sfumato.core.conditions import Cond
+from sfumato.core.plan import Phases, Run, Step
+from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Path
-from sfumato.plan import Phases, Run, Step
-from sfumato.rows import Rows
 
 
 def together(paths: Mapping[str | tuple[str, ...], Path]) -> Together:

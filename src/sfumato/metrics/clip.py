@@ -28,15 +28,8 @@ def image_features(images: Float[Tensor, "b 3 h w"], model: CLIPModel) -> Float[
     return model.visual_projection(model.vision_model(pixel_values=(images - MEAN) / STD).pooler_output)
 
 
-def text_features(
-    captions: Sequence[str], model: CLIPModel, tokenizer: CLIPTokenizer | None = None
-) -> Float[Tensor, "b d"]:
-    """Projected features, not normalised; what goes beyond the model's tokens is cut off. ``tokenizer``: see
-    ``clip_score``."""
-    if tokenizer is None:
-        from sfumato.stilllife import networks
-
-        tokenizer = networks.tokenizer()
+def text_features(captions: Sequence[str], model: CLIPModel, tokenizer: CLIPTokenizer) -> Float[Tensor, "b d"]:
+    """Projected features, not normalised; what goes beyond the model's tokens is cut off."""
     tokens = tokenizer(list(captions), padding=True, truncation=True, return_tensors="pt")
     ids, mask = (tokens[k].to(model.device) for k in ("input_ids", "attention_mask"))
     return model.text_projection(model.text_model(input_ids=ids, attention_mask=mask).pooler_output)
@@ -53,11 +46,11 @@ def clip_score(
     images: Float[Tensor, "b 3 h w"],
     captions: Sequence[str],
     model: CLIPModel,
-    tokenizer: CLIPTokenizer | None = None,
+    tokenizer: CLIPTokenizer,
 ) -> Float[Tensor, " b"]:
     """Cosine similarity in [-1, 1] of each image (in [0, 1]) and its caption.
 
-    ``tokenizer`` is the model's, by default Still Life's. Raises ``SfumatoError`` when images and captions do not pair.
+    ``tokenizer`` is the model's. Raises ``SfumatoError`` when images and captions do not pair.
     """
     if len(images) != len(captions):
         raise SfumatoError(f"every image needs its caption: {len(images)} images, {len(captions)} captions")

@@ -25,7 +25,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError
-from sfumato.files import atomic
+from sfumato.io.files import atomic
 from sfumato.stilllife.kinds import KINDS, TRAINED
 from sfumato.stilllife.scene import COLOURS, GROUNDS, LIGHTS, MATERIALS, STYLES, Scene, relation
 

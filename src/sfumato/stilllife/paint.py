@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.io.terminal import progress
 from sfumato.stilllife import captions
-from sfumato.terminal import progress
 
 
 def noise(seeds: Sequence[int], size: int = 128, channels: int = 4) -> Float[Tensor, "b channels size//8 size//8"]:

@@ -12,7 +12,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from sfumato.files import write_text
+from sfumato.io.files import write_text
 from sfumato.stilllife.captions import WORDS
 
 LENGTH = 77

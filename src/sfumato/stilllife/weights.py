@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError, unknown
-from sfumato.files import atomic, write_text
+from sfumato.io.files import atomic, write_text
 from sfumato.stilllife.coarse import coarsen, refine
 
 if TYPE_CHECKING:

@@ -23,11 +23,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.denoising import look
-from sfumato.layout import Layout
+from sfumato.core.denoising import look
+from sfumato.core.plan import Method, Need, Phases, Run, Step, span
 from sfumato.methods.control.latent_descent import descend, sharpened, smoothed, text_at, text_span, word_maps
 from sfumato.methods.control.placed import among, phrase_tokens, placed
-from sfumato.plan import Method, Need, Phases, Run, Step, span
+from sfumato.prompts.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.plan import Method, Phases, Run, Step
-from sfumato.schedule import Level
+from sfumato.core.plan import Method, Phases, Run, Step
+from sfumato.core.schedule import Level
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,11 +24,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sfumato.attention import Call
-from sfumato.backbones import Cond
-from sfumato.layout import Layout
+from sfumato.core.attention import Call
+from sfumato.core.conditions import Cond
+from sfumato.core.plan import Edit, Method, Phases, Run, Step, span
 from sfumato.methods.control.placed import among, phrase_tokens, placed
-from sfumato.plan import Edit, Method, Phases, Run, Step, span
+from sfumato.prompts.layout import Layout
 
 _MASKED = -5e3  # masks of text add -1e4 or minus infinity
 

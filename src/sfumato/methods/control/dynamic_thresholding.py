@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.core.plan import Method, Phases, Run, Step
 from sfumato.errors import SfumatoError
-from sfumato.plan import Method, Phases, Run, Step
 
 
 @dataclass(frozen=True)

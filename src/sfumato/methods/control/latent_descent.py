@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.core.plan import Maps, Run, Step, choose, nearest
 from sfumato.errors import SfumatoError
-from sfumato.plan import Maps, Run, Step, choose, nearest
 
 
 def descend(

@@ -30,12 +30,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Call
-from sfumato.layout import Box, Layout
+from sfumato.core.attention import Call
+from sfumato.core.plan import Edit, Method, Need, Phases, Run, Step, choose, span
+from sfumato.core.sites import Grid, Site
 from sfumato.methods.control.latent_descent import descend
 from sfumato.methods.control.placed import among, phrase_tokens, placed
-from sfumato.plan import Edit, Method, Need, Phases, Run, Step, choose, span
-from sfumato.sites import Grid, Site
+from sfumato.prompts.layout import Box, Layout
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.denoising import look
+from sfumato.core.denoising import look
+from sfumato.core.plan import Method, Need, Phases, Run, Step, span
 from sfumato.errors import SfumatoError
-from sfumato.grammar import Parser, noun_phrases
 from sfumato.methods.control.latent_descent import check_images, descend, text_at, word_maps
 from sfumato.methods.control.own_words import occurrences, own_words, prompts_of
-from sfumato.plan import Method, Need, Phases, Run, Step, span
+from sfumato.prompts.grammar import Parser, noun_phrases
 
 Tokens = list[int]
 

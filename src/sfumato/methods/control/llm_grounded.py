@@ -1,6 +1,6 @@
 """LLM-grounded diffusion (Lian et al. 2023, arXiv 2305.13655): each thing is painted alone, then all in their places.
 
-A layout comes from a chat model (stage 1, ``sfumato.planner``; here a grammar unless one is named). Each box's thing is
+A layout comes from a chat model (stage 1, ``prompts.planner``; here a grammar unless one is named). Each box's thing is
 painted by itself, all of them in one batch, with the latents going down an energy of its words' attention (eqs. 2, 3);
 where its attention is strong is its mask (section 3.2). The final run starts from the composed noise; in its first half
 the masks hold the latents that the things had alone, and the same energy, with one that draws attention to what it was
@@ -32,19 +32,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.chat import Chat, chat_of
-from sfumato.denoising import denoise
+from sfumato.core.denoising import denoise
+from sfumato.core.plan import Method, Need, Phases, Run, Step, choose, span
+from sfumato.core.schedule import Levels
+from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
-from sfumato.layout import Box, Layout, Region
 from sfumato.methods.control.latent_descent import check_images, descend
 from sfumato.methods.control.layout_guidance import middle
 from sfumato.methods.control.placed import among, placed
 from sfumato.methods.control.things_alone import Alone, Blocks, Picture, Thing, beneath, blocks, in_the_middle
-from sfumato.plan import Method, Need, Phases, Run, Step, choose, span
-from sfumato.planner import Planned, planned
-from sfumato.schedule import Levels
-from sfumato.sites import Site
-from sfumato.words import spans
+from sfumato.prompts.chat import Chat, chat_of
+from sfumato.prompts.layout import Box, Layout, Region
+from sfumato.prompts.planner import Planned, planned
+from sfumato.prompts.words import spans
 
 _WHO = "LLM-grounded diffusion"
 _SETTLED = 0.2  # part of the steps after which attention counts for the masks: 10 of 50

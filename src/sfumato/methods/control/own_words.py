@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from sfumato.core.plan import Run
 from sfumato.errors import SfumatoError
-from sfumato.plan import Run
-from sfumato.words import spans
+from sfumato.prompts.words import spans
 
 
 def prompts_of(run: Run) -> list[str]:

@@ -9,13 +9,14 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Call
-from sfumato.backbones import Backbone, Cond
+from sfumato.core.attention import Call
+from sfumato.core.backbone import Backbone
+from sfumato.core.conditions import Cond
+from sfumato.core.guidance import Guide, Parts
+from sfumato.core.plan import Edit, Method, Phases, Run
+from sfumato.core.rows import Rows
+from sfumato.core.sites import Site, block
 from sfumato.errors import SfumatoError
-from sfumato.guidance import Guide, Parts
-from sfumato.plan import Edit, Method, Phases, Run
-from sfumato.rows import Rows
-from sfumato.sites import Site, block
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Call
+from sfumato.core.attention import Call
+from sfumato.core.rows import Name
 from sfumato.methods.control.perturbations import Perturbing
-from sfumato.rows import Name
 
 
 @dataclass(frozen=True)

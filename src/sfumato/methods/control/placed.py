@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from sfumato.core.plan import Run
+from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
-from sfumato.layout import Layout
 from sfumato.methods.control.latent_descent import check_images
-from sfumato.plan import Run
-from sfumato.sites import Site
+from sfumato.prompts.layout import Layout
 
 _ARTICLES = ("a", "an", "the")
 

@@ -25,15 +25,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Call
-from sfumato.backbones import Backbone, Cond
+from sfumato.core.attention import Call
+from sfumato.core.backbone import Backbone
+from sfumato.core.conditions import Cond
+from sfumato.core.guidance import Guide, Parts
+from sfumato.core.plan import Edit, Method, Phases, Run
+from sfumato.core.rows import Rows
+from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
-from sfumato.guidance import Guide, Parts
-from sfumato.layout import Layout
 from sfumato.methods.control.placed import given, placed
-from sfumato.plan import Edit, Method, Phases, Run
-from sfumato.rows import Rows
-from sfumato.sites import Grid
+from sfumato.prompts.layout import Layout
 
 
 @dataclass(frozen=True)

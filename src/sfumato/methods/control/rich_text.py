@@ -28,15 +28,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Call
-from sfumato.backbones import Cond
-from sfumato.denoising import denoise
+from sfumato.core.attention import Call
+from sfumato.core.conditions import Cond
+from sfumato.core.denoising import denoise
+from sfumato.core.plan import Edit, Method, Need, Phases, Run, Step
+from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.formats import nearest, read, rgb
-from sfumato.plan import Edit, Method, Need, Phases, Run, Step
-from sfumato.regions import labelled, spectral
-from sfumato.sites import Site
-from sfumato.words import Words, spans
+from sfumato.ops.regions import labelled, spectral
+from sfumato.prompts.words import Words, spans
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.core.plan import Method, Need, Phases, Run, Step, span
+from sfumato.core.schedule import add_noise
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.perturbations import within
 from sfumato.methods.control.smoothed_energy import blurred
-from sfumato.plan import Method, Need, Phases, Run, Step, span
-from sfumato.schedule import add_noise
 
 
 @dataclass(frozen=True)

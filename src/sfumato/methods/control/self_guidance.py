@@ -27,11 +27,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.core.plan import Method, Need, Phases, Run, Span, Step, span
+from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
-from sfumato.plan import Method, Need, Phases, Run, Span, Step, span
-from sfumato.regions import carried, centroid, extent, soft
-from sfumato.sites import Site
-from sfumato.words import spans
+from sfumato.ops.regions import carried, centroid, extent, soft
+from sfumato.prompts.words import spans
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Call
+from sfumato.core.attention import Call
+from sfumato.core.plan import Phases, Run
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.perturbations import Perturbing
-from sfumato.plan import Phases, Run
 
 
 @dataclass(frozen=True)

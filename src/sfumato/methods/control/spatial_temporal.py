@@ -29,17 +29,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sfumato.attention import Call
+from sfumato.core.attention import Call
+from sfumato.core.backbone import Similarity
+from sfumato.core.plan import Edit, Method, Phases, Run, Step, choose
+from sfumato.core.rows import Name
+from sfumato.core.sites import Site
+from sfumato.core.steppers import DDIM
 from sfumato.errors import SfumatoError
-from sfumato.layout import Layout
+from sfumato.io.terminal import progress
 from sfumato.methods.control.placed import placed
-from sfumato.plan import Edit, Method, Phases, Run, Step, choose
-from sfumato.rows import Name
-from sfumato.sites import Site
-from sfumato.steppers import DDIM
-from sfumato.terminal import progress
-
-Similarity = Callable[[Float[Tensor, "b 3 h w"], Sequence[str]], Float[Tensor, " b"]]
+from sfumato.prompts.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class SpatialTemporal(Method):
     caption: str = "a photo of {}"
     """A thing's own sentence."""
     similarity: Similarity | None = field(default=None, metadata={"command": False})
-    """Of images in [0, 1] and texts, a number a pair, differentiable. None: the CLIP that ships, for Still Life."""
+    """Of images in [0, 1] and texts, a number a pair, differentiable. None: by the model's own CLIP, if it has one."""
 
     def start(self, run: Run) -> Phases:
         layout = placed(self.layout, run, "spatial-temporal attention")
@@ -135,18 +134,10 @@ class SpatialTemporal(Method):
 
 
 def _similarity(given: Similarity | None, run: Run) -> Similarity:
-    if given is not None:
-        return given
-    if run.model.name != "stilllife":
-        raise SfumatoError(
-            f"the CLIP that ships knows Still Life's pictures alone; for {run.model.name} give similarity=, a CLIP of "
-            "your own, or epochs=0"
-        )
-    from sfumato.metrics.clip import image_features, text_features
-    from sfumato.stilllife import weights
-
-    clip = weights.module("clip").to(run.model.device).requires_grad_(False).eval()
-    return lambda images, texts: F.cosine_similarity(image_features(images, clip), text_features(texts, clip))
+    found = given or run.model.similarity
+    if found is None:
+        raise SfumatoError(f"{run.model.name} comes without a CLIP; give similarity=, a CLIP of your own, or epochs=0")
+    return found
 
 
 def _sentences(

@@ -25,13 +25,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Call
-from sfumato.backbones import Cond
+from sfumato.core.attention import Call
+from sfumato.core.conditions import Cond
+from sfumato.core.plan import Edit, Method, Phases, Run, Step, choose
+from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
-from sfumato.grammar import Parser, noun_phrases
 from sfumato.methods.control.own_words import occurrences, own_words, prompts_of
-from sfumato.plan import Edit, Method, Phases, Run, Step, choose
-from sfumato.sites import Site
+from sfumato.prompts.grammar import Parser, noun_phrases
 
 Paste = list[tuple[int, int]]
 """Pairs of tokens: of the prompt, and of the phrase by itself."""

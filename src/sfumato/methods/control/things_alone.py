@@ -16,11 +16,11 @@ from jaxtyping import Bool, Float
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from sfumato.attention import Call
-from sfumato.layout import Box, Layout, Region
+from sfumato.core.attention import Call
+from sfumato.core.plan import Edit, Method, Phases, Run, Step, choose
+from sfumato.core.sites import Grid, Site
 from sfumato.methods.control.latent_descent import descend, text_at
-from sfumato.plan import Edit, Method, Phases, Run, Step, choose
-from sfumato.sites import Grid, Site
+from sfumato.prompts.layout import Box, Layout, Region
 
 FLOOR = 0.8  # where things that are painted in the middle stand, from the top
 Blocks = dict[Site, Float[Tensor, "heads queries tokens"]]

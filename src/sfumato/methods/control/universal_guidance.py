@@ -22,8 +22,8 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.core.plan import Maps, Method, Need, Phases, Run, Span, Step, span
 from sfumato.errors import SfumatoError
-from sfumato.plan import Maps, Method, Need, Phases, Run, Span, Step, span
 
 
 @dataclass(frozen=True, eq=False)

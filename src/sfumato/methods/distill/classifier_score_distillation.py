@@ -20,12 +20,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sfumato.backbones import Backbone, Cond
-from sfumato.distill.asking import At, Images, Prior, noises
+from sfumato.core.backbone import Backbone
+from sfumato.core.conditions import Cond
+from sfumato.core.guidance import CFG
+from sfumato.distill.annealing import DREAMFUSION, Ramp, Times, between, constant, linear, piecewise
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.ramps import DREAMFUSION, Ramp, Times, between, constant, linear, piecewise
-from sfumato.guidance import CFG
+from sfumato.distill.prior import At, Images, Prior, noises
 
 NEVER = constant(0.0)
 

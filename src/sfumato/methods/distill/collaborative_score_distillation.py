@@ -20,13 +20,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sfumato.distill.asking import At, Images, Prior
+from sfumato.core.guidance import CFG
+from sfumato.distill.annealing import DREAMFUSION, Times, between
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.ramps import DREAMFUSION, Times, between
+from sfumato.distill.prior import At, Images, Prior
 from sfumato.distill.stein import PUBLISHED, Bandwidth, Division, Features, Stein
 from sfumato.errors import SfumatoError
-from sfumato.guidance import CFG
 
 
 def collaborative_score_distillation(

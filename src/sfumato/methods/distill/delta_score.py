@@ -20,14 +20,14 @@ from dataclasses import dataclass
 
 import torch
 
-from sfumato.backbones import Cond
-from sfumato.distill.asking import At, Images, Prior, as_noise, predictions
+from sfumato.core.conditions import Cond
+from sfumato.core.guidance import CFG
+from sfumato.core.rows import single
+from sfumato.distill.annealing import Times, between
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.ramps import Times, between
+from sfumato.distill.prior import At, Images, Prior, as_noise, predictions
 from sfumato.errors import SfumatoError
-from sfumato.guidance import CFG
-from sfumato.rows import single
 
 LEVELS = between(0.05, 0.948)
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 import torch
 
-from sfumato.distill.asking import At, Images, Prior
+from sfumato.core.guidance import CFG
+from sfumato.distill.annealing import Times, square_root
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Gradient, Now
-from sfumato.distill.ramps import Times, square_root
-from sfumato.guidance import CFG
+from sfumato.distill.prior import At, Images, Prior
 
 FALLING = Times(square_root(0.98, 0.3))
 

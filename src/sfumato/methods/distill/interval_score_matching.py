@@ -22,14 +22,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sfumato.backbones import Cond
-from sfumato.distill.asking import At, Images, Prior, noises
+from sfumato.core.conditions import Cond
+from sfumato.core.guidance import CFG
+from sfumato.core.schedule import Level, Schedule
+from sfumato.distill.annealing import Ramp, Times, constant, piecewise
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.ramps import Ramp, Times, constant, piecewise
+from sfumato.distill.prior import At, Images, Prior, noises
 from sfumato.errors import SfumatoError
-from sfumato.guidance import CFG
-from sfumato.schedule import Level, Schedule
 
 WARMING = Times(constant(0.02), piecewise((0.0, 0.98), (0.3, 0.5)))
 SHRINKING = piecewise((0.0, 0.1), (0.3, 0.08))

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sfumato.distill.asking import At, Images, Prior
+from sfumato.core.guidance import CFG
+from sfumato.distill.annealing import DREAMFUSION, Times
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.ramps import DREAMFUSION, Times
-from sfumato.guidance import CFG
+from sfumato.distill.prior import At, Images, Prior
 
 
 def score_distillation(prior: Prior, x: Images, at: At, noise: Images, weighting: Weighting = "variance") -> Images:

@@ -25,15 +25,15 @@ from typing import Literal
 
 import torch
 
-from sfumato.distill.asking import At, Images, Prior
+from sfumato.core.guidance import CFG
+from sfumato.core.schedule import Level, Schedule
+from sfumato.distill.annealing import Times, linear
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.kappa import fixed_point, inverted, noise_in, regressed, residual
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.ramps import Times, linear
+from sfumato.distill.prior import At, Images, Prior
 from sfumato.errors import SfumatoError
-from sfumato.guidance import CFG
 from sfumato.inversion.path import levels_of
-from sfumato.schedule import Level, Schedule
 
 Kappa = Literal["inversion", "resampled", "fixed", "fixed-point", "sgd", "cached"]
 ANNEALED = Times(linear(1.0, 0.2))

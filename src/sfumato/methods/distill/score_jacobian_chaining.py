@@ -19,10 +19,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sfumato.distill.asking import At, Images, Prior
+from sfumato.core.guidance import CFG
+from sfumato.distill.annealing import Times, between
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.ramps import Times, between
-from sfumato.guidance import CFG
+from sfumato.distill.prior import At, Images, Prior
 
 LEVELS = between(0.01, 0.969)
 

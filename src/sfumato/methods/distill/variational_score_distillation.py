@@ -23,13 +23,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sfumato.backbones import Backbone
-from sfumato.distill.asking import At, Images, Prior
+from sfumato.core.backbone import Backbone
+from sfumato.core.guidance import CFG
+from sfumato.distill.annealing import Times, constant, piecewise
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.low_rank import LowRank, Told, low_rank, numbered
-from sfumato.distill.ramps import Times, constant, piecewise
-from sfumato.guidance import CFG
+from sfumato.distill.particles import LowRank, Told, low_rank, numbered
+from sfumato.distill.prior import At, Images, Prior
 
 PROLIFICDREAMER = Times(constant(0.02), piecewise((0.0, 0.98), (0.2, 0.5), shape="steps"))
 

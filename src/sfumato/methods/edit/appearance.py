@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sfumato.backbones import Backbone
+from sfumato.core.backbone import Backbone
+from sfumato.core.plan import Need, Run, Step, span
+from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
 from sfumato.inversion import EditFriendly, Inversion, Path, invert
 from sfumato.inversion.together import together
-from sfumato.layout import Mask
-from sfumato.plan import Need, Run, Step, span
-from sfumato.sites import Grid
-from sfumato.words import spans
+from sfumato.prompts.layout import Mask
+from sfumato.prompts.words import spans
 
 Said = str | Sequence[str]
 

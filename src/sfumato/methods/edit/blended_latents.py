@@ -26,12 +26,12 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sfumato.backbones import Backbone
+from sfumato.core.backbone import Backbone
+from sfumato.core.plan import Phases, Run, Step
+from sfumato.core.schedule import Levels, add_noise
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path, levels_of
-from sfumato.layout import Mask
-from sfumato.plan import Phases, Run, Step
-from sfumato.schedule import Levels, add_noise
+from sfumato.prompts.layout import Mask
 
 
 def edits(run: Run) -> tuple[str, ...]:

@@ -22,17 +22,18 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from sfumato.backbones import Backbone, Cond
 from sfumato.backbones.latent import Latent
-from sfumato.distill.asking import At
+from sfumato.core.backbone import Backbone
+from sfumato.core.conditions import Cond
+from sfumato.core.guidance import CFG, Guide
+from sfumato.core.plan import Phases, Run, Step
 from sfumato.distill.gradients import Weighting, weight
+from sfumato.distill.prior import At
 from sfumato.distill.stein import PUBLISHED, Bandwidth, Division, Stein
-from sfumato.guidance import CFG, Guide
 from sfumato.inversion.path import Advance, Inversion, Path
-from sfumato.layout import Mask
 from sfumato.methods.edit.delta_denoising import Descent, drawn_levels
 from sfumato.methods.edit.instruct_pix2pix import Instruction, InstructPix2Pix
-from sfumato.plan import Phases, Run, Step
+from sfumato.prompts.layout import Mask
 
 
 @dataclass(frozen=True)

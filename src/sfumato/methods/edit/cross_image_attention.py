@@ -25,11 +25,11 @@ from dataclasses import dataclass
 
 import torch
 
-from sfumato.attention import Call
+from sfumato.core.attention import Call
+from sfumato.core.plan import Edit, Method, Phases, Run, Step, span
 from sfumato.errors import SfumatoError
-from sfumato.layout import Mask
 from sfumato.methods.edit.appearance import APPEARANCE, Things, decoder, grids, matched, of_structure, roles
-from sfumato.plan import Edit, Method, Phases, Run, Step, span
+from sfumato.prompts.layout import Mask
 
 PAIR = "image->image"
 

@@ -23,12 +23,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfumato.backbones import Backbone
+from sfumato.core.backbone import Backbone
+from sfumato.core.plan import Phases, Run, Step
+from sfumato.core.schedule import Level, Levels, Schedule, add_noise
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path
-from sfumato.layout import Mask
-from sfumato.plan import Phases, Run, Step
-from sfumato.schedule import Level, Levels, Schedule, add_noise
+from sfumato.prompts.layout import Mask
 
 CLEAN = Level(0, 1.0, 0.0)
 

@@ -27,14 +27,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sfumato.backbones import Backbone, Cond
+from sfumato.core.backbone import Backbone
+from sfumato.core.conditions import Cond
+from sfumato.core.plan import Phases, Run, Step
+from sfumato.core.schedule import Level, add_noise
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.inversion.path import Advance, Inversion, Path, levels_of, noise_of
-from sfumato.layout import Mask
 from sfumato.methods.edit.blended_latents import Masked, edits, holding
-from sfumato.plan import Phases, Run, Step
-from sfumato.schedule import Level, add_noise
+from sfumato.prompts.layout import Mask
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sfumato.features import Activation
-from sfumato.layout import Mask
+from sfumato.core.features import Activation
+from sfumato.core.plan import Edit, Method, Phases, Run, span
 from sfumato.methods.edit.appearance import APPEARANCE, Things, decoder, grids, matched, of_structure, roles
-from sfumato.plan import Edit, Method, Phases, Run, span
+from sfumato.prompts.layout import Mask
 
 
 @dataclass(frozen=True)

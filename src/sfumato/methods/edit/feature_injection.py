@@ -13,15 +13,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Call
-from sfumato.backbones import Backbone
+from sfumato.core.attention import Call
+from sfumato.core.backbone import Backbone
+from sfumato.core.features import Activation
+from sfumato.core.plan import Edit, Method, Need, Phases, Run, Step
+from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
-from sfumato.features import Activation
-from sfumato.methods.edit.alignment import refinement
 from sfumato.methods.edit.plug_and_play import decoder
 from sfumato.methods.edit.transformation import Similarity
-from sfumato.plan import Edit, Method, Need, Phases, Run, Step
-from sfumato.sites import Grid
+from sfumato.prompts.alignment import refinement
 
 
 @dataclass(frozen=True)

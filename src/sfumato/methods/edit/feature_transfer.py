@@ -35,14 +35,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfumato.backbones import Backbone
+from sfumato.core.backbone import Backbone
+from sfumato.core.plan import Phases, Run, Step
+from sfumato.core.schedule import Levels, add_noise
+from sfumato.core.steppers import DDIM
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.inversion.path import Advance, Inversion, Path, levels_of, noise_of
 from sfumato.methods.edit.feature_injection import Injecting
-from sfumato.plan import Phases, Run, Step
-from sfumato.schedule import Levels, add_noise
-from sfumato.steppers import DDIM
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfumato.backbones import Backbone
+from sfumato.core.backbone import Backbone
+from sfumato.core.guidance import Guide, scaled
+from sfumato.core.plan import Phases, Run, Step
+from sfumato.core.schedule import Level, Levels, add_noise
 from sfumato.errors import SfumatoError
-from sfumato.guidance import Guide, scaled
 from sfumato.inversion.path import Advance, Inversion, Path, levels_of
-from sfumato.plan import Phases, Run, Step
-from sfumato.schedule import Level, Levels, add_noise
 
 
 class Scaled(Inversion):

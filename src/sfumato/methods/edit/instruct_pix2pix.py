@@ -22,13 +22,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sfumato.backbones import Backbone, Cond
 from sfumato.backbones.latent import Latent
+from sfumato.core.backbone import Backbone
+from sfumato.core.conditions import Cond
+from sfumato.core.guidance import Guide, ImageTextCFG
+from sfumato.core.plan import Phases, Run, Step
 from sfumato.errors import SfumatoError
-from sfumato.guidance import Guide, ImageTextCFG
 from sfumato.inversion.path import Advance, Inversion, Path, levels_of, noise_of
 from sfumato.methods.edit.blended_latents import holding, noisy
-from sfumato.plan import Phases, Run, Step
 
 
 @dataclass(frozen=True)

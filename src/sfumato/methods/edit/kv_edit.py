@@ -29,16 +29,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor
 
-from sfumato.attention import Call
-from sfumato.backbones import Backbone
+from sfumato.core.attention import Call
+from sfumato.core.backbone import Backbone
+from sfumato.core.guidance import reading, reads_scale
+from sfumato.core.plan import Edit, Phases, Run, Step
+from sfumato.core.schedule import add_noise
 from sfumato.errors import SfumatoError
-from sfumato.guidance import reading, reads_scale
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.inversion.path import Advance, Path, levels_of, noise_of
-from sfumato.layout import Mask
 from sfumato.methods.edit.flow_edit import Scaled
-from sfumato.plan import Edit, Phases, Run, Step
-from sfumato.schedule import add_noise
+from sfumato.prompts.layout import Mask
 
 
 @dataclass(frozen=True, eq=False)

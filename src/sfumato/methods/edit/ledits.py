@@ -31,15 +31,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.backbones import Backbone, Cond
+from sfumato.core.backbone import Backbone
+from sfumato.core.conditions import Cond
+from sfumato.core.guidance import Guide, Parts
+from sfumato.core.plan import Need, Phases, Run, Step, choose, nearest
+from sfumato.core.rows import Rows
+from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
-from sfumato.guidance import Guide, Parts
 from sfumato.inversion.noise_space import EditFriendly
 from sfumato.inversion.path import Advance, Inversion, Path
 from sfumato.methods.edit.blended_latents import edits
-from sfumato.plan import Need, Phases, Run, Step, choose, nearest
-from sfumato.rows import Rows
-from sfumato.sites import Site
 
 _ROWS = ("add ", "remove ")  # conditions of further edits begin so
 

@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sfumato.attention import Call
+from sfumato.core.attention import Call
+from sfumato.core.plan import Edit, Method, Need, Phases, Run, Step, choose, nearest
 from sfumato.errors import SfumatoError
-from sfumato.plan import Edit, Method, Need, Phases, Run, Step, choose, nearest
-from sfumato.words import spans
+from sfumato.prompts.words import spans
 
 
 @dataclass(frozen=True)

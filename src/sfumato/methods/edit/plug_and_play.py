@@ -21,11 +21,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sfumato.attention import Call
+from sfumato.core.attention import Call
+from sfumato.core.features import Activation
+from sfumato.core.plan import Edit, Method, Phases, Run, nearest
+from sfumato.core.sites import Layer, Site
 from sfumato.errors import SfumatoError
-from sfumato.features import Activation
-from sfumato.plan import Edit, Method, Phases, Run, nearest
-from sfumato.sites import Layer, Site
 
 
 @dataclass(frozen=True)

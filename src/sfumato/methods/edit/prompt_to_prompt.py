@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfumato.attention import Call
+from sfumato.core.attention import Call
+from sfumato.core.plan import Edit, Method, Need, Phases, Run, Step, span
 from sfumato.errors import SfumatoError
-from sfumato.methods.edit.alignment import refinement, replacement
-from sfumato.plan import Edit, Method, Need, Phases, Run, Step, span
-from sfumato.words import spans
+from sfumato.prompts.alignment import refinement, replacement
+from sfumato.prompts.words import spans
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,14 @@ from functools import partial
 
 from torch import Tensor
 
-from sfumato.attention import Call
-from sfumato.backbones import Backbone
+from sfumato.core.attention import Call
+from sfumato.core.backbone import Backbone
+from sfumato.core.plan import Edit, Method, Phases, Run, Step
+from sfumato.core.sites import Site, block
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Path, levels_of
 from sfumato.methods.edit.flow_edit import Scaled
 from sfumato.methods.edit.kv_edit import guided_track
-from sfumato.plan import Edit, Method, Phases, Run, Step
-from sfumato.sites import Site, block
 
 
 @dataclass(frozen=True)

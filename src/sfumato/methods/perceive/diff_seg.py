@@ -26,11 +26,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sfumato.attention import Call
+from sfumato.core.attention import Call
+from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError
-from sfumato.methods.perceive.results import Segments
-from sfumato.reading import Noise, Reader, attended, chosen
-from sfumato.sites import Grid, Site
+from sfumato.reading.reader import Noise, Reader, attended, chosen
+from sfumato.reading.results import Segments
 
 _TINY = torch.finfo(torch.float32).tiny
 

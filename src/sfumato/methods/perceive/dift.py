@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import SfumatoError, unknown
-from sfumato.methods.perceive.matching import (
+from sfumato.ops.correspondence import (
     Refine,
     cosines,
     flow,
@@ -39,8 +39,8 @@ from sfumato.methods.perceive.matching import (
     spread,
     transferred,
 )
-from sfumato.methods.perceive.results import Matches, Segments
-from sfumato.reading import Noise, Reader, up_block
+from sfumato.reading.reader import Noise, Reader, up_block
+from sfumato.reading.results import Matches, Segments
 
 
 @dataclass(frozen=True)

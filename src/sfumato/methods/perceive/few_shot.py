@@ -28,14 +28,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Call
+from sfumato.core.attention import Call
+from sfumato.core.plan import choose
+from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.dift import DIFT
-from sfumato.methods.perceive.matching import cosines
-from sfumato.methods.perceive.results import Segments
-from sfumato.plan import choose
-from sfumato.reading import Noise, Reader, extract
-from sfumato.sites import Grid, Site
+from sfumato.ops.correspondence import cosines
+from sfumato.reading.reader import Noise, Reader, extract
+from sfumato.reading.results import Segments
 
 _MANY = 2**24  # probabilities that exist at once: 64 MiB
 

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
-from sfumato.reading import resized
+from sfumato.reading.reader import resized
 
 BETAS = (0.01, 0.05, 0.09)
 """The paper's, whose three networks vote in the end (multi-band transfer)."""

@@ -30,8 +30,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
-from sfumato.methods.perceive.results import Segments
-from sfumato.reading import resized
+from sfumato.reading.reader import resized
+from sfumato.reading.results import Segments
 
 _MOST = 2**31 - 1  # scipy's flows are of 32 bits
 

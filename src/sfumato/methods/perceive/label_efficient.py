@@ -33,15 +33,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sfumato.core.sites import Layer
 from sfumato.errors import SfumatoError
-from sfumato.files import atomic
-from sfumato.methods.perceive.matching import middles, sampled
-from sfumato.methods.perceive.results import Segments
-from sfumato.reading import Image, Noise, Reader, feature, read
-from sfumato.sites import Layer
+from sfumato.io.files import atomic
+from sfumato.ops.correspondence import middles, sampled
+from sfumato.reading.reader import Image, Noise, Reader, feature, read
+from sfumato.reading.results import Segments
 
 if TYPE_CHECKING:
-    from sfumato.backbones import Backbone
+    from sfumato.core.backbone import Backbone
 
 BLOCKS = 18
 """Output blocks of the authors' network, by which theirs are numbered."""

@@ -26,12 +26,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sfumato.attention import Call
+from sfumato.core.attention import Call
+from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
-from sfumato.methods.perceive.results import Segments
-from sfumato.reading import Noise, Reader, chosen
-from sfumato.regions import spectral
-from sfumato.sites import Site
+from sfumato.ops.regions import spectral
+from sfumato.reading.reader import Noise, Reader, chosen
+from sfumato.reading.results import Segments
 
 
 @dataclass(frozen=True)

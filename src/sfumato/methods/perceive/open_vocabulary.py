@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
-from sfumato.methods.perceive.results import Segments
+from sfumato.reading.results import Segments
 
 
 def similarity(patches: Float[Tensor, "n d"], texts: Float[Tensor, "k d"]) -> Float[Tensor, "k n"]:

@@ -25,13 +25,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.core.plan import choose, nearest
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive import dift
 from sfumato.methods.perceive.dift import DIFT
-from sfumato.methods.perceive.matching import cosines, peak, returned, sampled, sinkhorn
-from sfumato.methods.perceive.results import Matches
-from sfumato.plan import choose, nearest
-from sfumato.reading import Noise, Reader, attended
+from sfumato.ops.correspondence import cosines, peak, returned, sampled, sinkhorn
+from sfumato.reading.reader import Noise, Reader, attended
+from sfumato.reading.results import Matches
 
 
 @dataclass(frozen=True)

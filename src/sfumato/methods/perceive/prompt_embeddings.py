@@ -29,13 +29,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sfumato.backbones import Backbone
-from sfumato.contexts import Adam, conditions, drawn, frozen, readers, token_map
+from sfumato.core.backbone import Backbone
+from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError
-from sfumato.methods.perceive.results import Matches
-from sfumato.reading import Reader
-from sfumato.sites import Grid, Site
-from sfumato.terminal import progress
+from sfumato.io.terminal import progress
+from sfumato.learning.texts import Adam, conditions, drawn, frozen, readers, token_map
+from sfumato.reading.reader import Reader
+from sfumato.reading.results import Matches
 
 Maps = list[Float[Tensor, "rows h w"]]
 

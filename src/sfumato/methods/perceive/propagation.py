@@ -24,11 +24,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.diff_seg import self_attention
-from sfumato.methods.perceive.results import Segments
-from sfumato.reading import Noise, Reader, chosen
-from sfumato.sites import Grid
+from sfumato.reading.reader import Noise, Reader, chosen
+from sfumato.reading.results import Segments
 
 
 @dataclass(frozen=True)

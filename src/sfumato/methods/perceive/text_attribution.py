@@ -27,13 +27,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.attention import Call
-from sfumato.backbones import Cond
+from sfumato.core.attention import Call
+from sfumato.core.conditions import Cond
+from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
-from sfumato.methods.perceive.results import Segments
-from sfumato.reading import Noise, Reader, attended, chosen, extract
-from sfumato.sites import Site
-from sfumato.words import spans
+from sfumato.prompts.words import spans
+from sfumato.reading.reader import Noise, Reader, attended, chosen, extract
+from sfumato.reading.results import Segments
 
 STEPS = tuple(range(1, 1000, 110))
 """Ten levels of noise, evenly from none to all."""

@@ -36,13 +36,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sfumato.backbones import Backbone
-from sfumato.contexts import Adam, conditions, drawn, frozen, readers
+from sfumato.core.backbone import Backbone
+from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
-from sfumato.files import atomic
-from sfumato.reading import Image, Reader, read
-from sfumato.sites import Grid
-from sfumato.terminal import progress
+from sfumato.io.files import atomic
+from sfumato.io.terminal import progress
+from sfumato.learning.texts import Adam, conditions, drawn, frozen, readers
+from sfumato.reading.reader import Image, Reader, read
 
 _MANY = 2**24  # probabilities that exist at once: 64 MiB
 

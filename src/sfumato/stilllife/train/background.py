@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sfumato.errors import SfumatoError
-from sfumato.files import writable, write_text
+from sfumato.io.files import writable, write_text
+from sfumato.io.terminal import note, print_json, print_table, quiet
 from sfumato.stilllife.train import Options
-from sfumato.terminal import note, print_json, print_table, quiet
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel

@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
-from sfumato.files import atomic, writable, write_text
+from sfumato.io.files import atomic, writable, write_text
 from sfumato.stilllife.kinds import KINDS
 from sfumato.stilllife.scene import Scene, redress, sample_scene
 from sfumato.stilllife.train import DataOptions, Options

@@ -21,9 +21,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sfumato.media import pictures
 from sfumato.metrics.image import psnr
 from sfumato.metrics.looks import detail
-from sfumato.stilllife import networks, pictures
+from sfumato.stilllife import networks
 from sfumato.stilllife.oracle import Oracle
 from sfumato.stilllife.train import Options, loop
 from sfumato.stilllife.train.data import held_out, source

@@ -27,10 +27,11 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from sfumato.errors import SfumatoError, out_of_memory, unknown
-from sfumato.files import writable, write_text
-from sfumato.stilllife import pictures, weights
+from sfumato.io.files import writable, write_text
+from sfumato.io.terminal import note, print_table, quiet
+from sfumato.media import pictures
+from sfumato.stilllife import weights
 from sfumato.stilllife.train import AllOptions, Options, data, gpu, loop
-from sfumato.terminal import note, print_table, quiet
 
 SHARES = {
     "render": 0.12,

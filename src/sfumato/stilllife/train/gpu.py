@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import out_of_memory
+from sfumato.io.terminal import note
 from sfumato.stilllife.train.precision import autocast
-from sfumato.terminal import note
 
 
 def prepare(device: torch.device) -> None:

@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError
-from sfumato.files import atomic, write_text
+from sfumato.io.files import atomic, write_text
 from sfumato.stilllife.train import Options
 from sfumato.stilllife.train.optimise import Several, optimisers
 from sfumato.stilllife.train.precision import choose

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sfumato.files import atomic
+from sfumato.io.files import atomic
 from sfumato.stilllife import captions, networks
 from sfumato.stilllife.kinds import TRAINED
 from sfumato.stilllife.scene import COLOURS, VIEWS, Scene, view

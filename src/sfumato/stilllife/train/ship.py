@@ -23,12 +23,12 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from sfumato.errors import SfumatoError
-from sfumato.files import atomic, writable
+from sfumato.io.files import atomic, writable
+from sfumato.io.terminal import quiet
 from sfumato.stilllife import weights
 from sfumato.stilllife.oracle import Oracle
 from sfumato.stilllife.tokenizer import write_tokenizer
 from sfumato.stilllife.train.vae import finished
-from sfumato.terminal import quiet
 
 CLASSES = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "clip": CLIPModel, "depth": ControlNetModel}
 SHIPPED = (*CLASSES, "oracle", "instruct")

@@ -25,7 +25,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
-from sfumato.stilllife import networks, pictures, weights
+from sfumato.media import pictures
+from sfumato.stilllife import networks, weights
 from sfumato.stilllife.captions import caption
 from sfumato.stilllife.kinds import TRAINED
 from sfumato.stilllife.scene import COLOURS, VIEWS, Scene

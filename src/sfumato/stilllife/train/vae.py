@@ -16,8 +16,9 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.media import pictures
 from sfumato.metrics.image import psnr
-from sfumato.stilllife import networks, pictures, weights
+from sfumato.stilllife import networks, weights
 from sfumato.stilllife.train import Options, loop
 from sfumato.stilllife.train.data import Shards, Source, held_out, source
 from sfumato.stilllife.train.precision import autocast

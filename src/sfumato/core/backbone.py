@@ -1,0 +1,155 @@
+"""What a family of networks must offer.
+
+One adapter file a family. Networks are loaded through diffusers and never written again here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from copy import copy
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.core.rows import Rows, single
+from sfumato.core.schedule import Schedule
+from sfumato.core.sites import Grid, Layer, Site, token_layers
+from sfumato.core.taps import Enough, Handler, Tap, tapped
+from sfumato.errors import SfumatoError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+from sfumato.core.conditions import Cond
+
+
+def dtype_of(network: Any) -> torch.dtype:
+    """Of a network's weights; diffusers' own way to ask for it visits every module, in each step."""
+    return next(p.dtype for p in network.parameters() if p.is_floating_point())
+
+
+Similarity = Callable[[Float[Tensor, "b 3 h w"], Sequence[str]], Float[Tensor, " b"]]
+
+
+class Backbone(ABC):
+    """A pretrained denoiser with what belongs to it: text encoder, autoencoder, schedule."""
+
+    name: str
+    schedule: Schedule
+    channels: int
+    """Of the latents."""
+    factor: int
+    """Pixels a side of a latent's cell."""
+    multiple: int
+    """Sides of images are multiples of so many pixels."""
+    size: int
+    """Side in pixels of the images it was trained on."""
+    network: Any
+    """The torch module, whose attention can be tapped."""
+    sites: tuple[Site, ...]
+    """All its attention calls, in the order in which they run."""
+
+    text_tokens: int
+    """Length of the text that it reads."""
+
+    similarity: Similarity | None = None
+    """Of images in [0, 1] and texts, a number a pair, differentiable: by a CLIP that belongs to the model."""
+
+    runs_on: torch.device | None = None
+    """Where it computes, for a model whose weights wait elsewhere (``load(offload=...)``)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs go."""
+        return self.runs_on or next(self.network.parameters()).device
+
+    def given(self, change: Callable[[Cond], Cond]) -> Self:
+        """This model with something changed in all that it reads: the same networks, another ``embed``.
+
+        Such as a depth map under every prompt: ``model.given(lambda cond: model.with_depth(cond, depth))``.
+        """
+        other, embed = copy(self), self.embed
+        other.embed = lambda prompts: change(embed(prompts))
+        return other
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's weights."""
+        return dtype_of(self.network)
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """Its features that methods may read and write."""
+        return token_layers(self.sites, self.network)
+
+    @abstractmethod
+    def embed(self, prompts: Sequence[str]) -> Cond:
+        """What the network reads of these prompts, a row each."""
+
+    @abstractmethod
+    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
+        """The network's own prediction (see ``schedule.prediction``), float32, without what it says of variance."""
+
+    @abstractmethod
+    def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+        """Images in [0, 1] as latents of unit variance: the mean of the encoder's distribution."""
+
+    @abstractmethod
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        """Latents as images in [0, 1]."""
+
+    @abstractmethod
+    def words(self, prompt: str) -> list[tuple[str, slice]]:
+        """The words of a prompt and which tokens of the text each became."""
+
+    def latents(self, seeds: Sequence[int], height: int, width: int) -> Float[Tensor, "b c h w"]:
+        """Unit normal noise, a generator an image, drawn on the CPU so that every device starts from the same.
+
+        Height and width in pixels. Raises ``SfumatoError`` unless both are multiples of ``multiple``.
+        """
+        self.check_size(height, width)
+        shape = (self.channels, height // self.factor, width // self.factor)
+        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]).to(
+            self.device
+        )
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ``SfumatoError`` unless images of this size in pixels can be painted."""
+        if height % self.multiple or width % self.multiple or min(height, width) <= 0:
+            raise SfumatoError(
+                f"sides are multiples of {self.multiple} pixels for {self.name}, got {height} x {width}; "
+                "read_image(path, model) fits a picture"
+            )
+
+    @contextmanager
+    def tap(self, handlers: Mapping[Any, Handler], rows: Rows | None = None, grid: Grid = (0, 0)) -> Iterator[Tap]:
+        """Tap sites while the block runs: each handler sees its site's ``Call`` in every prediction."""
+        with tapped(self.network, Tap(handlers, rows=rows, grid=grid)) as tap:
+            yield tap
+
+    def maps(
+        self,
+        x: Float[Tensor, "b c h w"],
+        t: float,
+        cond: Cond,
+        sites: Sequence[Any],
+        reduce: Callable[[Any], Tensor],
+    ) -> dict[Any, Tensor]:
+        """What ``reduce`` makes of each site's ``Call`` and each layer's ``Activation`` in one prediction.
+
+        It stops after the last of them. Gradients flow to ``x`` and ``cond`` where they are on.
+        """
+        found: dict[Any, Tensor] = {}
+        handlers: dict[Any, Handler] = {site: lambda seen: found.__setitem__(seen.site, reduce(seen)) for site in sites}
+        with self.tap(handlers, single(len(x)), (x.shape[-2], x.shape[-1])) as tap:
+            tap.stop = True
+            with suppress(Enough):
+                self.predict(x, t, cond)
+            tap.check(self.network)
+        return found

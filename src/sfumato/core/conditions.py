@@ -1,0 +1,63 @@
+"""What a network reads beside noisy latents and time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.errors import SfumatoError
+
+
+class Control(Protocol):
+    """Something that adds to a network's inputs in each call, such as a ControlNet."""
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Cond:
+    """What a network reads beside x and t, a row for each image."""
+
+    text: Float[Tensor, "b n d"]
+    prompts: tuple[str, ...]
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further inputs under the network's own names, each with b rows."""
+    image: Float[Tensor, "b c h w"] | None = None
+    """Channels that are put behind x."""
+    controls: tuple[Control, ...] = ()
+    """Called in each prediction with the whole batch, and with conditions whose ``extra`` has all that it reads."""
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def __getitem__(self, at: slice) -> Cond:
+        image = None if self.image is None else self.image[at]
+        extra = {k: v[at] for k, v in self.extra.items()}
+        return replace(self, text=self.text[at], prompts=self.prompts[at], extra=extra, image=image)
+
+    def repeat(self, n: int) -> Cond:
+        """Each row ``n`` times in a row."""
+        image = None if self.image is None else self.image.repeat_interleave(n, 0)
+        extra = {k: v.repeat_interleave(n, 0) for k, v in self.extra.items()}
+        prompts = tuple(p for p in self.prompts for _ in range(n))
+        return replace(self, text=self.text.repeat_interleave(n, 0), prompts=prompts, extra=extra, image=image)
+
+    @staticmethod
+    def cat(conds: Sequence[Cond]) -> Cond:
+        """Rows of several one after the other; the controls are the first one's."""
+        first = conds[0]
+        images = [c.image for c in conds if c.image is not None]
+        if images and len(images) != len(conds):
+            raise SfumatoError("some of these conditions have an image and some do not; give all of them one")
+        return replace(
+            first,
+            text=torch.cat([c.text for c in conds]),
+            prompts=tuple(p for c in conds for p in c.prompts),
+            extra={k: torch.cat([c.extra[k] for c in conds]) for k in first.extra},
+            image=torch.cat(images) if images else None,
+        )

@@ -1,0 +1,448 @@
+"""The one loop: from noise, or from an inverted image, to images, with methods taking part in each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path as File
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sfumato.core import guidance
+from sfumato.core import plan as plans
+from sfumato.core.attention import Call
+from sfumato.core.backbone import Backbone
+from sfumato.core.conditions import Cond
+from sfumato.core.features import Activation
+from sfumato.core.plan import Entry, Maps, Method, Need, Phases, Plan, Run, Start, Step, choose
+from sfumato.core.rows import Pattern, Rows, streams_of
+from sfumato.core.schedule import Levels, noised
+from sfumato.core.sites import Grid, Layer, Site
+from sfumato.core.steppers import DDIM, Move, Stepper
+from sfumato.core.taps import Enough, Handler, Tap, tapped
+from sfumato.core.views import Views
+from sfumato.errors import SfumatoError
+from sfumato.io.terminal import progress
+
+Prompts = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+
+
+def look(
+    step: Step, needs: Sequence[Need], x: Float[Tensor, "b c h w"] | None = None, rows: Pattern = "cond"
+) -> dict[Need, Maps]:
+    """Maps and features of one more prediction, which runs these rows alone and stops after the last of the sites.
+
+    ``rows`` are of one condition. Gradients flow to ``x`` (``step.x``) where they are on. The network is as the model
+    has it, with the step's controls: what methods edit is not in it.
+    """
+    run = step.run
+    names = run.rows.match(rows)
+    streams, conditions = tuple(s for s, _ in names), tuple(dict.fromkeys(c for _, c in names))
+    if len(conditions) > 1:
+        raise SfumatoError(f"look asks for rows of one condition, got {', '.join(conditions)}")
+    some, found = Rows(streams, conditions, run.rows.each), {need: {} for need in needs}
+    sites = {need: choose(run.model, need.pair, run.grid, need.res, need.where) for need in needs}
+
+    def handle(call: Call | Activation) -> None:
+        for need in needs:
+            if call.site in sites[need]:
+                found[need][call.site] = plans.captured(call, need, some.match(need.rows))
+
+    shown = step.split(step.x if x is None else x)
+    batch = torch.cat([shown[run.rows.stream(s)] for s in streams])
+    cond = Cond.cat([step.cond[run.rows[name]] for name in names])
+    wanted = {site for found in sites.values() for site in found}
+    with run.model.tap(dict.fromkeys(wanted, handle), some, run.grid) as tap:
+        tap.step = step.i
+        tap.stop = True
+        with suppress(Enough):
+            run.model.predict(batch, step.level.t, cond)
+        tap.check(run.model.network)
+    return found
+
+
+@dataclass(frozen=True)
+class Painted:
+    """What one stream became: latents, and images once they are looked at."""
+
+    model: Backbone
+    latents: Float[Tensor, "b c h w"]
+    prompts: tuple[str, ...]
+
+    @property
+    def images(self) -> Float[Tensor, "b 3 H W"]:
+        """In [0, 1], on the CPU."""
+        with torch.no_grad():
+            return self.model.decode(self.latents).cpu()
+
+    def differs(self, other: Painted) -> Bool[Tensor, "b h w"]:
+        """Cells whose latents are not those of the other stream: where an edit changed something."""
+        return (self.latents != other.latents).any(1)
+
+    def save(self, path: str | File) -> File:
+        """Write the image (of several, their grid) as a PNG."""
+        from sfumato.media import pictures
+
+        images = [pictures.picture(x) for x in self.images]
+        return pictures.write(images[0] if len(images) == 1 else pictures.grid(images), File(path))
+
+
+@dataclass
+class Trajectory:
+    """What was asked to be kept of each step: ``x``, ``x0``, ``eps``, or a condition's prediction by its name."""
+
+    keep: tuple[str, ...]
+    steps: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def note(self, step: Step) -> None:
+        have = {"x": step.x, "x0": step.x0, "eps": step.eps, "x_next": step.x_next, **step.parts}
+        for name in self.keep:
+            if name not in have:
+                raise SfumatoError(f"a step has no {name!r} to keep; it has: {', '.join(have)}")
+        self.steps.append({name: have[name].detach().cpu() for name in self.keep})
+
+    def __getitem__(self, name: str) -> Float[Tensor, "steps b c h w"]:
+        return torch.stack([s[name] for s in self.steps])
+
+
+def previews(folder: str | File, every: int = 10) -> Callable[[Step], None]:
+    """A ``callback`` that writes what the prediction stands for as ``folder/step-010.png``, every so many steps."""
+    from sfumato.media import pictures
+
+    def show(step: Step) -> None:
+        if (step.i + 1) % every == 0 or step.i + 1 == step.run.steps:
+            with torch.no_grad():
+                images = step.run.model.decode(step.x0).cpu()
+            pictures.write(
+                pictures.grid([pictures.picture(x) for x in images]), File(folder) / f"step-{step.i + 1:03d}.png"
+            )
+
+    return show
+
+
+def denoise(
+    model: Backbone,
+    prompts: Prompts,
+    *,
+    methods: Sequence[Method] = (),
+    guide: guidance.Guide | float = 7.5,
+    steps: int | None = None,
+    seed: int | Sequence[int] = 0,
+    size: int | tuple[int, int] | None = None,
+    start: Start | Float[Tensor, "b c h w"] | None = None,
+    levels: Levels | None = None,
+    stepper: Stepper | None = None,
+    views: Views | None = None,
+    controls: Sequence[Any] = (),
+    memory: int | None = None,
+    trajectory: Trajectory | None = None,
+    callback: Callable[[Step], None] | None = None,
+) -> Any:
+    """Images for prompts: a ``Painted``, or one a stream when ``prompts`` is a mapping.
+
+    ``prompts`` of a stream may be several: a batch. ``seed`` is one for all streams (so that they start from the same
+    noise; image i from seed + i) or one an image. ``start`` is an inversion's path or latents at the first level.
+    ``guide`` is a guidance, or the scale of CFG. With ``views`` the image is a canvas of ``size``, which the network
+    sees in windows of the model's own size. ``steps`` (50 unless the path says) and ``levels`` exclude each other.
+    Ctrl-C and errors leave the model as it was. Raises ``SfumatoError`` for what cannot be run, before the first step.
+    """
+    streams = _streams(prompts)
+    names, each = tuple(streams), len(next(iter(streams.values())))
+    guide = _guide(guide)
+    height, width = (size, size) if isinstance(size, int) else size or (model.size, model.size)
+    first = None
+    if start is not None and not isinstance(start, Tensor):
+        levels, stepper = start.levels if levels is None else levels, stepper or start.stepper
+        methods, first = (start, *methods), start.latents
+    elif start is not None:
+        first = start
+    if levels is not None and steps is not None and len(levels) != steps:
+        raise SfumatoError(f"the start has {len(levels)} steps, so it cannot be run with {steps}")
+    if first is not None:
+        x = _spread(first.to(model.device), len(names), each)
+    else:
+        seeds = [seed + i for i in range(each)] if isinstance(seed, int) else list(seed)
+        if len(seeds) != each:
+            raise SfumatoError(f"{each} images need {each} seeds, got {len(seeds)}")
+        x = model.latents(seeds, height, width).repeat(len(names), 1, 1, 1)
+    grid = (x.shape[-2], x.shape[-1])
+    if levels is None:
+        levels = model.schedule.levels(50 if steps is None else steps, grid[0] * grid[1] // 4)
+
+    with torch.no_grad():
+        seen = _Seen(views, grid, model.size // model.factor) if views else None
+        run, phases, plan, cond = _prepared(model, streams, methods, guide, levels, grid, memory, seen)
+        guide = run.guide or guide
+        if controls:
+            cond = replace(cond, controls=tuple(controls))
+        if seen is not None and views is not None and views.fuse == "x_prev":
+            for who, phase in phases.items():
+                if phase.energy or phase.denoised or phase.noise:
+                    raise SfumatoError(
+                        f"{who} changes x0 or the noise, which windows fused in x_prev do not see; fuse x0"
+                    )
+        stepper = stepper or DDIM()
+        if stepper.remembers and any(p.repeats > 1 for p in phases.values()):
+            raise SfumatoError(f"{type(stepper).__name__} remembers the last step and cannot repeat one; take DDIM")
+        with progress("painting", len(levels)) as advance:
+
+            def watch(step: Step) -> None:
+                if trajectory is not None:
+                    trajectory.note(step)
+                if callback is not None:
+                    callback(step)
+                advance()
+
+            parts = tuple(phases.values())
+            x = _Running(run, plan, parts, guide, levels, stepper, cond, _noise(x, seed), seen, watch)(x).float()
+    out = {n: Painted(model, x[run.images(n)], streams[n]) for n in names}
+    return out if isinstance(prompts, Mapping) else out["main"]
+
+
+def plan(
+    model: Backbone,
+    prompts: Prompts,
+    *,
+    methods: Sequence[Method] = (),
+    guide: guidance.Guide | float = 7.5,
+    steps: int = 50,
+    size: int | tuple[int, int] | None = None,
+    memory: int | None = None,
+) -> Plan:
+    """What ``denoise`` would do with the same arguments, checked and priced, nothing run."""
+    height, width = (size, size) if isinstance(size, int) else size or (model.size, model.size)
+    grid = (height // model.factor, width // model.factor)
+    levels = model.schedule.levels(steps, grid[0] * grid[1] // 4)
+    return _prepared(model, _streams(prompts), methods, _guide(guide), levels, grid, memory)[2]
+
+
+def _guide(guide: guidance.Guide | float) -> guidance.Guide:
+    return guidance.CFG(float(guide)) if isinstance(guide, (int, float)) else guide
+
+
+def _prepared(
+    model: Backbone,
+    streams: Mapping[str, tuple[str, ...]],
+    methods: Sequence[Method],
+    guide: guidance.Guide,
+    levels: Levels,
+    grid: Grid,
+    memory: int | None,
+    seen: _Seen | None = None,
+) -> tuple[Run, dict[str, Phases], Plan, Cond]:
+    """A run with its methods started and its plan checked, and what the network will read."""
+    for method in methods:
+        guide = method.around(guide)
+    conds = guide.embed(model, [p for some in streams.values() for p in some])
+    each, cond = len(next(iter(streams.values()))), Cond.cat(list(conds.values()))
+    if seen is not None:  # a row a window
+        each, cond, grid = each * seen.count, cond.repeat(seen.count), seen.window
+    windows = 1 if seen is None else seen.count
+    run = Run(model, streams, Rows(tuple(streams), tuple(conds), each), len(levels), grid, windows, guide, levels)
+    phases = _start(methods, run)
+    return run, phases, plans.plan(run, phases, memory), cond
+
+
+class _Seen:
+    """What the network sees of a canvas: ``split`` into windows of the model's own size, and ``merge``."""
+
+    def __init__(self, views: Views, canvas: Grid, side: int):
+        self.views = views
+        self.window = (min(side, canvas[0]), min(side, canvas[1]))
+        self.count = views.count(*canvas, self.window)
+
+    def split(self, x: Tensor) -> Tensor:
+        return self.views.split(x, self.window)
+
+    def step(
+        self, move: Move, step: Step, x: Tensor, x0: Tensor, eps: Tensor, noise: Callable[[], Tensor]
+    ) -> Callable[[], Tensor] | None:
+        """Fuse windows' ``x0`` or ``eps`` into the step; for ``x_prev``, what gives the canvas at the next level."""
+        _, alpha, sigma = step.level
+        if self.views.fuse == "eps":
+            step.eps = self.views.merge(eps, step.x)
+            step.x0 = (step.x - sigma * step.eps) / alpha
+            return None
+        step.x0 = self.views.merge(x0, step.x)
+        step.eps = (step.x - alpha * step.x0) / sigma
+        if self.views.fuse == "x0":
+            return None
+        return lambda: self.views.merge(move(x, x0, eps, step.level, step.next, lambda: self.split(noise())), step.x)
+
+
+@dataclass(frozen=True)
+class _Running:
+    """What the steps of a run share, and the steps."""
+
+    run: Run
+    plan: Plan
+    phases: tuple[Phases, ...]
+    guide: guidance.Guide
+    levels: Levels
+    stepper: Stepper
+    cond: Cond
+    draw: Callable[[], Tensor]
+    seen: _Seen | None
+    watch: Callable[[Step], None]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        move = self.stepper.start()
+        with _taps(self.run.model, self.plan) as begin:
+            for i in range(len(self.levels)):
+                step = Step(i, self.levels[i], self.levels[i + 1], x, self.run, self.cond)
+                if self.seen is not None:
+                    step.split = self.seen.split
+                for p in self.phases:
+                    if p.cond:
+                        step.cond = p.cond(step, step.cond)
+                for p in self.phases:
+                    if p.before:
+                        p.before(step)
+                energies = [p for p in self.phases if p.energy and _during(p, step)]
+                for again in range(max((p.repeats for p in energies), default=1)):
+                    if again:
+                        step.x = noised(step.x_next, step.next, step.level, self.draw())
+                    fused = self._predict(step, begin, move, energies)
+                    step.x_next = fused() if fused else self._moved(step, move)
+                for p in self.phases:
+                    if p.after:
+                        p.after(step)
+                self.watch(step)
+                x = step.x_next
+        return x
+
+    def _predict(
+        self, step: Step, begin: Callable[[Step], Any], move: Move, energies: Sequence[Phases]
+    ) -> Callable[[], Tensor] | None:
+        """From ``step.x`` to ``step.x0`` and ``step.eps``; for windows fused in x_prev, what gives the next latents."""
+        with torch.set_grad_enabled(any(p.network for p in energies)):
+            if energies:
+                step.x = step.x.detach().requires_grad_()
+            shown = step.split(step.x)
+            with begin(step):
+                n = len(step.run.rows.conditions)
+                batch = shown.repeat(n, *[1] * (shown.ndim - 1)) if n > 1 else shown
+                told = self.run.model.predict(batch, step.level.t, step.cond)
+            step.parts = dict(zip(step.run.rows.conditions, told.split(len(shown)), strict=True))
+            prediction = self.guide.combine(step.parts, step.run.rows)
+            step.x0, step.eps = x0, eps = self.run.model.schedule.x0_and_eps(prediction, shown, step.level)
+            fused = None if self.seen is None else self.seen.step(move, step, shown, x0, eps, self.draw)
+        if energies:
+            _descend(step, energies)
+        for p in self.phases:
+            if p.denoised:
+                before = step.x0
+                p.denoised(step)
+                if step.x0 is not before:
+                    step.eps = (step.x - step.level.alpha * step.x0) / step.level.sigma
+        return fused
+
+    def _moved(self, step: Step, move: Move) -> Tensor:
+        chosen = next((z for p in self.phases if p.noise and (z := p.noise(step)) is not None), None)
+        noise = self.draw if chosen is None else lambda: chosen
+        return move(step.x, step.x0, step.eps, step.level, step.next, noise)
+
+
+def _during(phases: Phases, step: Step) -> bool:
+    first, end = plans.span(phases.during, step.run.steps)
+    return first <= step.i < end
+
+
+def _descend(step: Step, energies: Sequence[Phases]) -> None:
+    """All energies at once: eps gains sigma times the gradient of their sum by x (Bansal et al. 2023, eq. 6).
+
+    Those that leave the network out see x0 as (x - sigma eps) / alpha with eps held.
+    """
+    _, alpha, sigma = step.level
+    with torch.enable_grad():
+        total = [p.energy(step) for p in energies if p.energy and p.network]
+        held = step.x0 = step.x0.detach().requires_grad_()
+        total += [p.energy(step) for p in energies if p.energy and not p.network]
+        by_x, by_held = torch.autograd.grad(torch.stack(total).sum(), (step.x, held), materialize_grads=True)
+    gradient = by_x + (by_held / alpha if alpha else 0)
+    step.x = step.x.detach()
+    step.eps = step.eps.detach() + sigma * gradient
+    step.x0 = (step.x - sigma * step.eps) / alpha if alpha else held.detach()
+    step.parts = {k: v.detach() for k, v in step.parts.items()}
+    step.maps = {
+        n: {s: {r: m.detach() for r, m in at.items()} for s, at in sites.items()} for n, sites in step.maps.items()
+    }
+
+
+def _streams(prompts: Prompts) -> dict[str, tuple[str, ...]]:
+    named = prompts if isinstance(prompts, Mapping) else {"main": prompts}
+    streams_of(list(named))
+    out = {name: (said,) if isinstance(said, str) else tuple(said) for name, said in named.items()}
+    if len({len(some) for some in out.values()}) > 1 or not all(out.values()):
+        raise SfumatoError(
+            f"streams have equally many prompts, got {', '.join(f'{n}: {len(s)}' for n, s in out.items())}"
+        )
+    return out
+
+
+def _spread(x: Tensor, streams: int, each: int) -> Tensor:
+    """Starts for all streams: one image's for all, one stream's for each, or all."""
+    if len(x) == streams * each:
+        return x
+    if len(x) in (1, each):
+        return x.expand(each, -1, -1, -1).repeat(streams, 1, 1, 1)
+    raise SfumatoError(f"{streams} streams of {each} images cannot start from {len(x)} latents")
+
+
+def _noise(x: Tensor, seed: int | Sequence[int]) -> Callable[[], Tensor]:
+    """Unit noise of stochastic steps, from a generator of its own so that it is not the start's."""
+    first = seed if isinstance(seed, int) else seed[0]
+    generator = torch.Generator().manual_seed(first + 0x5F0)
+    return lambda: torch.randn(x.shape, generator=generator).to(x)
+
+
+def _start(methods: Sequence[Method], run: Run) -> dict[str, Phases]:
+    out: dict[str, Phases] = {}
+    for method in methods:
+        name = type(method).__name__
+        out[name if name not in out else f"{name} ({len(out) + 1})"] = method.start(run)
+    return out
+
+
+@contextmanager
+def _taps(model: Backbone, plan: Plan) -> Iterator[Callable[[Step], Any]]:
+    """Tap the plan's sites for the whole run; yields what is entered around each step's prediction."""
+    active: dict[Site | Layer, list[Entry]] = {}  # empty between predictions: methods' own find the taps asleep
+    now: list[Step] = []
+
+    def handle(call: Call | Activation) -> None:
+        for entry in active[call.site]:
+            if isinstance(entry.what, Need):
+                maps = plans.captured(call, entry.what, entry.rows)
+                now[0].maps.setdefault(entry.what, {})[call.site] = maps
+            else:
+                entry.what.do(call)
+
+    sites = plan.sites
+    handlers: dict[Site | Layer, Handler] = dict.fromkeys(sites, handle)
+    rows, grid = plan.run.rows, plan.run.grid
+
+    @contextmanager
+    def begin(step: Step) -> Iterator[None]:
+        active.update(plan.active(step.i))
+        now[:] = [step]
+        tap.rows, tap.grid, tap.step = rows, grid, step.i
+        try:
+            yield
+            tap.check(model.network)
+        finally:
+            active.clear()
+
+    @contextmanager
+    def nothing(step: Step) -> Iterator[None]:
+        yield
+
+    if not sites:
+        yield nothing
+        return
+    with tapped(model.network, Tap(handlers, active=lambda site: site in active)) as tap:
+        yield begin

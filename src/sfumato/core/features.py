@@ -1,0 +1,31 @@
+"""What a network holds between its attention calls, as a method sees it: a ResNet's addition, what flows on, tokens."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sfumato.core.rows import Name, Rows
+from sfumato.core.sites import Grid, Layer
+
+
+class Activation:
+    """One feature as a method sees it, its rows by name: (rows, n, d) of tokens, else (rows, c, h, w)."""
+
+    def __init__(self, layer: Layer, rows: Rows, grid: Grid, step: int, whole: Tensor):
+        self.site, self.rows, self.grid, self.step = layer, rows, grid, step
+        self.value = whole
+        self._owned = False
+
+    @property
+    def layer(self) -> Layer:
+        return self.site
+
+    def get(self, name: Name) -> Tensor:
+        """Of a group of rows."""
+        return self.value[self.rows[name]]
+
+    def set(self, name: Name, value: Tensor) -> None:
+        """Replace a group's; the others keep theirs."""
+        if not self._owned:  # the network's own tensor is not written to
+            self.value, self._owned = self.value.clone(), True
+        self.value[self.rows[name]] = value

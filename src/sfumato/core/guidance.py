@@ -1,0 +1,184 @@
+"""Guidance as algebra over rows: which conditions the network is asked under, and one prediction made of the answers.
+
+All are linear in the prediction, so they mean the same for noise, v and flow velocity. CFG is u + s (c - u) throughout
+(Ho and Salimans 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.core.backbone import Backbone
+from sfumato.core.conditions import Cond
+from sfumato.core.rows import Rows
+from sfumato.errors import SfumatoError
+
+Parts = Mapping[str, Float[Tensor, "b *shape"]]
+
+
+class Guide:
+    """The conditions of a run, and how their predictions (a row an image) become one."""
+
+    def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
+        """Condition -> what the network reads, a row a prompt."""
+        raise NotImplementedError
+
+    def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class CFG(Guide):
+    """Classifier-free guidance u + s (c - u), with the rescaling of Lin et al. 2023 (section 3.4). ``scale`` 1: off."""
+
+    scale: float | Mapping[str, float] = 7.5
+    """One for all streams, or each stream's own."""
+    negative: str = ""
+    """What takes the place of the empty prompt."""
+    rescale: float = 0.0
+    """phi: part of the result that is brought back to the deviation of ``c``; 0.7 in the paper."""
+
+    def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
+        cond = model.embed(prompts)
+        if self.scale == 1:
+            return {"cond": cond}
+        return {"uncond": model.embed([self.negative] * len(prompts)), "cond": cond}
+
+    def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
+        c = parts["cond"]
+        if self.scale == 1:
+            return c
+        u = parts["uncond"]
+        return rescaled(u + self._scales(rows, c) * (c - u), c, self.rescale)
+
+    def _scales(self, rows: Rows, like: Tensor) -> float | Tensor:
+        if not isinstance(self.scale, Mapping):
+            return self.scale
+        if missing := [s for s in rows.streams if s not in self.scale]:
+            raise SfumatoError(f"no guidance scale is given for {missing[0]}; given: {', '.join(self.scale)}")
+        each = torch.tensor([self.scale[s] for s in rows.streams], device=like.device).repeat_interleave(rows.each)
+        return each.view(-1, *[1] * (like.ndim - 1))
+
+
+def cfg(scale: float | Mapping[str, float] = 7.5, negative: str = "", rescale: float = 0.0) -> CFG:
+    """See ``CFG``."""
+    return CFG(scale, negative, rescale)
+
+
+@dataclass(frozen=True)
+class ImageTextCFG(Guide):
+    """InstructPix2Pix's two scales (Brooks et al. 2023, eq. 3): u + s_I (i - u) + s_T (c - i)."""
+
+    image: Float[Tensor, "1 c h w"]
+    """The image's latents as the network reads them: not scaled."""
+    text_scale: float = 7.5
+    image_scale: float = 1.5
+
+    def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
+        empty, said = model.embed([""] * len(prompts)), model.embed(prompts)
+        seen = self.image.to(model.device).expand(len(prompts), -1, -1, -1)
+        none = torch.zeros_like(seen)
+        blind, sighted = replace(empty, image=none), replace(empty, image=seen)
+        return {"uncond": blind, "image": sighted, "cond": replace(said, image=seen)}
+
+    def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
+        u, i, c = (parts[k] for k in ("uncond", "image", "cond"))
+        return u + self.image_scale * (i - u) + self.text_scale * (c - i)
+
+
+@dataclass(frozen=True)
+class Composed(Guide):
+    """Composable diffusion (Liu et al. 2022, eqs. 11 and 13): u + s (c - u) + sum of w (c_i - u).
+
+    A positive weight is AND, a negative one NOT.
+    """
+
+    terms: tuple[tuple[str, float], ...]
+    """Further prompts and their weights."""
+    scale: float = 7.5
+    negative: str = ""
+
+    def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
+        n = len(prompts)
+        more = {f"term {i}": model.embed([text] * n) for i, (text, _) in enumerate(self.terms)}
+        return {"uncond": model.embed([self.negative] * n), "cond": model.embed(prompts), **more}
+
+    def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
+        u = parts["uncond"]
+        terms = [w * (parts[f"term {i}"] - u) for i, (_, w) in enumerate(self.terms)]
+        return u + self.scale * (parts["cond"] - u) + sum(terms, torch.zeros_like(u))
+
+
+@dataclass(frozen=True)
+class PerpNeg(Composed):
+    """Perp-Neg (Armandpour et al. 2023, eq. 6): of a negative prompt only what is perpendicular to the positive one.
+
+    u + s (d + sum of w_i (d_i - projection of d_i on d)), d = c - u, projected over an image's whole latents. Weights
+    are negative.
+    """
+
+    def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
+        u = parts["uncond"]
+        d = parts["cond"] - u
+        total = d
+        for i, (_, w) in enumerate(self.terms):
+            total = total + w * perpendicular(parts[f"term {i}"] - u, d)
+        return u + self.scale * total
+
+
+@dataclass(frozen=True)
+class Distilled(Guide):
+    """For a network that reads its guidance as an input (Flux dev): each stream its own, and no row beside its own."""
+
+    scales: tuple[float, ...]
+    """A stream's each, in their order; or one for all."""
+
+    def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
+        if not reads_scale(model):
+            raise SfumatoError(f"{model.name} does not read its guidance as an input; give it cfg(scale)")
+        if len(prompts) % len(self.scales):
+            raise SfumatoError(f"{len(self.scales)} scales do not go into {len(prompts)} prompts; give one a stream")
+        return {"cond": _told(model.embed(prompts), self.scales)}
+
+    def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
+        return parts["cond"]
+
+
+def reads_scale(model: Backbone) -> bool:
+    """Is guidance an input of the network, distilled into it, and not a matter of two predictions?"""
+    return bool(getattr(getattr(model.network, "config", None), "guidance_embeds", False))
+
+
+def reading(model: Backbone, scale: float) -> Backbone:
+    """A model that reads its guidance as an input, told this one; any other as it is."""
+    return model.given(lambda cond: _told(cond, (scale,))) if reads_scale(model) else model
+
+
+def _told(cond: Cond, scales: Sequence[float]) -> Cond:
+    each = torch.tensor(scales, device=cond.text.device).repeat_interleave(len(cond) // len(scales))
+    return replace(cond, extra={**cond.extra, "guidance": each})
+
+
+def scaled(model: Backbone, scales: Mapping[str, float]) -> Guide:
+    """The guidance of a run whose streams have scales of their own, in whichever way the model is guided."""
+    return Distilled(tuple(scales.values())) if reads_scale(model) else CFG(dict(scales))
+
+
+def rescaled(x: Float[Tensor, "b *shape"], to: Float[Tensor, "b *shape"], phi: float) -> Float[Tensor, "b *shape"]:
+    """``x`` with ``phi`` of the way to the deviation of ``to``, an image at a time (Lin et al. 2023, eqs. 15, 16)."""
+    if not phi:
+        return x
+    dims = tuple(range(1, x.ndim))
+    return phi * x * (to.std(dims, keepdim=True) / x.std(dims, keepdim=True)) + (1 - phi) * x
+
+
+def perpendicular(a: Float[Tensor, "b *shape"], d: Float[Tensor, "b *shape"]) -> Float[Tensor, "b *shape"]:
+    """What of ``a`` is perpendicular to ``d``, an image at a time."""
+    flat, along = a.flatten(1), d.flatten(1)
+    share = (flat * along).sum(1, keepdim=True) / along.square().sum(1, keepdim=True).clamp_min(1e-12)
+    return (flat - share * along).view_as(a)

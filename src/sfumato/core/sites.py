@@ -1,0 +1,88 @@
+"""Where a network can be read and written: its attention calls, and what it holds between them.
+
+A ``Layer`` is to a feature what a ``Site`` is to an attention call, and is tapped with them (``sfumato.core.taps``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention call of a network, in the order in which they run."""
+
+    path: str
+    """Of the attention module in the network."""
+    index: int
+    stage: str
+    """down, mid, up (UNets), double, single, blocks (transformers)."""
+    query: tuple[str, ...]
+    """Segments of the queries in order: ``image``, ``text``."""
+    key: tuple[str, ...]
+    """Segments of the keys in order."""
+    scale: int
+    """Side of a token in cells of the latents."""
+    heads: int
+
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        """What attends to what: ``image->text`` and the like."""
+        return tuple(f"{q}->{k}" for q in self.query for k in self.key)
+
+    def grid(self, latents: Grid) -> Grid:
+        """Rows and columns of image tokens, for latents of this height and width."""
+        return -(-latents[0] // self.scale), -(-latents[1] // self.scale)
+
+
+Kind = Literal["residual", "hidden", "tokens"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One feature of a network."""
+
+    path: str
+    """Of the module that gives it (``residual``, ``hidden``) or reads it (``tokens``)."""
+    index: int
+    """Its place among the layers of its kind, in the order in which they run; of ``tokens`` its attention's index."""
+    stage: str
+    """As of a ``Site``."""
+    kind: Kind
+    """``residual``: what a ResNet adds to its shortcut, the output of its last convolution. ``hidden``: what flows on
+    behind each ResNet with its transformer, and behind each change of resolution. ``tokens``: what an attention's
+    queries are made of, of the image alone."""
+    scale: int
+    """Side in cells of the latents."""
+    width: int
+    """Channels."""
+
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        """By what name methods ask for it."""
+        return (self.kind,)
+
+    def grid(self, latents: Grid) -> Grid:
+        """Rows and columns, for latents of this height and width."""
+        return -(-latents[0] // self.scale), -(-latents[1] // self.scale)
+
+
+def token_layers(sites: Sequence[Site], network: nn.Module) -> tuple[Layer, ...]:
+    """What self-attention and joint attention read."""
+    modules = dict(network.named_modules()) if sites else {}
+    return tuple(
+        Layer(s.path, s.index, s.stage, "tokens", s.scale, modules[s.path].to_q.in_features)  # pyright: ignore
+        for s in sites
+        if "image" in s.query and "image" in s.key
+    )
+
+
+def block(site: Site) -> str:
+    """The path of the block that a site is in."""
+    return site.path.rsplit(".", 1)[0]

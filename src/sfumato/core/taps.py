@@ -1,0 +1,186 @@
+"""The seam: every attention of every family is one call of ``F.scaled_dot_product_attention``; taps see it there.
+
+Hooks on an attention module say which site is running. While any tap is set, the torch function is replaced by one that
+asks, per thread, whether a tapped site is waiting, and is the fused kernel otherwise. Processors stay as they are, so
+LoRA, IP-Adapter and offloading keep working. A tapped site that never arrives is an error.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sfumato.core.attention import FUSED, Call
+from sfumato.core.features import Activation
+from sfumato.core.rows import Rows
+from sfumato.core.sites import Grid, Layer, Site
+from sfumato.errors import SfumatoError
+
+Handler = Callable[[Any], None]  # of a site's Call or a layer's Activation
+
+
+class _Local(threading.local):
+    waiting: Callable[..., Tensor] | None = None
+
+
+_local = _Local()
+_lock = threading.Lock()
+_users = 0
+
+
+def _seam(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    waiting = _local.waiting
+    if waiting is None:
+        return FUSED(query, key, value, *args, **kwargs)
+    _local.waiting = None  # the site's attention is the first call; what follows (IP-Adapter's images) is not
+    return waiting(query, key, value, *args, **kwargs)
+
+
+class Enough(Exception):
+    """Ends a prediction whose last wanted site has been seen."""
+
+
+@dataclass
+class Tap:
+    """What is tapped on one network: handlers by site, and the batch that the next prediction runs."""
+
+    handlers: Mapping[Any, Handler]
+    """Called once for each site and prediction with its ``Call``, for each layer with its ``Activation``."""
+    active: Callable[[Any], bool] = lambda site: True
+    """Is there anything to do at this site in this prediction? If not, it keeps its fused kernel."""
+    rows: Rows | None = None
+    grid: Grid = (0, 0)
+    step: int = 0
+    stop: bool = False
+    """End the prediction (``Enough``) when all that is tapped has been seen."""
+    fired: dict[Site | Layer, int] = field(default_factory=dict)
+
+    def expected(self) -> list[Site | Layer]:
+        return [site for site in self.handlers if self.active(site)]
+
+    def count(self, what: Site | Layer) -> None:
+        """Note that something tapped has been seen."""
+        self.fired[what] = self.fired.get(what, 0) + 1
+        if self.stop and all(site in self.fired for site in self.expected()):
+            raise Enough
+
+    def check(self, network: nn.Module) -> None:
+        """Raise ``SfumatoError`` unless each active site was seen once since the last check."""
+        missed = [site for site in self.expected() if self.fired.get(site, 0) != 1]
+        self.fired.clear()
+        if missed:
+            raise SfumatoError(
+                f"{len(missed)} of {len(self.handlers)} tapped attention sites of {type(network).__name__} did not run "
+                f"once (first: {missed[0].path}); a block cache or torch.compile skips them: switch it off to tap"
+            )
+
+
+@contextmanager
+def tapped(network: nn.Module, tap: Tap) -> Iterator[Tap]:
+    """Set ``tap`` while the block runs; nothing is left behind, also after an exception.
+
+    Raises ``SfumatoError`` for a compiled network and for a site whose attention never reaches the seam.
+    """
+    global _users
+    if hasattr(network, "_orig_mod") or getattr(network, "_compiled_call_impl", None) is not None:
+        raise SfumatoError("attention of a compiled network cannot be tapped; load the model with compile=False")
+    hooks = []
+    with _lock:
+        _users += 1
+        F.scaled_dot_product_attention = _seam
+    try:
+        for site, handler in tap.handlers.items():
+            module = network.get_submodule(site.path)
+            tapping: Any = _at_site if isinstance(site, Site) else _at_layer
+            hooks += tapping(module, site, handler, tap)
+        yield tap
+    finally:
+        _local.waiting = None
+        for hook in hooks:
+            hook.remove()
+        with _lock:
+            _users -= 1
+            if not _users:
+                F.scaled_dot_product_attention = FUSED
+
+
+def _at_site(module: nn.Module, site: Site, handler: Callable[[Call], None], tap: Tap) -> Sequence[Any]:
+    def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *args: Any, **kernel: Any) -> Tensor:
+        assert tap.rows is not None
+        if args:
+            kernel |= dict(zip(("dropout_p", "is_causal", "scale"), args, strict=False))
+        if q.shape[0] != len(tap.rows):
+            raise SfumatoError(f"{site.path} ran {q.shape[0]} rows, the batch has {len(tap.rows)}")
+        tensors = {"q": q, "k": k, "v": v}
+        call = Call(site, tap.rows, site.grid(tap.grid), tap.step, tensors, attn_mask=attn_mask, **kernel)
+        handler(call)
+        tap.count(site)
+        return call.output()
+
+    def before(*_: Any) -> None:
+        if tap.active(site):
+            _local.waiting = attend
+
+    def after(*_: Any) -> None:
+        if _local.waiting is attend:
+            _local.waiting = None
+            processor = type(getattr(module, "processor", module)).__name__
+            raise SfumatoError(
+                f"the attention at {site.path} never reached scaled_dot_product_attention (processor {processor}), so "
+                "it cannot be tapped; call set_default_attn_processor() or disable attention slicing"
+            )
+
+    return module.register_forward_pre_hook(before), module.register_forward_hook(after)
+
+
+def _at_layer(module: nn.Module, layer: Layer, handler: Callable[[Any], None], tap: Tap) -> Sequence[Any]:
+    """Let ``handler`` see and change the feature of a ``Layer`` while ``tap`` is active there."""
+
+    def seen(whole: Tensor) -> Tensor:
+        assert tap.rows is not None
+        activation = Activation(layer, tap.rows, layer.grid(tap.grid), tap.step, whole)
+        handler(activation)
+        tap.count(layer)
+        return activation.value
+
+    if layer.kind != "tokens":
+
+        def after(m: nn.Module, args: Any, out: Any) -> Any:
+            if not tap.active(layer):
+                return None
+            return (seen(out[0]), *out[1:]) if isinstance(out, tuple) else seen(out)  # a transformer gives a tuple
+
+        return [module.register_forward_hook(after)]
+
+    def before(m: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        if not tap.active(layer):
+            return None
+        changed = _of_image(args[0] if args else named["hidden_states"], layer.grid(tap.grid), seen)
+        return ((changed, *args[1:]), named) if args else (args, {**named, "hidden_states": changed})
+
+    return [module.register_forward_pre_hook(before, with_kwargs=True)]
+
+
+def _of_image(
+    given: Tensor, grid: Grid, change: Callable[[Float[Tensor, "rows n d"]], Float[Tensor, "rows n d"]]
+) -> Tensor:
+    """``change`` of the image's tokens, in whichever form an attention gets them."""
+    if given.ndim == 4:  # DeepFloyd IF: a feature map
+        return change(given.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(given)
+    text = given.shape[1] - grid[0] * grid[1]
+    if not text:
+        return change(given)
+    inside = given[:, text:]  # Flux's single blocks: the text's tokens lie before the image's
+    changed = change(inside)
+    if changed is inside:
+        return given
+    out = given.clone()
+    out[:, text:] = changed
+    return out

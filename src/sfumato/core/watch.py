@@ -1,0 +1,45 @@
+"""Where an image's words look: cross-attention of a run, over all its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.core.plan import Method, Need, Phases, Run, Step
+
+SIDE = 16
+"""Maps are taken at the grid whose shorter side is nearest: there things are seen best (Hertz et al. 2023)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attention(Method):
+    """Adds up the maps of one stream's words."""
+
+    stream: str = "main"
+    sums: list[Tensor] = field(default_factory=list)
+    """Of each step, (each, h, w, tokens)."""
+
+    def start(self, run: Run) -> Phases:
+        sides = {min(s.grid(run.grid)) for s in run.model.sites if "image->text" in s.pairs}
+        side = min(sides, key=lambda n: abs(n - SIDE)) if sides else SIDE
+        need = Need("image->text", side, rows=(self.stream, "cond"))
+        self.sums.clear()
+
+        def after(step: Step) -> None:
+            maps = step.maps[need]
+            mean = torch.stack([m[self.stream, "cond"] for m in maps.values()]).mean(0)
+            self.sums.append(mean.unflatten(1, next(iter(maps)).grid(run.grid)).cpu())
+
+        return Phases(needs=(need,), after=after)
+
+    def map(self, image: int, tokens: slice) -> Float[Tensor, "h w"]:
+        """Mean over the steps of what one word's tokens get together."""
+        return torch.stack([m[image][..., tokens].sum(-1) for m in self.sums]).mean(0)
+
+    def maps(self, words: Sequence[tuple[str, slice]], image: int = 0) -> list[tuple[str, Float[Tensor, "h w"]]]:
+        """Words with their maps."""
+        return [(word, self.map(image, tokens)) for word, tokens in words]

@@ -1,0 +1,212 @@
+"""A low-rank copy of a frozen network (LoRA, Hu et al. 2021) that learns in a run what the run's images look like.
+
+It lives in the model's own network, on for its own answers and off for all others, and is taken out without a trace.
+What it is told beside text, such as a camera, is added to the network's embedding of time.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sfumato.core.backbone import Backbone
+from sfumato.core.conditions import Cond
+from sfumato.distill.annealing import between
+from sfumato.distill.prior import At, Images, noises
+from sfumato.errors import SfumatoError
+
+NAME = "particles"
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""Projections that are adapted."""
+TIMES = ("time_embedding", "time_text_embed.timestep_embedder", "adaln_single.emb.timestep_embedder")
+"""Where UNets, joint transformers and PixArt embed the time: whatever is added there reaches every block."""
+NUMBERS = 16
+"""That say where an image was seen from: camera to world, 4 x 4."""
+EVERY = between(0, 1)
+"""Levels that it learns at."""
+
+Told = Float[Tensor, "b 16"]
+
+
+class LowRank:
+    """A copy that says what noise it sees in images, and learns from them. ``low_rank`` makes one."""
+
+    def __init__(self, model: Backbone, layers: Mapping[str, Any], rank: int, rate: float, seed: int):
+        self.model = model
+        rng = torch.Generator().manual_seed(seed)
+        self._layers = [(layer, list(others)) for layer, others in layers.values()]
+        self._weights: dict[str, nn.Parameter] = {}
+        for path, (layer, _) in layers.items():
+            for part in (layer.lora_A[NAME], layer.lora_B[NAME]):
+                part.float()  # steps are too small for halves
+            down, up = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+            down.data.copy_(torch.randn(down.shape, generator=rng) / rank)
+            up.data.zero_()
+            self._weights |= {f"{path}.down": down, f"{path}.up": up}
+        modules = dict(model.network.named_modules())
+        self._time: Any = next((modules[path] for path in TIMES if path in modules), None)
+        self._embedding: Any = None if self._time is None else _embedding(self._time, rng, model.device)
+        if self._embedding is not None:
+            self._weights |= {f"embedding.{k}": v for k, v in self._embedding.named_parameters()}
+        # threestudio's configs/prolificdreamer.yaml
+        self._optimiser = torch.optim.AdamW(self._weights.values(), lr=rate, betas=(0.9, 0.99), eps=1e-15)
+        self.loss = float("nan")
+        """Of what was learned last."""
+
+    def noise(self, x: Images, at: At, cond: Cond, told: Told | None = None, guidance: float = 1.0) -> Images:
+        """The noise that it sees in noisy images: u + s (c - u), where only c is told what there is to tell."""
+        if guidance == 1:
+            with self._on(told):
+                return noises(self.model, x, at, {"told": cond})["told"]
+        if told is None:
+            raise SfumatoError(
+                "guidance of the low-rank copy is by what it is told of each image; tell it (conditioned=True)"
+            )
+        with self._on(torch.cat([torch.zeros_like(told), told])):
+            said = noises(self.model, x, at, {"blind": cond, "told": cond})
+        return said["blind"] + guidance * (said["told"] - said["blind"])
+
+    def learn(self, x: Images, cond: Cond, told: Told | None, rng: torch.Generator, dropout: float = 0.0) -> None:
+        """Prepare a step towards these images, each noised to some level: ``step`` takes it.
+
+        The loss is the mean square of the error in what the network itself predicts. ``dropout``: probability that an
+        image is not told where it was seen from.
+        """
+        at = EVERY.draw(self.model.schedule, 0.0, len(x), rng)
+        noise = torch.randn(x.shape, generator=rng).to(x)
+        kept = torch.rand(len(x), 1, generator=rng) >= dropout
+        rows = zip(x.split(1), noise.split(1), at.levels, strict=True)
+        target = torch.cat([self.model.schedule.prediction_of(one, eps, level) for one, eps, level in rows])
+        with torch.enable_grad(), self._on(None if told is None else told * kept.to(told)):
+            said = self.model.predict(at.noised(x, noise), at.t, cond)
+            loss = (said - target).square().mean()
+            # of the frozen weights no gradients are asked, so that none are left on them
+            found = torch.autograd.grad(loss, list(self._weights.values()), allow_unused=True)
+        for weight, gradient in zip(self._weights.values(), found, strict=True):
+            weight.grad = gradient
+        self.loss = float(loss.detach())
+
+    def step(self) -> None:
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {k: v.detach() for k, v in self._weights.items()}
+        for key, weight in self._weights.items():
+            tensors |= {f"{key}:{k}": v for k, v in self._optimiser.state.get(weight, {}).items()}
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        moments: dict[int, dict[str, Tensor]] = {}
+        for i, (key, weight) in enumerate(self._weights.items()):
+            weight.copy_(state[key])
+            found = {k.removeprefix(f"{key}:"): v for k, v in state.items() if k.startswith(f"{key}:")}
+            moments |= {i: found} if found else {}
+        self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": moments})
+
+    @contextmanager
+    def _on(self, told: Told | None) -> Iterator[None]:
+        """The network is the copy while the block runs."""
+        if told is not None and self._time is None:
+            raise SfumatoError(
+                f"the network of {self.model.name} embeds its time in no known place, so that its copy cannot be told "
+                "where images are from; do without (conditioned=False)"
+            )
+        if told is not None and told.shape[1] != NUMBERS:
+            raise SfumatoError(f"a camera is told as {NUMBERS} numbers an image, got {told.shape[1]}")
+        hook = None
+        try:
+            for layer, others in self._layers:
+                layer.set_adapter([*others, NAME])
+            if told is not None:
+                added = self._embedding(told.float())
+                hook = self._time.register_forward_hook(lambda module, args, out: out + added.to(out))
+            yield
+        finally:
+            if hook is not None:
+                hook.remove()
+            for layer, others in self._layers:
+                layer.set_adapter(others)
+
+
+def _embedding(time: Any, rng: torch.Generator, device: torch.device) -> nn.Module:
+    """Two layers that bring what is told to the width of the time; the second starts at zero, silent."""
+    width = time.linear_2.out_features
+    with torch.random.fork_rng(devices=[]):
+        first, second = nn.Linear(NUMBERS, width), nn.Linear(width, width)
+    for values in first.parameters():  # as torch draws them
+        values.data.copy_((2 * torch.rand(values.shape, generator=rng) - 1) * NUMBERS**-0.5)
+    for values in second.parameters():
+        values.data.zero_()
+    return nn.Sequential(first, nn.SiLU(), second).to(device)
+
+
+def numbered(n: int) -> Told:
+    """Images told apart by their index: sines and cosines of it, as networks are told the time."""
+    rates = torch.logspace(0, -4 + 8 / NUMBERS, NUMBERS // 2)
+    phase = torch.arange(n)[:, None] * rates
+    return torch.cat([phase.sin(), phase.cos()], 1)
+
+
+@contextmanager
+def low_rank(model: Backbone, rank: int, rate: float, seed: int) -> Iterator[LowRank]:
+    """A low-rank copy in the model's network, at first equal to it; afterwards the network is as it was.
+
+    ``rate``: of its own AdamW. Raises ``SfumatoError`` without peft, and for models that have no attention, are
+    offloaded, or carry adapters that are switched off.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
+    except ImportError:
+        raise SfumatoError("a low-rank copy needs peft; install it with: pip install 'sfumato[train]'") from None
+
+    if rank < 1:
+        raise SfumatoError(f"a low-rank copy has rank 1 or more, got {rank}")
+    network = model.network
+    before = dict(network.named_modules())
+    paths = [path for path in before if path.endswith(tuple(f".{name}" for name in ATTENTION))]
+    if not paths:
+        raise SfumatoError(
+            f"the network of {model.name} has no attention, so there is nothing to adapt; it learns nothing"
+        )
+    if model.runs_on is not None:
+        raise SfumatoError(f"{model.name} is offloaded, and no copy of it can learn; load it without offload")
+    asking = [(p, p.requires_grad) for p in network.parameters()]
+    tuned: dict[str, Any] = {k: m for k, m in before.items() if isinstance(m, BaseTunerLayer)}
+    if any(m.disable_adapters or m.merged for m in tuned.values()):
+        raise SfumatoError(
+            f"adapters of {model.name} are disabled or fused, and beside such none learns; enable or delete them"
+        )
+    others = {k: list(m.active_adapters) for k, m in tuned.items()}
+    known = hasattr(network, "peft_config")
+    try:
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ATTENTION))
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft draws weights, which are drawn again
+            warnings.simplefilter("ignore", UserWarning)  # that there are other adapters, which is fine
+            inject_adapter_in_model(config, network, NAME)
+        layers = {path: (network.get_submodule(path), others.get(path, [])) for path in paths}
+        for layer, active in [*layers.values(), *((tuned[path], active) for path, active in others.items())]:
+            layer.set_adapter(active)  # peft has set its own, in all layers
+        yield LowRank(model, layers, rank, rate, seed)
+    finally:
+        for path, module in before.items():
+            if network.get_submodule(path) is not module:
+                parent, _, leaf = path.rpartition(".")
+                network.get_submodule(parent)._modules[leaf] = module
+        for path, active in others.items():
+            tuned[path].set_adapter(active)
+            tuned[path].delete_adapter(NAME)
+        if known:
+            network.peft_config.pop(NAME, None)
+        elif hasattr(network, "peft_config"):
+            del network.peft_config
+        for p, asked in asking:
+            p.requires_grad_(asked)

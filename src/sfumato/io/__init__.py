@@ -1,0 +1,1 @@
+"""Files, the terminal, devices: what touches the machine."""

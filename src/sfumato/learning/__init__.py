@@ -1,0 +1,1 @@
+"""What is learned on a frozen model."""

@@ -1,0 +1,107 @@
+"""Texts that are learned: rows of their own in float32, which a frozen network reads in the place of a prompt's.
+
+Never rows of the vocabulary: what is learned is a parameter beside it, so nothing else moves or decays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.core.attention import Call
+from sfumato.core.backbone import Backbone
+from sfumato.core.conditions import Cond
+from sfumato.core.plan import nearest
+from sfumato.core.sites import Grid, Site
+from sfumato.errors import SfumatoError
+
+
+def drawn(model: Backbone, rows: int, tokens: int | None = None, seed: int = 0) -> Float[Tensor, "rows n d"]:
+    """Unit normal texts of as many tokens as the model's prompts have, unless said otherwise."""
+    width = model.embed([""]).text.shape[-1]
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, tokens or model.text_tokens, width, generator=generator).to(model.device)
+
+
+def conditions(model: Backbone, texts: Float[Tensor, "b n d"]) -> Cond:
+    """What the network reads of learned texts; all else (such as SDXL's pooled text) is the empty prompt's."""
+    return replace(model.embed([""]).repeat(len(texts)), text=texts)
+
+
+@contextmanager
+def frozen(network: Any) -> Iterator[None]:
+    """No weight of the network asks for gradients while the block runs; afterwards each is as it was."""
+    asking = [p for p in network.parameters() if p.requires_grad]
+    try:
+        for p in asking:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in asking:
+            p.requires_grad_(True)
+
+
+def readers(model: Backbone, grid: Grid, parts: Sequence[float], who: str) -> tuple[Site, ...]:
+    """Where the upward half of a UNet reads the text, a site for each of ``parts`` in the order in which they run.
+
+    Each is the next one of the resolution nearest to that part of the latents' side; where there are no more of it,
+    none. Raises ``SfumatoError`` for a network without a cross-attention of its own in an upward half.
+    """
+    offered = [site for site in model.sites if site.key == ("text",) and site.stage == "up"]
+    if not offered:
+        raise SfumatoError(
+            f"{who} learns a text that the cross-attention of a UNet's upward half reads; {model.name} has none: "
+            "use Stable Diffusion 1, 2, XL or the built-in model"
+        )
+    chosen: list[Site] = []
+    for part in parts:
+        side = nearest(offered, grid, part)
+        chosen += [site for site in offered if min(site.grid(grid)) == side and site not in chosen][:1]
+    if not chosen:
+        raise SfumatoError(f"{who} needs at least one part of the latents' side to read at, such as 0.25")
+    return tuple(sorted(chosen, key=lambda site: site.index))
+
+
+def token_map(call: Call, token: int, heads: slice = slice(None)) -> Float[Tensor, "rows h w"]:
+    """How much each cell reads of one token, averaged over heads.
+
+    Of the token's own logits and the log-sum-exp over all: no other token's probabilities are made.
+    """
+    (name,) = call.rows.names
+    logits = call.logits(name)[:, heads].float()
+    if token >= logits.shape[-1]:
+        raise SfumatoError(f"there is no token {token} in a text of {logits.shape[-1]} tokens")
+    return (logits[..., token] - logits.logsumexp(-1)).exp().mean(1).unflatten(1, call.grid)
+
+
+@dataclass
+class Adam:
+    """Adam (Kingma and Ba 2015) on rows that are learned each for itself; no step leaves anything half done."""
+
+    value: Float[Tensor, "rows ..."]
+    rate: float
+    first: Float[Tensor, "rows ..."]
+    """Running mean of the gradients."""
+    second: Float[Tensor, "rows ..."]
+    """Running mean of their squares."""
+    steps: int = 0
+
+    @classmethod
+    def start(cls, value: Float[Tensor, "rows ..."], rate: float) -> Adam:
+        return cls(value, rate, torch.zeros_like(value), torch.zeros_like(value))
+
+    def step(self, gradient: Float[Tensor, "some ..."], rows: Any = slice(None)) -> Adam:
+        """After one step with the gradients of these rows; the others keep what they have."""
+        steps = self.steps + 1
+        first, second, value = self.first.clone(), self.second.clone(), self.value.clone()
+        first[rows] = 0.9 * first[rows] + 0.1 * gradient
+        second[rows] = 0.999 * second[rows] + 0.001 * gradient.square()
+        root = (second[rows] / (1 - 0.999**steps)).sqrt() + 1e-8
+        value[rows] = value[rows] - self.rate / (1 - 0.9**steps) * first[rows] / root
+        return Adam(value, self.rate, first, second, steps)

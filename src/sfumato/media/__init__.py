@@ -1,0 +1,1 @@
+"""Images, labels, overlays, plots and pages: what a person looks at."""

@@ -1,0 +1,62 @@
+"""Pictures between tensors and files: write PNG, side by side, labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from sfumato.io.files import atomic
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+
+def picture(pixels: Float[Tensor, "3 h w"]) -> Picture:
+    """A tensor in [0, 1] as an RGB picture."""
+    values = (pixels.detach().float().clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
+
+
+def write(image: Picture, path: Path, words: Mapping[str, object] | None = None) -> Path:
+    """Write a PNG with ``words`` as its text entries. Raises ``SfumatoError`` where it cannot be written."""
+    info = PngInfo()
+    for key, value in (words or {}).items():
+        info.add_itxt(key, str(value))
+    with atomic(path) as part:
+        image.save(part, format="PNG", pnginfo=info)
+    return path
+
+
+def grid(images: Sequence[Picture], columns: int | None = None, gap: int = 2) -> Picture:
+    """Pictures of one size side by side, row by row, on white."""
+    columns = columns or (len(images) if len(images) <= 3 else int(np.ceil(np.sqrt(len(images)))))
+    rows = -(-len(images) // columns)
+    w, h = images[0].size
+    sheet = Image.new("RGB", (columns * (w + gap) - gap, rows * (h + gap) - gap), "white")
+    for i, image in enumerate(images):
+        sheet.paste(image, (i % columns * (w + gap), i // columns * (h + gap)))
+    return sheet
+
+
+def labelled(images: Sequence[Picture], labels: Sequence[str], columns: int | None = None) -> Picture:
+    """Pictures of one size, each with a line of words above it, row by row."""
+    font = ImageFont.load_default(11)
+    out = []
+    for image, label in zip(images, labels, strict=True):
+        card = Image.new("RGB", (image.width, image.height + 16), "white")
+        ImageDraw.Draw(card).text((2, 1), label, fill="black", font=font)
+        card.paste(image, (0, 16))
+        out.append(card)
+    return grid(out, columns)
+
+
+def sheet(images: Float[Tensor, "n 3 h w"], columns: int) -> Picture:
+    """Tensors in [0, 1] side by side, row by row."""
+    return grid([picture(x) for x in images], columns)

@@ -1,0 +1,50 @@
+"""What is read of an image: segments and matches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Scores of each segment at the resolution they were read at; the highest has the place."""
+
+    scores: Float[Tensor, "k h w"]
+    size: tuple[int, int]
+    """Height and width of the image."""
+    names: tuple[str, ...] = ()
+    """What the segments are, where that is known; else they have none."""
+
+    @property
+    def whole(self) -> Float[Tensor, "k H W"]:
+        """The scores at the image's size, bilinear."""
+        return F.interpolate(self.scores[None].float(), self.size, mode="bilinear", align_corners=False)[0]
+
+    @property
+    def labels(self) -> Int[Tensor, "H W"]:
+        """Which segment each pixel belongs to, from 0."""
+        return self.whole.argmax(0)
+
+    @property
+    def used(self) -> Segments:
+        """Those that have a pixel; the labels stay what they are, numbered anew."""
+        found = self.labels.unique()
+        return replace(self, scores=self.scores[found], names=tuple(self.names[i] for i in found if self.names))
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Where points of one image lie in another."""
+
+    source: Float[Tensor, "n 2"]
+    """(x, y) in the first image's pixels, centres at halves."""
+    target: Float[Tensor, "n 2"]
+    """(x, y) in the second image's."""
+    scores: Float[Tensor, " n"]
+    """How alike they are; larger is more."""
+    sure: Bool[Tensor, " n"]
+    """Found again from there, where that was asked."""

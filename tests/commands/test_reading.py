@@ -1,0 +1,224 @@
+"""Commands that read images: files and folders in, label files, tables and pages out; what is wrong in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfumato.media.labels import from_run_lengths, read_labels
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three pictures of different shapes, a text file and a broken picture."""
+    rng, place = np.random.default_rng(0), tmp_path / "photos"
+    place.mkdir()
+    for name, size in (("a", (40, 30)), ("b", (30, 50)), ("c", (24, 24))):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(place / f"{name}.png")
+    (place / "notes.txt").write_text("not a picture")
+    (place / "d.jpg").write_bytes(b"broken")
+    return place
+
+
+def test_a_folder_is_segmented_and_one_bad_image_does_not_stop_it(run, here, photos, tmp_path):
+    out = tmp_path / "out"
+    code, told, err = run("segment", photos, "--side", 64, "--out", out, "diff-seg", "+", "graph-cut")
+    assert code == 2 and "1 of 4 images failed" in err and "notes.txt" in err and "d.jpg is not an image" in err
+    document = json.loads((out / "segments.json").read_text())
+    assert [(i["width"], i["height"]) for i in document["images"]] == [(30, 40), (50, 30), (24, 24)]
+    for image in document["images"]:
+        stem = image["file_name"].rsplit("/", 1)[-1][0]
+        labels = read_labels(out / f"{stem}-labels.png", (image["height"], image["width"]))
+        own = [a for a in document["annotations"] if a["image_id"] == image["id"]]
+        assert sum(a["area"] for a in own) == labels.numel()
+        for a in own:
+            mask = from_run_lengths(a["segmentation"])
+            assert int(mask.sum()) == a["area"] and len(labels[mask].unique()) == 1
+    page = (out / "index.html").read_text()
+    assert "a.png" in page and "http" not in page.replace("http-equiv", "")
+    assert str(out / "a-labels.png") in told
+
+
+def test_what_was_done_is_not_done_again_until_settings_change(run, here, photos, tmp_path, monkeypatch):
+    from sfumato.methods.perceive.diff_seg import DiffSeg
+
+    done, work = [], DiffSeg.__call__
+    monkeypatch.setattr(DiffSeg, "__call__", lambda self, reader: done.append(1) or work(self, reader))
+    call = ("segment", photos / "a.png", photos / "c.png", "--side", 64, "--out", tmp_path / "out", "diff-seg")
+    first = run(*call)
+    assert first[0] == 0 and len(done) == 2
+    assert run(*call) == first and len(done) == 2
+    (tmp_path / "out" / "a-labels.png").unlink()
+    assert run(*call) == first and len(done) == 3
+    run(*call, "--threshold", "0.5")
+    assert len(done) == 5
+
+
+def test_segments_learn_from_labelled_examples_and_get_names(run, here, photos, tmp_path):
+    examples = tmp_path / "examples"
+    examples.mkdir()
+    for name in "ac":
+        with Image.open(photos / f"{name}.png") as picture:
+            picture.save(examples / f"{name}.png")
+            mask = Image.new("L", picture.size)
+            mask.paste(255, (0, 0, picture.width // 2, picture.height))
+        mask.save(examples / f"{name}-labels.png")
+    call = ("segment", photos / "b.png", "--side", 64, "--out", tmp_path / "out")
+    code, _, err = run(*call, "--labelled", examples, "few-shot")
+    assert code == 0, err
+    assert set(read_labels(tmp_path / "out" / "b-labels.png").unique().tolist()) <= {0, 1}
+    code, _, err = run(*call, "--labelled", examples, "label-efficient", "--epochs", 1, "--members", 2)
+    assert code == 0, err
+    code, out, err = run(*call, "--names", "cube,grass", "--json", "diff-seg")
+    assert code == 0 and set(json.loads(out)["images"][0]["names"]) <= {"cube", "grass"}, err
+    for more, why in (
+        (("few-shot",), "give a folder of them: --labelled"),
+        (("--labelled", examples, "diff-seg"), "takes no examples"),
+        (("--labelled", tmp_path / "none", "few-shot"), "no file or folder"),
+        (("--labelled", photos, "few-shot"), "holds no picture NAME.png with its labels"),
+        (("graph-cut",), "one method segments"),
+        (("diffsegg",), "unknown method 'diffsegg'; known: diff-seg"),
+        (("dift",), "does not segment"),
+        (("--side", 3, "diff-seg"), "--side lies between"),
+    ):
+        code, _, err = run(*call, *more)
+        last = [line for line in err.splitlines() if not line.startswith("note: ")]
+        assert code == 2 and len(last) == 1 and why in last[0], (more, err)
+
+
+def test_points_masks_and_edits_go_from_one_image_to_another(run, here, photos, tmp_path, monkeypatch):
+    from sfumato.methods.perceive import dift
+
+    monkeypatch.setattr(dift, "STILL_LIFE", dift.DIFT(ensemble=1))  # the tiny model has no such layers
+    out = tmp_path / "out"
+    mask = Image.new("L", (30, 40))
+    mask.paste(255, (5, 5, 20, 20))
+    mask.save(tmp_path / "mask.png")
+    code, told, err = run(
+        "match", photos / "a.png", photos / "b.png", "--points", "3,4", "20.5,30", "--mask", tmp_path / "mask.png",
+        "--edited", photos / "a.png", "--side", 64, "--out", out, "--json", "dift", "--ensemble", 1,
+    )  # fmt: skip
+    assert code == 0, err
+    found = json.loads(told)
+    assert [m["source"] for m in found["matches"]] == [[3, 4], [20.5, 30]]
+    assert all(0 <= m["target"][0] <= 50 and 0 <= m["target"][1] <= 30 for m in found["matches"])
+    assert read_labels(out / "a-to-b-mask.png").shape == (30, 50)
+    assert Image.open(out / "a-to-b-edited.png").size == (50, 30)
+    code, told, _ = run("match", photos / "a.png", photos / "b.png", "--side", 64, "--out", out, "--json")
+    assert code == 0 and len(json.loads(told)["matches"]) == 36
+    mask.resize((9, 9)).save(tmp_path / "small.png")
+    pair = ("match", photos / "a.png", photos / "b.png", "--side", 64, "--out", out)
+    for more, why in (
+        (("--points", "300,4"), "outside of the image of 30 x 40"),
+        (("--points", "3;4"), "a point is X,Y"),
+        (("--mask", tmp_path / "small.png"), "9 x 9 pixels, its image is 30 x 40"),
+        (("--edited", photos / "a.png"), "--edited needs --mask"),
+    ):
+        code, _, err = run(*pair, *more)
+        assert code == 2 and why in err, (more, err)
+
+
+def test_words_are_shown_where_they_look(run, here, photos, tmp_path):
+    out = tmp_path / "out"
+    call = ("attribute", photos / "a.png", "--side", 64, "--out", out)
+    code, _, err = run(*call, "--words", "red cube,grass", "--prompt", "a red cube on grass", "--preset", "still-life")
+    assert code == 0, err
+    assert {p.name for p in out.glob("a-*")} == {
+        "a-red-cube.png",
+        "a-grass.png",
+        "a-attribution.png",
+        "a-attribution.safetensors",
+    }
+    for more, why in (
+        (("--words", "duck", "--prompt", "a cube"), "the prompt has no 'duck'"),
+        (("--words", " , "), "names no word"),
+        (("--words", "cube", "--preset", "best"), "unknown preset of text-attribution 'best'"),
+    ):
+        code, _, err = run(*call, *more)
+        assert code == 2 and why in err, err
+
+
+def test_keypoints_are_learned_once_and_found_again(run, here, tmp_path):
+    place = tmp_path / "ducks"
+    place.mkdir()
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{i}.png")
+    learn = ("--tokens", 8, "--candidates", 4, "--keypoints", 2, "--steps", 2, "--grid", 8, "--augmentations", 1)
+    out = tmp_path / "out"
+    code, told, err = run(
+        "keypoints", place, "--side", 64, "--out", out, "--json", "unsupervised-keypoints", *learn, "--parts", 1, 1
+    )
+    assert code == 0, err
+    first = json.loads(told)
+    assert all(len(row["points"]) == 2 for row in first["images"])
+    again = run("keypoints", place, "--learned", first["learned"], "--side", 64, "--out", tmp_path / "more", "--json")
+    assert [r["points"] for r in json.loads(again[1])["images"]] == [r["points"] for r in first["images"]]
+    code, _, err = run("keypoints", place, "--learned", place / "0.png", "--out", out)
+    assert code == 2 and "cannot read" in err
+    code, _, err = run("keypoints", place, "--out", out, "diff-seg")
+    assert code == 2 and "learned by unsupervised-keypoints" in err
+
+
+def test_features_are_drawn_and_kept(run, here, photos, tmp_path):
+    from safetensors.torch import load_file
+
+    out = tmp_path / "out"
+    code, _, err = run("features", photos / "a.png", "--side", 64, "--layers", 0, 3, "--times", 1, 100, "--out", out)
+    assert code == 0, err
+    tensors = load_file(out / "a-features.safetensors")
+    assert set(tensors) == {"hidden 0", "hidden 3"} and all(len(t) == 2 for t in tensors.values())
+    assert (out / "features.png").exists()
+    code, _, err = run("features", photos / "a.png", photos / "b.png", "--out", out)
+    assert code == 2 and "images of one shape" in err
+    code, _, err = run("features", photos / "a.png", "--what", "tokens", "--layers", 99, "--out", out)
+    assert code == 2 and "has tokens 0 to" in err
+
+
+def test_each_look_inside_is_a_figure_and_its_numbers(run, here, photos, tmp_path):
+    out = tmp_path / "out"
+    for args in (
+        ("attention", "a red cube", "--steps", 2),
+        ("equivariance", photos / "a.png"),
+        ("patches", "--views", 3, "--arc", 30),
+        ("inversion", photos / "a.png", "--steps", 2),
+    ):
+        code, told, err = run("inside", *args, "--out", out)
+        assert code == 0, err
+        picture, numbers = told.split()
+        assert Image.open(picture).width > 300
+        json.loads(Path(numbers).read_text())
+    assert "equivariance" in run("inside")[1] and "patches" in run("inside", "--help")[1]
+    for args, why in (
+        (("attention", "a red cube", "--words", "duck"), "has no 'duck'"),
+        (("equivariance", photos / "e.png"), "no file"),
+        (("patches", "--views", 1), "--views lies between"),
+        (("patches", "--arc", 0), "--arc lies between"),
+    ):
+        code, _, err = run("inside", *args, "--out", out)
+        assert code == 2 and why in err, err
+
+
+def test_strange_images_are_read_or_refused_in_one_line(run, here, tmp_path):
+    torch.manual_seed(0)
+    for name, picture in (
+        ("plain", Image.new("RGB", (40, 40), (200, 30, 30))),
+        ("grey", Image.new("L", (40, 40), 90)),
+        ("clear", Image.new("RGBA", (40, 40), (0, 0, 0, 0))),
+        ("wide", Image.new("I;16", (60, 30), 30000)),
+    ):
+        picture.save(tmp_path / f"{name}.png")
+        code, _, err = run("segment", tmp_path / f"{name}.png", "--side", 64, "--out", tmp_path / "out", "diff-seg")
+        assert code == 0, err
+    Image.new("RGB", (5, 5)).save(tmp_path / "tiny.png")
+    code, _, err = run("segment", tmp_path / "tiny.png", "--out", tmp_path / "out", "diff-seg")
+    assert code == 2 and "smaller than a patch" in err
+    code, _, err = run("segment", tmp_path / "none.png", "--out", tmp_path / "out", "diff-seg")
+    assert code == 2 and "no file or folder" in err
+    code, _, err = run("segment", tmp_path / "plain.png", "--out", tmp_path / "out", "masactrl")
+    assert code == 2

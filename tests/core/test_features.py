@@ -1,0 +1,175 @@
+"""Features and further looks, in every family: what is seen is what the network has, and looking changes nothing."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from families import FAMILIES, write
+
+from sfumato.backbones.load import load
+from sfumato.core.denoising import denoise, look
+from sfumato.core.plan import Edit, Method, Need, Phases, Run, Step
+from sfumato.errors import SfumatoError
+
+PROMPTS = {"a": "a red cube on grass", "b": "a duck"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    place = tmp_path_factory.mktemp("families")
+    return cache(lambda name: load(str(write(name, place)), device="cpu"))
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request, models):
+    return models(request.param)
+
+
+class Doing(Method):
+    """A method made of its phases."""
+
+    def __init__(self, **phases):
+        self.phases = phases
+
+    def start(self, run: Run) -> Phases:
+        return Phases(**self.phases)
+
+
+def paint(model, *methods, **options):
+    side = 16 if model.factor == 1 else 64
+    return denoise(model, PROMPTS, methods=methods, steps=2, size=side, guide=3.0, **options)
+
+
+def test_tokens_are_what_attention_is_made_of(model):
+    """A site's queries are its ``to_q`` of the tokens, without norm and position."""
+    need, seen = Need("tokens", rows=("b", "cond")), {}
+
+    def keep(step: Step) -> None:
+        seen.update(step.maps[need])
+
+    paint(model, Doing(needs=(need,), after=keep))
+    assert {layer.path for layer in seen} == {s.path for s in model.sites if "image" in s.query and "image" in s.key}
+    grid = (16, 16) if model.factor == 1 else (8, 8)
+    for layer, rows in seen.items():
+        h, w = layer.grid(grid)
+        assert rows["b", "cond"].shape == (1, h * w, layer.width)
+        module = model.network.get_submodule(layer.path)
+        assert module.to_q(rows["b", "cond"]).shape[1] == h * w
+
+
+@pytest.mark.parametrize("kind", ["tokens", "residual"])
+def test_features_are_written_where_they_are_named_and_nowhere_else(model, kind):
+    plain = paint(model)
+    if kind not in {layer.kind for layer in model.layers}:
+        with pytest.raises(SfumatoError, match=f"Doing asks for 'residual' features; {model.name} offers"):
+            paint(model, Doing(edits=(Edit(kind, "feature", print),)))
+        return
+
+    def same(seen) -> None:
+        for name in seen.rows.names:
+            seen.set(name, seen.get(name).clone())
+
+    def other(seen) -> None:
+        seen.set(("b", "cond"), seen.get(("a", "cond")))
+
+    identity = paint(model, Doing(edits=(Edit(kind, "feature", same),)))
+    changed = paint(model, Doing(edits=(Edit(kind, "feature", other, rows=("b", "cond")),)))
+    for name in "ab":
+        assert torch.equal(identity[name].latents, plain[name].latents)
+    assert torch.equal(changed["a"].latents, plain["a"].latents)
+    assert not torch.equal(changed["b"].latents, plain["b"].latents)
+    with pytest.raises(SfumatoError, match=r"Doing and Doing \(2\) both write feature"):
+        paint(model, *[Doing(edits=(Edit(kind, "feature", same),))] * 2)
+
+
+def test_residuals_are_what_is_added_to_the_shortcut(models):
+    model, got = models("sd"), {}
+    layers = [layer for layer in model.layers if layer.kind == "residual"]
+    assert [layer.stage for layer in layers] == ["down", "down", "mid", "mid", "up", "up", "up", "up"]
+    module = model.network.get_submodule(layers[0].path.removesuffix(".conv2"))
+    hook = module.register_forward_hook(lambda m, x, out: got.update(whole=out, into=x[0]))
+    need = Need("residual", where=lambda layer: layer.index == 0)
+    try:
+        paint(model, Doing(needs=(need,), after=lambda step: got.update(step.maps[need])))
+    finally:
+        hook.remove()
+    added = torch.cat([got[layers[0]][name] for name in [(s, c) for c in ("uncond", "cond") for s in "ab"]])
+    assert module.conv_shortcut is None
+    torch.testing.assert_close(got["into"] + added, got["whole"])
+
+
+def test_a_look_sees_what_the_step_sees_and_leaves_it_alone(model):
+    """The same maps as in the shared pass, of a few rows, up to the last site; other methods' taps sleep."""
+    pair = "image->text"
+    need, touched, calls = Need(pair, rows="cond"), [], []
+    first = min((s for s in model.sites if pair in s.pairs), key=lambda s: s.index)
+    early = Need(pair, rows=("b", "cond"), where=lambda site: site is first)
+    predict = model.predict
+
+    def before(step: Step) -> None:
+        touched.append(look(step, (need,))[need])
+        count = len(calls)
+        alone = look(step, (early,), rows=("b", "cond"))[early]
+        assert set(alone) == {first} and set(alone[first]) == {("b", "cond")}
+        assert len(calls) == count + 1
+        torch.testing.assert_close(alone[first]["b", "cond"], touched[-1][first]["b", "cond"], atol=1e-5, rtol=1e-4)
+
+    def after(step: Step) -> None:
+        for site, rows in step.maps[need].items():
+            for name, map in rows.items():
+                torch.testing.assert_close(touched[-1][site][name], map, atol=1e-5, rtol=1e-4)
+
+    def counted(x, t, cond):
+        calls.append(len(x))
+        return predict(x, t, cond)
+
+    seen = []
+    writer = Doing(edits=(Edit("image->image", "qkv", lambda call: seen.append(call.site)),))
+    model.predict = counted
+    try:
+        looked = paint(model, Doing(needs=(need,), looks=(need, early), before=before, after=after), writer)
+    finally:
+        del model.predict
+    assert calls == [2, 1, 4] * 2
+    assert len(seen) == 2 * sum("image->image" in s.pairs for s in model.sites)
+    plain = paint(model)
+    assert torch.equal(looked["a"].latents, plain["a"].latents)
+    with pytest.raises(SfumatoError, match="rows of one condition, got uncond, cond"):
+        paint(model, Doing(before=lambda step: look(step, (need,), rows=None)))
+
+
+def test_a_look_carries_gradients_to_the_latents_and_stops_early(models):
+    model = models("sd")
+    need = Need("image->text", "finest", where=lambda site: site.stage == "down")
+    ran = []
+    hook = model.network.conv_out.register_forward_hook(lambda *_: ran.append(1))
+
+    def before(step: Step) -> None:
+        with torch.enable_grad():
+            x = step.x.detach().requires_grad_()
+            (maps,) = look(step, (need,), x)[need].values()
+            (gradient,) = torch.autograd.grad(maps["b", "cond"][..., 2].amax(), x)
+        at = step.run.images("b")
+        assert gradient[at].abs().sum() > 0 and not gradient[step.run.images("a")].any()
+        assert len(ran) == 2 * step.i  # the look itself did not come to the network's end
+
+    def after(step: Step) -> None:
+        ran.append(1)
+
+    try:
+        paint(model, Doing(looks=(need,), before=before, after=after))
+    finally:
+        hook.remove()
+    assert len(ran) == 4
+
+
+def test_looks_are_in_the_plan_and_checked_before_the_first_step(models):
+    from sfumato.core.denoising import plan
+
+    model, need = models("sd"), Need("image->text", 8, rows="cond")
+    (row,) = plan(model, PROMPTS, methods=[Doing(looks=(need,))], size=64).table()
+    assert row["does"] == "looks at maps" and row["grids"] == ["8x8"] and row["bytes"] > 0
+    with pytest.raises(SfumatoError, match="resolution 5; at this size"):
+        plan(model, PROMPTS, methods=[Doing(looks=(Need("image->text", 5),))], size=64)

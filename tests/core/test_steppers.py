@@ -1,0 +1,145 @@
+"""Steppers against closed forms: the exact denoiser of a Gaussian, and diffusers' own schedulers."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+
+from sfumato.backbones.exact import Exact, Mixture
+from sfumato.core.denoising import denoise
+from sfumato.core.schedule import Levels, Schedule
+from sfumato.core.steppers import DDIM, DDPM, DPMSolver, Euler
+from sfumato.stilllife import networks
+
+SD = networks.scheduler().config
+CLEAN = {**SD, "set_alpha_to_one": True}
+MEAN = torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
+STEPPERS = [DDIM(), DDIM(0.5), DDPM(), Euler(), Euler(ancestral=True), DPMSolver()]
+
+
+def exact(std: float, mean: torch.Tensor = MEAN) -> Exact:
+    return Exact({"": Mixture(mean, std), "x": Mixture(mean, std)}, Schedule.read(CLEAN))
+
+
+@pytest.mark.parametrize("stepper", STEPPERS, ids=repr)
+def test_a_point_is_found_exactly(stepper):
+    out = denoise(exact(0.0), "x", guide=1, steps=5, stepper=stepper)
+    torch.testing.assert_close(out.latents, MEAN, atol=1e-6, rtol=0)
+
+
+def ode(std: float, steps: int, stepper, seed: int = 0) -> float:
+    """Error against the flow of the probability-flow ODE, which keeps (x - alpha m) / sqrt(alpha^2 s^2 + sigma^2)."""
+    model = exact(std)
+    first = model.schedule.levels(steps)[0]
+    x = model.latents([seed], 4, 4)
+    spread = (first.alpha**2 * std**2 + first.sigma**2) ** 0.5
+    truth = MEAN + std * (x - first.alpha * MEAN) / spread
+    out = denoise(model, "x", guide=1, steps=steps, stepper=stepper, start=x)
+    return float((out.latents - truth).abs().max())
+
+
+@pytest.mark.parametrize("stepper", [DDIM(), Euler()], ids=repr)
+def test_ddim_converges_on_the_ode_in_first_order(stepper):
+    errors = [ode(0.5, n, stepper) for n in (25, 50, 100)]
+    assert all(1.6 < a / b < 2.4 for a, b in itertools.pairwise(errors)), errors
+
+
+def test_dpm_solver_converges_in_second_order():
+    errors = [ode(0.5, n, DPMSolver()) for n in (50, 100)]
+    assert errors[0] / errors[1] > 3 and errors[1] < 0.3 * ode(0.5, 100, DDIM()), errors
+
+
+@pytest.mark.parametrize("stepper", [DDPM(), Euler(ancestral=True)], ids=repr)
+def test_noisy_steppers_sample_the_gaussian(stepper):
+    model = exact(0.5, torch.full((1, 1, 16, 16), 0.3))
+    seeds = list(range(16))
+    out = denoise(model, ["x"] * 16, guide=1, steps=200, stepper=stepper, seed=seeds).latents
+    n = out.numel()
+    assert abs(out.mean() - 0.3) < 4 * 0.5 / n**0.5
+    assert abs(out.std() - 0.5) < 0.02
+
+
+def run(stepper, times: list[int], noises: list[torch.Tensor], network) -> torch.Tensor:
+    """Ours, at the times at which theirs works."""
+    schedule = Schedule.read(SD)
+    steps = len(times)
+    levels = Levels((*map(schedule.at, times), schedule.levels(1)[1]))
+    move, x = stepper.start(), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for i in range(steps):
+        x0, eps = schedule.x0_and_eps(network(x, levels[i].t), x, levels[i])
+        x = move(x, x0, eps, levels[i], levels[i + 1], lambda z=noises[i]: z)
+    return x
+
+
+def theirs(scheduler, steps: int, noises: list[torch.Tensor], network, monkeypatch, **options) -> torch.Tensor:
+    """diffusers' scheduler, given the same noises in turn."""
+    turn = iter(noises)
+    module = __import__(type(scheduler).__module__, fromlist=["randn_tensor"])
+    if hasattr(module, "randn_tensor"):
+        monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: next(turn))
+    scheduler.set_timesteps(steps)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, float(t)), t, x, **options).prev_sample
+    return x
+
+
+def network(x: torch.Tensor, t: float) -> torch.Tensor:
+    """Any smooth function of x and t."""
+    return torch.sin(3 * x + t / 100) * 0.8 + 0.1 * x
+
+
+@pytest.mark.parametrize(
+    ("ours", "scheduler", "options"),
+    [
+        (DDIM(), DDIMScheduler.from_config(SD), {}),
+        (DDIM(0.7), DDIMScheduler.from_config(SD), {"eta": 0.7}),
+        (DDPM(), DDIMScheduler.from_config(SD), {"eta": 1.0}),
+        (DPMSolver(), DPMSolverMultistepScheduler.from_config(SD, final_sigmas_type="sigma_min"), {}),
+    ],
+    ids=["ddim", "eta", "ddpm", "dpm"],
+)
+def test_steps_are_diffusers_steps(ours, scheduler, options, monkeypatch):
+    noises = list(torch.randn(20, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1)))
+    b = theirs(scheduler, 20, noises, network, monkeypatch, **options)
+    a = run(ours, scheduler.timesteps.tolist(), noises, network)
+    torch.testing.assert_close(a, b, atol=2e-4, rtol=2e-4)
+
+
+def test_ddpm_is_the_ancestral_sampler_of_the_paper(monkeypatch):
+    scheduler = DDPMScheduler.from_config(SD, timestep_spacing="leading", clip_sample=False)
+    noises = list(torch.randn(10, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1)))
+    scheduler.set_timesteps(10)
+    schedule = Schedule.read(SD)
+    levels = schedule.levels(10)
+    x = torch.randn(1, 4, 8, 8)
+    for i in range(9):  # the last step of theirs goes to no noise at all
+        monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *a, z=noises[i], **k: z)
+        eps = network(x, levels[i].t)
+        b = scheduler.step(eps, scheduler.timesteps[i], x).prev_sample
+        x0, _ = schedule.x0_and_eps(eps, x, levels[i])
+        a = DDPM().start()(x, x0, eps, levels[i], levels[i + 1], lambda z=noises[i]: z)
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+        x = a
+
+
+def test_ancestral_euler_is_k_diffusions(monkeypatch):
+    scheduler = EulerAncestralDiscreteScheduler.from_config(SD, timestep_spacing="leading")
+    scheduler.set_timesteps(10)
+    noises = list(torch.randn(10, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1)))
+    monkeypatch.setattr(
+        "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor", lambda *a, **k: noises[i]
+    )
+    schedule = Schedule.read({**SD, "set_alpha_to_one": True})
+    levels = schedule.levels(10)
+    x = torch.randn(1, 4, 8, 8)
+    k = x / levels[0].alpha  # k-diffusion's variable
+    for i in range(10):
+        t = scheduler.timesteps[i]
+        k = scheduler.step(network(scheduler.scale_model_input(k, t), float(t)), t, k).prev_sample
+        x0, eps = schedule.x0_and_eps(network(x, levels[i].t), x, levels[i])
+        x = Euler(True).start()(x, x0, eps, levels[i], levels[i + 1], lambda z=noises[i]: z)
+        torch.testing.assert_close(x / levels[i + 1].alpha, k, atol=2e-3, rtol=2e-3)

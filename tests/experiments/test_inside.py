@@ -1,0 +1,139 @@
+"""Looking inside: each measurement against what it must be where that is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from families import made, side
+
+from sfumato.errors import SfumatoError
+from sfumato.experiments import attention_over_steps, corrupted_inversion, equivariance, joint_pca, patches
+from sfumato.ops.warps import blur, inside, warp
+from sfumato.reading.reader import read
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("families"))
+
+
+def images(n: int, size: int) -> torch.Tensor:
+    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def test_warps_turn_and_zoom_about_the_middle():
+    x = images(1, 16)
+    torch.testing.assert_close(warp(x), x)
+    torch.testing.assert_close(warp(x, 90), torch.rot90(x, 1, (2, 3)), atol=1e-5, rtol=0)
+    wide = torch.rand(1, 2, 8, 20)
+    torch.testing.assert_close(warp(wide, 180), wide.flip(2, 3), atol=1e-5, rtol=0)
+    large = warp(torch.nn.functional.pad(torch.ones(1, 1, 4, 4), (2, 2, 2, 2)), zoom=2.0)
+    assert (large[0, 0, 1:-1, 1:-1] == 1).all() and float(large[0, 0, 0, 0]) == 0.75**2
+    assert inside((16, 16), 0, 1).all() and inside((16, 16), 45).float().mean() < 0.9
+    assert not inside((16, 16), rim=2)[:2].any()
+
+
+def test_blur_keeps_constants_and_the_mean_of_what_is_far_from_the_border():
+    torch.testing.assert_close(blur(torch.full((1, 2, 9, 9), 0.3), 2.0), torch.full((1, 2, 9, 9), 0.3))
+    dot = torch.zeros(1, 1, 41, 41)
+    dot[..., 20, 20] = 1.0
+    out = blur(dot, 3.0)
+    assert out.sum() == pytest.approx(1, abs=1e-4)
+    at = torch.arange(41) - 20.0
+    assert float((out[0, 0].sum(0) * at**2).sum()) == pytest.approx(9, rel=0.05)
+
+
+def test_joint_components_are_the_directions_of_all_values():
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(6, 6))[0]
+    values = torch.randn(500, 6) * torch.tensor([9.0, 5, 2, 0.1, 0.1, 0.1]) @ basis.T
+    _, directions, variances = joint_pca.principal(values)
+    assert (directions.T @ basis[:, :3]).abs().diag().min() > 0.99
+    expected = np.linalg.eigvalsh(np.cov(values.numpy().T))[::-1]
+    np.testing.assert_allclose(variances.numpy(), expected, rtol=1e-4)
+    assert joint_pca.held(values, directions) == pytest.approx(float(variances[:3].sum() / variances.sum()), rel=1e-4)
+    maps = values.view(1, 1, 20, 25, 6).movedim(-1, 2)
+    alone = joint_pca.components(maps)
+    assert alone.joint == pytest.approx(alone.own)
+    both = joint_pca.components(torch.cat([maps, torch.randn(1, 1, 6, 20, 25)], 1))
+    assert both.joint < both.own
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "deepfloyd", "pixart", "sd3", "flux"])
+def test_features_of_every_family_are_drawn(models, name, tmp_path):
+    model = models(name)
+    s = side(model)
+    readers = [read(model, x, s) for x in images(2, s)]
+    for what in ("tokens", "queries"):
+        maps = joint_pca.read_features(readers, what, times=(1, 300))
+        found = joint_pca.joint_pca(maps)
+        assert all(m.shape[:2] == (2, 2) for m in maps.values())
+    joint_pca.draw(readers, found, (1, 300), tmp_path / "a.png", name)
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    with pytest.raises(SfumatoError, match="has tokens 0 to"):
+        joint_pca.read_features(readers, "tokens", layers=(99,))
+    with pytest.raises(SfumatoError, match="images of one shape"):
+        joint_pca.read_features([readers[0], read(model, torch.rand(3, s, 2 * s), s)])
+
+
+def test_attention_is_kept_at_every_step(models, tmp_path):
+    model = models("sd")
+    course = attention_over_steps.attention_over_steps(model, "a red cube on grass", ["red", "red cube"], steps=3)
+    assert {k: len(v) for k, v in course.maps.items()} == {"red": 3, "red cube": 3}
+    assert float(course.likeness("red")[-1]) == pytest.approx(1)
+    assert (course.spread("red") <= 1 + 1e-6).all()
+    assert (course.maps["red cube"] >= course.maps["red"] - 1e-7).all()
+    attention_over_steps.draw(course, tmp_path / "a.png", "")
+    with pytest.raises(SfumatoError, match="has no 'duck'"):
+        attention_over_steps.attention_over_steps(model, "a red cube", ["duck"], steps=2)
+
+
+def test_an_equivariant_autoencoder_loses_only_what_the_warp_loses(models, tmp_path):
+    """DeepFloyd's images are their own latents, so the decoded and the true are the same image."""
+    model = models("deepfloyd")
+    found = equivariance.equivariance(model, images(2, 16))
+    assert set(found) == set(equivariance.PUBLISHED)
+    for name, each in found.items():
+        assert (each.psnr > 90).all(), name
+    equivariance.draw(found, tmp_path / "a.png", "")
+    lossy = equivariance.equivariance(models("sd"), images(1, 64))
+    assert lossy["identity"].psnr < 60
+
+
+def test_patches_of_the_same_place_correlate_and_of_others_do_not():
+    torch.manual_seed(0)
+    base = torch.rand(3, 64, 64)
+    moved = torch.roll(base, (5, 7), (1, 2))
+    points = torch.rand(200, 2) * 30 + 15.5
+    there = patches.patches(base, points, 9, (64, 64))
+    same = patches.patches(moved, points + torch.tensor([7.0, 5.0]), 9, (64, 64))
+    assert patches.correlation(there, same).min() > 0.999
+    assert patches.correlation(there, patches.patches(moved, points, 9, (64, 64))).abs().mean() < 0.1
+    brighter = patches.correlation(there, there * 0.3 + torch.tensor([0.1, 0.4, 0.2]).view(3, 1, 1))
+    assert brighter.min() > 0.999
+
+
+def test_matches_of_the_drawn_scene_fall_with_the_angle_in_pixels(here):
+    from sfumato.backbones.load import load
+
+    shown, matched = patches.still_life(3, views=5, full=60.0)
+    assert sorted(round(m.angle / 13) for m in matched) == [1, 1, 2, 2]
+    found = patches.patch_correlations(load("stilllife", device="cpu"), shown, matched)
+    rows = patches.numbers(found, matched)
+    near, far = (f(rows, key=lambda r: r["angle"]) for f in (min, max))
+    assert near["pixels"] > far["pixels"]
+    assert near["pixels"] > 0.4
+
+
+@pytest.mark.parametrize("name", ["sd", "sd2", "sd3"])
+def test_noise_estimates_are_the_inversions_own(models, name, tmp_path):
+    model = models(name)
+    image = images(1, 64)
+    nothing = corrupted_inversion.Corruption("rotation", 0.0)
+    strong = corrupted_inversion.Corruption("jitter", 0.5)
+    same, other = corrupted_inversion.corrupted_inversion(model, image, steps=4, corruptions=(nothing, strong))
+    torch.testing.assert_close(same.estimates, torch.ones(4), atol=1e-4, rtol=0)
+    assert same.end == pytest.approx(1, abs=1e-4) and same.aligned == pytest.approx(1, abs=1e-4)
+    assert other.end < same.end
+    corrupted_inversion.draw(image[0], [same, other], tmp_path / "a.png", "")
