@@ -14,7 +14,7 @@ from sfumato.commands import chain
 from sfumato.core.attention import FUSED
 from sfumato.core.denoising import denoise, plan
 from sfumato.core.guidance import CFG
-from sfumato.core.plan import Edit, Method
+from sfumato.core.method import Edit, Method
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Inversion, invert
 from sfumato.methods.control import (

@@ -14,8 +14,9 @@ from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
 from sfumato.core import guidance
 from sfumato.core.attention import FUSED
-from sfumato.core.denoising import Trajectory, denoise, previews
-from sfumato.core.plan import Edit, Method, Need, Phases, Run, span
+from sfumato.core.denoising import denoise
+from sfumato.core.method import Edit, Method, Need, Phases, Run, span
+from sfumato.core.results import Trajectory, previews
 from sfumato.core.rows import single
 from sfumato.core.schedule import Schedule
 from sfumato.core.steppers import DPMSolver

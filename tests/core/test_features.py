@@ -9,8 +9,9 @@ import torch
 from families import FAMILIES, write
 
 from sfumato.backbones.load import load
-from sfumato.core.denoising import denoise, look
-from sfumato.core.plan import Edit, Method, Need, Phases, Run, Step
+from sfumato.core.denoising import denoise
+from sfumato.core.look import look
+from sfumato.core.method import Edit, Method, Need, Phases, Run, Step
 from sfumato.errors import SfumatoError
 
 PROMPTS = {"a": "a red cube on grass", "b": "a duck"}

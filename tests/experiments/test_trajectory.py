@@ -12,7 +12,8 @@ from PIL import Image
 from sfumato import cli
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
-from sfumato.core.denoising import Trajectory, denoise
+from sfumato.core.denoising import denoise
+from sfumato.core.results import Trajectory
 from sfumato.core.schedule import PREDICTIONS, Schedule
 from sfumato.errors import SfumatoError
 from sfumato.experiments import trajectory

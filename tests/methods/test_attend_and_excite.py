@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from families import FAMILIES, made, side
 from rounding import assert_same_but_for_rounding
 
-from sfumato.core.denoising import Trajectory, denoise
+from sfumato.core.denoising import denoise
+from sfumato.core.results import Trajectory
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.attend_and_excite import AUTHORS, AttendAndExcite, excitation
 from sfumato.methods.control.latent_descent import sharpened
@@ -158,8 +159,8 @@ def test_switched_off_it_is_plain_sampling_and_on_it_is_not(model):
 
 
 def test_it_goes_down_its_loss(model):
-    from sfumato.core.denoising import look
-    from sfumato.core.plan import Run, Step
+    from sfumato.core.look import look
+    from sfumato.core.method import Run, Step
     from sfumato.core.rows import Rows
     from sfumato.methods.control.latent_descent import text_span, word_maps
 

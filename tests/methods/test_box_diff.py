@@ -11,7 +11,7 @@ from families import FAMILIES, write
 
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
-from sfumato.core.plan import Run
+from sfumato.core.method import Run
 from sfumato.core.rows import Rows
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError

@@ -9,7 +9,7 @@ import torch
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
-from sfumato.core.plan import Need
+from sfumato.core.method import Need
 from sfumato.core.schedule import Schedule
 from sfumato.core.steppers import DPMSolver
 from sfumato.errors import SfumatoError

@@ -15,7 +15,7 @@ from sfumato.backbones.unet import ControlNet
 from sfumato.core.conditions import Cond
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
-from sfumato.core.plan import Method
+from sfumato.core.method import Method
 from sfumato.methods.control.attend_and_excite import AttendAndExcite
 from sfumato.methods.control.box_diff import BoxDiff
 from sfumato.methods.control.dense_diffusion import DenseDiffusion

@@ -11,8 +11,9 @@ import torch
 
 from sfumato.backbones.load import load
 from sfumato.core.attention import Call
-from sfumato.core.denoising import Trajectory, denoise
-from sfumato.core.plan import Run, Step
+from sfumato.core.denoising import denoise
+from sfumato.core.method import Run, Step
+from sfumato.core.results import Trajectory
 from sfumato.core.rows import Rows
 from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError

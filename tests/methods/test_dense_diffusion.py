@@ -12,7 +12,7 @@ from families import FAMILIES, write
 from sfumato.backbones.load import load
 from sfumato.core.attention import Call
 from sfumato.core.denoising import denoise
-from sfumato.core.plan import Run, Step
+from sfumato.core.method import Run, Step
 from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.dense_diffusion import DenseDiffusion, segments, spoken, tied
@@ -134,7 +134,7 @@ def test_a_batch_is_its_images_each_by_itself(model):
 
 def test_it_ties_words_to_their_boxes(small):
     """The part of each phrase's attention that lies in its box grows."""
-    from sfumato.core.plan import Method, Need, Phases
+    from sfumato.core.method import Method, Need, Phases
 
     class Reading(Method):
         def start(self, run):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from sfumato.core.plan import choose
+from sfumato.core.choice import choose
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.diff_seg import (
     COCO,

@@ -11,7 +11,7 @@ from rounding import assert_same_but_for_rounding
 
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
-from sfumato.core.plan import Method, Need, Phases, Run
+from sfumato.core.method import Method, Need, Phases, Run
 from sfumato.core.schedule import add_noise
 from sfumato.core.steppers import DDIM
 from sfumato.core.views import Tiles

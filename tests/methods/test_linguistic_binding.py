@@ -12,8 +12,9 @@ from families import FAMILIES, made, side
 from rounding import assert_same_but_for_rounding
 from torch.distributions import Categorical, kl_divergence
 
-from sfumato.core.denoising import denoise, look
-from sfumato.core.plan import Run, Step
+from sfumato.core.denoising import denoise
+from sfumato.core.look import look
+from sfumato.core.method import Run, Step
 from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.latent_descent import word_maps

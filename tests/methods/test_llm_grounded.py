@@ -11,7 +11,8 @@ import torch
 from families import FAMILIES, write
 
 from sfumato.backbones.load import load
-from sfumato.core.denoising import Trajectory, denoise, plan
+from sfumato.core.denoising import denoise, plan
+from sfumato.core.results import Trajectory
 from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Direct, invert

@@ -13,7 +13,7 @@ from rounding import assert_same_but_for_rounding
 from sfumato.backbones.load import load
 from sfumato.core.attention import Call
 from sfumato.core.denoising import denoise
-from sfumato.core.plan import Run, Step
+from sfumato.core.method import Run, Step
 from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
 from sfumato.methods.edit.masactrl import MasaCtrl, region

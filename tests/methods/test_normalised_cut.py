@@ -9,7 +9,7 @@ import families
 import pytest
 import torch
 
-from sfumato.core.plan import choose
+from sfumato.core.choice import choose
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.normalised_cut import NormalisedCut, affinity, bisected, heads, recursive_cut
 from sfumato.reading.reader import Noise, Reader

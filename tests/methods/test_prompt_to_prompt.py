@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sfumato.backbones.load import load
 from sfumato.core.attention import Call
 from sfumato.core.denoising import denoise
-from sfumato.core.plan import Run, Step
+from sfumato.core.method import Run, Step
 from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Direct, invert

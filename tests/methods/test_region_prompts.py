@@ -11,7 +11,7 @@ from families import FAMILIES, write
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import cfg
-from sfumato.core.plan import Edit, Method, Phases, Run
+from sfumato.core.method import Edit, Method, Phases, Run
 from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.region_prompts import RegionPrompts

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from sfumato.backbones.load import load
 from sfumato.core.attention import Call
 from sfumato.core.denoising import denoise
-from sfumato.core.plan import Step
+from sfumato.core.method import Step
 from sfumato.core.rows import Rows
 from sfumato.core.schedule import Level
 from sfumato.errors import SfumatoError

@@ -8,7 +8,7 @@ from families import FAMILIES, write
 
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
-from sfumato.core.plan import Step
+from sfumato.core.method import Step
 from sfumato.core.schedule import add_noise
 from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError

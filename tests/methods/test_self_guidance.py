@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from sfumato.backbones.load import load
-from sfumato.core.denoising import denoise, look
-from sfumato.core.plan import Method, Need, Phases, Run, Step
+from sfumato.core.denoising import denoise
+from sfumato.core.look import look
+from sfumato.core.method import Method, Need, Phases, Run, Step
 from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.self_guidance import SelfGuidance, appearance

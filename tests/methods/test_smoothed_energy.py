@@ -93,7 +93,7 @@ def test_only_the_images_queries_of_its_own_rows_are_blurred(model):
 
 
 def _run(model):
-    from sfumato.core.plan import Run
+    from sfumato.core.method import Run
 
     return Run(model, {"main": (PROMPT, "a duck")}, ROWS, 2, (16, 16))
 

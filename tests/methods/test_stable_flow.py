@@ -9,7 +9,7 @@ from families import write
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import scaled
-from sfumato.core.plan import Run
+from sfumato.core.method import Run
 from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Direct, invert

@@ -12,7 +12,7 @@ from rounding import assert_same_but_for_rounding
 
 from sfumato.core.attention import Call
 from sfumato.core.denoising import denoise
-from sfumato.core.plan import Edit, Method, Phases
+from sfumato.core.method import Edit, Method, Phases
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.structured_diffusion import StructuredDiffusion
 from sfumato.prompts.grammar import Phrase

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sfumato.core.plan import choose
+from sfumato.core.choice import choose
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.text_attribution import STEPS, TextAttribution, attribute
 from sfumato.reading.reader import Noise, Reader

@@ -21,9 +21,10 @@ from sfumato.bench.generate import fresh
 from sfumato.bench.report import Comparison, Figure, Report, Target, gather
 from sfumato.bench.session import Studio as Shared
 from sfumato.bench.units import Row, Units, columns, timed
+from sfumato.core.choice import choose as sites_of
+from sfumato.core.choice import nearest
 from sfumato.core.denoising import denoise
-from sfumato.core.plan import Method, nearest
-from sfumato.core.plan import choose as sites_of
+from sfumato.core.method import Method
 from sfumato.io.device import choose
 from sfumato.io.terminal import progress
 from sfumato.methods.control import (

@@ -18,9 +18,9 @@ from sfumato.bench.report import Figure, Report, Target, gather
 from sfumato.bench.session import Studio as Shared
 from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
+from sfumato.core.choice import choose as sites_of
 from sfumato.core.denoising import denoise
-from sfumato.core.plan import Edit, Method, Need, Phases, Run
-from sfumato.core.plan import choose as sites_of
+from sfumato.core.method import Edit, Method, Need, Phases, Run
 from sfumato.inversion import (
     EDICT,
     DDIMInversion,

@@ -22,7 +22,7 @@ from sfumato.bench.report import Comparison, Figure, Report, Target, gather
 from sfumato.bench.session import Studio as Shared
 from sfumato.bench.units import Row, Units, columns, timed
 from sfumato.core.denoising import denoise
-from sfumato.core.plan import Method
+from sfumato.core.method import Method
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Direct, EditFriendly, Inversion, invert
 from sfumato.inversion import Path as Track

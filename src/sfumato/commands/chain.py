@@ -17,7 +17,7 @@ import tyro
 from sfumato.errors import SfumatoError, unknown
 
 if TYPE_CHECKING:
-    from sfumato.core.plan import Method
+    from sfumato.core.method import Method
     from sfumato.inversion import Inversion
     from sfumato.media.images import Fitted
 
@@ -66,7 +66,7 @@ class Chain:
     @property
     def methods(self) -> list[Method]:
         """Those that take part in each step."""
-        from sfumato.core.plan import Method
+        from sfumato.core.method import Method
         from sfumato.inversion import Inversion
 
         return [item for item in self.items if isinstance(item, Method) and not isinstance(item, Inversion)]

@@ -2,126 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from pathlib import Path as File
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core import guidance
 from sfumato.core import plan as plans
-from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
-from sfumato.core.features import Activation
-from sfumato.core.plan import Entry, Maps, Method, Need, Phases, Plan, Run, Start, Step, choose
-from sfumato.core.rows import Pattern, Rows, streams_of
+from sfumato.core.method import Method, Phases, Run, Start, Step, span
+from sfumato.core.plan import Plan
+from sfumato.core.results import Painted, Trajectory
+from sfumato.core.rows import Rows, streams_of
 from sfumato.core.schedule import Levels, noised
-from sfumato.core.sites import Grid, Layer, Site
+from sfumato.core.sites import Grid
 from sfumato.core.steppers import DDIM, Move, Stepper
-from sfumato.core.taps import Enough, Handler, Tap, tapped
+from sfumato.core.tapping import tapping
 from sfumato.core.views import Views
 from sfumato.errors import SfumatoError
 from sfumato.io.terminal import progress
 
 Prompts = str | Sequence[str] | Mapping[str, str | Sequence[str]]
-
-
-def look(
-    step: Step, needs: Sequence[Need], x: Float[Tensor, "b c h w"] | None = None, rows: Pattern = "cond"
-) -> dict[Need, Maps]:
-    """Maps and features of one more prediction, which runs these rows alone and stops after the last of the sites.
-
-    ``rows`` are of one condition. Gradients flow to ``x`` (``step.x``) where they are on. The network is as the model
-    has it, with the step's controls: what methods edit is not in it.
-    """
-    run = step.run
-    names = run.rows.match(rows)
-    streams, conditions = tuple(s for s, _ in names), tuple(dict.fromkeys(c for _, c in names))
-    if len(conditions) > 1:
-        raise SfumatoError(f"look asks for rows of one condition, got {', '.join(conditions)}")
-    some, found = Rows(streams, conditions, run.rows.each), {need: {} for need in needs}
-    sites = {need: choose(run.model, need.pair, run.grid, need.res, need.where) for need in needs}
-
-    def handle(call: Call | Activation) -> None:
-        for need in needs:
-            if call.site in sites[need]:
-                found[need][call.site] = plans.captured(call, need, some.match(need.rows))
-
-    shown = step.split(step.x if x is None else x)
-    batch = torch.cat([shown[run.rows.stream(s)] for s in streams])
-    cond = Cond.cat([step.cond[run.rows[name]] for name in names])
-    wanted = {site for found in sites.values() for site in found}
-    with run.model.tap(dict.fromkeys(wanted, handle), some, run.grid) as tap:
-        tap.step = step.i
-        tap.stop = True
-        with suppress(Enough):
-            run.model.predict(batch, step.level.t, cond)
-        tap.check(run.model.network)
-    return found
-
-
-@dataclass(frozen=True)
-class Painted:
-    """What one stream became: latents, and images once they are looked at."""
-
-    model: Backbone
-    latents: Float[Tensor, "b c h w"]
-    prompts: tuple[str, ...]
-
-    @property
-    def images(self) -> Float[Tensor, "b 3 H W"]:
-        """In [0, 1], on the CPU."""
-        with torch.no_grad():
-            return self.model.decode(self.latents).cpu()
-
-    def differs(self, other: Painted) -> Bool[Tensor, "b h w"]:
-        """Cells whose latents are not those of the other stream: where an edit changed something."""
-        return (self.latents != other.latents).any(1)
-
-    def save(self, path: str | File) -> File:
-        """Write the image (of several, their grid) as a PNG."""
-        from sfumato.media import pictures
-
-        images = [pictures.picture(x) for x in self.images]
-        return pictures.write(images[0] if len(images) == 1 else pictures.grid(images), File(path))
-
-
-@dataclass
-class Trajectory:
-    """What was asked to be kept of each step: ``x``, ``x0``, ``eps``, or a condition's prediction by its name."""
-
-    keep: tuple[str, ...]
-    steps: list[dict[str, Tensor]] = field(default_factory=list)
-
-    def note(self, step: Step) -> None:
-        have = {"x": step.x, "x0": step.x0, "eps": step.eps, "x_next": step.x_next, **step.parts}
-        for name in self.keep:
-            if name not in have:
-                raise SfumatoError(f"a step has no {name!r} to keep; it has: {', '.join(have)}")
-        self.steps.append({name: have[name].detach().cpu() for name in self.keep})
-
-    def __getitem__(self, name: str) -> Float[Tensor, "steps b c h w"]:
-        return torch.stack([s[name] for s in self.steps])
-
-
-def previews(folder: str | File, every: int = 10) -> Callable[[Step], None]:
-    """A ``callback`` that writes what the prediction stands for as ``folder/step-010.png``, every so many steps."""
-    from sfumato.media import pictures
-
-    def show(step: Step) -> None:
-        if (step.i + 1) % every == 0 or step.i + 1 == step.run.steps:
-            with torch.no_grad():
-                images = step.run.model.decode(step.x0).cpu()
-            pictures.write(
-                pictures.grid([pictures.picture(x) for x in images]), File(folder) / f"step-{step.i + 1:03d}.png"
-            )
-
-    return show
 
 
 def denoise(
@@ -291,7 +196,7 @@ class _Running:
 
     def __call__(self, x: Tensor) -> Tensor:
         move = self.stepper.start()
-        with _taps(self.run.model, self.plan) as begin:
+        with tapping(self.run.model, self.plan) as begin:
             for i in range(len(self.levels)):
                 step = Step(i, self.levels[i], self.levels[i + 1], x, self.run, self.cond)
                 if self.seen is not None:
@@ -348,7 +253,7 @@ class _Running:
 
 
 def _during(phases: Phases, step: Step) -> bool:
-    first, end = plans.span(phases.during, step.run.steps)
+    first, end = span(phases.during, step.run.steps)
     return first <= step.i < end
 
 
@@ -406,43 +311,3 @@ def _start(methods: Sequence[Method], run: Run) -> dict[str, Phases]:
         name = type(method).__name__
         out[name if name not in out else f"{name} ({len(out) + 1})"] = method.start(run)
     return out
-
-
-@contextmanager
-def _taps(model: Backbone, plan: Plan) -> Iterator[Callable[[Step], Any]]:
-    """Tap the plan's sites for the whole run; yields what is entered around each step's prediction."""
-    active: dict[Site | Layer, list[Entry]] = {}  # empty between predictions: methods' own find the taps asleep
-    now: list[Step] = []
-
-    def handle(call: Call | Activation) -> None:
-        for entry in active[call.site]:
-            if isinstance(entry.what, Need):
-                maps = plans.captured(call, entry.what, entry.rows)
-                now[0].maps.setdefault(entry.what, {})[call.site] = maps
-            else:
-                entry.what.do(call)
-
-    sites = plan.sites
-    handlers: dict[Site | Layer, Handler] = dict.fromkeys(sites, handle)
-    rows, grid = plan.run.rows, plan.run.grid
-
-    @contextmanager
-    def begin(step: Step) -> Iterator[None]:
-        active.update(plan.active(step.i))
-        now[:] = [step]
-        tap.rows, tap.grid, tap.step = rows, grid, step.i
-        try:
-            yield
-            tap.check(model.network)
-        finally:
-            active.clear()
-
-    @contextmanager
-    def nothing(step: Step) -> Iterator[None]:
-        yield
-
-    if not sites:
-        yield nothing
-        return
-    with tapped(model.network, Tap(handlers, active=lambda site: site in active)) as tap:
-        yield begin

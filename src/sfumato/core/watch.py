@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.plan import Method, Need, Phases, Run, Step
+from sfumato.core.method import Method, Need, Phases, Run, Step
 
 SIDE = 16
 """Maps are taken at the grid whose shorter side is nearest: there things are seen best (Hertz et al. 2023)."""

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.denoising import Painted, denoise
+from sfumato.core.denoising import denoise
+from sfumato.core.results import Painted
 from sfumato.core.watch import Attention
 from sfumato.media import plots
 from sfumato.prompts.words import spans

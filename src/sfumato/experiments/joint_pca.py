@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.attention import Call
-from sfumato.core.plan import choose
+from sfumato.core.choice import choose
 from sfumato.errors import SfumatoError
 from sfumato.media import plots
 from sfumato.reading.reader import Noise, Reader, feature

@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.denoising import Trajectory, denoise
+from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
+from sfumato.core.results import Trajectory
 from sfumato.core.schedule import Levels, Schedule
 from sfumato.errors import SfumatoError
 from sfumato.io.terminal import progress

@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.plan import Phases, Run, Step, span
+from sfumato.core.method import Phases, Run, Step, span
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.inversion.path import Advance, Inversion, Path, levels_of, noise_of

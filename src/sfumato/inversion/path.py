@@ -12,7 +12,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import CFG, Guide
-from sfumato.core.plan import Phases, Run, Start, Step
+from sfumato.core.method import Phases, Run, Start, Step
 from sfumato.core.rows import single
 from sfumato.core.schedule import Level, Levels
 from sfumato.core.steppers import DDIM, Stepper

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core.conditions import Cond
-from sfumato.core.plan import Phases, Run, Step
+from sfumato.core.method import Phases, Run, Step
 from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Path

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
+from sfumato.core.choice import nearest
 from sfumato.core.conditions import Cond
-from sfumato.core.plan import nearest
 from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError
 

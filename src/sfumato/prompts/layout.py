@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sfumato.core.plan import Run
+from sfumato.core.method import Run
 from sfumato.errors import SfumatoError
 from sfumato.media.images import opened
 from sfumato.prompts.words import spans

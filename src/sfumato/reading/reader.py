@@ -20,7 +20,7 @@ from PIL.Image import Image as Picture
 from torch import Tensor
 
 from sfumato.core.attention import Call
-from sfumato.core.plan import choose
+from sfumato.core.choice import choose
 from sfumato.core.sites import Layer, Site
 from sfumato.errors import SfumatoError
 from sfumato.media import images

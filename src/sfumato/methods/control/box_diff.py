@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.denoising import look
-from sfumato.core.plan import Method, Need, Phases, Run, Step, span
+from sfumato.core.look import look
+from sfumato.core.method import Method, Need, Phases, Run, Step, span
 from sfumato.methods.control.latent_descent import descend, sharpened, smoothed, text_at, text_span, word_maps
 from sfumato.methods.control.placed import among, phrase_tokens, placed
 from sfumato.prompts.layout import Layout

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.plan import Method, Phases, Run, Step
+from sfumato.core.method import Method, Phases, Run, Step
 from sfumato.core.schedule import Level
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.conditions import Cond
-from sfumato.core.plan import Edit, Method, Phases, Run, Step, span
+from sfumato.core.method import Edit, Method, Phases, Run, Step, span
 from sfumato.methods.control.placed import among, phrase_tokens, placed
 from sfumato.prompts.layout import Layout
 

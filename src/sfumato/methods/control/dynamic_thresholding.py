@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.plan import Method, Phases, Run, Step
+from sfumato.core.method import Method, Phases, Run, Step
 from sfumato.errors import SfumatoError
 
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.plan import Maps, Run, Step, choose, nearest
+from sfumato.core.choice import choose, nearest
+from sfumato.core.method import Maps, Run, Step
 from sfumato.errors import SfumatoError
 
 

@@ -31,7 +31,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.attention import Call
-from sfumato.core.plan import Edit, Method, Need, Phases, Run, Step, choose, span
+from sfumato.core.choice import choose
+from sfumato.core.method import Edit, Method, Need, Phases, Run, Step, span
 from sfumato.core.sites import Grid, Site
 from sfumato.methods.control.latent_descent import descend
 from sfumato.methods.control.placed import among, phrase_tokens, placed

@@ -25,8 +25,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.denoising import look
-from sfumato.core.plan import Method, Need, Phases, Run, Step, span
+from sfumato.core.look import look
+from sfumato.core.method import Method, Need, Phases, Run, Step, span
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.latent_descent import check_images, descend, text_at, word_maps
 from sfumato.methods.control.own_words import occurrences, own_words, prompts_of

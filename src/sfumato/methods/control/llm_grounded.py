@@ -32,8 +32,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.core.choice import choose
 from sfumato.core.denoising import denoise
-from sfumato.core.plan import Method, Need, Phases, Run, Step, choose, span
+from sfumato.core.method import Method, Need, Phases, Run, Step, span
 from sfumato.core.schedule import Levels
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError

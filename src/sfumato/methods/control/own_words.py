@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from sfumato.core.plan import Run
+from sfumato.core.method import Run
 from sfumato.errors import SfumatoError
 from sfumato.prompts.words import spans
 

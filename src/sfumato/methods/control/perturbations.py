@@ -13,7 +13,7 @@ from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import Guide, Parts
-from sfumato.core.plan import Edit, Method, Phases, Run
+from sfumato.core.method import Edit, Method, Phases, Run
 from sfumato.core.rows import Rows
 from sfumato.core.sites import Site, block
 from sfumato.errors import SfumatoError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from sfumato.core.plan import Run
+from sfumato.core.method import Run
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.latent_descent import check_images

@@ -31,7 +31,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.conditions import Cond
 from sfumato.core.denoising import denoise
-from sfumato.core.plan import Edit, Method, Need, Phases, Run, Step
+from sfumato.core.method import Edit, Method, Need, Phases, Run, Step
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.formats import nearest, read, rgb

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.plan import Method, Need, Phases, Run, Step, span
+from sfumato.core.method import Method, Need, Phases, Run, Step, span
 from sfumato.core.schedule import add_noise
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.perturbations import within

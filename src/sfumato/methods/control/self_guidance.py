@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.plan import Method, Need, Phases, Run, Span, Step, span
+from sfumato.core.method import Method, Need, Phases, Run, Span, Step, span
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.ops.regions import carried, centroid, extent, soft

@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.attention import Call
-from sfumato.core.plan import Phases, Run
+from sfumato.core.method import Phases, Run
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.perturbations import Perturbing
 

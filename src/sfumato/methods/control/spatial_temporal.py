@@ -31,7 +31,8 @@ from torch.utils.checkpoint import checkpoint
 
 from sfumato.core.attention import Call
 from sfumato.core.backbone import Similarity
-from sfumato.core.plan import Edit, Method, Phases, Run, Step, choose
+from sfumato.core.choice import choose
+from sfumato.core.method import Edit, Method, Phases, Run, Step
 from sfumato.core.rows import Name
 from sfumato.core.sites import Site
 from sfumato.core.steppers import DDIM

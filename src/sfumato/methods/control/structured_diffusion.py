@@ -26,8 +26,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.attention import Call
+from sfumato.core.choice import choose
 from sfumato.core.conditions import Cond
-from sfumato.core.plan import Edit, Method, Phases, Run, Step, choose
+from sfumato.core.method import Edit, Method, Phases, Run, Step
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.own_words import occurrences, own_words, prompts_of

@@ -17,7 +17,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from sfumato.core.attention import Call
-from sfumato.core.plan import Edit, Method, Phases, Run, Step, choose
+from sfumato.core.choice import choose
+from sfumato.core.method import Edit, Method, Phases, Run, Step
 from sfumato.core.sites import Grid, Site
 from sfumato.methods.control.latent_descent import descend, text_at
 from sfumato.prompts.layout import Box, Layout, Region

@@ -22,7 +22,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.plan import Maps, Method, Need, Phases, Run, Span, Step, span
+from sfumato.core.method import Maps, Method, Need, Phases, Run, Span, Step, span
 from sfumato.errors import SfumatoError
 
 

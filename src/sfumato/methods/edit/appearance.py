@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.plan import Need, Run, Step, span
+from sfumato.core.method import Need, Run, Step, span
 from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
 from sfumato.inversion import EditFriendly, Inversion, Path, invert

@@ -26,7 +26,7 @@ from sfumato.backbones.latent import Latent
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import CFG, Guide
-from sfumato.core.plan import Phases, Run, Step
+from sfumato.core.method import Phases, Run, Step
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.prior import At
 from sfumato.distill.stein import PUBLISHED, Bandwidth, Division, Stein

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 
 from sfumato.core.attention import Call
-from sfumato.core.plan import Edit, Method, Phases, Run, Step, span
+from sfumato.core.method import Edit, Method, Phases, Run, Step, span
 from sfumato.errors import SfumatoError
 from sfumato.methods.edit.appearance import APPEARANCE, Things, decoder, grids, matched, of_structure, roles
 from sfumato.prompts.layout import Mask

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.plan import Phases, Run, Step
+from sfumato.core.method import Phases, Run, Step
 from sfumato.core.schedule import Level, Levels, Schedule, add_noise
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path

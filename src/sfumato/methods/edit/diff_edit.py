@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
-from sfumato.core.plan import Phases, Run, Step
+from sfumato.core.method import Phases, Run, Step
 from sfumato.core.schedule import Level, add_noise
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion

@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.core.features import Activation
-from sfumato.core.plan import Edit, Method, Phases, Run, span
+from sfumato.core.method import Edit, Method, Phases, Run, span
 from sfumato.methods.edit.appearance import APPEARANCE, Things, decoder, grids, matched, of_structure, roles
 from sfumato.prompts.layout import Mask
 

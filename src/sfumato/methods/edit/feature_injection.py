@@ -16,7 +16,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.features import Activation
-from sfumato.core.plan import Edit, Method, Need, Phases, Run, Step
+from sfumato.core.method import Edit, Method, Need, Phases, Run, Step
 from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
 from sfumato.methods.edit.plug_and_play import decoder

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.plan import Phases, Run, Step
+from sfumato.core.method import Phases, Run, Step
 from sfumato.core.schedule import Levels, add_noise
 from sfumato.core.steppers import DDIM
 from sfumato.errors import SfumatoError

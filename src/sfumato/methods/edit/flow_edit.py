@@ -31,7 +31,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import Guide, scaled
-from sfumato.core.plan import Phases, Run, Step
+from sfumato.core.method import Phases, Run, Step
 from sfumato.core.schedule import Level, Levels, add_noise
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path, levels_of

@@ -26,7 +26,7 @@ from sfumato.backbones.latent import Latent
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import Guide, ImageTextCFG
-from sfumato.core.plan import Phases, Run, Step
+from sfumato.core.method import Phases, Run, Step
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path, levels_of, noise_of
 from sfumato.methods.edit.blended_latents import holding, noisy

@@ -32,7 +32,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import reading, reads_scale
-from sfumato.core.plan import Edit, Phases, Run, Step
+from sfumato.core.method import Edit, Phases, Run, Step
 from sfumato.core.schedule import add_noise
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion

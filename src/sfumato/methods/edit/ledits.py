@@ -32,9 +32,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.choice import choose, nearest
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import Guide, Parts
-from sfumato.core.plan import Need, Phases, Run, Step, choose, nearest
+from sfumato.core.method import Need, Phases, Run, Step
 from sfumato.core.rows import Rows
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError

@@ -27,7 +27,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.core.attention import Call
-from sfumato.core.plan import Edit, Method, Need, Phases, Run, Step, choose, nearest
+from sfumato.core.choice import choose, nearest
+from sfumato.core.method import Edit, Method, Need, Phases, Run, Step
 from sfumato.errors import SfumatoError
 from sfumato.prompts.words import spans
 

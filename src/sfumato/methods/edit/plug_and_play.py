@@ -22,8 +22,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sfumato.core.attention import Call
+from sfumato.core.choice import nearest
 from sfumato.core.features import Activation
-from sfumato.core.plan import Edit, Method, Phases, Run, nearest
+from sfumato.core.method import Edit, Method, Phases, Run
 from sfumato.core.sites import Layer, Site
 from sfumato.errors import SfumatoError
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.core.attention import Call
-from sfumato.core.plan import Edit, Method, Need, Phases, Run, Step, span
+from sfumato.core.method import Edit, Method, Need, Phases, Run, Step, span
 from sfumato.errors import SfumatoError
 from sfumato.prompts.alignment import refinement, replacement
 from sfumato.prompts.words import spans

@@ -19,7 +19,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import CFG, Parts, rescaled
-from sfumato.core.plan import Method, Phases, Run, Step
+from sfumato.core.method import Method, Phases, Run, Step
 from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError, unknown
 from sfumato.inversion import Path

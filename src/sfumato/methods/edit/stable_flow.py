@@ -28,7 +28,7 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
-from sfumato.core.plan import Edit, Method, Phases, Run, Step
+from sfumato.core.method import Edit, Method, Phases, Run, Step
 from sfumato.core.sites import Site, block
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Path, levels_of

@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.attention import Call
-from sfumato.core.plan import choose
+from sfumato.core.choice import choose
 from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.dift import DIFT

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.plan import choose, nearest
+from sfumato.core.choice import choose, nearest
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive import dift
 from sfumato.methods.perceive.dift import DIFT

@@ -1,0 +1,64 @@
+"""Which sites and layers of a model are meant: of a pair or kind, at a resolution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sfumato.core.backbone import Backbone
+from sfumato.core.sites import Grid, Layer, Site
+from sfumato.errors import SfumatoError, unknown
+
+PAIRS = {f"{a}->{b}" for a in ("image", "text") for b in ("image", "text")}
+"""Of attention, from what to what; other words are kinds of features."""
+
+
+def choose(
+    model: Backbone,
+    pair: str,
+    grid: Grid,
+    res: int | float | str | None = None,
+    where: Callable[[Any], bool] | None = None,
+    who: str = "this",
+) -> tuple[Any, ...]:
+    """The sites of a pair, or the layers of a kind, at a resolution.
+
+    Raises ``SfumatoError`` that says what the model offers.
+    """
+    offers = (*model.sites, *model.layers)
+    pairs = sorted({p for s in offers for p in s.pairs})
+    if pair not in pairs:
+        has = ", ".join(pairs) or "no attention at all"
+        raise SfumatoError(
+            f"{who} asks for {pair!r} {'attention' if pair in PAIRS else 'features'}; {model.name} offers {has}"
+        )
+    found = [s for s in offers if pair in s.pairs]
+    if res is not None:
+        sides = {s: min(s.grid(grid)) for s in found}
+        if isinstance(res, str):
+            if res not in ("coarsest", "finest"):
+                raise unknown("resolution", res, ("coarsest", "finest", "a number", "a fraction"))
+            wanted = (min if res == "coarsest" else max)(sides.values())
+        else:
+            wanted = res if isinstance(res, int) else round(res * min(grid))
+        offered = sorted(set(sides.values()))
+        found = [s for s in found if sides[s] == wanted]
+        if not found:
+            raise SfumatoError(
+                f"{who} asks for {pair} at resolution {res}; at this size {model.name} has it at "
+                f"{', '.join(map(str, offered))}"
+            )
+    if where is not None:
+        found = [s for s in found if where(s)]
+        if not found:
+            raise SfumatoError(f"{who} leaves no site of {pair} in {model.name}; its condition on sites is too narrow")
+    return tuple(found)
+
+
+def nearest(sites: Sequence[Site | Layer], grid: Grid, part: float) -> int:
+    """Of the sides that sites have, for latents of this grid, that nearest to a part of the latents' shorter side."""
+    if not 0 < part <= 1:
+        raise SfumatoError(f"a part of the latents' side is above 0 and at most 1, got {part}")
+    sides = sorted({min(site.grid(grid)) for site in sites})
+    return min(sides, key=lambda side: abs(math.log(side / (part * min(grid)))))

@@ -1,0 +1,53 @@
+"""Maps of further predictions, which a method asks for beside the step's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.core.attention import Call
+from sfumato.core.choice import choose
+from sfumato.core.conditions import Cond
+from sfumato.core.features import Activation
+from sfumato.core.method import Maps, Need, Step, captured
+from sfumato.core.rows import Pattern, Rows
+from sfumato.core.taps import Enough
+from sfumato.errors import SfumatoError
+
+
+def look(
+    step: Step, needs: Sequence[Need], x: Float[Tensor, "b c h w"] | None = None, rows: Pattern = "cond"
+) -> dict[Need, Maps]:
+    """Maps and features of one more prediction, which runs these rows alone and stops after the last of the sites.
+
+    ``rows`` are of one condition. Gradients flow to ``x`` (``step.x``) where they are on. The network is as the model
+    has it, with the step's controls: what methods edit is not in it.
+    """
+    run = step.run
+    names = run.rows.match(rows)
+    streams, conditions = tuple(s for s, _ in names), tuple(dict.fromkeys(c for _, c in names))
+    if len(conditions) > 1:
+        raise SfumatoError(f"look asks for rows of one condition, got {', '.join(conditions)}")
+    some, found = Rows(streams, conditions, run.rows.each), {need: {} for need in needs}
+    sites = {need: choose(run.model, need.pair, run.grid, need.res, need.where) for need in needs}
+
+    def handle(call: Call | Activation) -> None:
+        for need in needs:
+            if call.site in sites[need]:
+                found[need][call.site] = captured(call, need, some.match(need.rows))
+
+    shown = step.split(step.x if x is None else x)
+    batch = torch.cat([shown[run.rows.stream(s)] for s in streams])
+    cond = Cond.cat([step.cond[run.rows[name]] for name in names])
+    wanted = {site for found in sites.values() for site in found}
+    with run.model.tap(dict.fromkeys(wanted, handle), some, run.grid) as tap:
+        tap.step = step.i
+        tap.stop = True
+        with suppress(Enough):
+            run.model.predict(batch, step.level.t, cond)
+        tap.check(run.model.network)
+    return found

@@ -1,0 +1,192 @@
+"""What methods are made of: what they read and write of a run, and the step that they take part in.
+
+A method's ``start`` gives its ``Phases`` for one run: functions for the moments of a step, the attention it edits and
+the maps it needs. ``core.plan`` checks and prices them; ``core.denoising`` runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.core.attention import Call
+from sfumato.core.features import Activation
+from sfumato.core.rows import Name, Pattern, Rows
+from sfumato.core.sites import Grid
+from sfumato.errors import SfumatoError
+
+if TYPE_CHECKING:
+    from sfumato.core.backbone import Backbone
+    from sfumato.core.conditions import Cond
+    from sfumato.core.guidance import Guide
+    from sfumato.core.schedule import Level, Levels
+    from sfumato.core.steppers import Stepper
+
+Field = Literal["feature", "qkv", "logits", "probs", "out"]
+FIELDS: tuple[Field, ...] = ("feature", "qkv", "logits", "probs", "out")
+Moment = int | float | None  # a step's number, a fraction of the steps, the end
+Span = tuple[Moment, Moment]
+Maps = dict[Any, dict[Name, Float[Tensor, "each queries keys"]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Need:
+    """Maps a method reads after each step: probabilities of a pair, averaged over heads where they are made.
+
+    Or a feature, by its kind (``residual``, ``tokens``), as it is.
+    """
+
+    pair: str
+    res: int | float | str | None = None
+    """Shorter side of the token grid: a number, a fraction of the latents' side, ``coarsest`` or ``finest``."""
+    steps: Span = (0, None)
+    rows: Pattern = None
+    tokens: tuple[int, ...] | None = None
+    """Only these keys."""
+    where: Callable[[Any], bool] | None = None
+    """Which sites (layers, of a feature)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A function that writes one field of the attention calls of a pair, or a ``feature``, whose kind is the pair."""
+
+    pair: str
+    field: Field
+    do: Callable[[Any], None]
+    """Gets each site's ``Call``, or each layer's ``Activation``."""
+    res: int | float | str | None = None
+    steps: Span = (0, None)
+    rows: Pattern = None
+    """Which rows it writes."""
+    where: Callable[[Any], bool] | None = None
+    parts: str = "qkv"
+    """Of ``qkv``, which of the three it writes."""
+
+
+@dataclass
+class Phases:
+    """What a method does in one run. Each function gets the ``Step`` and may change what is named."""
+
+    edits: tuple[Edit, ...] = ()
+    needs: tuple[Need, ...] = ()
+    looks: tuple[Need, ...] = ()
+    """What it asks ``look`` for: checked and priced like the needs, but not read in the step's own prediction."""
+    cond: Callable[[Step, Cond], Cond] | None = None
+    """May replace the conditions of all rows."""
+    before: Callable[[Step], None] | None = None
+    """May replace ``step.x``; ``step.cond`` is what the step's prediction will read."""
+    energy: Callable[[Step], Tensor] | None = None
+    """A scalar of ``step.x0``, ``step.x`` or ``step.maps`` to go down; summed over methods and differentiated once with
+    respect to ``step.x``."""
+    network: bool = True
+    """Differentiate the energy through the network; if not, ``step.x0`` is (x - sigma eps) / alpha with eps held."""
+    repeats: int = 1
+    """How often a step with the energy is run, with new noise back to its level in between; of several the most."""
+    during: Span = (0, None)
+    """The steps of the energy: outside of them it costs nothing."""
+    denoised: Callable[[Step], None] | None = None
+    """May replace ``step.x0``; the noise follows."""
+    noise: Callable[[Step], Tensor | None] | None = None
+    """May give the unit noise of a stochastic step."""
+    after: Callable[[Step], None] | None = None
+    """May replace ``step.x_next``."""
+    calls: float = 0
+    """Further network calls a step, on average, in rows of the main one."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known before the first step."""
+
+    model: Backbone
+    prompts: Mapping[str, tuple[str, ...]]
+    """Stream -> its prompts, one an image."""
+    rows: Rows
+    steps: int
+    grid: Grid
+    """Height and width of the latents that the network sees."""
+    windows: int = 1
+    """How many of them an image has (with ``Views``); each is a row of its own."""
+    guide: Guide | None = None
+    """How the conditions' predictions become one, for methods that predict more."""
+    levels: Levels | None = None
+
+    def images(self, stream: str) -> slice:
+        """Where a stream lies among the images, such as ``step.x``."""
+        rows = self.rows.stream(stream)
+        return slice(rows.start // self.windows, rows.stop // self.windows)
+
+
+@dataclass
+class Step:
+    """One step as methods see it. Images lie stream by stream; ``run.images(name)`` says where."""
+
+    i: int
+    level: Level
+    next: Level
+    x: Float[Tensor, "b c h w"]
+    run: Run
+    cond: Cond
+    """What all rows read."""
+    x0: Tensor = field(default_factory=lambda: torch.empty(0))
+    eps: Tensor = field(default_factory=lambda: torch.empty(0))
+    x_next: Tensor = field(default_factory=lambda: torch.empty(0))
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """Predictions by condition, before guidance."""
+    maps: dict[Need, Maps] = field(default_factory=dict)
+    split: Callable[[Tensor], Tensor] = lambda x: x
+    """From images to what the network sees of them: windows, where a run has ``Views``."""
+
+
+class Method:
+    """A paper's parameters with the paper's defaults. Subclasses are frozen dataclasses."""
+
+    def start(self, run: Run) -> Phases:
+        raise NotImplementedError
+
+    def around(self, base: Guide) -> Guide:
+        """The run's guidance with what this method adds to it: rows of its own, say. Twice is as good as once."""
+        return base
+
+
+class Start(Method):
+    """A method that says where its run begins, at which levels and how it steps; such as an inversion's ``Path``."""
+
+    latents: Float[Tensor, "b c h w"]
+    """At the first level."""
+    levels: Levels
+    stepper: Stepper
+
+
+def span(steps: Span, of: int) -> tuple[int, int]:
+    """First step and one past the last, from numbers or fractions (0.8 of 50 steps is 40, rounded down)."""
+
+    def number(moment: Moment, default: int) -> int:
+        if moment is None:
+            return default
+        if isinstance(moment, float):
+            if not 0 <= moment <= 1:
+                raise SfumatoError(f"a fraction of the steps lies between 0 and 1, got {moment}")
+            return int(moment * of + 1e-9)
+        return min(moment, of)
+
+    return number(steps[0], 0), number(steps[1], of)
+
+
+def captured(
+    call: Call | Activation, need: Need, rows: Sequence[Name]
+) -> dict[Name, Float[Tensor, "each queries keys"]]:
+    """A need's maps at one call, averaged over heads, of the chosen keys; or its feature."""
+    if isinstance(call, Activation):
+        return {name: call.get(name) for name in rows}
+    out = {}
+    for name in rows:
+        mean = call.mean(name, need.pair)
+        out[name] = mean if need.tokens is None else mean[..., list(need.tokens)]
+    return out

@@ -1,0 +1,72 @@
+"""What a run gives: images of streams, what was kept of its steps, previews while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path as File
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sfumato.core.backbone import Backbone
+from sfumato.core.method import Step
+from sfumato.errors import SfumatoError
+from sfumato.media import pictures
+
+
+@dataclass(frozen=True)
+class Painted:
+    """What one stream became: latents, and images once they are looked at."""
+
+    model: Backbone
+    latents: Float[Tensor, "b c h w"]
+    prompts: tuple[str, ...]
+
+    @property
+    def images(self) -> Float[Tensor, "b 3 H W"]:
+        """In [0, 1], on the CPU."""
+        with torch.no_grad():
+            return self.model.decode(self.latents).cpu()
+
+    def differs(self, other: Painted) -> Bool[Tensor, "b h w"]:
+        """Cells whose latents are not those of the other stream: where an edit changed something."""
+        return (self.latents != other.latents).any(1)
+
+    def save(self, path: str | File) -> File:
+        """Write the image (of several, their grid) as a PNG."""
+        images = [pictures.picture(x) for x in self.images]
+        return pictures.write(images[0] if len(images) == 1 else pictures.grid(images), File(path))
+
+
+@dataclass
+class Trajectory:
+    """What was asked to be kept of each step: ``x``, ``x0``, ``eps``, or a condition's prediction by its name."""
+
+    keep: tuple[str, ...]
+    steps: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def note(self, step: Step) -> None:
+        have = {"x": step.x, "x0": step.x0, "eps": step.eps, "x_next": step.x_next, **step.parts}
+        for name in self.keep:
+            if name not in have:
+                raise SfumatoError(f"a step has no {name!r} to keep; it has: {', '.join(have)}")
+        self.steps.append({name: have[name].detach().cpu() for name in self.keep})
+
+    def __getitem__(self, name: str) -> Float[Tensor, "steps b c h w"]:
+        return torch.stack([s[name] for s in self.steps])
+
+
+def previews(folder: str | File, every: int = 10) -> Callable[[Step], None]:
+    """A ``callback`` that writes what the prediction stands for as ``folder/step-010.png``, every so many steps."""
+
+    def show(step: Step) -> None:
+        if (step.i + 1) % every == 0 or step.i + 1 == step.run.steps:
+            with torch.no_grad():
+                images = step.run.model.decode(step.x0).cpu()
+            pictures.write(
+                pictures.grid([pictures.picture(x) for x in images]), File(folder) / f"step-{step.i + 1:03d}.png"
+            )
+
+    return show

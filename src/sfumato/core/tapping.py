@@ -1,0 +1,55 @@
+"""A plan's sites tapped while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sfumato.core.attention import Call
+from sfumato.core.backbone import Backbone
+from sfumato.core.features import Activation
+from sfumato.core.method import Need, Step, captured
+from sfumato.core.plan import Entry, Plan
+from sfumato.core.sites import Layer, Site
+from sfumato.core.taps import Handler, Tap, tapped
+
+
+@contextmanager
+def tapping(model: Backbone, plan: Plan) -> Iterator[Callable[[Step], Any]]:
+    """Tap the plan's sites for the whole run; yields what is entered around each step's prediction."""
+    active: dict[Site | Layer, list[Entry]] = {}  # empty between predictions: methods' own find the taps asleep
+    now: list[Step] = []
+
+    def handle(call: Call | Activation) -> None:
+        for entry in active[call.site]:
+            if isinstance(entry.what, Need):
+                maps = captured(call, entry.what, entry.rows)
+                now[0].maps.setdefault(entry.what, {})[call.site] = maps
+            else:
+                entry.what.do(call)
+
+    sites = plan.sites
+    handlers: dict[Site | Layer, Handler] = dict.fromkeys(sites, handle)
+    rows, grid = plan.run.rows, plan.run.grid
+
+    @contextmanager
+    def begin(step: Step) -> Iterator[None]:
+        active.update(plan.active(step.i))
+        now[:] = [step]
+        tap.rows, tap.grid, tap.step = rows, grid, step.i
+        try:
+            yield
+            tap.check(model.network)
+        finally:
+            active.clear()
+
+    @contextmanager
+    def nothing(step: Step) -> Iterator[None]:
+        yield
+
+    if not sites:
+        yield nothing
+        return
+    with tapped(model.network, Tap(handlers, active=lambda site: site in active)) as tap:
+        yield begin
