@@ -91,6 +91,24 @@ def test_segments_learn_from_labelled_examples_and_get_names(run, here, photos, 
         assert code == 2 and len(last) == 1 and why in last[0], (more, err)
 
 
+def test_what_is_learned_anew_and_what_is_learned_from_are_not_mistaken_for_what_they_were(run, photos, tmp_path):
+    learned, label = tmp_path / "learned.safetensors", photos / "a-labels.png"
+    quick = ("label-efficient", "--epochs", 3, "--members", 1, "--seed", 1)
+    call = ("segment", photos / "b.png", "--side", 64, "--out", tmp_path / "out")
+
+    def segmented(value: int, *more: object) -> set[int]:
+        Image.new("L", Image.open(photos / "a.png").size, value).save(label)
+        code, _, err = run(*call, "--labelled", photos / "a.png", *more, *quick)
+        assert code == 0, err
+        return set(read_labels(tmp_path / "out" / "b-labels.png").unique().tolist())
+
+    assert 2 not in segmented(1) and 2 in segmented(2)
+    for value in (1, 2):
+        segmented(value, "--learned", learned)
+        assert run(*call[:-1], tmp_path / "later", "--learned", learned, *quick)[0] == 0
+        assert (2 in read_labels(tmp_path / "later" / "b-labels.png")) == (value == 2)
+
+
 def test_points_masks_and_edits_go_from_one_image_to_another(run, here, photos, tmp_path, monkeypatch):
     from sfumato.methods.perceive import dift
 

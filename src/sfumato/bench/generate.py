@@ -62,11 +62,15 @@ MEANINGS = {
     "depth": "ControlNet: relative error of the depth its silhouettes imply",
     "depth_rendered": "the same, of renders",
     "depth_chance": "the same, against another image's depth",
-    # what came later stands last: a measure's prompts go by its place
     "detail": "high-frequency energy of paintings over that of renders of the same scenes",
     "vae_detail": "the same, of reconstructions over what they reconstruct",
     "frechet_over_floor": "Frechet distance over its floor",
 }
+STREAMS = {
+    **{"single": 0, "single_scene": 1, "pair": 2, "relation": 3, "view": 4, "style": 5},
+    **{"vae_psnr": 6, "frechet_clip": 7, "instruct": 13, "depth": 15},
+}
+"""The random numbers of a measure, which keep to it."""
 TARGETS = {
     "single": Target(0.96),
     "single_scene": Target(0.88),
@@ -89,7 +93,7 @@ class Studio(Shared):
 
     def rng(self, what: str) -> np.random.Generator:
         """A generator for one measure, the same whatever else is measured."""
-        return self.stream(list(MEANINGS).index(what))
+        return self.stream(STREAMS[what])
 
     @cached_property
     def pipe(self) -> Any:

@@ -10,7 +10,7 @@ import tyro
 
 from sfumato.commands import chain as chains
 from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_side
-from sfumato.commands.reading import Batch, files_of, page
+from sfumato.commands.reading import Batch, contents, files_of, page
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_text
 from sfumato.io.terminal import print_json, quiet
@@ -63,7 +63,7 @@ def keypoints(
         raise SfumatoError("--learned has its own settings; leave the method out, or learn anew without --learned")
     else:
         found = Keypoints.load(learned)
-    settings = {"learned": (str(learned), learned.stat().st_mtime_ns), "model": model, "side": side, **vars(loading)}
+    settings = {"learned": contents(learned), "model": model, "side": side, **vars(loading)}
     batch = Batch(files, out, settings)
 
     def work(file: Path) -> dict[str, Any]:

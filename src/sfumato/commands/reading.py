@@ -43,6 +43,22 @@ def files_of(given: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(out))
 
 
+def content(file: Path) -> str:
+    """A word for what a file holds now. ``SfumatoError`` where it cannot be read."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as e:
+        raise SfumatoError(f"cannot read {file}: {e.strerror or e}") from e
+
+
+def contents(place: Path | None) -> list[tuple[str, str]] | None:
+    """What the files of a folder hold, or a file and its labels beside it: settings by which results differ."""
+    if place is None:
+        return None
+    inside = sorted(place.iterdir()) if place.is_dir() else [place, place.with_name(f"{place.stem}-labels.png")]
+    return [(file.name, content(file)) for file in inside if file.is_file()]
+
+
 @dataclass
 class Batch:
     """Images that are worked through one by one. What was done under the same settings before is not done again."""
@@ -60,12 +76,8 @@ class Batch:
 
     def key(self, file: Path) -> str:
         """Of an image as it is now, under these settings."""
-        try:
-            held = hashlib.sha256(file.read_bytes()).hexdigest()
-        except OSError as e:
-            raise SfumatoError(f"cannot read {file}: {e.strerror or e}") from e
-        told = json.dumps(self.settings, sort_keys=True, default=str)
-        return hashlib.sha256(f"{held} {told}".encode()).hexdigest()[:16]
+        settings = json.dumps(self.settings, sort_keys=True, default=str)
+        return hashlib.sha256(f"{content(file)} {settings}".encode()).hexdigest()[:16]
 
     def run(self, what: str, work: Callable[[Path], dict[str, Any]]) -> list[dict[str, Any]]:
         """A record of each image, what ``work`` gives; an image that fails is noted and does not stop the others."""

@@ -9,7 +9,7 @@ import tyro
 
 from sfumato.commands import chain as chains
 from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_side
-from sfumato.commands.reading import Batch, files_of, page
+from sfumato.commands.reading import Batch, contents, files_of, page
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_text
 from sfumato.io.terminal import print_json, quiet
@@ -91,8 +91,8 @@ def segment(
         "model": model,
         "side": side,
         **vars(loading),
-        "labelled": _held(labelled),
-        "learned": str(learned),
+        "labelled": contents(labelled),
+        "learned": contents(learned),
         "names": vocabulary,
     }
     batch = Batch(files, out, settings)
@@ -177,10 +177,3 @@ def _dumps(value: Any) -> str:
     from json import dumps
 
     return dumps(value, allow_nan=False) + "\n"
-
-
-def _held(labelled: Path | None) -> list[tuple[str, int]] | None:
-    """Which examples these are."""
-    if labelled is None or not labelled.is_dir():
-        return None
-    return [(p.name, p.stat().st_mtime_ns) for p in sorted(labelled.iterdir())]
