@@ -41,6 +41,7 @@ from sfumato.stilllife import change, networks
 from sfumato.stilllife.captions import caption
 from sfumato.stilllife.render import render
 from sfumato.stilllife.scene import sample_scene
+from sfumato.tasks.edit import edit_pictures
 
 STEPS, GUIDANCE = 50, 7.5
 EDIT_GUIDANCE, THRESHOLD = 4.0, 0.6  # of edits on the built-in model: chosen on the first four edits of seed 1
@@ -259,11 +260,10 @@ def prompt_to_prompt(studio: Studio) -> Mapping[str, Figure]:
         path = invert(model, before[i], source, Direct(steps=STEPS))
         method = PromptToPrompt(blend=LocalBlend(kinds[0], kinds[1], threshold=THRESHOLD))
         prompts = {"source": source, "target": target}
-        out = denoise(model, prompts, start=path, methods=[method], guide=EDIT_GUIDANCE)
-        painted, changed = out["target"].images[0], out["target"].differs(out["source"])[0]
         fitted = fit(pictures.picture(before[i]), model.size, model.multiple)
-        results["PromptToPrompt"].append(tensor(fitted.restore(pictures.picture(painted), changed)))
-        results["as painted"].append(painted)
+        done = edit_pictures(model, [fitted], path, prompts, methods=[method], guide=EDIT_GUIDANCE)
+        results["PromptToPrompt"].append(tensor(done.pictures[0]))
+        results["as painted"].append(done.painted[0])
         noisy = invert(model, before[i], source, Noise(seed=i, steps=STEPS))
         results["SDEdit"].append(denoise(model, target, start=noisy, guide=EDIT_GUIDANCE).images[0])
         results["no edit"].append(before[i].cpu())

@@ -56,6 +56,7 @@ from sfumato.stilllife.kinds import KINDS as THINGS
 from sfumato.stilllife.oracle import Reading, matches
 from sfumato.stilllife.render import render
 from sfumato.stilllife.scene import Scene, sample_scene, view
+from sfumato.tasks.edit import edit_pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -271,12 +272,11 @@ def painted(studio: Studio, case: Case, asked: Asked) -> tuple[Tensor, dict[str,
     prompts = dict(asked.prompts or {"source": case.source, "target": case.target})
     guide = asked.start.guide(model, asked.guidance)
 
+    fitted = fit(pictures.picture(case.before), model.size, model.multiple)
+
     def paint() -> Tensor:
-        out = denoise(model, prompts, start=track, methods=asked.methods, guide=guide, seed=case.seed)
-        kept = out["source"].latents if "source" in out else track.image.to(out["target"].latents)
-        changed = (out["target"].latents != kept).any(1)[0]
-        fitted = fit(pictures.picture(case.before), model.size, model.multiple)
-        return tensor(fitted.restore(pictures.picture(out["target"].images[0]), changed))
+        options = {"methods": asked.methods, "guide": guide, "seed": case.seed}
+        return tensor(edit_pictures(model, [fitted], track, prompts, **options).pictures[0])
 
     image, more = timed(paint, studio.device)
     return image, {"seconds": cost["seconds"] + more["seconds"], "peak_mb": max(cost["peak_mb"], more["peak_mb"])}

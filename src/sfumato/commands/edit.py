@@ -218,20 +218,17 @@ class _Work:
         from sfumato.core.denoising import plan
 
         options = {"guide": asked.guide, "steps": steps, "size": self.size, "memory": self.memory}
-        return plan(self.net, self._each(asked.prompts), methods=asked.methods, **options)
-
-    def _each(self, prompts: dict[str, str]) -> dict[str, list[str]]:
-        """Of each stream a prompt a picture."""
-        return {stream: [said] * len(self.fitted) for stream, said in prompts.items()}
+        prompts = {stream: [said] * len(self.fitted) for stream, said in asked.prompts.items()}
+        return plan(self.net, prompts, methods=asked.methods, **options)
 
     def edit(self, asked: Asked) -> _Edit:
         import torch
 
-        from sfumato.core.denoising import denoise
         from sfumato.core.watch import Attention
         from sfumato.inversion import invert
         from sfumato.inversion.together import together
         from sfumato.media import pictures
+        from sfumato.tasks.edit import edit_pictures
 
         began = time.perf_counter()
         said = asked.prompts.get("source", asked.source)
@@ -240,20 +237,10 @@ class _Work:
             other = invert(self.net, self.appearance, asked.prompts["appearance"], asked.start)
             path = together({("source", "target"): path, "appearance": other})
         watching = [Attention("target")] if self.show_attention else []
-        options = {"start": path, "guide": asked.guide, "seed": self.seed, "memory": self.memory}
-        out = denoise(self.net, self._each(asked.prompts), methods=[*asked.methods, *watching], **options)
-        kept = out["source"].latents if "source" in out else path.image.to(out["target"].latents)
-        painted = [pictures.picture(image) for image in out["target"].images]
-        changed = (out["target"].latents != kept).any(1)
-        results = tuple(f.restore(p, c) for f, p, c in zip(self.fitted, painted, changed, strict=True))
+        options = {"guide": asked.guide, "seed": self.seed, "memory": self.memory}
+        done = edit_pictures(self.net, self.fitted, path, asked.prompts, methods=[*asked.methods, *watching], **options)
         seconds, steps = time.perf_counter() - began, len(path.levels)
         words = self.net.words(asked.prompts["target"])
-        return _Edit(
-            results,
-            painted[0],
-            self.planned(asked, steps or asked.start.steps),
-            steps,
-            seconds,
-            words,
-            next(iter(watching), None),
-        )
+        plan = self.planned(asked, steps or asked.start.steps)
+        painted = pictures.picture(done.painted[0])
+        return _Edit(done.pictures, painted, plan, steps, seconds, words, next(iter(watching), None))

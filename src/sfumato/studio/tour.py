@@ -20,7 +20,6 @@ from torch import Tensor
 
 from sfumato import __version__
 from sfumato.backbones.load import load
-from sfumato.core.denoising import denoise
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Direct, invert
 from sfumato.io.device import choose
@@ -35,6 +34,7 @@ from sfumato.stilllife.oracle import Oracle, Reading, ReadThing, matches
 from sfumato.stilllife.render import Rendering, keypoints, render, shade, trace
 from sfumato.stilllife.scene import LIGHTS, STYLES, Camera, Scene, Thing
 from sfumato.stilllife.sketches import sketches
+from sfumato.tasks.edit import edit_pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -235,9 +235,8 @@ def _edited(out: Path, device: torch.device) -> str:
         source, target = edit.captions
         words = [scene.things[0].kind for scene in (edit.before, edit.after)]
         method = PromptToPrompt(blend=LocalBlend(words[0], words[1], threshold=0.6))
-        painted = denoise(model, {"source": source, "target": target}, start=path, methods=[method], guide=4.0)
-        changed = painted["target"].differs(painted["source"])[0]
-        edited = fitted.restore(pictures.picture(painted["target"].images[0]), changed)
+        prompts = {"source": source, "target": target}
+        edited = edit_pictures(model, [fitted], path, prompts, methods=[method], guide=4.0).pictures[0]
         figures.append(figure(edited, f"“{escape(edit.instruction)}”"))
         figures.append(figure(pictures.picture(truth), "as it should be"))
         said, blend = f'--from "{source}" --to "{target}"', f"--blend {' '.join(words)} --threshold 0.6"

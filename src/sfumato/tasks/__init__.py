@@ -1,0 +1,1 @@
+"""What a person wants done, as plain calls: no argv, no prints."""
