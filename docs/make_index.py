@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sfumato.commands import chain
+from sfumato.methods import index
 
 PAGES = Path(__file__).parent / "methods"
 INTRO = """# Methods
@@ -29,12 +29,8 @@ def line(word: str) -> str:
     return f"| {shown} | [{title}]({word}.md) | {first}. |"
 
 
-FUNCTIONS = {"perceive": ("open-vocabulary", "fourier-domain-adaptation")}
-"""Pages of what is no word of a command line."""
-
-
 def table(group: str) -> str:
-    words = sorted((*chain.words((group,)), *FUNCTIONS.get(group, ())))
+    words = sorted(entry.word for entry in index.METHODS if entry.group == group)
     rows = [line(word) for word in words if (PAGES / f"{word}.md").exists()]
     return "\n".join(["| | method | |", "| --- | --- | --- |", *rows])
 

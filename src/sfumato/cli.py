@@ -30,6 +30,7 @@ from sfumato.commands.sites import sites
 from sfumato.commands.tour import tour
 from sfumato.commands.trajectory import trajectory
 from sfumato.errors import SfumatoError, out_of_memory
+from sfumato.methods import index
 
 COMMANDS = {
     f.__name__: f
@@ -48,8 +49,8 @@ CHAINED = {
     "generate": chain.split,
     "edit": chain.split,
     "plan": partial(chain.split, positional=False),
-    "distill2d": partial(chain.split, groups=chain.DISTILLING),
-    **dict.fromkeys(("segment", "match", "keypoints"), partial(chain.split, groups=chain.READING, several=True)),
+    "distill2d": partial(chain.split, groups=index.DISTILLING),
+    **dict.fromkeys(("segment", "match", "keypoints"), partial(chain.split, groups=index.READING, several=True)),
 }
 """Those that take methods behind their own arguments."""
 ABOUT = """Paint, edit, render and read still lifes, offline, with the model that ships.

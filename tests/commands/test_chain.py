@@ -9,6 +9,7 @@ from sfumato.commands.chain import Chain
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Direct
 from sfumato.inversion.noise_space import Noise
+from sfumato.methods import index
 from sfumato.methods.edit import LocalBlend, PromptToPrompt
 from sfumato.methods.edit.prompt_to_prompt import PIE_BENCH
 
@@ -40,7 +41,7 @@ def test_fields_are_options():
 
 
 def test_every_method_can_be_asked_for_or_says_why_not(capsys):
-    for word in chain.words(chain.PAINTING + chain.DISTILLING):
+    for word in index.words(index.PAINTING + index.DISTILLING, aliases=True):
         try:
             with pytest.raises(SystemExit) as ended:
                 chain.parse([[word, "--help"]], "edit")
@@ -49,15 +50,13 @@ def test_every_method_can_be_asked_for_or_says_why_not(capsys):
             assert f"... {word}" in out and "sfumato" in out
         except SfumatoError as e:
             assert "takes a function" in str(e)
-    for short, word in chain.SHORT.items():
-        assert word in chain.words(chain.PAINTING + chain.READING + chain.DISTILLING), short
 
 
 def test_what_cannot_be_asked_for():
     with pytest.raises(SfumatoError, match=r"unknown method 'masa'; known: .*masactrl"):
-        chain.default("masa")
-    with pytest.raises(SfumatoError, match="unknown preset of p2p 'best'; known: pie-bench"):
-        chain.default("p2p:best")
+        index.default("masa")
+    with pytest.raises(SfumatoError, match="unknown preset of prompt-to-prompt 'best'; known: pie-bench"):
+        index.default("p2p:best")
     with pytest.raises(SfumatoError, match="universal-guidance takes a function"):
         chain.parse([["universal-guidance"]], "edit")
     with pytest.raises(SfumatoError, match=r"a \+ joins two methods"):

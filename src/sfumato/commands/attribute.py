@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from sfumato.commands import chain as chains
 from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_side, slug
 from sfumato.commands.reading import Batch, files_of, page
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable
 from sfumato.io.terminal import print_json, quiet
+from sfumato.methods import index
 
 
 def attribute(
@@ -55,7 +55,7 @@ def attribute(
     from sfumato.media.overlays import overlay
     from sfumato.reading.reader import read
 
-    method = chains.default(f"text-attribution:{preset}" if preset else "text-attribution")
+    method = index.default(f"text-attribution:{preset}" if preset else "text-attribution")
     method = replace(method, words=asked, prompt=prompt)
     net = loading.load(model, device)
     batch = Batch(files, out, {"method": repr(method), "model": model, "side": side, **vars(loading)})

@@ -9,51 +9,22 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
 from sfumato.errors import SfumatoError, unknown
+from sfumato.methods import index
 
 if TYPE_CHECKING:
     from sfumato.core.method import Method
     from sfumato.inversion import Inversion
     from sfumato.media.images import Fitted
 
-SHORT = {
-    "p2p": "prompt-to-prompt",
-    "pnp": "plug-and-play",
-    "ip2p": "instruct-pix2pix",
-    "dds": "delta-denoising",
-    "attend-excite": "attend-and-excite",
-    "dense": "dense-diffusion",
-    "boxdiff": "box-diff",
-    "diffedit": "diff-edit",
-    "sag": "self-attention-guidance",
-    "pag": "perturbed-attention",
-    "seg": "smoothed-energy",
-    "diffseg": "diff-seg",
-    "diffcut": "normalised-cut",
-    "daam": "text-attribution",
-    "ot": "optimal-transport",
-    "sds": "score-distillation",
-    "sjc": "score-jacobian-chaining",
-    "vsd": "variational-score-distillation",
-    "esd": "entropic-score-distillation",
-    "nfsd": "noise-free-score-distillation",
-    "ism": "interval-score-matching",
-    "sdi": "score-distillation-via-inversion",
-    "csd-edit": "collaborative-editing",
-}
-"""What the field calls some of them."""
 _LONE = {"--json", "--offline", "--show-attention", "--help", "-h"}  # options that no value follows
 _PAIRED = {"--box", "--zoom"}
 _MANY = {"--points"}  # numbers with commas follow, as many as there are
 _FILES = {"--also"}  # files follow, up to the next option or method
-PAINTING = ("edit", "control")
-READING = ("perceive",)
-DISTILLING = ("distill",)
 
 
 @dataclass(frozen=True)
@@ -129,67 +100,8 @@ def _unsaid(item: Any, field: Any) -> bool:
     return getattr(item, field.name) == field.default
 
 
-@cache
-def words(groups: tuple[str, ...] = PAINTING) -> dict[str, str]:
-    """The methods' words -> the modules that hold them, without importing any."""
-    import sfumato.methods
-
-    out = {}
-    for group in groups:
-        for file in sorted((Path(sfumato.methods.__path__[0]) / group).glob("*.py")):
-            names = re.findall(r"^class (\w+)[(:]", file.read_text(encoding="utf-8"), re.MULTILINE)
-            if file.stem.replace("_", "") in (name.lower() for name in names):
-                out[file.stem.replace("_", "-")] = f"sfumato.methods.{group}.{file.stem}"
-    return out
-
-
-def kind(word: str) -> tuple[Any, Any]:
-    """The class of a method, and its module. ``SfumatoError`` that lists the methods for a word that is none."""
-    import importlib
-
-    known = words(PAINTING + READING + DISTILLING)
-    module = known.get(SHORT.get(word, word))
-    if module is None:
-        raise unknown("method", word, known)
-    found = importlib.import_module(module)
-    stem = module.rsplit(".", 1)[1].replace("_", "")
-    return next(v for k, v in vars(found).items() if isinstance(v, type) and k.lower() == stem), found
-
-
-def presets(word: str) -> dict[str, Any]:
-    """Other settings of a method by their words: those of its authors, or for the built-in model."""
-    cls, module = kind(word)
-    return {k.lower().replace("_", "-"): v for k, v in vars(module).items() if k.isupper() and type(v) is cls}
-
-
-def default(spec: str) -> Any:
-    """A method as it is, or one of its presets: ``masactrl``, ``masactrl:still-life``."""
-    word, _, preset = spec.partition(":")
-    if preset:
-        return _preset(word, preset)
-    cls, _ = kind(word)
-    try:
-        return cls()
-    except TypeError:
-        raise SfumatoError(f"{word} needs options of its own; run it alone, see --help after its word") from None
-
-
-def suited(word: str, model: str, side: int | None) -> tuple[Any, int | None]:
-    """A reading method where none was named: as published, or as it suits the built-in model, and what it sees."""
-    if model != "stilllife":
-        return default(word), side
-    return default(f"{word}:still-life"), side or 256  # twice its own side: its cells are large
-
-
-def _preset(word: str, name: str) -> Any:
-    known = presets(word)
-    if name not in known:
-        raise unknown(f"preset of {word}", name, known)
-    return known[name]
-
-
 def split(
-    args: Sequence[str], positional: bool = True, groups: tuple[str, ...] = PAINTING, several: bool = False
+    args: Sequence[str], positional: bool = True, groups: tuple[str, ...] = index.PAINTING, several: bool = False
 ) -> tuple[list[str], list[list[str]]]:
     """The arguments of a command, and those of each method behind them.
 
@@ -197,7 +109,7 @@ def split(
     the next follow a ``+``. Boxes are for all of them and may stand anywhere. ``SfumatoError`` for a word that is none,
     unless ``several`` words of the command's own may come, one after the other.
     """
-    methods = {*words(groups), *(short for short, word in SHORT.items() if word in words(groups))}
+    methods = set(index.words(groups, aliases=True))
     head, at, seen, more_may_come = [], 0, not positional, several
     asks = bool({"--help", "-h"} & set(args))
     while at < len(args):
@@ -216,7 +128,7 @@ def split(
         elif arg in methods and (seen or asks):
             break
         elif seen and not more_may_come and not arg.startswith("-"):
-            raise unknown("method", arg, words(groups))
+            raise unknown("method", arg, index.words(groups))
         else:
             head.append(arg)
             seen = seen or not arg.startswith("-")
@@ -242,14 +154,15 @@ def parse(segments: Sequence[Sequence[str]], command: str) -> Chain:
         if not segment:
             raise SfumatoError("a + joins two methods; one of them is missing")
         word, options = segment[0], list(segment[1:])
-        cls, _ = kind(word)
+        entry = index.find(word)
+        cls = entry.method
         preset = None
         if "--preset" in options:
             i = options.index("--preset")
-            preset = _preset(word, "".join(options[i + 1 : i + 2]))
+            preset = entry.preset("".join(options[i + 1 : i + 2]))
             del options[i : i + 2]
-        known = presets(word)
-        more = f"\n\nPresets, before the other options: {', '.join(f'--preset {n}' for n in known)}" if known else ""
+        known = ", ".join(f"--preset {name}" for name in entry.presets)
+        more = f"\n\nPresets, before the other options: {known}" if known else ""
         spoken = _spoken(cls)
         if any(f.default is f.default_factory and "Callable" in str(f.type) for f in fields(cls)):  # both are missing
             raise SfumatoError(f"{word} takes a function, which a command line cannot give; use it from Python")

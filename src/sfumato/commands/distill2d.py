@@ -16,6 +16,7 @@ from sfumato.commands.options import Device, Json, Model, Running, Seed, check_s
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_text
 from sfumato.io.terminal import note, print_json, quiet
+from sfumato.methods import index
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -91,7 +92,7 @@ def distill2d(
     if size is not None:
         check_size(size)
     if len(chain.items) != 1:
-        raise SfumatoError(f"distill2d takes one method; they are: {', '.join(chains.words(chains.DISTILLING))}")
+        raise SfumatoError(f"distill2d takes one method; they are: {', '.join(index.words(index.DISTILLING))}")
     if rate is not None and not (math.isfinite(rate) and rate > 0):
         raise SfumatoError(f"--rate is a number above 0, got {rate:g}")
     if not (0 <= turn <= 180 and 0.1 <= zoom[0] <= zoom[1] <= 10):

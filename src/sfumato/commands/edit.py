@@ -30,6 +30,7 @@ from sfumato.commands.options import (
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable
 from sfumato.io.terminal import print_json, quiet
+from sfumato.methods import index
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -94,12 +95,12 @@ def edit(
     seed_of(seed)
     specs = [spec.strip() for spec in compare.split(",") if spec.strip()]
     if bool(specs) == bool(chain.items):
-        raise SfumatoError(f"edit takes methods, or --compare with several; they are: {', '.join(chains.words())}")
+        raise SfumatoError(f"edit takes methods, or --compare with several; they are: {', '.join(index.words())}")
     if also and (appearance is not None or show_attention):
         raise SfumatoError(
             f"{'--appearance' if appearance is not None else '--show-attention'} is of one picture alone"
         )
-    chained = {spec: Chain((chains.default(spec),), (spec,)) for spec in specs} or {"": chain}
+    chained = {spec: Chain((index.default(spec),), (spec,)) for spec in specs} or {"": chain}
     writable(out)
     quiet()
     from sfumato.media import images

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from sfumato.commands import chain
 from sfumato.commands.figures import tell
 from sfumato.commands.options import Device, Json, Model, Running, Seed, seed_of, whole
 from sfumato.errors import SfumatoError, unknown
 from sfumato.io.files import writable
 from sfumato.io.terminal import quiet
+from sfumato.methods import index
 
 if TYPE_CHECKING:
     from sfumato.core.backbone import Backbone
@@ -330,14 +330,14 @@ def _scales(name: str, values: Sequence[float]) -> list[float]:
 def _methods(text: str) -> dict[str, Distillation]:
     """Methods by their words, each with a guidance that can be varied."""
     asked = [word.strip() for word in text.split(",") if word.strip()]
-    known = chain.words(chain.DISTILLING)
+    known = index.words(index.DISTILLING, aliases=True)
     if not asked or len(set(asked)) < len(asked):
         raise SfumatoError(f"--methods are different words with commas, got {text!r}; known: {', '.join(known)}")
     for spec in asked:
         word = spec.partition(":")[0]
-        if chain.SHORT.get(word, word) not in known:
+        if word not in known:
             raise unknown("method that distils", word, known)
-    return {spec: chain.default(spec) for spec in asked}
+    return {spec: index.default(spec) for spec in asked}
 
 
 def _plain(value: Any) -> str:

@@ -27,7 +27,7 @@ def methods(*, json: Json = False) -> None:
     for group in dict.fromkeys(row["group"] for row in rows):
         print(f"{group}\n")
         for row in (r for r in rows if r["group"] == group):
-            print(f"  {row['method']}")
+            print(f"  {row['method']}" + (f" ({row['words']})" if "words" in row else ""))
             defaults = " ".join(f"{k}={float(v):g}" for k, v in row["defaults"].items())
             print(textwrap.indent(textwrap.fill(row["about"], width - 4), "    "))
             for name, said in {"defaults": defaults, "needs": row["needs"], "families": row["families"]}.items():
@@ -36,26 +36,22 @@ def methods(*, json: Json = False) -> None:
 
 
 def _rows() -> Iterator[dict[str, Any]]:
-    import importlib
-    import pkgutil
-
     from sfumato import inversion
-    from sfumato import methods as package
+    from sfumato.methods import index
 
     for kind in inversion.Inversion.__subclasses__():
         if kind.__module__.startswith(inversion.__name__):  # others are methods, in files of their own
             yield _row("inversion", kind, kind)
-    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        module = importlib.import_module(found.name)
-        group, stem = found.name.split(".")[-2:]
-        for kind in vars(module).values():  # a method's file has its name
-            if inspect.isclass(kind) and kind.__name__.lower() == stem.replace("_", ""):
-                yield _row(group, kind, module)
+    for entry in index.METHODS:
+        words = ", ".join(filter(None, (entry.word, entry.alias)))
+        yield {"words": words, **_row(entry.group, entry.method, entry.module)}
 
 
 def _row(group: str, kind: Any, described: Any) -> dict[str, Any]:
     paragraphs = [" ".join(p.split()) for p in (inspect.getdoc(described) or "").split("\n\n")]
-    numbers = {k: f.default for k, f in kind.__dataclass_fields__.items() if isinstance(f.default, int | float)}
+    numbers = {
+        k: f.default for k, f in getattr(kind, "__dataclass_fields__", {}).items() if isinstance(f.default, int | float)
+    }
     defaults = {k: v if math.isfinite(v) else str(v) for k, v in numbers.items()}  # JSON has no infinity
     row = {"method": kind.__name__, "group": group, "defaults": defaults, "about": paragraphs[0]}
     for key in ("needs", "families"):  # paragraphs that begin with the word

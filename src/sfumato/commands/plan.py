@@ -12,6 +12,7 @@ from sfumato.commands.editing import Asked
 from sfumato.commands.options import Boxes, Json, Loading, Model, check_size, layout_of, whole
 from sfumato.errors import SfumatoError
 from sfumato.io.terminal import print_json, print_table, quiet
+from sfumato.methods import index
 
 
 def plan(
@@ -38,7 +39,7 @@ def plan(
     if size is not None:
         check_size(size)
     if not chain.items:
-        raise SfumatoError(f"plan takes methods, joined by +; they are: {', '.join(chains.words())}")
+        raise SfumatoError(f"plan takes methods, joined by +; they are: {', '.join(index.words())}")
     quiet()
     from sfumato.core import denoising
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sfumato.commands.chain import READING, words
 from sfumato.errors import SfumatoError
 from sfumato.io.files import write_text
 from sfumato.io.terminal import note, progress
+from sfumato.methods import index
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -27,7 +27,8 @@ def files_of(given: Sequence[Path]) -> list[Path]:
     for place in given:
         if not place.exists():
             raise SfumatoError(
-                f"there is no file or folder {place}, nor a method of that name: {', '.join(words(READING))}"
+                f"there is no file or folder {place}, nor a method of that name: "
+                f"{', '.join(index.words(index.READING))}"
             )
         if place.is_dir():
             inside = sorted(p for p in place.iterdir() if p.is_file() and not p.name.startswith("."))

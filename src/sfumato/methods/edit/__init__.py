@@ -1,6 +1,7 @@
 """Editing images: by prompts, instructions, masks, moves, and the looks of other images."""
 
 from sfumato.methods.edit.blended_latents import BlendedLatents
+from sfumato.methods.edit.collaborative_editing import CollaborativeEditing
 from sfumato.methods.edit.cross_image_attention import CrossImageAttention
 from sfumato.methods.edit.delta_denoising import DeltaDenoising
 from sfumato.methods.edit.diff_edit import DiffEdit
@@ -19,6 +20,7 @@ from sfumato.methods.edit.stable_flow import StableFlow
 
 __all__ = [
     "BlendedLatents",
+    "CollaborativeEditing",
     "CrossImageAttention",
     "DeltaDenoising",
     "DiffEdit",

@@ -1,0 +1,161 @@
+"""Every method by its word: the one list of them, which commands, documents, benches and tests read.
+
+Nothing is imported before it is asked for. A test holds the table against the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from sfumato.errors import SfumatoError, unknown
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method, its words, and where it is."""
+
+    word: str
+    home: str
+    """Group, module and name, such as ``edit.masactrl:MasaCtrl``."""
+    alias: str = ""
+    """What the field calls it."""
+
+    @property
+    def group(self) -> str:
+        return self.home.partition(".")[0]
+
+    @property
+    def module(self) -> ModuleType:
+        return import_module(f"sfumato.methods.{self.home.partition(':')[0]}")
+
+    @property
+    def method(self) -> Any:
+        """Its class; of what no command line can ask for, its function."""
+        return getattr(self.module, self.home.partition(":")[2])
+
+    @property
+    def is_function(self) -> bool:
+        return self.home.partition(":")[2].islower()
+
+    @property
+    def presets(self) -> dict[str, Any]:
+        """Other settings of it by their words: those of its authors, or for the built-in model."""
+        kind = self.method
+        return {k.lower().replace("_", "-"): v for k, v in vars(self.module).items() if k.isupper() and type(v) is kind}
+
+    def preset(self, name: str) -> Any:
+        """One of the presets. ``SfumatoError`` that lists them for a word that is none."""
+        if name not in self.presets:
+            raise unknown(f"preset of {self.word}", name, self.presets)
+        return self.presets[name]
+
+
+PAINTING = ("edit", "control")
+READING = ("perceive",)
+DISTILLING = ("distill",)
+
+METHODS = (
+    Entry("blended-latents", "edit.blended_latents:BlendedLatents"),
+    Entry("collaborative-editing", "edit.collaborative_editing:CollaborativeEditing", "csd-edit"),
+    Entry("cross-image-attention", "edit.cross_image_attention:CrossImageAttention"),
+    Entry("delta-denoising", "edit.delta_denoising:DeltaDenoising", "dds"),
+    Entry("diff-edit", "edit.diff_edit:DiffEdit", "diffedit"),
+    Entry("eye-for-an-eye", "edit.eye_for_an_eye:EyeForAnEye"),
+    Entry("feature-transfer", "edit.feature_transfer:FeatureTransfer"),
+    Entry("flow-edit", "edit.flow_edit:FlowEdit"),
+    Entry("instruct-pix2pix", "edit.instruct_pix2pix:InstructPix2Pix", "ip2p"),
+    Entry("kv-edit", "edit.kv_edit:KVEdit"),
+    Entry("ledits", "edit.ledits:Ledits"),
+    Entry("masactrl", "edit.masactrl:MasaCtrl"),
+    Entry("plug-and-play", "edit.plug_and_play:PlugAndPlay", "pnp"),
+    Entry("prompt-to-prompt", "edit.prompt_to_prompt:PromptToPrompt", "p2p"),
+    Entry("sdedit", "edit.sdedit:SDEdit"),
+    Entry("stable-flow", "edit.stable_flow:StableFlow"),
+    Entry("attend-and-excite", "control.attend_and_excite:AttendAndExcite", "attend-excite"),
+    Entry("box-diff", "control.box_diff:BoxDiff", "boxdiff"),
+    Entry("classifier-guidance", "control.classifier_guidance:ClassifierGuidance"),
+    Entry("dense-diffusion", "control.dense_diffusion:DenseDiffusion", "dense"),
+    Entry("dynamic-thresholding", "control.dynamic_thresholding:DynamicThresholding"),
+    Entry("layout-guidance", "control.layout_guidance:LayoutGuidance"),
+    Entry("linguistic-binding", "control.linguistic_binding:LinguisticBinding"),
+    Entry("llm-grounded", "control.llm_grounded:LlmGrounded"),
+    Entry("perturbed-attention", "control.perturbed_attention:PerturbedAttention", "pag"),
+    Entry("region-prompts", "control.region_prompts:RegionPrompts"),
+    Entry("rich-text", "control.rich_text:RichText"),
+    Entry("self-attention-guidance", "control.self_attention_guidance:SelfAttentionGuidance", "sag"),
+    Entry("self-guidance", "control.self_guidance:SelfGuidance"),
+    Entry("smoothed-energy", "control.smoothed_energy:SmoothedEnergy", "seg"),
+    Entry("spatial-temporal", "control.spatial_temporal:SpatialTemporal"),
+    Entry("structured-diffusion", "control.structured_diffusion:StructuredDiffusion"),
+    Entry("universal-guidance", "control.universal_guidance:UniversalGuidance"),
+    Entry("diff-seg", "perceive.diff_seg:DiffSeg", "diffseg"),
+    Entry("dift", "perceive.dift:DIFT"),
+    Entry("few-shot", "perceive.few_shot:FewShot"),
+    Entry("graph-cut", "perceive.graph_cut:GraphCut"),
+    Entry("label-efficient", "perceive.label_efficient:LabelEfficient"),
+    Entry("normalised-cut", "perceive.normalised_cut:NormalisedCut", "diffcut"),
+    Entry("optimal-transport", "perceive.optimal_transport:OptimalTransport", "ot"),
+    Entry("prompt-embeddings", "perceive.prompt_embeddings:PromptEmbeddings"),
+    Entry("propagation", "perceive.propagation:Propagation"),
+    Entry("text-attribution", "perceive.text_attribution:TextAttribution", "daam"),
+    Entry("unsupervised-keypoints", "perceive.unsupervised_keypoints:UnsupervisedKeypoints"),
+    Entry("open-vocabulary", "perceive.open_vocabulary:label"),
+    Entry("fourier-domain-adaptation", "perceive.fourier_domain_adaptation:fourier_domain_adaptation"),
+    Entry("classifier-score-distillation", "distill.classifier_score_distillation:ClassifierScoreDistillation"),
+    Entry(
+        "collaborative-score-distillation", "distill.collaborative_score_distillation:CollaborativeScoreDistillation"
+    ),
+    Entry("delta-score", "distill.delta_score:DeltaScore"),
+    Entry("entropic-score-distillation", "distill.entropic_score_distillation:EntropicScoreDistillation", "esd"),
+    Entry("hifa", "distill.hifa:HiFA"),
+    Entry("interval-score-matching", "distill.interval_score_matching:IntervalScoreMatching", "ism"),
+    Entry("noise-free-score-distillation", "distill.noise_free_score_distillation:NoiseFreeScoreDistillation", "nfsd"),
+    Entry("score-distillation", "distill.score_distillation:ScoreDistillation", "sds"),
+    Entry("score-distillation-bridge", "distill.score_distillation_bridge:ScoreDistillationBridge"),
+    Entry(
+        "score-distillation-via-inversion",
+        "distill.score_distillation_via_inversion:ScoreDistillationViaInversion",
+        "sdi",
+    ),
+    Entry("score-jacobian-chaining", "distill.score_jacobian_chaining:ScoreJacobianChaining", "sjc"),
+    Entry(
+        "variational-score-distillation", "distill.variational_score_distillation:VariationalScoreDistillation", "vsd"
+    ),
+)
+
+
+def words(groups: Sequence[str] = PAINTING, aliases: bool = False) -> list[str]:
+    """What a command line may ask for."""
+    asked = [e for e in METHODS if e.group in groups and not e.is_function]
+    return [e.word for e in asked] + [e.alias for e in asked if aliases and e.alias]
+
+
+def find(word: str) -> Entry:
+    """The method of a word. ``SfumatoError`` that lists the methods for a word that is none."""
+    for entry in METHODS:
+        if word in (entry.word, entry.alias) and not entry.is_function:
+            return entry
+    raise unknown("method", word, words(PAINTING + READING + DISTILLING))
+
+
+def default(spec: str) -> Any:
+    """A method as it is, or one of its presets: ``masactrl``, ``masactrl:still-life``."""
+    word, _, preset = spec.partition(":")
+    entry = find(word)
+    if preset:
+        return entry.preset(preset)
+    try:
+        return entry.method()
+    except TypeError:
+        raise SfumatoError(f"{word} needs options of its own; run it alone, see --help after its word") from None
+
+
+def suited(word: str, model: str, side: int | None) -> tuple[Any, int | None]:
+    """A reading method where none was named: as published, or as it suits the built-in model, and what it sees."""
+    if model != "stilllife":
+        return default(word), side
+    return default(f"{word}:still-life"), side or 256  # twice its own side: its cells are large
