@@ -11,15 +11,15 @@ from sfumato.inversion import DDIMInversion, NullText, invert
 
 
 @pytest.fixture
-def studio(here, monkeypatch):
+def session(here, monkeypatch):
     monkeypatch.setattr(core, "STEPS", 3)
-    return core.Studio(2, 0, torch.device("cpu"))
+    return core.CoreSession(2, 0, torch.device("cpu"))
 
 
-def test_every_key_is_measured(studio):
+def test_every_key_is_measured(session):
     measured = [key for keys, _ in core.MEASURES for key in keys]
     assert sorted(measured) == sorted(core.MEANINGS) and set(core.TARGETS) <= set(core.MEANINGS)
-    found = report.gather(report.Report("core", 2, 0, "cpu", core.MEANINGS, core.TARGETS), core.MEASURES, studio)
+    found = report.gather(report.Report("core", 2, 0, "cpu", core.MEANINGS, core.TARGETS), core.MEASURES, session)
     assert not found.why and set(found.figures) == set(core.MEANINGS)
     results = found.results
     for key in ("direct_psnr", "edit_friendly_psnr", "edict_psnr"):
@@ -30,14 +30,14 @@ def test_every_key_is_measured(studio):
     assert found.methods["no edit"]["success"] == 0
 
 
-def test_the_plain_port_fits_what_ours_does(studio):
-    (images, said), *_ = core._described(studio, "null_text_psnr", 1)
-    track = invert(studio.model, images, said, DDIMInversion(steps=3)).track
-    ours = invert(studio.model, images, said, NullText(core.GUIDANCE, steps=3)).uncond
-    theirs = core.plain_null_text(studio.model, track, said[0])
+def test_the_plain_port_fits_what_ours_does(session):
+    (images, said), *_ = core._described(session, "null_text_psnr", 1)
+    track = invert(session.model, images, said, DDIMInversion(steps=3)).track
+    ours = invert(session.model, images, said, NullText(core.GUIDANCE, steps=3)).uncond
+    theirs = core.plain_null_text(session.model, track, said[0])
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=2e-3, rtol=1e-2)
-    assert not any(p.requires_grad or p.grad is not None for p in studio.model.network.parameters())
+    assert not any(p.requires_grad or p.grad is not None for p in session.model.network.parameters())
 
 
 def test_the_best_threshold():

@@ -65,7 +65,7 @@ def test_the_sides_of_a_world_are_changed_alike_and_agree_outside_of_the_change(
 
 def test_the_plain_port_of_score_distillation_has_the_gradient_of_ours(quick):
     """The same level, noise and guidance: threestudio's loss, differentiated, is w (eps - noise) of one image."""
-    model = distill.Studio(2, 0, CPU).model
+    model = distill.DistillSession(2, 0, CPU).model
     x = model.latents([0], 16, 16).requires_grad_()
     port = PublicSDS(model, distill.PROMPT, 7.5)
     torch.manual_seed(3)
@@ -81,7 +81,7 @@ def test_the_plain_port_of_score_distillation_has_the_gradient_of_ours(quick):
 
 def test_the_plain_port_of_inversion_asks_as_often_as_the_public_code(quick):
     """From a step before the first level to past t, and once more: 12 times at 980, 5 at 250."""
-    model = distill.Studio(2, 0, CPU).model
+    model = distill.DistillSession(2, 0, CPU).model
     port, asked = PublicSDI(model, distill.PROMPT, 7.5), []
     plain = port.noise
     port.noise = lambda x, t, scale: (asked.append((t, scale)), plain(x, t, scale))[1]

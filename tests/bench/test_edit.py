@@ -24,18 +24,18 @@ def quick(here, monkeypatch):
 
 
 def test_edits_are_judged_by_kind_and_resumed(quick, tmp_path, monkeypatch):
-    studio = edit.Studio(7, 0, CPU, tmp_path)
-    figures = edit.editing(studio)
+    session = edit.EditSession(7, 0, CPU, tmp_path)
+    figures = edit.editing(session)
     assert set(figures) == {"kinds_success", "kinds_truth"}
-    assert [case.kind for case in edit.cases(studio)] == list(edit.KINDS)
-    assert studio.methods["no edit"]["background_psnr"] > 40 and studio.methods["no edit"]["success"] == 0
-    told = studio.compared["edit"].rows["blended latents, told where"]
+    assert [case.kind for case in edit.cases(session)] == list(edit.KINDS)
+    assert session.methods["no edit"]["background_psnr"] > 40 and session.methods["no edit"]["success"] == 0
+    told = session.compared["edit"].rows["blended latents, told where"]
     assert {unit.rsplit(" ", 1)[0] for unit in told} == {"recolour", "reshape", "material", "add", "turn"} | (
         {"ground or light"} if any(u.startswith("ground") for u in told) else set()
     )
     monkeypatch.setattr(edit, "painted", lambda *args: pytest.fail("measured again"))
-    assert edit.editing(edit.Studio(7, 0, CPU, tmp_path)) == figures
-    row = studio.compared["edit"].table()["SDEdit 0.6"]["psnr_to_truth"]
+    assert edit.editing(edit.EditSession(7, 0, CPU, tmp_path)) == figures
+    row = session.compared["edit"].table()["SDEdit 0.6"]["psnr_to_truth"]
     assert row["n"] == 7 and row["low"] <= row["mean"] <= row["high"]
 
 
@@ -80,13 +80,13 @@ def test_a_thing_is_inside_its_box_if_most_of_it_is():
 def test_control_measures_plain_and_methods(quick, monkeypatch):
     monkeypatch.setattr(control, "ATTRIBUTES", {k: control.ATTRIBUTES[k] for k in ("plain", "attend and excite")})
     monkeypatch.setattr(control, "LAYOUTS", {k: control.LAYOUTS[k] for k in ("plain", "dense diffusion")})
-    studio = control.Studio(3, 0, CPU)
-    figures = {**control.attributes(studio), **control.placing(studio)}
+    session = control.ControlSession(3, 0, CPU)
+    figures = {**control.attributes(session), **control.placing(session)}
     wanted = set(control.MEANINGS) - {"attend_excite_vs_diffusers_time", "attend_excite_vs_diffusers_present"}
     assert set(figures) == wanted
-    noted = studio.methods["things: plain"]
+    noted = session.methods["things: plain"]
     assert {"present", "bound", "seconds", "peak_mb", "frechet_clip", "pair_distance"} <= set(noted)
-    assert all(len(p.things) == (3 if i % 3 == 2 else 2) for i, p in enumerate(control.prompts(studio)))
-    for prompt in control.layouts(studio):
+    assert all(len(p.things) == (3 if i % 3 == 2 else 2) for i, p in enumerate(control.prompts(session)))
+    for prompt in control.layouts(session):
         prompt.layout.check()
         assert prompt.layout.tokens  # phrases are the prompt's own

@@ -49,7 +49,7 @@ def test_prompts_say_what_they_are_judged_by(key):
 
 def test_prompts_depend_on_the_seed_and_not_on_the_other_measures():
     def draws(seed):
-        rng = generate.Studio(4, seed, torch.device("cpu")).rng("pair")
+        rng = generate.GenerateSession(4, seed, torch.device("cpu")).rng("pair")
         return [generate.PROMPTS["pair"](rng, i) for i in range(4)]
 
     assert draws(1) == draws(1) and draws(1) != draws(2)

@@ -90,7 +90,7 @@ def test_every_key_is_measured_and_nothing_twice(quick, tmp_path, monkeypatch):
     assert (tmp_path / "words.png").exists()
     monkeypatch.setattr(perceive.Tried, "segments", None)  # what is kept is not measured again
     assert (
-        perceive.segments(perceive.Studio(2, 0, CPU, tmp_path))["diffseg_miou"].tolist()
+        perceive.segments(perceive.PerceiveSession(2, 0, CPU, tmp_path))["diffseg_miou"].tolist()
         == first.figures["diffseg_miou"].tolist()
     )
 

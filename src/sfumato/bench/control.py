@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sfumato.bench.generate import fresh
 from sfumato.bench.report import Comparison, Figure, Report, Target, gather
-from sfumato.bench.session import Studio as Shared
+from sfumato.bench.session import Session
 from sfumato.bench.units import Row, Units, columns, timed
 from sfumato.core.choice import choose as sites_of
 from sfumato.core.choice import nearest
@@ -150,7 +150,7 @@ LAYOUTS: dict[str, Runner] = {
 
 
 @dataclass
-class Studio(Shared):
+class ControlSession(Session):
     @cached_property
     def units(self) -> Units:
         return Units(None if self.out is None else self.out / "control-units.jsonl")
@@ -158,16 +158,16 @@ class Studio(Shared):
 
 def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Report:
     """Measure everything. With ``out``, what was measured is kept there, and not measured again."""
-    studio = Studio(n, seed, choose(device), out)
-    report = Report("control", n, seed, str(studio.device), MEANINGS, TARGETS)
-    return gather(report, MEASURES, studio, out)
+    session = ControlSession(n, seed, choose(device), out)
+    report = Report("control", n, seed, str(session.device), MEANINGS, TARGETS)
+    return gather(report, MEASURES, session, out)
 
 
-def prompts(studio: Studio) -> list[Prompt]:
+def prompts(session: ControlSession) -> list[Prompt]:
     """Two things, every third time three, of different kinds and colours."""
     out = []
-    for i in range(studio.n):
-        rng = studio.stream(3, i)
+    for i in range(session.n):
+        rng = session.stream(3, i)
         count = 3 if i % 3 == 2 else 2
         kinds = rng.choice(np.array(TRAINED, dtype=object), count, replace=False)
         colours = rng.choice(np.array(COLOURS, dtype=object), count, replace=False)
@@ -176,16 +176,16 @@ def prompts(studio: Studio) -> list[Prompt]:
     return out
 
 
-def layouts(studio: Studio) -> list[Prompt]:
+def layouts(session: ControlSession) -> list[Prompt]:
     """Two things where a render has them: neither hidden, nor so small that its box says nothing."""
     out = []
-    for i in range(studio.n):
-        rng = studio.stream(4, i)
+    for i in range(session.n):
+        rng = session.stream(4, i)
         while len(out) == i:
             scene = sample_scene(rng, count=2)
             if len({t.kind for t in scene.things}) < 2 or len({t.colour for t in scene.things}) < 2:
                 continue
-            label = render([scene], device=studio.device).thing[0].cpu()
+            label = render([scene], device=session.device).thing[0].cpu()
             boxes = [_box(label == k) for k in range(2)]
             if any(b is None for b in boxes):
                 continue
@@ -202,9 +202,9 @@ def _box(mask: Tensor) -> Box | None:
     return Layout((Region("thing", mask=Mask(mask)),)).boxes()[0]
 
 
-def paint(studio: Studio, prompt: Prompt, asked: Asked) -> tuple[Float[Tensor, "3 h w"], dict[str, float]]:
+def paint(session: ControlSession, prompt: Prompt, asked: Asked) -> tuple[Float[Tensor, "3 h w"], dict[str, float]]:
     options = {"methods": asked.methods, "guide": GUIDANCE, "steps": STEPS, "seed": prompt.seed}
-    return timed(lambda: denoise(studio.model, prompt.words, **options).images[0], studio.device)
+    return timed(lambda: denoise(session.model, prompt.words, **options).images[0], session.device)
 
 
 def judged(reading: Reading, prompt: Prompt) -> Row:
@@ -241,7 +241,7 @@ def _iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def _compared(
-    studio: Studio, what: str, asked: Sequence[Prompt], runners: Mapping[str, Runner], keys: Sequence[str]
+    session: ControlSession, what: str, asked: Sequence[Prompt], runners: Mapping[str, Runner], keys: Sequence[str]
 ) -> dict[str, dict[str, Row]]:
     """Rows of every method on every prompt; their images' likeness to renders and to each other in ``methods``."""
     found: dict[str, dict[str, Row]] = {name: {} for name in runners}
@@ -252,60 +252,60 @@ def _compared(
                 how = runner(prompt)
 
                 def measure(prompt: Prompt = prompt, how: Asked = how) -> tuple[Row, Tensor]:
-                    image, cost = paint(studio, prompt, how)
-                    (reading,) = studio.oracle.read(image[None])
+                    image, cost = paint(session, prompt, how)
+                    (reading,) = session.oracle.read(image[None])
                     return {**judged(reading, prompt), **cost}, image
 
-                unit = f"{studio.seed} {what} {i} {name} {STEPS} {GUIDANCE:g} {prompt.words!r} {how!r}"
-                found[name][f"{what} {i}"], image = studio.units.get(unit, measure)
+                unit = f"{session.seed} {what} {i} {name} {STEPS} {GUIDANCE:g} {prompt.words!r} {how!r}"
+                found[name][f"{what} {i}"], image = session.units.get(unit, measure)
                 images[name].append(image)
                 advance()
     for name, rows in found.items():
         noted = {key: float(np.mean(columns(rows, key))) for key in (*keys, "seconds", "peak_mb")}
         noted["time over plain"] = noted["seconds"] / float(np.mean(columns(found["plain"], "seconds")))
         if len(images[name]) > 1:
-            noted |= _quality(studio, torch.stack(images[name]))
-        studio.keep(f"{what}-{name}".replace(" ", "-"), torch.stack(images[name])[:64])
-        studio.methods[f"{what}: {name}"] = noted
-    studio.compared[what] = Comparison((*keys, "seconds", "peak_mb"), found)
+            noted |= _quality(session, torch.stack(images[name]))
+        session.keep(f"{what}-{name}".replace(" ", "-"), torch.stack(images[name])[:64])
+        session.methods[f"{what}: {name}"] = noted
+    session.compared[what] = Comparison((*keys, "seconds", "peak_mb"), found)
     return found
 
 
-def _quality(studio: Studio, images: Float[Tensor, "n 3 h w"]) -> dict[str, float]:
+def _quality(session: ControlSession, images: Float[Tensor, "n 3 h w"]) -> dict[str, float]:
     """Of a method's images: Frechet distance to as many renders, and mean distance of pairs (1 - cosine), by CLIP."""
     from sfumato.metrics.clip import clip_features, frechet
 
-    _, renders = fresh(studio.stream(5), len(images), studio.device)
-    features = clip_features(images, studio.clip)
+    _, renders = fresh(session.stream(5), len(images), session.device)
+    features = clip_features(images, session.clip)
     unit = torch.nn.functional.normalize(features, dim=-1)
     n = len(images)
     distance = 1 - (unit @ unit.T).triu(1).sum() / (n * (n - 1) / 2)
-    return {"frechet_clip": frechet(features, clip_features(renders, studio.clip)), "pair_distance": float(distance)}
+    return {"frechet_clip": frechet(features, clip_features(renders, session.clip)), "pair_distance": float(distance)}
 
 
-def attributes(studio: Studio) -> Mapping[str, Figure]:
+def attributes(session: ControlSession) -> Mapping[str, Figure]:
     """Prompts without layouts."""
-    found = _compared(studio, "things", prompts(studio), ATTRIBUTES, ("present", "bound"))
+    found = _compared(session, "things", prompts(session), ATTRIBUTES, ("present", "bound"))
     plain, excited = found["plain"], found["attend and excite"]
     repaired = []
     for key in ("present", "bound"):
         failed = [unit for unit, row in plain.items() if not row[key]]
         repaired.append(float(np.mean([excited[unit][key] or 0.0 for unit in failed])) if failed else 1.0)
-        studio.methods["things: attend and excite"][f"repaired_{key}"] = repaired[-1]
+        session.methods["things: attend and excite"][f"repaired_{key}"] = repaired[-1]
         kept = [unit for unit, row in plain.items() if row[key]]
         broken = float(np.mean([not excited[unit][key] for unit in kept])) if kept else 0.0
-        studio.methods["things: attend and excite"][f"broken_{key}"] = broken
+        session.methods["things: attend and excite"][f"broken_{key}"] = broken
     figures: dict[str, Figure] = {"attend_excite_repaired": min(repaired)}
     for name, rows in (("plain", plain), ("attend_excite", excited)):
         figures |= {f"{name}_{key}": np.array(columns(rows, key)) for key in ("present", "bound")}
     return figures
 
 
-def beside_diffusers(studio: Studio) -> Mapping[str, Figure]:
+def beside_diffusers(session: ControlSession) -> Mapping[str, Figure]:
     """Attend-and-Excite against diffusers' pipeline: the same weights, noise, words, settings and maps, in batches."""
     from diffusers import StableDiffusionAttendAndExcitePipeline as Theirs
 
-    model = cast("Any", studio.model)
+    model = cast("Any", session.model)
     parts = {
         k: v
         for k, v in model.pipe.components.items()
@@ -334,7 +334,7 @@ def beside_diffusers(studio: Studio) -> Mapping[str, Figure]:
             thresholds={0: 0.05, STEPS // 5: 0.5, 2 * STEPS // 5: 0.8}, attn_res=(side, side), output_type="pt",
         ).images.float().cpu()  # fmt: skip
 
-    asked, both = prompts(studio)[: 2 * BATCH], {"ours": ours, "theirs": theirs}
+    asked, both = prompts(session)[: 2 * BATCH], {"ours": ours, "theirs": theirs}
     seconds = {name: 0.0 for name in both} | {f"{name}, one by one": 0.0 for name in both}
     present: dict[str, list[float]] = {name: [] for name in both}
     turns = [(i, BATCH) for i in range(0, len(asked), BATCH)] + [(i, 1) for i in range(len(asked[:BATCH]))]
@@ -343,34 +343,34 @@ def beside_diffusers(studio: Studio) -> Mapping[str, Figure]:
             batch = asked[i : i + size]
             for name, work in both.items():
                 with torch.enable_grad() if name == "theirs" else torch.no_grad():
-                    images, cost = timed(lambda work=work, batch=batch: work(batch), studio.device)
+                    images, cost = timed(lambda work=work, batch=batch: work(batch), session.device)
                 seconds[name if size > 1 else f"{name}, one by one"] += cost["seconds"]
                 if size > 1:
-                    read = studio.oracle.read(images)
+                    read = session.oracle.read(images)
                     present[name] += [judged(r, p)["present"] or 0.0 for r, p in zip(read, batch, strict=True)]
                 advance(len(batch))
     row = {f"seconds, {k}": v for k, v in seconds.items()}
     row |= {f"present, {k}": float(np.mean(v)) for k, v in present.items()}
     row["time, one by one"] = seconds["ours, one by one"] / seconds["theirs, one by one"]
-    studio.methods["Attend-and-Excite beside diffusers"] = row
+    session.methods["Attend-and-Excite beside diffusers"] = row
     return {
         "attend_excite_vs_diffusers_time": seconds["ours"] / seconds["theirs"],
         "attend_excite_vs_diffusers_present": np.array(present["ours"]) - np.array(present["theirs"]),
     }
 
 
-def placing(studio: Studio) -> Mapping[str, Figure]:
+def placing(session: ControlSession) -> Mapping[str, Figure]:
     """Prompts with layouts."""
-    found = _compared(studio, "layout", layouts(studio), LAYOUTS, PLACED)
+    found = _compared(session, "layout", layouts(session), LAYOUTS, PLACED)
     best = max((name for name in found if name != "plain"), key=lambda name: np.mean(columns(found[name], "inside")))
-    studio.methods[f"layout: {best}"]["best"] = 1.0
+    session.methods[f"layout: {best}"]["best"] = 1.0
     return {
         "plain_inside": np.array(columns(found["plain"], "inside")),
         "layout_best_inside": np.array(columns(found[best], "inside")),
     }
 
 
-MEASURES: tuple[tuple[tuple[str, ...], Callable[[Studio], Mapping[str, Figure]]], ...] = (
+MEASURES: tuple[tuple[tuple[str, ...], Callable[[ControlSession], Mapping[str, Figure]]], ...] = (
     (
         ("plain_present", "plain_bound", "attend_excite_repaired", "attend_excite_present", "attend_excite_bound"),
         attributes,

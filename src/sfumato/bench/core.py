@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sfumato.bench.generate import applied, fresh
 from sfumato.bench.report import Figure, Report, Target, gather
-from sfumato.bench.session import Studio as Shared
+from sfumato.bench.session import Session
 from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.choice import choose as sites_of
@@ -67,7 +67,7 @@ MEANINGS = {
     "sdedit_psnr_to_truth": "the same, of SDEdit",
     "map_iou": "a word's cross-attention map against its thing's mask, best threshold",
 }
-STREAMS = {"p2p_success": 10, "map_iou": 15}
+STREAMS = {"ddim_invert_psnr": 4, "null_text_psnr": 5, "p2p_success": 10, "map_iou": 15}
 """The random numbers of a measure, which keep to it."""
 TARGETS = {
     "plain_vs_diffusers": Target(1.0, at_least=False),
@@ -85,7 +85,7 @@ TARGETS = {
 }
 
 
-class Studio(Shared):
+class CoreSession(Session):
     """What the measures share."""
 
     def rng(self, what: str) -> np.random.Generator:
@@ -95,8 +95,8 @@ class Studio(Shared):
 
 def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Report:
     """Measure everything."""
-    studio = Studio(n, seed, choose(device), out)
-    return gather(Report("core", n, seed, str(studio.device), MEANINGS, TARGETS), MEASURES, studio, out)
+    session = CoreSession(n, seed, choose(device), out)
+    return gather(Report("core", n, seed, str(session.device), MEANINGS, TARGETS), MEASURES, session, out)
 
 
 class _Looking(Method):
@@ -112,8 +112,8 @@ class _Capturing(Method):
         return Phases(needs=(Need("image->text", 16, rows="cond"),))
 
 
-def speed(studio: Studio) -> Mapping[str, Figure]:
-    model = studio.model
+def speed(session: CoreSession) -> Mapping[str, Figure]:
+    model = session.model
     pipe = cast("Any", model).pipe  # the very same network: two copies differ by where they lie in memory
     noise = model.latents([0], 128, 128)
     options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "latent"}
@@ -125,15 +125,15 @@ def speed(studio: Studio) -> Mapping[str, Figure]:
         return pipe(PROMPT, latents=noise, **options)
 
     return {
-        "plain_vs_diffusers": studio.ratio(plain, theirs),
-        "identity_tap_overhead": studio.ratio(lambda: plain(_Looking()), plain),
-        "capture_overhead": studio.ratio(lambda: plain(_Capturing()), plain),
+        "plain_vs_diffusers": session.ratio(plain, theirs),
+        "identity_tap_overhead": session.ratio(lambda: plain(_Looking()), plain),
+        "capture_overhead": session.ratio(lambda: plain(_Capturing()), plain),
     }
 
 
-def gradient(studio: Studio) -> Mapping[str, Figure]:
+def gradient(session: CoreSession) -> Mapping[str, Figure]:
     """As Attend-and-Excite does: the conditional row alone, a loss on the maps at 16 x 16, back to the latents."""
-    model = studio.model
+    model = session.model
     x, cond = model.latents([0], 128, 128), model.embed([PROMPT])
     both = model.embed(["", PROMPT])
     sites = sites_of(model, "image->text", (16, 16), 16)
@@ -151,7 +151,9 @@ def gradient(studio: Studio) -> Mapping[str, Figure]:
     def predict() -> None:
         model.predict(x.repeat(2, 1, 1, 1), 401.0, both)
 
-    return {"grad_pass_cost": studio.ratio(lambda: [once() for _ in range(20)], lambda: [predict() for _ in range(20)])}
+    return {
+        "grad_pass_cost": session.ratio(lambda: [once() for _ in range(20)], lambda: [predict() for _ in range(20)])
+    }
 
 
 def _above(model: Backbone, latents: Tensor, images: Tensor) -> Float[np.ndarray, " b"]:
@@ -162,35 +164,35 @@ def _above(model: Backbone, latents: Tensor, images: Tensor) -> Float[np.ndarray
     return (psnr(found, images) - psnr(own, images)).double().numpy()
 
 
-def _described(studio: Studio, what: str, n: int) -> list[tuple[Tensor, list[str]]]:
+def _described(session: CoreSession, what: str, n: int) -> list[tuple[Tensor, list[str]]]:
     """Batches of fresh renders with captions."""
-    rng = studio.rng(what)
-    scenes, images = fresh(rng, n, studio.device)
+    rng = session.rng(what)
+    scenes, images = fresh(rng, n, session.device)
     said = [caption(s, rng) for s in scenes]
     return [(images[i : i + BATCH], said[i : i + BATCH]) for i in range(0, n, BATCH)]
 
 
-def inverting(key: str, kind: Callable[[], Inversion], scale: float) -> Callable[[Studio], Mapping[str, Figure]]:
+def inverting(key: str, kind: Callable[[], Inversion], scale: float) -> Callable[[CoreSession], Mapping[str, Figure]]:
     """PSNR of renders that are inverted and painted again."""
 
-    def measure(studio: Studio) -> Mapping[str, Figure]:
+    def measure(session: CoreSession) -> Mapping[str, Figure]:
         began, out, how = time.perf_counter(), [], kind()
-        for images, said in _described(studio, "ddim_invert_psnr", studio.n):
-            path = invert(studio.model, images, said, how)
-            out.append(_above(studio.model, reconstruct(studio.model, path, scale), images))
+        for images, said in _described(session, "ddim_invert_psnr", session.n):
+            path = invert(session.model, images, said, how)
+            out.append(_above(session.model, reconstruct(session.model, path, scale), images))
         figure = np.concatenate(out)
-        seconds = (time.perf_counter() - began) / studio.n
-        studio.methods[type(how).__name__] = {"psnr_above_vae": float(figure.mean()), "seconds_per_image": seconds}
+        seconds = (time.perf_counter() - began) / session.n
+        session.methods[type(how).__name__] = {"psnr_above_vae": float(figure.mean()), "seconds_per_image": seconds}
         return {key: figure}
 
     return measure
 
 
-def null_text(studio: Studio) -> Mapping[str, Figure]:
+def null_text(session: CoreSession) -> Mapping[str, Figure]:
     """Quality, and time against the algorithm as published, which works image by image and keeps weights' gradients."""
-    n = min(SLOW, studio.n)
-    ((images, said),) = _described(studio, "null_text_psnr", n)
-    model, how = studio.model, NullText(GUIDANCE, steps=STEPS)
+    n = min(SLOW, session.n)
+    ((images, said),) = _described(session, "null_text_psnr", n)
+    model, how = session.model, NullText(GUIDANCE, steps=STEPS)
     began = time.perf_counter()
     path = invert(model, images, said, how)
     ours = time.perf_counter() - began
@@ -200,7 +202,7 @@ def null_text(studio: Studio) -> Mapping[str, Figure]:
         plain_null_text(model, track, said[i])
     theirs = time.perf_counter() - began
     figure = _above(model, reconstruct(model, path, GUIDANCE), images)
-    studio.methods["NullText"] = {"psnr_above_vae": float(figure.mean()), "seconds_per_image": ours / n}
+    session.methods["NullText"] = {"psnr_above_vae": float(figure.mean()), "seconds_per_image": ours / n}
     return {"null_text_psnr": figure, "null_text_seconds": ours / theirs}
 
 
@@ -242,16 +244,16 @@ def plain_null_text(model: Any, track: tuple[Tensor, ...], prompt: str) -> list[
     return found
 
 
-def prompt_to_prompt(studio: Studio) -> Mapping[str, Figure]:
+def prompt_to_prompt(session: CoreSession) -> Mapping[str, Figure]:
     """Edits of renders by counterfactuals' captions as ``sfumato edit`` writes them, beside SDEdit and no edit at all.
 
     ``as painted``: Prompt-to-Prompt's pictures before the unedited parts got their own pixels back.
     """
-    rng, model = studio.rng("p2p_success"), studio.model
+    rng, model = session.rng("p2p_success"), session.model
     edits = []
-    for i in range(studio.n):
+    for i in range(session.n):
         edits.append(change.sample_counterfactual(rng, ("recolour", "reshape")[i % 2], 1 + i // 2 % 2))
-    before, after = change.render_pairs(edits, device=str(studio.device))
+    before, after = change.render_pairs(edits, device=str(session.device))
     results: dict[str, list[Tensor]] = {"no edit": [], "PromptToPrompt": [], "as painted": [], "SDEdit": []}
     for i, edit in enumerate(edits):
         source, target = edit.captions
@@ -271,16 +273,16 @@ def prompt_to_prompt(studio: Studio) -> Mapping[str, Figure]:
     figures: dict[str, dict[str, Figure]] = {}
     for name, found in results.items():
         painted = torch.stack(found)
-        readings = studio.oracle.read(painted)
+        readings = session.oracle.read(painted)
         figures[name] = {
             "success": np.array([applied(r, e) for r, e in zip(readings, edits, strict=True)], float),
             "background_psnr": _finite(psnr(painted, before.cpu(), kept)),
             "psnr_to_truth": psnr(painted, after.cpu()).double().numpy(),
         }
-        studio.methods[name] = {k: float(np.mean(v)) for k, v in figures[name].items()}
-        studio.keep(name.replace(" ", "-"), painted[:64])
-    studio.keep("before", before[:64])
-    studio.keep("truth", after[:64])
+        session.methods[name] = {k: float(np.mean(v)) for k, v in figures[name].items()}
+        session.keep(name.replace(" ", "-"), painted[:64])
+    session.keep("before", before[:64])
+    session.keep("truth", after[:64])
     ours = figures["PromptToPrompt"]
     return {
         "p2p_success": ours["success"],
@@ -296,13 +298,13 @@ def _finite(values: Tensor) -> Float[np.ndarray, " b"]:
     return values.double().clamp(max=100).numpy()
 
 
-def attention(studio: Studio) -> Mapping[str, Figure]:
+def attention(session: CoreSession) -> Mapping[str, Figure]:
     """Of one thing in each scene: maps of its kind's word halfway through the inversion of its render."""
-    rng, model = studio.rng("map_iou"), studio.model
+    rng, model = session.rng("map_iou"), session.model
     found = []
-    for at in range(0, studio.n, BATCH):
-        scenes = [sample_scene(rng, count=1) for _ in range(min(BATCH, studio.n - at))]
-        truth = render(scenes, device=studio.device)
+    for at in range(0, session.n, BATCH):
+        scenes = [sample_scene(rng, count=1) for _ in range(min(BATCH, session.n - at))]
+        truth = render(scenes, device=session.device)
         said = [change.captions.plain(s) for s in scenes]
         path = invert(model, truth.images, said, DDIMInversion(steps=STEPS))
         maps = _maps(model, path.track[STEPS // 2], path.levels[STEPS // 2].t, said)
@@ -330,7 +332,7 @@ def best_iou(map: Float[Tensor, "h w"], mask: Bool[Tensor, "h w"]) -> float:
     return float((inside / union).max())
 
 
-MEASURES: tuple[tuple[tuple[str, ...], Callable[[Studio], Mapping[str, Figure]]], ...] = (
+MEASURES: tuple[tuple[tuple[str, ...], Callable[[CoreSession], Mapping[str, Figure]]], ...] = (
     (("plain_vs_diffusers", "identity_tap_overhead", "capture_overhead"), speed),
     (("grad_pass_cost",), gradient),
     (("ddim_invert_psnr",), inverting("ddim_invert_psnr", lambda: DDIMInversion(steps=STEPS), 1.0)),

@@ -21,8 +21,7 @@ from torch import Tensor
 from sfumato.bench.generate import applied
 from sfumato.bench.ports import threestudio
 from sfumato.bench.report import Comparison, Figure, Report, Target, gather
-from sfumato.bench.session import SEEDS
-from sfumato.bench.session import Studio as Shared
+from sfumato.bench.session import SEEDS, Session
 from sfumato.bench.units import Row, Units, columns
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
@@ -116,7 +115,7 @@ class Tried:
 
 
 @dataclass
-class Studio(Shared):
+class DistillSession(Session):
     """What the measures share: prompts with their renders, and single results kept as they come."""
 
     @cached_property
@@ -155,16 +154,16 @@ class Studio(Shared):
 
 def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Report:
     """Measure everything. With ``out``, what was measured is kept there, and not measured again."""
-    studio = Studio(n, seed, choose(device), out)
-    report = Report("distill", n, seed, str(studio.device), MEANINGS, TARGETS)
-    return gather(report, MEASURES, studio, out)
+    session = DistillSession(n, seed, choose(device), out)
+    report = Report("distill", n, seed, str(session.device), MEANINGS, TARGETS)
+    return gather(report, MEASURES, session, out)
 
 
 # --- methods over prompts --------------------------------------------------------------------------
 
 
-def _judge(studio: Studio, said: Said, image: Tensor) -> Row:
-    (reading,) = studio.oracle.read(image[None])
+def _judge(session: DistillSession, said: Said, image: Tensor) -> Row:
+    (reading,) = session.oracle.read(image[None])
     return {
         "success": float(matches(reading, said)["things"] is True),
         "saturation": float(saturation(image[None])),
@@ -172,36 +171,36 @@ def _judge(studio: Studio, said: Said, image: Tensor) -> Row:
     }
 
 
-def painted(studio: Studio, name: str, tried: Tried | float) -> dict[str, Row]:
+def painted(session: DistillSession, name: str, tried: Tried | float) -> dict[str, Row]:
     """Rows of every prompt by a method, or by plain sampling at a guidance."""
     rows: dict[str, Row] = {}
     shown: list[Tensor] = []
-    for first in range(0, studio.n, TOGETHER):
-        some = studio.subjects.said[first : first + TOGETHER]
-        prompts, seed = [s.phrase() for s in some], studio.seed + first
+    for first in range(0, session.n, TOGETHER):
+        some = session.subjects.said[first : first + TOGETHER]
+        prompts, seed = [s.phrase() for s in some], session.seed + first
 
         def make(prompts: list[str] = prompts, seed: int = seed) -> Tensor:
             if isinstance(tried, Tried):
-                return tried.run(studio.model, prompts, seed)
+                return tried.run(session.model, prompts, seed)
             seeds = list(range(seed, seed + len(prompts)))
-            return denoise(studio.model, prompts, seed=seeds, steps=SAMPLED, guide=tried).images.cpu()
+            return denoise(session.model, prompts, seed=seeds, steps=SAMPLED, guide=tried).images.cpu()
 
-        found, images = studio.batch(f"{tried!r} {seed}", prompts, make, lambda i, x, s=some: _judge(studio, s[i], x))
+        found, images = session.batch(f"{tried!r} {seed}", prompts, make, lambda i, x, s=some: _judge(session, s[i], x))
         rows |= {f"prompt {first + i}": row for i, row in enumerate(found)}
         shown.append(images)
-    studio.keep(name.replace(" ", "-").replace(",", ""), torch.cat(shown)[:64])
+    session.keep(name.replace(" ", "-").replace(",", ""), torch.cat(shown)[:64])
     return rows
 
 
-def prompts(studio: Studio) -> Mapping[str, Figure]:
+def prompts(session: DistillSession) -> Mapping[str, Figure]:
     """Every method on every prompt: what is read, how saturated and how sharp it is, in parts of the renders'."""
-    truth = {f"prompt {i}": _judge(studio, s, studio.renders[i]) for i, s in enumerate(studio.subjects.said)}
+    truth = {f"prompt {i}": _judge(session, s, session.renders[i]) for i, s in enumerate(session.subjects.said)}
     rows: dict[str, dict[str, Row]] = {"renders": truth}
     with progress("bench: prompts", len(METHODS) + 2) as advance:
         for name, tried in {"plain sampling": GUIDANCE, "plain sampling, 3": 3.0, **METHODS}.items():
-            rows[name] = painted(studio, name, tried)
+            rows[name] = painted(session, name, tried)
             advance()
-    studio.keep("renders", studio.renders[:64])
+    session.keep("renders", session.renders[:64])
     mean = {
         name: {k: float(np.mean(columns(units, k))) for k in ("success", "saturation", "detail")}
         for name, units in rows.items()
@@ -210,10 +209,10 @@ def prompts(studio: Studio) -> Mapping[str, Figure]:
         for key in ("saturation", "detail"):
             figures[f"{key}_over_renders"] = figures[key] / float(np.mean(columns(truth, key)))
     for name, figures in mean.items():
-        studio.methods[name] = figures
+        session.methods[name] = figures
         if seconds := columns(rows[name], "seconds"):
             figures["seconds"] = float(np.mean(seconds))
-    studio.compared["prompts"] = Comparison(("success", "saturation", "detail", "seconds"), rows)
+    session.compared["prompts"] = Comparison(("success", "saturation", "detail", "seconds"), rows)
 
     def over(name: str) -> Figure:
         return np.array(columns(rows[name], "success")) - np.array(columns(rows["plain sampling"], "success"))
@@ -233,17 +232,19 @@ def prompts(studio: Studio) -> Mapping[str, Figure]:
 # --- one noise -------------------------------------------------------------------------------------
 
 
-def from_noise(studio: Studio) -> Mapping[str, Figure]:
+def from_noise(session: DistillSession) -> Mapping[str, Figure]:
     """SDI with its cache, with inversion, and SDS, from the noise of DDIM."""
 
     def measure() -> tuple[Row, Tensor]:
-        found = one_noise(studio.model, studio.few, SAMPLED, GUIDANCE, seed=studio.seed, sds_steps=STEPS)
+        found = one_noise(session.model, session.few, SAMPLED, GUIDANCE, seed=session.seed, sds_steps=STEPS)
         row: Row = {f"{name}: {k}": v for name, looks in found.looks.items() for k, v in looks.items()}
         row |= {f"{name}: psnr": v for name, v in found.psnr.items()}
         return row, torch.cat([x for images in found.images.values() for x in images], -1)
 
-    row, _ = studio.units.get(f"one noise {SAMPLED} {STEPS} {GUIDANCE} {len(studio.few.said)} {studio.seed}", measure)
-    studio.methods |= _grouped("one noise, ", row)
+    row, _ = session.units.get(
+        f"one noise {SAMPLED} {STEPS} {GUIDANCE} {len(session.few.said)} {session.seed}", measure
+    )
+    session.methods |= _grouped("one noise, ", row)
     names = ("SDI, cached noise", "SDI, inverted noise", f"SDS, {GUIDANCE:g}")
     return {key: row[f"{name}: psnr"] or 0.0 for key, name in zip(FROM_NOISE, names, strict=True)}
 
@@ -260,16 +261,16 @@ def _grouped(before: str, row: Row) -> dict[str, dict[str, float]]:
 # --- choices of noise ------------------------------------------------------------------------------
 
 
-def kappas(studio: Studio) -> Mapping[str, Figure]:
+def kappas(session: DistillSession) -> Mapping[str, Figure]:
     """Of images along a run of SDI, as in the source, and of renders: the mean over levels of each choice's error."""
 
     def measure() -> tuple[Row, Tensor]:
-        found = kappa_error(studio.model, studio.few, SAMPLED, seed=studio.seed)
+        found = kappa_error(session.model, session.few, SAMPLED, seed=session.seed)
         errors = {(where, name): e for where, rows in found.errors.items() for name, e in rows.items()}
-        return {f"{where}, {name}: error": float(e.mean()) for (where, name), e in errors.items()}, studio.renders[0]
+        return {f"{where}, {name}: error": float(e.mean()) for (where, name), e in errors.items()}, session.renders[0]
 
-    row, _ = studio.units.get(f"noise {SAMPLED} {len(studio.few.said)} {studio.seed}", measure)
-    studio.methods |= (found := _grouped("noise, ", row))
+    row, _ = session.units.get(f"noise {SAMPLED} {len(session.few.said)} {session.seed}", measure)
+    session.methods |= (found := _grouped("noise, ", row))
     means = {name: figures["error"] for name, figures in found.items() if name.startswith("noise, run, ")}
     return {"kappa_error_order": float(1 + sum(mean < means["noise, run, inversion"] for mean in means.values()))}
 
@@ -277,27 +278,27 @@ def kappas(studio: Studio) -> Mapping[str, Figure]:
 # --- sets ------------------------------------------------------------------------------------------
 
 
-def collaboration(studio: Studio) -> Mapping[str, Figure]:
+def collaboration(session: DistillSession) -> Mapping[str, Figure]:
     """Sets of eight images of one prompt, with collaboration and without, from the same noise."""
-    sets = max(1, studio.n // SETS)
+    sets = max(1, session.n // SETS)
     far: dict[bool, list[float]] = {True: [], False: []}
     right: dict[bool, list[float]] = {True: [], False: []}
     with progress("bench: sets", 2 * sets) as advance:
-        for i, said in enumerate(studio.subjects.said[:sets]):
+        for i, said in enumerate(session.subjects.said[:sets]):
             for on in (True, False):
-                tried, prompts, seed = COLLABORATING[on], [said.phrase()] * SET, studio.seed + SET * i
-                rows, images = studio.batch(
+                tried, prompts, seed = COLLABORATING[on], [said.phrase()] * SET, session.seed + SET * i
+                rows, images = session.batch(
                     f"set {tried!r} {seed}",
                     prompts,
-                    lambda t=tried, p=prompts, s=seed: t.run(studio.model, p, s),
-                    lambda _, x, s=said: _judge(studio, s, x),
+                    lambda t=tried, p=prompts, s=seed: t.run(session.model, p, s),
+                    lambda _, x, s=said: _judge(session, s, x),
                 )
                 far[on].append(spread(images))
                 right[on].append(float(np.mean([row["success"] == 1 for row in rows])))
-                studio.keep(f"set-{i}-{'on' if on else 'off'}", images)
+                session.keep(f"set-{i}-{'on' if on else 'off'}", images)
                 advance()
     for on, name in ((True, "collaboration on"), (False, "collaboration off")):
-        studio.methods[name] = {"spread": float(np.mean(far[on])), "success": float(np.mean(right[on]))}
+        session.methods[name] = {"spread": float(np.mean(far[on])), "success": float(np.mean(right[on]))}
     return {
         "csd_spread_on_off": np.array(far[True]) / np.array(far[False]),
         "csd_success_change": np.array(right[True]) - np.array(right[False]),
@@ -324,9 +325,9 @@ class Edited:
         before, after = change.render_pairs(edits, device=device)
         return cls(edits, before.cpu(), after.cpu())
 
-    def judged(self, studio: Studio, i: int, image: Tensor) -> Row:
+    def judged(self, session: DistillSession, i: int, image: Tensor) -> Row:
         edit = self.edits[i]
-        (reading,) = studio.oracle.read(image[None])
+        (reading,) = session.oracle.read(image[None])
         things = (self.after[i] - self.before[i]).abs().amax(0) > 0.1
         kept = ~change.masks(edit)
         colour = image[:, things].mean(1) if things.any() else image.mean((1, 2))
@@ -338,31 +339,31 @@ class Edited:
         }
 
 
-def editing(studio: Studio) -> Mapping[str, Figure]:
+def editing(session: DistillSession) -> Mapping[str, Figure]:
     """Sets of four renders of one world, recoloured together."""
-    rng, sets = studio.stream(2), max(1, studio.n // SETS)
-    worlds = [Edited.drawn(rng, str(studio.device)) for _ in range(sets)]
+    rng, sets = session.stream(2), max(1, session.n // SETS)
+    worlds = [Edited.drawn(rng, str(session.device)) for _ in range(sets)]
     rows: dict[str, dict[str, Row]] = {name: {} for name in EDITORS}
     with progress("bench: edits of sets", sets * len(EDITORS)) as advance:
         for w, world in enumerate(worlds):
             for name, editor in EDITORS.items():
                 edit = world.edits[0]
-                found, images = studio.batch(
-                    f"edit {w} {editor!r} {studio.seed}",
+                found, images = session.batch(
+                    f"edit {w} {editor!r} {session.seed}",
                     [edit.instruction] * VIEWS,
-                    lambda e=editor, x=world: e.run(studio, x),
-                    lambda i, image, x=world: x.judged(studio, i, image),
+                    lambda e=editor, x=world: e.run(session, x),
+                    lambda i, image, x=world: x.judged(session, i, image),
                 )
                 colours = torch.tensor([[row[f"colour {c}"] or 0.0 for c in "rgb"] for row in found])
                 apart = float(torch.pdist(colours).mean())
                 rows[name] |= {f"world {w} {i}": {**row, "colour_spread": apart} for i, row in enumerate(found)}
-                studio.keep(f"edit-{w}-{name.replace(' ', '-')}", images, VIEWS)
+                session.keep(f"edit-{w}-{name.replace(' ', '-')}", images, VIEWS)
                 advance()
-            studio.keep(f"edit-{w}-truth", world.after, VIEWS)
+            session.keep(f"edit-{w}-truth", world.after, VIEWS)
     keys = ("success", "background_psnr", "psnr_to_truth", "colour_spread", "seconds")
-    studio.compared["edits of sets"] = Comparison(keys, rows)
+    session.compared["edits of sets"] = Comparison(keys, rows)
     mean = {name: {k: float(np.mean(columns(units, k))) for k in keys} for name, units in rows.items()}
-    studio.methods |= {f"edit: {name}": figures for name, figures in mean.items()}
+    session.methods |= {f"edit: {name}": figures for name, figures in mean.items()}
     return {
         "csd_edit_success": np.array(columns(rows["CSD-Edit"], "success")),
         "csd_edit_background_psnr": np.array(columns(rows["CSD-Edit"], "background_psnr")),
@@ -378,24 +379,24 @@ class Editor:
     model: str = "stilllife"
     guidance: float | None = None
 
-    def run(self, studio: Studio, world: Edited) -> Float[Tensor, "v 3 h w"]:
+    def run(self, session: DistillSession, world: Edited) -> Float[Tensor, "v 3 h w"]:
         if self.how is None:
             return world.before
-        model, n = studio.named(self.model), len(world.edits)
+        model, n = session.named(self.model), len(world.edits)
         source, target = world.edits[0].captions
         said = world.edits[0].instruction if self.model != "stilllife" else target
         path = invert(model, world.before, [source] * n, self.how)
         prompts = {"target": [said] * n} if not self.how.follows else {"source": [source] * n, "target": [said] * n}
-        out = denoise(model, prompts, start=path, guide=self.how.guide(model, self.guidance), seed=studio.seed)
+        out = denoise(model, prompts, start=path, guide=self.how.guide(model, self.guidance), seed=session.seed)
         return out["target"].images.cpu()
 
 
 # --- what a step costs -----------------------------------------------------------------------------
 
 
-def _step(studio: Studio, loss: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+def _step(session: DistillSession, loss: Callable[[Tensor], Tensor]) -> Callable[[], None]:
     """A step: a loss of latents, back to them, and Adam moves them."""
-    x = studio.model.latents([0], studio.model.size, studio.model.size).requires_grad_()
+    x = session.model.latents([0], session.model.size, session.model.size).requires_grad_()
     adam = torch.optim.Adam([x], lr=0.01)
 
     def once() -> None:
@@ -406,9 +407,9 @@ def _step(studio: Studio, loss: Callable[[Tensor], Tensor]) -> Callable[[], None
     return once
 
 
-def costs(studio: Studio) -> Mapping[str, Figure]:
+def costs(session: DistillSession) -> Mapping[str, Figure]:
     """Steps at levels over a run, one after the other, as each code takes them at the same levels and guidance."""
-    model, whole = studio.model, studio.model.schedule.train_steps
+    model, whole = session.model, session.model.schedule.train_steps
 
     def ours(method: Any) -> Callable[[], None]:
         def loss(part: float, x: Tensor) -> Tensor:
@@ -417,15 +418,15 @@ def costs(studio: Studio) -> Mapping[str, Figure]:
                 gradient = replace(method, times=Times(constant(part))).gradient(now)
             return apply_gradient(x, gradient)
 
-        return _all([_step(studio, partial(loss, part)) for part in PARTS])
+        return _all([_step(session, partial(loss, part)) for part in PARTS])
 
     def public(kind: Any) -> Callable[[], None]:
         theirs = kind(model, PROMPT, GUIDANCE)
-        return _all([_step(studio, partial(theirs.loss, t=round(part * whole))) for part in PARTS])
+        return _all([_step(session, partial(theirs.loss, t=round(part * whole))) for part in PARTS])
 
     return {
-        "sds_step_cost": studio.ratio(ours(ScoreDistillation(GUIDANCE)), public(threestudio.PublicSDS)),
-        "sdi_step_cost": studio.ratio(ours(ScoreDistillationViaInversion()), public(threestudio.PublicSDI)),
+        "sds_step_cost": session.ratio(ours(ScoreDistillation(GUIDANCE)), public(threestudio.PublicSDS)),
+        "sdi_step_cost": session.ratio(ours(ScoreDistillationViaInversion()), public(threestudio.PublicSDI)),
     }
 
 
@@ -475,7 +476,7 @@ EDITORS = {
 }
 """By prompt pairs with the presets for the built-in model, by instruction as published."""
 
-MEASURES: tuple[tuple[tuple[str, ...], Callable[[Studio], Mapping[str, Figure]]], ...] = (
+MEASURES: tuple[tuple[tuple[str, ...], Callable[[DistillSession], Mapping[str, Figure]]], ...] = (
     (FROM_NOISE, from_noise),
     (("kappa_error_order",), kappas),
     (("sds_step_cost", "sdi_step_cost"), costs),

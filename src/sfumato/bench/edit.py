@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sfumato.bench.generate import applied
 from sfumato.bench.report import Comparison, Figure, Report, Target, gather
-from sfumato.bench.session import Studio as Shared
+from sfumato.bench.session import Session
 from sfumato.bench.units import Row, Units, columns, timed
 from sfumato.core.denoising import denoise
 from sfumato.core.method import Method
@@ -213,7 +213,7 @@ RUNNERS: dict[str, Runner] = {
 
 
 @dataclass
-class Studio(Shared):
+class EditSession(Session):
     @cached_property
     def units(self) -> Units:
         return Units(None if self.out is None else self.out / "edit-units.jsonl")
@@ -221,21 +221,21 @@ class Studio(Shared):
 
 def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Report:
     """Measure everything. With ``out``, what was measured is kept there, and not measured again."""
-    studio = Studio(n, seed, choose(device), out)
-    report = Report("edit", n, seed, str(studio.device), MEANINGS, TARGETS)
-    return gather(report, MEASURES, studio, out)
+    session = EditSession(n, seed, choose(device), out)
+    report = Report("edit", n, seed, str(session.device), MEANINGS, TARGETS)
+    return gather(report, MEASURES, session, out)
 
 
-def cases(studio: Studio) -> list[Case]:
+def cases(session: EditSession) -> list[Case]:
     """The kinds in turn, in scenes of one thing and of two."""
     edits, kinds = [], list(KINDS)
-    for i in range(studio.n):
+    for i in range(session.n):
         kind, turn = kinds[i % len(kinds)], i // len(kinds)
         op = KINDS[kind][turn % len(KINDS[kind])]
-        edits.append(_drawn(studio.stream(2, i), op, 1 + turn % 2))
-    before, after = change.render_pairs(edits, device=str(studio.device))
+        edits.append(_drawn(session.stream(2, i), op, 1 + turn % 2))
+    before, after = change.render_pairs(edits, device=str(session.device))
     shown = zip(edits, before.cpu(), after.cpu(), strict=True)
-    return [Case(kinds[i % len(kinds)], e, b, a, studio.seed + i) for i, (e, b, a) in enumerate(shown)]
+    return [Case(kinds[i % len(kinds)], e, b, a, session.seed + i) for i, (e, b, a) in enumerate(shown)]
 
 
 def _drawn(rng: np.random.Generator, op: str, count: int) -> change.Counterfactual:
@@ -262,12 +262,12 @@ def success(reading: Reading, edit: change.Counterfactual) -> bool:
     return applied(reading, edit)
 
 
-def painted(studio: Studio, case: Case, asked: Asked) -> tuple[Tensor, dict[str, float]]:
+def painted(session: EditSession, case: Case, asked: Asked) -> tuple[Tensor, dict[str, float]]:
     """The picture that an edit came to, as ``sfumato edit`` writes it, with seconds and peak memory of all of it."""
-    model = studio.named(asked.model)
+    model = session.named(asked.model)
     key = f"{asked.model} {asked.start!r}"
     if key not in case.tracks:
-        case.tracks[key] = timed(lambda: invert(model, case.before, case.source, asked.start), studio.device)
+        case.tracks[key] = timed(lambda: invert(model, case.before, case.source, asked.start), session.device)
     track, cost = case.tracks[key]
     prompts = dict(asked.prompts or {"source": case.source, "target": case.target})
     guide = asked.start.guide(model, asked.guidance)
@@ -278,19 +278,19 @@ def painted(studio: Studio, case: Case, asked: Asked) -> tuple[Tensor, dict[str,
         options = {"methods": asked.methods, "guide": guide, "seed": case.seed}
         return tensor(edit_pictures(model, [fitted], track, prompts, **options).pictures[0])
 
-    image, more = timed(paint, studio.device)
+    image, more = timed(paint, session.device)
     return image, {"seconds": cost["seconds"] + more["seconds"], "peak_mb": max(cost["peak_mb"], more["peak_mb"])}
 
 
-def judged(studio: Studio, case: Case, image: Float[Tensor, "3 h w"]) -> Row:
+def judged(session: EditSession, case: Case, image: Float[Tensor, "3 h w"]) -> Row:
     """What an edited picture is worth."""
-    (reading,) = studio.oracle.read(image[None])
+    (reading,) = session.oracle.read(image[None])
     return {
         "success": float(success(reading, case.edit)),
         "psnr_to_truth": float(psnr(image[None], case.after[None])),
         "background_psnr": _background(image, case),
         "structure": structure(reading, case.things),
-        "clip_direction": _direction(studio, image, case),
+        "clip_direction": _direction(session, image, case),
     }
 
 
@@ -314,37 +314,37 @@ def structure(reading: Reading, things: Tensor) -> float:
 
 
 @torch.no_grad()
-def _direction(studio: Studio, image: Tensor, case: Case) -> float:
+def _direction(session: EditSession, image: Tensor, case: Case) -> float:
     """Cosine of the change of the image and the change of the words, as CLIP sees them (Gal et al. 2022)."""
     from sfumato.metrics.clip import clip_features, text_features
 
-    features = clip_features(torch.stack([case.before, image]), studio.clip)
-    told = text_features([case.source, case.target], studio.clip, studio.tokenizer).float()
+    features = clip_features(torch.stack([case.before, image]), session.clip)
+    told = text_features([case.source, case.target], session.clip, session.tokenizer).float()
     a, b = (torch.nn.functional.normalize(f, dim=-1) for f in (features, told))
     if torch.equal(features[0], features[1]):
         return 0.0
     return float(torch.nn.functional.cosine_similarity(a[1] - a[0], b[1] - b[0], dim=0))
 
 
-def editing(studio: Studio) -> Mapping[str, Figure]:
+def editing(session: EditSession) -> Mapping[str, Figure]:
     """All methods on all cases."""
     found: dict[str, dict[str, Row]] = {name: {} for name in (*BASELINES[:2], *RUNNERS)}
     shown: dict[str, dict[int, Tensor]] = {name: {} for name in found}
-    all_cases = cases(studio)
-    with progress("bench: edit", studio.n * len(found)) as advance:
+    all_cases = cases(session)
+    with progress("bench: edit", session.n * len(found)) as advance:
         for i, case in enumerate(all_cases):
             for name in found:
-                if done := _painted(studio, name, i, case):
+                if done := _painted(session, name, i, case):
                     found[name][f"{case.kind} {i}"], shown[name][i] = done
                 advance()
             case.tracks.clear()
-    if studio.out is not None:
-        for at in range(0, studio.n, len(KINDS)):
-            some = range(at, min(at + len(KINDS), studio.n))
+    if session.out is not None:
+        for at in range(0, session.n, len(KINDS)):
+            some = range(at, min(at + len(KINDS), session.n))
             sheet = _side_by_side([all_cases[i] for i in some], [{n: shown[n].get(i) for n in RUNNERS} for i in some])
-            pictures.write(sheet, studio.out / f"edits-{at // len(KINDS)}.png")
-    studio.compared["edit"] = Comparison(KEYS, found)
-    studio.methods |= {name: _means(rows) for name, rows in found.items() if rows}
+            pictures.write(sheet, session.out / f"edits-{at // len(KINDS)}.png")
+    session.compared["edit"] = Comparison(KEYS, found)
+    session.methods |= {name: _means(rows) for name, rows in found.items() if rows}
     return {"kinds_success": _kinds_success(found), "kinds_truth": _kinds_truth(found)}
 
 
@@ -358,10 +358,12 @@ def _side_by_side(some: Sequence[Case], painted: Sequence[Mapping[str, Tensor | 
     return pictures.labelled(images, labels, len(images) // len(some))
 
 
-def _painted(studio: Studio, name: str, i: int, case: Case) -> tuple[Row, Tensor] | None:
+def _painted(session: EditSession, name: str, i: int, case: Case) -> tuple[Row, Tensor] | None:
     """Figures and picture of one method on one case; None where it does not serve this kind of change."""
     if name == "no edit":
-        return studio.units.get(f"{studio.seed} {i} {name}", lambda: (judged(studio, case, case.before), case.before))
+        return session.units.get(
+            f"{session.seed} {i} {name}", lambda: (judged(session, case, case.before), case.before)
+        )
     if name == "reconstruct":
         asked = Asked(Direct(steps=STEPS), (), 1.0, {"source": case.source, "target": case.source})
     else:
@@ -371,10 +373,10 @@ def _painted(studio: Studio, name: str, i: int, case: Case) -> tuple[Row, Tensor
             return None
 
     def measure() -> tuple[Row, Tensor]:
-        image, cost = painted(studio, case, asked)
-        return {**judged(studio, case, image), **cost}, image
+        image, cost = painted(session, case, asked)
+        return {**judged(session, case, image), **cost}, image
 
-    return studio.units.get(f"{studio.seed} {i} {name} {STEPS} {asked!r}", measure)
+    return session.units.get(f"{session.seed} {i} {name} {STEPS} {asked!r}", measure)
 
 
 def _means(rows: Mapping[str, Row]) -> dict[str, float]:
@@ -417,32 +419,32 @@ def _kinds_truth(found: Mapping[str, Mapping[str, Row]]) -> float:
     return float(sum(_best(found, kind, key, ours) > _best(found, kind, key, plain) for kind in _seen(found)))
 
 
-def transferring(studio: Studio) -> Mapping[str, Figure]:
+def transferring(session: EditSession) -> Mapping[str, Figure]:
     """One thing in the looks of another: has it their colour and material, and is it still where and what it was?"""
-    pairs = [_two_looks(studio.stream(6, i)) for i in range(studio.n)]
+    pairs = [_two_looks(session.stream(6, i)) for i in range(session.n)]
     found: dict[str, dict[str, Row]] = {name: {} for name in TRANSFERS}
     shown: dict[str, list[Tensor]] = {name: [] for name in ("picture", "looks", *TRANSFERS)}
     with progress("bench: appearance", len(pairs) * len(TRANSFERS)) as advance:
         for i, (picture, looks) in enumerate(pairs):
-            truth = render([picture, looks], device=studio.device)
+            truth = render([picture, looks], device=session.device)
             for name, image in zip(("picture", "looks"), truth.images.cpu(), strict=True):
                 shown[name].append(image)
             for name, method in TRANSFERS.items():
                 how = method(picture, looks)
-                unit = f"{studio.seed} appearance {i} {name} {how!r}"
+                unit = f"{session.seed} appearance {i} {name} {how!r}"
 
                 def measure(how: Method = how, truth: Any = truth, looks: Scene = looks) -> tuple[Row, Tensor]:
-                    return _transferred(studio, how, truth, looks)
+                    return _transferred(session, how, truth, looks)
 
-                found[name][f"appearance {i}"], image = studio.units.get(unit, measure)
+                found[name][f"appearance {i}"], image = session.units.get(unit, measure)
                 shown[name].append(image)
                 advance()
     for name, images in shown.items():
-        studio.keep(f"appearance-{name}".replace(" ", "-"), torch.stack(images)[:64], 7)
+        session.keep(f"appearance-{name}".replace(" ", "-"), torch.stack(images)[:64], 7)
     keys = ("success", "structure", "seconds", "peak_mb")
-    studio.compared["appearance"] = Comparison(keys, found)
+    session.compared["appearance"] = Comparison(keys, found)
     for name, rows in found.items():
-        studio.methods[f"appearance: {name}"] = {key: float(np.mean(columns(rows, key))) for key in keys}
+        session.methods[f"appearance: {name}"] = {key: float(np.mean(columns(rows, key))) for key in keys}
     best = max(found, key=lambda name: np.mean(columns(found[name], "success")))
     return {
         "appearance_success": np.array(columns(found[best], "success")),
@@ -470,17 +472,17 @@ def _two_looks(rng: np.random.Generator) -> tuple[Scene, Scene]:
             return picture, looks
 
 
-def _transferred(studio: Studio, how: Method, truth: Any, looks: Scene) -> tuple[Row, Tensor]:
+def _transferred(session: EditSession, how: Method, truth: Any, looks: Scene) -> tuple[Row, Tensor]:
     images = truth.images.cpu()
     named = cast("Any", how)
     said = f"a photo of a {named.word}", f"a photo of a {named.appearance_word}"
 
     def work() -> Tensor:
-        path, prompts = transfer(studio.model, images[0], images[1], said, replace(START, steps=STEPS))
-        return denoise(studio.model, prompts, start=path, guide=1.0, methods=[how])["target"].images[0]
+        path, prompts = transfer(session.model, images[0], images[1], said, replace(START, steps=STEPS))
+        return denoise(session.model, prompts, start=path, guide=1.0, methods=[how])["target"].images[0]
 
-    image, cost = timed(work, studio.device)
-    (reading,) = studio.oracle.read(image[None])
+    image, cost = timed(work, session.device)
+    (reading,) = session.oracle.read(image[None])
     wanted = looks.things[0]
     largest = max(reading.things, key=lambda t: t.pixels, default=None)
     same = largest is not None and (largest.colour, largest.material) == (wanted.colour, wanted.material)
@@ -490,29 +492,29 @@ def _transferred(studio: Studio, how: Method, truth: Any, looks: Scene) -> tuple
 INJECTING = ("Prompt-to-Prompt", "MasaCtrl", "Plug-and-Play", "KV-Edit, told where")
 
 
-def injecting(studio: Studio) -> Mapping[str, Figure]:
+def injecting(session: EditSession) -> Mapping[str, Figure]:
     """What injection adds to painting both prompts from the same start, in time and in memory."""
-    case = cases(replace(studio, n=1))[0]
+    case = cases(replace(session, n=1))[0]
     ratios = []
     for name in INJECTING:
         asked = RUNNERS[name](case)
         plain = Asked(_inverted(case) if asked.methods else Direct(steps=STEPS), (), GUIDANCE)
-        ways = [_painting(studio, case, way) for way in (asked, plain)]
-        ratios.append(studio.ratio(*ways))
-        peaks = [timed(way, studio.device)[1]["peak_mb"] for way in ways]
-        studio.methods[f"injection: {name}"] = {"time": ratios[-1], "peak_mb": peaks[0], "peak_mb_plain": peaks[1]}
+        ways = [_painting(session, case, way) for way in (asked, plain)]
+        ratios.append(session.ratio(*ways))
+        peaks = [timed(way, session.device)[1]["peak_mb"] for way in ways]
+        session.methods[f"injection: {name}"] = {"time": ratios[-1], "peak_mb": peaks[0], "peak_mb_plain": peaks[1]}
     return {"injection_overhead": max(ratios)}
 
 
-def _painting(studio: Studio, case: Case, asked: Asked) -> Callable[[], object]:
+def _painting(session: EditSession, case: Case, asked: Asked) -> Callable[[], object]:
     """Paints both prompts; what comes before that is done."""
-    model = studio.model
+    model = session.model
     start, guide = invert(model, case.before, case.source, asked.start), asked.start.guide(model, asked.guidance)
     prompts = {"source": case.source, "target": case.target}
     return lambda: denoise(model, prompts, start=start, methods=asked.methods, guide=guide, seed=case.seed)
 
 
-MEASURES: tuple[tuple[tuple[str, ...], Callable[[Studio], Mapping[str, Figure]]], ...] = (
+MEASURES: tuple[tuple[tuple[str, ...], Callable[[EditSession], Mapping[str, Figure]]], ...] = (
     (("kinds_success", "kinds_truth"), editing),
     (("appearance_success", "appearance_iou"), transferring),
     (("injection_overhead",), injecting),

@@ -20,7 +20,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from sfumato.bench.report import Figure, Report, Target, gather
-from sfumato.bench.session import Studio as Shared
+from sfumato.bench.session import Session
 from sfumato.io.device import choose
 from sfumato.io.files import write_text
 from sfumato.methods.edit.instruct_pix2pix import STILL_LIFE as INSTRUCT_PIX2PIX
@@ -88,7 +88,7 @@ TARGETS = {
 }
 
 
-class Studio(Shared):
+class GenerateSession(Session):
     """What the measures share."""
 
     def rng(self, what: str) -> np.random.Generator:
@@ -125,17 +125,17 @@ class Studio(Shared):
 
 def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Report:
     """Measure everything. What cannot be (of a relative that does not ship, say) is None, and ``why`` says why."""
-    studio = Studio(n, seed, choose(device), out)
-    return gather(Report("generate", n, seed, str(studio.device), MEANINGS, TARGETS), MEASURES, studio, out)
+    session = GenerateSession(n, seed, choose(device), out)
+    return gather(Report("generate", n, seed, str(session.device), MEANINGS, TARGETS), MEASURES, session, out)
 
 
-def obedience(key: str) -> Callable[[Studio], dict[str, Figure]]:
+def obedience(key: str) -> Callable[[GenerateSession], dict[str, Figure]]:
     """The share of paintings of one class of prompts in which the oracle sees what was said."""
 
-    def measure(studio: Studio) -> dict[str, Figure]:
-        rng = studio.rng(key)
-        said = [PROMPTS[key](rng, i) for i in range(studio.n)]
-        readings = studio.oracle.read(studio.paint([s.phrase(rng) for s in said], key))
+    def measure(session: GenerateSession) -> dict[str, Figure]:
+        rng = session.rng(key)
+        said = [PROMPTS[key](rng, i) for i in range(session.n)]
+        readings = session.oracle.read(session.paint([s.phrase(rng) for s in said], key))
         return {key: obeyed(key, readings, said)}
 
     return measure
@@ -148,12 +148,12 @@ def fresh(rng: np.random.Generator, n: int, device: torch.device) -> tuple[list[
     return scenes, torch.cat(parts)
 
 
-def reconstruction(studio: Studio) -> dict[str, Figure]:
+def reconstruction(session: GenerateSession) -> dict[str, Figure]:
     from sfumato.metrics.image import psnr
     from sfumato.metrics.looks import detail
 
-    vae: Any = weights.module("vae").to(studio.device)
-    _, images = fresh(studio.rng("vae_psnr"), studio.n, studio.device)
+    vae: Any = weights.module("vae").to(session.device)
+    _, images = fresh(session.rng("vae_psnr"), session.n, session.device)
     again = networks.reconstruct(vae, images)
     return {
         "vae_psnr": psnr(again, images).double().numpy(),
@@ -161,17 +161,17 @@ def reconstruction(studio: Studio) -> dict[str, Figure]:
     }
 
 
-def likeness(studio: Studio) -> dict[str, Figure]:
+def likeness(session: GenerateSession) -> dict[str, Figure]:
     """Paintings of captions as training words them, beside renders of the same scenes and of others."""
     from sfumato.metrics.clip import clip_features, clip_score, frechet
     from sfumato.metrics.looks import detail
 
-    clip = studio.clip
-    rng = studio.rng("frechet_clip")
-    scenes, renders = fresh(rng, studio.n, studio.device)
-    _, others = fresh(rng, studio.n, studio.device)
+    clip = session.clip
+    rng = session.rng("frechet_clip")
+    scenes, renders = fresh(rng, session.n, session.device)
+    _, others = fresh(rng, session.n, session.device)
     words = [caption(s, rng) for s in scenes]
-    painted = studio.paint(words, "frechet_clip")
+    painted = session.paint(words, "frechet_clip")
     features = [clip_features(x, clip) for x in (painted, renders, others)]
     tokens = weights.tokenizer()
     far, floor = frechet(features[0], features[2]), frechet(features[1], features[2])
@@ -185,7 +185,7 @@ def likeness(studio: Studio) -> dict[str, Figure]:
     }
 
 
-def speed(studio: Studio) -> dict[str, Figure]:
+def speed(session: GenerateSession) -> dict[str, Figure]:
     """Seconds an image, decoding included, in float32: the middle of three runs after one to warm up."""
 
     def seconds(batch: int) -> float:
@@ -194,7 +194,7 @@ def speed(studio: Studio) -> dict[str, Figure]:
             began = time.perf_counter()
             words = ["a red cube on grass"] * batch
             paint.paint(
-                studio.pipe, words, range(batch), steps=STEPS if i else 2, guidance=GUIDANCE, what="bench: speed"
+                session.pipe, words, range(batch), steps=STEPS if i else 2, guidance=GUIDANCE, what="bench: speed"
             )
             taken.append((time.perf_counter() - began) / batch)
         return float(np.median(taken[1:]))
@@ -202,17 +202,17 @@ def speed(studio: Studio) -> dict[str, Figure]:
     return {"seconds_per_image": seconds(1), "seconds_per_image_batch8": seconds(8)}
 
 
-def instruct(studio: Studio) -> dict[str, Figure]:
+def instruct(session: GenerateSession) -> dict[str, Figure]:
     """Edits of renders by instruction. Applied: all things as they should be, the new ground, light or style too."""
-    pipe = weights.pipeline("stilllife-instruct", studio.device)
-    rng = studio.rng("instruct")
+    pipe = weights.pipeline("stilllife-instruct", session.device)
+    rng = session.rng("instruct")
     edits = []
-    for i in range(studio.n):
+    for i in range(session.n):
         op = READABLE[i % len(READABLE)]
         edits.append(change.sample_counterfactual(rng, op, 2 if op == "remove" else 1 + i // len(READABLE) % 2))
-    before, after = change.render_pairs(edits, device=str(studio.device))
-    oracle = studio.oracle
-    painted = studio.paint(
+    before, after = change.render_pairs(edits, device=str(session.device))
+    oracle = session.oracle
+    painted = session.paint(
         [e.instruction for e in edits],
         "instruct",
         pipe=pipe,
@@ -240,22 +240,22 @@ def applied(reading: Reading, edit: change.Counterfactual) -> bool:
     return all(verdicts[k] is not False for k in ("things", "ground", "light", "style"))
 
 
-def depth(studio: Studio) -> dict[str, Figure]:
+def depth(session: GenerateSession) -> dict[str, Figure]:
     """Paintings on the depth of renders of one or two things; see ``depth_error``."""
-    pipe = weights.pipeline("stilllife-depth", studio.device)
-    rng = studio.rng("depth")
-    scenes = [sample_scene(rng, count=1 + i % 2) for i in range(studio.n)]
-    truth = [render(scenes[i : i + 32], device=studio.device) for i in range(0, studio.n, 32)]
+    pipe = weights.pipeline("stilllife-depth", session.device)
+    rng = session.rng("depth")
+    scenes = [sample_scene(rng, count=1 + i % 2) for i in range(session.n)]
+    truth = [render(scenes[i : i + 32], device=session.device) for i in range(0, session.n, 32)]
     depths = torch.cat([t.depth.cpu() for t in truth])
     things = torch.cat([t.thing.cpu() >= 0 for t in truth])
-    oracle = studio.oracle
+    oracle = session.oracle
     condition = networks.depth_image(depths)
-    painted = studio.paint(
+    painted = session.paint(
         [caption(s, rng) for s in scenes], "depth", pipe=pipe, each=lambda start, stop: {"image": condition[start:stop]}
     )
     read = oracle.read(painted)
     rendered = oracle.read(torch.cat([t.images.cpu() for t in truth]))
-    other = [*range(1, studio.n), 0]
+    other = [*range(1, session.n), 0]
 
     def error(readings: Sequence[Reading], at: Sequence[int]) -> Figure:
         return np.array(
@@ -265,7 +265,7 @@ def depth(studio: Studio) -> dict[str, Figure]:
             ]
         )
 
-    here = range(studio.n)
+    here = range(session.n)
     return {"depth": error(read, here), "depth_rendered": error(rendered, here), "depth_chance": error(read, other)}
 
 
@@ -291,7 +291,7 @@ def ground_depth(scene: Scene, size: int) -> Float[Tensor, "size size"]:
     return torch.where(down > 1e-6, origin[0, ..., 1] / down.clamp(min=1e-6), torch.inf)
 
 
-MEASURES: tuple[tuple[tuple[str, ...], Callable[[Studio], dict[str, Figure]]], ...] = (
+MEASURES: tuple[tuple[tuple[str, ...], Callable[[GenerateSession], dict[str, Figure]]], ...] = (
     *(((key,), obedience(key)) for key in PROMPTS),
     (("vae_psnr", "vae_detail"), reconstruction),
     (

@@ -23,7 +23,7 @@ from torch import Tensor
 from sfumato.bench import truth
 from sfumato.bench.ports.prompt_embeddings import published_fit
 from sfumato.bench.report import Comparison, Figure, Report, Target, gather
-from sfumato.bench.session import Studio as Shared
+from sfumato.bench.session import Session
 from sfumato.bench.units import Row, Units, columns, timed
 from sfumato.core.backbone import Backbone
 from sfumato.io.device import choose
@@ -102,7 +102,7 @@ TARGETS = {
 
 
 @dataclass
-class Studio(Shared):
+class PerceiveSession(Session):
     @cached_property
     def units(self) -> Units:
         return Units(None if self.out is None else self.out / "perceive-units.jsonl")
@@ -162,21 +162,25 @@ class Tried:
 
 def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Report:
     """Measure everything. With ``out``, what was measured is kept there, and not measured again."""
-    studio = Studio(n, seed, choose(device), out)
-    report = Report("perceive", n, seed, str(studio.device), MEANINGS, TARGETS)
-    return gather(report, MEASURES, studio, out)
+    session = PerceiveSession(n, seed, choose(device), out)
+    report = Report("perceive", n, seed, str(session.device), MEANINGS, TARGETS)
+    return gather(report, MEASURES, session, out)
 
 
 def _compared(
-    studio: Studio, what: str, rows: Mapping[str, Mapping[str, Row]], keys: Sequence[str], more: Mapping[str, Row]
+    session: PerceiveSession,
+    what: str,
+    rows: Mapping[str, Mapping[str, Row]],
+    keys: Sequence[str],
+    more: Mapping[str, Row],
 ) -> None:
     """Note every method's means, and what is of its whole set."""
     for name, units in rows.items():
         noted = {
             key: float(np.mean(columns(units, key))) for key in (*keys, "seconds", "peak_mb") if columns(units, key)
         }
-        studio.methods[f"{what}: {name}"] = noted | {k: v for k, v in more.get(name, {}).items() if v is not None}
-    studio.compared[what] = Comparison((*keys, "seconds", "peak_mb"), rows)
+        session.methods[f"{what}: {name}"] = noted | {k: v for k, v in more.get(name, {}).items() if v is not None}
+    session.compared[what] = Comparison((*keys, "seconds", "peak_mb"), rows)
 
 
 # --- segments without words ---------------------------------------------------------------------
@@ -213,17 +217,17 @@ SEGMENTERS = {
 }
 
 
-def segments(studio: Studio) -> Mapping[str, Figure]:
+def segments(session: PerceiveSession) -> Mapping[str, Figure]:
     """Things one by one, ground and backdrop."""
-    shown = truth.renders(studio.stream(1), studio.n)
-    wanted = [truth.regions(shown, i) for i in range(studio.n)]
+    shown = truth.renders(session.stream(1), session.n)
+    wanted = [truth.regions(shown, i) for i in range(session.n)]
     rows: dict[str, dict[str, Row]] = {name: {} for name in SEGMENTERS}
     found: dict[str, list[Tensor]] = {name: [] for name in SEGMENTERS}
-    with progress("bench: segments", studio.n * len(SEGMENTERS)) as advance:
+    with progress("bench: segments", session.n * len(SEGMENTERS)) as advance:
         for i, image in enumerate(shown.images):
             for name, tried in SEGMENTERS.items():
-                cost, labels = studio.labels(
-                    f"segments {i} {tried}", lambda t=tried, x=image: t.segments(studio.model, x)
+                cost, labels = session.labels(
+                    f"segments {i} {tried}", lambda t=tried, x=image: t.segments(session.model, x)
                 )
                 rows[name][f"image {i}"] = {"miou": miou_of_images([labels], [wanted[i]]), **cost}
                 found[name].append(labels)
@@ -233,27 +237,29 @@ def segments(studio: Studio) -> Mapping[str, Figure]:
     for name, labels in found.items():
         mean, right = miou_per_image(labels, wanted, classes)
         pooled[name] = {"pooled_miou": mean, "pixels_right": right}
-        _keep(studio, f"segments-{name}", shown.images, labels)
-    _compared(studio, "segments", rows, ("miou",), pooled)
+        _keep(session, f"segments-{name}", shown.images, labels)
+    _compared(session, "segments", rows, ("miou",), pooled)
     ours = np.array(columns(rows["DiffSeg + graph cut"], "miou"))
     base = max(np.mean(columns(rows[name], "miou")) for name in ("k-means on pixels", "k-means on features"))
     return {"diffseg_miou": ours, "diffseg_over_baselines": float(ours.mean() - base)}
 
 
-def _keep(studio: Studio, name: str, images: Float[Tensor, "n 3 h w"], labels: Sequence[Int[Tensor, "h w"]]) -> None:
+def _keep(
+    session: PerceiveSession, name: str, images: Float[Tensor, "n 3 h w"], labels: Sequence[Int[Tensor, "h w"]]
+) -> None:
     """A sheet of the first images with their labels."""
     tinted = [tensor(overlay(pictures.picture(x), at)) for x, at in zip(images[:32], labels[:32], strict=True)]
-    studio.keep(name.replace(" ", "-").replace(",", ""), torch.stack(tinted))
+    session.keep(name.replace(" ", "-").replace(",", ""), torch.stack(tinted))
 
 
 # --- segments by words ---------------------------------------------------------------------------
 
 
-def words(studio: Studio) -> Mapping[str, Figure]:
+def words(session: PerceiveSession) -> Mapping[str, Figure]:
     """One or two things of different kinds, looked for by their kinds' names."""
-    rng = studio.stream(2)
+    rng = session.stream(2)
     scenes = []
-    while len(scenes) < studio.n:
+    while len(scenes) < session.n:
         one = truth.renders(rng, 1, count=1 + len(scenes) % 2)
         if len({t.kind for t in one.scenes[0].things}) == len(one.scenes[0].things):
             scenes.append(one)
@@ -273,15 +279,15 @@ def words(studio: Studio) -> Mapping[str, Figure]:
                 cost, labels = {}, torch.ones(one.thing.shape[1:], dtype=torch.long)
                 if method is not None:
                     tried = Tried(replace(method, words=names, prompt=plain(one.scenes[0])), cut)
-                    cost, labels = studio.labels(
-                        f"words {i} {tried}", lambda t=tried, x=one.images[0]: t.segments(studio.model, x)
+                    cost, labels = session.labels(
+                        f"words {i} {tried}", lambda t=tried, x=one.images[0]: t.segments(session.model, x)
                     )
                 ious = [_iou(labels == k + 1, one.thing[0] == k) for k in range(len(names))]
                 rows[name][f"image {i}"] = {"miou": float(np.mean(ious)), **cost}
                 found[name].append(labels)
                 advance()
-    _compared(studio, "words", rows, ("miou",), {})
-    _keep(studio, "words", torch.cat([one.images for one in scenes]), found["text attribution"])
+    _compared(session, "words", rows, ("miou",), {})
+    _keep(session, "words", torch.cat([one.images for one in scenes]), found["text attribution"])
     return {"text_miou": np.array(columns(rows["text attribution"], "miou"))}
 
 
@@ -289,11 +295,11 @@ def _iou(a: Tensor, b: Tensor) -> float:
     return float((a & b).sum() / (a | b).sum().clamp_min(1))
 
 
-def clicks(studio: Studio) -> Mapping[str, Figure]:
+def clicks(session: PerceiveSession) -> Mapping[str, Figure]:
     """A thing from its box, and from a click in its middle, beside the box itself."""
-    shown = truth.renders(studio.stream(7), studio.n)
+    shown = truth.renders(session.stream(7), session.n)
     rows: dict[str, dict[str, Row]] = {name: {} for name in ("box", "click", "the box itself")}
-    with progress("bench: clicks", 2 * studio.n) as advance:
+    with progress("bench: clicks", 2 * session.n) as advance:
         for i, image in enumerate(shown.images):
             mask = shown.thing[i] == 0
             y, x = mask.nonzero().T
@@ -308,12 +314,12 @@ def clicks(studio: Studio) -> Mapping[str, Figure]:
                 ("click", {"click": (float(x[middle]) + 0.5, float(y[middle]) + 0.5)}),
             ):
                 tried = Tried(replace(propagation.STILL_LIFE, **where))
-                cost, labels = studio.labels(
-                    f"clicks {i} {tried}", lambda t=tried, x=image: t.segments(studio.model, x)
+                cost, labels = session.labels(
+                    f"clicks {i} {tried}", lambda t=tried, x=image: t.segments(session.model, x)
                 )
                 rows[name][f"image {i}"] = {"miou": _iou(labels == 1, mask), **cost}
                 advance()
-    _compared(studio, "clicks", rows, ("miou",), {})
+    _compared(session, "clicks", rows, ("miou",), {})
     return {f"{name}_miou": np.array(columns(rows[name], "miou")) for name in ("box", "click")}
 
 
@@ -332,16 +338,16 @@ def untrained(model: Backbone) -> Backbone:
     return other
 
 
-def labelled(studio: Studio) -> Mapping[str, Figure]:
+def labelled(session: PerceiveSession) -> Mapping[str, Figure]:
     """Backdrop, ground and four kinds, learned from 5, 20 and 50 images; and the parts of one kind, from 20."""
-    suited, model = label_efficient.STILL_LIFE, studio.model
+    suited, model = label_efficient.STILL_LIFE, session.model
     asked: dict[str, Asked] = {f"label-efficient, {n}": (suited, model, n, None) for n in LABELLED}
     asked["label-efficient, 20 + graph cut"] = (suited, model, 20, SMOOTHER)
     asked |= {f"on pixels, {n}": (replace(suited, of="pixels"), model, n, None) for n in LABELLED}
     asked["on a random network, 20"] = (suited, untrained(model), 20, None)
-    pooled = _classes(studio, "labelled", CLASSES, lambda shown, i: truth.kinds(shown, i, CLASSES), asked)
+    pooled = _classes(session, "labelled", CLASSES, lambda shown, i: truth.kinds(shown, i, CLASSES), asked)
     few = {name: asked[name] for name in ("label-efficient, 20", "on pixels, 20")}
-    _classes(studio, f"parts of a {PARTS_OF}", (PARTS_OF,), truth.parts, few)
+    _classes(session, f"parts of a {PARTS_OF}", (PARTS_OF,), truth.parts, few)
     ours, cut = (pooled[f"label-efficient, 20{more}"] for more in ("", " + graph cut"))
     base = max(pooled[name] for name in ("on pixels, 20", "on a random network, 20"))
     return {
@@ -355,7 +361,7 @@ Asked = tuple[label_efficient.LabelEfficient, Backbone, int, graph_cut.GraphCut 
 
 
 def _classes(
-    studio: Studio,
+    session: PerceiveSession,
     what: str,
     kinds: tuple[str, ...],
     label: Callable[[Rendering, int], Int[Tensor, "h w"]],
@@ -363,17 +369,17 @@ def _classes(
 ) -> dict[str, float]:
     """Mean IoU over the classes of every method, pixels of all images counted together."""
     draw = {"kinds": kinds, "count": 1}
-    many = truth.renders(studio.stream(3), max(LABELLED), **draw)
-    tests = truth.renders(studio.stream(4), studio.n, **draw)
+    many = truth.renders(session.stream(3), max(LABELLED), **draw)
+    tests = truth.renders(session.stream(4), session.n, **draw)
     wanted, taught = ([label(shown, i) for i in range(len(shown.images))] for shown in (tests, many))
     rows: dict[str, dict[str, Row]] = {name: {} for name in asked}
     pooled: dict[str, Row] = {}
-    with progress(f"bench: {what}", len(asked) * studio.n) as advance:
+    with progress(f"bench: {what}", len(asked) * session.n) as advance:
         for name, (method, model, n, cut) in asked.items():
 
             @cache
             def learned(method: Any = method, model: Any = model, n: int = n) -> Any:
-                return timed(lambda: method.fit(model, list(many.images[:n]), taught[:n], side=SIDE), studio.device)
+                return timed(lambda: method.fit(model, list(many.images[:n]), taught[:n], side=SIDE), session.device)
 
             def segment(image: Tensor, model: Any = model, learned: Any = learned, cut: Any = cut) -> Segments:
                 with read(model, image, SIDE) as reader:
@@ -383,15 +389,15 @@ def _classes(
             found, unit = [], f"{what} {n} {model.name} {method!r} {SIDE} {kinds}"
             for i, image in enumerate(tests.images):
                 about = f"{unit} {i} {cut or ''}"
-                if f"{studio.seed} {about}" not in studio.units.rows:
+                if f"{session.seed} {about}" not in session.units.rows:
                     learned()  # not in the time of an image
-                cost, labels = studio.labels(about, lambda x=image: segment(x))
+                cost, labels = session.labels(about, lambda x=image: segment(x))
                 rows[name][f"image {i}"] = {"miou": miou_named([labels], [wanted[i]]), **cost}
                 found.append(labels)
                 advance()
-            pooled[name] = {"pooled_miou": miou_named(found, wanted), **studio.once(f"{unit} learning", learned)}
-            _keep(studio, f"{what}-{name}", tests.images, found)
-    _compared(studio, what, rows, ("miou",), pooled)
+            pooled[name] = {"pooled_miou": miou_named(found, wanted), **session.once(f"{unit} learning", learned)}
+            _keep(session, f"{what}-{name}", tests.images, found)
+    _compared(session, what, rows, ("miou",), pooled)
     return {name: cast("float", row["pooled_miou"]) for name, row in pooled.items()}
 
 
@@ -404,7 +410,7 @@ def miou_named(found: Sequence[Int[Tensor, "h w"]], wanted: Sequence[Int[Tensor,
 # --- a thing from one image and its mask ---------------------------------------------------------
 
 
-def shots(studio: Studio) -> Mapping[str, Figure]:
+def shots(session: PerceiveSession) -> Mapping[str, Figure]:
     """One thing alone; the support shows others of its kind."""
     methods = {
         "few-shot": few_shot.STILL_LIFE,
@@ -416,9 +422,9 @@ def shots(studio: Studio) -> Mapping[str, Figure]:
     rows: dict[str, dict[str, Row]] = {f"{name}, {k}": {} for name in methods for k in SHOTS}
     found: list[Tensor] = []
     images: list[Tensor] = []
-    with progress("bench: shots", studio.n * len(rows)) as advance:
-        for i in range(studio.n):
-            rng = studio.stream(5, i)
+    with progress("bench: shots", session.n * len(rows)) as advance:
+        for i in range(session.n):
+            rng = session.stream(5, i)
             kind = str(rng.choice(TRAINED))
             seen = truth.renders(rng, 1 + max(SHOTS), kinds=(kind,), count=1)
             masks = (seen.thing == 0).float()
@@ -426,17 +432,17 @@ def shots(studio: Studio) -> Mapping[str, Figure]:
                 for k in SHOTS:
 
                     def segment(method: Any = method, k: int = k, seen: Any = seen, masks: Any = masks) -> Segments:
-                        readers = [read(studio.model, x, SIDE) for x in seen.images[: k + 1]]
+                        readers = [read(session.model, x, SIDE) for x in seen.images[: k + 1]]
                         return method(readers[0], readers[1:], list(masks[1 : k + 1]))
 
-                    cost, labels = studio.labels(f"shots {i} {k} {method!r} {SIDE}", segment)
+                    cost, labels = session.labels(f"shots {i} {k} {method!r} {SIDE}", segment)
                     rows[f"{name}, {k}"][f"image {i}"] = {"miou": _iou(labels == 1, masks[0] > 0), **cost}
                     if (name, k) == ("few-shot", 1):
                         found.append(labels)
                         images.append(seen.images[0])
                     advance()
-    _compared(studio, "shots", rows, ("miou",), {})
-    _keep(studio, "shots", torch.stack(images), found)
+    _compared(session, "shots", rows, ("miou",), {})
+    _keep(session, "shots", torch.stack(images), found)
     ours = np.array(columns(rows["few-shot, 1"], "miou"))
     matched = [np.array(columns(rows[f"{name}, 1"], "miou")) for name in methods if name.startswith("feature")]
     return {"few_shot_miou": ours, "few_shot_over_matching": ours - max(matched, key=np.mean)}
@@ -486,17 +492,19 @@ SLOW = ("optimised embeddings",)
 BASE = ("colours", "the same place", "chance")
 
 
-def matches(studio: Studio) -> Mapping[str, Figure]:
+def matches(session: PerceiveSession) -> Mapping[str, Figure]:
     """Keypoints of single things of one kind, that differ in all else; and points anywhere on them."""
-    _found(studio, "points", truth.pairs(studio.stream(6), studio.n))
-    whole, few = _found(studio, "keypoints of pairs", truth.pairs(studio.stream(11), studio.n, named=True))
+    _found(session, "points", truth.pairs(session.stream(6), session.n))
+    whole, few = _found(session, "keypoints of pairs", truth.pairs(session.stream(11), session.n, named=True))
     ours = {name: value for name, value in whole.items() if name not in BASE and "published" not in name}
     over = [min(ours.values()) - max(whole[name] for name in BASE)]
     over += [few[name] - max(few[base] for base in BASE) for name in SLOW]
     return {"pck_10": max(ours.values()), "pck_10_over_baselines": min(over)}
 
 
-def _found(studio: Studio, what: str, asked: Sequence[truth.Pair]) -> tuple[dict[str, float], dict[str, float]]:
+def _found(
+    session: PerceiveSession, what: str, asked: Sequence[truth.Pair]
+) -> tuple[dict[str, float], dict[str, float]]:
     """PCK by point of the methods that were tried on all pairs, and of all methods on the first of them."""
     rows: dict[str, dict[str, Row]] = {name: {} for name in MATCHERS}
     found: dict[str, list[Found]] = {name: [] for name in MATCHERS}
@@ -506,12 +514,12 @@ def _found(studio: Studio, what: str, asked: Sequence[truth.Pair]) -> tuple[dict
 
                 def match(pair: truth.Pair = pair, tried: Tried = tried) -> Matches:
                     with (
-                        read(studio.model, pair.images[0], tried.side) as one,
-                        read(studio.model, pair.images[1], tried.side) as other,
+                        read(session.model, pair.images[0], tried.side) as one,
+                        read(session.model, pair.images[1], tried.side) as other,
                     ):
                         return tried.method(one, other, pair.points[0])
 
-                cost, at = studio.matches(f"{what} {i} {tried}", match, pair)
+                cost, at = session.matches(f"{what} {i} {tried}", match, pair)
                 each = Found(at.target, pair.points[1], pair.box, float(max(pair.images.shape[-2:])))
                 rows[name][f"pair {i}"] = {"pck_10": pck([each]), "pck_05": pck([each], 0.05), **cost}
                 found[name].append(each)
@@ -524,7 +532,7 @@ def _found(studio: Studio, what: str, asked: Sequence[truth.Pair]) -> tuple[dict
             "pck_10 of the image": pck(pairs, by="image", each="image"),
             FIRST: pck(pairs[:FEW_PAIRS]),
         }
-    _compared(studio, what, rows, ("pck_10", "pck_05"), pooled)
+    _compared(session, what, rows, ("pck_10", "pck_05"), pooled)
     by_point, first = ({n: cast("float", row[key]) for n, row in pooled.items()} for key in ("pck_10 by point", FIRST))
     return {name: value for name, value in by_point.items() if name not in SLOW}, first
 
@@ -532,56 +540,56 @@ def _found(studio: Studio, what: str, asked: Sequence[truth.Pair]) -> tuple[dict
 # --- keypoints without labels ---------------------------------------------------------------------
 
 
-def landmarks(studio: Studio) -> Mapping[str, Figure]:
+def landmarks(session: PerceiveSession) -> Mapping[str, Figure]:
     """Robots from the front: learned and regressed on some, found on others, beside the mean position."""
     draw = {"kinds": (KEYPOINT_KIND,), "count": 1, "view": "front"}
-    learned_on = truth.renders(studio.stream(8), LEARNED, **draw)
-    tests = truth.renders(studio.stream(9), studio.n, **draw)
+    learned_on = truth.renders(session.stream(8), LEARNED, **draw)
+    tests = truth.renders(session.stream(9), session.n, **draw)
     method = unsupervised_keypoints.STILL_LIFE
     taught, seen = _annotated(learned_on)
     wanted, visible = _annotated(tests)
-    sizes = [_height(tests, i) for i in range(studio.n)]
+    sizes = [_height(tests, i) for i in range(session.n)]
     rows: dict[str, dict[str, Row]] = {"regressed": {}, "mean position": {}}
     sheet: list[Tensor] = []
 
     def learn() -> tuple[Any, dict[str, float]]:
-        name = f"perceive-keypoints-{studio.units.of}-{studio.seed}-{LEARNED}.safetensors"
-        resume = None if studio.out is None else studio.out / name
-        return timed(lambda: method.fit(studio.model, list(learned_on.images), resume), studio.device)
+        name = f"perceive-keypoints-{session.units.of}-{session.seed}-{LEARNED}.safetensors"
+        resume = None if session.out is None else session.out / name
+        return timed(lambda: method.fit(session.model, list(learned_on.images), resume), session.device)
 
     @cache
     def found() -> tuple[Any, Tensor, dict[str, float]]:
         points, cost = learn()
-        at = torch.stack([_located(studio, points, image) for image in learned_on.images])
+        at = torch.stack([_located(session, points, image) for image in learned_on.images])
         return points, regressor(at / SIZE, taught / SIZE, seen, RIDGE), cost
 
     mean = torch.stack([taught[seen[:, j], j].mean(0) for j in range(taught.shape[1])])
-    with progress("bench: keypoints", studio.n) as advance:
+    with progress("bench: keypoints", session.n) as advance:
         for i, image in enumerate(tests.images):
 
             def measure(i: int = i, image: Tensor = image) -> tuple[Row, Tensor]:
                 points, weights, _ = found()
-                at, cost = timed(lambda: _located(studio, points, image), studio.device)
+                at, cost = timed(lambda: _located(session, points, image), session.device)
                 told = regressed(at[None] / SIZE, weights)[0] * SIZE
                 row: Row = {**cost, "error": _error(told, wanted[i], visible[i], sizes[i])}
                 shown = dots(pictures.picture(image), torch.cat([told, wanted[i][visible[i]]]), 256)
                 return row, tensor(shown)
 
-            unit = f"{studio.seed} keypoints {i} {method!r} {KEYPOINT_KIND} {LEARNED} {RIDGE}"
-            row, shown = studio.units.get(unit, measure)
+            unit = f"{session.seed} keypoints {i} {method!r} {KEYPOINT_KIND} {LEARNED} {RIDGE}"
+            row, shown = session.units.get(unit, measure)
             sheet.append(shown)
             rows["regressed"][f"image {i}"] = row
             rows["mean position"][f"image {i}"] = {"error": _error(mean, wanted[i], visible[i], sizes[i])}
             advance()
-    studio.keep("keypoints", torch.stack(sheet[:12]), 4)
-    cost = studio.once(f"keypoints learning {method!r} {KEYPOINT_KIND} {LEARNED}", lambda: (None, found()[2]))
-    _compared(studio, "keypoints", rows, ("error",), {"regressed": cost})
+    session.keep("keypoints", torch.stack(sheet[:12]), 4)
+    cost = session.once(f"keypoints learning {method!r} {KEYPOINT_KIND} {LEARNED}", lambda: (None, found()[2]))
+    _compared(session, "keypoints", rows, ("error",), {"regressed": cost})
     ours, base = (float(np.mean(columns(rows[name], "error"))) for name in ("regressed", "mean position"))
     return {"keypoint_error": ours / base}
 
 
-def _located(studio: Studio, points: unsupervised_keypoints.Keypoints, image: Tensor) -> Float[Tensor, "k 2"]:
-    with read(studio.model, image) as reader:
+def _located(session: PerceiveSession, points: unsupervised_keypoints.Keypoints, image: Tensor) -> Float[Tensor, "k 2"]:
+    with read(session.model, image) as reader:
         return points.locate(reader).cpu()
 
 
@@ -606,38 +614,38 @@ def _error(found: Float[Tensor, "m 2"], truth: Float[Tensor, "m 2"], visible: Bo
 # --- speed ----------------------------------------------------------------------------------------
 
 
-def clustering(studio: Studio) -> Mapping[str, Figure]:
+def clustering(session: PerceiveSession) -> Mapping[str, Figure]:
     """DiffSeg's clustering at the size of Stable Diffusion's maps: smooth maps, a spot around each cell."""
     grid = (64, 64)
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     at = torch.stack([y.flatten(), x.flatten()], 1)
-    maps = (-torch.cdist(at, at).square() / 200).softmax(1).to(studio.device)
-    anchors = diff_seg.anchored(grid, 16).to(studio.device)
-    spent = [timed(lambda: diff_seg.cluster(maps, anchors, 0.9), studio.device)[1] for _ in range(3)]
-    studio.methods["clustering of 64 x 64"] = {"peak_mb": max(s["peak_mb"] for s in spent)}
+    maps = (-torch.cdist(at, at).square() / 200).softmax(1).to(session.device)
+    anchors = diff_seg.anchored(grid, 16).to(session.device)
+    spent = [timed(lambda: diff_seg.cluster(maps, anchors, 0.9), session.device)[1] for _ in range(3)]
+    session.methods["clustering of 64 x 64"] = {"peak_mb": max(s["peak_mb"] for s in spent)}
     return {"cluster_seconds": float(np.median([s["seconds"] for s in spent]))}
 
 
-def fitting(studio: Studio) -> Mapping[str, Figure]:
+def fitting(session: PerceiveSession) -> Mapping[str, Figure]:
     """A step of one text: the published loop's over that of all points and restarts in batches."""
-    (pair,) = truth.pairs(studio.stream(10), 1, points=4)
+    (pair,) = truth.pairs(session.stream(10), 1, points=4)
     method, steps = replace(prompt_embeddings.PUBLISHED, steps=3), 3
     alone, batched = [], []
     for _ in range(3):
-        with read(studio.model, pair.images[0]) as reader:
+        with read(session.model, pair.images[0]) as reader:
             alone.append(
-                timed(lambda r=reader: published_fit(method, r, pair.points[0][0], 0, steps), studio.device)[1]
+                timed(lambda r=reader: published_fit(method, r, pair.points[0][0], 0, steps), session.device)[1]
             )
-        with read(studio.model, pair.images[0]) as reader:
+        with read(session.model, pair.images[0]) as reader:
             method.crops(reader)  # encoded once, whatever the number of steps
-            batched.append(timed(lambda r=reader: method.fit(r, pair.points[0]), studio.device)[1])
+            batched.append(timed(lambda r=reader: method.fit(r, pair.points[0]), session.device)[1])
     texts = method.restarts * len(pair.points[0])
     one, many = (float(np.median([s["seconds"] for s in spent])) / steps for spent in (alone, batched))
-    studio.methods["a step of one text"] = {"published loop": one, "batched": many / texts}
+    session.methods["a step of one text"] = {"published loop": one, "batched": many / texts}
     return {"embedding_speed": one / (many / texts)}
 
 
-MEASURES: tuple[tuple[tuple[str, ...], Callable[[Studio], Mapping[str, Figure]]], ...] = (
+MEASURES: tuple[tuple[tuple[str, ...], Callable[[PerceiveSession], Mapping[str, Figure]]], ...] = (
     (("diffseg_miou", "diffseg_over_baselines"), segments),
     (("text_miou",), words),
     (("box_miou", "click_miou"), clicks),

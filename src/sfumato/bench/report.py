@@ -98,21 +98,21 @@ Measure = Callable[[Any], Mapping[str, Figure]]
 
 
 def gather(
-    report: Report, measures: Sequence[tuple[Sequence[str], Measure]], studio: Any, out: Path | None = None
+    report: Report, measures: Sequence[tuple[Sequence[str], Measure]], session: Any, out: Path | None = None
 ) -> Report:
     """Measure everything, and write the figures to ``out``.
 
     What cannot be measured (of a model that does not ship, say) is None, and ``why`` says why. A measure gives figures
-    of its keys; what it notes of single methods it puts in ``studio.methods``, if there is such a thing.
+    of its keys; what it notes of single methods it puts in ``session.methods``, if there is such a thing.
     """
     began = time.monotonic()
     for keys, measure in measures:
         try:
-            report.figures |= measure(studio)
+            report.figures |= measure(session)
         except SfumatoError as e:
             report.why |= dict.fromkeys(keys, str(e))
-    report.methods |= getattr(studio, "methods", {})
-    report.compared |= getattr(studio, "compared", {})
+    report.methods |= getattr(session, "methods", {})
+    report.compared |= getattr(session, "compared", {})
     report.seconds = time.monotonic() - began
     if out is not None:
         write_text(out / f"{report.suite}.json", json.dumps(report.to_dict(), indent=2) + "\n")

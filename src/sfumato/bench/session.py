@@ -25,7 +25,7 @@ SEEDS = 2**40  # training draws from small seeds, a bench from this one on
 
 
 @dataclass
-class Studio:
+class Session:
     """Models, each loaded when it is first needed, and a place for what is to be looked at."""
 
     n: int
