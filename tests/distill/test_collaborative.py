@@ -11,7 +11,7 @@ import torch
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.core.guidance import CFG
-from sfumato.distill import At, Latents, Prior, constant, distil, weight
+from sfumato.distill import At, GuidedModel, Latents, constant, distil, weight
 from sfumato.distill.annealing import Times
 from sfumato.distill.loop import Now, rng_of
 from sfumato.distill.stein import Stein, bandwidth_of, kernel
@@ -49,7 +49,7 @@ def made(tmp_path_factory):
 
 
 def prior(model, n, prompt="one", guide=None):
-    return Prior(model, (prompt,) * n, guide or CFG(4.0))
+    return GuidedModel(model, (prompt,) * n, guide or CFG(4.0))
 
 
 def distances(x):

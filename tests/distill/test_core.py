@@ -21,10 +21,10 @@ from sfumato.distill import (
     Coordinates,
     Distillation,
     Gradient,
+    GuidedModel,
     Latents,
     Now,
     Pixels,
-    Prior,
     Ramp,
     RandomViews,
     Times,
@@ -129,7 +129,7 @@ def test_networks_that_predict_other_things_see_the_same_noise():
     said = {}
     for kind in ("epsilon", "v_prediction", "sample"):
         at = At.of(SCHEDULES[kind], [50, 500, 900], 3)
-        prior = Prior(exact(SCHEDULES[kind]), ("one", "other", "other"), CFG(4.0))
+        prior = GuidedModel(exact(SCHEDULES[kind]), ("one", "other", "other"), CFG(4.0))
         said[kind] = prior(x, at)
     torch.testing.assert_close(said["v_prediction"], said["epsilon"], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(said["sample"], said["epsilon"], atol=1e-4, rtol=1e-4)
@@ -138,7 +138,7 @@ def test_networks_that_predict_other_things_see_the_same_noise():
 def test_of_a_gaussian_the_noise_is_a_closed_form_and_flows_are_no_exception(schedule):
     """sigma (z - alpha m) / (alpha^2 s^2 + sigma^2)."""
     net, x, at = exact(schedule), drawn(2, 3, 4, 4), At.of(schedule, [200, 800], 2)
-    found = Prior(net, ("one", "one"), CFG(1.0))(x, at)
+    found = GuidedModel(net, ("one", "one"), CFG(1.0))(x, at)
     for i, (_, a, s) in enumerate(at.levels):
         wanted = s * (x[i] - a * net.mixtures["one"].means[0]) / (a**2 * 0.25 + s**2)
         torch.testing.assert_close(found[i], wanted, atol=1e-5, rtol=1e-4)
@@ -146,10 +146,10 @@ def test_of_a_gaussian_the_noise_is_a_closed_form_and_flows_are_no_exception(sch
 
 def test_guidance_is_u_and_s_times_the_difference(schedule):
     net, x, at = exact(schedule), drawn(2, 3, 4, 4), At.of(schedule, [200, 800], 2)
-    prior = Prior(net, ("one", "other"), CFG(7.5, "one"))
+    prior = GuidedModel(net, ("one", "other"), CFG(7.5, "one"))
     parts = noises(net, x, at, {"u": net.embed(["one"] * 2), "c": net.embed(["one", "other"])})
     torch.testing.assert_close(prior(x, at), parts["u"] + 7.5 * (parts["c"] - parts["u"]), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(Prior(net, ("one", "other"), CFG(1.0))(x, at), parts["c"])
+    torch.testing.assert_close(GuidedModel(net, ("one", "other"), CFG(1.0))(x, at), parts["c"])
 
 
 @pytest.mark.parametrize("guide", [CFG(5.0), PerpNeg((("a duck", -1.5), ("the sphere", -0.5)), 5.0)])
@@ -158,8 +158,8 @@ def test_a_batch_of_levels_is_a_loop_over_its_images(model, guide):
     x = model.latents([0, 1, 2], side, side)
     at = At.of(model.schedule, [100, 400, 800], 3)
     with torch.no_grad():
-        batch = Prior(model, said, guide)(x, at)
-        loop = [Prior(model, said[i : i + 1], guide)(x[i : i + 1], at[i : i + 1]) for i in range(3)]
+        batch = GuidedModel(model, said, guide)(x, at)
+        loop = [GuidedModel(model, said[i : i + 1], guide)(x[i : i + 1], at[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(batch, torch.cat(loop), atol=1e-4, rtol=1e-3)
 
 
@@ -201,7 +201,7 @@ def test_score_distillation_is_exact_for_given_noise(schedule, kind):
     """w (sigma (z - alpha m) / (alpha^2 s^2 + sigma^2) - e) with z = alpha x + sigma e."""
     net, at = exact(schedule), At.of(schedule, [100, 600], 2)
     x, e = drawn(2, 2, 3, 4, 4).unbind()
-    found = score_distillation(Prior(net, ("one",) * 2, CFG(1.0)), x, at, e, kind)
+    found = score_distillation(GuidedModel(net, ("one",) * 2, CFG(1.0)), x, at, e, kind)
     for i, (_, a, s) in enumerate(at.levels):
         z = a * x[i] + s * e[i]
         eps = s * (z - a * net.mixtures["one"].means[0]) / (a**2 * 0.25 + s**2)
@@ -213,7 +213,7 @@ def test_the_mean_over_noise_is_the_gaussians_gradient(schedule, t):
     """w sigma alpha (x - m) / (alpha^2 s^2 + sigma^2): towards the mode. 4 standard errors of 4000 draws."""
     net, n = exact(schedule, side=2), 4000
     at, x = At.of(schedule, t, n), drawn(1, 3, 2, 2, seed=3)
-    found = score_distillation(Prior(net, ("one",) * n, CFG(1.0)), x.expand(n, -1, -1, -1), at, drawn(n, 3, 2, 2))
+    found = score_distillation(GuidedModel(net, ("one",) * n, CFG(1.0)), x.expand(n, -1, -1, -1), at, drawn(n, 3, 2, 2))
     _, a, s = schedule.at(t)
     wanted = s**2 * s * a * (x[0] - net.mixtures["one"].means[0]) / (a**2 * 0.25 + s**2)
     error = found.std(0) / n**0.5
@@ -234,7 +234,7 @@ def test_the_mean_over_noise_of_a_mixture_is_its_integral(schedule):
     eps = (likely / likely.sum(1, keepdims=True) * level.sigma * away / variance).sum(1)
     wanted = level.sigma**2 * float((masses * eps).sum() / masses.sum())
     at, x = At.of(schedule, 400, n), torch.full((n, 1, 1, 1), 0.25)
-    found = score_distillation(Prior(net, ("p",) * n, CFG(1.0)), x, at, drawn(n, 1, 1, 1))
+    found = score_distillation(GuidedModel(net, ("p",) * n, CFG(1.0)), x, at, drawn(n, 1, 1, 1))
     assert abs(wanted) > 0.01
     assert float(found.mean()) == pytest.approx(wanted, abs=4 * float(found.std()) / n**0.5)
 
@@ -450,7 +450,7 @@ def test_a_run_is_the_plain_loop():
         draws = rng_of(7, i)
         at = METHOD.times.draw(net.schedule, i / 3, 2, draws)
         e = torch.randn(x.shape, generator=draws)
-        g = score_distillation(Prior(net, ("one", "other"), CFG(3.0)), x, at, e)
+        g = score_distillation(GuidedModel(net, ("one", "other"), CFG(3.0)), x, at, e)
         assert records[i].strength == pytest.approx(float(g.square().mean().sqrt()), rel=1e-4)
         x = x - 0.1 * g
     torch.testing.assert_close(generator.latents.detach(), x, atol=1e-5, rtol=1e-4)

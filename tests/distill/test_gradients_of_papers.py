@@ -13,7 +13,7 @@ import torch
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.core.guidance import CFG, Composed
-from sfumato.distill import DREAMFUSION, At, Latents, Pixels, Prior, between, constant, distil, weight
+from sfumato.distill import DREAMFUSION, At, GuidedModel, Latents, Pixels, between, constant, distil, weight
 from sfumato.distill.loop import Now
 from sfumato.errors import SfumatoError
 from sfumato.methods.distill import classifier_score_distillation as classifier
@@ -66,7 +66,7 @@ class Asked:
     noise: torch.Tensor
 
     def prior(self, name="edit", scale=SCALE):
-        return Prior(self.model, (name,) * len(self.x), CFG(scale))
+        return GuidedModel(self.model, (name,) * len(self.x), CFG(scale))
 
     def conds(self, **names):
         return self.prior().embedded(**names)
@@ -343,12 +343,13 @@ def test_a_bridge_is_score_distillation_until_it_is_switched():
 
     for step in (0, 79):
         x, at, noise = again(step)
-        prior = Prior(model, ("edit",) * 2, CFG(7.0))
+        prior = GuidedModel(model, ("edit",) * 2, CFG(7.0))
         assert torch.equal(method.gradient(now(model, step)), score_distillation(prior, x, at, noise))
     for step in (80, 99):
         x, at, noise = again(step)
         seen = [
-            Prior(model, (text,) * 2, CFG(1.0))(at.noised(x, noise), at) for text in ("edit, sharp", "edit, smooth")
+            GuidedModel(model, (text,) * 2, CFG(1.0))(at.noised(x, noise), at)
+            for text in ("edit, sharp", "edit, smooth")
         ]
         model.rows.clear()
         torch.testing.assert_close(method.gradient(now(model, step)), 7.0 * (seen[0] - seen[1]))
@@ -535,7 +536,7 @@ def test_what_they_cannot_do_is_said():
         with pytest.raises(SfumatoError, match="one step or more"):
             wrong()
     a = asked()
-    other = Prior(a.model, ("source",) * 3, Composed((("bad", 1.0),)))
+    other = GuidedModel(a.model, ("source",) * 3, Composed((("bad", 1.0),)))
     with pytest.raises(SfumatoError, match="one set of conditions"):
         delta_score(a.prior(), other, a.x, a.images, a.at, a.noise)
     model = counting("edit", "")

@@ -15,7 +15,7 @@ from sfumato.backbones.exact import Exact, Mixture
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG, PerpNeg
 from sfumato.core.schedule import Schedule
-from sfumato.distill import At, Latents, Prior, between, constant, distil
+from sfumato.distill import At, GuidedModel, Latents, between, constant, distil
 from sfumato.distill.annealing import Times
 from sfumato.distill.kappa import fixed_point, inverted, noise_in, regressed, residual
 from sfumato.distill.loop import Now, rng_of
@@ -64,7 +64,7 @@ def drawn(*shape, seed=1):
 
 
 def prior(model, *prompts, guide=None):
-    return Prior(model, prompts, guide or CFG(1.0))
+    return GuidedModel(model, prompts, guide or CFG(1.0))
 
 
 @pytest.fixture(params=SCHEDULES)

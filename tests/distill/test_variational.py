@@ -13,7 +13,7 @@ from rounding import assert_same_but_for_rounding
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.core.guidance import CFG
-from sfumato.distill import At, Latents, Now, Prior, distil, noises, weight
+from sfumato.distill import At, GuidedModel, Latents, Now, distil, noises, weight
 from sfumato.distill.gradients import Weighting
 from sfumato.errors import SfumatoError
 from sfumato.methods.distill.entropic_score_distillation import EntropicScoreDistillation
@@ -102,7 +102,7 @@ def test_nothing_moves_where_the_particles_are_distributed_as_the_model_has_it(s
     mixture = Mixture(drawn(modes, 2, 3, 3), 0.4, (1.0,) if modes == 1 else (0.5, 0.2, 0.3))
     exact = Exact({"p": mixture}, schedule)
     at, x, noise = At.of(schedule, [40, 500, 900], 3), drawn(3, 2, 3, 3, seed=1), drawn(3, 2, 3, 3, seed=2)
-    prior = Prior(exact, ("p",) * 3, CFG(1.0))
+    prior = GuidedModel(exact, ("p",) * 3, CFG(1.0))
     found = variational(prior, by_score(mixture, schedule), x, at, noise)
     torch.testing.assert_close(found, torch.zeros_like(found), atol=2e-5, rtol=0)
     other = by_score(Mixture(-mixture.means, 0.4, mixture.weights), schedule)
@@ -115,7 +115,7 @@ def test_between_gaussians_the_gradient_is_a_closed_form(schedule, kind: Weighti
     m, n, x, e = drawn(4, 2, 2, 3, 3).unbind()
     exact = Exact({"p": Mixture(m[:1], 0.5), "q": Mixture(n[:1], 0.3)}, schedule)
     at = At.of(schedule, [300, 800], 2)
-    prior, particles = (Prior(exact, (name,) * 2, CFG(1.0)) for name in "pq")
+    prior, particles = (GuidedModel(exact, (name,) * 2, CFG(1.0)) for name in "pq")
     found = variational(prior, particles, x, at, e, kind)
     for i, level in enumerate(at.levels):
         a, s = level.alpha, level.sigma
@@ -129,7 +129,7 @@ def test_particles_become_samples_of_the_model_and_not_its_mode():
     """With the particles' own Gaussian in place of the copy they end as the model's, where SDS ends in one point."""
     schedule = SCHEDULES["epsilon"]
     exact = Exact({"p": Mixture(torch.full((1, 1, 1, 1), 0.7), 0.5)}, schedule)
-    prior, ends = Prior(exact, ("p",) * 200, CFG(1.0)), {}
+    prior, ends = GuidedModel(exact, ("p",) * 200, CFG(1.0)), {}
     for name in ("vsd", "sds"):
         x, generator = 0.1 * drawn(200, 1, 1, 1), rng(5)
         for _ in range(250):
@@ -137,7 +137,7 @@ def test_particles_become_samples_of_the_model_and_not_its_mode():
             noise = torch.randn(x.shape, generator=generator)
             own = Exact({"q": Mixture(x.mean().view(1, 1, 1, 1), float(x.std()))}, schedule)
             drawn_noise = partial(lambda noise, z, at: noise, noise)
-            particles = Prior(own, ("q",) * 200, CFG(1.0)) if name == "vsd" else drawn_noise
+            particles = GuidedModel(own, ("q",) * 200, CFG(1.0)) if name == "vsd" else drawn_noise
             x = x - 0.3 * variational(prior, particles, x, at, noise)
         ends[name] = x
     assert ends["vsd"].mean().item() == pytest.approx(0.7, abs=0.02)

@@ -10,7 +10,7 @@ from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
-from sfumato.distill import At, Prior
+from sfumato.distill import At, GuidedModel
 from sfumato.errors import SfumatoError
 from sfumato.inversion import invert
 from sfumato.methods.distill.delta_score import delta_score
@@ -52,7 +52,7 @@ def test_between_gaussians_the_gradient_and_the_edit_are_closed_forms(gaussians)
     model, apart = gaussians
     level, generator = model.schedule.at(300), torch.Generator().manual_seed(1)
     source, x, noise = torch.randn(3, 2, 3, 4, 4, generator=generator).unbind()
-    edit, own = (Prior(model, (name,) * 2, CFG(1.0)) for name in ("other", "one"))
+    edit, own = (GuidedModel(model, (name,) * 2, CFG(1.0)) for name in ("other", "one"))
     found = delta_score(edit, own, x, source, At((level,) * 2), noise)
     slope = level.alpha * level.sigma / (level.alpha**2 * 0.25 + level.sigma**2)
     torch.testing.assert_close(found, slope * (x - source - apart), atol=1e-5, rtol=1e-4)
@@ -90,7 +90,7 @@ def test_a_step_is_the_published_one(gaussians):
 def test_the_loop_goes_down_the_gradient(model):
     how, guide = DeltaDenoising(rate=0.3, steps=2, seed=3), CFG(4.0)
     path, out = run(model, how, guide=guide, n=2)
-    x, edit, source = path.image, *(Prior(model, (prompt,) * 2, guide) for prompt in (TARGET, SOURCE))
+    x, edit, source = path.image, *(GuidedModel(model, (prompt,) * 2, guide) for prompt in (TARGET, SOURCE))
     generators = [torch.Generator().manual_seed(4 + i) for i in range(2)]
     with torch.no_grad():
         for level in path.levels.levels[:2]:

@@ -16,7 +16,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.method import Method, Phases, Run, Start, Step, span
 from sfumato.core.plan import Plan
-from sfumato.core.results import Painted, Trajectory
+from sfumato.core.results import Sample, Trajectory
 from sfumato.core.rows import Rows, streams_of
 from sfumato.core.schedule import Levels, noised
 from sfumato.core.sites import Grid
@@ -47,7 +47,7 @@ def denoise(
     trajectory: Trajectory | None = None,
     callback: Callable[[Step], None] | None = None,
 ) -> Any:
-    """Images for prompts: a ``Painted``, or one a stream when ``prompts`` is a mapping.
+    """Images for prompts: a ``Sample``, or one a stream when ``prompts`` is a mapping.
 
     ``prompts`` of a stream may be several: a batch. ``seed`` is one for all streams (so that they start from the same
     noise; image i from seed + i) or one an image. ``start`` is an inversion's path or latents at the first level.
@@ -104,7 +104,7 @@ def denoise(
 
             parts = tuple(phases.values())
             x = _Running(run, plan, parts, guide, levels, stepper, cond, _noise(x, seed), seen, watch)(x).float()
-    out = {n: Painted(model, x[run.images(n)], streams[n]) for n in names}
+    out = {n: Sample(model, x[run.images(n)], streams[n]) for n in names}
     return out if isinstance(prompts, Mapping) else out["main"]
 
 
@@ -231,8 +231,8 @@ class _Running:
             with begin(step):
                 n = len(step.run.rows.conditions)
                 batch = shown.repeat(n, *[1] * (shown.ndim - 1)) if n > 1 else shown
-                told = self.run.model.predict(batch, step.level.t, step.cond)
-            step.parts = dict(zip(step.run.rows.conditions, told.split(len(shown)), strict=True))
+                predicted = self.run.model.predict(batch, step.level.t, step.cond)
+            step.parts = dict(zip(step.run.rows.conditions, predicted.split(len(shown)), strict=True))
             prediction = self.guide.combine(step.parts, step.run.rows)
             step.x0, step.eps = x0, eps = self.run.model.schedule.x0_and_eps(prediction, shown, step.level)
             fused = None if self.seen is None else self.seen.step(move, step, shown, x0, eps, self.draw)

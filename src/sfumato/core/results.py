@@ -17,7 +17,7 @@ from sfumato.media import pictures
 
 
 @dataclass(frozen=True)
-class Painted:
+class Sample:
     """What one stream became: latents, and images once they are looked at."""
 
     model: Backbone
@@ -30,7 +30,7 @@ class Painted:
         with torch.no_grad():
             return self.model.decode(self.latents).cpu()
 
-    def differs(self, other: Painted) -> Bool[Tensor, "b h w"]:
+    def differs(self, other: Sample) -> Bool[Tensor, "b h w"]:
         """Cells whose latents are not those of the other stream: where an edit changed something."""
         return (self.latents != other.latents).any(1)
 

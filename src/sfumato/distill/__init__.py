@@ -14,7 +14,7 @@ from sfumato.distill.annealing import DREAMFUSION, Ramp, Times, between, constan
 from sfumato.distill.generators import Coordinates, Generator, Latents, Pixels, RandomViews, View
 from sfumato.distill.gradients import Reduction, Weighting, apply_gradient, clipped, weight
 from sfumato.distill.loop import ADAM, Distillation, Gradient, Now, Record, distil
-from sfumato.distill.prior import At, Images, Prior, noises
+from sfumato.distill.prior import At, GuidedModel, Images, noises
 
 __all__ = [
     "ADAM",
@@ -24,11 +24,11 @@ __all__ = [
     "Distillation",
     "Generator",
     "Gradient",
+    "GuidedModel",
     "Images",
     "Latents",
     "Now",
     "Pixels",
-    "Prior",
     "Ramp",
     "RandomViews",
     "Record",

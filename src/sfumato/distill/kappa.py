@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from sfumato.core.schedule import Level, Schedule
-from sfumato.distill.prior import At, Images, Prior
+from sfumato.distill.prior import At, GuidedModel, Images
 from sfumato.errors import SfumatoError
 
 
@@ -20,7 +20,7 @@ def noise_in(x: Images, noisy: Images, at: At) -> Images:
     return (noisy - at.alpha(x) * x) / at.sigma(x)
 
 
-def residual(prior: Prior, x: Images, kappa: Images, at: At) -> Images:
+def residual(prior: GuidedModel, x: Images, kappa: Images, at: At) -> Images:
     """The error of a noise in eq. 4.4 as an image: sigma / alpha (eps(alpha x + sigma kappa) - kappa).
 
     That is x less the image which the model sees in it, and so it is told where alpha is zero as well.
@@ -28,7 +28,7 @@ def residual(prior: Prior, x: Images, kappa: Images, at: At) -> Images:
     return x - prior.clean_and_noise(at.noised(x, kappa), at)[0]
 
 
-def inverted(prior: Prior, x: Images, at: At, steps: int | Sequence[int]) -> Images:
+def inverted(prior: GuidedModel, x: Images, at: At, steps: int | Sequence[int]) -> Images:
     """DDIM run backwards from clean latents, each up to its own level in as many steps (eq. 3.1, section 5.1).
 
     Steps are forward Euler ones, even in t: the network is told the level at which the latents are. Latents count as
@@ -53,7 +53,7 @@ def _way(schedule: Schedule, level: Level, steps: int) -> list[Level]:
     return [*(schedule.at(t if schedule.prediction == "flow" else round(t)) for t in times), level]
 
 
-def fixed_point(prior: Prior, x: Images, at: At, start: Images, rounds: int = 10) -> Images:
+def fixed_point(prior: GuidedModel, x: Images, at: At, start: Images, rounds: int = 10) -> Images:
     """kappa <- eps(alpha x + sigma kappa), again and again (section 6.2, the third choice; 10 rounds)."""
     kappa = start
     for _ in range(rounds):
@@ -61,7 +61,7 @@ def fixed_point(prior: Prior, x: Images, at: At, start: Images, rounds: int = 10
     return kappa
 
 
-def regressed(prior: Prior, x: Images, at: At, start: Images, rounds: int = 10, rate: float = 0.1) -> Images:
+def regressed(prior: GuidedModel, x: Images, at: At, start: Images, rounds: int = 10, rate: float = 0.1) -> Images:
     """Gradient descent on |eps(alpha x + sigma kappa) - kappa|^2 / 2, through the network (the fourth; 10 rounds).
 
     The rate is not published.

@@ -75,8 +75,8 @@ class At:
 def predictions(model: Backbone, x: Images, at: At, conds: Mapping[str, Cond]) -> dict[str, Images]:
     """The network's own prediction for the same noisy images under each of the conditions, in one batch."""
     t = at.t.to(x.device).repeat(len(conds)) if isinstance(at.t, Tensor) else at.t
-    told = model.predict(x.repeat(len(conds), 1, 1, 1), t, Cond.cat(list(conds.values())))
-    return dict(zip(conds, told.split(len(x)), strict=True))
+    predicted = model.predict(x.repeat(len(conds), 1, 1, 1), t, Cond.cat(list(conds.values())))
+    return dict(zip(conds, predicted.split(len(x)), strict=True))
 
 
 def as_clean_and_noise(schedule: Schedule, prediction: Images, x: Images, at: At) -> tuple[Images, Images]:
@@ -99,7 +99,7 @@ def noises(model: Backbone, x: Images, at: At, conds: Mapping[str, Cond]) -> dic
 
 
 @dataclass(frozen=True)
-class Prior:
+class GuidedModel:
     """A frozen model asked about a batch of images, each by its prompt, under a guidance: u + s (c - u) and the like.
 
     Gradients flow through it where they are on, so callers that want none turn them off.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
-from sfumato.core.results import Painted
+from sfumato.core.results import Sample
 from sfumato.core.watch import Attention
 from sfumato.media import plots
 from sfumato.prompts.words import spans
@@ -22,7 +22,7 @@ from sfumato.prompts.words import spans
 class Course:
     """Maps of each word at each step, and how they settle."""
 
-    painted: Painted
+    painted: Sample
     maps: Mapping[str, Float[Tensor, "steps h w"]]
 
     def likeness(self, word: str) -> Float[Tensor, " steps"]:

@@ -13,7 +13,7 @@ import torch
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import CFG
-from sfumato.distill import Prior
+from sfumato.distill import GuidedModel
 from sfumato.errors import SfumatoError
 from sfumato.experiments.common import Batch, Subjects, apart, logarithmic, percent, tile
 from sfumato.experiments.kappa_error import along, error, inverted_as
@@ -88,7 +88,7 @@ def inversion_guidance(
             again = model.decode(reconstruct(model, path, back)).cpu().nan_to_num(0.0).clamp(0, 1)
         near = float(psnr(again, coded).clamp_max(WORST).mean())
         method = ScoreDistillationViaInversion(guidance=back, inversion_guidance=there)
-        prior = Prior(model, subjects.prompts, CFG(back))
+        prior = GuidedModel(model, subjects.prompts, CFG(back))
         try:
             images, states = along(model, subjects, method, steps, seed, levels)
             with torch.no_grad():

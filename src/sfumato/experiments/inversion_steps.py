@@ -14,7 +14,7 @@ import torch
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import CFG
-from sfumato.distill import Prior
+from sfumato.distill import GuidedModel
 from sfumato.experiments.common import Batch, Subjects, listed, percent, tile
 from sfumato.experiments.kappa_error import along, error, inverted_as
 from sfumato.media import plots
@@ -61,7 +61,7 @@ def inversion_steps(
     runs = []
     for count in sorted(counts):
         method = ScoreDistillationViaInversion(per_unit=count)
-        prior = Prior(model, subjects.prompts, CFG(method.guidance))
+        prior = GuidedModel(model, subjects.prompts, CFG(method.guidance))
         began = time.perf_counter()
         images, states = along(model, subjects, method, steps, seed, levels)
         seconds = (time.perf_counter() - began) / len(images)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import CFG
-from sfumato.distill import At, Images, Prior, canvases, distil
+from sfumato.distill import At, GuidedModel, Images, canvases, distil
 from sfumato.distill.kappa import fixed_point, inverted, regressed, residual
 from sfumato.errors import SfumatoError
 from sfumato.experiments.common import Batch, Subjects, logarithmic, ranked
@@ -43,12 +43,12 @@ class State:
     x: Images
 
 
-def error(prior: Prior, x: Images, kappa: Images, at: At) -> Float[Tensor, " b"]:
+def error(prior: GuidedModel, x: Images, kappa: Images, at: At) -> Float[Tensor, " b"]:
     """Root mean square of ``residual``, an image each: in units of clean latents."""
     return residual(prior, x, kappa, at).square().mean((1, 2, 3)).sqrt()
 
 
-def inverted_as(method: ScoreDistillationViaInversion, prior: Prior, x: Images, at: At) -> Images:
+def inverted_as(method: ScoreDistillationViaInversion, prior: GuidedModel, x: Images, at: At) -> Images:
     """The noise that the method infers at a level, without its tau and entropy."""
     steps = [method.inversion_steps(prior.model.schedule, level) for level in at.levels]
     backwards = replace(prior, guide=CFG(method.inversion_guidance, method.negative))
@@ -77,7 +77,7 @@ def along(
 
 @torch.no_grad()
 def choices(
-    method: ScoreDistillationViaInversion, prior: Prior, state: State, fixed: Images, rng: torch.Generator
+    method: ScoreDistillationViaInversion, prior: GuidedModel, state: State, fixed: Images, rng: torch.Generator
 ) -> dict[str, Images]:
     """The five noises of an image at a level; three of them begin with the same new one."""
     x, at = state.x, state.at
@@ -101,7 +101,7 @@ class KappaError:
 
 
 def measured(
-    method: ScoreDistillationViaInversion, prior: Prior, states: Sequence[State], seed: int
+    method: ScoreDistillationViaInversion, prior: GuidedModel, states: Sequence[State], seed: int
 ) -> dict[str, Float[Tensor, " levels"]]:
     """Each choice's error at each state."""
     rng = torch.Generator().manual_seed(seed)
@@ -126,7 +126,7 @@ def kappa_error(
 ) -> KappaError:
     """The five errors at levels of a run, of the run's own images, of renders, or of both."""
     method = method or ScoreDistillationViaInversion()
-    prior = Prior(model, subjects.prompts, CFG(method.guidance, method.negative))
+    prior = GuidedModel(model, subjects.prompts, CFG(method.guidance, method.negative))
     _, states = along(model, subjects, method, steps, seed, levels)
     found: dict[Where, dict[str, Tensor]] = {}
     if "run" in where:

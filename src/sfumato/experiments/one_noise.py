@@ -16,7 +16,7 @@ import torch
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
-from sfumato.distill import At, Distillation, Latents, Prior, canvases, distil
+from sfumato.distill import At, Distillation, GuidedModel, Latents, canvases, distil
 from sfumato.distill.loop import rng_of
 from sfumato.experiments.common import Batch, Subjects, tile
 from sfumato.inversion.path import levels_of
@@ -58,7 +58,7 @@ def one_noise(
     like = model.latents(range(n), model.size, model.size)
     noise = torch.randn(like.shape, generator=rng_of(seed, 0)).to(like)  # what a cached run draws in its first step
     top = At((levels_of(model, noise, steps)[0],) * n)
-    first = Prior(model, prompts, CFG(guidance)).clean_and_noise(noise, top)[0]
+    first = GuidedModel(model, prompts, CFG(guidance)).clean_and_noise(noise, top)[0]
 
     def run(method: Distillation, optimiser: canvases.Optimiser, steps: int) -> Batch:
         canvas = Latents(first)

@@ -65,10 +65,10 @@ def _before(schedule: Schedule, x: Tensor, x0: Tensor, eps: Tensor, at: Level, t
     """
     if schedule.prediction == "sample":  # of the data alone the last step keeps nothing
         schedule = schedule.predicting("epsilon")
-    told = schedule.prediction_of(x0, eps, at)
+    predicted = schedule.prediction_of(x0, eps, at)
     one, none = torch.ones(()), torch.zeros(())
     a, b = (float(add_noise(*schedule.x0_and_eps(p, y, at), to)) for y, p in ((one, none), (none, one)))
-    return (x - b * told) / a
+    return (x - b * predicted) / a
 
 
 @dataclass(frozen=True)

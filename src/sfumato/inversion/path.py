@@ -108,8 +108,8 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """(x0, eps) of a guided prediction for latents at a level, the network told ``label``."""
     batch = x.repeat(len(conds), 1, 1, 1)
-    told = model.predict(batch, label, Cond.cat(list(conds.values())))
-    prediction = guide.combine(dict(zip(conds, told.split(len(x)), strict=True)), single(len(x)))
+    predicted = model.predict(batch, label, Cond.cat(list(conds.values())))
+    prediction = guide.combine(dict(zip(conds, predicted.split(len(x)), strict=True)), single(len(x)))
     return model.schedule.x0_and_eps(prediction, x, at)
 
 

@@ -101,10 +101,10 @@ class RichText(Method):
             """The sum of the regions' predictions, each in its mask, takes the place of the whole text's (eq. 4)."""
             assert run.guide is not None
             several = replace(Cond.cat([conds] * len(at)), controls=step.cond.controls)
-            told = run.model.predict(step.x[at].repeat_interleave(len(words), 0), step.level.t, several)
+            predicted = run.model.predict(step.x[at].repeat_interleave(len(words), 0), step.level.t, several)
             mixed = step.parts["cond"].clone()
             mixed[at] = masks[:, -1:] * mixed[at]
-            mixed[at] += (masks[:, :-1, None] * told.unflatten(0, (len(at), len(words)))).sum(1)
+            mixed[at] += (masks[:, :-1, None] * predicted.unflatten(0, (len(at), len(words)))).sum(1)
             change = run.guide.combine({**step.parts, "cond": mixed}, run.rows)
             change = change - run.guide.combine(step.parts, run.rows)
             # x0 is linear in the prediction and x, so that what energies have added to it stays

@@ -26,7 +26,7 @@ from sfumato.core.guidance import CFG
 from sfumato.distill.annealing import DREAMFUSION, Ramp, Times, between, constant, linear, piecewise
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import At, Images, Prior, noises
+from sfumato.distill.prior import At, GuidedModel, Images, noises
 
 NEVER = constant(0.0)
 
@@ -73,7 +73,7 @@ class ClassifierScoreDistillation(Distillation):
         at = self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng)
         against = self.against(now.progress)
         texts = {"negative": self.negative} if against else {}
-        prior = Prior(now.model, now.prompts, CFG(self.guidance))
+        prior = GuidedModel(now.model, now.prompts, CFG(self.guidance))
         conds = prior.embedded(cond=now.prompts, uncond="", **texts)
         found = classifier_score_distillation(
             now.model, conds, now.x, at, now.noise(), self.guidance, against, self.weighting

@@ -24,13 +24,13 @@ from sfumato.core.guidance import CFG
 from sfumato.distill.annealing import DREAMFUSION, Times, between
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import At, Images, Prior
+from sfumato.distill.prior import At, GuidedModel, Images
 from sfumato.distill.stein import PUBLISHED, Bandwidth, Division, Features, Stein
 from sfumato.errors import SfumatoError
 
 
 def collaborative_score_distillation(
-    prior: Prior,
+    prior: GuidedModel,
     x: Images,
     at: At,
     noise: Images,
@@ -87,9 +87,9 @@ class CollaborativeScoreDistillation(Distillation):
                 raise SfumatoError(
                     f"the source was {len(source)} images, and {n} are rendered; render all in each step"
                 )
-            baseline = Prior(now.model, (self.described,) * n, guide)(at.noised(source, noise), at)
+            baseline = GuidedModel(now.model, (self.described,) * n, guide)(at.noised(source, noise), at)
         features = now.model.decode if self.distance == "pixels" else None
-        prior = Prior(now.model, now.prompts, guide)
+        prior = GuidedModel(now.model, now.prompts, guide)
         return collaborative_score_distillation(prior, x, at, noise, baseline, stein, features, self.weighting)
 
 

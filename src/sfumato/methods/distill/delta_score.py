@@ -26,14 +26,20 @@ from sfumato.core.rows import single
 from sfumato.distill.annealing import Times, between
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import At, Images, Prior, as_noise, predictions
+from sfumato.distill.prior import At, GuidedModel, Images, as_noise, predictions
 from sfumato.errors import SfumatoError
 
 LEVELS = between(0.05, 0.948)
 
 
 def delta_score(
-    edit: Prior, source: Prior, x: Images, images: Images, at: At, noise: Images, weighting: Weighting = "one"
+    edit: GuidedModel,
+    source: GuidedModel,
+    x: Images,
+    images: Images,
+    at: At,
+    noise: Images,
+    weighting: Weighting = "one",
 ) -> Images:
     """w(t) (eps(noisy x, edit) - eps(noisy source, source)): both have this noise, and are asked in one batch.
 
@@ -78,7 +84,9 @@ class DeltaScore(Distillation):
             )
         at = self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng)
         guide = CFG(self.guidance, self.negative)
-        edit, source = (Prior(now.model, prompts, guide) for prompts in (now.prompts, (self.source,) * len(now.x)))
+        edit, source = (
+            GuidedModel(now.model, prompts, guide) for prompts in (now.prompts, (self.source,) * len(now.x))
+        )
         return delta_score(edit, source, now.x, images, at, now.noise(), self.weighting)
 
 

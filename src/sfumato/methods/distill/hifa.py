@@ -24,13 +24,13 @@ from sfumato.core.guidance import CFG
 from sfumato.distill.annealing import Times, square_root
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Gradient, Now
-from sfumato.distill.prior import At, Images, Prior
+from sfumato.distill.prior import At, GuidedModel, Images
 
 FALLING = Times(square_root(0.98, 0.3))
 
 
 def hifa(
-    prior: Prior,
+    prior: GuidedModel,
     x: Images,
     pixels: Images | None,
     at: At,
@@ -70,7 +70,7 @@ class HiFA(Distillation):
 
     def gradient(self, now: Now) -> Gradient:
         at = self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng, shared=True)
-        prior = Prior(now.model, now.prompts, CFG(self.guidance, self.negative))
+        prior = GuidedModel(now.model, now.prompts, CFG(self.guidance, self.negative))
         return hifa(prior, now.x, now.pixels, at, now.noise(), self.image, self.weighting)
 
 

@@ -28,7 +28,7 @@ from sfumato.core.schedule import Level, Schedule
 from sfumato.distill.annealing import Ramp, Times, constant, piecewise
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import At, Images, Prior, noises
+from sfumato.distill.prior import At, GuidedModel, Images, noises
 from sfumato.errors import SfumatoError
 
 WARMING = Times(constant(0.02), piecewise((0.0, 0.98), (0.3, 0.5)))
@@ -36,7 +36,7 @@ SHRINKING = piecewise((0.0, 0.1), (0.3, 0.08))
 
 
 def interval_score_matching(
-    prior: Prior,
+    prior: GuidedModel,
     uncond: Cond,
     x: Images,
     at: At,
@@ -99,7 +99,7 @@ class IntervalScoreMatching(Distillation):
 
     def gradient(self, now: Now) -> Images:
         at = self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng, shared=True)
-        prior = Prior(now.model, now.prompts, CFG(self.guidance, self.negative))
+        prior = GuidedModel(now.model, now.prompts, CFG(self.guidance, self.negative))
         uncond = prior.embedded(uncond=self.negative)["uncond"]
         interval = self.interval(now.progress)
         return interval_score_matching(prior, uncond, now.x, at, interval, self.stride, self.most, self.weighting)

@@ -25,7 +25,7 @@ from sfumato.core.guidance import CFG
 from sfumato.distill.annealing import DREAMFUSION, Times
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import At, Images, Prior, noises
+from sfumato.distill.prior import At, GuidedModel, Images, noises
 
 UGLY = "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy"
 
@@ -67,7 +67,7 @@ class NoiseFreeScoreDistillation(Distillation):
 
     def gradient(self, now: Now) -> Images:
         at = self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng)
-        prior = Prior(now.model, now.prompts, CFG(self.guidance))
+        prior = GuidedModel(now.model, now.prompts, CFG(self.guidance))
         conds = prior.embedded(cond=now.prompts, uncond="", negative=self.negative)
         return noise_free_score_distillation(
             now.model, conds, now.x, at, now.noise(), self.guidance, self.border, self.weighting

@@ -21,10 +21,12 @@ from sfumato.core.guidance import CFG
 from sfumato.distill.annealing import DREAMFUSION, Times
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import At, Images, Prior
+from sfumato.distill.prior import At, GuidedModel, Images
 
 
-def score_distillation(prior: Prior, x: Images, at: At, noise: Images, weighting: Weighting = "variance") -> Images:
+def score_distillation(
+    prior: GuidedModel, x: Images, at: At, noise: Images, weighting: Weighting = "variance"
+) -> Images:
     """w(t) (eps(alpha x + sigma noise) - noise), eq. 3."""
     return weight(weighting, at, x) * (prior(at.noised(x, noise), at) - noise)
 
@@ -44,7 +46,7 @@ class ScoreDistillation(Distillation):
 
     def gradient(self, now: Now) -> Images:
         at = self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng)
-        prior = Prior(now.model, now.prompts, CFG(self.guidance, self.negative))
+        prior = GuidedModel(now.model, now.prompts, CFG(self.guidance, self.negative))
         return score_distillation(prior, now.x, at, now.noise(), self.weighting)
 
 

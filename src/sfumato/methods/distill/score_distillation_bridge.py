@@ -26,7 +26,7 @@ from sfumato.core.guidance import CFG
 from sfumato.distill.annealing import DREAMFUSION, Times, constant, piecewise
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import At, Images, Prior, noises
+from sfumato.distill.prior import At, GuidedModel, Images, noises
 from sfumato.methods.distill.score_distillation import score_distillation
 
 DISTILLED = ", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, malformed"
@@ -68,7 +68,7 @@ class ScoreDistillationBridge(Distillation):
 
     def gradient(self, now: Now) -> Images:
         at = self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng)
-        prior = Prior(now.model, now.prompts, CFG(self.guidance))
+        prior = GuidedModel(now.model, now.prompts, CFG(self.guidance))
         if now.progress < self.switch:
             return score_distillation(prior, now.x, at, now.noise(), self.weighting)
         conds = prior.embedded(

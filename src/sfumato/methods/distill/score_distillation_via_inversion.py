@@ -31,7 +31,7 @@ from sfumato.distill.annealing import Times, linear
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.kappa import fixed_point, inverted, noise_in, regressed, residual
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import At, Images, Prior
+from sfumato.distill.prior import At, GuidedModel, Images
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import levels_of
 
@@ -40,7 +40,7 @@ ANNEALED = Times(linear(1.0, 0.2))
 
 
 def score_distillation_via_inversion(
-    prior: Prior, x: Images, at: At, kappa: Images, weighting: Weighting = "noise-to-signal"
+    prior: GuidedModel, x: Images, at: At, kappa: Images, weighting: Weighting = "noise-to-signal"
 ) -> Images:
     """w(t) (eps(alpha x + sigma kappa) - kappa), eq. 4.6."""
     return _moved(weighting, at, residual(prior, x, kappa, at))
@@ -91,8 +91,8 @@ class ScoreDistillationViaInversion(Distillation):
             now.memory["target"] = target
         return _moved(self.weighting, at, now.x - target)
 
-    def _prior(self, now: Now, guidance: float) -> Prior:
-        return Prior(now.model, now.prompts, CFG(guidance, self.negative))
+    def _prior(self, now: Now, guidance: float) -> GuidedModel:
+        return GuidedModel(now.model, now.prompts, CFG(guidance, self.negative))
 
     def _at(self, now: Now) -> tuple[At, At | None]:
         """The step's level; for the last of the sampler's, where its step leads to as well."""

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from sfumato.core.guidance import CFG
 from sfumato.distill.annealing import Times, between
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import At, Images, Prior
+from sfumato.distill.prior import At, GuidedModel, Images
 
 LEVELS = between(0.01, 0.969)
 
 
-def score_jacobian_chaining(prior: Prior, x: Images, at: At, noise: Images, power: int = 1) -> Images:
+def score_jacobian_chaining(prior: GuidedModel, x: Images, at: At, noise: Images, power: int = 1) -> Images:
     """(x - D(x + sigma noise)) / sigma^power, D(z) = z - sigma eps(alpha z); alpha is 1 / sqrt(1 + sigma^2)."""
     sigma = at.sigma(x) / at.alpha(x)
     perturbed = x + sigma * noise
@@ -50,7 +50,7 @@ class ScoreJacobianChaining(Distillation):
 
     def gradient(self, now: Now) -> Images:
         at = self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng)
-        prior = Prior(now.model, now.prompts, CFG(self.guidance, self.negative))
+        prior = GuidedModel(now.model, now.prompts, CFG(self.guidance, self.negative))
         return score_jacobian_chaining(prior, now.x, at, now.noise(), self.power)
 
 

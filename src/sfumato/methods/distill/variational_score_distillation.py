@@ -29,7 +29,7 @@ from sfumato.distill.annealing import Times, constant, piecewise
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
 from sfumato.distill.particles import LowRank, Told, low_rank, numbered
-from sfumato.distill.prior import At, Images, Prior
+from sfumato.distill.prior import At, GuidedModel, Images
 
 PROLIFICDREAMER = Times(constant(0.02), piecewise((0.0, 0.98), (0.2, 0.5), shape="steps"))
 
@@ -78,7 +78,7 @@ class VariationalScoreDistillation(Distillation):
     def gradient(self, now: Now) -> Images:
         copy: LowRank = now.learner
         at = self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng)
-        prior = Prior(now.model, now.prompts, CFG(self.guidance, self.negative))
+        prior = GuidedModel(now.model, now.prompts, CFG(self.guidance, self.negative))
         cond, told = now.model.embed(now.asked), self.told(now)
 
         def particles(noisy: Images, at: At) -> Images:

@@ -74,8 +74,8 @@ class DiffEdit(Inversion):
             raise SfumatoError(f"at least one map and a clamp above 0, got {self.maps} and {self.clamp}")
         levels = levels_of(model, image, self.steps)
         run = levels.last(int(self.strength * self.steps + 1e-9))
-        told, scale = (prompts, self.scale) if self.scale else (("",) * len(image), 1.0)
-        track = DDIMInversion(scale, steps=self.steps).track(model, image, told, advance, len(run))
+        said, scale = (prompts, self.scale) if self.scale else (("",) * len(image), 1.0)
+        track = DDIMInversion(scale, steps=self.steps).track(model, image, said, advance, len(run))
         if self.mask is not None:
             mask = self.mask.at((image.shape[-2], image.shape[-1]))
             return Masked(track[0], run, prompts, image, track=track, mask=mask)
@@ -91,8 +91,8 @@ class DiffEdit(Inversion):
         both, total = Cond.cat([source, target]), torch.zeros(())
         for i in range(self.maps):
             x = add_noise(image, noise_of(model, image, self.seed + i), at)
-            told = model.predict(x.repeat(2, 1, 1, 1), at.t, both)
-            total = total + (told[len(x) :] - told[: len(x)]).abs().mean(1).cpu()
+            predicted = model.predict(x.repeat(2, 1, 1, 1), at.t, both)
+            total = total + (predicted[len(x) :] - predicted[: len(x)]).abs().mean(1).cpu()
         differ = [a != b for a, b in zip(source.prompts, target.prompts, strict=True)]
         total = total * torch.tensor(differ)[:, None, None]
         limit = self.clamp * total.mean((1, 2), keepdim=True)

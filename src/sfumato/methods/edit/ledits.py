@@ -101,9 +101,9 @@ class Ledits(Inversion):
         if not self.skip >= 0 or not all(0 <= t <= 1 for t in (self.threshold, *self.thresholds.values())):
             raise SfumatoError("a threshold lies between 0 and 1, and skip is not negative")
         total = int(self.steps * (1 + self.skip) + 1e-9)
-        told, scale = (prompts, self.source_scale) if self.source_scale else (("",) * len(image), 1.0)
+        said, scale = (prompts, self.source_scale) if self.source_scale else (("",) * len(image), 1.0)
         how = EditFriendly(scale, (total - self.steps) / total, self.seed, total)
-        path = how(model, image, told, advance)
+        path = how(model, image, said, advance)
         return Edited(**{**vars(path), "prompts": prompts}, how=self)
 
 
@@ -180,14 +180,14 @@ class Edited(Path):
             schedule, x0 = run.model.schedule, step.x0.clone()
             for stream in edits(run):
                 at = run.images(stream)
-                told = schedule.prediction_of(step.x0[at], step.eps[at], step.level).clone()
+                predicted = schedule.prediction_of(step.x0[at], step.eps[at], step.level).clone()
                 for i, image in enumerate(range(at.start, at.stop)):
                     for row, phrase, scale in how.concepts(run.prompts[stream][i]):
                         guidance = scale * (step.parts[row][image] - _empty(step.parts)[image])
                         map = _map(step, needs[stream, row], i, _tokens(run.model, phrase)) if looked else None
                         threshold = how.thresholds.get(phrase, how.threshold)
-                        told[i] = told[i] + guidance * self.where(step, guidance, map, threshold)
-                x0[at] = schedule.x0_and_eps(told, step.x[at], step.level)[0]
+                        predicted[i] = predicted[i] + guidance * self.where(step, guidance, map, threshold)
+                x0[at] = schedule.x0_and_eps(predicted, step.x[at], step.level)[0]
             step.x0 = x0
 
         def after(step: Step) -> None:
