@@ -1,0 +1,45 @@
+"""The pages for authors: their code is run as it stands there, and does what they say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato.core.denoising import denoise, plan
+
+PAGES = Path(__file__).parents[1] / "docs" / "authors"
+
+
+def run(page: str) -> dict[str, Any]:
+    """The names that a page's code leaves behind."""
+    text = (PAGES / f"{page}.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    names: dict[str, Any] = {"__name__": page.replace("-", "_")}
+    exec(compile(code, f"{page}.md", "exec", dont_inherit=True), names)
+    return names
+
+
+def test_a_method():
+    names = run("write-a-method")
+    model, louder, prompt = names["model"], names["Louder"], "a red cube on grass"
+    plain = denoise(model, prompt, steps=4).latents
+    assert torch.equal(denoise(model, prompt, methods=[louder("red", until=0.0)], steps=4).latents, plain)
+    assert (names["image"].latents - plain).abs().max() > 1e-2
+    torch.testing.assert_close(
+        denoise(model, prompt, methods=[louder("red", 1.0)], steps=4).latents, plain, atol=1e-4, rtol=0
+    )
+    (row,) = plan(model, prompt, methods=[louder("red")], steps=10).table()
+    assert row["does"] == "writes logits" and row["steps"] == "0-7"
+
+
+def test_a_backbone():
+    names = run("write-a-backbone")
+    assert names["image"].images.shape == (1, 3, 16, 16) and names["image"].images.isfinite().all()
+
+
+def test_a_generator():
+    names = run("write-a-generator")
+    assert names["picture"].colours.abs().max() > 0.01
