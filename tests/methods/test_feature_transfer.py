@@ -311,5 +311,5 @@ def test_what_it_cannot_do_is_said(sd):
     with pytest.raises(SfumatoError, match="above 0 and up to 1; got 0"):
         invert(sd, picture(sd), SOURCE, FeatureTransfer(corruption=0.0, steps=2))
     path = invert(sd, torch.rand(3, 64, 192), SOURCE, FeatureTransfer(steps=2))
-    with pytest.raises(SfumatoError, match="with views are windows"):
+    with pytest.raises(SfumatoError, match="seen in windows"):
         run(sd, start=path, views=Tiles(), steps=None, size=(64, 192))

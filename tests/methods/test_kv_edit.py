@@ -153,5 +153,5 @@ def test_what_it_cannot_do_is_said(here):
     with pytest.raises(SfumatoError, match="needs two prompts"):
         denoise(model, SOURCE, start=path)
     wide = invert(model, torch.rand(3, 256, 256), SOURCE, KVEdit(square(), steps=2))
-    with pytest.raises(SfumatoError, match="not for windows of one"):
+    with pytest.raises(SfumatoError, match="seen in windows"):
         denoise(model, {"source": SOURCE, "target": TARGET}, start=wide, views=Tiles(fuse="x0"))

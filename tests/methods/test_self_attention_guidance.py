@@ -98,5 +98,5 @@ def test_what_it_cannot_do_is_said(here):
     model = load("stilllife", device="cpu")
     with pytest.raises(SfumatoError, match="an odd size"):
         run(model, SelfAttentionGuidance(size=8))
-    with pytest.raises(SfumatoError, match="not for windows of one"):
+    with pytest.raises(SfumatoError, match="seen in windows"):
         run(model, SelfAttentionGuidance(), views=Tiles(fuse="x0"), size=256)

@@ -309,5 +309,6 @@ def _start(methods: Sequence[Method], run: Run) -> dict[str, Phases]:
     out: dict[str, Phases] = {}
     for method in methods:
         name = type(method).__name__
+        method.requires.check(run, name)
         out[name if name not in out else f"{name} ({len(out) + 1})"] = method.start(run)
     return out

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -144,8 +144,38 @@ class Step:
     """From images to what the network sees of them: windows, where a run has ``Views``."""
 
 
+@dataclass(frozen=True)
+class Requires:
+    """What a method asks of a run beside its sites; refused in one place, before the first step."""
+
+    who: str = ""
+    """What it is called, where its class has another name."""
+    source: bool = False
+    """A stream that is edited, and at least one that is the edit."""
+    uncond: bool = False
+    """A guidance with an empty (or negative) prompt."""
+    windows: bool = True
+    """Does it work on a canvas that the network sees in windows?"""
+    batch: bool = True
+    """Does it work on several images of a stream?"""
+
+    def check(self, run: Run, name: str) -> None:
+        """Raise ``SfumatoError`` for a run that is none for the method of this name."""
+        who = self.who or name
+        if self.source and len(run.rows.streams) < 2:
+            raise SfumatoError(f'{who} needs two prompts: {{"source": ..., "target": ...}}')
+        if self.uncond and "uncond" not in run.rows.conditions:
+            raise SfumatoError(f"{who} takes a guidance with an empty prompt; give a scale above 1")
+        if not self.windows and run.windows > 1:
+            raise SfumatoError(f"{who} sees whole images, and this canvas is seen in windows; leave the views out")
+        if not self.batch and run.rows.each > run.windows:
+            raise SfumatoError(f"{who} edits one image a run; give several targets as further streams")
+
+
 class Method:
     """A paper's parameters with the paper's defaults. Subclasses are frozen dataclasses."""
+
+    requires: ClassVar[Requires] = Requires()
 
     def start(self, run: Run) -> Phases:
         raise NotImplementedError

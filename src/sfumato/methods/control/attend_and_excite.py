@@ -20,16 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.look import look
-from sfumato.core.method import Method, Need, Phases, Run, Step, span
+from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, span
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.latent_descent import (
-    check_images,
     descend,
     sharpened,
     smoothed,
@@ -44,6 +44,8 @@ from sfumato.prompts.grammar import Parser, noun_phrases
 @dataclass(frozen=True)
 class AttendAndExcite(Method):
     """Makes each thing of the prompt appear, by its word's attention."""
+
+    requires: ClassVar = Requires(windows=False)
 
     words: tuple[str, ...] = ()
     """Words or phrases of the prompt; empty: the head of each of its noun phrases."""
@@ -69,7 +71,6 @@ class AttendAndExcite(Method):
     """Finds the noun phrases, in place of our grammar."""
 
     def start(self, run: Run) -> Phases:
-        check_images(run, "Attend-and-Excite")
         if len(self.refine_at) != len(self.refine_to) or self.refinements < 0:
             raise SfumatoError(
                 f"each refinement has a step and a threshold, got {len(self.refine_at)} and {len(self.refine_to)}"

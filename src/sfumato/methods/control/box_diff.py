@@ -18,13 +18,14 @@ Families: all.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.look import look
-from sfumato.core.method import Method, Need, Phases, Run, Step, span
+from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, span
 from sfumato.methods.control.latent_descent import descend, sharpened, smoothed, text_at, text_span, word_maps
 from sfumato.methods.control.placed import among, phrase_tokens, placed
 from sfumato.prompts.layout import Layout
@@ -33,6 +34,8 @@ from sfumato.prompts.layout import Layout
 @dataclass(frozen=True)
 class BoxDiff(Method):
     """Puts each phrase of a layout into its box, by three constraints on its maps."""
+
+    requires: ClassVar = Requires(windows=False)
 
     layout: Layout | None = None
     """Phrases of the prompt and their boxes."""

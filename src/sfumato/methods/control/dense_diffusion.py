@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.conditions import Cond
-from sfumato.core.method import Edit, Method, Phases, Run, Step, span
+from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step, span
 from sfumato.methods.control.placed import among, phrase_tokens, placed
 from sfumato.prompts.layout import Layout
 
@@ -36,6 +37,8 @@ _MASKED = -5e3  # masks of text add -1e4 or minus infinity
 @dataclass(frozen=True)
 class DenseDiffusion(Method):
     """Ties each segment of a layout to its phrase."""
+
+    requires: ClassVar = Requires(windows=False)
 
     layout: Layout | None = None
     """Phrases of the prompt and their segments: masks, or boxes."""

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from sfumato.core.choice import choose, nearest
 from sfumato.core.method import Maps, Run, Step
-from sfumato.errors import SfumatoError
 
 
 def descend(
@@ -36,12 +35,6 @@ def descend(
             (gradient,) = torch.autograd.grad(losses[going].sum(), x)
         step.x = torch.where(going.view(-1, 1, 1, 1), x.detach() - scale * gradient, x.detach())
     return losses.detach()
-
-
-def check_images(run: Run, who: str) -> None:
-    """Raise ``SfumatoError`` where latents are a canvas that the network sees in windows."""
-    if run.windows > 1:
-        raise SfumatoError(f"{who} reads maps of whole images, and this canvas is seen in windows; leave the views out")
 
 
 def text_at(run: Run, part: float) -> int:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.choice import choose
-from sfumato.core.method import Edit, Method, Need, Phases, Run, Step, span
+from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, span
 from sfumato.core.sites import Grid, Site
 from sfumato.methods.control.latent_descent import descend
 from sfumato.methods.control.placed import among, phrase_tokens, placed
@@ -42,6 +42,8 @@ from sfumato.prompts.layout import Box, Layout
 @dataclass(frozen=True)
 class LayoutGuidance(Method):
     """Brings the attention of each phrase of a layout into its box."""
+
+    requires: ClassVar = Requires(windows=False)
 
     layout: Layout | None = None
     """Phrases of the prompt and their boxes."""

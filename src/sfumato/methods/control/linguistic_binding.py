@@ -20,15 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.look import look
-from sfumato.core.method import Method, Need, Phases, Run, Step, span
+from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, span
 from sfumato.errors import SfumatoError
-from sfumato.methods.control.latent_descent import check_images, descend, text_at, word_maps
+from sfumato.methods.control.latent_descent import descend, text_at, word_maps
 from sfumato.methods.control.own_words import occurrences, own_words, prompts_of
 from sfumato.prompts.grammar import Parser, noun_phrases
 
@@ -48,6 +49,8 @@ class Bound:
 class LinguisticBinding(Method):
     """Draws the attention of adjectives and their nouns together, and away from all other words."""
 
+    requires: ClassVar = Requires(windows=False)
+
     phrases: tuple[str, ...] = ()
     """Modifiers and their noun, the noun last ("pink horse"); empty: the noun phrases of the prompt."""
     scale: float = 20.0
@@ -62,7 +65,6 @@ class LinguisticBinding(Method):
     """Finds the noun phrases, in place of our grammar."""
 
     def start(self, run: Run) -> Phases:
-        check_images(run, "Linguistic binding")
         prompts = prompts_of(run)
         own = own_words(run, self.phrases)
         bound = [self._bound(run, prompt, some) for prompt, some in zip(prompts, own, strict=True)]

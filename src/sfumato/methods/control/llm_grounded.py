@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -34,11 +35,11 @@ from torch import Tensor
 
 from sfumato.core.choice import choose
 from sfumato.core.denoising import denoise
-from sfumato.core.method import Method, Need, Phases, Run, Step, span
+from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, span
 from sfumato.core.schedule import Levels
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
-from sfumato.methods.control.latent_descent import check_images, descend
+from sfumato.methods.control.latent_descent import descend
 from sfumato.methods.control.layout_guidance import middle
 from sfumato.methods.control.placed import among, placed
 from sfumato.methods.control.things_alone import Alone, Blocks, Picture, Thing, beneath, blocks, in_the_middle
@@ -54,6 +55,8 @@ _SETTLED = 0.2  # part of the steps after which attention counts for the masks: 
 @dataclass(frozen=True)
 class LlmGrounded(Method):
     """Plans where things go, paints each alone and then all of them there."""
+
+    requires: ClassVar = Requires(windows=False)
 
     layout: Layout | None = None
     """Phrases of the prompt and their boxes; without one, it is planned."""
@@ -101,7 +104,6 @@ class LlmGrounded(Method):
     """Masks are made of maps on the grid nearest to this part of the latents' side."""
 
     def start(self, run: Run) -> Phases:
-        check_images(run, _WHO)
         noisiest = run.model.schedule.levels(run.steps, run.grid[0] * run.grid[1] // 4)[0]
         if run.levels is not None and run.levels[0] != noisiest:
             raise SfumatoError(f"{_WHO} paints things alone over the model's own levels, and this run has others")

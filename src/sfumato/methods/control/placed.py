@@ -8,7 +8,6 @@ from dataclasses import replace
 from sfumato.core.method import Run
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
-from sfumato.methods.control.latent_descent import check_images
 from sfumato.prompts.layout import Layout
 
 _ARTICLES = ("a", "an", "the")
@@ -17,7 +16,6 @@ _ARTICLES = ("a", "an", "the")
 def placed(layout: Layout | None, run: Run, who: str) -> Layout:
     """A layout with boxes as parts of the image's sides. ``SfumatoError`` where there is none, or it does not fit."""
     layout = given(layout, who)
-    check_images(run, who)
     layout = layout.relative(*(side * run.model.factor for side in run.grid))
     layout.check()
     return layout

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -29,7 +30,7 @@ from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import Guide, Parts
-from sfumato.core.method import Edit, Method, Phases, Run
+from sfumato.core.method import Edit, Method, Phases, Requires, Run
 from sfumato.core.rows import Rows
 from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
@@ -40,6 +41,8 @@ from sfumato.prompts.layout import Layout
 @dataclass(frozen=True)
 class RegionPrompts(Method):
     """Regions of the picture read prompts of their own."""
+
+    requires: ClassVar = Requires(windows=False)
 
     layout: Layout | None = None
     """Regions and their prompts."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.conditions import Cond
 from sfumato.core.denoising import denoise
-from sfumato.core.method import Edit, Method, Need, Phases, Run, Step
+from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.formats import nearest, read, rgb
@@ -42,6 +43,8 @@ from sfumato.prompts.words import Words, spans
 @dataclass(frozen=True)
 class RichText(Method):
     """Words of the prompt with prompts, colours and sizes of their own."""
+
+    requires: ClassVar = Requires(windows=False)
 
     regions: Mapping[str, str] = field(default_factory=dict)
     """Words or phrases and the text that their regions are painted from instead."""
@@ -65,8 +68,6 @@ class RichText(Method):
     """Of the clusters."""
 
     def start(self, run: Run) -> Phases:
-        if run.windows > 1:
-            raise SfumatoError("rich text parts whole images, and this canvas is seen in windows; leave the views out")
         first, *others = run.rows.streams
         targets = others or [first]
         said = {s: [run.model.words(prompt) for prompt in run.prompts[s]] for s in targets}

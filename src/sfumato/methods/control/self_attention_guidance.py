@@ -19,13 +19,14 @@ Families: all.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.method import Method, Need, Phases, Run, Step, span
+from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, span
 from sfumato.core.schedule import add_noise
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.perturbations import within
@@ -35,6 +36,8 @@ from sfumato.methods.control.smoothed_energy import blurred
 @dataclass(frozen=True)
 class SelfAttentionGuidance(Method):
     """Guides away from the predicted image with its salient parts blurred."""
+
+    requires: ClassVar = Requires(windows=False)
 
     scale: float = 0.75
     """s, from 0 to 1 in the paper."""
@@ -56,8 +59,6 @@ class SelfAttentionGuidance(Method):
             return Phases()
         if self.sigma <= 0 or self.size < 1 or not self.size % 2:
             raise SfumatoError(f"a blur has a sigma above 0 and an odd size, got {self.sigma} and {self.size}")
-        if run.windows > 1:
-            raise SfumatoError("self-attention guidance is for images of the model's own size, not for windows of one")
         which = "uncond" if "uncond" in run.rows.conditions else "cond"
         during = (float(self.since), float(self.until))
         first, end = span(during, run.steps)

@@ -21,13 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.method import Method, Need, Phases, Run, Span, Step, span
+from sfumato.core.method import Method, Need, Phases, Requires, Run, Span, Step, span
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.ops.regions import carried, centroid, extent, soft
@@ -46,6 +47,8 @@ class Seen:
 @dataclass(frozen=True)
 class SelfGuidance(Method):
     """Goes down energies of where words' things are, how big, of what shape and look."""
+
+    requires: ClassVar = Requires(windows=False)
 
     words: tuple[str, ...] = ()
     """Words or phrases of the prompt whose things are moved or resized."""
@@ -83,8 +86,6 @@ class SelfGuidance(Method):
     """s of the soft threshold."""
 
     def start(self, run: Run) -> Phases:
-        if run.windows > 1:
-            raise SfumatoError("self-guidance sees whole images, and this canvas is seen in windows; leave views out")
         first, *others = run.rows.streams
         self._check(bool(others))
         if not self.scale:

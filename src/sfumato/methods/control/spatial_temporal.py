@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 from sfumato.core.attention import Call
 from sfumato.core.backbone import Similarity
 from sfumato.core.choice import choose
-from sfumato.core.method import Edit, Method, Phases, Run, Step
+from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step
 from sfumato.core.rows import Name
 from sfumato.core.sites import Site
 from sfumato.core.steppers import DDIM
@@ -45,6 +46,8 @@ from sfumato.prompts.layout import Layout
 @dataclass(frozen=True)
 class SpatialTemporal(Method):
     """Mixes attention to things' own sentences in around where they should be."""
+
+    requires: ClassVar = Requires(windows=False)
 
     layout: Layout | None = None
     """Phrases of the prompt and their boxes."""

@@ -37,8 +37,6 @@ def roles(run: Run, who: str) -> tuple[str, list[str]]:
             f'{who} needs three prompts: {{"source": ..., "target": ..., "{APPEARANCE}": ...}}, the last for the image '
             f"whose looks the target takes; this run has {', '.join(run.rows.streams)}"
         )
-    if run.windows > 1:
-        raise SfumatoError(f"{who} works on whole images; leave the views out")
     return structure, painted
 
 

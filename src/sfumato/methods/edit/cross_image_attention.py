@@ -22,11 +22,12 @@ Families: all; in transformers the later half of the blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from sfumato.core.attention import Call
-from sfumato.core.method import Edit, Method, Phases, Run, Step, span
+from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step, span
 from sfumato.errors import SfumatoError
 from sfumato.methods.edit.appearance import APPEARANCE, Things, decoder, grids, matched, of_structure, roles
 from sfumato.prompts.layout import Mask
@@ -37,6 +38,8 @@ PAIR = "image->image"
 @dataclass(frozen=True)
 class CrossImageAttention(Method):
     """The first stream is the structure, ``appearance`` the looks, all others are painted. No prompt need differ."""
+
+    requires: ClassVar = Requires(windows=False)
 
     fine: tuple[float, float] = (10 / 68, 1.0)
     """Parts of the steps between which attention of the finest grid is across images."""

@@ -19,12 +19,13 @@ Families: all.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.method import Phases, Run, Step
+from sfumato.core.method import Phases, Requires, Run, Step
 from sfumato.core.schedule import Level, Levels, Schedule, add_noise
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path
@@ -65,6 +66,8 @@ steps were tried as well: 50 had 5, 3 and 6 of three sets of 6 right."""
 class Descent(Path):
     """Clean latents from step to step, noised for a prediction alone; no stepper moves them."""
 
+    requires: ClassVar = Requires("DeltaDenoising", source=True)
+
     rate: float = 0.0
     seed: int = 0
     inside: Tensor | None = None
@@ -72,8 +75,6 @@ class Descent(Path):
 
     def start(self, run: Run) -> Phases:
         source, *edits = run.rows.streams
-        if not edits:
-            raise SfumatoError('delta denoising needs two prompts: {"source": ..., "target": ...}')
         first, streams = run.images(source), len(run.rows.streams)
         generators = [_generator(self.seed + 1 + i) for i in range(first.stop - first.start)]
         clean: list[Tensor] = []

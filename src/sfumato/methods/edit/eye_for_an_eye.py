@@ -21,6 +21,7 @@ Families: all; in transformers the later half of the blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.core.features import Activation
-from sfumato.core.method import Edit, Method, Phases, Run, span
+from sfumato.core.method import Edit, Method, Phases, Requires, Run, span
 from sfumato.methods.edit.appearance import APPEARANCE, Things, decoder, grids, matched, of_structure, roles
 from sfumato.prompts.layout import Mask
 
@@ -36,6 +37,8 @@ from sfumato.prompts.layout import Mask
 @dataclass(frozen=True)
 class EyeForAnEye(Method):
     """The first stream is the structure, ``appearance`` the looks, all others are painted. No prompt need differ."""
+
+    requires: ClassVar = Requires(windows=False)
 
     tokens: tuple[float, float] = (10 / 68, 1.0)
     """Parts of the steps between which the target's tokens are the appearance's."""

@@ -29,14 +29,14 @@ Families: all; ``features`` are UNets' alone, others take features=0 and move se
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.method import Phases, Run, Step
+from sfumato.core.method import Phases, Requires, Run, Step
 from sfumato.core.schedule import Levels, add_noise
 from sfumato.core.steppers import DDIM
 from sfumato.errors import SfumatoError
@@ -114,6 +114,8 @@ are 24.0 and 23.2 dB from the truth with it, 22.2 and 16.7 directly, 22.4 and 15
 class Transferred(Path):
     """Where source and edits are, and the injection."""
 
+    requires: ClassVar = Requires("FeatureTransfer", windows=False)
+
     how: Injecting
     first: Tensor
     """What the edits start from."""
@@ -121,10 +123,6 @@ class Transferred(Path):
     """For each step where the source is; empty when it goes its own way, at guidance 1."""
 
     def start(self, run: Run) -> Phases:
-        if run.windows > 1:
-            raise SfumatoError(
-                "features move within what the network sees, which with views are windows; leave them out"
-            )
         phases = self.how.phases(run)
         source, *targets = run.rows.streams
         base = run.images(source)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import reading, reads_scale
-from sfumato.core.method import Edit, Phases, Run, Step
+from sfumato.core.method import Edit, Phases, Requires, Run, Step
 from sfumato.core.schedule import add_noise
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
@@ -102,6 +103,8 @@ def guided_track(
 class Kept(Path):
     """A path whose other streams are, outside of the cells, the first one: in latents, and as keys and values."""
 
+    requires: ClassVar = Requires("KV-Edit", source=True, windows=False)
+
     cells: Bool[Tensor, "h w"] | None = None
     fresh: Tensor | None = None
     """Where the others start, if not on the track."""
@@ -110,10 +113,6 @@ class Kept(Path):
 
     def start(self, run: Run) -> Phases:
         source, *targets = run.rows.streams
-        if not targets:
-            raise SfumatoError('KV-Edit needs two prompts: {"source": ..., "target": ...}')
-        if run.windows > 1:
-            raise SfumatoError("KV-Edit is for images of the model's own size, not for windows of one")
         assert self.cells is not None
         cells, held = self.cells, super().start(run)
         inside: dict[int, Tensor] = {}

@@ -35,7 +35,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.choice import choose, nearest
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import Guide, Parts
-from sfumato.core.method import Need, Phases, Run, Step
+from sfumato.core.method import Need, Phases, Requires, Run, Step
 from sfumato.core.rows import Rows
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
@@ -143,6 +143,8 @@ def _empty(parts: Parts) -> Float[Tensor, "b *shape"]:
 class Edited(Path):
     """The way back of the noises, with guidance to concepts added where they are."""
 
+    requires: ClassVar = Requires("LEDITS++", windows=False)
+
     how: Ledits
 
     def start(self, run: Run) -> Phases:
@@ -152,8 +154,6 @@ class Edited(Path):
             raise SfumatoError(
                 "LEDITS++ has a guidance of its own; give guide=Ledits(...).guide(model), the same Ledits"
             )
-        if run.windows > 1:
-            raise SfumatoError("LEDITS++ takes the strongest cells of a whole image, so it cannot be run in windows")
         if run.rows.each != len(self.image):
             raise SfumatoError(f"the noises are of {len(self.image)} images, so they cannot serve {run.rows.each}")
         base, first = super().start(run), run.images(run.rows.streams[0])

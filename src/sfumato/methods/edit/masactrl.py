@@ -20,6 +20,7 @@ Families: all.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.choice import choose, nearest
-from sfumato.core.method import Edit, Method, Need, Phases, Run, Step
+from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step
 from sfumato.errors import SfumatoError
 from sfumato.prompts.words import spans
 
@@ -36,6 +37,8 @@ from sfumato.prompts.words import spans
 @dataclass(frozen=True)
 class MasaCtrl(Method):
     """The run's first stream is the source, all others take their looks from it."""
+
+    requires: ClassVar = Requires(source=True)
 
     after: float = 0.08
     """Part of the steps that are left alone: they settle the layout."""
@@ -52,8 +55,6 @@ class MasaCtrl(Method):
 
     def start(self, run: Run) -> Phases:
         source, *targets = run.rows.streams
-        if not targets:
-            raise SfumatoError('MasaCtrl needs two prompts: {"source": ..., "target": ...}')
         if not 0 <= self.layer < 1:
             raise SfumatoError(f"the part of the layers that are left alone is from 0 to below 1, got {self.layer}")
         layers = choose(run.model, "image->image", run.grid, who="MasaCtrl")

@@ -20,11 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sfumato.core.attention import Call
 from sfumato.core.choice import nearest
 from sfumato.core.features import Activation
-from sfumato.core.method import Edit, Method, Phases, Run
+from sfumato.core.method import Edit, Method, Phases, Requires, Run
 from sfumato.core.sites import Layer, Site
 from sfumato.errors import SfumatoError
 
@@ -32,6 +33,8 @@ from sfumato.errors import SfumatoError
 @dataclass(frozen=True)
 class PlugAndPlay(Method):
     """The run's first stream is the source, all others keep its layout."""
+
+    requires: ClassVar = Requires(source=True)
 
     features: float = 0.8
     """Part of the steps in which the layer's features are the source's."""
@@ -42,8 +45,6 @@ class PlugAndPlay(Method):
 
     def start(self, run: Run) -> Phases:
         source, *targets = run.rows.streams
-        if not targets:
-            raise SfumatoError('Plug-and-Play needs two prompts: {"source": ..., "target": ...}')
         layer, behind = decoder(run, self.res)
 
         def features(target: str):

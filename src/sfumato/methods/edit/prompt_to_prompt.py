@@ -17,14 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.core.attention import Call
-from sfumato.core.method import Edit, Method, Need, Phases, Run, Step, span
-from sfumato.errors import SfumatoError
+from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, span
 from sfumato.prompts.alignment import refinement, replacement
 from sfumato.prompts.words import spans
 
@@ -47,6 +47,8 @@ class LocalBlend:
 class PromptToPrompt(Method):
     """The run's first stream is the source, all others are its edits."""
 
+    requires: ClassVar = Requires(source=True, batch=False)
+
     cross: float = 0.8
     """Part of the steps in which cross-attention is the source's."""
     self: float = 0.4
@@ -63,10 +65,6 @@ class PromptToPrompt(Method):
 
     def start(self, run: Run) -> Phases:
         source, *targets = run.rows.streams
-        if not targets:
-            raise SfumatoError('Prompt-to-Prompt needs two prompts: {"source": ..., "target": ...}')
-        if run.rows.each > 1:
-            raise SfumatoError("Prompt-to-Prompt edits one image a run; give several targets as further streams")
         mixes = {t: self._mixes(run, source, t) for t in targets}
 
         def cross(call: Call) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import CFG, Parts, rescaled
-from sfumato.core.method import Method, Phases, Run, Step
+from sfumato.core.method import Method, Phases, Requires, Run, Step
 from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError, unknown
 from sfumato.inversion import Path
@@ -85,6 +85,8 @@ class InversionGuidance(Method):
     shrunk, still exceeds the threshold.
     """
 
+    requires: ClassVar = Requires(uncond=True, windows=False)
+
     path: Path
     guide: ProximalCFG
     rate: float = 0.1
@@ -95,10 +97,6 @@ class InversionGuidance(Method):
     def start(self, run: Run) -> Phases:
         if len(self.path.track) != run.steps + 1:
             raise SfumatoError("inversion guidance needs the image at every level; take NegativePrompt")
-        if "uncond" not in run.rows.conditions:
-            raise SfumatoError("inversion guidance works beside ProximalCFG; give the run its guide")
-        if run.windows > 1:
-            raise SfumatoError("inversion guidance is for images of the model's own size, not for windows of a canvas")
         streams, below = len(run.rows.streams), self.below * run.model.schedule.train_steps / 1000
 
         def guided(step: Step) -> Tensor:

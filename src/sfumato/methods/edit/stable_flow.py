@@ -23,12 +23,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
-from sfumato.core.method import Edit, Method, Phases, Run, Step
+from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step
 from sfumato.core.sites import Site, block
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Path, levels_of
@@ -41,13 +42,13 @@ class StableFlow(Method):
     """The run's first stream is the source, all others are its edits. Published: 15 steps at guidance 3.5 for what is
     painted from noise."""
 
+    requires: ClassVar = Requires(source=True)
+
     vital: tuple[float, ...] = tuple(i / 57 for i in (0, 1, 2, 17, 18, 25, 28, 53, 54, 56))
     """Vital blocks, as parts of the depth: 0 is the first block."""
 
     def start(self, run: Run) -> Phases:
         source, *targets = run.rows.streams
-        if not targets:
-            raise SfumatoError('Stable Flow needs two prompts: {"source": ..., "target": ...}')
         if not any("text" in site.query for site in run.model.sites):
             raise SfumatoError(
                 f"Stable Flow is for transformers with joint attention, such as Stable Diffusion 3 and Flux; "
