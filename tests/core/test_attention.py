@@ -202,7 +202,7 @@ def test_texts_are_remembered_until_their_encoder_changes(model):
 
 
 def test_rows_have_names():
-    rows = Rows(("source", "target"), ("uncond", "cond"), each=3)
+    rows = Rows(("source", "target"), ("uncond", "cond"), 3)
     assert len(rows) == 12 and rows["target", "uncond"] == slice(3, 6) and rows["source", "cond"] == slice(6, 9)
     assert rows.stream("target") == slice(3, 6)
     assert rows.match("cond") == (("source", "cond"), ("target", "cond"))

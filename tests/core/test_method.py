@@ -13,7 +13,7 @@ from sfumato.errors import SfumatoError
 
 def run(streams=("source", "target"), conditions=("uncond", "cond"), images: int = 1, windows: int = 1) -> Run:
     prompts = {s: ("a cube",) * images for s in streams}
-    return Run(cast("Any", None), prompts, Rows(streams, conditions, images * windows), 4, (8, 8), windows)
+    return Run(cast("Any", None), prompts, Rows(streams, conditions, images, windows), 4, (8, 8))
 
 
 @pytest.mark.parametrize(

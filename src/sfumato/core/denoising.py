@@ -143,11 +143,11 @@ def _prepared(
     for method in methods:
         guide = method.around(guide)
     conds = guide.embed(model, [p for some in streams.values() for p in some])
-    each, cond = len(next(iter(streams.values()))), Cond.cat(list(conds.values()))
+    views, cond = 1, Cond.cat(list(conds.values()))
     if seen is not None:  # a row a window
-        each, cond, grid = each * seen.count, cond.repeat(seen.count), seen.window
-    windows = 1 if seen is None else seen.count
-    run = Run(model, streams, Rows(tuple(streams), tuple(conds), each), len(levels), grid, windows, guide, levels)
+        views, cond, grid = seen.count, cond.repeat(seen.count), seen.window
+    rows = Rows(tuple(streams), tuple(conds), len(next(iter(streams.values()))), views)
+    run = Run(model, streams, rows, len(levels), grid, guide, levels)
     phases = _start(methods, run)
     return run, phases, plans.plan(run, phases, memory), cond
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from sfumato.core.choice import choose
 from sfumato.core.conditions import Cond
 from sfumato.core.features import Activation
 from sfumato.core.method import Maps, Need, Step, captured
-from sfumato.core.rows import Pattern, Rows
+from sfumato.core.rows import Pattern
 from sfumato.core.taps import Enough
 from sfumato.errors import SfumatoError
 
@@ -32,7 +33,7 @@ def look(
     streams, conditions = tuple(s for s, _ in names), tuple(dict.fromkeys(c for _, c in names))
     if len(conditions) > 1:
         raise SfumatoError(f"look asks for rows of one condition, got {', '.join(conditions)}")
-    some, found = Rows(streams, conditions, run.rows.each), {need: {} for need in needs}
+    some, found = replace(run.rows, streams=streams, conditions=conditions), {need: {} for need in needs}
     sites = {need: choose(run.model, need.pair, run.grid, need.res, need.where) for need in needs}
 
     def handle(call: Call | Activation) -> None:

@@ -111,16 +111,13 @@ class Run:
     steps: int
     grid: Grid
     """Height and width of the latents that the network sees."""
-    windows: int = 1
-    """How many of them an image has (with ``Views``); each is a row of its own."""
     guide: Guide | None = None
     """How the conditions' predictions become one, for methods that predict more."""
     levels: Levels | None = None
 
     def images(self, stream: str) -> slice:
         """Where a stream lies among the images, such as ``step.x``."""
-        rows = self.rows.stream(stream)
-        return slice(rows.start // self.windows, rows.stop // self.windows)
+        return self.rows.images(stream)
 
 
 @dataclass
@@ -166,9 +163,9 @@ class Requires:
             raise SfumatoError(f'{who} needs two prompts: {{"source": ..., "target": ...}}')
         if self.uncond and "uncond" not in run.rows.conditions:
             raise SfumatoError(f"{who} takes a guidance with an empty prompt; give a scale above 1")
-        if not self.windows and run.windows > 1:
+        if not self.windows and run.rows.views > 1:
             raise SfumatoError(f"{who} sees whole images, and this canvas is seen in windows; leave the views out")
-        if not self.batch and run.rows.each > run.windows:
+        if not self.batch and run.rows.of_stream > 1:
             raise SfumatoError(f"{who} edits one image a run; give several targets as further streams")
 
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from torch import Tensor
+
 from sfumato.errors import SfumatoError
 
 Name = tuple[str, str]  # stream, condition
@@ -17,11 +19,22 @@ Pattern = str | tuple[str | None, str | None] | None  # all | a condition | (str
 
 @dataclass(frozen=True)
 class Rows:
-    """Groups of ``each`` rows, condition by condition, and in each the streams in order."""
+    """Groups of rows, condition by condition, and in each the streams in order.
+
+    A group has a stream's images one after the other, and of each image its views.
+    """
 
     streams: tuple[str, ...]
     conditions: tuple[str, ...]
-    each: int = 1
+    of_stream: int = 1
+    """Images of a stream."""
+    views: int = 1
+    """Of an image: the windows in which the network sees a canvas."""
+
+    @property
+    def each(self) -> int:
+        """Rows of a group."""
+        return self.of_stream * self.views
 
     @cached_property
     def names(self) -> tuple[Name, ...]:
@@ -38,11 +51,20 @@ class Rows:
         return slice(at, at + self.each)
 
     def stream(self, name: str) -> slice:
-        """Where a stream lies among the images (which have no condition)."""
+        """Where a stream lies among what the network sees, under one condition."""
         if name not in self.streams:
             raise SfumatoError(f"there is no stream {name!r}; this run has: {', '.join(self.streams)}")
         at = self.streams.index(name) * self.each
         return slice(at, at + self.each)
+
+    def images(self, name: str) -> slice:
+        """Where a stream lies among whole images, of which views are parts."""
+        at = self.stream(name)
+        return slice(at.start // self.views, at.stop // self.views)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """What belongs to an image each, given to all of its views."""
+        return x.repeat_interleave(self.views, 0) if self.views > 1 else x
 
     def match(self, pattern: Pattern) -> tuple[Name, ...]:
         """The groups that a pattern names. ``SfumatoError`` when there are none."""

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sfumato.core.conditions import Cond
 from sfumato.core.method import Phases, Run, Step
-from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Path
 
@@ -99,7 +98,7 @@ class _Part:
 
     def __init__(self, run: Run, streams: tuple[str, ...], path: Path):
         self.whole = run
-        rows = Rows(streams, run.rows.conditions, run.rows.each)
+        rows = replace(run.rows, streams=streams)
         self.run = replace(run, prompts={s: run.prompts[s] for s in streams}, rows=rows)
         self.phases = path.start(self.run)
         if self.phases.edits or self.phases.needs or self.phases.looks or self.phases.energy:

@@ -69,8 +69,8 @@ class StructuredDiffusion(Method):
             for stream in run.rows.streams:
                 name = (stream, "cond")
                 at = run.images(stream)
-                more = torch.stack(values[call.site][at]).repeat_interleave(run.windows, 0)
-                count = torch.tensor([len(some) for some in found[at]]).repeat_interleave(run.windows).to(more)
+                more = run.rows.spread(torch.stack(values[call.site][at]))
+                count = run.rows.spread(torch.tensor([len(some) for some in found[at]])).to(more)
                 own = call.get("v", name, "text")
                 whole = (own + self.weight * more) / (1 + self.weight * count.view(-1, 1, 1, 1))
                 call.set("v", name, whole, "text")
@@ -116,7 +116,7 @@ def _values(
     run = step.run
     x, conds, shown = step.split(step.x), [], []
     told = Cond.cat([step.cond[run.rows[s, "cond"]] for s in run.rows.streams])
-    for row, some in zip(range(0, len(x), run.windows), found, strict=True):
+    for row, some in zip(range(0, len(x), run.rows.views), found, strict=True):
         for text, paste in some:
             cond = told[row : row + 1]
             changed, (here, there) = cond.text.clone(), zip(*paste, strict=True)

@@ -206,8 +206,8 @@ class _Words:
             matrix, both = refinement(run.model.words(a), run.model.words(b), run.model.text_tokens)
             matrices.append(matrix)
             known.append(both)
-        self.matrix = torch.stack(matrices).repeat_interleave(run.windows, 0)[:, None]
-        self.known = torch.stack(known).repeat_interleave(run.windows, 0)[:, None, None]
+        self.matrix = run.rows.spread(torch.stack(matrices))[:, None]
+        self.known = run.rows.spread(torch.stack(known))[:, None, None]
 
     def __call__(
         self, maps: Float[Tensor, "each heads n source"], own: Float[Tensor, "each heads n target"]

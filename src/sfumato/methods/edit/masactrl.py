@@ -99,7 +99,7 @@ class _Regions:
         found = {s: [spans(run.model.words(p), words[s]) for p in said] for s, said in run.prompts.items()}
         tokens = tuple(sorted({t for some in found.values() for each in some for t in each}))
         chosen = {s: torch.tensor([[t in each for t in tokens] for each in some]) for s, some in found.items()}
-        self.weights = {s: w.repeat_interleave(run.windows, 0).float()[:, None] for s, w in chosen.items()}
+        self.weights = {s: run.rows.spread(w).float()[:, None] for s, w in chosen.items()}
         side = nearest(choose(run.model, "image->text", run.grid, who="MasaCtrl"), run.grid, how.res)
         self.need = Need("image->text", side, (how.after, None), "cond", tokens)
         self.step: Step | None = None
