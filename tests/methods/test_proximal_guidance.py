@@ -142,5 +142,5 @@ def test_what_is_wrong_is_said(path):
     other, free = (invert(model, images, SOURCE, how) for how in (EditFriendly(steps=4), DDIMInversion(steps=4)))
     with pytest.raises(SfumatoError, match="the image at every level"):
         denoise(model, SOURCE, start=other, methods=[InversionGuidance(other, ProximalCFG())], guide=ProximalCFG())
-    with pytest.raises(SfumatoError, match="beside ProximalCFG"):
+    with pytest.raises(SfumatoError, match="InversionGuidance takes a guidance with an empty prompt"):
         denoise(model, SOURCE, start=free, methods=[InversionGuidance(free, ProximalCFG())], guide=1.0)

@@ -176,11 +176,11 @@ def test_keypoints_are_learned_written_read_and_found(made, family, tmp_path):
     moved = (learned.texts - drawn(model, 1, 12)[0]).abs()
     assert moved.amax() > 0.05 and torch.isfinite(moved).all()
     learned.save(tmp_path / "points.safetensors")
-    read = Keypoints.load(tmp_path / "points.safetensors")
-    assert read.method == QUICK and read.chosen == learned.chosen and torch.equal(read.texts, learned.texts)
+    again = Keypoints.load(tmp_path / "points.safetensors")
+    assert again.method == QUICK and again.chosen == learned.chosen and torch.equal(again.texts, learned.texts)
     with read(model, images[0], 64) as reader:
-        at = read.locate(reader)
-        assert read.maps(reader).shape == (3, 64, 96)
+        at = again.locate(reader)
+        assert again.maps(reader).shape == (3, 64, 96)
         assert torch.equal(at, learned.locate(reader))
     assert at.shape == (3, 2) and (at >= 0).all() and (at <= torch.tensor([96, 64])).all()
     assert [p.requires_grad for p in model.network.parameters()] == asked

@@ -10,6 +10,7 @@ from rounding import assert_same_but_for_rounding
 from scipy.optimize import linear_sum_assignment
 
 from sfumato.errors import SfumatoError
+from sfumato.ops import correspondence
 from sfumato.ops.correspondence import (
     cosines,
     flow,
@@ -52,7 +53,7 @@ def test_cosines_are_those_of_plain_vectors():
 
 @pytest.mark.parametrize("many", [2**24, 500])  # at once, and in parts
 def test_the_best_pixel_is_the_papers_of_features_made_larger(monkeypatch, many):
-    monkeypatch.setattr(matching, "_MANY", many)
+    monkeypatch.setattr(correspondence, "_MANY", many)
     size, map, q = (21, 35), noise(16, 6, 7), noise(30, 16, seed=1)
     scores = F.normalize(q, dim=1) @ F.normalize(larger(map, size).flatten(1), dim=0)
     at, best = nearest(q, map, size, "image")
@@ -64,7 +65,7 @@ def test_the_best_pixel_is_the_papers_of_features_made_larger(monkeypatch, many)
 @pytest.mark.parametrize("many", [2**24, 500])
 def test_looking_near_the_best_cell_finds_the_best_pixel_of_smooth_features(monkeypatch, many):
     """What was sampled between cells is found where it was sampled, by both."""
-    monkeypatch.setattr(matching, "_MANY", many)
+    monkeypatch.setattr(correspondence, "_MANY", many)
     map, size = smooth(32, (12, 10)), (96, 80)
     truth = middles(size)[torch.randperm(96 * 80, generator=torch.Generator().manual_seed(1))]
     truth = truth[((truth > 0.06) & (truth < 0.94)).all(1)][:50]  # beyond the outermost middles features are alike
