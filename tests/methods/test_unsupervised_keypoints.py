@@ -28,6 +28,7 @@ from sfumato.methods.perceive.unsupervised_keypoints import (
     unlikeness,
     warped,
 )
+from sfumato.reading.reader import read
 
 QUICK = UnsupervisedKeypoints(
     keypoints=3, tokens=12, steps=4, rate=0.05, images=2, grid=10, candidates=6, augmentations=3
@@ -176,11 +177,11 @@ def test_keypoints_are_learned_written_read_and_found(made, family, tmp_path):
     moved = (learned.texts - drawn(model, 1, 12)[0]).abs()
     assert moved.amax() > 0.05 and torch.isfinite(moved).all()
     learned.save(tmp_path / "points.safetensors")
-    again = Keypoints.load(tmp_path / "points.safetensors")
-    assert again.method == QUICK and again.chosen == learned.chosen and torch.equal(again.texts, learned.texts)
+    kept = Keypoints.load(tmp_path / "points.safetensors")
+    assert kept.method == QUICK and kept.chosen == learned.chosen and torch.equal(kept.texts, learned.texts)
     with read(model, images[0], 64) as reader:
-        at = again.locate(reader)
-        assert again.maps(reader).shape == (3, 64, 96)
+        at = kept.locate(reader)
+        assert kept.maps(reader).shape == (3, 64, 96)
         assert torch.equal(at, learned.locate(reader))
     assert at.shape == (3, 2) and (at >= 0).all() and (at <= torch.tensor([96, 64])).all()
     assert [p.requires_grad for p in model.network.parameters()] == asked
