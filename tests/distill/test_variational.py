@@ -13,7 +13,7 @@ from rounding import assert_same_but_for_rounding
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.core.guidance import CFG
-from sfumato.distill import At, GuidedModel, Latents, Now, distil, noises, weight
+from sfumato.distill import At, GuidedModel, Latents, Now, distil, noises, particles, weight
 from sfumato.distill.gradients import Weighting
 from sfumato.errors import SfumatoError
 from sfumato.methods.distill.entropic_score_distillation import EntropicScoreDistillation
@@ -159,7 +159,7 @@ def test_a_fresh_copy_is_the_model_so_that_nothing_moves(model):
 
 def test_the_copy_learns_the_images_and_the_prior_stays_as_it_was(model):
     x = step(model).x
-    before, told = prior_of(model, x), low_rank.numbered(2)
+    before, told = prior_of(model, x), particles.numbered(2)
 
     def losses(copy):
         found = []
@@ -168,7 +168,7 @@ def test_the_copy_learns_the_images_and_the_prior_stays_as_it_was(model):
             found.append(copy.loss)
         return sum(found)
 
-    with low_rank.low_rank(model, 4, 1e-2, 0) as copy:
+    with particles.low_rank(model, 4, 1e-2, 0) as copy:
         within = prior_of(model, x)  # the adapters' layers may round otherwise
         assert_same_but_for_rounding(within, before)
         first = losses(copy)
@@ -181,9 +181,9 @@ def test_the_copy_learns_the_images_and_the_prior_stays_as_it_was(model):
 
 def test_only_the_particles_answer_knows_of_cameras_and_images(model):
     x = step(model).x
-    with low_rank.low_rank(model, 4, 1e-2, 0) as copy:
+    with particles.low_rank(model, 4, 1e-2, 0) as copy:
         before = prior_of(model, x)
-        for told in (low_rank.numbered(2), drawn(2, 16)):
+        for told in (particles.numbered(2), drawn(2, 16)):
             learnt(model, copy, x, 2, told)
             straight = told_apart(model, copy, x, told=told)
             swapped = told_apart(model, copy, x, told=told.flip(0))
@@ -197,7 +197,7 @@ def test_the_copy_learns_what_its_network_predicts(name, made):
     """Noise, v = alpha noise - sigma x, or the velocity noise - x of flows: mean square error, a level an image."""
     model = made(name)
     x, cond = step(model).x, model.embed([PROMPT] * 2)
-    with low_rank.low_rank(model, 4, 1e-4, 0) as copy:
+    with particles.low_rank(model, 4, 1e-4, 0) as copy:
         copy.learn(x, cond, None, rng(3))
     generator = rng(3)
     u = torch.rand(2, generator=generator, dtype=torch.float64)
@@ -216,7 +216,7 @@ def test_untold_images_are_learnt_as_zeros(sd):
     x, told = step(sd).x, drawn(2, 16)
     states = []
     for given, dropout in ((told, 1.0), (torch.zeros(2, 16), 0.0), (told, 0.0)):
-        with low_rank.low_rank(sd, 4, 1e-2, 0) as copy:
+        with particles.low_rank(sd, 4, 1e-2, 0) as copy:
             learnt(sd, copy, x, 3, given, dropout=dropout)
             states.append(copy.state())
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
@@ -227,8 +227,8 @@ def test_untold_images_are_learnt_as_zeros(sd):
 def test_entropic_is_variational_with_its_own_guidance(name, made):
     """The gradient is linear in what the copy says, u + s (c - u)."""
     model = made(name)
-    x, told = step(model).x, low_rank.numbered(2)
-    with low_rank.low_rank(model, 4, 1e-2, 0) as copy, torch.no_grad():
+    x, told = step(model).x, particles.numbered(2)
+    with particles.low_rank(model, 4, 1e-2, 0) as copy, torch.no_grad():
         learnt(model, copy, x, 3, told)
         with_all, without, half = (
             method.gradient(step(model, copy))
@@ -244,7 +244,7 @@ def test_entropic_is_variational_with_its_own_guidance(name, made):
     assert EntropicScoreDistillation().particle_guidance == 0.5
     assert (with_all - without).abs().max() > 1e-6
     torch.testing.assert_close(half, (with_all + without) / 2, atol=1e-5, rtol=1e-4)
-    with low_rank.low_rank(model, 4, 1e-2, 0) as copy:
+    with particles.low_rank(model, 4, 1e-2, 0) as copy:
         learnt(model, copy, x, 3, told)
         torch.testing.assert_close(told_apart(model, copy, x, told=told, guidance=0.0), blind, atol=1e-5, rtol=1e-4)
 
@@ -315,10 +315,10 @@ def test_a_run_that_fails_leaves_the_model_as_it_was(sd):
 
     with unchanged(sd), pytest.raises(KeyboardInterrupt):
         distil(sd, Latents(step(sd).x), PROMPT, VariationalScoreDistillation(), 4, watch=stop)
-    with unchanged(sd), pytest.raises(ZeroDivisionError), low_rank.low_rank(sd, 4, 1e-4, 0) as copy:
+    with unchanged(sd), pytest.raises(ZeroDivisionError), particles.low_rank(sd, 4, 1e-4, 0) as copy:
         hook = copy._time.register_forward_hook(lambda *_: 1 / 0)
         try:
-            told_apart(sd, copy, step(sd).x, told=low_rank.numbered(2))
+            told_apart(sd, copy, step(sd).x, told=particles.numbered(2))
         finally:
             hook.remove()
 
@@ -332,10 +332,10 @@ def test_adapters_that_are_loaded_belong_to_the_prior_and_stay(tmp_path):
     styled = prior_of(model, x)
     model.network.disable_lora()
     assert (prior_of(model, x) - styled).abs().max() > 1e-4
-    with pytest.raises(SfumatoError, match="disabled or fused"), low_rank.low_rank(model, 4, 1e-2, 0):
+    with pytest.raises(SfumatoError, match="disabled or fused"), particles.low_rank(model, 4, 1e-2, 0):
         pass
     model.network.enable_lora()
-    with unchanged(model), low_rank.low_rank(model, 4, 1e-2, 0) as copy:
+    with unchanged(model), particles.low_rank(model, 4, 1e-2, 0) as copy:
         assert torch.equal(prior_of(model, x), styled)
         assert torch.equal(told_apart(model, copy, x), styled)
         learnt(model, copy, x)
@@ -396,7 +396,7 @@ def test_defaults_are_the_published_ones():
     assert (method.times.low(0.0), method.times.high(0.0), method.times.high(0.1999)) == (0.02, 0.98, 0.98)
     assert (method.times.low(0.5), method.times.high(0.2), method.times.high(1.0)) == (0.02, 0.5, 0.5)
     schedule = SCHEDULES["epsilon"]
-    drawn_at = low_rank.EVERY.draw(schedule, 0.0, 20000, rng()).levels
+    drawn_at = particles.EVERY.draw(schedule, 0.0, 20000, rng()).levels
     times = torch.tensor([level.t for level in drawn_at])
     assert times.min() == 0 and times.max() == 999
     assert (times == 999).sum() < 60 and times.mean().item() == pytest.approx(499.5, abs=10)
@@ -412,24 +412,24 @@ def test_defaults_are_the_published_ones():
 def test_what_cannot_be_done_is_said(sd, monkeypatch):
     x, cond = step(sd).x, sd.embed([PROMPT] * 2)
     exact = Exact({"p": Mixture(torch.zeros(1, 1, 2, 2), 1.0)}, SCHEDULES["epsilon"])
-    with pytest.raises(SfumatoError, match="nothing to adapt"), low_rank.low_rank(exact, 4, 1e-4, 0):
+    with pytest.raises(SfumatoError, match="nothing to adapt"), particles.low_rank(exact, 4, 1e-4, 0):
         pass
-    with pytest.raises(SfumatoError, match="rank 1 or more, got 0"), low_rank.low_rank(sd, 0, 1e-4, 0):
+    with pytest.raises(SfumatoError, match="rank 1 or more, got 0"), particles.low_rank(sd, 0, 1e-4, 0):
         pass
-    with low_rank.low_rank(sd, 4, 1e-4, 0) as copy:
+    with particles.low_rank(sd, 4, 1e-4, 0) as copy:
         with pytest.raises(SfumatoError, match="16 numbers an image, got 12"):
             copy.noise(x, at_two(sd), cond, torch.zeros(2, 12))
         with pytest.raises(SfumatoError, match="is by what it is told of each image"):
             copy.noise(x, at_two(sd), cond, None, 0.5)
     with pytest.raises(SfumatoError, match="is by what it is told of each image"):
         distil(sd, Latents(x), PROMPT, EntropicScoreDistillation(conditioned=False), 1)
-    monkeypatch.setattr(low_rank, "TIMES", ())
+    monkeypatch.setattr(particles, "TIMES", ())
     with pytest.raises(SfumatoError, match="embeds its time in no known place"):
         distil(sd, Latents(x), PROMPT, VariationalScoreDistillation(), 1)
     assert len(distil(sd, Latents(x), PROMPT, VariationalScoreDistillation(conditioned=False), 1)) == 1
     monkeypatch.setattr(sd, "runs_on", torch.device("cpu"))
-    with pytest.raises(SfumatoError, match="is offloaded"), low_rank.low_rank(sd, 4, 1e-4, 0):
+    with pytest.raises(SfumatoError, match="is offloaded"), particles.low_rank(sd, 4, 1e-4, 0):
         pass
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(SfumatoError, match=r"pip install 'sfumato\[train\]'"), low_rank.low_rank(sd, 4, 1e-4, 0):
+    with pytest.raises(SfumatoError, match=r"pip install 'sfumato\[train\]'"), particles.low_rank(sd, 4, 1e-4, 0):
         pass

@@ -217,7 +217,7 @@ def test_the_same_seed_gives_the_same_numbers_and_json_is_one_document(run, here
         (("guidance-grid", "--methods", "sdss"), "unknown method that distils 'sdss'; known: "),
         (("guidance-grid", "--methods", "masactrl"), "unknown method that distils 'masactrl'"),
         (("guidance-grid", "--methods", ""), "--methods are different words with commas"),
-        (("guidance-grid", "--methods", "sds:none"), "unknown preset of sds 'none'"),
+        (("guidance-grid", "--methods", "sds:none"), "unknown preset of score-distillation 'none'"),
         (("saturation", "--guidances", 3, 3), "--guidances: different numbers are meant, got 3 3"),
         (("saturation", "--steps", 0), "--steps lies between 1 and"),
         (("smoothness", "--steps", 1), "--steps lies between 2 and 1000"),

@@ -43,8 +43,9 @@ def _rows() -> Iterator[dict[str, Any]]:
         if kind.__module__.startswith(inversion.__name__):  # others are methods, in files of their own
             yield _row("inversion", kind, kind)
     for entry in index.METHODS:
-        words = ", ".join(filter(None, (entry.word, entry.alias)))
-        yield {"words": words, **_row(entry.group, entry.method, entry.module)}
+        if not entry.is_function:
+            words = ", ".join(filter(None, (entry.word, entry.alias)))
+            yield {"words": words, **_row(entry.group, entry.method, entry.module)}
 
 
 def _row(group: str, kind: Any, described: Any) -> dict[str, Any]:
