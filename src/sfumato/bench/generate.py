@@ -67,8 +67,16 @@ MEANINGS = {
     "frechet_over_floor": "Frechet distance over its floor",
 }
 STREAMS = {
-    **{"single": 0, "single_scene": 1, "pair": 2, "relation": 3, "view": 4, "style": 5},
-    **{"vae_psnr": 6, "frechet_clip": 7, "instruct": 13, "depth": 15},
+    "single": 0,
+    "single_scene": 1,
+    "pair": 2,
+    "relation": 3,
+    "view": 4,
+    "style": 5,
+    "vae_psnr": 6,
+    "frechet_clip": 7,
+    "instruct": 13,
+    "depth": 15,
 }
 """The random numbers of a measure, which keep to it."""
 TARGETS = {
@@ -173,15 +181,14 @@ def likeness(session: GenerateSession) -> dict[str, Figure]:
     words = [caption(s, rng) for s in scenes]
     painted = session.paint(words, "frechet_clip")
     features = [clip_features(x, clip) for x in (painted, renders, others)]
-    tokens = weights.tokenizer()
     far, floor = frechet(features[0], features[2]), frechet(features[1], features[2])
     return {
         "detail": float(detail(painted).mean() / detail(renders).mean()),
         "frechet_clip": far,
         "frechet_clip_floor": floor,
         "frechet_over_floor": far / floor,
-        "clip_score": clip_score(painted, words, clip, tokens).double().cpu().numpy(),
-        "clip_score_rendered": clip_score(renders, words, clip, tokens).double().cpu().numpy(),
+        "clip_score": clip_score(painted, words, clip, session.tokenizer).double().cpu().numpy(),
+        "clip_score_rendered": clip_score(renders, words, clip, session.tokenizer).double().cpu().numpy(),
     }
 
 

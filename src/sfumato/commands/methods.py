@@ -50,9 +50,7 @@ def _rows() -> Iterator[dict[str, Any]]:
 
 def _row(group: str, kind: Any, described: Any) -> dict[str, Any]:
     paragraphs = [" ".join(p.split()) for p in (inspect.getdoc(described) or "").split("\n\n")]
-    numbers = {
-        k: f.default for k, f in getattr(kind, "__dataclass_fields__", {}).items() if isinstance(f.default, int | float)
-    }
+    numbers = {k: f.default for k, f in kind.__dataclass_fields__.items() if isinstance(f.default, int | float)}
     defaults = {k: v if math.isfinite(v) else str(v) for k, v in numbers.items()}  # JSON has no infinity
     row = {"method": kind.__name__, "group": group, "defaults": defaults, "about": paragraphs[0]}
     for key in ("needs", "families"):  # paragraphs that begin with the word

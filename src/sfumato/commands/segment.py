@@ -105,7 +105,7 @@ def segment(
             for item in later:
                 found = item.refine(found, reader.pixels)
             if vocabulary:
-                found = label(found, TextAttribution(tuple(vocabulary)).heat_maps(reader), vocabulary)
+                found = label(found, TextAttribution(vocabulary).heat_maps(reader), vocabulary)
         labels, stem = found.labels.cpu(), out / batch.stem(file)
         words = {"image": file.name, "model": model, "method": repr(first), "names": ", ".join(found.names)}
         made = write_labels(labels, Path(f"{stem}-labels.png"), words)

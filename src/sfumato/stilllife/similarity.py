@@ -17,10 +17,11 @@ from sfumato.stilllife import weights
 
 def similarity(images: Float[Tensor, "b 3 h w"], texts: Sequence[str]) -> Float[Tensor, " b"]:
     """Cosine similarity in [-1, 1] of each image (in [0, 1]) and its text, differentiable by the images."""
-    clip = _clip(images.device)
-    return F.cosine_similarity(image_features(images, clip), text_features(texts, clip, weights.tokenizer()))
+    clip, tokenizer = _clip(images.device)
+    return F.cosine_similarity(image_features(images, clip), text_features(texts, clip, tokenizer))
 
 
 @cache
-def _clip(device: torch.device) -> Any:
-    return weights.module("clip").to(device).requires_grad_(False).eval()
+def _clip(device: torch.device) -> tuple[Any, Any]:
+    """The CLIP and its tokenizer: a method that learns asks in each step."""
+    return weights.module("clip").to(device).requires_grad_(False).eval(), weights.tokenizer()

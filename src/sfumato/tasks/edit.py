@@ -13,6 +13,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import Guide
 from sfumato.core.method import Method
+from sfumato.core.results import Sample
 from sfumato.inversion import Path
 from sfumato.media import pictures
 from sfumato.media.images import Fitted
@@ -52,7 +53,7 @@ def edit_pictures(
     each = {stream: [prompt] * len(fitted) for stream, prompt in prompts.items()}
     out = denoise(model, each, start=path, methods=methods, guide=guide, seed=seed, memory=memory)
     target = out["target"]
-    kept = out["source"].latents if "source" in out else path.image.to(target.latents)
-    changed, painted = (target.latents != kept).any(1), target.images
+    source = out["source"] if "source" in out else Sample(model, path.image.to(target.latents), path.prompts)
+    changed, painted = target.differs(source), target.images
     results = (f.restore(pictures.picture(x), c) for f, x, c in zip(fitted, painted, changed, strict=True))
     return Edited(tuple(results), painted, changed)
