@@ -12,7 +12,7 @@ import torch
 from sfumato.bench import distill
 from sfumato.bench.ports.threestudio import PublicSDI, PublicSDS
 from sfumato.core.guidance import CFG
-from sfumato.distill import At, GuidedModel
+from sfumato.distill import GuidedModel
 from sfumato.methods.distill.score_distillation import score_distillation
 
 CPU = torch.device("cpu")
@@ -73,7 +73,7 @@ def test_the_plain_port_of_score_distillation_has_the_gradient_of_ours(quick):
     torch.manual_seed(3)
     noise = torch.randn_like(x)
     prior = GuidedModel(model, (distill.PROMPT,), CFG(7.5))
-    at = At.of(model.schedule, 400, 1)
+    at = model.schedule.at(400)
     with torch.no_grad():
         ours = score_distillation(prior, x, at, noise)
     torch.testing.assert_close(x.grad, ours, atol=1e-5, rtol=1e-4)

@@ -17,7 +17,7 @@ SD = networks.scheduler().config
 def test_data_and_noise_are_found_again(kind):
     schedule = Schedule.read(SD).predicting(kind)
     x0, eps = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
-    level = Level(0, 0.8, 0.2) if kind == "flow" else Level(0, 0.8, 0.6)
+    level = Level.of(0, 0.8, 0.2) if kind == "flow" else Level.of(0, 0.8, 0.6)
     x = add_noise(x0, eps, level)
     found = schedule.x0_and_eps(schedule.prediction_of(x0, eps, level), x, level)
     torch.testing.assert_close(found, (x0, eps), atol=1e-5, rtol=1e-5)
@@ -32,11 +32,10 @@ def test_levels_are_the_schedulers(steps, spacing):
     levels = Schedule.read(scheduler.config).levels(steps)
     assert len(levels) == steps
     wanted = scheduler.timesteps.clamp(max=999)
-    assert [level.t for level in levels.levels[:-1]] == wanted.tolist()
-    alphas = torch.tensor([level.alpha**2 for level in levels.levels[:-1]])
-    torch.testing.assert_close(alphas, scheduler.alphas_cumprod[wanted])
+    assert levels.all.t[:-1].tolist() == wanted.tolist()
+    torch.testing.assert_close(levels.all.alpha[:-1].float() ** 2, scheduler.alphas_cumprod[wanted])
     assert levels[steps].alpha ** 2 == pytest.approx(float(scheduler.alphas_cumprod[0]))  # set_alpha_to_one is false
-    assert all(abs(level.alpha**2 + level.sigma**2 - 1) < 1e-12 for level in levels.levels)
+    assert all(abs(level.alpha**2 + level.sigma**2 - 1) < 1e-12 for level in levels)
 
 
 def test_configs_of_other_schedulers_are_read():
@@ -44,7 +43,7 @@ def test_configs_of_other_schedulers_are_read():
     euler = Schedule.read(EulerDiscreteScheduler(**betas).config).levels(10)
     assert euler[10].sigma == 0 and euler[10].alpha == 1
     pndm = Schedule.read(PNDMScheduler(**betas, steps_offset=1).config).levels(50)
-    assert [level.t for level in pndm.levels[:2]] == [981, 961] and pndm[50].sigma > 0
+    assert pndm.all.t[:2].tolist() == [981, 961] and pndm[50].sigma > 0
     zero = Schedule.read(
         DDIMScheduler(
             **betas, rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction"
@@ -54,21 +53,21 @@ def test_configs_of_other_schedulers_are_read():
     assert first.t == 999 and first.alpha < 1e-6
     x = torch.randn(1, 4, 2, 2)
     with pytest.raises(SfumatoError, match="alpha is zero"):
-        zero.predicting("epsilon").x0_and_eps(x, x, Level(999, 0.0, 1.0))
+        zero.predicting("epsilon").x0_and_eps(x, x, Level.of(999, 0.0, 1.0))
 
 
 def test_flows_have_the_shift_of_their_checkpoint():
     plain = FlowMatchEulerDiscreteScheduler(shift=3.0)
     plain.set_timesteps(28)
     levels = Schedule.read(plain.config).levels(28)
-    torch.testing.assert_close(torch.tensor([level.sigma for level in levels.levels]), plain.sigmas)
-    assert all(level.alpha + level.sigma == pytest.approx(1) for level in levels.levels)
+    torch.testing.assert_close(levels.all.sigma.float(), plain.sigmas)
+    torch.testing.assert_close(levels.all.alpha + levels.all.sigma, torch.ones(29, dtype=torch.float64))
     flux = FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096
     )
     flux.set_timesteps(sigmas=torch.linspace(1, 1 / 20, 20).tolist(), mu=0.5 + 0.65 * (1024 - 256) / 3840)
     levels = Schedule.read(flux.config).levels(20, tokens=1024)
-    torch.testing.assert_close(torch.tensor([level.sigma for level in levels.levels]), flux.sigmas)
+    torch.testing.assert_close(levels.all.sigma.float(), flux.sigmas)
 
 
 def test_only_the_last_steps():

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.core.denoising import denoise
-from sfumato.core.schedule import Levels, Schedule
+from sfumato.core.schedule import Schedule, joined
 from sfumato.core.steppers import DDIM, DDPM, DPMSolver, Euler
 from sfumato.stilllife import networks
 
@@ -66,7 +66,7 @@ def run(stepper, times: list[int], noises: list[torch.Tensor], network) -> torch
     """Ours, at the times at which theirs works."""
     schedule = Schedule.read(SD)
     steps = len(times)
-    levels = Levels((*map(schedule.at, times), schedule.levels(1)[1]))
+    levels = joined(schedule.at(times), schedule.levels(1)[1])
     move, x = stepper.start(), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     for i in range(steps):
         x0, eps = schedule.x0_and_eps(network(x, levels[i].t), x, levels[i])

@@ -11,7 +11,8 @@ import torch
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.core.guidance import CFG
-from sfumato.distill import At, GuidedModel, Latents, constant, distil, weight
+from sfumato.core.schedule import add_noise
+from sfumato.distill import GuidedModel, Latents, constant, distil, weight
 from sfumato.distill.annealing import Times
 from sfumato.distill.loop import Now, rng_of
 from sfumato.distill.stein import Stein, bandwidth_of, kernel
@@ -173,7 +174,7 @@ def test_images_that_differ_by_rounding_alone_move_as_one():
 
 
 def test_a_set_of_one_is_score_distillation_bit_for_bit(model):
-    x, noise, at = drawn(1, 3, 2, 2), drawn(1, 3, 2, 2, seed=2), At.of(model.schedule, 400, 1)
+    x, noise, at = drawn(1, 3, 2, 2), drawn(1, 3, 2, 2, seed=2), model.schedule.at(400)
     asked = prior(model, 1)
     ours = collaborative_score_distillation(asked, x, at, noise)
     assert torch.equal(ours, score_distillation(asked, x, at, noise))
@@ -190,14 +191,14 @@ def test_a_run_of_one_is_that_of_score_distillation_bit_for_bit():
 
 def test_sets_of_two_and_more_are_finite(model):
     for n in (2, 3, 5):
-        x, noise, at = drawn(n, 3, 2, 2), drawn(n, 3, 2, 2, seed=2), At.of(model.schedule, 400, n)
+        x, noise, at = drawn(n, 3, 2, 2), drawn(n, 3, 2, 2, seed=2), model.schedule.at(400)
         for features in (None, lambda images: images.flatten(1)[:, :5]):
             found = collaborative_score_distillation(prior(model, n), x, at, noise, features=features)
             assert found.isfinite().all() and found.any()
 
 
 def test_the_order_of_the_set_does_not_matter(model):
-    x, noise, at = drawn(5, 3, 2, 2), drawn(5, 3, 2, 2, seed=2), At.of(model.schedule, 400, 5)
+    x, noise, at = drawn(5, 3, 2, 2), drawn(5, 3, 2, 2, seed=2), model.schedule.at(400)
     order, asked = torch.tensor([3, 0, 4, 1, 2]), prior(model, 5, "two")
     for features in (None, lambda images: images.tanh()):
         one = collaborative_score_distillation(asked, x, at, noise, features=features)
@@ -208,18 +209,20 @@ def test_the_order_of_the_set_does_not_matter(model):
 def test_identical_images_with_one_noise_behave_as_one_image(model):
     one, noise = drawn(1, 3, 2, 2), drawn(1, 3, 2, 2, seed=2)
     x, same = one.expand(4, -1, -1, -1), noise.expand(4, -1, -1, -1)
-    alone = score_distillation(prior(model, 1), one, At.of(model.schedule, 400, 1), noise)
+    alone = score_distillation(prior(model, 1), one, model.schedule.at(400), noise)
     for division in ("kernel", "number"):
-        at, stein = At.of(model.schedule, 400, 4), Stein(division=division)
+        at, stein = model.schedule.at(400), Stein(division=division)
         found = collaborative_score_distillation(prior(model, 4), x, at, same, stein=stein)
         torch.testing.assert_close(found, alone.expand_as(found))
 
 
 def test_of_a_set_that_is_its_source_the_delta_is_the_repulsion_alone(model):
-    x, noise, at = drawn(3, 3, 2, 2), drawn(3, 3, 2, 2, seed=2), At.of(model.schedule, 400, 3)
+    x, noise, at = drawn(3, 3, 2, 2), drawn(3, 3, 2, 2, seed=2), model.schedule.at(400)
     asked = prior(model, 3)
-    found = collaborative_score_distillation(asked, x, at, noise, asked(at.noised(x, noise), at), Stein(repulsion=2.0))
-    noisy = at.noised(x, noise)
+    found = collaborative_score_distillation(
+        asked, x, at, noise, asked(add_noise(x, noise, at), at), Stein(repulsion=2.0)
+    )
+    noisy = add_noise(x, noise, at)
     expected = weight("variance", at, x) * Stein(repulsion=2.0)(torch.zeros_like(x), noisy)
     torch.testing.assert_close(found, expected)
 
@@ -237,7 +240,7 @@ def test_the_default_is_the_published_step_with_one_level_for_the_set(model):
     given, rng, x = how.gradient(now(model)), rng_of(5, 0), drawn(3, 3, 2, 2)
     u = float(torch.rand(1, generator=rng, dtype=torch.float64))
     t = (0.2 + 0.6 * u) * 1000 if model.schedule.prediction == "flow" else 200 + math.floor(u * 601)
-    noise, at = torch.randn(x.shape, generator=rng).to(x), At.of(model.schedule, t, 3)
+    noise, at = torch.randn(x.shape, generator=rng).to(x), model.schedule.at(t)
     torch.testing.assert_close(given, collaborative_score_distillation(prior(model, 3, guide=CFG(20.0)), x, at, noise))
 
 
@@ -267,7 +270,7 @@ def test_pixels_are_compared_without_noise():
     how = CollaborativeScoreDistillation(times=STEADY, distance="pixels")
     rng = rng_of(5, 0)
     torch.rand(1, generator=rng, dtype=torch.float64)
-    noise, at = torch.randn(x.shape, generator=rng).to(x), At.of(model.schedule, 500, 3)
+    noise, at = torch.randn(x.shape, generator=rng).to(x), model.schedule.at(500)
     expected = collaborative_score_distillation(
         prior(model, 3, guide=CFG(20.0)), x, at, noise, features=lambda images: images / 2 + 0.5
     )

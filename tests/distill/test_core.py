@@ -14,10 +14,10 @@ from torch import nn
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.core.guidance import CFG, PerpNeg
+from sfumato.core.schedule import add_noise, noise_in, without_noise
 from sfumato.distill import (
     ADAM,
     DREAMFUSION,
-    At,
     Coordinates,
     Distillation,
     Gradient,
@@ -98,27 +98,27 @@ def exact(schedule=EPSILON, side=4, channels=3):
 
 
 def test_levels_are_an_image_each_and_noising_is_undone(schedule):
-    at = At.of(schedule, [10, 500, 900], 3)
+    at = schedule.at([10, 500, 900])
     x, e = drawn(2, 3, 2, 4, 4).unbind()
-    z = at.noised(x, e)
+    z = add_noise(x, e, at)
     for i, t in enumerate((10, 500, 900)):
         level = schedule.at(t)
         torch.testing.assert_close(z[i], level.alpha * x[i] + level.sigma * e[i])
-    torch.testing.assert_close(at.clean(z, e), x, atol=1e-4, rtol=1e-4)
-    assert len(at[1:]) == 2 and at[1:].levels == at.levels[1:]
-    assert isinstance(at.t, torch.Tensor) and at.t.tolist() == [10, 500, 900]
-    assert At.of(schedule, 500, 3).t == 500 and At.of(schedule, [500.0], 3).t == 500
+    torch.testing.assert_close(without_noise(z, e, at), x, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(noise_in(z, x, at), e, atol=1e-4, rtol=1e-4)
+    assert at.rows(slice(1, None)).t.tolist() == [500, 900] and at.rows(1) == schedule.at(500)
+    assert at.t.tolist() == [10, 500, 900] and schedule.at(500).t.shape == ()
 
 
 def test_levels_that_a_model_has_not_are_said():
     for t in (-1, 1000, 10.5):
         with pytest.raises(SfumatoError, match=f"t is a whole number from 0 to 999, got {t}"):
-            At.of(EPSILON, t, 1)
-    for t in (0, -5, 1000.1):
-        with pytest.raises(SfumatoError, match="t lies above 0 and up to 1000"):
-            At.of(FLOW, t, 2)
+            EPSILON.at(t)
+    for t in (-5, 1000.1):
+        with pytest.raises(SfumatoError, match=f"t lies from 0 to 1000 in this model, got {t}"):
+            FLOW.at(t)
     with pytest.raises(SfumatoError, match="3 images need a level each or one for all, got 2"):
-        At.of(EPSILON, [1, 2], 3)
+        add_noise(torch.zeros(3, 1, 2, 2), torch.zeros(3, 1, 2, 2), EPSILON.at([1, 2]))
 
 
 # the prior
@@ -128,7 +128,7 @@ def test_networks_that_predict_other_things_see_the_same_noise():
     x = drawn(3, 3, 4, 4)
     said = {}
     for kind in ("epsilon", "v_prediction", "sample"):
-        at = At.of(SCHEDULES[kind], [50, 500, 900], 3)
+        at = SCHEDULES[kind].at([50, 500, 900])
         prior = GuidedModel(exact(SCHEDULES[kind]), ("one", "other", "other"), CFG(4.0))
         said[kind] = prior(x, at)
     torch.testing.assert_close(said["v_prediction"], said["epsilon"], atol=1e-4, rtol=1e-4)
@@ -137,15 +137,15 @@ def test_networks_that_predict_other_things_see_the_same_noise():
 
 def test_of_a_gaussian_the_noise_is_a_closed_form_and_flows_are_no_exception(schedule):
     """sigma (z - alpha m) / (alpha^2 s^2 + sigma^2)."""
-    net, x, at = exact(schedule), drawn(2, 3, 4, 4), At.of(schedule, [200, 800], 2)
+    net, x, at = exact(schedule), drawn(2, 3, 4, 4), schedule.at([200, 800])
     found = GuidedModel(net, ("one", "one"), CFG(1.0))(x, at)
-    for i, (_, a, s) in enumerate(at.levels):
+    for i, (_, a, s) in enumerate(zip(*at, strict=True)):
         wanted = s * (x[i] - a * net.mixtures["one"].means[0]) / (a**2 * 0.25 + s**2)
         torch.testing.assert_close(found[i], wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_guidance_is_u_and_s_times_the_difference(schedule):
-    net, x, at = exact(schedule), drawn(2, 3, 4, 4), At.of(schedule, [200, 800], 2)
+    net, x, at = exact(schedule), drawn(2, 3, 4, 4), schedule.at([200, 800])
     prior = GuidedModel(net, ("one", "other"), CFG(7.5, "one"))
     parts = noises(net, x, at, {"u": net.embed(["one"] * 2), "c": net.embed(["one", "other"])})
     torch.testing.assert_close(prior(x, at), parts["u"] + 7.5 * (parts["c"] - parts["u"]), atol=1e-4, rtol=1e-4)
@@ -156,10 +156,10 @@ def test_guidance_is_u_and_s_times_the_difference(schedule):
 def test_a_batch_of_levels_is_a_loop_over_its_images(model, guide):
     side, said = families.side(model), (PROMPT, "a duck", "the blue sphere")
     x = model.latents([0, 1, 2], side, side)
-    at = At.of(model.schedule, [100, 400, 800], 3)
+    at = model.schedule.at([100, 400, 800])
     with torch.no_grad():
         batch = GuidedModel(model, said, guide)(x, at)
-        loop = [GuidedModel(model, said[i : i + 1], guide)(x[i : i + 1], at[i : i + 1]) for i in range(3)]
+        loop = [GuidedModel(model, said[i : i + 1], guide)(x[i : i + 1], at.rows(slice(i, i + 1))) for i in range(3)]
     torch.testing.assert_close(batch, torch.cat(loop), atol=1e-4, rtol=1e-3)
 
 
@@ -168,28 +168,28 @@ def test_a_batch_of_levels_is_a_loop_over_its_images(model, guide):
 
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_weights_are_their_formulas(kind, schedule):
-    at, like = At.of(schedule, [20, 500, 980], 3), torch.zeros(3, 1, 2, 2)
+    at, like = schedule.at([20, 500, 980]), torch.zeros(3, 1, 2, 2)
     found = weight(kind, at, like)
     assert found.shape == (3, 1, 1, 1)
-    wanted = [WEIGHTS[kind](level.alpha, level.sigma) for level in at.levels]
-    torch.testing.assert_close(found.flatten(), torch.tensor(wanted), atol=1e-6, rtol=1e-5)
+    wanted = [WEIGHTS[kind](a, s) for _, a, s in zip(*at, strict=True)]
+    torch.testing.assert_close(found.flatten(), torch.tensor(wanted).float(), atol=1e-6, rtol=1e-5)
 
 
 def test_the_variance_is_not_one_minus_alpha_and_alpha_is_not_squared():
     """A public code calls 1 - alpha what is published as sigma^2 = 1 - alpha^2."""
     products = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
     for t in (20, 500, 980):
-        at, like = At.of(EPSILON, t, 1), torch.zeros(1, dtype=torch.float64)
+        at, like = EPSILON.at(t), torch.zeros(1, dtype=torch.float64)
         assert weight("variance", at, like).item() == pytest.approx(1 - products[t].item(), rel=1e-4)
         assert weight("one-minus-alpha", at, like).item() == pytest.approx(1 - products[t].item() ** 0.5, rel=1e-3)
-    at = At.of(EPSILON, 20, 1)
+    at = EPSILON.at(20)
     assert weight("variance", at, torch.zeros(1)).item() > 1.9 * weight("one-minus-alpha", at, torch.zeros(1)).item()
     assert ScoreDistillation().weighting == "variance"
 
 
 def test_unknown_weights_and_clipping():
     with pytest.raises(SfumatoError, match="unknown weighting 'sigma'; known: one, variance"):
-        weight("sigma", At.of(EPSILON, 1, 1), torch.zeros(1))  # type: ignore[arg-type]
+        weight("sigma", EPSILON.at(1), torch.zeros(1))  # type: ignore[arg-type]
     torch.testing.assert_close(clipped(torch.tensor([-3.0, 0.5, 2.0]), 1.0), torch.tensor([-1.0, 0.5, 1.0]))
 
 
@@ -199,10 +199,10 @@ def test_unknown_weights_and_clipping():
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_score_distillation_is_exact_for_given_noise(schedule, kind):
     """w (sigma (z - alpha m) / (alpha^2 s^2 + sigma^2) - e) with z = alpha x + sigma e."""
-    net, at = exact(schedule), At.of(schedule, [100, 600], 2)
+    net, at = exact(schedule), schedule.at([100, 600])
     x, e = drawn(2, 2, 3, 4, 4).unbind()
     found = score_distillation(GuidedModel(net, ("one",) * 2, CFG(1.0)), x, at, e, kind)
-    for i, (_, a, s) in enumerate(at.levels):
+    for i, (_, a, s) in enumerate(zip(*at, strict=True)):
         z = a * x[i] + s * e[i]
         eps = s * (z - a * net.mixtures["one"].means[0]) / (a**2 * 0.25 + s**2)
         torch.testing.assert_close(found[i], WEIGHTS[kind](a, s) * (eps - e[i]), atol=2e-5, rtol=1e-3)
@@ -212,7 +212,7 @@ def test_score_distillation_is_exact_for_given_noise(schedule, kind):
 def test_the_mean_over_noise_is_the_gaussians_gradient(schedule, t):
     """w sigma alpha (x - m) / (alpha^2 s^2 + sigma^2): towards the mode. 4 standard errors of 4000 draws."""
     net, n = exact(schedule, side=2), 4000
-    at, x = At.of(schedule, t, n), drawn(1, 3, 2, 2, seed=3)
+    at, x = schedule.at(t), drawn(1, 3, 2, 2, seed=3)
     found = score_distillation(GuidedModel(net, ("one",) * n, CFG(1.0)), x.expand(n, -1, -1, -1), at, drawn(n, 3, 2, 2))
     _, a, s = schedule.at(t)
     wanted = s**2 * s * a * (x[0] - net.mixtures["one"].means[0]) / (a**2 * 0.25 + s**2)
@@ -225,15 +225,15 @@ def test_the_mean_over_noise_of_a_mixture_is_its_integral(schedule):
     """One pixel, so that the expectation over the noise is a quadrature (Gauss and Hermite's)."""
     centres, shares, std, n = torch.tensor([-0.8, 0.9]), (0.3, 0.7), 0.2, 20000
     net = Exact({"p": Mixture(centres.view(2, 1, 1, 1), std, shares)}, schedule)
-    level = schedule.at(400)
+    _, alpha, sigma = map(float, schedule.at(400))
     nodes, masses = np.polynomial.hermite_e.hermegauss(120)
-    z = level.alpha * 0.25 + level.sigma * nodes
-    variance = (level.alpha * std) ** 2 + level.sigma**2
-    away = z[:, None] - level.alpha * centres.numpy()
+    z = alpha * 0.25 + sigma * nodes
+    variance = (alpha * std) ** 2 + sigma**2
+    away = z[:, None] - alpha * centres.numpy()
     likely = np.array(shares) * np.exp(-(away**2) / (2 * variance))
-    eps = (likely / likely.sum(1, keepdims=True) * level.sigma * away / variance).sum(1)
-    wanted = level.sigma**2 * float((masses * eps).sum() / masses.sum())
-    at, x = At.of(schedule, 400, n), torch.full((n, 1, 1, 1), 0.25)
+    eps = (likely / likely.sum(1, keepdims=True) * sigma * away / variance).sum(1)
+    wanted = sigma**2 * float((masses * eps).sum() / masses.sum())
+    at, x = schedule.at(400), torch.full((n, 1, 1, 1), 0.25)
     found = score_distillation(GuidedModel(net, ("p",) * n, CFG(1.0)), x, at, drawn(n, 1, 1, 1))
     assert abs(wanted) > 0.01
     assert float(found.mean()) == pytest.approx(wanted, abs=4 * float(found.std()) / n**0.5)
@@ -355,18 +355,18 @@ def test_levels_outside_of_the_training_are_said():
 def test_drawn_levels_are_whole_and_uniform_with_both_ends(low, high):
     first, last = round(1000 * low), min(round(1000 * high), 999)
     n = 40 * (last - first + 1)
-    t = torch.tensor([level.t for level in between(low, high).draw(EPSILON, 0.0, n, rng()).levels]).long()
+    t = between(low, high).draw(EPSILON, 0.0, n, rng()).t.long()
     counts = torch.bincount(t - first, minlength=last - first + 1)
     assert t.min() == first and t.max() == last and len(counts) == last - first + 1
     assert counts.max() <= 40 + 6 * 40**0.5  # none is drawn more than the others
 
 
 def test_levels_of_flows_are_reals_above_zero_and_may_be_shared():
-    t = torch.tensor([level.t for level in DREAMFUSION.draw(FLOW, 0.0, 500, rng()).levels])
+    t = DREAMFUSION.draw(FLOW, 0.0, 500, rng()).t
     assert 20 <= t.min() < 40 and 960 < t.max() <= 980 and (t != t.round()).any()
     assert float(steps_of(FLOW, 0.0, 1.0, torch.zeros(1))) > 0
-    assert len(set(DREAMFUSION.draw(EPSILON, 0.0, 5, rng(), shared=True).levels)) == 1
-    assert len(set(DREAMFUSION.draw(EPSILON, 0.0, 5, rng()).levels)) == 5
+    assert len(DREAMFUSION.draw(EPSILON, 0.0, 5, rng(), shared=True).t.unique()) == 1
+    assert len(DREAMFUSION.draw(EPSILON, 0.0, 5, rng()).t.unique()) == 5
     falling = Times(linear(0.98, 0.25))
     assert [falling.draw(EPSILON, p, 1, rng()).t for p in (0, 0.5, 1)] == [980, 615, 250]
 

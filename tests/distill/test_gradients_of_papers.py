@@ -13,7 +13,8 @@ import torch
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.core.guidance import CFG, Composed
-from sfumato.distill import DREAMFUSION, At, GuidedModel, Latents, Pixels, between, constant, distil, weight
+from sfumato.core.schedule import Level, add_noise
+from sfumato.distill import DREAMFUSION, GuidedModel, Latents, Pixels, between, constant, distil, weight
 from sfumato.distill.loop import Now
 from sfumato.errors import SfumatoError
 from sfumato.methods.distill import classifier_score_distillation as classifier
@@ -60,7 +61,7 @@ class Asked:
     """A model, three images at a level each, source images, and noise."""
 
     model: Exact
-    at: At
+    at: Level
     x: torch.Tensor
     images: torch.Tensor
     noise: torch.Tensor
@@ -74,13 +75,13 @@ class Asked:
     def each(self):
         for i in range(len(self.x)):
             at = slice(i, i + 1)
-            yield Asked(self.model, self.at[at], self.x[at], self.images[at], self.noise[at])
+            yield Asked(self.model, self.at.rows(at), self.x[at], self.images[at], self.noise[at])
 
 
 def asked(kind="epsilon", modes=1, levels=LEVELS):
     x, images, noise = drawn(3, len(levels), 3, 2, 2).unbind()
     model = exact(kind, modes)
-    return Asked(model, At.of(model.schedule, levels, len(levels)), x, images, noise)
+    return Asked(model, model.schedule.at(levels), x, images, noise)
 
 
 # -- each gradient as it is called, and as it is written on paper, of one image
@@ -88,7 +89,7 @@ def asked(kind="epsilon", modes=1, levels=LEVELS):
 
 def eps(a, name, x):
     """E[noise | x] of a mixture of Gaussians: each one's own, weighted by how likely it is."""
-    mixture, (_, alpha, sigma) = a.model.mixtures[name], a.at.levels[0]
+    mixture, (alpha, sigma) = a.model.mixtures[name], a.at.like(x)
     variance = alpha**2 * mixture.std**2 + sigma**2
     away = [x - alpha * mean for mean in mixture.means]
     likely = [w * math.exp(-(d**2).sum() / 2 / variance) for w, d in zip(mixture.weights, away, strict=True)]
@@ -101,7 +102,7 @@ def guided(a, x, name="edit"):
 
 def at(a, x=None):
     """Alpha, sigma, and the noisy image."""
-    _, alpha, sigma = a.at.levels[0]
+    alpha, sigma = a.at.like(a.x)
     return alpha, sigma, alpha * (a.x if x is None else x) + sigma * a.noise
 
 
@@ -117,7 +118,7 @@ def chained(a):
 def without_noise(a):
     _, sigma, x = at(a)
     delta_c = eps(a, "edit", x) - eps(a, "", x)
-    delta_d = eps(a, "", x) if a.at.levels[0].t < 200 else eps(a, "", x) - eps(a, "bad", x)
+    delta_d = eps(a, "", x) if float(a.at.t.flatten()[0]) < 200 else eps(a, "", x) - eps(a, "bad", x)
     return sigma**2 * (delta_d + SCALE * delta_c)
 
 
@@ -144,19 +145,19 @@ def falling_pixels(a):
 
 def interval(a):
     """80 steps of training below t, in steps of 200 from a clean image; x_t from x_s by one step more."""
-    t, s, schedule = a.at.levels[0].t, a.at.levels[0].t - 80, a.model.schedule
+    t, s, schedule = float(a.at.t.flatten()[0]), float(a.at.t.flatten()[0]) - 80, a.model.schedule
     x, here = a.x, 0
     while here < s:
         to = min(here + 200, s)
         x = ddim(a, x, schedule.at(here), schedule.at(to))
         here = to
     x_t = ddim(a, x, schedule.at(s), schedule.at(t))
-    _, alpha, sigma = a.at.levels[0]
-    return sigma / alpha * (guided(a, x_t) - eps(replace(a, at=At((schedule.at(s),))), "", x))
+    alpha, sigma = a.at.like(a.x)
+    return sigma / alpha * (guided(a, x_t) - eps(replace(a, at=schedule.at(s)), "", x))
 
 
 def ddim(a, x, level, to):
-    seen = eps(replace(a, at=At((level,))), "", x)
+    seen = eps(replace(a, at=level), "", x)
     return to.alpha * (x - level.sigma * seen) / level.alpha + to.sigma * seen
 
 
@@ -243,7 +244,7 @@ def test_of_a_single_point_the_chained_score_is_its_score():
     a = asked()
     point = Exact({"edit": Mixture(drawn(1, 3, 2, 2), 0.0)}, SCHEDULES["epsilon"])
     a = replace(a, model=point)
-    alpha_bar = torch.tensor([level.alpha**2 for level in a.at.levels], dtype=torch.float64).view(-1, 1, 1, 1)
+    alpha_bar = a.at.alpha.view(-1, 1, 1, 1) ** 2
     score = (point.mixtures["edit"].means - a.x) / ((1 - alpha_bar) / alpha_bar)
     torch.testing.assert_close(score_jacobian_chaining(a.prior(scale=1.0), a.x, a.at, a.noise, 2), -score)
 
@@ -281,7 +282,7 @@ def test_delta_score_takes_a_scale_of_each_prior():
     found = delta_score(a.prior(scale=3.0), a.prior("source", 2.0), a.x, a.images, a.at, a.noise)
     edit, source = a.prior(scale=3.0), a.prior("source", 2.0)
     torch.testing.assert_close(
-        found, edit(a.at.noised(a.x, a.noise), a.at) - source(a.at.noised(a.images, a.noise), a.at)
+        found, edit(add_noise(a.x, a.noise, a.at), a.at) - source(add_noise(a.images, a.noise, a.at), a.at)
     )
 
 
@@ -348,7 +349,7 @@ def test_a_bridge_is_score_distillation_until_it_is_switched():
     for step in (80, 99):
         x, at, noise = again(step)
         seen = [
-            GuidedModel(model, (text,) * 2, CFG(1.0))(at.noised(x, noise), at)
+            GuidedModel(model, (text,) * 2, CFG(1.0))(add_noise(x, noise, at), at)
             for text in ("edit, sharp", "edit, smooth")
         ]
         model.rows.clear()
@@ -401,7 +402,7 @@ def test_a_step_costs_the_rows_that_are_said(method, rows):
 def test_methods_of_one_level_take_it_for_all_images(method):
     model = counting("edit", "")
     times = {step: method.times.draw(model.schedule, step / 100, 5, torch.Generator(), shared=True) for step in (0, 50)}
-    assert all(len(set(at.levels)) == 1 for at in times.values())
+    assert all(len(at.t.unique()) == 1 for at in times.values())
 
 
 SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
@@ -525,7 +526,7 @@ def test_published_settings_are_what_was_published():
     dds = DeltaScore()
     assert (dds.guidance, dds.weighting) == (7.5, "one")
     drawn = dds.times.draw(SCHEDULES["epsilon"], 0.0, 20000, torch.Generator().manual_seed(0))
-    assert {level.t for level in drawn.levels} == set(range(50, 949))
+    assert set(drawn.t.tolist()) == set(range(50, 949))
 
 
 # -- what cannot be

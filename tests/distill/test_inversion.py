@@ -14,8 +14,8 @@ import torch
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG, PerpNeg
-from sfumato.core.schedule import Schedule
-from sfumato.distill import At, GuidedModel, Latents, between, constant, distil
+from sfumato.core.schedule import Schedule, add_noise
+from sfumato.distill import GuidedModel, Latents, between, constant, distil
 from sfumato.distill.annealing import Times
 from sfumato.distill.kappa import fixed_point, inverted, noise_in, regressed, residual
 from sfumato.distill.loop import Now, rng_of
@@ -84,8 +84,8 @@ def test_the_error_of_any_noise_is_a_closed_form_on_a_gaussian_and_nothing_at_th
     """eps(alpha x + sigma k) = sigma / v (alpha (x - m) + sigma k), v = alpha^2 s^2 + sigma^2: the fixed point is
     sigma (x - m) / (alpha s^2), and k errs by alpha^2 s^2 / v of its distance from there."""
     x, kappa, mean = drawn(2, 3, 2, 2), drawn(2, 3, 2, 2, seed=2), model.mixtures["one"].means
-    at = At.of(model.schedule, [300, 700], 2)
-    alpha, sigma = at.alpha(x), at.sigma(x)
+    at = model.schedule.at([300, 700])
+    alpha, sigma = at.like(x)
     root = sigma * (x - mean) / (alpha * WIDTH**2)
     variance = alpha**2 * WIDTH**2 + sigma**2
     expected = sigma / alpha * (alpha**2 * WIDTH**2 / variance) * (root - kappa)
@@ -97,8 +97,8 @@ def test_the_error_of_any_noise_is_a_closed_form_on_a_gaussian_and_nothing_at_th
 def test_rounds_of_the_fixed_point_are_the_geometric_series_of_a_gaussian(model):
     """Each round keeps sigma^2 / v of the distance from the fixed point, so they come closer, slowly at high levels."""
     x, start, mean = drawn(2, 3, 2, 2), drawn(2, 3, 2, 2, seed=2), model.mixtures["one"].means
-    at = At.of(model.schedule, [200, 600], 2)
-    alpha, sigma = at.alpha(x), at.sigma(x)
+    at = model.schedule.at([200, 600])
+    alpha, sigma = at.like(x)
     root, keeps = sigma * (x - mean) / (alpha * WIDTH**2), sigma**2 / (alpha**2 * WIDTH**2 + sigma**2)
     found = fixed_point(prior(model, "one", "one"), x, at, start, rounds=4)
     torch.testing.assert_close(found, root + keeps**4 * (start - root))
@@ -107,8 +107,8 @@ def test_rounds_of_the_fixed_point_are_the_geometric_series_of_a_gaussian(model)
 def test_gradient_steps_are_the_geometric_series_of_a_gaussian(model):
     """With r = a (root - k), a = alpha^2 s^2 / v, a step along a r keeps 1 - rate a^2 of the distance."""
     x, start, mean = drawn(2, 3, 2, 2), drawn(2, 3, 2, 2, seed=2), model.mixtures["one"].means
-    at = At.of(model.schedule, [200, 600], 2)
-    alpha, sigma = at.alpha(x), at.sigma(x)
+    at = model.schedule.at([200, 600])
+    alpha, sigma = at.like(x)
     root, a = sigma * (x - mean) / (alpha * WIDTH**2), alpha**2 * WIDTH**2 / (alpha**2 * WIDTH**2 + sigma**2)
     with torch.no_grad():
         found = regressed(prior(model, "one", "one"), x, at, start, rounds=3, rate=0.4)
@@ -121,14 +121,13 @@ def test_inversion_comes_to_the_flow_of_a_gaussian_like_one_over_the_steps(kind)
     """The exact trajectory keeps (x - alpha m) / sqrt(v), and Euler's error halves as the steps double."""
     model = exact(kind)
     x, mean, t = drawn(2, 3, 2, 2), model.mixtures["one"].means, 640
-    at, clean = At.of(model.schedule, t, 2), model.schedule.at(0)
+    at, clean = model.schedule.at(t), model.schedule.at(0)
 
     def width(level):
         return (level.alpha**2 * WIDTH**2 + level.sigma**2) ** 0.5
 
-    level = at.levels[0]
-    noisy = level.alpha * mean + width(level) / width(clean) * (x - clean.alpha * mean)
-    expected = noise_in(x, noisy, at)
+    noisy = at.alpha * mean + width(at) / width(clean) * (x - clean.alpha * mean)
+    expected = noise_in(noisy, x, at)
     errors = [float((inverted(prior(model, "one", "one"), x, at, n) - expected).norm()) for n in (20, 40, 80, 160, 320)]
     ratios = [a / b for a, b in pairwise(errors)]
     assert all(1.6 < r < 2.4 for r in ratios), ratios
@@ -137,7 +136,7 @@ def test_inversion_comes_to_the_flow_of_a_gaussian_like_one_over_the_steps(kind)
 
 def test_inversion_comes_to_one_limit_on_a_mixture_like_one_over_the_steps():
     model = exact("flow")
-    x, at = drawn(1, 3, 2, 2), At.of(model.schedule, 500.0, 1)
+    x, at = drawn(1, 3, 2, 2), model.schedule.at(500.0)
     found = [inverted(prior(model, "two"), x, at, n) for n in (32, 64, 128, 256)]
     apart = [float((b - a).norm()) for a, b in pairwise(found)]
     assert [a / b for a, b in pairwise(apart)] == pytest.approx([2, 2], abs=0.15)
@@ -146,13 +145,13 @@ def test_inversion_comes_to_one_limit_on_a_mixture_like_one_over_the_steps():
 def test_the_error_of_eq_4_4_falls_with_the_inversions_steps_to_that_of_the_exact_trajectory():
     """The trajectory from x is not the one step to x that eq. 4.4 asks for: what remains is its distance from it."""
     model = exact("epsilon")
-    x, at = drawn(1, 3, 2, 2), At.of(model.schedule, 500, 1)
+    x, at = drawn(1, 3, 2, 2), model.schedule.at(500)
     asked = prior(model, "one")
     errors = [float(residual(asked, x, inverted(asked, x, at, n), at).norm()) for n in (2, 5, 10, 50, 500)]
-    mean, level, clean = model.mixtures["one"].means, at.levels[0], model.schedule.at(0)
-    grown = [(v.alpha**2 * WIDTH**2 + v.sigma**2) ** 0.5 for v in (level, clean)]
-    exactly = level.alpha * mean + grown[0] / grown[1] * (x - clean.alpha * mean)
-    limit = float(residual(asked, x, noise_in(x, exactly, at), at).norm())
+    mean, clean = model.mixtures["one"].means, model.schedule.at(0)
+    grown = [(v.alpha**2 * WIDTH**2 + v.sigma**2) ** 0.5 for v in (at, clean)]
+    exactly = at.alpha * mean + grown[0] / grown[1] * (x - clean.alpha * mean)
+    limit = float(residual(asked, x, noise_in(exactly, x, at), at).norm())
     assert [abs(e - limit) for e in errors] == sorted((abs(e - limit) for e in errors), reverse=True)
     assert errors[-1] == pytest.approx(limit, rel=0.01)
     drawn_error = float(residual(asked, x, drawn(1, 3, 2, 2, seed=3), at).norm())
@@ -163,10 +162,10 @@ def test_the_error_of_eq_4_4_falls_with_the_inversions_steps_to_that_of_the_exac
 def test_a_batch_is_inverted_as_each_image_alone_with_levels_and_steps_of_their_own(model, guide):
     x, kappa = drawn(3, 3, 2, 2), drawn(3, 3, 2, 2, seed=2)
     prompts, times, counts = ("one", "two", "one"), [150, 600, 900], [1, 5, 9]
-    at = At.of(model.schedule, times, 3)
+    at = model.schedule.at(times)
     asked = prior(model, *prompts, guide=guide)
     alone = [prior(model, prompt, guide=guide) for prompt in prompts]
-    levels = [At.of(model.schedule, t, 1) for t in times]
+    levels = [model.schedule.at(t) for t in times]
     parts = list(zip(alone, x.split(1), levels, counts, kappa.split(1), strict=True))
     torch.testing.assert_close(
         inverted(asked, x, at, counts), torch.cat([inverted(p, a, b, n) for p, a, b, n, _ in parts])
@@ -187,14 +186,14 @@ def test_the_network_is_told_levels_of_the_training_upwards_from_its_cleanest():
     told = []
     predict = model.predict
     model.predict = lambda x, t, cond: told.append(float(t)) or predict(x, t, cond)
-    inverted(prior(model, "one"), drawn(1, 3, 2, 2), At.of(model.schedule, 999, 1), 10)
+    inverted(prior(model, "one"), drawn(1, 3, 2, 2), model.schedule.at(999), 10)
     assert told == [round(99.9 * i) for i in range(10)]
 
 
 def test_inversions_need_steps():
     model = exact()
     with pytest.raises(SfumatoError, match=r"2 images are inverted in one step or more each, got \[3, 0\]"):
-        inverted(prior(model, "one", "one"), drawn(2, 3, 2, 2), At.of(model.schedule, 500, 2), [3, 0])
+        inverted(prior(model, "one", "one"), drawn(2, 3, 2, 2), model.schedule.at(500), [3, 0])
 
 
 # -- the gradient
@@ -202,7 +201,7 @@ def test_inversions_need_steps():
 
 @pytest.mark.parametrize("weighting", ["one", "variance", "deviation", "noise-to-signal"])
 def test_of_random_noise_the_gradient_is_that_of_score_distillation(model, weighting):
-    x, noise, at = drawn(2, 3, 2, 2), drawn(2, 3, 2, 2, seed=2), At.of(model.schedule, [200, 900], 2)
+    x, noise, at = drawn(2, 3, 2, 2), drawn(2, 3, 2, 2, seed=2), model.schedule.at([200, 900])
     asked = prior(model, "one", "two", guide=CFG(7.5))
     ours = score_distillation_via_inversion(asked, x, at, noise, weighting)
     torch.testing.assert_close(ours, score_distillation(asked, x, at, noise, weighting))
@@ -221,12 +220,13 @@ def test_the_default_is_the_published_step_written_plainly(model):
     t = 0.6 * 1000
     torch.rand(1, generator=rng, dtype=torch.float64)  # the level's, which is not drawn here
     further = t + float(torch.rand((), generator=rng, dtype=torch.float64)) * 1000 / 30
-    up_to = At.of(model.schedule, further if flow else round(further), 2)
+    up_to = model.schedule.at(further if flow else round(further))
     kappa = inverted(prior(model, "one", "one", guide=CFG(-7.5)), x, up_to, 6)
-    at = At.of(model.schedule, t, 2)
-    kappa = kappa + 0.3 * at.sigma(x) * torch.randn(x.shape, generator=rng).to(x)
-    eps = prior(model, "one", "one", guide=CFG(7.5))(at.noised(x, kappa), at)
-    torch.testing.assert_close(given, at.sigma(x) / at.alpha(x) * (eps - kappa))
+    at = model.schedule.at(t)
+    alpha, sigma = at.like(x)
+    kappa = kappa + 0.3 * sigma * torch.randn(x.shape, generator=rng).to(x)
+    eps = prior(model, "one", "one", guide=CFG(7.5))(add_noise(x, kappa, at), at)
+    torch.testing.assert_close(given, sigma / alpha * (eps - kappa))
 
 
 def test_the_first_step_is_at_the_models_last_level_in_ten_steps_of_inversion(model):
@@ -354,7 +354,7 @@ def test_noise_that_is_kept_is_of_images_that_are_all_there():
 
 def test_every_published_form_of_guidance_is_one_of_ours(model):
     """u + s' (c - u): of c + s (c - u) with s' = s + 1, of u + s (c - u) with s, of c + s (u - c) with 1 - s."""
-    x, at, s = drawn(2, 3, 2, 2), At.of(model.schedule, [300, 800], 2), 6.5
+    x, at, s = drawn(2, 3, 2, 2), model.schedule.at([300, 800]), 6.5
     c, u = prior(model, "one", "two")(x, at), prior(model, "", "")(x, at)
     for written, ours in ((c + s * (c - u), s + 1), (u + s * (c - u), s), (c + s * (u - c), 1 - s)):
         torch.testing.assert_close(prior(model, "one", "two", guide=CFG(ours))(x, at), written)
@@ -362,12 +362,12 @@ def test_every_published_form_of_guidance_is_one_of_ours(model):
 
 def test_perp_neg_of_a_batch_is_that_of_each_image(model):
     """Against the formula written out for one image: a negative's part along the positive is left out."""
-    x, at, scale = drawn(3, 3, 2, 2), At.of(model.schedule, [100, 500, 900], 3), 7.5
+    x, at, scale = drawn(3, 3, 2, 2), model.schedule.at([100, 500, 900]), 7.5
     terms = (("side", -1.5), ("back", -0.7))
     asked = prior(model, "one", "two", "one", guide=PerpNeg(terms, scale))
     together = asked(x, at)
     for i, prompt in enumerate(asked.prompts):
-        one, level = x[i : i + 1], at[i : i + 1]
+        one, level = x[i : i + 1], at.rows(slice(i, i + 1))
         u = prior(model, "")(one, level)
         d = prior(model, prompt)(one, level) - u
         total = d.clone()

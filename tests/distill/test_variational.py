@@ -13,7 +13,8 @@ from rounding import assert_same_but_for_rounding
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.core.guidance import CFG
-from sfumato.distill import At, GuidedModel, Latents, Now, distil, noises, particles, weight
+from sfumato.core.schedule import add_noise
+from sfumato.distill import GuidedModel, Latents, Now, distil, noises, particles, weight
 from sfumato.distill.gradients import Weighting
 from sfumato.errors import SfumatoError
 from sfumato.methods.distill.entropic_score_distillation import EntropicScoreDistillation
@@ -58,7 +59,7 @@ def step(model, copy=None, n=2, seed=0, **more):
 
 
 def at_two(model):
-    return At.of(model.schedule, [100, 700], 2)
+    return model.schedule.at([100, 700])
 
 
 @torch.no_grad()
@@ -85,7 +86,7 @@ def by_score(mixture, schedule):
 
     def noise(x, at):
         out = []
-        for one, level in zip(x.split(1), at.levels, strict=True):
+        for one, level in zip(x.split(1), map(at.rows, range(len(x))), strict=True):
             z = one.double().requires_grad_()
             variance = (level.alpha * mixture.std) ** 2 + level.sigma**2
             away = (z - level.alpha * mixture.means.double()).square().flatten(1).sum(1)
@@ -101,7 +102,7 @@ def by_score(mixture, schedule):
 def test_nothing_moves_where_the_particles_are_distributed_as_the_model_has_it(schedule, modes):
     mixture = Mixture(drawn(modes, 2, 3, 3), 0.4, (1.0,) if modes == 1 else (0.5, 0.2, 0.3))
     exact = Exact({"p": mixture}, schedule)
-    at, x, noise = At.of(schedule, [40, 500, 900], 3), drawn(3, 2, 3, 3, seed=1), drawn(3, 2, 3, 3, seed=2)
+    at, x, noise = schedule.at([40, 500, 900]), drawn(3, 2, 3, 3, seed=1), drawn(3, 2, 3, 3, seed=2)
     prior = GuidedModel(exact, ("p",) * 3, CFG(1.0))
     found = variational(prior, by_score(mixture, schedule), x, at, noise)
     torch.testing.assert_close(found, torch.zeros_like(found), atol=2e-5, rtol=0)
@@ -114,11 +115,10 @@ def test_between_gaussians_the_gradient_is_a_closed_form(schedule, kind: Weighti
     """w sigma ((z - alpha m) / (alpha^2 s^2 + sigma^2) - (z - alpha n) / (alpha^2 r^2 + sigma^2)) at z."""
     m, n, x, e = drawn(4, 2, 2, 3, 3).unbind()
     exact = Exact({"p": Mixture(m[:1], 0.5), "q": Mixture(n[:1], 0.3)}, schedule)
-    at = At.of(schedule, [300, 800], 2)
+    at = schedule.at([300, 800])
     prior, particles = (GuidedModel(exact, (name,) * 2, CFG(1.0)) for name in "pq")
     found = variational(prior, particles, x, at, e, kind)
-    for i, level in enumerate(at.levels):
-        a, s = level.alpha, level.sigma
+    for i, (_, a, s) in enumerate(zip(*at, strict=True)):
         z = a * x[i] + s * e[i]
         w = {"one": 1, "variance": s**2, "deviation": s}[kind]
         wanted = s * w * ((z - a * m[0]) / (a**2 * 0.25 + s**2) - (z - a * n[0]) / (a**2 * 0.09 + s**2))
@@ -133,7 +133,7 @@ def test_particles_become_samples_of_the_model_and_not_its_mode():
     for name in ("vsd", "sds"):
         x, generator = 0.1 * drawn(200, 1, 1, 1), rng(5)
         for _ in range(250):
-            at = At.of(schedule, float(torch.randint(20, 600, (), generator=generator)), 200)
+            at = schedule.at(torch.randint(20, 600, (), generator=generator))
             noise = torch.randn(x.shape, generator=generator)
             own = Exact({"q": Mixture(x.mean().view(1, 1, 1, 1), float(x.std()))}, schedule)
             drawn_noise = partial(lambda noise, z, at: noise, noise)
@@ -257,7 +257,7 @@ def test_views_change_what_the_prior_is_asked_and_not_the_copy(sd):
         found = method.gradient(now)
     again = step(sd)
     at = method.times.draw(sd.schedule, 0.0, 2, again.rng)
-    noisy = at.noised(again.x, again.noise())
+    noisy = add_noise(again.x, again.noise(), at)
     with torch.no_grad():
         said = noises(sd, noisy, at, {"seen": sd.embed(["a blue sphere", "a duck"]), "asked": sd.embed([PROMPT] * 2)})
     torch.testing.assert_close(found, said["seen"] - said["asked"], atol=1e-5, rtol=1e-4)
@@ -396,14 +396,11 @@ def test_defaults_are_the_published_ones():
     assert (method.times.low(0.0), method.times.high(0.0), method.times.high(0.1999)) == (0.02, 0.98, 0.98)
     assert (method.times.low(0.5), method.times.high(0.2), method.times.high(1.0)) == (0.02, 0.5, 0.5)
     schedule = SCHEDULES["epsilon"]
-    drawn_at = particles.EVERY.draw(schedule, 0.0, 20000, rng()).levels
-    times = torch.tensor([level.t for level in drawn_at])
+    times = particles.EVERY.draw(schedule, 0.0, 20000, rng()).t
     assert times.min() == 0 and times.max() == 999
     assert (times == 999).sum() < 60 and times.mean().item() == pytest.approx(499.5, abs=10)
-    at = At.of(schedule, [20, 980], 2)
-    torch.testing.assert_close(
-        weight("variance", at, torch.zeros(1)).flatten(), at.sigma(torch.zeros(1)).flatten() ** 2
-    )
+    at = schedule.at([20, 980])
+    torch.testing.assert_close(weight("variance", at, torch.zeros(2)), at.sigma.float() ** 2)
 
 
 # what cannot be done

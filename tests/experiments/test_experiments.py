@@ -15,7 +15,7 @@ from sfumato.backbones.exact import Exact, Mixture
 from sfumato.cli import GROUPS
 from sfumato.core.guidance import CFG
 from sfumato.core.schedule import Schedule
-from sfumato.distill import At, Distillation, GuidedModel
+from sfumato.distill import Distillation, GuidedModel
 from sfumato.errors import SfumatoError
 from sfumato.experiments import baseline, guidance_grid, kappa_error, saturation
 from sfumato.experiments.common import Subjects, apart, guided, listed, mosaic, percent
@@ -80,8 +80,8 @@ def test_spread_is_the_mean_over_pairs_of_different_images():
 @pytest.mark.parametrize("t", [100, 500, 900])
 def test_the_error_of_any_noise_is_its_closed_form_and_none_at_the_solution(kind, t):
     model, n = exact(kind), 2
-    prior, at = GuidedModel(model, ("one",) * n, CFG(1.0)), At.of(model.schedule, t, n)
-    (_, alpha, sigma), variance = at.levels[0], STD**2
+    prior, at = GuidedModel(model, ("one",) * n, CFG(1.0)), model.schedule.at(t)
+    (_, alpha, sigma), variance = at, STD**2
     rng = torch.Generator().manual_seed(1)
     away, kappa = (torch.randn(n, 3, 4, 4, generator=rng) for _ in range(2))
     mean = model.mixtures["one"].means
@@ -94,7 +94,7 @@ def test_the_error_of_any_noise_is_its_closed_form_and_none_at_the_solution(kind
 
 def test_random_noises_have_one_error_and_all_choices_are_of_their_own_noise():
     model, n = exact(), 64
-    prior, at = GuidedModel(model, ("one",) * n, CFG(1.0)), At.of(model.schedule, 600, n)
+    prior, at = GuidedModel(model, ("one",) * n, CFG(1.0)), model.schedule.at(600)
     state = kappa_error.State(at, model.mixtures["one"].means.expand(n, -1, -1, -1))
     method = ScoreDistillationViaInversion(guidance=1.0, inversion_guidance=1.0, per_unit=50)
     errors = kappa_error.measured(method, prior, [state], seed=0)
@@ -107,7 +107,7 @@ def test_a_run_is_looked_at_from_its_first_level_to_its_last():
     asked = SimpleNamespace(said=(None, None), prompts=("one", "one"))
     method = ScoreDistillationViaInversion(guidance=1.0, inversion_guidance=1.0)
     shown, states = kappa_error.along(exact(), asked, method, 6, 0, 3)  # pyright: ignore[reportArgumentType]
-    assert [s.at.levels[0].t for s in states] == [999, 733, 333]
+    assert [s.at.t for s in states] == [999, 733, 333]
     assert shown.shape == (2, 3, 4, 4) and all(s.x.shape == (2, 3, 4, 4) for s in states)
     with pytest.raises(SfumatoError, match="give the method times"):
         kappa_error.along(exact(), asked, replace(method, times=None), 6, 0, 3)  # pyright: ignore[reportArgumentType]

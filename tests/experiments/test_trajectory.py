@@ -36,7 +36,7 @@ def test_similarities_are_those_of_the_noise_whatever_the_network_predicts(predi
     eps = {"uncond": turning([0, 0.3, 0.9, 2.5]), "cond": turning([1, 1, 1.5, 4.0])}
     eps["cond"] = eps["uncond"] + 0.1 * eps["cond"]  # so that the guidance term turns by 0, 0.5 and 2.5
     kept = Trajectory(("x", "uncond", "cond"))
-    for i, level in enumerate(levels.levels[:-1]):
+    for i, level in enumerate(list(levels)[:-1]):
         if level.alpha == 0:  # the start of a flow: x is the noise, and what is said of it is said of the data
             assert prediction == "flow"
             said = {k: x[i] - v[i] for k, v in eps.items()}
@@ -86,7 +86,7 @@ def test_paths_are_where_the_algebra_puts_them():
     model = Exact({"": Mixture(a, 0.0), "b": Mixture(b, 0.0)}, Schedule.read(VP))
     scales = (1.0, 2.0, 3.0)
     course = trajectory.follow(model, "b", scales, steps=10, seed=5, many=4, pixels=7)
-    levels = model.schedule.levels(10).levels
+    levels = list(model.schedule.levels(10))
     start, (_, alpha, sigma) = model.latents([5], 4, 4)[0], levels[0]
     aims = torch.stack([a[0] + s * (b - a)[0] for s in scales])
     wanted = torch.stack([to.alpha * aims + to.sigma * (start - alpha * aims) / sigma for to in levels])

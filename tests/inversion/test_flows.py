@@ -14,7 +14,7 @@ from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
-from sfumato.core.schedule import Schedule
+from sfumato.core.schedule import Schedule, joined
 from sfumato.errors import SfumatoError
 from sfumato.inversion import (
     DDIMInversion,
@@ -67,7 +67,7 @@ def test_the_way_to_noise_of_a_gaussian(gaussian, small):
     ]
     assert gaps[1] < 0.03 and gaps[1] == pytest.approx(gaps[0] / 2, rel=0.1)  # Euler's error
     straight = invert(gaussian, small, SOURCE, RFInversion(1.0, seed=3, steps=7))
-    for x, level in zip(straight.track, straight.levels.levels, strict=True):
+    for x, level in zip(straight.track, straight.levels, strict=True):
         torch.testing.assert_close(x, level.alpha * image + level.sigma * noise, **CLOSE)
     assert straight.track[-1] is straight.image
 
@@ -76,7 +76,7 @@ def test_rf_inversion_is_the_published_steps(model, images):
     """Equations 8 and 15, in their own time and with their own velocities."""
     how = RFInversion(gamma=0.5, eta=0.9, start=0.2, stop=0.6, seed=3, steps=5)
     path = invert(model, images, SOURCE, how)
-    sigmas = [level.sigma for level in path.levels.levels]
+    sigmas = [level.sigma for level in path.levels]
     y, y1, none = path.image, model.latents([3, 4], 64, 64), model.embed(["", ""])
     for i in (5, 4, 3, 2, 1):  # eq. 8
         u = model.predict(y, path.levels[i].t, none)
@@ -115,7 +115,7 @@ def test_more_eta_is_nearer_to_the_image_and_decays(gaussian, small):
 
 def test_the_residual_cache_is_the_published_steps(model, images):
     path = invert(model, images, SOURCE, Residual(steps=4))
-    sigmas, z = [level.sigma for level in path.levels.levels], [path.image]
+    sigmas, z = [level.sigma for level in path.levels], [path.image]
     source, target = model.embed([SOURCE] * 2), model.embed([TARGET] * 2)
     for i in (3, 2, 1, 0):
         z.insert(0, z[0] - (sigmas[i + 1] - sigmas[i]) * model.predict(z[0], path.levels[i].t, source))
@@ -149,7 +149,7 @@ def test_the_network_is_asked_for_the_inversions_own_velocity(model, images, mon
         path, steps = invert(model, images, SOURCE, how), []
         denoise(model, prompts, start=path, guide=1.0, callback=steps.append)
         asked[type(how)], rows[:] = list(rows), []
-        sigmas = [level.sigma for level in path.levels.levels]
+        sigmas = [level.sigma for level in path.levels]
         own = [(path.track[i + 1] - path.track[i]) / (sigmas[i + 1] - sigmas[i]) for i in range(4)]
         gap = max(float((s.parts["cond"][:2] - v).abs().max()) for s, v in zip(steps, own, strict=True))
         assert gap < 1e-4 if isinstance(how, Residual) else gap > 1e-3
@@ -172,7 +172,7 @@ def test_levels_follow_the_images_size(model):
     images, steps = torch.rand(1, 3, 32, 96), []
     path = invert(model, images, SOURCE, DDIMInversion(steps=3))
     denoise(model, SOURCE, size=(32, 96), steps=3, guide=1.0, callback=steps.append)
-    assert path.levels.levels == (*(s.level for s in steps), steps[-1].next)
+    assert path.levels == joined(*(s.level for s in steps), steps[-1].next)
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0, -1.0])

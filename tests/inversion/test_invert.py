@@ -46,7 +46,7 @@ def test_ddim_inversion_on_a_gaussian(prediction, last):
     if prediction == "epsilon":
         assert gap(refined, reconstruct(model, refined)) < 1e-4
     # every latent on the track stays as far from the mean as its own level says
-    for x, level in zip(plain.track, plain.levels.levels, strict=True):
+    for x, level in zip(plain.track, plain.levels, strict=True):
         spread = (level.alpha**2 * 0.25 + level.sigma**2) ** 0.5
         away = (x - level.alpha * model.mixtures[""].means[0]) / spread
         torch.testing.assert_close(away, (images * 2 - 1 - model.mixtures[""].means[0]) / 0.5, atol=0.25, rtol=0.1)
@@ -114,7 +114,7 @@ def test_null_text_is_the_published_algorithm(model, images):
     path = invert(model, images[0], PROMPTS[0], how)
     levels = model.schedule.levels(3)
     cond, text = model.embed([PROMPTS[0]]).text, model.embed([""]).text.clone()
-    x, alphas = path.track[0], [level.alpha**2 for level in levels.levels]
+    x, alphas = path.track[0], [level.alpha**2 for level in levels]
 
     def step(x, eps, i):
         x0 = (x - (1 - alphas[i]) ** 0.5 * eps) / alphas[i] ** 0.5

@@ -82,7 +82,7 @@ def noises(n, shape, seed):
 def plainly(path, how, n, eps):
     """The published loop (eq. of section 3.2, the kernel's gradient by x_i), with sums over pairs written out."""
     source, x, drawn = path.image, path.image.clone(), noises(n, path.image.shape[1:], how.seed)
-    for i, level in enumerate(path.levels.levels[:-1]):
+    for i, level in enumerate(list(path.levels)[:-1]):
         noise = next(drawn)
         noisy = add_noise(x, noise, level)
         score = eps("target", noisy, level) - eps("source", add_noise(source, noise, level), level)
@@ -110,7 +110,7 @@ def test_a_set_goes_down_the_published_way_between_gaussians(gaussians):
 
     def eps(stream, x, level):
         mixture = gaussians.mixtures[{"source": "one", "target": "other"}[stream]]
-        return mixture.posterior(x, level.alpha, level.sigma)[1]
+        return mixture.posterior(x, level)[1]
 
     torch.testing.assert_close(out["target"].latents, plainly(path, how, 3, eps), atol=1e-5, rtol=1e-4)
     assert torch.equal(out["source"].latents, path.image)

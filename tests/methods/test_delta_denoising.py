@@ -10,7 +10,7 @@ from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
-from sfumato.distill import At, GuidedModel
+from sfumato.distill import GuidedModel
 from sfumato.errors import SfumatoError
 from sfumato.inversion import invert
 from sfumato.methods.distill.delta_score import delta_score
@@ -53,7 +53,7 @@ def test_between_gaussians_the_gradient_and_the_edit_are_closed_forms(gaussians)
     level, generator = model.schedule.at(300), torch.Generator().manual_seed(1)
     source, x, noise = torch.randn(3, 2, 3, 4, 4, generator=generator).unbind()
     edit, own = (GuidedModel(model, (name,) * 2, CFG(1.0)) for name in ("other", "one"))
-    found = delta_score(edit, own, x, source, At((level,) * 2), noise)
+    found = delta_score(edit, own, x, source, level, noise)
     slope = level.alpha * level.sigma / (level.alpha**2 * 0.25 + level.sigma**2)
     torch.testing.assert_close(found, slope * (x - source - apart), atol=1e-5, rtol=1e-4)
 
@@ -73,13 +73,13 @@ def test_a_step_is_the_published_one(gaussians):
     source = path.image
     z = source.clone().requires_grad_()
     sgd, generator = torch.optim.SGD([z], lr=0.1), torch.Generator().manual_seed(5)
-    for level in path.levels.levels[:3]:
+    for level in list(path.levels)[:3]:
         assert 50 <= level.t < 949
         noise = torch.randn(3, 64, 64, generator=generator)[None]
         eps = []
         for name, latents in (("one", source), ("other", z.detach())):
             x = level.alpha * latents + level.sigma * noise
-            eps.append(big.mixtures[name].posterior(x, level.alpha, level.sigma)[1])
+            eps.append(big.mixtures[name].posterior(x, level)[1])
         loss = (z * (eps[1] - eps[0])).sum() / (z.shape[2] * z.shape[3])
         sgd.zero_grad()
         (2000 * loss).backward()
@@ -93,9 +93,9 @@ def test_the_loop_goes_down_the_gradient(model):
     x, edit, source = path.image, *(GuidedModel(model, (prompt,) * 2, guide) for prompt in (TARGET, SOURCE))
     generators = [torch.Generator().manual_seed(4 + i) for i in range(2)]
     with torch.no_grad():
-        for level in path.levels.levels[:2]:
+        for level in list(path.levels)[:2]:
             noise = torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators])
-            x = x - 0.3 * delta_score(edit, source, x, path.image, At((level,) * 2), noise)
+            x = x - 0.3 * delta_score(edit, source, x, path.image, level, noise)
     torch.testing.assert_close(out["target"].latents, x, atol=1e-4, rtol=1e-4)
     assert (x - path.image).abs().max() > 1e-4
 

@@ -51,7 +51,7 @@ def published(model, image, how: FlowEdit, source: str, target: str, scales: tup
     For networks that predict noise the same in y = x / alpha over sigma / alpha.
     """
     steps, n = how.steps, len(image)
-    levels = model.schedule.levels(steps, image.shape[-2] * image.shape[-1] // 4)
+    levels = model.levels(steps, image.shape[-2:])
     n_max, n_min = steps - int(how.skip * steps), int(how.finish * steps)
     generators = [torch.Generator().manual_seed(how.seed + i) for i in range(n)]
     flow = model.schedule.prediction == "flow"

@@ -148,7 +148,7 @@ def test_the_pull_is_the_gradient_of_the_mean_colours():
 
     generator = torch.Generator().manual_seed(0)
     x, eps = torch.randn(2, 2, 4, 4, 4, generator=generator)
-    level = Level(400, 0.8, 0.6)
+    level = Level.of(400, 0.8, 0.6)
     step = Step(0, level, level, x, type("Run", (), {"model": Linear()})(), None)  # pyright: ignore
     step.x_next, step.eps = x, eps
     masks = torch.zeros(2, 3, 4, 4)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sfumato.backbones.latent import Latent
 from sfumato.backbones.unet import hiddens, residuals, sites
+from sfumato.core.backbone import times
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Schedule
 from sfumato.core.sites import Layer, token_layers
@@ -42,9 +43,9 @@ class DeepFloyd(Latent):
         text, _ = self.pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device=self.device)
         return {"text": text}
 
-    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
+    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
         inside = self.inside(x, cond)
-        time = t if isinstance(t, Tensor) else torch.tensor(t, device=x.device)
+        time = times(t, x)
         told = self.network(
             inside.to(self.dtype),
             time,

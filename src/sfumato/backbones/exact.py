@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
-from sfumato.core.schedule import Schedule
+from sfumato.core.schedule import Level, Schedule
 from sfumato.errors import unknown
 
 
@@ -27,13 +27,15 @@ class Mixture:
     weights: tuple[float, ...] = (1.0,)
 
     def posterior(
-        self, x: Float[Tensor, "b c h w"], alpha: float, sigma: float
+        self, x: Float[Tensor, "b c h w"], level: Level
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
         """E[x0 | x] and E[eps | x]: each component's own, weighted by how likely it made x."""
+        x = x[:, None]  # beside the components
+        alpha, sigma = level.like(x)
         variance = alpha**2 * self.std**2 + sigma**2
         means = self.means.to(x)
-        away = x[:, None] - alpha * means
-        likely = torch.tensor(self.weights).log().to(x) - away.square().flatten(2).sum(-1) / (2 * variance)
+        away = x - alpha * means
+        likely = torch.tensor(self.weights).log().to(x) - (away.square() / (2 * variance)).flatten(2).sum(-1)
         share = likely.softmax(1).view(*likely.shape, 1, 1, 1)
         x0 = means + alpha * self.std**2 / variance * away
         return (share * x0).sum(1), (share * sigma / variance * away).sum(1)
@@ -60,15 +62,12 @@ class Exact(Backbone):
                 raise unknown("mixture", prompt, self.mixtures)
         return Cond(torch.zeros(len(prompts), 1, 1), tuple(prompts))
 
-    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
-        if isinstance(t, Tensor) and t.ndim and len(t.unique()) > 1:  # an image each has its own level
-            rows = zip(x.split(1), t.tolist(), range(len(x)), strict=True)
-            return torch.cat([self.predict(one, time, cond[i : i + 1]) for one, time, i in rows])
-        level = self.schedule.at(float(t.flatten()[0]) if isinstance(t, Tensor) else t)
+    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
+        level = self.schedule.at(t)
         x0, eps = torch.empty_like(x), torch.empty_like(x)
         for prompt in set(cond.prompts):
             at = [i for i, p in enumerate(cond.prompts) if p == prompt]
-            x0[at], eps[at] = self.mixtures[prompt].posterior(x[at], level.alpha, level.sigma)
+            x0[at], eps[at] = self.mixtures[prompt].posterior(x[at], level.rows(at) if level.t.ndim else level)
         return self.schedule.prediction_of(x0, eps, level)
 
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:

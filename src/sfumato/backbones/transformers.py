@@ -10,14 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.backbones.latent import Latent
+from sfumato.core.backbone import times
 from sfumato.core.conditions import Cond
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
-
-
-def _steps(t: float | Tensor, x: Tensor) -> Tensor:
-    """A time for each row."""
-    return t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
 
 
 class Transformer(Latent):
@@ -61,13 +57,13 @@ class PixArt(Transformer):
         )
         return {"text": text, "mask": mask}
 
-    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
+    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
         inside = self.inside(x, cond)
         told = self.network(
             inside.to(self.dtype),
             encoder_hidden_states=cond.text.to(self.dtype),
             encoder_attention_mask=cond.extra["mask"],
-            timestep=_steps(t, x),
+            timestep=times(t, x),
             added_cond_kwargs=self._shape(x),
             return_dict=False,
         )[0]
@@ -105,12 +101,12 @@ class SD3(Transformer):
         )
         return {"text": text, "pooled": pooled}
 
-    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
+    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
         inside = self.inside(x, cond)
         dtype = self.dtype
         return self.network(
             hidden_states=inside.to(dtype),
-            timestep=_steps(t, x),
+            timestep=times(t, x),
             encoder_hidden_states=cond.text.to(dtype),
             pooled_projections=cond.extra["pooled"].to(dtype),
             return_dict=False,
@@ -144,7 +140,7 @@ class Flux(Transformer):
         )
         return {"text": text, "pooled": pooled}
 
-    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
+    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
         inside = self.inside(x, cond)
         dtype, (b, _, h, w) = self.dtype, x.shape
         guidance = None
@@ -152,7 +148,7 @@ class Flux(Transformer):
             guidance = cond.extra.get("guidance", torch.full((b,), self.distilled, device=x.device))
         told = self.network(
             hidden_states=packed(inside).to(dtype),
-            timestep=_steps(t, x) / 1000,
+            timestep=times(t, x) / 1000,
             guidance=guidance,
             pooled_projections=cond.extra["pooled"].to(dtype),
             encoder_hidden_states=cond.text.to(dtype),

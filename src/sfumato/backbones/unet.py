@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.backbones.latent import Latent
-from sfumato.core.backbone import dtype_of
+from sfumato.core.backbone import dtype_of, times
 from sfumato.core.conditions import Cond
 from sfumato.core.sites import Layer, Site, token_layers
 from sfumato.errors import SfumatoError
@@ -46,9 +46,9 @@ class UNet(Latent):
         """What the network reads beside text, by its own names."""
         return {}
 
-    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
+    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
         dtype = self.dtype
-        time = t if isinstance(t, Tensor) else torch.tensor(t, device=x.device)
+        time = times(t, x)
         inside, added = self.inside(x, cond), self.added(x, cond)
         more: dict[str, Any] = {}
         for control in cond.controls:

@@ -318,7 +318,7 @@ def attention(session: CoreSession) -> Mapping[str, Figure]:
 
 
 @torch.no_grad()
-def _maps(model: Backbone, x: Tensor, t: float, said: list[str]) -> Float[Tensor, "b 256 77"]:
+def _maps(model: Backbone, x: Tensor, t: Tensor, said: list[str]) -> Float[Tensor, "b 256 77"]:
     sites = sites_of(model, "image->text", (16, 16), 16)
     maps = model.maps(x, t, model.embed(said), sites, lambda call: call.probs(("main", "cond")).mean(1))
     return torch.stack(list(maps.values())).mean(0)

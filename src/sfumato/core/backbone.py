@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.rows import Rows, single
-from sfumato.core.schedule import Schedule
+from sfumato.core.schedule import Levels, Schedule
 from sfumato.core.sites import Grid, Layer, Site, token_layers
 from sfumato.core.taps import Enough, Handler, Tap, tapped
 from sfumato.errors import SfumatoError
@@ -32,6 +32,11 @@ from sfumato.core.conditions import Cond
 def dtype_of(network: Any) -> torch.dtype:
     """Of a network's weights; diffusers' own way to ask for it visits every module, in each step."""
     return next(p.dtype for p in network.parameters() if p.is_floating_point())
+
+
+def times(t: float | Float[Tensor, "*b"], x: Float[Tensor, "b *shape"]) -> Float[Tensor, " b"]:
+    """A time for each row, as networks read it."""
+    return torch.as_tensor(t, dtype=torch.float32).to(x.device).expand(len(x))
 
 
 Similarity = Callable[[Float[Tensor, "b 3 h w"], Sequence[str]], Float[Tensor, " b"]]
@@ -93,7 +98,7 @@ class Backbone(ABC):
         """What the network reads of these prompts, a row each."""
 
     @abstractmethod
-    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "b"], cond: Cond) -> Tensor:
+    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
         """The network's own prediction (see ``schedule.prediction``), float32, without what it says of variance."""
 
     @abstractmethod
@@ -119,6 +124,10 @@ class Backbone(ABC):
             self.device
         )
 
+    def levels(self, steps: int, grid: Sequence[int]) -> Levels:
+        """The levels of a run on latents of this height and width: some flows shift theirs with the size."""
+        return self.schedule.levels(steps, grid[0] * grid[1] // 4)
+
     def check_size(self, height: int, width: int) -> None:
         """Raise ``SfumatoError`` unless images of this size in pixels can be painted."""
         if height % self.multiple or width % self.multiple or min(height, width) <= 0:
@@ -136,7 +145,7 @@ class Backbone(ABC):
     def maps(
         self,
         x: Float[Tensor, "b c h w"],
-        t: float,
+        t: float | Float[Tensor, "*b"],
         cond: Cond,
         sites: Sequence[Any],
         reduce: Callable[[Any], Tensor],

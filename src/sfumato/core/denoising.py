@@ -76,7 +76,7 @@ def denoise(
         x = model.latents(seeds, height, width).repeat(len(names), 1, 1, 1)
     grid = (x.shape[-2], x.shape[-1])
     if levels is None:
-        levels = model.schedule.levels(50 if steps is None else steps, grid[0] * grid[1] // 4)
+        levels = model.levels(50 if steps is None else steps, grid)
 
     with torch.no_grad():
         seen = _Seen(views, grid, model.size // model.factor) if views else None
@@ -121,7 +121,7 @@ def plan(
     """What ``denoise`` would do with the same arguments, checked and priced, nothing run."""
     height, width = (size, size) if isinstance(size, int) else size or (model.size, model.size)
     grid = (height // model.factor, width // model.factor)
-    levels = model.schedule.levels(steps, grid[0] * grid[1] // 4)
+    levels = model.levels(steps, grid)
     return _prepared(model, _streams(prompts), methods, _guide(guide), levels, grid, memory)[2]
 
 

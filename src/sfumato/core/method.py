@@ -17,6 +17,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.features import Activation
 from sfumato.core.rows import Name, Pattern, Rows
+from sfumato.core.schedule import part_of
 from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
 
@@ -200,7 +201,7 @@ def span(steps: Span, of: int) -> tuple[int, int]:
         if isinstance(moment, float):
             if not 0 <= moment <= 1:
                 raise SfumatoError(f"a fraction of the steps lies between 0 and 1, got {moment}")
-            return int(moment * of + 1e-9)
+            return part_of(of, moment)
         return min(moment, of)
 
     return number(steps[0], 0), number(steps[1], of)

@@ -8,7 +8,7 @@ betas, zero-terminal SNR, spacing, offset and shift are the checkpoint's; none o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, cast
@@ -24,34 +24,60 @@ PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "v_prediction", "sample", "flo
 
 
 class Level(NamedTuple):
-    """One noise level: what the network is told, and the two coefficients."""
+    """A noise level, or one an image: the time that the network is given, and the two coefficients, in float64."""
 
-    t: float
-    alpha: float
-    sigma: float
+    t: Float[Tensor, "*b"]
+    alpha: Float[Tensor, "*b"]
+    sigma: Float[Tensor, "*b"]
+
+    @classmethod
+    def of(cls, t: float, alpha: float, sigma: float) -> Level:
+        """From numbers."""
+        return cls(*torch.tensor((t, alpha, sigma), dtype=torch.float64))
+
+    def rows(self, at: Any) -> Level:
+        """Some of several."""
+        return Level(self.t[at], self.alpha[at], self.sigma[at])
+
+    def like(self, x: Float[Tensor, "b *shape"]) -> tuple[Tensor, Tensor]:
+        """alpha and sigma, to multiply images with. ``SfumatoError`` for another number of levels than of images."""
+        return beside(self.alpha, x), beside(self.sigma, x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Levels:
     """The levels of one run, from noise to data: step i goes from level i to level i + 1.
 
-    The last one is only reached: its ``t`` is told to no network.
+    The last one is only reached: its ``t`` is given to no network.
     """
 
-    levels: tuple[Level, ...]
+    all: Level
+    """One more than there are steps."""
 
     def __len__(self) -> int:
         """How many steps there are."""
-        return len(self.levels) - 1
+        return len(self.all.t) - 1
 
     def __getitem__(self, i: int) -> Level:
-        return self.levels[i]
+        return self.all.rows(i)
 
-    def last(self, steps: int) -> Levels:
-        """Only the last ``steps`` steps: what SDEdit and inversions that stop early run."""
+    def __iter__(self) -> Iterator[Level]:
+        """Over all levels, the last too."""
+        return map(self.all.rows, range(len(self) + 1))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Levels) and all(map(torch.equal, self.all, other.all))
+
+    def last(self, steps: int | float) -> Levels:
+        """Only the last ``steps`` steps, a number or a part: what SDEdit and inversions that stop early run."""
+        steps = part_of(len(self), steps) if isinstance(steps, float) else steps
         if not 0 <= steps <= len(self):
             raise SfumatoError(f"there are {len(self)} steps, so the last {steps} cannot be taken")
-        return Levels(self.levels[len(self) - steps :])
+        return Levels(self.all.rows(slice(len(self) - steps, None)))
+
+    def without(self, part: float) -> Levels:
+        """Without this part of the steps, the first."""
+        return self.last(len(self) - part_of(len(self), part))
 
 
 @dataclass(frozen=True)
@@ -86,15 +112,23 @@ class Schedule:
         kind: Any = FlowMatchEulerDiscreteScheduler if self.prediction == "flow" else DDIMScheduler
         return kind.from_config({k: v for k, v in self.config.items() if k in inspect.signature(kind).parameters})
 
-    def at(self, t: float) -> Level:
-        """The level of training step ``t`` (for flows, a real number: sigma is t over the training steps)."""
+    def at(self, t: float | Sequence[float] | Float[Tensor, "*b"]) -> Level:
+        """The levels of training steps (for flows, real numbers: sigma is t over the training steps)."""
+        t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         if self.prediction == "flow":
+            if not bool(((t >= 0) & (t <= self.train_steps)).all()):
+                raise SfumatoError(f"t lies from 0 to {self.train_steps} in this model, got {t.tolist()}")
             sigma = t / self.train_steps
             return Level(t, 1 - sigma, sigma)
-        if not 0 <= t < self.train_steps or t != int(t):
-            raise SfumatoError(f"t is a whole number from 0 to {self.train_steps - 1}, got {t}")
-        square = float(self._alphas[int(t)])
-        return Level(t, square**0.5, (1 - square) ** 0.5)
+        if not bool(((t >= 0) & (t < self.train_steps) & (t == t.floor())).all()):
+            raise SfumatoError(f"t is a whole number from 0 to {self.train_steps - 1}, got {t.tolist()}")
+        square = self._alphas[t.long()]
+        return Level(t, square.sqrt(), (1 - square).sqrt())
+
+    def nearest(self, t: float | Float[Tensor, "*b"]) -> Level:
+        """The levels nearest to these times: flows have any, other models whole steps."""
+        t = torch.as_tensor(t, dtype=torch.float64)
+        return self.at(t if self.prediction == "flow" else t.round())
 
     def levels(self, steps: int, tokens: int = 4096) -> Levels:
         """The levels of a run of ``steps``, as the checkpoint's scheduler spaces them.
@@ -109,8 +143,8 @@ class Schedule:
         scheduler.set_timesteps(steps)
         final = float(scheduler.final_alpha_cumprod)
         # a scheduler with an offset may run one past the end of training
-        times = [min(t, self.train_steps - 1) for t in scheduler.timesteps.tolist()]
-        return Levels((*map(self.at, times), Level(-1, final**0.5, (1 - final) ** 0.5)))
+        times = self.at(scheduler.timesteps.clamp_max(self.train_steps - 1))
+        return joined(times, Level.of(-1, final**0.5, (1 - final) ** 0.5))
 
     def _flow_levels(self, scheduler: Any, steps: int, tokens: int) -> Levels:
         config = scheduler.config
@@ -120,24 +154,24 @@ class Schedule:
             scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), mu=mu)
         else:
             scheduler.set_timesteps(steps)
-        sigmas = scheduler.sigmas.double().tolist()
-        times = [*scheduler.timesteps.tolist(), 0.0]
-        return Levels(tuple(Level(t, 1 - s, s) for t, s in zip(times, sigmas, strict=True)))
+        sigmas = scheduler.sigmas.double()
+        times = torch.cat([scheduler.timesteps.double(), torch.zeros(1, dtype=torch.float64)])
+        return Levels(Level(times, 1 - sigmas, sigmas))
 
     def x0_and_eps(
         self, prediction: Float[Tensor, "b *shape"], x: Float[Tensor, "b *shape"], level: Level
     ) -> tuple[Float[Tensor, "b *shape"], Float[Tensor, "b *shape"]]:
         """What the network's output says of data and noise at a level."""
-        _, alpha, sigma = level
+        alpha, sigma = level.like(x)
         if self.prediction == "epsilon":
-            if alpha == 0:
+            if (alpha == 0).any():
                 raise SfumatoError("a network that predicts the noise knows nothing of the image where alpha is zero")
             return (x - sigma * prediction) / alpha, prediction
         if self.prediction == "v_prediction":
             return alpha * x - sigma * prediction, sigma * x + alpha * prediction
         if self.prediction == "flow":
             return x - sigma * prediction, x + alpha * prediction
-        if sigma == 0:
+        if (sigma == 0).any():
             raise SfumatoError("where sigma is zero there is no noise to tell")
         return prediction, (x - alpha * prediction) / sigma
 
@@ -145,7 +179,7 @@ class Schedule:
         self, x0: Float[Tensor, "b *shape"], eps: Float[Tensor, "b *shape"], level: Level
     ) -> Float[Tensor, "b *shape"]:
         """What the network should say of this data and noise: the inverse of ``x0_and_eps``."""
-        _, alpha, sigma = level
+        alpha, sigma = level.like(x0)
         if self.prediction == "epsilon":
             return eps
         if self.prediction == "v_prediction":
@@ -157,17 +191,51 @@ class Schedule:
         return replace(self, prediction=prediction)
 
 
+def beside(values: Float[Tensor, "*b"], x: Float[Tensor, "b *shape"]) -> Tensor:
+    """A number an image, to multiply images with; of one for all it stays a number."""
+    if not values.ndim:
+        return values
+    if len(values) not in (1, len(x)):
+        raise SfumatoError(f"{len(x)} images need a level each or one for all, got {len(values)}")
+    return values.to(x).view(-1, *[1] * (x.ndim - 1))
+
+
 def add_noise(x0: Float[Tensor, "b *shape"], eps: Float[Tensor, "b *shape"], level: Level) -> Float[Tensor, "b *shape"]:
     """x at ``level``: alpha x0 + sigma eps."""
-    return level.alpha * x0 + level.sigma * eps
+    alpha, sigma = level.like(x0)
+    return alpha * x0 + sigma * eps
+
+
+def without_noise(
+    x: Float[Tensor, "b *shape"], eps: Float[Tensor, "b *shape"], level: Level
+) -> Float[Tensor, "b *shape"]:
+    """The image that a noisy one is without this noise: (x - sigma eps) / alpha."""
+    alpha, sigma = level.like(x)
+    return (x - sigma * eps) / alpha
+
+
+def noise_in(x: Float[Tensor, "b *shape"], x0: Float[Tensor, "b *shape"], level: Level) -> Float[Tensor, "b *shape"]:
+    """The noise that brought clean images to noisy ones: (x - alpha x0) / sigma."""
+    alpha, sigma = level.like(x)
+    return (x - alpha * x0) / sigma
 
 
 def noised(x: Float[Tensor, "b *shape"], at: Level, to: Level, noise: Tensor) -> Float[Tensor, "b *shape"]:
     """x at a noisier level, with new noise: the forward process from ``at`` to ``to``."""
     ratio = to.alpha / at.alpha
-    return ratio * x + max(0.0, to.sigma**2 - (ratio * at.sigma) ** 2) ** 0.5 * noise
+    return ratio * x + (to.sigma**2 - (ratio * at.sigma) ** 2).clamp_min(0).sqrt() * noise
 
 
 def score(eps: Float[Tensor, "b *shape"], level: Level) -> Float[Tensor, "b *shape"]:
     """The gradient of log p(x) that a noise prediction stands for: -eps / sigma."""
-    return -eps / level.sigma
+    return -eps / level.like(eps)[1]
+
+
+def joined(*levels: Level) -> Levels:
+    """A run through all of these, one after the other."""
+    return Levels(Level(*(torch.cat([v.view(-1) for v in each]) for each in zip(*levels, strict=True))))
+
+
+def part_of(steps: int, part: float) -> int:
+    """So many steps are this part of them, rounded down (0.8 of 50 is 40)."""
+    return int(part * steps + 1e-9)

@@ -5,11 +5,12 @@ A stepper is data; what it remembers from step to step lives in the function tha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.schedule import Level
@@ -46,7 +47,7 @@ class DDIM(Stepper):
         if not self.eta:
             return to.alpha * x0 + to.sigma * eps
         std = self.eta * posterior_std(level, to)
-        return to.alpha * x0 + math.sqrt(max(0.0, to.sigma**2 - std**2)) * eps + (std * noise() if std else 0)
+        return to.alpha * x0 + (to.sigma**2 - std**2).clamp_min(0).sqrt() * eps + (std * noise() if std else 0)
 
 
 def DDPM() -> DDIM:
@@ -54,12 +55,12 @@ def DDPM() -> DDIM:
     return DDIM(1.0)
 
 
-def posterior_std(level: Level, to: Level) -> float:
+def posterior_std(level: Level, to: Level) -> Float[Tensor, ""]:
     """Deviation of x at ``to`` given x at ``level`` and x0 (Song et al. 2021, eq. 16 with eta 1)."""
     if to.sigma == 0:
-        return 0.0
+        return torch.zeros_like(to.sigma)
     ratio = level.alpha / to.alpha
-    return to.sigma / level.sigma * math.sqrt(max(0.0, level.sigma**2 - (ratio * to.sigma) ** 2))
+    return to.sigma / level.sigma * (level.sigma**2 - (ratio * to.sigma) ** 2).clamp_min(0).sqrt()
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ class Euler(Stepper):
         if level.alpha == 0:
             raise SfumatoError("ancestral Euler divides by alpha, which is zero at this model's first level; take DDIM")
         now, then = level.sigma / level.alpha, to.sigma / to.alpha
-        up = min(then, then * math.sqrt(max(0.0, now**2 - then**2)) / now)
-        down = math.sqrt(then**2 - up**2)
+        up = then.minimum(then * (now**2 - then**2).clamp_min(0).sqrt() / now)
+        down = (then**2 - up**2).sqrt()
         return to.alpha * (x0 + down * eps + up * noise())
 
 
@@ -89,7 +90,7 @@ class DPMSolver(Stepper):
     remembers = True
 
     def start(self) -> Move:
-        before: list[tuple[float, Tensor]] = []
+        before: list[tuple[Tensor, Tensor]] = []
 
         def move(x: Tensor, x0: Tensor, eps: Tensor, level: Level, to: Level, noise: Noise) -> Tensor:
             last = before.pop() if before else None
@@ -99,16 +100,14 @@ class DPMSolver(Stepper):
                 return to.alpha * x0 + to.sigma * eps
             h = _log_snr(to) - now
             data = x0
-            if last is not None and math.isfinite(last[0]):
+            if last is not None and last[0].isfinite():
                 r = (now - last[0]) / h
                 data = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * last[1]
-            return to.sigma / level.sigma * x - to.alpha * math.expm1(-h) * data
+            return to.sigma / level.sigma * x - to.alpha * torch.expm1(-h) * data
 
         return move
 
 
-def _log_snr(level: Level) -> float:
-    """lambda = log(alpha / sigma)."""
-    return (
-        math.log(level.alpha / level.sigma) if level.alpha and level.sigma else math.inf if level.alpha else -math.inf
-    )
+def _log_snr(level: Level) -> Float[Tensor, ""]:
+    """lambda = log(alpha / sigma), from minus infinity to infinity."""
+    return (level.alpha / level.sigma).log()

@@ -14,12 +14,11 @@ from sfumato.distill.annealing import DREAMFUSION, Ramp, Times, between, constan
 from sfumato.distill.generators import Coordinates, Generator, Latents, Pixels, RandomViews, View
 from sfumato.distill.gradients import Reduction, Weighting, apply_gradient, clipped, weight
 from sfumato.distill.loop import ADAM, Distillation, Gradient, Now, Record, distil
-from sfumato.distill.prior import At, GuidedModel, Images, noises
+from sfumato.distill.prior import GuidedModel, Images, noises
 
 __all__ = [
     "ADAM",
     "DREAMFUSION",
-    "At",
     "Coordinates",
     "Distillation",
     "Generator",

@@ -9,8 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sfumato.core.schedule import Schedule
-from sfumato.distill.prior import At
+from sfumato.core.schedule import Level, Schedule
 from sfumato.errors import SfumatoError
 
 Shape = Literal["linear", "sqrt", "steps"]
@@ -114,13 +113,13 @@ class Times:
             raise SfumatoError(f"{text!r} are no levels; they are one ramp, or two with a comma. A ramp: {FORMS}")
         return cls(*map(Ramp.read, parts))
 
-    def draw(self, schedule: Schedule, progress: float, n: int, rng: torch.Generator, shared: bool = False) -> At:
-        """Levels for n images, all alike if ``shared``. Of models with whole steps both ends are included."""
+    def draw(self, schedule: Schedule, progress: float, n: int, rng: torch.Generator, shared: bool = False) -> Level:
+        """Levels for n images, or one for all if ``shared``. Of models with whole steps both ends are included."""
         low, high = self.low(progress), self.high(progress)
         if low > high:
             raise SfumatoError(f"levels are drawn upwards, got {low:g} to {high:g} at {progress:.0%} of the run")
-        u = torch.rand(1 if shared else n, generator=rng, dtype=torch.float64).expand(n)
-        return At.of(schedule, steps_of(schedule, low, high, u), n)
+        u = torch.rand(() if shared else n, generator=rng, dtype=torch.float64)
+        return schedule.at(steps_of(schedule, low, high, u))
 
     def __str__(self) -> str:
         return str(self.low) if self.low == self.high else f"{self.low},{self.high}"

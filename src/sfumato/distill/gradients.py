@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.schedule import Level
-from sfumato.distill.prior import At, Images
+from sfumato.core.schedule import Level, beside
+from sfumato.distill.prior import Images
 from sfumato.errors import SfumatoError, unknown
 
 Weighting = Literal["one", "variance", "deviation", "noise-to-signal", "product", "one-minus-alpha"]
@@ -22,26 +22,25 @@ Reduction = Literal["sum", "batch", "mean"]
 """What the loss is: each image gets its gradient as it is; divided by the number of images; by that of all values."""
 
 
-def weight(kind: Weighting, at: At, like: Tensor) -> Float[Tensor, "b 1 1 1"]:
-    """w(t) of each image's level. ``SfumatoError`` for an unknown weighting."""
+def weight(kind: Weighting, at: Level, like: Images) -> Float[Tensor, "*b"]:
+    """w(t) of the level, or of each image's, (b, 1, 1, 1). ``SfumatoError`` for an unknown weighting."""
     if kind not in get_args(Weighting):
         raise unknown("weighting", kind, get_args(Weighting))
 
-    def of(level: Level) -> float:
-        match kind:
-            case "variance":
-                return level.sigma**2
-            case "deviation":
-                return level.sigma
-            case "noise-to-signal":
-                return level.sigma / level.alpha if level.alpha else float("inf")
-            case "product":
-                return level.sigma * level.alpha
-            case "one-minus-alpha":
-                return 1 - level.alpha
-        return 1.0
-
-    return at.each(of, like)
+    match kind:
+        case "variance":
+            values = at.sigma**2
+        case "deviation":
+            values = at.sigma
+        case "noise-to-signal":
+            values = at.sigma / at.alpha
+        case "product":
+            values = at.sigma * at.alpha
+        case "one-minus-alpha":
+            values = 1 - at.alpha
+        case "one":
+            values = torch.ones_like(at.sigma)
+    return beside(values, like)
 
 
 def clipped(gradient: Images, most: float) -> Images:

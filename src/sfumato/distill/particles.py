@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
+from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import between
-from sfumato.distill.prior import At, Images, noises
+from sfumato.distill.prior import Images, noises
 from sfumato.errors import SfumatoError
 
 NAME = "particles"
@@ -59,7 +60,7 @@ class LowRank:
         self.loss = float("nan")
         """Of what was learned last."""
 
-    def noise(self, x: Images, at: At, cond: Cond, told: Told | None = None, guidance: float = 1.0) -> Images:
+    def noise(self, x: Images, at: Level, cond: Cond, told: Told | None = None, guidance: float = 1.0) -> Images:
         """The noise that it sees in noisy images: u + s (c - u), where only c is told what there is to tell."""
         if guidance == 1:
             with self._on(told):
@@ -81,10 +82,9 @@ class LowRank:
         at = EVERY.draw(self.model.schedule, 0.0, len(x), rng)
         noise = torch.randn(x.shape, generator=rng).to(x)
         kept = torch.rand(len(x), 1, generator=rng) >= dropout
-        rows = zip(x.split(1), noise.split(1), at.levels, strict=True)
-        target = torch.cat([self.model.schedule.prediction_of(one, eps, level) for one, eps, level in rows])
+        target = self.model.schedule.prediction_of(x, noise, at)
         with torch.enable_grad(), self._on(None if told is None else told * kept.to(told)):
-            said = self.model.predict(at.noised(x, noise), at.t, cond)
+            said = self.model.predict(add_noise(x, noise, at), at.t, cond)
             loss = (said - target).square().mean()
             # of the frozen weights no gradients are asked, so that none are left on them
             found = torch.autograd.grad(loss, list(self._weights.values()), allow_unused=True)

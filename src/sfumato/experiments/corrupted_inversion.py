@@ -20,7 +20,6 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.inversion.ddim import DDIMInversion
-from sfumato.inversion.path import levels_of
 from sfumato.io.terminal import progress
 from sfumato.media import plots
 from sfumato.ops.warps import warp
@@ -89,7 +88,7 @@ def corrupted_inversion(
         track = DDIMInversion(steps=steps).track(model, latents, (prompt,) * len(shown), advance)[
             ::-1
         ]  # cleanest first
-    levels = levels_of(model, latents, steps)
+    levels = model.levels(steps, latents.shape[-2:])
     estimates = []
     for i, (x, y) in enumerate(pairwise(track)):
         at, to = levels[steps - i], levels[steps - i - 1]

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import CFG
-from sfumato.distill import At, GuidedModel, Images, canvases, distil
+from sfumato.core.schedule import Level
+from sfumato.distill import GuidedModel, Images, canvases, distil
 from sfumato.distill.kappa import fixed_point, inverted, regressed, residual
 from sfumato.errors import SfumatoError
 from sfumato.experiments.common import Batch, Subjects, logarithmic, ranked
@@ -39,18 +40,18 @@ BEST = "inversion"
 class State:
     """Images as a run has them at a level."""
 
-    at: At
+    at: Level
     x: Images
 
 
-def error(prior: GuidedModel, x: Images, kappa: Images, at: At) -> Float[Tensor, " b"]:
+def error(prior: GuidedModel, x: Images, kappa: Images, at: Level) -> Float[Tensor, " b"]:
     """Root mean square of ``residual``, an image each: in units of clean latents."""
     return residual(prior, x, kappa, at).square().mean((1, 2, 3)).sqrt()
 
 
-def inverted_as(method: ScoreDistillationViaInversion, prior: GuidedModel, x: Images, at: At) -> Images:
+def inverted_as(method: ScoreDistillationViaInversion, prior: GuidedModel, x: Images, at: Level) -> Images:
     """The noise that the method infers at a level, without its tau and entropy."""
-    steps = [method.inversion_steps(prior.model.schedule, level) for level in at.levels]
+    steps = method.inversion_steps(prior.model.schedule, at)
     backwards = replace(prior, guide=CFG(method.inversion_guidance, method.negative))
     return inverted(backwards, x, at, steps)
 
@@ -135,7 +136,7 @@ def kappa_error(
         with torch.no_grad():
             x = model.encode(subjects.renders(model.size).to(model.device))
         found["renders"] = measured(method, prior, [State(s.at, x) for s in states], seed)
-    return KappaError(tuple(s.at.levels[0].t / model.schedule.train_steps for s in states), found)
+    return KappaError(tuple(float(s.at.t) / model.schedule.train_steps for s in states), found)
 
 
 def numbers(found: KappaError) -> dict[str, object]:

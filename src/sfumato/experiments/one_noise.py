@@ -16,10 +16,9 @@ import torch
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
-from sfumato.distill import At, Distillation, GuidedModel, Latents, canvases, distil
+from sfumato.distill import Distillation, GuidedModel, Latents, canvases, distil
 from sfumato.distill.loop import rng_of
 from sfumato.experiments.common import Batch, Subjects, tile
-from sfumato.inversion.path import levels_of
 from sfumato.media import plots
 from sfumato.methods.distill.score_distillation import ScoreDistillation
 from sfumato.methods.distill.score_distillation_via_inversion import CACHED
@@ -57,7 +56,7 @@ def one_noise(
     prompts, n = subjects.prompts, len(subjects.said)
     like = model.latents(range(n), model.size, model.size)
     noise = torch.randn(like.shape, generator=rng_of(seed, 0)).to(like)  # what a cached run draws in its first step
-    top = At((levels_of(model, noise, steps)[0],) * n)
+    top = model.levels(steps, noise.shape[-2:])[0]
     first = GuidedModel(model, prompts, CFG(guidance)).clean_and_noise(noise, top)[0]
 
     def run(method: Distillation, optimiser: canvases.Optimiser, steps: int) -> Batch:

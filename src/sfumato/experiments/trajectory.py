@@ -55,8 +55,7 @@ def similarities(kept: Trajectory, schedule: Schedule, levels: Levels) -> dict[s
     """
 
     def noise(name: str) -> Float[Tensor, "steps b c h w"]:
-        steps = zip(kept[name], kept["x"], levels.levels[:-1], strict=True)
-        return torch.stack([schedule.x0_and_eps(told, x, level)[1] for told, x, level in steps])
+        return schedule.x0_and_eps(kept[name], kept["x"], levels.all.rows(slice(len(levels))))[1]
 
     return {
         "unconditional": successive(noise("uncond")),
@@ -163,7 +162,7 @@ def follow(
     side = model.size // model.factor
     cells = some_cells(side, side, many, generator)
     where = some_pixels(cells, model.factor, pixels, generator)
-    levels = model.schedule.levels(steps, side * side // 4)
+    levels = model.levels(steps, (side, side))
     kept = Trajectory(("x", "uncond", "cond", *(("x0",) if decoded == "x0" else ())))
     painted = denoise(
         model,
@@ -188,7 +187,7 @@ def follow(
         prompt,
         decoded,
         tuple(map(float, scales)),
-        tuple(max(0.0, float(level.t)) for level in levels.levels),
+        tuple(levels.all.t.clamp_min(0).tolist()),
         similarities(kept, model.schedule, levels),
         latents,
         cells,

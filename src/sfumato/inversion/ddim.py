@@ -10,7 +10,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import CFG
 from sfumato.core.schedule import Level, Schedule, add_noise
-from sfumato.inversion.path import Advance, Inversion, Path, levels_of, predict
+from sfumato.inversion.path import Advance, Inversion, Path, predict
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class DDIMInversion(Inversion):
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         track = self.track(model, image, prompts, advance)
-        return Path(track[0], levels_of(model, image, self.steps), prompts, image, track=track)
+        return Path(track[0], model.levels(self.steps, image.shape[-2:]), prompts, image, track=track)
 
     def track(
         self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance, last: int | None = None
     ) -> tuple[Tensor, ...]:
         """The image at every level, the noisiest first; or at those of the ``last`` steps alone."""
-        levels = levels_of(model, image, self.steps)
+        levels = model.levels(self.steps, image.shape[-2:])
         guide = CFG(self.scale)
         conds = guide.embed(model, prompts)
         track = [image]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from sfumato.core.guidance import CFG
 from sfumato.core.schedule import Level, Levels
 from sfumato.core.steppers import Move, Noise, Stepper
 from sfumato.errors import SfumatoError
-from sfumato.inversion.path import Advance, Inversion, Path, levels_of, predict
+from sfumato.inversion.path import Advance, Inversion, Path, predict
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,7 @@ class EDICT(Inversion):
         return self.scale
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
-        levels = levels_of(model, image, self.steps).last(int(self.steps * self.strength + 1e-9))
+        levels = model.levels(self.steps, image.shape[-2:]).last(float(self.strength))
         if not levels[0].alpha:
             raise SfumatoError("EDICT divides by alpha, which is zero at this model's first level; take strength < 1")
         guide = CFG(self.scale)
@@ -101,7 +102,7 @@ class EDICT(Inversion):
             one, other = _turned(first, second, i)
             advance()
         waiting, now = _turned(one, other, 0)
-        twice = Levels((*(at for i in range(len(levels)) for at in (levels[i],) * 2), levels[len(levels)]))
+        twice = Levels(levels.all.rows(torch.arange(2 * len(levels) + 1) // 2))
         return Path(now, twice, prompts, image, Coupled(levels, waiting, self.mixing))
 
 
@@ -110,7 +111,7 @@ def _turned(one: Tensor, other: Tensor, i: int) -> tuple[Tensor, Tensor]:
     return (other, one) if i % 2 else (one, other)
 
 
-def _move(levels: Levels, i: int) -> tuple[float, float]:
+def _move(levels: Levels, i: int) -> tuple[Tensor, Tensor]:
     """A DDIM step as a x + b eps."""
     at, to = levels[i], levels[i + 1]
     a = to.alpha / at.alpha

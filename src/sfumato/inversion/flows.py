@@ -14,7 +14,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.method import Phases, Run, Step, span
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
-from sfumato.inversion.path import Advance, Inversion, Path, levels_of, noise_of
+from sfumato.inversion.path import Advance, Inversion, Path, noise_of
 
 
 def _flow(model: Backbone, who: str) -> None:
@@ -77,7 +77,7 @@ class RFInversion(Inversion):
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         _flow(model, "RF-inversion")
-        levels, noise = levels_of(model, image, self.steps), noise_of(model, image, self.seed)
+        levels, noise = model.levels(self.steps, image.shape[-2:]), noise_of(model, image, self.seed)
         empty, track = model.embed([""] * len(image)), [image]
         for i in reversed(range(self.steps)):
             at, to = levels[i + 1], levels[i]
@@ -140,4 +140,4 @@ class Residual(Inversion):
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         _flow(model, "the residual cache")
         track = DDIMInversion(self.scale, 0, self.steps).track(model, image, prompts, advance)
-        return Aligned(track[0], levels_of(model, image, self.steps), prompts, image, track=track)
+        return Aligned(track[0], model.levels(self.steps, image.shape[-2:]), prompts, image, track=track)

@@ -13,7 +13,7 @@ from sfumato.core.guidance import CFG
 from sfumato.core.schedule import add_noise
 from sfumato.core.steppers import DDIM, posterior_std
 from sfumato.errors import SfumatoError
-from sfumato.inversion.path import Advance, Inversion, Path, levels_of, noise_of, predict
+from sfumato.inversion.path import Advance, Inversion, Path, noise_of, predict
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Noise(Inversion):
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         if not 0 <= self.strength <= 1:
             raise SfumatoError(f"strength lies between 0 and 1, got {self.strength}")
-        levels = levels_of(model, image, self.steps).last(int(self.steps * self.strength + 1e-9))
+        levels = model.levels(self.steps, image.shape[-2:]).last(float(self.strength))
         start = add_noise(image, noise_of(model, image, self.seed), levels[0]) if len(levels) else image
         return Path(start, levels, prompts, image)
 
@@ -66,20 +66,18 @@ class EditFriendly(Inversion):
         return self.scale
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
-        levels = levels_of(model, image, self.steps).last(self.steps - int(self.skip * self.steps + 1e-9))
+        levels = model.levels(self.steps, image.shape[-2:]).without(self.skip)
         guide = CFG(self.scale)
         conds = guide.embed(model, prompts)
         generator = torch.Generator().manual_seed(self.seed)
-        noisy = [
-            add_noise(image, torch.randn(image.shape, generator=generator).to(image), level) for level in levels.levels
-        ]
+        noisy = [add_noise(image, torch.randn(image.shape, generator=generator).to(image), level) for level in levels]
         noisy[-1] = image
         x, noises = noisy[0], []
         for i in range(len(levels)):
             at, to = levels[i], levels[i + 1]
             x0, eps = predict(model, x, at.t, at, conds, guide)
             std = posterior_std(at, to)
-            mean = to.alpha * x0 + max(0.0, to.sigma**2 - std**2) ** 0.5 * eps
+            mean = to.alpha * x0 + (to.sigma**2 - std**2).clamp_min(0).sqrt() * eps
             noises.append((noisy[i + 1] - mean) / std if std else torch.zeros_like(x))
             x = mean + std * noises[-1]  # not noisy[i + 1]: errors must not add up
             advance()

@@ -12,7 +12,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Level, add_noise
 from sfumato.inversion.ddim import DDIMInversion
-from sfumato.inversion.path import Advance, Inversion, Path, levels_of
+from sfumato.inversion.path import Advance, Inversion, Path
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class NullText(Inversion):
         return self.scale
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
-        levels = levels_of(model, image, self.steps)
+        levels = model.levels(self.steps, image.shape[-2:])
         track = DDIMInversion(1.0, 0, self.steps).track(model, image, prompts, lambda: None)
         cond, empty = model.embed(prompts), model.embed([""] * len(image))
         x, found = track[0], []

@@ -104,18 +104,13 @@ class Inversion:
 
 
 def predict(
-    model: Backbone, x: Tensor, label: float, at: Level, conds: dict[str, Cond], guide: Guide
+    model: Backbone, x: Tensor, label: Tensor, at: Level, conds: dict[str, Cond], guide: Guide
 ) -> tuple[Tensor, Tensor]:
     """(x0, eps) of a guided prediction for latents at a level, the network told ``label``."""
     batch = x.repeat(len(conds), 1, 1, 1)
     predicted = model.predict(batch, label, Cond.cat(list(conds.values())))
     prediction = guide.combine(dict(zip(conds, predicted.split(len(x)), strict=True)), single(len(x)))
     return model.schedule.x0_and_eps(prediction, x, at)
-
-
-def levels_of(model: Backbone, image: Tensor, steps: int) -> Levels:
-    """The levels of a run of this image: some flows shift theirs with its size."""
-    return model.schedule.levels(steps, image.shape[-2] * image.shape[-1] // 4)
 
 
 def noise_of(model: Backbone, image: Tensor, seed: int) -> Tensor:

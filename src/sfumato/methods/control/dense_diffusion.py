@@ -63,7 +63,7 @@ class DenseDiffusion(Method):
         now = [0.0]
 
         def before(step: Step) -> None:
-            now[0] = (step.level.t / run.model.schedule.train_steps) ** self.power
+            now[0] = float(step.level.t / run.model.schedule.train_steps) ** self.power
 
         def writing(pair: str, weight: float) -> Edit:
             def do(call: Call) -> None:

@@ -18,7 +18,11 @@ from sfumato.core.method import Maps, Run, Step
 
 
 def descend(
-    step: Step, loss: Callable[[Tensor], Float[Tensor, " b"]], scale: float, iterations: int = 1, enough: float = 0.0
+    step: Step,
+    loss: Callable[[Tensor], Float[Tensor, " b"]],
+    scale: float | Tensor,
+    iterations: int = 1,
+    enough: float = 0.0,
 ) -> Float[Tensor, " b"]:
     """Move ``step.x`` by ``scale`` times the gradient, up to ``iterations`` times; returns the losses last seen.
 

@@ -104,8 +104,8 @@ class LlmGrounded(Method):
     """Masks are made of maps on the grid nearest to this part of the latents' side."""
 
     def start(self, run: Run) -> Phases:
-        noisiest = run.model.schedule.levels(run.steps, run.grid[0] * run.grid[1] // 4)[0]
-        if run.levels is not None and run.levels[0] != noisiest:
+        noisiest = run.model.levels(run.steps, run.grid)[0]
+        if run.levels is not None and run.levels[0].t != noisiest.t:
             raise SfumatoError(f"{_WHO} paints things alone over the model's own levels, and this run has others")
         frozen, descents = span((0, self.frozen), run.steps)[1], self.descents(run.steps)
         if not frozen and not descents:
@@ -196,7 +196,7 @@ class LlmGrounded(Method):
     def _paint(self, step: Step, pictures: Sequence[Picture], sites: Sequence[Site], steps: int) -> None:
         """Paint the things of all images alone, in one batch, and put them into the pictures (section 3.2)."""
         run, controls = step.run, step.cond.controls
-        levels = run.levels or run.model.schedule.levels(run.steps, run.grid[0] * run.grid[1] // 4)
+        levels = run.levels or run.model.levels(run.steps, run.grid)
         things = [thing for picture in pictures for thing in picture.things]
         boxes = [in_the_middle(t.box) if self.centred and not controls else t.box for t in things]
         shown, descents = beneath(run, self.res), self.descents(run.steps)
@@ -209,7 +209,7 @@ class LlmGrounded(Method):
             methods=[alone],
             guide=self.guide if "uncond" in run.rows.conditions else 1.0,
             start=noise,
-            levels=Levels(levels.levels[: steps + 1]),
+            levels=Levels(levels.all.rows(slice(steps + 1))),
             controls=controls,
         )
         latents = torch.stack([noise, *alone.latents])

@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import CFG
+from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import DREAMFUSION, Ramp, Times, between, constant, linear, piecewise
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import At, GuidedModel, Images, noises
+from sfumato.distill.prior import GuidedModel, Images, noises
 
 NEVER = constant(0.0)
 
@@ -35,7 +36,7 @@ def classifier_score_distillation(
     model: Backbone,
     conds: Mapping[str, Cond],
     x: Images,
-    at: At,
+    at: Level,
     noise: Images,
     guidance: float = 1.0,
     against: float = 0.0,
@@ -45,7 +46,7 @@ def classifier_score_distillation(
 
     ``conds``: cond, uncond and, unless ``against`` is 0, negative, a row an image each.
     """
-    told = noises(model, at.noised(x, noise), at, conds)
+    told = noises(model, add_noise(x, noise, at), at, conds)
     direction = guidance * (told["cond"] - told["uncond"])
     if against:
         direction = direction - against * (told["negative"] - told["uncond"])

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sfumato.core.guidance import CFG
+from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import DREAMFUSION, Times, between
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import At, GuidedModel, Images
+from sfumato.distill.prior import GuidedModel, Images
 from sfumato.distill.stein import PUBLISHED, Bandwidth, Division, Features, Stein
 from sfumato.errors import SfumatoError
 
@@ -32,7 +33,7 @@ from sfumato.errors import SfumatoError
 def collaborative_score_distillation(
     prior: GuidedModel,
     x: Images,
-    at: At,
+    at: Level,
     noise: Images,
     baseline: Images | None = None,
     stein: Stein = PUBLISHED,
@@ -43,7 +44,7 @@ def collaborative_score_distillation(
 
     Noisy latents are compared, or ``features`` of x.
     """
-    noisy = at.noised(x, noise)
+    noisy = add_noise(x, noise, at)
     score = prior(noisy, at) - (noise if baseline is None else baseline)
     return weight(weighting, at, x) * stein(score, noisy if features is None else x, features)
 
@@ -87,7 +88,7 @@ class CollaborativeScoreDistillation(Distillation):
                 raise SfumatoError(
                     f"the source was {len(source)} images, and {n} are rendered; render all in each step"
                 )
-            baseline = GuidedModel(now.model, (self.described,) * n, guide)(at.noised(source, noise), at)
+            baseline = GuidedModel(now.model, (self.described,) * n, guide)(add_noise(source, noise, at), at)
         features = now.model.decode if self.distance == "pixels" else None
         prior = GuidedModel(now.model, now.prompts, guide)
         return collaborative_score_distillation(prior, x, at, noise, baseline, stein, features, self.weighting)

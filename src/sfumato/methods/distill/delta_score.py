@@ -23,10 +23,11 @@ import torch
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import CFG
 from sfumato.core.rows import single
+from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import Times, between
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import At, GuidedModel, Images, as_noise, predictions
+from sfumato.distill.prior import GuidedModel, Images, predictions
 from sfumato.errors import SfumatoError
 
 LEVELS = between(0.05, 0.948)
@@ -37,7 +38,7 @@ def delta_score(
     source: GuidedModel,
     x: Images,
     images: Images,
-    at: At,
+    at: Level,
     noise: Images,
     weighting: Weighting = "one",
 ) -> Images:
@@ -49,15 +50,15 @@ def delta_score(
         raise SfumatoError(
             f"edit and source are guided by one set of conditions, got {[*edit.conds]}, {[*source.conds]}"
         )
-    both = At(at.levels * 2)
-    noisy = both.noised(torch.cat([x, images]), noise.repeat(2, 1, 1, 1))
+    both = at.rows(torch.arange(len(at.t)).repeat(2)) if at.t.ndim else at
+    noisy = add_noise(torch.cat([x, images]), noise.repeat(2, 1, 1, 1), both)
     conds = {k: Cond.cat([edit.conds[k], source.conds[k]]) for k in edit.conds}
     told = {k: v.chunk(2) for k, v in predictions(edit.model, noisy, both, conds).items()}
     guided = [
         prior.guide.combine({k: v[i] for k, v in told.items()}, single(len(x)))
         for i, prior in enumerate((edit, source))
     ]
-    wanted, own = as_noise(edit.model.schedule, torch.cat(guided), noisy, both).chunk(2)
+    wanted, own = edit.model.schedule.x0_and_eps(torch.cat(guided), noisy, both)[1].chunk(2)
     return weight(weighting, at, x) * (wanted - own)
 
 

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 import torch
 
 from sfumato.core.guidance import CFG
+from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import Times, square_root
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Gradient, Now
-from sfumato.distill.prior import At, GuidedModel, Images
+from sfumato.distill.prior import GuidedModel, Images
 
 FALLING = Times(square_root(0.98, 0.3))
 
@@ -33,7 +34,7 @@ def hifa(
     prior: GuidedModel,
     x: Images,
     pixels: Images | None,
-    at: At,
+    at: Level,
     noise: Images,
     image: float = 0.01,
     weighting: Weighting = "variance",
@@ -42,7 +43,7 @@ def hifa(
 
     ``pixels`` in [0, 1], those of ``x``; they are decoded from it if not given. ``image`` 0 leaves them out.
     """
-    x0, eps = prior.clean_and_noise(at.noised(x, noise), at)
+    x0, eps = prior.clean_and_noise(add_noise(x, noise, at), at)
     w = weight(weighting, at, x)
     if not image:
         return Gradient(w * (eps - noise))
@@ -50,7 +51,8 @@ def hifa(
         pixels, seen = prior.model.decode(torch.cat([x, x0])).chunk(2)
     else:
         seen = prior.model.decode(x0)
-    return Gradient(w * (eps - noise), image * w * at.alpha(x) / at.sigma(x) * (pixels - seen))
+    alpha, sigma = at.like(x)
+    return Gradient(w * (eps - noise), image * w * alpha / sigma * (pixels - seen))
 
 
 @dataclass(frozen=True)

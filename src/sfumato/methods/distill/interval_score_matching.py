@@ -19,16 +19,15 @@ Families: all.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import CFG
-from sfumato.core.schedule import Level, Schedule
+from sfumato.core.schedule import Level, Schedule, add_noise, without_noise
 from sfumato.distill.annealing import Ramp, Times, constant, piecewise
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import At, GuidedModel, Images, noises
+from sfumato.distill.prior import GuidedModel, Images, noises
 from sfumato.errors import SfumatoError
 
 WARMING = Times(constant(0.02), piecewise((0.0, 0.98), (0.3, 0.5)))
@@ -39,7 +38,7 @@ def interval_score_matching(
     prior: GuidedModel,
     uncond: Cond,
     x: Images,
-    at: At,
+    at: Level,
     interval: float = 0.08,
     stride: float = 0.2,
     most: int = 5,
@@ -50,28 +49,26 @@ def interval_score_matching(
     x_s lies ``most`` steps of a ``stride`` or less from the image. ``uncond``: a row an image. Images that are there
     sooner than others wait.
     """
-    ways = [way(prior.model.schedule, level, interval, stride, most) for level in at.levels]
-    here = At(tuple(each[0] for each in ways))
-    for i in range(1, max(map(len, ways))):
-        to = At(tuple(each[min(i, len(each) - 1)] for each in ways))
+    here, *further = way(prior.model.schedule, at, interval, stride, most)
+    for to in further:
         x = stepped(x, here, to, noises(prior.model, x, here, {"": uncond})[""])
         here = to
     seen = noises(prior.model, x, here, {"": uncond})[""]
     return weight(weighting, at, x) * (prior(stepped(x, here, at, seen), at) - seen)
 
 
-def stepped(x: Images, here: At, to: At, eps: Images) -> Images:
+def stepped(x: Images, here: Level, to: Level, eps: Images) -> Images:
     """A step of DDIM from level to level, either way."""
-    return to.noised(here.clean(x, eps), eps)
+    return add_noise(without_noise(x, eps, here), eps, to)
 
 
 def way(schedule: Schedule, level: Level, interval: float, stride: float, most: int) -> list[Level]:
-    """Levels from which to which an image goes before it comes to this one, the last an ``interval`` before it."""
+    """Levels from which to which images go before they come to this one, the last an ``interval`` before it."""
     total = schedule.train_steps
-    end = max(0.0, level.t - interval * total)
-    start = max(0.0, end - most * stride * total)
-    times = [start + i * stride * total for i in range(math.ceil((end - start) / (stride * total) - 1e-9))]
-    return [schedule.at(t if schedule.prediction == "flow" else round(t)) for t in (*times, end)]
+    end = (level.t - interval * total).clamp_min(0)
+    start = (end - most * stride * total).clamp_min(0)
+    steps = int(((end - start) / (stride * total) - 1e-9).ceil().max())
+    return [schedule.nearest((start + i * stride * total).minimum(end)) for i in range(steps + 1)]
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import CFG
+from sfumato.core.schedule import Level, add_noise, beside
 from sfumato.distill.annealing import DREAMFUSION, Times
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import At, GuidedModel, Images, noises
+from sfumato.distill.prior import GuidedModel, Images, noises
 
 UGLY = "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy"
 
@@ -34,7 +35,7 @@ def noise_free_score_distillation(
     model: Backbone,
     conds: Mapping[str, Cond],
     x: Images,
-    at: At,
+    at: Level,
     noise: Images,
     guidance: float = 7.5,
     border: float = 0.2,
@@ -44,8 +45,8 @@ def noise_free_score_distillation(
 
     ``conds``: cond, uncond and negative, a row an image each. ``border``: part of the training's levels.
     """
-    told = noises(model, at.noised(x, noise), at, conds)
-    above = at.each(lambda level: level.t >= border * model.schedule.train_steps, x)
+    told = noises(model, add_noise(x, noise, at), at, conds)
+    above = beside(at.t >= border * model.schedule.train_steps, x)
     domain = told["uncond"] - above * told["negative"]
     return weight(weighting, at, x) * (domain + guidance * (told["cond"] - told["uncond"]))
 

@@ -18,17 +18,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sfumato.core.guidance import CFG
+from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import DREAMFUSION, Times
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import At, GuidedModel, Images
+from sfumato.distill.prior import GuidedModel, Images
 
 
 def score_distillation(
-    prior: GuidedModel, x: Images, at: At, noise: Images, weighting: Weighting = "variance"
+    prior: GuidedModel, x: Images, at: Level, noise: Images, weighting: Weighting = "variance"
 ) -> Images:
     """w(t) (eps(alpha x + sigma noise) - noise), eq. 3."""
-    return weight(weighting, at, x) * (prior(at.noised(x, noise), at) - noise)
+    return weight(weighting, at, x) * (prior(add_noise(x, noise, at), at) - noise)
 
 
 @dataclass(frozen=True)

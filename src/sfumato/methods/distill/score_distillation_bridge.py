@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import CFG
+from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import DREAMFUSION, Times, constant, piecewise
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import At, GuidedModel, Images, noises
+from sfumato.distill.prior import GuidedModel, Images, noises
 from sfumato.methods.distill.score_distillation import score_distillation
 
 DISTILLED = ", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, malformed"
@@ -37,13 +38,13 @@ def bridge(
     model: Backbone,
     conds: Mapping[str, Cond],
     x: Images,
-    at: At,
+    at: Level,
     noise: Images,
     guidance: float = 100.0,
     weighting: Weighting = "one",
 ) -> Images:
     """w(t) s (target - source). ``conds``: source and target, a row an image each."""
-    told = noises(model, at.noised(x, noise), at, conds)
+    told = noises(model, add_noise(x, noise, at), at, conds)
     return guidance * weight(weighting, at, x) * (told["target"] - told["source"])
 
 

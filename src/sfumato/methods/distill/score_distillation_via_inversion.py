@@ -24,33 +24,35 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from sfumato.core.guidance import CFG
-from sfumato.core.schedule import Level, Schedule
+from sfumato.core.schedule import Level, Schedule, add_noise, noise_in
 from sfumato.distill.annealing import Times, linear
 from sfumato.distill.gradients import Weighting, weight
-from sfumato.distill.kappa import fixed_point, inverted, noise_in, regressed, residual
+from sfumato.distill.kappa import fixed_point, inverted, regressed, residual
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import At, GuidedModel, Images
+from sfumato.distill.prior import GuidedModel, Images
 from sfumato.errors import SfumatoError
-from sfumato.inversion.path import levels_of
 
 Kappa = Literal["inversion", "resampled", "fixed", "fixed-point", "sgd", "cached"]
 ANNEALED = Times(linear(1.0, 0.2))
 
 
 def score_distillation_via_inversion(
-    prior: GuidedModel, x: Images, at: At, kappa: Images, weighting: Weighting = "noise-to-signal"
+    prior: GuidedModel, x: Images, at: Level, kappa: Images, weighting: Weighting = "noise-to-signal"
 ) -> Images:
     """w(t) (eps(alpha x + sigma kappa) - kappa), eq. 4.6."""
     return _moved(weighting, at, residual(prior, x, kappa, at))
 
 
-def _moved(weighting: Weighting, at: At, difference: Images) -> Images:
+def _moved(weighting: Weighting, at: Level, difference: Images) -> Images:
     """The weighted gradient of a difference of clean images, sigma / alpha times that of noises."""
     if weighting == "noise-to-signal":
         return difference
-    return weight(weighting, at, difference) * at.alpha(difference) / at.sigma(difference) * difference
+    alpha, sigma = at.like(difference)
+    return weight(weighting, at, difference) * alpha / sigma * difference
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ class ScoreDistillationViaInversion(Distillation):
         if self.refresh > 1 and now.step % self.refresh:
             return _moved(self.weighting, at, now.x - now.memory["target"])
         kappa = self._kappa(now, at)
-        x0, eps = self._prior(now, self.guidance).clean_and_noise(at.noised(now.x, kappa), at)
-        target = x0 if ending is None else ending.noised(x0, eps)
+        x0, eps = self._prior(now, self.guidance).clean_and_noise(add_noise(now.x, kappa, at), at)
+        target = x0 if ending is None else add_noise(x0, eps, ending)
         if self.kappa == "cached":
             now.memory["noise"] = eps
         if self.refresh > 1:
@@ -94,16 +96,15 @@ class ScoreDistillationViaInversion(Distillation):
     def _prior(self, now: Now, guidance: float) -> GuidedModel:
         return GuidedModel(now.model, now.prompts, CFG(guidance, self.negative))
 
-    def _at(self, now: Now) -> tuple[At, At | None]:
+    def _at(self, now: Now) -> tuple[Level, Level | None]:
         """The step's level; for the last of the sampler's, where its step leads to as well."""
-        n = len(now.x)
         if self.times is not None:
-            return self.times.draw(now.model.schedule, now.progress, n, now.rng, shared=True), None
+            return self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng, shared=True), None
         turns, turn = -(-now.steps // self.refresh), now.step // self.refresh
-        levels = levels_of(now.model, now.x, turns)
-        return At((levels[turn],) * n), At((levels[turns],) * n) if turn + 1 == turns else None
+        levels = now.model.levels(turns, now.x.shape[-2:])
+        return levels[turn], levels[turns] if turn + 1 == turns else None
 
-    def _kappa(self, now: Now, at: At) -> Images:
+    def _kappa(self, now: Now, at: Level) -> Images:
         """The noise of eq. 4.6, with the entropy that it is given."""
         match self.kappa:
             case "resampled":
@@ -116,13 +117,13 @@ class ScoreDistillationViaInversion(Distillation):
                 kappa = fixed_point(self._prior(now, self.guidance), now.x, at, now.noise())
             case "sgd":
                 kappa = regressed(self._prior(now, self.guidance), now.x, at, now.noise())
-        return kappa + self.entropy * at.sigma(kappa) * now.noise() if self.entropy else kappa
+        return kappa + self.entropy * at.like(kappa)[1] * now.noise() if self.entropy else kappa
 
-    def _remembered(self, now: Now, at: At) -> Images:
+    def _remembered(self, now: Now, at: Level) -> Images:
         """Of the first step; what is cached makes a first image that is all noise, whatever was rendered."""
         if "noise" not in now.memory:
             drawn = now.noise()
-            now.memory["noise"] = drawn if self.kappa == "fixed" else noise_in(now.x, drawn, at)
+            now.memory["noise"] = drawn if self.kappa == "fixed" else noise_in(drawn, now.x, at)
         known = now.memory["noise"]
         if known.shape != now.x.shape:
             raise SfumatoError(
@@ -131,17 +132,15 @@ class ScoreDistillationViaInversion(Distillation):
             )
         return known
 
-    def inversion_steps(self, schedule: Schedule, level: Level) -> int:
+    def inversion_steps(self, schedule: Schedule, level: Level) -> Int[Tensor, "*b"]:
         """Of an inversion up to a level: as many of ``per_unit`` as it is a part of the noisiest, at least one."""
-        return max(1, int(self.per_unit * level.t / _noisiest(schedule)))
+        return (self.per_unit * level.t / _noisiest(schedule)).long().clamp_min(1)
 
-    def _inverted(self, now: Now, at: At) -> Images:
-        schedule, (level, *_) = now.model.schedule, at.levels
+    def _inverted(self, now: Now, at: Level) -> Images:
+        schedule = now.model.schedule
         tau = float(torch.rand((), generator=now.rng, dtype=torch.float64)) * self.tau
-        further = level.t + tau * schedule.train_steps
-        further = further if schedule.prediction == "flow" else round(further)
-        up_to = At.of(schedule, min(further, _noisiest(schedule)), len(now.x))
-        steps = self.inversion_steps(schedule, level)
+        up_to = schedule.nearest((at.t + tau * schedule.train_steps).clamp_max(_noisiest(schedule)))
+        steps = self.inversion_steps(schedule, at)
         return inverted(self._prior(now, self.inversion_guidance), now.x, up_to, steps)
 
 

@@ -20,18 +20,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sfumato.core.guidance import CFG
+from sfumato.core.schedule import Level
 from sfumato.distill.annealing import Times, between
 from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import At, GuidedModel, Images
+from sfumato.distill.prior import GuidedModel, Images
 
 LEVELS = between(0.01, 0.969)
 
 
-def score_jacobian_chaining(prior: GuidedModel, x: Images, at: At, noise: Images, power: int = 1) -> Images:
+def score_jacobian_chaining(prior: GuidedModel, x: Images, at: Level, noise: Images, power: int = 1) -> Images:
     """(x - D(x + sigma noise)) / sigma^power, D(z) = z - sigma eps(alpha z); alpha is 1 / sqrt(1 + sigma^2)."""
-    sigma = at.sigma(x) / at.alpha(x)
+    alpha, sigma = at.like(x)
+    sigma = sigma / alpha
     perturbed = x + sigma * noise
-    denoised = perturbed - sigma * prior(at.alpha(x) * perturbed, at)
+    denoised = perturbed - sigma * prior(alpha * perturbed, at)
     return (x - denoised) / sigma**power
 
 

@@ -25,25 +25,26 @@ from dataclasses import dataclass
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import CFG
+from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import Times, constant, piecewise
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.loop import Distillation, Now
 from sfumato.distill.particles import LowRank, Told, low_rank, numbered
-from sfumato.distill.prior import At, GuidedModel, Images
+from sfumato.distill.prior import GuidedModel, Images
 
 PROLIFICDREAMER = Times(constant(0.02), piecewise((0.0, 0.98), (0.2, 0.5), shape="steps"))
 
 
 def variational(
-    prior: Callable[[Images, At], Images],
-    particles: Callable[[Images, At], Images],
+    prior: Callable[[Images, Level], Images],
+    particles: Callable[[Images, Level], Images],
     x: Images,
-    at: At,
+    at: Level,
     noise: Images,
     weighting: Weighting = "variance",
 ) -> Images:
     """w(t) (eps(z) - eps_particles(z)) at z = alpha x + sigma noise, eq. 9: both say what noise they see in it."""
-    noisy = at.noised(x, noise)
+    noisy = add_noise(x, noise, at)
     return weight(weighting, at, x) * (prior(noisy, at) - particles(noisy, at))
 
 
@@ -81,7 +82,7 @@ class VariationalScoreDistillation(Distillation):
         prior = GuidedModel(now.model, now.prompts, CFG(self.guidance, self.negative))
         cond, told = now.model.embed(now.asked), self.told(now)
 
-        def particles(noisy: Images, at: At) -> Images:
+        def particles(noisy: Images, at: Level) -> Images:
             return copy.noise(noisy, at, cond, told, self.particle_guidance)
 
         found = variational(prior, particles, now.x, at, now.noise(), self.weighting)

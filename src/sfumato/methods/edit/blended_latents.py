@@ -30,7 +30,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.method import Phases, Run, Step
 from sfumato.core.schedule import Levels, add_noise
 from sfumato.errors import SfumatoError
-from sfumato.inversion.path import Advance, Inversion, Path, levels_of
+from sfumato.inversion.path import Advance, Inversion, Path
 from sfumato.prompts.layout import Mask
 
 
@@ -95,7 +95,7 @@ class BlendedLatents(Inversion):
             raise SfumatoError("blended latents paint inside a mask; give one, or take DiffEdit, which finds its own")
         if not 0 <= self.skip <= 1:
             raise SfumatoError(f"skip is a part of the steps, between 0 and 1, got {self.skip}")
-        levels = levels_of(model, image, self.steps).last(self.steps - int(self.skip * self.steps + 1e-9))
+        levels = model.levels(self.steps, image.shape[-2:]).without(self.skip)
         track = noisy(image, levels, self.seed)
         mask = self.mask.at((image.shape[-2], image.shape[-1]))
         return Masked(track[0], levels, prompts, image, track=track, mask=mask)

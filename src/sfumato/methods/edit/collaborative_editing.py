@@ -28,7 +28,6 @@ from sfumato.core.conditions import Cond
 from sfumato.core.guidance import CFG, Guide
 from sfumato.core.method import Phases, Run, Step
 from sfumato.distill.gradients import Weighting, weight
-from sfumato.distill.prior import At
 from sfumato.distill.stein import PUBLISHED, Bandwidth, Division, Stein
 from sfumato.inversion.path import Advance, Inversion, Path
 from sfumato.methods.edit.delta_denoising import Descent, drawn_levels
@@ -118,5 +117,5 @@ class TogetherDown(Descent):
 
     def way(self, step: Step, edit: slice, gradient: Tensor) -> Tensor:
         x = step.x[edit]
-        weighted = weight(self.weighting, At((step.level,) * len(x)), x) * self.stein(gradient, x)
+        weighted = weight(self.weighting, step.level, x) * self.stein(gradient, x)
         return self.rate * self.decay ** (step.i // self.every) * weighted

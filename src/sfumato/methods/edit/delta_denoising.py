@@ -26,12 +26,12 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.method import Phases, Requires, Run, Step
-from sfumato.core.schedule import Level, Levels, Schedule, add_noise
+from sfumato.core.schedule import Level, Levels, Schedule, add_noise, joined
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path
 from sfumato.prompts.layout import Mask
 
-CLEAN = Level(0, 1.0, 0.0)
+CLEAN = Level.of(0, 1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def drawn_levels(schedule: Schedule, least: float, most: float, steps: int, seed
         raise SfumatoError(f"levels are drawn between two parts of the training's, got {least} to {most}")
     first, end = (round(part * schedule.train_steps) for part in (least, most))
     drawn = torch.randint(first, max(first + 1, end - 1), (steps,), generator=_generator(seed))
-    return Levels((*(schedule.at(t) for t in drawn.tolist()), CLEAN))
+    return joined(schedule.at(drawn), CLEAN)
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -30,10 +30,10 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.method import Phases, Run, Step
-from sfumato.core.schedule import Level, add_noise
+from sfumato.core.schedule import Level, add_noise, part_of
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
-from sfumato.inversion.path import Advance, Inversion, Path, levels_of, noise_of
+from sfumato.inversion.path import Advance, Inversion, Path, noise_of
 from sfumato.methods.edit.blended_latents import Masked, edits, holding
 from sfumato.prompts.layout import Mask
 
@@ -64,7 +64,7 @@ class DiffEdit(Inversion):
     follows: ClassVar = False
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
-        depth = int(self.encode * self.steps + 1e-9)
+        depth = part_of(self.steps, self.encode)
         if not 0 <= self.strength <= 1 or not 1 <= depth <= self.steps:
             raise SfumatoError(
                 "strength and encode are parts of the steps, up to 1 and encode at least one step; got "
@@ -72,8 +72,8 @@ class DiffEdit(Inversion):
             )
         if self.maps < 1 or self.clamp <= 0:
             raise SfumatoError(f"at least one map and a clamp above 0, got {self.maps} and {self.clamp}")
-        levels = levels_of(model, image, self.steps)
-        run = levels.last(int(self.strength * self.steps + 1e-9))
+        levels = model.levels(self.steps, image.shape[-2:])
+        run = levels.last(float(self.strength))
         said, scale = (prompts, self.scale) if self.scale else (("",) * len(image), 1.0)
         track = DDIMInversion(scale, steps=self.steps).track(model, image, said, advance, len(run))
         if self.mask is not None:

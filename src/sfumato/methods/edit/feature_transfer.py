@@ -41,7 +41,7 @@ from sfumato.core.schedule import Levels, add_noise
 from sfumato.core.steppers import DDIM
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
-from sfumato.inversion.path import Advance, Inversion, Path, levels_of, noise_of
+from sfumato.inversion.path import Advance, Inversion, Path, noise_of
 from sfumato.methods.edit.feature_injection import Injecting
 
 
@@ -65,7 +65,7 @@ class FeatureTransfer(Injecting, Inversion):
             raise SfumatoError(
                 f"corruption is a part of the picture's side, above 0 and up to 1; got {self.corruption}"
             )
-        levels = levels_of(model, image, self.steps)
+        levels = model.levels(self.steps, image.shape[-2:])
         again = self.latent in ("inverted", "corrupted")
         pictures = [image] * (self.extract != "noise") + [self._transformed(model, image)] * again
         tracks: list[tuple[Tensor, ...]] = []

@@ -32,9 +32,9 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import Guide, scaled
 from sfumato.core.method import Phases, Run, Step
-from sfumato.core.schedule import Level, Levels, add_noise
+from sfumato.core.schedule import Level, add_noise, joined, part_of
 from sfumato.errors import SfumatoError
-from sfumato.inversion.path import Advance, Inversion, Path, levels_of
+from sfumato.inversion.path import Advance, Inversion, Path
 
 
 class Scaled(Inversion):
@@ -75,13 +75,13 @@ class FlowEdit(Scaled):
                 f"skip and finish are parts of the steps and average a number from 1, got {self.skip:g}, "
                 f"{self.finish:g} and {self.average}"
             )
-        levels = levels_of(model, image, self.steps).last(self.steps - int(self.skip * self.steps + 1e-9))
-        finish = int(self.finish * self.steps + 1e-9)
+        levels = model.levels(self.steps, image.shape[-2:]).without(self.skip)
+        finish = part_of(self.steps, self.finish)
         moving = len(levels) - finish
         if moving and model.schedule.prediction != "flow" and not levels[0].alpha:
             raise SfumatoError(f"the first level of {model.name} is noise alone: let FlowEdit skip it")
-        several = tuple(level for level in levels.levels[:moving] for _ in range(self.average))
-        levels = Levels((*several, *levels.levels[moving:]))
+        several = levels.all.rows(torch.arange(moving).repeat_interleave(self.average))
+        levels = joined(several, levels.all.rows(slice(moving, None)))
         return Beside(image, levels, prompts, image, average=self.average, finish=finish, seed=self.seed)
 
 
@@ -109,7 +109,7 @@ class Beside(Path):
         last, flow = run.steps - self.finish, run.model.schedule.prediction == "flow"
         noise, edit, total = torch.zeros(()), torch.zeros(()), torch.zeros(())
 
-        def time(level: Level) -> float:
+        def time(level: Level) -> Tensor:
             return level.sigma if flow else level.sigma / level.alpha
 
         def before(step: Step) -> None:

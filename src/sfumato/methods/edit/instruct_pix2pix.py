@@ -28,7 +28,7 @@ from sfumato.core.conditions import Cond
 from sfumato.core.guidance import Guide, ImageTextCFG
 from sfumato.core.method import Phases, Run, Step
 from sfumato.errors import SfumatoError
-from sfumato.inversion.path import Advance, Inversion, Path, levels_of, noise_of
+from sfumato.inversion.path import Advance, Inversion, Path, noise_of
 from sfumato.methods.edit.blended_latents import holding, noisy
 
 
@@ -55,7 +55,7 @@ class InstructPix2Pix(Inversion):
                 f"{model.name} does not read an image beside its latents, as InstructPix2Pix does; load "
                 "stilllife-instruct, instruct-pix2pix, or another UNet trained on instructions"
             )
-        levels = levels_of(model, image, self.steps)
+        levels = model.levels(self.steps, image.shape[-2:])
         config = model.vae.config
         plain = image / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
         start, track = noise_of(model, image, self.seed), noisy(image, levels, self.seed)

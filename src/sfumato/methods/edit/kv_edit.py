@@ -37,7 +37,7 @@ from sfumato.core.method import Edit, Phases, Requires, Run, Step
 from sfumato.core.schedule import add_noise
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
-from sfumato.inversion.path import Advance, Path, levels_of, noise_of
+from sfumato.inversion.path import Advance, Path, noise_of
 from sfumato.methods.edit.flow_edit import Scaled
 from sfumato.prompts.layout import Mask
 
@@ -68,7 +68,7 @@ class KVEdit(Scaled):
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         if self.mask is None:
             raise SfumatoError("KV-Edit needs a mask: white is what is painted anew")
-        levels = levels_of(model, image, self.steps).last(self.steps - int(self.skip * self.steps + 1e-9))
+        levels = model.levels(self.steps, image.shape[-2:]).without(self.skip)
         track = guided_track(model, image, prompts, advance, self.source_scale, self.steps, len(levels))
         cells = self.mask.at((image.shape[-2], image.shape[-1])).to(image.device)
         start = None

@@ -37,6 +37,7 @@ from sfumato.core.conditions import Cond
 from sfumato.core.guidance import Guide, Parts
 from sfumato.core.method import Need, Phases, Requires, Run, Step
 from sfumato.core.rows import Rows
+from sfumato.core.schedule import part_of
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.inversion.noise_space import EditFriendly
@@ -100,7 +101,7 @@ class Ledits(Inversion):
             raise SfumatoError(f"{min(unknown)!r} is none of the further phrases to add or remove: {named}")
         if not self.skip >= 0 or not all(0 <= t <= 1 for t in (self.threshold, *self.thresholds.values())):
             raise SfumatoError("a threshold lies between 0 and 1, and skip is not negative")
-        total = int(self.steps * (1 + self.skip) + 1e-9)
+        total = part_of(self.steps, 1 + self.skip)
         said, scale = (prompts, self.source_scale) if self.source_scale else (("",) * len(image), 1.0)
         how = EditFriendly(scale, (total - self.steps) / total, self.seed, total)
         path = how(model, image, said, advance)

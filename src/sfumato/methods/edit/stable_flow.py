@@ -30,9 +30,10 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step
+from sfumato.core.schedule import part_of
 from sfumato.core.sites import Site, block
 from sfumato.errors import SfumatoError
-from sfumato.inversion.path import Advance, Path, levels_of
+from sfumato.inversion.path import Advance, Path
 from sfumato.methods.edit.flow_edit import Scaled
 from sfumato.methods.edit.kv_edit import guided_track
 
@@ -57,7 +58,7 @@ class StableFlow(Method):
         if any(not 0 <= part < 1 for part in self.vital):
             raise SfumatoError(f"vital blocks are parts of the depth from 0 to below 1, got {self.vital}")
         blocks = list(dict.fromkeys(block(site) for site in run.model.sites))
-        vital = {blocks[int(part * len(blocks) + 1e-9)] for part in self.vital}
+        vital = {blocks[part_of(len(blocks), part)] for part in self.vital}
 
         def share(target: str, call: Call) -> None:
             for _, condition in run.rows.match((target, None)):
@@ -105,7 +106,7 @@ class Nudged(Scaled):
         if self.nudge <= 0:
             raise SfumatoError(f"latents are nudged by a factor above 0, got {self.nudge}")
         track = guided_track(model, image * self.nudge, prompts, advance, self.source_scale, self.steps)
-        levels = levels_of(model, image, self.steps)
+        levels = model.levels(self.steps, image.shape[-2:])
         return Larger(track[0], levels, prompts, image, track=track, pinned=True, nudge=self.nudge)
 
 
