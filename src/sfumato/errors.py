@@ -14,6 +14,11 @@ def unknown(what: str, asked: object, known: Iterable[str]) -> SfumatoError:
     return SfumatoError(f"unknown {what} {asked!r}; known: {', '.join(known)}")
 
 
+def first_line(error: BaseException) -> str:
+    """Of what an error says; its kind, where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
 def out_of_memory(e: BaseException) -> bool:
     """Did the machine or the accelerator have no memory left? (torch says so on a CPU by a plain ``RuntimeError``.)"""
     return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(e)

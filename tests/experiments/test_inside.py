@@ -9,7 +9,6 @@ from families import made, side
 
 from sfumato.errors import SfumatoError
 from sfumato.experiments import attention_over_steps, corrupted_inversion, equivariance, joint_pca, patches
-from sfumato.ops.warps import blur, inside, warp
 from sfumato.reading.reader import read
 
 
@@ -20,28 +19,6 @@ def models(tmp_path_factory):
 
 def images(n: int, size: int) -> torch.Tensor:
     return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(0))
-
-
-def test_warps_turn_and_zoom_about_the_middle():
-    x = images(1, 16)
-    torch.testing.assert_close(warp(x), x)
-    torch.testing.assert_close(warp(x, 90), torch.rot90(x, 1, (2, 3)), atol=1e-5, rtol=0)
-    wide = torch.rand(1, 2, 8, 20)
-    torch.testing.assert_close(warp(wide, 180), wide.flip(2, 3), atol=1e-5, rtol=0)
-    large = warp(torch.nn.functional.pad(torch.ones(1, 1, 4, 4), (2, 2, 2, 2)), zoom=2.0)
-    assert (large[0, 0, 1:-1, 1:-1] == 1).all() and float(large[0, 0, 0, 0]) == 0.75**2
-    assert inside((16, 16), 0, 1).all() and inside((16, 16), 45).float().mean() < 0.9
-    assert not inside((16, 16), rim=2)[:2].any()
-
-
-def test_blur_keeps_constants_and_the_mean_of_what_is_far_from_the_border():
-    torch.testing.assert_close(blur(torch.full((1, 2, 9, 9), 0.3), 2.0), torch.full((1, 2, 9, 9), 0.3))
-    dot = torch.zeros(1, 1, 41, 41)
-    dot[..., 20, 20] = 1.0
-    out = blur(dot, 3.0)
-    assert out.sum() == pytest.approx(1, abs=1e-4)
-    at = torch.arange(41) - 20.0
-    assert float((out[0, 0].sum(0) * at**2).sum()) == pytest.approx(9, rel=0.05)
 
 
 def test_joint_components_are_the_directions_of_all_values():

@@ -15,8 +15,9 @@ from sfumato.core.method import Run
 from sfumato.core.rows import Rows
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
-from sfumato.methods.control.box_diff import BoxDiff, box_loss
-from sfumato.methods.control.latent_descent import sharpened, smoothed, text_at, word_maps
+from sfumato.methods.control.box_diff import SIGMA, BoxDiff, box_loss
+from sfumato.methods.control.latent_descent import sharpened, text_at, word_maps
+from sfumato.ops.blur import blur
 from sfumato.prompts.layout import Layout, Region
 
 PROMPT = "a red cube and a blue duck"
@@ -83,7 +84,7 @@ def test_maps_are_smoothed_and_sharpened_as_in_attend_and_excite():
     for y in range(3):
         for x in range(3):
             wanted += kernel[y, x] / kernel.sum() * padded[:, y : y + 5, x : x + 7]
-    torch.testing.assert_close(smoothed(maps), wanted)
+    torch.testing.assert_close(blur(maps, SIGMA, 1, "reflect"), wanted)
     probs = torch.rand(3, 4, 10, generator=generator)
     sharp = sharpened(probs, 1, 9)
     torch.testing.assert_close(sharp[..., 1:9], (probs[..., 1:-1] * 100).softmax(-1))

@@ -19,7 +19,7 @@ from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
 from sfumato.inversion import EditFriendly, invert
 from sfumato.inversion.together import together
-from sfumato.methods.edit.appearance import Things, normalised, transfer
+from sfumato.methods.edit.appearance import Things, adain, transfer
 from sfumato.methods.edit.cross_image_attention import CrossImageAttention
 from sfumato.prompts.layout import Mask
 
@@ -121,7 +121,7 @@ def test_statistics_are_the_published_formula():
     inside, of = torch.rand(2, 2, 1, 6, 5, generator=generator).unbind()
     inside, of = inside > 0.5, of > 0.6
     for masked in (True, False):
-        found = normalised(content, style * 3 + 1, *((inside, of) if masked else ()))
+        found = adain(content, style * 3 + 1, *((inside, of) if masked else ()))
         for i in range(2):
             a, b = content[i].view(4, -1), (style[i] * 3 + 1).view(4, -1)
             at, to = (m[i].flatten() if masked else torch.ones(30, dtype=torch.bool) for m in (inside, of))
@@ -130,7 +130,7 @@ def test_statistics_are_the_published_formula():
             torch.testing.assert_close(found[i].view(4, -1), torch.where(at, new, a), atol=1e-5, rtol=1e-5)
     one = torch.zeros(2, 1, 6, 5, dtype=torch.bool)
     one[..., 2, 2] = True
-    assert normalised(content, style, one, one).isfinite().all()  # a single cell has no deviation
+    assert adain(content, style, one, one).isfinite().all()  # a single cell has no deviation
 
 
 def test_statistics_stay_within_the_mask_that_is_given(sd):

@@ -20,7 +20,6 @@ from sfumato.inversion import DDIMInversion, invert
 from sfumato.methods.edit.feature_injection import Injection
 from sfumato.methods.edit.feature_transfer import FeatureTransfer
 from sfumato.methods.edit.plug_and_play import PlugAndPlay
-from sfumato.methods.edit.transformation import Similarity
 
 SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
 UNETS = ["sd", "sd2", "sdxl", "deepfloyd"]
@@ -47,50 +46,6 @@ def all_of(model, **options) -> Injection:
     """Everything that the family has."""
     unet = any(layer.kind == "residual" for layer in model.layers)
     return Injection(**{"features": float(unet), "attention": 1.0, "cross": 1.0, **options})
-
-
-# --- the transformation
-
-
-def test_a_turn_of_360_degrees_and_no_move_are_no_transformation():
-    x = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
-    for still in (Similarity(), Similarity(turn=360.0), Similarity(turn=-720.0)):
-        assert still.still and torch.equal(still(x), x) and still.inside(5, 7).all()
-    assert not Similarity(turn=180.0).still
-
-
-def test_moves_by_whole_cells_and_turns_by_right_angles_are_exact():
-    x = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    move = Similarity(right=0.25, down=-0.125)
-    for mode in ("bilinear", "nearest"):
-        moved = move(x, mode)
-        assert_same_but_for_rounding(moved[..., :7, 2:], x[..., 1:, :6])
-    inside = torch.zeros(8, 8, dtype=torch.bool)
-    inside[:7, 2:] = True
-    assert torch.equal(move.inside(8, 8), inside)
-    assert_same_but_for_rounding(Similarity(turn=90.0)(x), torch.rot90(x, 1, (2, 3)))  # counter-clockwise
-    assert_same_but_for_rounding(Similarity(turn=180.0)(x), x.flip(2, 3))
-    assert Similarity(turn=90.0).inside(8, 8).all()
-
-
-def test_a_transformation_is_the_same_at_every_size():
-    """A disc off the middle of a wide picture: its middle goes where the formula says, its area grows by scale^2."""
-    move = Similarity(right=0.1, down=0.05, turn=30.0, scale=1.4)
-    for h, w in ((60, 90), (120, 180)):
-        y, x = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
-        disc = (((x - w / 2 - h / 6) ** 2 + (y - h / 2) ** 2) < (h / 10) ** 2).float()
-        moved = move(disc[None, None])[0, 0]
-        away = 1.4 * h / 6 * torch.tensor([3**0.5 / 2, -0.5])  # y is down
-        middle = torch.stack([(moved * at).sum() / moved.sum() for at in (x, y)])
-        wanted = torch.tensor([w / 2 + 0.1 * w, h / 2 + 0.05 * h]) + away
-        torch.testing.assert_close(middle, wanted, atol=0.02 * h, rtol=0)
-        assert float(moved.sum() / disc.sum()) == pytest.approx(1.96, rel=0.05)
-
-
-def test_latents_stay_unit_normal_where_they_come_from_the_picture():
-    x = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert float(Similarity(turn=20.0)(x, "nearest").std()) == pytest.approx(1, abs=0.03)
-    assert float(Similarity(turn=20.0)(x).std()) < 0.8
 
 
 # --- the injection

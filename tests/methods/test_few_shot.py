@@ -12,8 +12,8 @@ from sfumato.core.attention import Call
 from sfumato.core.rows import single
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
-from sfumato.methods.perceive import few_shot
 from sfumato.methods.perceive.few_shot import FeatureMatching, FewShot, Support, given_inside, share
+from sfumato.ops import memory
 from sfumato.reading.reader import read
 
 SITE = Site("somewhere", 0, "up", ("image",), ("image",), 1, 2)
@@ -45,7 +45,7 @@ def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Call:
 
 @pytest.mark.parametrize("many", [2**24, 20])
 def test_the_share_is_the_attention_that_goes_inside(monkeypatch, many):
-    monkeypatch.setattr(few_shot, "_MANY", many)
+    monkeypatch.setattr(memory, "BUDGET", many)
     q, k, inside = noise(2, 3, 6, 4), noise(3, 10, 4, seed=1), torch.rand(10)
     wanted = ((q @ k.transpose(1, 2) / 2).softmax(-1) @ inside).mean(1)
     torch.testing.assert_close(share(q, k, inside), wanted)

@@ -15,7 +15,7 @@ from sfumato.core.method import Method, Need, Phases, Run
 from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Direct, invert
-from sfumato.methods.edit.plug_and_play import PlugAndPlay, decoder
+from sfumato.methods.edit.plug_and_play import PlugAndPlay, decoder_layer
 from sfumato.stilllife import networks
 
 SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
@@ -61,7 +61,7 @@ class Looking(Method):
     """Keeps what all rows have in the last step."""
 
     def start(self, run: Run) -> Phases:
-        self.layer, self.behind = decoder(run, 0.25)
+        self.layer, self.behind = decoder_layer(run, 0.25)
         self.needs = (Need("residual", where=lambda at: at.stage == "up"), Need("image->image"))
         return Phases(needs=self.needs, after=lambda step: setattr(self, "maps", step.maps))
 
@@ -110,11 +110,11 @@ def test_the_published_layers_are_chosen():
         name, layers, sites = "sd", residuals(network), sites(network)
 
     run = Run(Model(), {}, Rows(("a",), ("cond",)), 50, (64, 64))  # pyright: ignore[reportArgumentType]
-    layer, behind = decoder(run, 0.25)
+    layer, behind = decoder_layer(run, 0.25)
     assert layer.path == "up_blocks.1.resnets.1.conv2"
     attention = [s.path.split(".")[1:4:2] for s in Model.sites if s.key == ("image",) and behind(s)]
     assert attention == [list(x) for x in ("11", "12", "20", "21", "22", "30", "31", "32")]
-    assert decoder(run, 0.5)[0].path == "up_blocks.2.resnets.1.conv2"
+    assert decoder_layer(run, 0.5)[0].path == "up_blocks.2.resnets.1.conv2"
 
 
 def test_several_images_and_targets_on_a_wide_picture(sd):

@@ -18,9 +18,9 @@ from sfumato.core.method import Step
 from sfumato.core.rows import Rows
 from sfumato.core.schedule import Level
 from sfumato.errors import SfumatoError
-from sfumato.methods.control.formats import NAMED, nearest, rgb
+from sfumato.methods.control.formats import NAMED, nearest_name, rgb
 from sfumato.methods.control.rich_text import RichText, _weighed, pull
-from sfumato.ops.regions import labelled, spectral
+from sfumato.ops.regions import attended_clusters, spectral
 
 PROMPT = "a red cube on grass"
 CLOSE = {"atol": 2e-4, "rtol": 2e-4}
@@ -106,8 +106,8 @@ def test_labels_are_the_published_scores():
             scores = [float((mask * (m - m.min()) / (m.max() - m.min())).sum() / mask.sum()) for m in maps]
             if max(scores) > threshold:
                 wanted += mask
-        assert torch.equal(labelled(labels, maps, threshold), wanted) or not wanted.any()
-    assert labelled(labels, maps, 2.0).sum() in [(labels == c).sum() for c in range(5)]
+        assert torch.equal(attended_clusters(labels, maps, threshold), wanted) or not wanted.any()
+    assert attended_clusters(labels, maps, 2.0).sum() in [(labels == c).sum() for c in range(5)]
 
 
 def test_sizes_weigh_attention_as_published(model):
@@ -165,8 +165,8 @@ def test_the_pull_is_the_gradient_of_the_mean_colours():
 
 def test_colours_by_name_and_number():
     assert rgb("orange").tolist() == pytest.approx([1, 165 / 255, 0])
-    assert nearest("#fc0410") == "red" and nearest("#707878") == "gray"
-    assert all(nearest(name) == name for name in NAMED)
+    assert nearest_name("#fc0410") == "red" and nearest_name("#707878") == "gray"
+    assert all(nearest_name(name) == name for name in NAMED)
 
 
 def test_a_file_of_a_rich_text_editor(tmp_path):

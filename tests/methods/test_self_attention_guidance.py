@@ -13,7 +13,7 @@ from sfumato.core.schedule import add_noise
 from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.self_attention_guidance import SelfAttentionGuidance, salience
-from sfumato.methods.control.smoothed_energy import blurred
+from sfumato.ops.blur import blur
 from sfumato.stilllife import weights
 
 PROMPT = "a red cube on grass"
@@ -61,7 +61,7 @@ def test_it_is_the_papers_equation(model, guide):
         grids = [m.sum(1).view(2, 1, *s.grid(step.run.grid)) for m, s in maps]
         mask = sum(torch.nn.functional.interpolate(g, step.run.grid) for g in grids) / len(grids) > 1
         assert 0 < mask.float().mean() < 1
-        noisy = alpha * torch.where(mask, blurred(x0, 1.0, 9), x0) + sigma * eps
+        noisy = alpha * torch.where(mask, blur(x0, 1.0, 4, "reflect"), x0) + sigma * eps
         torch.testing.assert_close(x, noisy, atol=1e-5, rtol=1e-5)
         assert torch.equal(cond.text, whole.text[: len(x)])  # the first condition's
         away = schedule.x0_and_eps(again, noisy, step.level)[1]

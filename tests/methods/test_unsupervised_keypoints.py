@@ -13,21 +13,20 @@ import torch.nn.functional as F
 
 from sfumato.errors import SfumatoError
 from sfumato.learning.texts import conditions, drawn, readers
-from sfumato.methods.perceive import unsupervised_keypoints as file
 from sfumato.methods.perceive.unsupervised_keypoints import (
     STILL_LIFE,
     Keypoints,
     UnsupervisedKeypoints,
     furthest,
-    inverse,
     peaks,
     regressed,
     regressor,
     shared_out,
     spots,
     unlikeness,
-    warped,
 )
+from sfumato.ops import memory
+from sfumato.ops.warps import inverse
 from sfumato.reading.reader import read
 
 QUICK = UnsupervisedKeypoints(
@@ -90,8 +89,8 @@ def test_some_tokens_and_some_heads_at_a_time_are_the_same_maps_and_gradients(mo
     every = shared_out([(q, k)], (6, 6))
     torch.testing.assert_close(shared_out([(q, k)], (6, 6), chosen), every[:, chosen], **CLOSE)
     gradients = []
-    for many in (file._MANY, 36 * 8 * 2, 1):
-        monkeypatch.setattr(file, "_MANY", many)
+    for many in (memory.BUDGET, 36 * 8 * 2, 1):
+        monkeypatch.setattr(memory, "BUDGET", many)
         a, b = q.clone().requires_grad_(), k.clone().requires_grad_()
         maps = shared_out([(a, b)], (6, 6), chosen)
         torch.testing.assert_close(maps.detach(), every[:, chosen], **CLOSE)
@@ -159,10 +158,6 @@ def test_transformations_are_turns_zooms_and_shifts_and_go_back():
             [inverse(theta), torch.tensor([[0.0, 0, 1]])]
         )
         torch.testing.assert_close(both, torch.eye(3), **CLOSE)
-    image = torch.rand(1, 3, 8, 8)
-    torch.testing.assert_close(warped(image, torch.eye(2, 3)), image, **CLOSE)
-    right = torch.tensor([[1.0, 0, 0.25], [0, 1, 0]])  # a quarter of half the side, one cell of eight
-    torch.testing.assert_close(warped(image, right)[..., :7], image[..., 1:], **CLOSE)
 
 
 @pytest.mark.parametrize("family", ["sd", "sd2", "sdxl"])

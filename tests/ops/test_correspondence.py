@@ -10,12 +10,13 @@ from rounding import assert_same_but_for_rounding
 from scipy.optimize import linear_sum_assignment
 
 from sfumato.errors import SfumatoError
-from sfumato.ops import correspondence
+from sfumato.ops import memory
 from sfumato.ops.correspondence import (
+    along,
     cosines,
     flow,
+    matches,
     middles,
-    nearest,
     peak,
     returned,
     sampled,
@@ -23,7 +24,6 @@ from sfumato.ops.correspondence import (
     soft_argmax,
     spread,
     transferred,
-    warped,
     weights,
 )
 
@@ -53,10 +53,10 @@ def test_cosines_are_those_of_plain_vectors():
 
 @pytest.mark.parametrize("many", [2**24, 500])  # at once, and in parts
 def test_the_best_pixel_is_the_papers_of_features_made_larger(monkeypatch, many):
-    monkeypatch.setattr(correspondence, "_MANY", many)
+    monkeypatch.setattr(memory, "BUDGET", many)
     size, map, q = (21, 35), noise(16, 6, 7), noise(30, 16, seed=1)
     scores = F.normalize(q, dim=1) @ F.normalize(larger(map, size).flatten(1), dim=0)
-    at, best = nearest(q, map, size, "image")
+    at, best = matches(q, map, size, "image")
     x, y = (at * torch.tensor([35, 21])).long().T  # at the borders features are alike, and the best pixel is not one
     torch.testing.assert_close(scores[torch.arange(30), y * 35 + x], scores.amax(1))
     torch.testing.assert_close(best, scores.amax(1))
@@ -65,15 +65,15 @@ def test_the_best_pixel_is_the_papers_of_features_made_larger(monkeypatch, many)
 @pytest.mark.parametrize("many", [2**24, 500])
 def test_looking_near_the_best_cell_finds_the_best_pixel_of_smooth_features(monkeypatch, many):
     """What was sampled between cells is found where it was sampled, by both."""
-    monkeypatch.setattr(correspondence, "_MANY", many)
+    monkeypatch.setattr(memory, "BUDGET", many)
     map, size = smooth(32, (12, 10)), (96, 80)
     truth = middles(size)[torch.randperm(96 * 80, generator=torch.Generator().manual_seed(1))]
     truth = truth[((truth > 0.06) & (truth < 0.94)).all(1)][:50]  # beyond the outermost middles features are alike
     for how in ("local", "image"):
-        at, best = nearest(sampled(map, truth), map, size, how)  # pyright: ignore
+        at, best = matches(sampled(map, truth), map, size, how)  # pyright: ignore
         assert torch.equal(at, truth), how
         torch.testing.assert_close(best, torch.ones(50))
-    coarse, _ = nearest(sampled(map, truth), map, size, "none")
+    coarse, _ = matches(sampled(map, truth), map, size, "none")
     assert ((coarse - truth).abs() * torch.tensor([10, 12]) > 0.2).any()
 
 
@@ -139,7 +139,7 @@ def test_constant_costs_and_empty_cells_give_numbers():
     assert plan.isfinite().all() and float(plan[0].sum()) < 1e-6
     assert cosines(torch.zeros(2, 4), torch.zeros(4, 3, 3)).isfinite().all()
     for how in ("none", "local", "image"):
-        assert all(t.isfinite().all() for t in nearest(torch.zeros(2, 4), torch.zeros(4, 3, 3), (9, 9), how))  # pyright: ignore
+        assert all(t.isfinite().all() for t in matches(torch.zeros(2, 4), torch.zeros(4, 3, 3), (9, 9), how))  # pyright: ignore
 
 
 def test_a_dustbin_takes_what_has_no_match():
@@ -167,7 +167,7 @@ def test_a_mirrored_image_takes_masks_colours_and_edits_along():
     assert_same_but_for_rounding(scores, torch.ones(4, 6))
     assert_same_but_for_rounding(where[..., 0], ((torch.arange(6) + 0.5) / 6).flip(0).expand(4, 6))
     blocks = noise(3, 4, 6, seed=2).repeat_interleave(8, 1).repeat_interleave(8, 2)
-    assert_same_but_for_rounding(warped(blocks, where, (32, 48)), blocks.flip(2))
+    assert_same_but_for_rounding(along(blocks, where, (32, 48)), blocks.flip(2))
     mask = torch.zeros(32, 48)
     mask[:16, :16] = 1
     canvas = torch.zeros(3, 32, 48)
@@ -184,7 +184,7 @@ def test_pixels_keep_their_order_inside_a_cell():
     """An image carried by the places of its own cells stays as it is, between the cells' middles too."""
     image, grid = noise(3, 24, 40), (3, 5)
     own = middles(grid).view(*grid, 2)
-    torch.testing.assert_close(warped(image, own, (24, 40)), image, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(along(image, own, (24, 40)), image, atol=1e-5, rtol=1e-5)
 
 
 def test_labels_spread_as_in_videos():

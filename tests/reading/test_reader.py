@@ -12,6 +12,7 @@ from sfumato.core.attention import Call
 from sfumato.core.rows import single
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
+from sfumato.ops import memory
 from sfumato.reading.reader import Noise, extract, feature, pixels, read, up_block
 
 
@@ -131,7 +132,6 @@ class _Level:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_mean_over_heads_is_the_same_one_head_at_a_time(monkeypatch, masked):
-    import sfumato.core.attention as attention
 
     torch.manual_seed(0)
     q, k = torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8)
@@ -144,7 +144,7 @@ def test_the_mean_over_heads_is_the_same_one_head_at_a_time(monkeypatch, masked)
     name = ("main", "cond")
     whole = call().mean(name, "image->image")
     torch.testing.assert_close(whole, call().probs(name).mean(1))
-    monkeypatch.setattr(attention, "_MANY", 0)
+    monkeypatch.setattr(memory, "BUDGET", 0)
     torch.testing.assert_close(call().mean(name, "image->image"), whole)
 
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from sfumato.errors import SfumatoError
+from sfumato.backbones.folder import UNUSED, WEIGHTS
+from sfumato.errors import SfumatoError, first_line
 
-UNUSED = ("safety_checker", "feature_extractor", "watermarker", "depth_estimator")
-"""Parts of pipelines that are neither downloaded nor loaded: nothing here calls them."""
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
-_SINGLE = {".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf"}
 _SECONDS = 10.0  # to wait for the hub's first answer
 
 
@@ -26,16 +25,16 @@ def aliases() -> dict[str, dict[str, list[str]]]:
     return json.loads((Path(__file__).parent / "aliases.json").read_text(encoding="utf-8"))
 
 
-def find(name: str, variant: str | None = None, offline: bool = False) -> Path:
+def find(name: str, variant: str | None = None, offline: bool = False, built_in: Sequence[str] = ()) -> Path:
     """The folder of a model: ``name`` itself, or what the hub or the local cache has under this alias or id.
 
     ``offline`` (or ``HF_HUB_OFFLINE``) looks only at the local cache. Raises ``SfumatoError`` when there is no such
-    model, saying where it was looked for and where else it is known to be.
+    model, saying where it was looked for, where else it is known to be, and what is ``built_in``.
     """
     place = Path(name)
     if place.is_dir():
         return place
-    if place.suffix in _SINGLE:
+    if place.suffix in WEIGHTS:
         raise SfumatoError(
             f"{name} is a single file, and a model is a diffusers folder; convert it once: "
             "diffusers.StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
@@ -48,10 +47,8 @@ def find(name: str, variant: str | None = None, offline: bool = False) -> Path:
     elif _ID.fullmatch(name):
         ids, gone = [name], []
     else:
-        from sfumato.stilllife.weights import MODELS
-
         raise SfumatoError(
-            f"unknown model {name!r}; known: {', '.join([*MODELS, *aliases()])}, an id of the hub (owner/name), or a "
+            f"unknown model {name!r}; known: {', '.join([*built_in, *aliases()])}, an id of the hub (owner/name), or a "
             "diffusers folder (with a model_index.json)"
         )
     return _repository(name, ids, gone, moved.get(name, []), variant, offline)
@@ -74,7 +71,7 @@ def _repository(
         except RepositoryNotFoundError:
             reasons.append(f"the hub has no {repo}, or it is private (`hf auth login`)")
         except Exception as e:  # what the hub's client raises where there is no network differs with its version
-            reasons.append(f"{repo} cannot be downloaded ({line(e)})")
+            reasons.append(f"{repo} cannot be downloaded ({first_line(e)})")
     for repo in (*ids, *gone):
         try:
             return _downloaded(repo, variant, cached=True)
@@ -98,56 +95,3 @@ def _downloaded(repo: str, variant: str | None, cached: bool = False) -> Path:
     return Path(
         DiffusionPipeline.download(repo, variant=variant, use_safetensors=True, local_files_only=cached, **unused)
     )
-
-
-def line(error: Exception) -> str:
-    """The first line of what an error says, or its kind."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-
-
-def _index(place: Path) -> dict[str, list[str | None]]:
-    """The parts that a diffusers folder lists, with the classes that load them."""
-    try:
-        index = json.loads((place / "model_index.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SfumatoError(f"unknown model {str(place)!r}: {_instead(place)}") from None
-    except (OSError, ValueError) as e:
-        raise SfumatoError(f"{place / 'model_index.json'} cannot be read: {line(e)}") from e
-    return {k: v for k, v in index.items() if isinstance(v, list) and not k.startswith("_")}
-
-
-def unused(place: Path) -> list[str]:
-    """Which of ``UNUSED`` a diffusers folder lists."""
-    return [part for part in _index(place) if part in UNUSED]
-
-
-def _instead(place: Path) -> str:
-    """What a folder without a model_index.json is."""
-    try:
-        kind = json.loads((place / "config.json").read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError, AttributeError):
-        kind = None
-    if kind == "ControlNetModel":
-        return (
-            "the folder holds a ControlNet, which steers a model; load the model, and give denoise "
-            "controls=[ControlNet(diffusers.ControlNetModel.from_pretrained(FOLDER), picture)]"
-        )
-    if kind:
-        return f"the folder holds a {kind}, one part of a model; give the folder above it, with a model_index.json"
-    return "the folder has no model_index.json, so it holds no diffusers pipeline"
-
-
-def check(place: Path, variant: str | None = None) -> None:
-    """Raise ``SfumatoError`` unless the folder holds a pipeline whose weights are safetensors, of this variant."""
-    for part in [p for p in _index(place) if p not in UNUSED]:
-        files = {p.name for p in (place / part).glob("*")} if (place / part).is_dir() else set()
-        tensors = {f.removesuffix(".safetensors") for f in files if f.endswith(".safetensors")}
-        if not tensors and any(Path(f).suffix in _SINGLE for f in files):
-            raise SfumatoError(
-                f"{place / part} has only pickled weights, which are not read; write them as safetensors once: "
-                "diffusers.DiffusionPipeline.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(NEW)"
-            )
-        stems = {f.partition("-0")[0] for f in tensors}  # of shards, their common name
-        have = {s.partition(".")[2] for s in stems}
-        if tensors and not have & {variant or "", ""}:
-            raise SfumatoError(f"{place / part} has only the variants {', '.join(sorted(have))}; give one as variant")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from sfumato.backbones import hub
+from sfumato.backbones import folder, hub
 from sfumato.core.backbone import Backbone
 from sfumato.errors import SfumatoError, unknown
 from sfumato.io.device import choose
@@ -45,21 +44,14 @@ def load(
     from sfumato.stilllife import weights
     from sfumato.stilllife.similarity import similarity
 
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise unknown("dtype", dtype, DTYPES)
-        dtype = DTYPES[dtype]
-    place = choose(device) if isinstance(device, str) else device
+    dtype, place = _dtype(dtype), choose(device) if isinstance(device, str) else device
     if offload is not None:
         _check_offload(offload, place)
-    home = torch.device("cpu") if offload else place
     if name in weights.MODELS:
-        if variant is not None:
-            raise SfumatoError(f"{name} has no variant {variant!r}; its weights ship with the package, once")
-        pipe: Any = weights.pipeline(name, home, dtype)
+        pipe: Any = _built_in(name, variant, dtype)
     else:
-        pipe = _pipeline(hub.find(name, variant, offline), variant, dtype).to(home)
-    model = family(name, pipe)
+        pipe = folder.read(hub.find(name, variant, offline, tuple(weights.MODELS)), variant, dtype)
+    model = family(name, pipe.to("cpu" if offload else place))
     if name in weights.MODELS:
         model.similarity = similarity
     _vae(model, vae_tiling, vae_slicing)
@@ -70,6 +62,22 @@ def load(
         start(device=place)
         model.runs_on = place
     return model
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    if not isinstance(dtype, str):
+        return dtype
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    return DTYPES[dtype]
+
+
+def _built_in(name: str, variant: str | None, dtype: torch.dtype) -> Any:
+    from sfumato.stilllife import weights
+
+    if variant is not None:
+        raise SfumatoError(f"{name} has no variant {variant!r}; its weights ship with the package, once")
+    return weights.pipeline(name, dtype=dtype)
 
 
 def family(name: str, pipe: Any) -> Backbone:
@@ -94,24 +102,6 @@ def family(name: str, pipe: Any) -> Backbone:
             f"DeepFloyd IF, and {', '.join(families)}"
         )
     return families[kind](name, pipe)
-
-
-def _pipeline(place: Path, variant: str | None, dtype: torch.dtype) -> Any:
-    from diffusers import DiffusionPipeline
-    from safetensors import SafetensorError
-
-    hub.check(place, variant)
-    options: dict[str, Any] = dict.fromkeys(hub.unused(place))
-    if "safety_checker" in options:
-        options["requires_safety_checker"] = False
-    try:
-        pipe: Any = DiffusionPipeline.from_pretrained(
-            place, local_files_only=True, use_safetensors=True, variant=variant, torch_dtype=dtype, **options
-        )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError) as e:
-        raise SfumatoError(f"{place} does not load as a diffusers pipeline: {hub.line(e)}") from e
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def _check_offload(offload: str, place: torch.device) -> None:

@@ -22,7 +22,7 @@ from sfumato.bench.report import Comparison, Figure, Report, Target, gather
 from sfumato.bench.session import Session
 from sfumato.bench.units import Row, Units, columns, timed
 from sfumato.core.choice import choose as sites_of
-from sfumato.core.choice import nearest
+from sfumato.core.choice import nearest_side
 from sfumato.core.denoising import denoise
 from sfumato.core.method import Method
 from sfumato.io.device import choose
@@ -315,7 +315,7 @@ def beside_diffusers(session: ControlSession) -> Mapping[str, Figure]:
     pipe.set_progress_bar_config(disable=True)
     # diffusers reads the maps of one grid alone, and of no other size than the latents divide into
     grid = (SIDE // model.factor, SIDE // model.factor)
-    side = nearest(sites_of(model, "image->text", grid), grid, AUTHORS.res)
+    side = nearest_side(sites_of(model, "image->text", grid), grid, AUTHORS.res)
 
     def ours(prompts: Sequence[Prompt]) -> Tensor:
         kinds = tuple(dict.fromkeys(t.kind for p in prompts for t in p.things))

@@ -338,7 +338,7 @@ def untrained(model: Backbone) -> Backbone:
     return other
 
 
-def labelled(session: PerceiveSession) -> Mapping[str, Figure]:
+def learned_from_labels(session: PerceiveSession) -> Mapping[str, Figure]:
     """Backdrop, ground and four kinds, learned from 5, 20 and 50 images; and the parts of one kind, from 20."""
     suited, model = label_efficient.STILL_LIFE, session.model
     asked: dict[str, Asked] = {f"label-efficient, {n}": (suited, model, n, None) for n in LABELLED}
@@ -649,7 +649,7 @@ MEASURES: tuple[tuple[tuple[str, ...], Callable[[PerceiveSession], Mapping[str, 
     (("diffseg_miou", "diffseg_over_baselines"), segments),
     (("text_miou",), words),
     (("box_miou", "click_miou"), clicks),
-    (("label_efficient_miou", "label_efficient_cut_miou", "label_efficient_over_baselines"), labelled),
+    (("label_efficient_miou", "label_efficient_cut_miou", "label_efficient_over_baselines"), learned_from_labels),
     (("few_shot_miou", "few_shot_over_matching"), shots),
     (("pck_10", "pck_10_over_baselines"), matches),
     (("keypoint_error",), landmarks),

@@ -52,7 +52,7 @@ def attribute(
     from sfumato.io.files import atomic
     from sfumato.media import pictures
     from sfumato.media.images import open_picture
-    from sfumato.media.overlays import overlay
+    from sfumato.media.overlays import heatmap
     from sfumato.reading.reader import read
 
     method = index.default(f"text-attribution:{preset}" if preset else "text-attribution")
@@ -65,7 +65,7 @@ def attribute(
         with read(net, picture, side) as reader:
             maps = method.heat_maps(reader)
         made = [
-            pictures.write(overlay(picture, m), Path(f"{stem}-{slug(w)}.png")) for w, m in zip(asked, maps, strict=True)
+            pictures.write(heatmap(picture, m), Path(f"{stem}-{slug(w)}.png")) for w, m in zip(asked, maps, strict=True)
         ]
         sheet = pictures.labelled([picture, *map(open_picture, made)], ["", *asked])
         made.append(pictures.write(sheet, Path(f"{stem}-attribution.png")))

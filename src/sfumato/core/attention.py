@@ -13,10 +13,10 @@ from torch import Tensor
 from sfumato.core.rows import Name, Rows
 from sfumato.core.sites import Grid, Site
 from sfumato.errors import unknown
+from sfumato.ops import memory
 
 FUSED = F.scaled_dot_product_attention
 """The kernel as torch has it; while anything is tapped, its place is the seam's (``sfumato.core.taps``)."""
-_MANY = 2**24  # probabilities that may exist at once when only their mean is wanted: 64 MiB
 
 
 class Call:
@@ -118,7 +118,11 @@ class Call:
         """``block`` averaged over heads, in float32; a head after the other where all would take much memory."""
         q, k = (self._tensors[n] for n in "qk")
         heads, mask = q.shape[1], self._kernel.get("attn_mask")
-        if name in self._probs or name in self._logits or self.rows.each * heads * q.shape[2] * k.shape[2] < _MANY:
+        if (
+            name in self._probs
+            or name in self._logits
+            or self.rows.each * heads * q.shape[2] * k.shape[2] < memory.BUDGET
+        ):
             return self.block(name, pair).float().mean(1)
         total: Tensor | None = None
         for head in range(heads):

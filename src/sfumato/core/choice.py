@@ -56,7 +56,7 @@ def choose(
     return tuple(found)
 
 
-def nearest(sites: Sequence[Site | Layer], grid: Grid, part: float) -> int:
+def nearest_side(sites: Sequence[Site | Layer], grid: Grid, part: float) -> int:
     """Of the sides that sites have, for latents of this grid, that nearest to a part of the latents' shorter side."""
     if not 0 < part <= 1:
         raise SfumatoError(f"a part of the latents' side is above 0 and at most 1, got {part}")

@@ -14,6 +14,7 @@ from sfumato.core import guidance
 from sfumato.core import plan as plans
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
+from sfumato.core.fusing import Canvas
 from sfumato.core.method import Method, Phases, Run, Start, Step, span
 from sfumato.core.plan import Plan
 from sfumato.core.results import Sample, Trajectory
@@ -79,7 +80,7 @@ def denoise(
         levels = model.levels(50 if steps is None else steps, grid)
 
     with torch.no_grad():
-        seen = _Seen(views, grid, model.size // model.factor) if views else None
+        seen = Canvas(views, grid, model.size // model.factor) if views else None
         run, phases, plan, cond = _prepared(model, streams, methods, guide, levels, grid, memory, seen)
         guide = run.guide or guide
         if controls:
@@ -137,7 +138,7 @@ def _prepared(
     levels: Levels,
     grid: Grid,
     memory: int | None,
-    seen: _Seen | None = None,
+    seen: Canvas | None = None,
 ) -> tuple[Run, dict[str, Phases], Plan, Cond]:
     """A run with its methods started and its plan checked, and what the network will read."""
     for method in methods:
@@ -152,33 +153,6 @@ def _prepared(
     return run, phases, plans.plan(run, phases, memory), cond
 
 
-class _Seen:
-    """What the network sees of a canvas: ``split`` into windows of the model's own size, and ``merge``."""
-
-    def __init__(self, views: Views, canvas: Grid, side: int):
-        self.views = views
-        self.window = (min(side, canvas[0]), min(side, canvas[1]))
-        self.count = views.count(*canvas, self.window)
-
-    def split(self, x: Tensor) -> Tensor:
-        return self.views.split(x, self.window)
-
-    def step(
-        self, move: Move, step: Step, x: Tensor, x0: Tensor, eps: Tensor, noise: Callable[[], Tensor]
-    ) -> Callable[[], Tensor] | None:
-        """Fuse windows' ``x0`` or ``eps`` into the step; for ``x_prev``, what gives the canvas at the next level."""
-        _, alpha, sigma = step.level
-        if self.views.fuse == "eps":
-            step.eps = self.views.merge(eps, step.x)
-            step.x0 = (step.x - sigma * step.eps) / alpha
-            return None
-        step.x0 = self.views.merge(x0, step.x)
-        step.eps = (step.x - alpha * step.x0) / sigma
-        if self.views.fuse == "x0":
-            return None
-        return lambda: self.views.merge(move(x, x0, eps, step.level, step.next, lambda: self.split(noise())), step.x)
-
-
 @dataclass(frozen=True)
 class _Running:
     """What the steps of a run share, and the steps."""
@@ -191,7 +165,7 @@ class _Running:
     stepper: Stepper
     cond: Cond
     draw: Callable[[], Tensor]
-    seen: _Seen | None
+    seen: Canvas | None
     watch: Callable[[Step], None]
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sfumato.distill.prior import Images
 from sfumato.errors import SfumatoError
-from sfumato.ops.warps import warp
+from sfumato.ops.warps import Similarity
 
 Space = Literal["pixel", "latent"]
 
@@ -68,7 +68,12 @@ def seen(images: Images, views: Sequence[View] | None) -> Images:
     """Flat images as their views show them."""
     if views is None or all(view == STRAIGHT for view in views):
         return images
-    return torch.cat([warp(one, *view) for one, view in zip(images.split(1), views, strict=True)])
+    return torch.cat(
+        [
+            Similarity(turn=view.angle, scale=view.zoom)(one, padding="reflection")
+            for one, view in zip(images.split(1), views, strict=True)
+        ]
+    )
 
 
 class Pixels(nn.Module):

@@ -22,7 +22,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.io.terminal import progress
 from sfumato.media import plots
-from sfumato.ops.warps import warp
+from sfumato.ops.warps import Similarity
 
 ANGLES = (2.0, 5.0, 10.0, 20.0, 45.0)
 ZOOMS = (1.02, 1.05, 1.1, 1.25, 1.5)
@@ -46,9 +46,9 @@ class Corruption:
         """Its geometry alone; colours do not move anything."""
         match self.kind:
             case "rotation":
-                return warp(x, angle=self.strength)
+                return Similarity(turn=self.strength)(x, padding="reflection")
             case "scaling":
-                return warp(x, zoom=self.strength)
+                return Similarity(scale=self.strength)(x, padding="reflection")
         return x
 
 

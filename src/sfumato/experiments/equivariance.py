@@ -18,7 +18,8 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.media import plots
-from sfumato.ops.warps import blur, inside, warp
+from sfumato.ops.blur import blur
+from sfumato.ops.warps import Similarity
 
 PUBLISHED = {
     "identity": (22.86, 25.37, 20.05, 22.66),
@@ -54,14 +55,14 @@ def equivariance(model: Backbone, images: Float[Tensor, "b 3 h w"]) -> dict[str,
     for name in PUBLISHED:
         kind, _, amount = name.partition(" ")
         value = float(amount or 0)
-        angle, zoom = value if kind == "rotation" else 0.0, 1 / value if kind == "crop" else 1.0
+        move = Similarity(turn=value if kind == "rotation" else 0.0, scale=1 / value if kind == "crop" else 1.0)
         sigma = value * side / 512 if kind == "blur" else 0.0
 
-        def moved(x: Tensor, cell: int, angle: float = angle, zoom: float = zoom, sigma: float = sigma) -> Tensor:
-            return blur(x, sigma / cell) if sigma else x if angle == 0 and zoom == 1 else warp(x, angle, zoom)
+        def moved(x: Tensor, cell: int, move: Similarity = move, sigma: float = sigma) -> Tensor:
+            return blur(x, sigma / cell) if sigma else move(x, padding="reflection")
 
         decoded, truth = model.decode(moved(latents, model.factor)).cpu(), moved(images, 1)
-        counted = inside((images.shape[-2], images.shape[-1]), angle, zoom)
+        counted = move.whole(images.shape[-2], images.shape[-1])
         error = (decoded - truth).square().mean(1)[:, counted].mean(1)
         out[name] = Compared(decoded, truth, -10 * error.clamp_min(1e-12).log10())
     return out

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.media import plots
+from sfumato.ops.warps import warp
 
 CELLS = 3
 """Side of a patch in cells of the latents; in pixels it is as many times the cell's side."""
@@ -47,7 +48,7 @@ def patches(
     share = points / torch.tensor([size[1], size[0]])
     at = share[:, None, None] + torch.stack([dx, dy], -1)
     whole = maps[None].expand(len(points), -1, -1, -1)
-    return F.grid_sample(whole, 2 * at.to(maps) - 1, mode="bilinear", padding_mode="border", align_corners=False)
+    return warp(whole, at)
 
 
 def correlation(a: Float[Tensor, "n c s s"], b: Float[Tensor, "n c s s"]) -> Float[Tensor, " n"]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
-from sfumato.core.choice import nearest
+from sfumato.core.choice import nearest_side
 from sfumato.core.conditions import Cond
 from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError
@@ -61,7 +61,7 @@ def readers(model: Backbone, grid: Grid, parts: Sequence[float], who: str) -> tu
         )
     chosen: list[Site] = []
     for part in parts:
-        side = nearest(offered, grid, part)
+        side = nearest_side(offered, grid, part)
         chosen += [site for site in offered if min(site.grid(grid)) == side and site not in chosen][:1]
     if not chosen:
         raise SfumatoError(f"{who} needs at least one part of the latents' side to read at, such as 0.25")

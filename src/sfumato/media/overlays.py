@@ -14,7 +14,7 @@ from torch import Tensor
 from sfumato.media import pictures
 
 
-def overlay(picture: Picture, map: Float[Tensor, "h w"]) -> Picture:
+def heatmap(picture: Picture, map: Float[Tensor, "h w"]) -> Picture:
     """The picture, dark where the map is weak beside its greatest value."""
     w, h = picture.size
     share = (map - map.min()) / (map.max() - map.min()).clamp_min(1e-8)
@@ -24,4 +24,4 @@ def overlay(picture: Picture, map: Float[Tensor, "h w"]) -> Picture:
 
 def sheet(picture: Picture, maps: Sequence[tuple[str, Float[Tensor, "h w"]]]) -> Picture:
     """The picture and one overlay a word, labelled."""
-    return pictures.labelled([picture, *(overlay(picture, map) for _, map in maps)], ["", *(word for word, _ in maps)])
+    return pictures.labelled([picture, *(heatmap(picture, map) for _, map in maps)], ["", *(word for word, _ in maps)])

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
-from sfumato.ops.warps import blur
+from sfumato.ops.blur import blur
 
 
 def saturation(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:

@@ -1,1 +1,1 @@
-"""Pure functions of tensors: warps, regions, correspondence."""
+"""Pure functions of tensors: warps, blur, regions, correspondence."""

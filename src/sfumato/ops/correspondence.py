@@ -14,15 +14,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
+from sfumato.ops.memory import chunks
+from sfumato.ops.warps import warp
 
 Refine = Literal["none", "local", "image"]
-_MANY = 2**24  # numbers that may exist at once: 64 MiB
 
 
 def sampled(map: Float[Tensor, "c h w"], at: Float[Tensor, "n 2"]) -> Float[Tensor, "n c"]:
     """A map at places, bilinear; beyond the outermost cells' middles it goes on as it is."""
-    grid = (2 * at - 1).to(map)[None, None]
-    return F.grid_sample(map[None], grid, padding_mode="border", align_corners=False)[0, :, 0].T
+    return warp(map[None], at[None, None])[0, :, 0].T
 
 
 def cosines(queries: Float[Tensor, "n c"], map: Float[Tensor, "c h w"]) -> Float[Tensor, "n h w"]:
@@ -30,7 +30,7 @@ def cosines(queries: Float[Tensor, "n c"], map: Float[Tensor, "c h w"]) -> Float
     return (F.normalize(queries, dim=1) @ F.normalize(map.flatten(1), dim=0)).unflatten(1, map.shape[1:])
 
 
-def nearest(
+def matches(
     queries: Float[Tensor, "n c"], map: Float[Tensor, "c h w"], size: tuple[int, int], refine: Refine = "local"
 ) -> tuple[Float[Tensor, "n 2"], Float[Tensor, " n"]]:
     """The places whose features are most like the queries, and their cosines.
@@ -46,7 +46,7 @@ def nearest(
     lengths = lengthened(map, size) if refine == "image" else None
     each = math.prod(size) if refine == "image" else math.prod(map.shape[1:])
     places, scores = [], []
-    for some in queries.split(max(1, _MANY // each)):
+    for some in chunks(queries, each):
         if lengths is None:
             found = cosines(some, map)
         else:
@@ -64,7 +64,7 @@ def nearest(
 def lengthened(map: Float[Tensor, "c h w"], size: tuple[int, int]) -> Float[Tensor, "H W"]:
     """Lengths of the feature vectors of a map made larger, some channels after the others."""
     squares = torch.zeros(size, device=map.device)
-    for some in map.split(max(1, _MANY // math.prod(size))):
+    for some in chunks(map, math.prod(size)):
         squares += _larger(some[None], size)[0].square().sum(0)
     return squares.sqrt()
 
@@ -82,8 +82,8 @@ def _around(
     dy, dx = torch.meshgrid(*(torch.arange(-r, r + 1, device=at.device) for r in reversed(reach)), indexing="ij")
     steps, sides = torch.stack([dx, dy], -1).view(-1, 2), torch.tensor([wide, high], device=at.device)
     places, scores = [], []
-    each = max(1, _MANY // (len(steps) * len(map)))
-    for q, here in zip(queries.split(each), at.split(each), strict=True):
+    each = len(steps) * len(map)
+    for q, here in zip(chunks(queries, each), chunks(at, each), strict=True):
         pixels = ((here * sides).floor()[:, None] + steps).clamp(torch.zeros_like(sides), sides - 1)
         near = (pixels + 0.5) / sides
         features = F.normalize(sampled(map, near.flatten(0, 1)), dim=1).unflatten(0, near.shape[:2])
@@ -177,7 +177,7 @@ def flow(
     With a temperature the mean place under ``weights``.
     """
     places, scores = [], []
-    for some in target.flatten(1).T.split(max(1, _MANY // math.prod(source.shape[1:]))):
+    for some in chunks(target.flatten(1).T, math.prod(source.shape[1:])):
         found = cosines(some, source)
         best, cells = found.flatten(1).max(1)
         soft = temperature is not None
@@ -189,14 +189,13 @@ def flow(
     return torch.cat(places).unflatten(0, grid), torch.cat(scores).unflatten(0, grid)
 
 
-def warped(image: Float[Tensor, "c H W"], flow: Float[Tensor, "h w 2"], size: tuple[int, int]) -> Tensor:
+def along(image: Float[Tensor, "c H W"], flow: Float[Tensor, "h w 2"], size: tuple[int, int]) -> Tensor:
     """An image carried to another one of this size: the pixels of each cell go along with it. (c, *size)"""
     h, w = flow.shape[:2]
     y, x = ((torch.arange(n, device=flow.device) + 0.5) / n for n in size)
     row, column = (y * h).long(), (x * w).long()
     inside = torch.stack(torch.broadcast_tensors((x - (column + 0.5) / w), (y - (row + 0.5) / h)[:, None]), -1)
-    at = flow[row][:, column] + inside
-    return sampled(image, at.flatten(0, 1)).T.unflatten(1, size)
+    return warp(image[None], (flow[row][:, column] + inside)[None])[0]
 
 
 def spread(
@@ -213,7 +212,7 @@ def spread(
     small = F.interpolate(maps[None].float(), source.shape[1:], mode="area")[0].flatten(1).to(source)
     parts = [
         weights(cosines(some, source).flatten(1), temperature, topk) @ small.T
-        for some in target.flatten(1).T.split(max(1, _MANY // math.prod(source.shape[1:])))
+        for some in chunks(target.flatten(1).T, math.prod(source.shape[1:]))
     ]
     return torch.cat(parts).T.unflatten(1, target.shape[1:])
 
@@ -231,8 +230,8 @@ def transferred(
     if mask.shape != edited.shape[1:]:
         raise SfumatoError(f"a mask of {tuple(mask.shape)} does not lie on an image of {tuple(edited.shape[1:])}")
     size = (target.shape[1], target.shape[2])
-    where = warped(mask[None].to(edited), flow, size)[0]
-    return where * warped(edited, flow, size) + (1 - where) * target, where
+    where = along(mask[None].to(edited), flow, size)[0]
+    return where * along(edited, flow, size) + (1 - where) * target, where
 
 
 def place(cells: Int[Tensor, " n"], grid: tuple[int, int]) -> Float[Tensor, "n 2"]:

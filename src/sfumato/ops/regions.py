@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from sfumato.ops.warps import warp
 
 
 def normalised(map: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
@@ -41,8 +42,9 @@ def carried(
     h, w = shape.shape
     y, x = torch.meshgrid(torch.linspace(0, 1, h), torch.linspace(0, 1, w), indexing="ij")
     here = torch.stack([x, y], -1).to(shape)
-    from_where = middle + (here - to) / factor
-    return F.grid_sample(shape[None, None], 2 * from_where[None] - 1, align_corners=True)[0, 0]
+    sides = torch.tensor([w, h]).to(shape)
+    from_where = ((middle + (here - to) / factor) * (sides - 1) + 0.5) / sides
+    return warp(shape[None, None], from_where[None], padding="zeros")[0, 0]
 
 
 def spectral(affinity: Float[Tensor, "n n"], clusters: int, seed: int = 0, tries: int = 10) -> Int[Tensor, " n"]:
@@ -70,7 +72,7 @@ def k_means(points: Float[np.ndarray, "n d"], clusters: int, seed: int = 0, trie
     return torch.from_numpy(best).long()
 
 
-def labelled(
+def attended_clusters(
     labels: Int[Tensor, "h w"], maps: Float[Tensor, "tokens h w"], threshold: float = 0.3
 ) -> Float[Tensor, "h w"]:
     """The clusters that a word attends to, 1 inside (Ge et al. 2023, section 3.2).

@@ -142,7 +142,7 @@ class Layout:
         """
         path = Path(path)
         if path.suffix.lower() != ".json":
-            return _labelled(path)
+            return _from_labels(path)
         found = _json(path)
         if isinstance(found, Mapping) and "regions" not in found:
             found = [{"phrase": phrase, "box": box} for phrase, box in found.items()]
@@ -228,7 +228,7 @@ def _region(row: Any, beside: Path) -> Region:
     return Region(row["phrase"], box=(sides[0], sides[1], sides[2], sides[3]))
 
 
-def _labelled(path: Path) -> Layout:
+def _from_labels(path: Path) -> Layout:
     names = _json(path.with_suffix(".json"))
     picture = opened(path)
     label = np.asarray(picture if picture.mode == "P" else picture.convert("L"))

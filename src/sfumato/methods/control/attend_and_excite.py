@@ -32,12 +32,12 @@ from sfumato.errors import SfumatoError
 from sfumato.methods.control.latent_descent import (
     descend,
     sharpened,
-    smoothed,
     text_at,
     text_span,
     word_maps,
 )
 from sfumato.methods.control.own_words import occurrences, own_words, prompts_of
+from sfumato.ops.blur import blur
 from sfumato.prompts.grammar import Parser, noun_phrases
 
 
@@ -138,7 +138,7 @@ def excitation(
     if not subjects:
         return 0 * maps.sum()
     each = torch.stack([maps[..., list(tokens)].sum(-1) for tokens in subjects])
-    greatest = smoothed(each, sigma=sigma / 2**0.5).flatten(1).max(1).values
+    greatest = blur(each, sigma, 1, "reflect").flatten(1).max(1).values
     return (1 - greatest).clamp(min=0).max()
 
 

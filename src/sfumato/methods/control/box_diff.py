@@ -26,9 +26,12 @@ from torch import Tensor
 
 from sfumato.core.look import look
 from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, span
-from sfumato.methods.control.latent_descent import descend, sharpened, smoothed, text_at, text_span, word_maps
+from sfumato.methods.control.latent_descent import descend, sharpened, text_at, text_span, word_maps
 from sfumato.methods.control.placed import among, phrase_tokens, placed
+from sfumato.ops.blur import blur
 from sfumato.prompts.layout import Layout
+
+SIGMA = 2**-0.5  # of the blur, whose exponent the authors write as (x / 2 sigma)^2 with sigma 0.5
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class BoxDiff(Method):
                 masks = layout.masks((maps.shape[1], maps.shape[2])).to(maps)
                 each = []
                 for image, (first, last), said in zip(maps, spans, tokens, strict=True):
-                    sharp = smoothed(sharpened(image, first, last).movedim(-1, 0))
+                    sharp = blur(sharpened(image, first, last).movedim(-1, 0), SIGMA, 1, "reflect")
                     found = [
                         torch.stack([box_loss(sharp[t], mask, self.share, self.corners) for t in some]).mean()
                         for mask, some in zip(masks, said, strict=True)

@@ -38,7 +38,7 @@ def rgb(colour: str) -> Float[Tensor, "3"]:
     return torch.tensor(list(values)) / 255
 
 
-def nearest(colour: str) -> str:
+def nearest_name(colour: str) -> str:
     """The name of the nearest named colour."""
     return min(NAMED, key=lambda name: float((rgb(name) - rgb(colour)).norm()))
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.choice import choose, nearest
+from sfumato.core.choice import choose, nearest_side
 from sfumato.core.method import Maps, Run, Step
 
 
@@ -43,7 +43,7 @@ def descend(
 
 def text_at(run: Run, part: float) -> int:
     """The resolution of image->text attention that is nearest to a part of the latents' shorter side."""
-    return nearest(choose(run.model, "image->text", run.grid), run.grid, part)
+    return nearest_side(choose(run.model, "image->text", run.grid), run.grid, part)
 
 
 def text_span(run: Run, prompt: str, normalize_eot: bool = False) -> tuple[int, int]:
@@ -73,13 +73,3 @@ def sharpened(
     """
     inside = (factor * maps[..., first:last]).softmax(-1)
     return F.pad(inside, (first, maps.shape[-1] - last))
-
-
-def smoothed(maps: Float[Tensor, "*n h w"], size: int = 3, sigma: float = 0.5) -> Float[Tensor, "*n h w"]:
-    """Blurred with the authors' exp(-(x / 2 sigma)^2), a Gaussian of sqrt(2) sigma; borders are reflected."""
-    x = torch.arange(size, dtype=maps.dtype, device=maps.device) - (size - 1) / 2
-    line = torch.exp(-((x / (2 * sigma)) ** 2))
-    kernel = line[:, None] * line
-    flat = maps.reshape(-1, 1, *maps.shape[-2:])
-    padded = F.pad(flat, (size // 2,) * 4, mode="reflect")
-    return F.conv2d(padded, (kernel / kernel.sum())[None, None]).view_as(maps)

@@ -35,8 +35,8 @@ from sfumato.core.denoising import denoise
 from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
-from sfumato.methods.control.formats import nearest, read, rgb
-from sfumato.ops.regions import labelled, spectral
+from sfumato.methods.control.formats import nearest_name, read, rgb
+from sfumato.ops.regions import attended_clusters, spectral
 from sfumato.prompts.words import Words, spans
 
 
@@ -83,7 +83,7 @@ class RichText(Method):
             raise SfumatoError(f"rich text needs a cluster or more, and maps up to the latents' side: got {self}")
         tokens = [[spans(these, word) for word in words] for s in targets for these in said[s]]
         colours = [rgb(self.colours[word]) if word in self.colours else None for word in words]
-        conds = run.model.embed([self.regions.get(w) or f"{nearest(self.colours[w])} {w}" for w in words])
+        conds = run.model.embed([self.regions.get(w) or f"{nearest_name(self.colours[w])} {w}" for w in words])
         at = torch.cat([torch.arange(len(said[s])) + run.images(s).start for s in targets])
         watching = _Watching(self.res, self.watched, int(self.background * run.steps) - 1)
         masks = torch.empty(0)
@@ -141,7 +141,7 @@ class RichText(Method):
     ) -> Float[Tensor, "words_and_rest h w"]:
         """Of one image: each word's region, and last what belongs to none; they add up to one."""
         labels = spectral(alike, min(self.clusters, len(alike)), self.seed).view(attended.shape[1:])
-        found = torch.stack([labelled(labels, attended[at], self.threshold) for at in tokens])
+        found = torch.stack([attended_clusters(labels, attended[at], self.threshold) for at in tokens])
         whole = torch.cat([found, 1 - found.amax(0, keepdim=True)])
         masks = F.interpolate(whole[None], run.grid, mode="bicubic", antialias=True)[0].clamp(0, 1)
         return masks / masks.sum(0, keepdim=True).clamp_min(1e-8)

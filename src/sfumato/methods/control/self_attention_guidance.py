@@ -30,7 +30,7 @@ from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, span
 from sfumato.core.schedule import add_noise
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.perturbations import within
-from sfumato.methods.control.smoothed_energy import blurred
+from sfumato.ops.blur import blur
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class SelfAttentionGuidance(Method):
                 for site, m in step.maps[need].items()
             ]
             mask = torch.stack(seen).mean(0) > self.threshold  # eq. 14
-            worse = torch.where(mask, blurred(x0, self.sigma, self.size), x0)  # eq. 15
+            worse = torch.where(mask, blur(x0, self.sigma, self.size // 2, "reflect"), x0)  # eq. 15
             x = add_noise(worse, eps, step.level)
             told = run.model.predict(x, step.level.t, step.cond[batch])
             step.x0 = step.x0 - self.scale * (schedule.x0_and_eps(told, x, step.level)[0] - worse)  # eq. 16

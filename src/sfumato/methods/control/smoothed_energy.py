@@ -22,15 +22,11 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
-
 from sfumato.core.attention import Call
 from sfumato.core.method import Phases, Run
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.perturbations import Perturbing
+from sfumato.ops.blur import blur
 
 
 @dataclass(frozen=True)
@@ -55,25 +51,12 @@ class SmoothedEnergy(Perturbing):
             if math.isinf(self.sigma):
                 smooth = q.mean(-2, keepdim=True).expand_as(q)
             else:
-                smooth = blurred(q.transpose(-1, -2).unflatten(-1, call.grid), self.sigma).flatten(-2).transpose(-1, -2)
+                on_grid = q.transpose(-1, -2).unflatten(-1, call.grid)
+                smooth = blur(on_grid, self.sigma, math.ceil(6 * self.sigma) // 2, "reflect")
+                smooth = smooth.flatten(-2).transpose(-1, -2)
             call.set("q", name, smooth, "image")
 
 
 STILL_LIFE = SmoothedEnergy(1.0, layers=("up_blocks.2",))
 """For the built-in model, whose middle block has 2 x 2 tokens, so that the default changes nothing one can see. At
 8 x 8 tokens a scale of 3 makes colours and light much stronger."""
-
-
-def blurred(x: Float[Tensor, "*batch h w"], sigma: float, size: int | None = None) -> Float[Tensor, "*batch h w"]:
-    """A Gaussian blur, reflected at the borders; its kernel has ``size`` (6 sigma) cells or a side's."""
-    width = math.ceil(6 * sigma) if size is None else size
-    for dim in (-2, -1):
-        side = x.shape[dim]
-        half = min(width // 2, side // 2)  # an odd kernel
-        at = torch.arange(-half, half + 1, device=x.device, dtype=torch.float32)
-        kernel = (-0.5 * (at / sigma).square()).exp()
-        kernel = (kernel / kernel.sum()).to(x.dtype)
-        lines = x.transpose(dim, -1)
-        padded = F.pad(lines.reshape(-1, 1, side), (half, half), mode="reflect")
-        x = F.conv1d(padded, kernel[None, None]).view(lines.shape).transpose(dim, -1)
-    return x

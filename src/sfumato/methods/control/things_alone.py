@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from sfumato.core.attention import Call
@@ -21,6 +19,7 @@ from sfumato.core.choice import choose
 from sfumato.core.method import Edit, Method, Phases, Run, Step
 from sfumato.core.sites import Grid, Site
 from sfumato.methods.control.latent_descent import descend, text_at
+from sfumato.ops.blur import blur
 from sfumato.prompts.layout import Box, Layout, Region
 
 FLOOR = 0.8  # where things that are painted in the middle stand, from the top
@@ -172,13 +171,14 @@ def in_the_middle(box: Box) -> Box:
 
 
 def salient(
-    map: Float[Tensor, "h w"], box: Box, share: float, blur: float, grid: Grid
+    map: Float[Tensor, "h w"], box: Box, share: float, deviation: float, grid: Grid
 ) -> Bool[Tensor, "{grid[0]} {grid[1]}"]:
     """Cells of the box whose smoothed attention lies over ``share`` of the way from the least to the greatest there.
 
-    ``blur`` is the Gaussian's deviation in sixteenths of the shorter side. The whole box, if it is alike everywhere.
+    ``deviation`` of the blur in sixteenths of the shorter side. The whole box, if it is alike everywhere.
     """
-    smooth = torch.from_numpy(gaussian_filter(map.numpy().astype(np.float64), blur * min(map.shape) / 16))
+    sigma = deviation * min(map.shape) / 16
+    smooth = blur(map.double(), sigma, int(4 * sigma + 0.5), "symmetric")
     region = Layout((Region("", box),))
     inside, whole = region.masks((map.shape[0], map.shape[1]))[0].bool(), region.masks(grid)[0].bool()
     low, high = smooth[inside].min(), smooth[inside].max()

@@ -52,7 +52,7 @@ def transfer(
     return path, {"source": said[0], "target": said[0], APPEARANCE: said[1]}
 
 
-def decoder(run: Run, pair: str) -> Callable[[Any], bool]:
+def in_decoder(run: Run, pair: str) -> Callable[[Any], bool]:
     """Is a site or layer of this pair in the part that draws: a UNet's way up, the later half of a transformer?"""
     found = [s for s in (*run.model.sites, *run.model.layers) if pair in s.pairs]
     if any(s.stage == "up" for s in found):
@@ -63,7 +63,7 @@ def decoder(run: Run, pair: str) -> Callable[[Any], bool]:
 
 def grids(run: Run, pair: str) -> list[int]:
     """Shorter sides of the decoder's token grids, the finest first."""
-    drawn = decoder(run, pair)
+    drawn = in_decoder(run, pair)
     found = [s for s in (*run.model.sites, *run.model.layers) if pair in s.pairs and drawn(s)]
     return sorted({min(s.grid(run.grid)) for s in found}, reverse=True)
 
@@ -117,7 +117,7 @@ def _word_and_self(run: Run, stream: str, until: int) -> tuple[Need, Need]:
     """Both kinds of maps of the decoder, where both are on one grid: the finest up to 32, as the authors'."""
     sides = [n for n in grids(run, "image->image") if n in grids(run, "image->text")]
     same = {"res": next((n for n in sides if n <= 32), sides[-1]), "rows": (stream, "cond"), "steps": (0, until)}
-    cross, own = (Need(p, where=decoder(run, p), **same) for p in ("image->text", "image->image"))
+    cross, own = (Need(p, where=in_decoder(run, p), **same) for p in ("image->text", "image->image"))
     return cross, own
 
 
@@ -133,13 +133,13 @@ def matched(
             inside, of = (things.at(s, run.grid) for s in (structure, APPEARANCE))
             for target in painted:
                 at = run.images(target)
-                x[at] = normalised(x[at], x[run.images(APPEARANCE)], inside, of)
+                x[at] = adain(x[at], x[run.images(APPEARANCE)], inside, of)
             step.x_next = x
 
     return after
 
 
-def normalised(
+def adain(
     content: Float[Tensor, "b c h w"],
     style: Float[Tensor, "b c h w"],
     inside: Bool[Tensor, "b 1 h w"] | None = None,

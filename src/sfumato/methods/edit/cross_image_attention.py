@@ -29,7 +29,7 @@ import torch
 from sfumato.core.attention import Call
 from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step, span
 from sfumato.errors import SfumatoError
-from sfumato.methods.edit.appearance import APPEARANCE, Things, decoder, grids, matched, of_structure, roles
+from sfumato.methods.edit.appearance import APPEARANCE, Things, grids, in_decoder, matched, of_structure, roles
 from sfumato.prompts.layout import Mask
 
 PAIR = "image->image"
@@ -72,7 +72,7 @@ class CrossImageAttention(Method):
         words = {structure: self.word, APPEARANCE: self.appearance_word or self.word}
         masks = {structure: self.mask, APPEARANCE: self.appearance_mask}
         things = Things(run, words, masks, first + 1 if first < end else 0)
-        sides, drawn = grids(run, PAIR), decoder(run, PAIR)
+        sides, drawn = grids(run, PAIR), in_decoder(run, PAIR)
         spans = dict(zip(sides, (self.fine, self.coarse), strict=False))
         edits = []
         for side, between in spans.items():

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from sfumato.core.features import Activation
 from sfumato.core.method import Edit, Method, Phases, Requires, Run, span
-from sfumato.methods.edit.appearance import APPEARANCE, Things, decoder, grids, matched, of_structure, roles
+from sfumato.methods.edit.appearance import APPEARANCE, Things, grids, in_decoder, matched, of_structure, roles
 from sfumato.prompts.layout import Mask
 
 
@@ -76,7 +76,7 @@ class EyeForAnEye(Method):
 
             return take
 
-        drawn = decoder(run, "tokens")
+        drawn = in_decoder(run, "tokens")
         edits = tuple(
             Edit("tokens", "feature", taking(target), side, self.tokens, (target, "cond"), drawn)
             for side in grids(run, "tokens")[:2]

@@ -19,8 +19,8 @@ from sfumato.core.features import Activation
 from sfumato.core.method import Edit, Method, Need, Phases, Run, Step
 from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
-from sfumato.methods.edit.plug_and_play import decoder
-from sfumato.methods.edit.transformation import Similarity
+from sfumato.methods.edit.plug_and_play import decoder_layer
+from sfumato.ops.warps import Similarity
 from sfumato.prompts.alignment import refinement
 
 
@@ -72,7 +72,7 @@ class Injecting:
         source, *targets = run.rows.streams
         if not targets:
             raise SfumatoError('moved features need two prompts: {"source": ..., "target": ...}')
-        layer, behind = decoder(run, self.res) if _unet(run.model) else (None, None)
+        layer, behind = decoder_layer(run, self.res) if _unet(run.model) else (None, None)
         words = {t: _Words(run, source, t) for t in targets} if self.cross else {}
         into = _Guided if self.inject == "guided" else _Written
         return into(self, run, words).phases({"residual": lambda at: at == layer, "image->image": behind})

@@ -32,7 +32,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.choice import choose, nearest
+from sfumato.core.choice import choose, nearest_side
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import Guide, Parts
 from sfumato.core.method import Need, Phases, Requires, Run, Step
@@ -43,6 +43,7 @@ from sfumato.errors import SfumatoError
 from sfumato.inversion.noise_space import EditFriendly
 from sfumato.inversion.path import Advance, Inversion, Path
 from sfumato.methods.edit.blended_latents import edits
+from sfumato.ops.blur import blur
 
 _ROWS = ("add ", "remove ")  # conditions of further edits begin so
 
@@ -160,7 +161,7 @@ class Edited(Path):
         base, first = super().start(run), run.images(run.rows.streams[0])
         end = run.steps if how.cooldown is None else min(how.cooldown, run.steps)
         rows = [row for row, *_ in how.concepts("")]
-        looked = _nearest(run, how.res) if how.masks != "noise" else ()
+        looked = _sites_near(run, how.res) if how.masks != "noise" else ()
         needs = {
             (stream, row): Need(
                 "image->text", steps=(how.warmup, end), rows=(stream, row), where=lambda site: site in looked
@@ -230,20 +231,13 @@ def _map(step: Step, need: Need, image: int, tokens: slice) -> Float[Tensor, "y 
     """Attention to a phrase: the mean of heads and sites, summed over its tokens and smoothed."""
     maps = step.maps[need]
     found = torch.stack([m[need.rows][image, :, tokens].sum(-1) for m in maps.values()]).mean(0)  # pyright: ignore
-    map = found.view(1, 1, *next(iter(maps)).grid(step.run.grid))
-    return F.conv2d(F.pad(map, (1, 1, 1, 1), mode="reflect"), _kernel().to(map))[0, 0]
+    map = found.view(*next(iter(maps)).grid(step.run.grid))
+    return blur(map, 2**-0.5, 1, "reflect")  # the authors' exp(-(x / 2 sigma)^2) with sigma 0.5
 
 
-def _kernel() -> Float[Tensor, "1 1 3 3"]:
-    """The authors' smoothing: a Gaussian whose exponent is (x / 2 sigma)^2, with sigma 0.5."""
-    line = torch.tensor([-1.0, 0.0, 1.0]).square().neg().exp()
-    kernel = line[:, None] * line
-    return (kernel / kernel.sum())[None, None]
-
-
-def _nearest(run: Run, res: float) -> tuple[Site, ...]:
+def _sites_near(run: Run, res: float) -> tuple[Site, ...]:
     """Sites of image->text on the grid nearest to a part of the latents' side; of a UNet those down and up."""
     sites = choose(run.model, "image->text", run.grid, who="LEDITS++")
     outer = [site for site in sites if site.stage != "mid"] or list(sites)
-    side = nearest(outer, run.grid, res)
+    side = nearest_side(outer, run.grid, res)
     return tuple(site for site in outer if min(site.grid(run.grid)) == side)

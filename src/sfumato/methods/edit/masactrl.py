@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.core.attention import Call
-from sfumato.core.choice import choose, nearest
+from sfumato.core.choice import choose, nearest_side
 from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step
 from sfumato.errors import SfumatoError
 from sfumato.prompts.words import spans
@@ -100,7 +100,7 @@ class _Regions:
         tokens = tuple(sorted({t for some in found.values() for each in some for t in each}))
         chosen = {s: torch.tensor([[t in each for t in tokens] for each in some]) for s, some in found.items()}
         self.weights = {s: run.rows.spread(w).float()[:, None] for s, w in chosen.items()}
-        side = nearest(choose(run.model, "image->text", run.grid, who="MasaCtrl"), run.grid, how.res)
+        side = nearest_side(choose(run.model, "image->text", run.grid, who="MasaCtrl"), run.grid, how.res)
         self.need = Need("image->text", side, (how.after, None), "cond", tokens)
         self.step: Step | None = None
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sfumato.core.attention import Call
-from sfumato.core.choice import nearest
+from sfumato.core.choice import nearest_side
 from sfumato.core.features import Activation
 from sfumato.core.method import Edit, Method, Phases, Requires, Run
 from sfumato.core.sites import Layer, Site
@@ -45,7 +45,7 @@ class PlugAndPlay(Method):
 
     def start(self, run: Run) -> Phases:
         source, *targets = run.rows.streams
-        layer, behind = decoder(run, self.res)
+        layer, behind = decoder_layer(run, self.res)
 
         def features(target: str):
             def inject(feature: Activation) -> None:
@@ -77,7 +77,7 @@ STILL_LIFE = PlugAndPlay(res=0.5)
 (16.1 dB to the truth of a recoloured thing, as without them; 19.8 at a half, 16.4 at the whole; by eye alike)."""
 
 
-def decoder(run: Run, res: float) -> tuple[Layer, Callable[[Site | Layer], bool]]:
+def decoder_layer(run: Run, res: float) -> tuple[Layer, Callable[[Site | Layer], bool]]:
     """The second ResNet of a UNet's decoder at the side nearest to ``res``, and which attention is from there on.
 
     Raises ``SfumatoError`` for a network that is no UNet.
@@ -85,7 +85,7 @@ def decoder(run: Run, res: float) -> tuple[Layer, Callable[[Site | Layer], bool]
     found = [layer for layer in run.model.layers if layer.kind == "residual" and layer.stage == "up"]
     if not found:
         raise SfumatoError(f"{run.model.name} is no UNet: there is no decoder whose features could be injected")
-    side = nearest(found, run.grid, res)
+    side = nearest_side(found, run.grid, res)
     there = [layer for layer in found if min(layer.grid(run.grid)) == side]
     layer = there[min(1, len(there) - 1)]
     return layer, lambda site: site.stage == "up" and _block(site) >= _block(layer)

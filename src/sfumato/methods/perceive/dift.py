@@ -32,7 +32,7 @@ from sfumato.ops.correspondence import (
     Refine,
     cosines,
     flow,
-    nearest,
+    matches,
     returned,
     sampled,
     soft_argmax,
@@ -122,7 +122,7 @@ class DIFT:
         """Where places of map ``a`` lie in map ``b``, of an image of this size, and how alike they are."""
         queries = sampled(a, at)
         if self.temperature is None:
-            return nearest(queries, b, size, self.refine)
+            return matches(queries, b, size, self.refine)
         found = cosines(queries, b)
         return soft_argmax(found, self.temperature, self.topk), found.flatten(1).amax(1)
 

@@ -34,10 +34,9 @@ from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.dift import DIFT
 from sfumato.ops.correspondence import cosines
+from sfumato.ops.memory import chunks
 from sfumato.reading.reader import Noise, Reader, extract
 from sfumato.reading.results import Segments
-
-_MANY = 2**24  # probabilities that exist at once: 64 MiB
 
 
 @dataclass(frozen=True)
@@ -225,8 +224,9 @@ def share(
     """Softmax of queries over keys times what is inside, the mean over heads."""
     rows, heads, _, dim = q.shape
     out = torch.zeros(rows, q.shape[2], device=q.device)
-    chunk = max(1, _MANY // (rows * k.shape[1]))
     for head in range(heads):
-        parts = [(some @ k[head].T * dim**-0.5).softmax(-1) @ inside for some in q[:, head].split(chunk, 1)]
+        parts = [
+            (some @ k[head].T * dim**-0.5).softmax(-1) @ inside for some in chunks(q[:, head], rows * k.shape[1], 1)
+        ]
         out += torch.cat(parts, 1) / heads
     return out

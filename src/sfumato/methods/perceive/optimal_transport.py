@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.choice import choose, nearest
+from sfumato.core.choice import choose, nearest_side
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive import dift
 from sfumato.methods.perceive.dift import DIFT
@@ -68,7 +68,7 @@ class OptimalTransport(DIFT):
         if self.masses == "uniform":
             return None
         all_sites = choose(reader.model, "image->image", reader.grid, who="transport")
-        res = nearest(all_sites, reader.grid, min(1.0, min(grid) / min(reader.grid)))
+        res = nearest_side(all_sites, reader.grid, min(1.0, min(grid) / min(reader.grid)))
         sites = choose(reader.model, "image->image", reader.grid, res, who="transport")
         noise = Noise(self.t, "gaussian", self.seed, self.ensemble)
         found = reader.extract(sites, lambda call: attended(call, "image->image").mean(1), noise, self.prompt)

@@ -42,9 +42,9 @@ from sfumato.errors import SfumatoError
 from sfumato.io.files import atomic
 from sfumato.io.terminal import progress
 from sfumato.learning.texts import Adam, conditions, drawn, frozen, readers
+from sfumato.ops.memory import chunks
+from sfumato.ops.warps import affine, inverse
 from sfumato.reading.reader import Image, Reader, read
-
-_MANY = 2**24  # probabilities that exist at once: 64 MiB
 
 Reads = list[tuple[Float[Tensor, "rows heads d h w"], Float[Tensor, "rows heads tokens d"]]]
 """Queries and keys of each site."""
@@ -155,7 +155,7 @@ class UnsupervisedKeypoints:
         total = torch.zeros_like(texts)
         for at in range(0, self.images, self.batch):
             some = slice(at, at + self.batch)
-            views = torch.cat([warped(shown[i : i + 1], m) for i, m in zip(picked[some], moves[some], strict=True)])
+            views = torch.cat([affine(shown[i : i + 1], m) for i, m in zip(picked[some], moves[some], strict=True)])
             with torch.no_grad():
                 x = torch.cat([latents[picked[some]], model.encode(views.to(model.device))])
             asked = texts.clone().requires_grad_()
@@ -173,7 +173,7 @@ class UnsupervisedKeypoints:
             chosen = self.chosen(*both)
         still, moved = shared_out(reads, self._size(reads), chosen)
         goal = spots(still.detach(), self.sigma)
-        back = warped(moved[None], inverse(theta))[0]
+        back = affine(moved[None], inverse(theta))[0]
         return self.localisation * F.mse_loss(still, goal) + self.equivariance * F.mse_loss(back, still)
 
     def chosen(self, maps: Float[Tensor, "tokens h w"], moved: Float[Tensor, "tokens h w"]) -> Int[Tensor, " k"]:
@@ -249,10 +249,10 @@ class Keypoints:
         for at in range(0, len(moves), 2 * method.batch):
             some = moves[at : at + 2 * method.batch]
             with torch.no_grad():
-                latents = model.encode(torch.cat([warped(reader.shown[None], m) for m in some]).to(model.device))
+                latents = model.encode(torch.cat([affine(reader.shown[None], m) for m in some]).to(model.device))
             for maps, move in zip(method.maps(model, texts, latents, rng, chosen).cpu(), some, strict=True):
-                total = total + warped(maps[None], inverse(move))[0]
-                seen = seen + warped(torch.ones_like(maps[None, :1]), inverse(move))[0]
+                total = total + affine(maps[None], inverse(move))[0]
+                seen = seen + affine(torch.ones_like(maps[None, :1]), inverse(move))[0]
         return F.interpolate((total / seen.clamp_min(1e-6))[None], reader.seen, mode="bilinear")[0]
 
     def locate(self, reader: Reader) -> Float[Tensor, "k 2"]:
@@ -348,9 +348,8 @@ def shared_out(reads: Reads, size: Grid, chosen: Int[Tensor, " k"] | None = None
     for row in range(len(reads[0][0])):
         total: Any = 0
         for q, k in reads:
-            each = max(1, _MANY // (math.prod(size) * k.shape[2]))
-            for at in range(0, q.shape[1], each):
-                part = q[row, at : at + each], k[row, at : at + each]
+            each = math.prod(size) * k.shape[2]
+            for part in zip(chunks(q[row], each), chunks(k[row], each), strict=True):
                 made = checkpoint(some, *part, use_reentrant=False) if q.requires_grad else some(*part)
                 total = total + made / (q.shape[1] * len(reads))
         rows.append(total.unflatten(1, size))
@@ -392,17 +391,6 @@ def furthest(points: Float[Tensor, "n 2"], k: int) -> Int[Tensor, " k"]:
         taken.append(int(away.argmax()))
         away = torch.minimum(away, apart[taken[-1]])
     return torch.tensor(taken).to(points.device)
-
-
-def warped(images: Float[Tensor, "b c h w"], theta: Float[Tensor, "2 3"]) -> Float[Tensor, "b c h w"]:
-    """Images taken from elsewhere: each place from where ``theta`` puts it, zeros beyond the border."""
-    where = F.affine_grid(theta.expand(len(images), 2, 3).to(images), list(images.shape), align_corners=False)
-    return F.grid_sample(images, where, align_corners=False)
-
-
-def inverse(theta: Float[Tensor, "2 3"]) -> Float[Tensor, "2 3"]:
-    """The transformation back."""
-    return torch.linalg.inv(torch.cat([theta, theta.new_tensor([[0.0, 0.0, 1.0]])]))[:2]
 
 
 def regressor(
