@@ -14,6 +14,12 @@ def unknown(what: str, asked: object, known: Iterable[str]) -> SfumatoError:
     return SfumatoError(f"unknown {what} {asked!r}; known: {', '.join(known)}")
 
 
+def whole(name: str, value: int, low: int, high: int) -> None:
+    """Refuse a number outside [low, high]."""
+    if not low <= value <= high:
+        raise SfumatoError(f"{name} lies between {low} and {high}, got {value}")
+
+
 def out_of_memory(e: BaseException) -> bool:
     """Did the machine or the accelerator have no memory left? (torch says so on a CPU by a plain ``RuntimeError``.)"""
     return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(e)
