@@ -43,7 +43,8 @@ def test_no_arguments_is_help(run):
 
 @pytest.mark.parametrize(
     "name",
-    [(n,) for n in cli.COMMANDS if n not in cli.GROUPS] + [(g, n) for g, inner in cli.GROUPS.items() for n in inner],
+    [(n,) for n in cli.COMMANDS if n not in cli.GROUPS]
+    + [(g, n) for g, inner in cli.GROUPS.items() for n in inner("")],
     ids=" ".join,
 )
 def test_every_command_teaches_by_example(run, name):

@@ -10,7 +10,7 @@ from functools import partial
 import tyro
 
 from sfumato import __version__
-from sfumato.commands import chain, experiment, inside
+from sfumato.commands import chain, experiment
 from sfumato.commands.attribute import attribute
 from sfumato.commands.bench import bench
 from sfumato.commands.describe import describe
@@ -28,23 +28,19 @@ from sfumato.commands.render import render
 from sfumato.commands.segment import segment
 from sfumato.commands.sites import sites
 from sfumato.commands.tour import tour
-from sfumato.commands.trajectory import trajectory
 from sfumato.errors import SfumatoError, out_of_memory
 from sfumato.methods import index
 
 COMMANDS = {
     f.__name__: f
     for f in (
-        generate, edit, invert, segment, match, keypoints, attribute, features, inside.inside, distill2d,
+        generate, edit, invert, segment, match, keypoints, attribute, features, distill2d,
         experiment.experiment,
-        render, describe, models, methods, sites, plan, trajectory, tour, bench,
+        render, describe, models, methods, sites, plan, tour, bench,
     )
 }  # fmt: skip
-GROUPS = {
-    "inside": {f.__name__: f for f in inside.ALL},
-    "experiment": {f.__name__.replace("_", "-"): f for f in experiment.ALL},
-}
-"""Commands that are a word more."""
+GROUPS = {"experiment": experiment.commands}
+"""Commands that are a word more: each gives them all, when one is asked for."""
 CHAINED = {
     "generate": chain.split,
     "edit": chain.split,
@@ -70,7 +66,8 @@ def main(args: Sequence[str]) -> int:
         return 0
     args, prog, commands = list(args) or ["--help"], "sfumato", dict[str, Callable[..., None]](COMMANDS)
     if args[0] in GROUPS:
-        prog, commands, args = f"sfumato {args[0]}", GROUPS[args[0]], args[1:] or ["--help"]
+        group, args = args[0], args[1:] or ["--help"]
+        prog, commands = f"sfumato {group}", GROUPS[group](args[0])
     try:
         if args[0] in CHAINED:
             name, (head, methods) = args[0], CHAINED[args[0]](args[1:])

@@ -19,6 +19,12 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
+def whole(name: str, value: int, low: int, high: int) -> None:
+    """Refuse a number outside [low, high]."""
+    if not low <= value <= high:
+        raise SfumatoError(f"{name} lies between {low} and {high}, got {value}")
+
+
 def out_of_memory(e: BaseException) -> bool:
     """Did the machine or the accelerator have no memory left? (torch says so on a CPU by a plain ``RuntimeError``.)"""
     return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(e)

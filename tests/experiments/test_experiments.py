@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from sfumato import experiments
 from sfumato.backbones.exact import Exact, Mixture
-from sfumato.cli import GROUPS
 from sfumato.core.guidance import CFG
 from sfumato.core.schedule import Schedule
 from sfumato.distill import Distillation, GuidedModel
 from sfumato.errors import SfumatoError
-from sfumato.experiments import baseline, guidance_grid, kappa_error, saturation
+from sfumato.experiments import baseline, guidance_grid, index, kappa_error, saturation
 from sfumato.experiments.common import Subjects, apart, guided, listed, mosaic, percent
 from sfumato.methods.distill.score_distillation import ScoreDistillation
 from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
@@ -143,16 +143,16 @@ def test_our_sentences_follow_the_numbers():
         return guidance_grid.Cell("sds", scale, views, images(1), {"right": right, "detail": fine, "saturation": 0.1})
 
     grid = guidance_grid.Grid("latent", (cell(False, 1, 0.0, 2.0), cell(False, 30, 1.0, 2.0), cell(True, 30, 0.0, 1.0)))
-    said = guidance_grid.ours(grid)
+    said = grid.ours()
     assert "sds straight is read right most (100 %) first at a guidance of 30" in said
     assert "sds with random views is never read right" in said and "0.25 times for sds" in said
     curve = saturation.Curve("sds", {}, {1.0: {"saturation": 0.1}, 7.5: {"saturation": 0.3}})
     falls = saturation.Curve("sdi", {}, {1.0: {"saturation": 0.3}, 7.5: {"saturation": 0.2}})
-    said = saturation.ours(saturation.Saturation((curve, falls), images(1), {"saturation": 0.2}))
+    said = saturation.Curves((curve, falls), images(1), {"saturation": 0.2}).ours()
     assert "sds is 50 % below at 1 and 50 % above at 7.5 (it grows with guidance)" in said
     assert said.endswith("sdi is 50 % above at 1 and 0 % above at 7.5.")
     errors = {name: torch.tensor([1.0, float(i)]) for i, name in enumerate(kappa_error.CHOICES)}
-    said = kappa_error.ours(kappa_error.KappaError((0.9, 0.1), {"run": errors}))
+    said = kappa_error.Errors((0.9, 0.1), {"run": errors}).ours()
     assert "resampled 0.5, fixed 1, fixed point 1.5" in said and "inversion the least at 0 of 2 levels" in said
 
 
@@ -172,6 +172,7 @@ def test_a_world_is_one_thing_from_several_sides_in_another_colour():
 
 # --- the commands -----------------------------------------------------------------------------------
 
+NOT_EXPERIMENTS = {"__init__", "index", "experiment", "common", "joint_pca"}
 QUICK = {
     "guidance-grid": ("--methods", "sds,sdi", "--guidances", 1, 7.5, "--steps", 2),
     "saturation": ("--methods", "sds", "--guidances", 1, 7.5, "--steps", 2, "--n", 1),
@@ -185,8 +186,13 @@ QUICK = {
 }
 
 
-def test_every_experiment_is_tried_here():
-    assert set(QUICK) == set(GROUPS["experiment"])
+def test_the_table_has_every_experiment_once_and_those_with_a_source_are_tried_here():
+    files = {f.stem for f in Path(experiments.__file__).parent.glob("*.py")}
+    assert sorted(e.home.partition(":")[0] for e in index.EXPERIMENTS) == sorted(files - NOT_EXPERIMENTS)
+    assert {e.word for e in index.EXPERIMENTS if e.experiment.source} == set(QUICK)
+    assert all(len(e.about) > 30 and e.experiment.__module__.endswith(e.home.split(":")[0]) for e in index.EXPERIMENTS)
+    with pytest.raises(SfumatoError, match=r"unknown experiment 'kappa'; known: trajectory, .*kappa-error"):
+        index.find("kappa")
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -216,21 +222,21 @@ def test_the_same_seed_gives_the_same_numbers_and_json_is_one_document(run, here
     [
         (("guidance-grid", "--methods", "sdss"), "unknown method that distils 'sdss'; known: "),
         (("guidance-grid", "--methods", "masactrl"), "unknown method that distils 'masactrl'"),
-        (("guidance-grid", "--methods", ""), "--methods are different words with commas"),
+        (("guidance-grid", "--methods", ""), "methods are different words, got none; known: "),
         (("guidance-grid", "--methods", "sds:none"), "unknown preset of score-distillation 'none'"),
-        (("saturation", "--guidances", 3, 3), "--guidances: different numbers are meant, got 3 3"),
-        (("saturation", "--steps", 0), "--steps lies between 1 and"),
-        (("smoothness", "--steps", 1), "--steps lies between 2 and 1000"),
-        (("one-noise", "--n", 0), "--n lies between 1 and 64"),
-        (("one-noise", "--high", 7.5), "--guidance and --high: different numbers"),
-        (("kappa-error", "--levels", 40, "--steps", 30), "--levels lies between 2 and 30"),
-        (("inversion-guidance", "--guidance", 1), "--guidance is another than 0 and 1"),
-        (("inversion-steps", "--counts", 3, 3), "--counts are different numbers, got 3 3"),
-        (("collaboration", "--n", 1), "--n lies between 2 and 64"),
-        (("baseline", "--rate", 0), "--rate is a number above 0"),
+        (("saturation", "--guidances", 3, 3), "guidances: different numbers are meant, got 3 3"),
+        (("saturation", "--steps", 0), "steps lies between 1 and"),
+        (("smoothness", "--steps", 1), "steps lies between 2 and 1000"),
+        (("one-noise", "--n", 0), "n lies between 1 and 64"),
+        (("one-noise", "--high", 7.5), "guidance and high: different numbers"),
+        (("kappa-error", "--levels", 40, "--steps", 30), "levels lies between 2 and 30"),
+        (("inversion-guidance", "--guidance", 1), "guidance is another than 0 and 1"),
+        (("inversion-steps", "--counts", 3, 3), "counts: different numbers are meant, got 3 3"),
+        (("collaboration", "--n", 1), "n lies between 2 and 64"),
+        (("baseline", "--rate", 0), "rate is a number above 0"),
         (("baseline", "--prompt", "a red cube", "--colour", "mauve"), "a red cube becomes another colour"),
         (("one-noise", "--prompt", "a red zebra"), "zebra"),
-        (("one-noise", "--seed", -1), "--seed lies between"),
+        (("one-noise", "--seed", -1), "seed lies between"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(run, here, tmp_path, call, why):

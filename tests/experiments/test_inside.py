@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from families import made, side
+from PIL import Image
 
 from sfumato.errors import SfumatoError
-from sfumato.experiments import attention_over_steps, corrupted_inversion, equivariance, joint_pca, patches
+from sfumato.experiments import corrupted_inversion, equivariance, joint_pca, patches
+from sfumato.experiments.attention_over_steps import AttentionOverSteps
 from sfumato.reading.reader import read
 
 
@@ -56,26 +60,28 @@ def test_features_of_every_family_are_drawn(models, name, tmp_path):
 
 def test_attention_is_kept_at_every_step(models, tmp_path):
     model = models("sd")
-    course = attention_over_steps.attention_over_steps(model, "a red cube on grass", ["red", "red cube"], steps=3)
+    course = AttentionOverSteps("a red cube on grass", ("red", "red cube"), steps=3).run(model)
     assert {k: len(v) for k, v in course.maps.items()} == {"red": 3, "red cube": 3}
     assert float(course.likeness("red")[-1]) == pytest.approx(1)
     assert (course.spread("red") <= 1 + 1e-6).all()
     assert (course.maps["red cube"] >= course.maps["red"] - 1e-7).all()
-    attention_over_steps.draw(course, tmp_path / "a.png", "")
+    course.draw(tmp_path / "a.png")
+    every = AttentionOverSteps("a red, red cube.", steps=2).run(model)
+    assert list(every.maps) == ["a", "red", "cube"] == list(every.numbers()["words"])
     with pytest.raises(SfumatoError, match="has no 'duck'"):
-        attention_over_steps.attention_over_steps(model, "a red cube", ["duck"], steps=2)
+        AttentionOverSteps("a red cube", ("duck",), steps=2).run(model)
 
 
 def test_an_equivariant_autoencoder_loses_only_what_the_warp_loses(models, tmp_path):
     """DeepFloyd's images are their own latents, so the decoded and the true are the same image."""
     model = models("deepfloyd")
     found = equivariance.equivariance(model, images(2, 16))
-    assert set(found) == set(equivariance.PUBLISHED)
-    for name, each in found.items():
+    assert set(found.compared) == set(found.numbers()) == set(equivariance.PUBLISHED)
+    for name, each in found.compared.items():
         assert (each.psnr > 90).all(), name
-    equivariance.draw(found, tmp_path / "a.png", "")
+    found.draw(tmp_path / "a.png")
     lossy = equivariance.equivariance(models("sd"), images(1, 64))
-    assert lossy["identity"].psnr < 60
+    assert lossy.compared["identity"].psnr < 60
 
 
 def test_patches_of_the_same_place_correlate_and_of_others_do_not():
@@ -97,7 +103,7 @@ def test_matches_of_the_drawn_scene_fall_with_the_angle_in_pixels(here):
     shown, matched = patches.still_life(3, views=5, full=60.0)
     assert sorted(round(m.angle / 13) for m in matched) == [1, 1, 2, 2]
     found = patches.patch_correlations(load("stilllife", device="cpu"), shown, matched)
-    rows = patches.numbers(found, matched)
+    rows = found.rows()
     near, far = (f(rows, key=lambda r: r["angle"]) for f in (min, max))
     assert near["pixels"] > far["pixels"]
     assert near["pixels"] > 0.4
@@ -109,8 +115,43 @@ def test_noise_estimates_are_the_inversions_own(models, name, tmp_path):
     image = images(1, 64)
     nothing = corrupted_inversion.Corruption("rotation", 0.0)
     strong = corrupted_inversion.Corruption("jitter", 0.5)
-    same, other = corrupted_inversion.corrupted_inversion(model, image, steps=4, corruptions=(nothing, strong))
+    found = corrupted_inversion.corrupted_inversion(model, image, steps=4, corruptions=(nothing, strong))
+    same, other = found.strayed
     torch.testing.assert_close(same.estimates, torch.ones(4), atol=1e-4, rtol=0)
     assert same.end == pytest.approx(1, abs=1e-4) and same.aligned == pytest.approx(1, abs=1e-4)
     assert other.end < same.end
-    corrupted_inversion.draw(image[0], [same, other], tmp_path / "a.png", "")
+    found.draw(tmp_path / "a.png")
+
+
+def test_the_commands_draw_and_tell(run, here, tmp_path):
+    Image.new("RGB", (128, 128), (90, 120, 30)).save(tmp_path / "photo.png")
+    calls = {
+        "attention": ("a red cube", "--words", "red,cube", "--steps", 2),
+        "equivariance": (tmp_path / "photo.png",),
+        "patches": ("--views", 3, "--arc", 20),
+        "inversion": (tmp_path / "photo.png", "--prompt", "a cube", "--steps", 2),
+    }
+    keys = {"attention": {"prompt", "words"}, "patches": {"views"}, "inversion": {"prompt", "corruptions"}}
+    for word, call in calls.items():
+        code, out, err = run("experiment", word, *call, "--out", tmp_path / "out", "--device", "cpu")
+        assert code == 0, err
+        picture, document = (tmp_path / "out" / f"{word}{end}" for end in (".png", ".json"))
+        assert out.splitlines() == [str(picture), str(document)] and Image.open(picture).width > 200
+        assert set(json.loads(document.read_text())) == keys.get(word, set(equivariance.PUBLISHED))
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        (("attention", "a cube", "--steps", 1), "steps lies between 2 and 1000, got 1"),
+        (("attention", "a cube", "--words", "duck"), "has no 'duck'"),
+        (("patches", "--views", 2), "views lies between 3 and 100"),
+        (("patches", "--arc", 400), "arc lies between 1 and 360 degrees, got 400"),
+        (("patches", "--seed", -1), "seed lies between"),
+        (("equivariance", "none.png"), "there is no file"),
+        (("inversion", "none.png", "--steps", 0), "steps lies between"),
+    ],
+)
+def test_what_the_commands_refuse(run, here, tmp_path, call, why):
+    code, out, err = run("experiment", *call, "--out", tmp_path / "out")
+    assert code == 2 and not out and why in err and len(err.splitlines()) == 1, err

@@ -76,7 +76,7 @@ def test_a_linear_denoiser_never_turns():
     torch.testing.assert_close(course.similarity["conditional"][:, 0], ones, **close)
     torch.testing.assert_close(course.similarity["guidance"], torch.stack([ones, ones], 1), **close)
     assert course.similarity["conditional"][:, 1].min() < 0.999 > course.similarity["unconditional"][:, 0].min()
-    assert course.numbers()[0]["similarity"]["guidance"] == pytest.approx(1)
+    assert course.rows()[0]["similarity"]["guidance"] == pytest.approx(1)
 
 
 def test_paths_are_where_the_algebra_puts_them():
@@ -95,7 +95,7 @@ def test_paths_are_where_the_algebra_puts_them():
     assert course.rgb.shape == (11, 3, 4, 1, 3)  # a cell is one pixel here
     for k, (row, column) in enumerate(course.cells.tolist()):
         torch.testing.assert_close(course.rgb[:, :, k, 0], wanted[..., row, column] / 2 + 0.5, atol=1e-4, rtol=0)
-    numbers = course.numbers()
+    numbers = course.rows()
     assert [n["border"] for n in numbers] == pytest.approx([0, 2 / 3, 2 / 3])  # red and green end at .7, 1 and 1.3
     assert [n["border_points"] for n in numbers] == pytest.approx([0, 2 / 3, 2 / 3])
     spread = wanted.amax(0) - wanted.amin(0)
@@ -149,7 +149,7 @@ def run(capsys):
     """Run the command; returns (exit code, stdout, stderr)."""
 
     def call(*args: object):
-        code = cli.main(["trajectory", *map(str, args)])
+        code = cli.main(["experiment", "trajectory", *map(str, args)])
         out = capsys.readouterr()
         return code, out.out, out.err
 
@@ -169,9 +169,10 @@ def test_the_command_draws_and_tells(run, here, tmp_path):
     assert [row["scale"] for row in record["scales"]] == [1, 7.5] and len(record["times"]) == 4
     assert record["decode"] == "estimate" and len(record["cells"]) == 1
     for row, short in zip(record["scales"], told["scales"], strict=True):
-        for name, curve in row.pop("curves").items():
+        assert row == short
+        for name, curve in row["curves"].items():
             assert len(curve) == 2 and sum(curve) / 2 == pytest.approx(row["similarity"][name], abs=1e-6)
-        assert row == short and 0 <= row["border"] <= 1 and row["range"] > 0
+        assert 0 <= row["border"] <= 1 and row["range"] > 0
     again = run(*options, "--out", tmp_path / "b")
     assert again[0] == 0 and "at border" in again[1] and again[1].split()[-1] == str(tmp_path / "b" / "trajectory.json")
     for name in ("similarity.png", "latents.png", "pixels.png", "trajectory.json"):
@@ -182,15 +183,15 @@ def test_the_command_draws_and_tells(run, here, tmp_path):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--scales", "nan", "3"], ["--scales", "nan 3"]),
+        (["--scales", "nan", "3"], ["scales", "nan 3"]),
         (["--scales", "3", "3"], ["different", "3 3"]),
         (["--scales", *map(str, range(9))], ["one to eight"]),
-        (["--scales"], ["got none"]),
+        (["--scales"], ["scales", "got none"]),
         (["--scales", "1", "1e38"], ["at guidance 1e+38", "smaller"]),
-        (["--steps", "1"], ["--steps", "between 2 and 1000, got 1"]),
-        (["--points", "0"], ["--points"]),
-        (["--points", "7"], ["--points", "between 1 and 6, got 7"]),
-        (["--seed", "-1"], ["--seed"]),
+        (["--steps", "1"], ["steps", "between 2 and 1000, got 1"]),
+        (["--points", "0"], ["points"]),
+        (["--points", "7"], ["points", "between 1 and 6, got 7"]),
+        (["--seed", "-1"], ["seed"]),
         (["--device", "tpu"], ["unknown device 'tpu'"]),
         (["--model", "no/such"], ["unknown model"]),
     ],

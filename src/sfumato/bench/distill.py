@@ -28,8 +28,8 @@ from sfumato.core.denoising import denoise
 from sfumato.distill import Distillation, Now, Times, apply_gradient, canvases, constant, distil
 from sfumato.distill.loop import rng_of
 from sfumato.experiments.common import Subjects
-from sfumato.experiments.kappa_error import kappa_error
-from sfumato.experiments.one_noise import one_noise
+from sfumato.experiments.kappa_error import KappaError
+from sfumato.experiments.one_noise import OneNoise
 from sfumato.inversion import Inversion, invert
 from sfumato.io.device import choose
 from sfumato.io.terminal import progress
@@ -236,7 +236,8 @@ def from_noise(session: DistillSession) -> Mapping[str, Figure]:
     """SDI with its cache, with inversion, and SDS, from the noise of DDIM."""
 
     def measure() -> tuple[Row, Tensor]:
-        found = one_noise(session.model, session.few, SAMPLED, GUIDANCE, seed=session.seed, sds_steps=STEPS)
+        experiment = OneNoise(seed=session.seed, steps=SAMPLED, sds_steps=STEPS, guidance=GUIDANCE)
+        found = experiment.measure(session.model, session.few)
         row: Row = {f"{name}: {k}": v for name, looks in found.looks.items() for k, v in looks.items()}
         row |= {f"{name}: psnr": v for name, v in found.psnr.items()}
         return row, torch.cat([x for images in found.images.values() for x in images], -1)
@@ -265,7 +266,7 @@ def kappas(session: DistillSession) -> Mapping[str, Figure]:
     """Of images along a run of SDI, as in the source, and of renders: the mean over levels of each choice's error."""
 
     def measure() -> tuple[Row, Tensor]:
-        found = kappa_error(session.model, session.few, SAMPLED, seed=session.seed)
+        found = KappaError(seed=session.seed, steps=SAMPLED).measure(session.model, session.few)
         errors = {(where, name): e for where, rows in found.errors.items() for name, e in rows.items()}
         return {f"{where}, {name}: error": float(e.mean()) for (where, name), e in errors.items()}, session.renders[0]
 

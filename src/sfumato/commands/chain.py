@@ -6,13 +6,13 @@ A file of ``sfumato.methods`` that has a class of its name is a word here; nothi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass, replace
-from functools import cache, partial
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from sfumato.commands.fields import spoken
 from sfumato.errors import SfumatoError, unknown
 from sfumato.methods import index
 
@@ -163,83 +163,17 @@ def parse(segments: Sequence[Sequence[str]], command: str) -> Chain:
             del options[i : i + 2]
         known = ", ".join(f"--preset {name}" for name in entry.presets)
         more = f"\n\nPresets, before the other options: {known}" if known else ""
-        spoken = _spoken(cls)
+        said = spoken(cls)
         if any(f.default is f.default_factory and "Callable" in str(f.type) for f in fields(cls)):  # both are missing
             raise SfumatoError(f"{word} takes a function, which a command line cannot give; use it from Python")
         item = tyro.cli(
-            spoken,
+            said,
             prog=f"sfumato {command} ... {word}",
             description=(cls.__doc__ or "") + more,
             args=options,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed),
-            **({} if preset is None else {"default": spoken(**_values(preset))}),
+            **({} if preset is None else {"default": said(**_values(preset))}),
         )
         items.append(cls(**_values(item)))
         names.append(word)
     return Chain(tuple(items), tuple(names))
-
-
-@cache
-def _spoken(cls: Any) -> Any:
-    """The class with its fields as a command line writes them: words with commas, files; the others are hidden."""
-    from sfumato.distill.annealing import Ramp, Times
-    from sfumato.methods.edit.prompt_to_prompt import LocalBlend
-    from sfumato.prompts.layout import Layout, Mask
-
-    def blended(args: list[str]) -> LocalBlend:
-        blend = LocalBlend(args[0], args[1])
-        return replace(blend, threshold=float(args[2])) if args[2:] else blend
-
-    blend = tyro.constructors.PrimitiveConstructorSpec(
-        (2, 3),
-        "SOURCE TARGET [THRESHOLD]",
-        blended,
-        lambda value: True,
-        lambda value: [value.source, value.target, str(value.threshold)] if value else ["none"],
-    )
-    hints, out = get_type_hints(cls), []
-    for f in fields(cls):
-        hint, inside = hints[f.name], get_args(hints[f.name])
-        one = next((t for t in inside if t is not type(None)), hint) if type(None) in inside else hint
-        if f.metadata.get("command") is False:
-            said: Any = tyro.conf.Fixed
-        elif get_origin(one) is tuple and get_args(one) == (str, ...):
-            said = _spec("WORD,WORD", lambda text: tuple(_listed(text)), ",".join)
-        elif isinstance(get_origin(one), type) and issubclass(get_origin(one), Mapping):
-            said = _spec("WORD=VALUE,...", partial(_pairs, of=get_args(one)[1]), _paired)
-        elif one is Layout:
-            said = _spec("FILE", Layout.read, lambda v: ",".join(v.phrases))
-        elif one is Mask:
-            said = _spec("PNG", Mask.read, str)
-        elif one is Ramp or one is Times:
-            said = _spec("RAMP" if one is Ramp else "RAMP[,RAMP]", one.read, str)
-        elif one is LocalBlend:
-            said = blend
-        else:
-            continue
-        out.append((f.name, Annotated[hint, said], field(default=f.default, default_factory=f.default_factory)))
-    return make_dataclass(cls.__name__, out, bases=(cls,), frozen=True) if out else cls
-
-
-def _spec(metavar: str, read: Callable[[str], Any], write: Callable[[Any], str]) -> Any:
-    return tyro.constructors.PrimitiveConstructorSpec(
-        1, metavar, lambda args: read(args[0]), lambda value: True, lambda v: [write(v) if v else "none"]
-    )
-
-
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _paired(values: Mapping[str, Any]) -> str:
-    return ",".join(f"{k}={v}" for k, v in values.items())
-
-
-def _pairs(text: str, of: type) -> dict[str, Any]:
-    out = {}
-    for part in _listed(text):
-        word, equals, value = part.rpartition("=")
-        if not equals:
-            raise ValueError(f"expected WORD=VALUE, got {part!r}")
-        out[word] = of(value)
-    return out

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, whole
 
 if TYPE_CHECKING:
     from sfumato.core.backbone import Backbone
@@ -72,12 +72,6 @@ class Running(Loading):
 
     offload: Literal["model", "sequential"] | None = None
     """Keep weights in main memory, and bring a network or a layer at a time to the GPU."""
-
-
-def whole(name: str, value: int, low: int, high: int) -> None:
-    """Refuse a number outside [low, high]."""
-    if not low <= value <= high:
-        raise SfumatoError(f"{name} lies between {low} and {high}, got {value}")
 
 
 def seed_of(value: int) -> int:

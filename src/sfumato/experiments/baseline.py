@@ -7,6 +7,7 @@ the original images under the sentence that describes them, in place of the nois
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.distill import Latents, canvases, distil
-from sfumato.errors import SfumatoError
-from sfumato.experiments.common import Batch, Subjects, percent, photographed, tile
+from sfumato.errors import SfumatoError, whole
+from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, percent, photographed, tile
+from sfumato.experiments.experiment import Findings, different
 from sfumato.media import plots
 from sfumato.methods.distill.collaborative_score_distillation import EDITING, CollaborativeScoreDistillation
 from sfumato.metrics.image import psnr
@@ -30,11 +32,6 @@ from sfumato.stilllife.captions import Said
 from sfumato.stilllife.moves import orbit
 from sfumato.stilllife.scene import COLOURS
 
-SOURCE = (
-    "Kim et al. 2023, figures 6 to 8: with random noise as baseline edits are blurry and lose the structure of the "
-    "source; without Stein variational gradient descent the images of a set are edited inconsistently; CSD-Edit keeps "
-    "detail and consistency."
-)
 ARC = 60.0
 """Degrees between the first side and the last."""
 
@@ -82,52 +79,45 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Baseline:
+class Edits(Findings):
     world: World
     edits: Mapping[str, Edit]
 
+    def numbers(self) -> dict[str, object]:
+        rows = {
+            name: {
+                "right": e.right,
+                "kept_psnr": e.kept,
+                "truth_psnr": e.truth,
+                "detail_over_source": e.detail,
+                "colour_spread": e.colours,
+            }
+            for name, e in self.edits.items()
+        }
+        return {"from": self.world.said.phrase(), "to": self.world.asked.phrase(), "edits": rows}
 
-def baseline(
-    model: Backbone,
-    subjects: Subjects,
-    colour: str,
-    steps: int = 100,
-    guidance: float = 7.5,
-    rate: float = 0.1,
-    seed: int = 0,
-) -> Baseline:
-    """CSD-Edit of the first of the prompts, a side an image; with a random baseline; and without collaboration."""
-    n = len(subjects.said)
-    world = World.drawn(subjects.said[0], colour, n, model.size, seed)
-    asked = Subjects((world.asked,) * n, seed)
-    with torch.no_grad():
-        begin = model.encode(world.before.to(model.device))
-        source = model.decode(begin).cpu().clamp(0, 1)
-    fine = float(detail(source).mean())
-    method = replace(EDITING, guidance=guidance, described=world.said.phrase())
+    def ours(self) -> str:
+        parts = [
+            f"{name} keeps {e.detail:.2f} of the source's detail and {e.kept:.1f} dB where nothing should change, "
+            f"{percent(e.right)} read as asked, colours {e.colours:.3f} apart"
+            for name, e in self.edits.items()
+        ]
+        return f"{'; '.join(parts)}."
 
-    def run(method: CollaborativeScoreDistillation) -> Edit:
-        canvas = Latents(begin)
-        descent = partial(torch.optim.SGD, lr=rate)
-        distil(model, canvas, asked.prompts, method, steps, optimiser=descent, seed=seed)
-        images = canvases.shown(model, canvas)
-        return Edit(
-            images,
-            asked.right(images),
-            float(psnr(images, world.before, world.kept).nanmean()),
-            float(psnr(images, world.after).mean()),
-            float(detail(images).mean()) / fine,
-            _apart(images, ~world.kept),
-        )
-
-    return Baseline(
-        world,
-        {
-            "CSD-Edit": run(method),
-            "random baseline": run(replace(method, baseline="random")),
-            "without SVGD": run(replace(method, bandwidth="off")),
-        },
-    )
+    def draw(self, path: Path, about: str = "") -> None:
+        """Rows: the source, the ways to edit, what should be."""
+        world, n = self.world, min(6, len(self.world.before))
+        rows = {"source": (world.before, "")}
+        for name, e in self.edits.items():
+            rows[name] = (e.images, f"detail {e.detail:.2f}, kept {e.kept:.1f} dB")
+        rows["truth"] = (world.after, "")
+        title = f"“{world.said.phrase()}” to “{world.asked.phrase()}”"
+        with plots.figure(path, (max(1.45 * n, 5.0), 1.5 * len(rows) + 0.8), title, about) as figure:
+            axes = figure.subplots(len(rows), n, squeeze=False)
+            for i, (name, (images, below)) in enumerate(rows.items()):
+                for j in range(n):
+                    side = name if j == 0 else ""
+                    tile(axes[i, j], images[j : j + 1], row=side, below=below if j == 0 else "")
 
 
 def _apart(images: Batch, where: Bool[Tensor, "n h w"]) -> float:
@@ -137,42 +127,68 @@ def _apart(images: Batch, where: Bool[Tensor, "n h w"]) -> float:
     return float(torch.pdist(colours).mean())
 
 
-def numbers(found: Baseline) -> dict[str, object]:
-    """The figures, for a machine to read."""
-    rows = {
-        name: {
-            "right": e.right,
-            "kept_psnr": e.kept,
-            "truth_psnr": e.truth,
-            "detail_over_source": e.detail,
-            "colour_spread": e.colours,
+@dataclass(frozen=True)
+class Baseline(OfSubjects):
+    """CSD-Edit of a set, n sides of a thing: with its baseline, with random noise as baseline, and without SVGD.
+
+    Example: sfumato experiment baseline --prompt "a red cube on grass" --colour blue --n 4
+    """
+
+    n: int = 4
+    """Images."""
+    colour: str = ""
+    """What the thing becomes [default: blue, or red if it is blue]."""
+    guidance: float = 7.5
+    """Of all runs."""
+    rate: float = 0.1
+    """Of plain gradient descent."""
+    steps: int = 60
+    """Steps of each run."""
+
+    source = (
+        "Kim et al. 2023, figures 6 to 8: with random noise as baseline edits are blurry and lose the structure of the "
+        "source; without Stein variational gradient descent the images of a set are edited inconsistently; CSD-Edit "
+        "keeps detail and consistency."
+    )
+    together = True
+
+    def __post_init__(self) -> None:
+        whole("steps", self.steps, 1, MOST_STEPS)
+        different("guidance", (self.guidance,))
+        if not (math.isfinite(self.rate) and self.rate > 0):
+            raise SfumatoError(f"rate is a number above 0, got {self.rate:g}")
+        super().__post_init__()
+        if not self.colour:
+            own = self._subjects().said[0].things[0].colour
+            object.__setattr__(self, "colour", "red" if own == "blue" else "blue")
+
+    def measure(self, model: Backbone, subjects: Subjects) -> Edits:
+        n, seed = len(subjects.said), self.seed
+        world = World.drawn(subjects.said[0], self.colour, n, model.size, seed)
+        asked = Subjects((world.asked,) * n, seed)
+        with torch.no_grad():
+            begin = model.encode(world.before.to(model.device))
+            source = model.decode(begin).cpu().clamp(0, 1)
+        fine = float(detail(source).mean())
+        method = replace(EDITING, guidance=self.guidance, described=world.said.phrase())
+
+        def run(method: CollaborativeScoreDistillation) -> Edit:
+            canvas = Latents(begin)
+            descent = partial(torch.optim.SGD, lr=self.rate)
+            distil(model, canvas, asked.prompts, method, self.steps, optimiser=descent, seed=seed)
+            images = canvases.shown(model, canvas)
+            return Edit(
+                images,
+                asked.right(images),
+                float(psnr(images, world.before, world.kept).nanmean()),
+                float(psnr(images, world.after).mean()),
+                float(detail(images).mean()) / fine,
+                _apart(images, ~world.kept),
+            )
+
+        ways = {
+            "CSD-Edit": method,
+            "random baseline": replace(method, baseline="random"),
+            "without SVGD": replace(method, bandwidth="off"),
         }
-        for name, e in found.edits.items()
-    }
-    return {"from": found.world.said.phrase(), "to": found.world.asked.phrase(), "edits": rows}
-
-
-def ours(found: Baseline) -> str:
-    """What the numbers say."""
-    parts = [
-        f"{name} keeps {e.detail:.2f} of the source's detail and {e.kept:.1f} dB where nothing should change, "
-        f"{percent(e.right)} read as asked, colours {e.colours:.3f} apart"
-        for name, e in found.edits.items()
-    ]
-    return f"{'; '.join(parts)}."
-
-
-def draw(found: Baseline, path: Path, about: str) -> None:
-    """Rows: the source, the ways to edit, what should be."""
-    world, n = found.world, min(6, len(found.world.before))
-    rows = {"source": (world.before, "")}
-    for name, e in found.edits.items():
-        rows[name] = (e.images, f"detail {e.detail:.2f}, kept {e.kept:.1f} dB")
-    rows["truth"] = (world.after, "")
-    title = f"“{world.said.phrase()}” to “{world.asked.phrase()}”"
-    with plots.figure(path, (max(1.45 * n, 5.0), 1.5 * len(rows) + 0.8), title, about) as figure:
-        axes = figure.subplots(len(rows), n, squeeze=False)
-        for i, (name, (images, below)) in enumerate(rows.items()):
-            for j in range(n):
-                side = name if j == 0 else ""
-                tile(axes[i, j], images[j : j + 1], row=side, below=below if j == 0 else "")
+        return Edits(world, {name: run(way) for name, way in ways.items()})

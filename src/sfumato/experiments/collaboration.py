@@ -14,15 +14,12 @@ import torch
 
 from sfumato.core.backbone import Backbone
 from sfumato.distill import canvases, distil
-from sfumato.experiments.common import Batch, Subjects, percent, tile
+from sfumato.errors import whole
+from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, percent, tile
+from sfumato.experiments.experiment import Findings, different
 from sfumato.media import plots
 from sfumato.methods.distill.collaborative_score_distillation import CollaborativeScoreDistillation
 from sfumato.metrics.looks import spread
-
-SOURCE = (
-    "Kim et al. 2023, figures 6 to 8: without Stein variational gradient descent the images of a set come out "
-    "inconsistent, such as with blue caps and red ones; with it they agree."
-)
 
 
 @dataclass(frozen=True)
@@ -38,68 +35,81 @@ class Set:
 
 
 @dataclass(frozen=True)
-class Collaboration:
+class Sets(Findings):
     on: Set
     off: Set
     repelled: Set
     """With collaboration, and the kernel's own gradient many times as strong."""
     repulsion: float
 
+    def _named(self) -> dict[str, Set]:
+        return {"off": self.off, "on": self.on, f"repulsion x {self.repulsion:g}": self.repelled}
 
-def collaboration(
-    model: Backbone,
-    subjects: Subjects,
-    steps: int = 150,
-    guidance: float = 20.0,
-    repulsion: float = 1e3,
-    seed: int = 0,
-    method: CollaborativeScoreDistillation | None = None,
-) -> Collaboration:
-    """Three runs of the same prompt from the same noise. ``SfumatoError`` for a set of one."""
-    method = replace(method or CollaborativeScoreDistillation(), guidance=guidance)
+    def numbers(self) -> dict[str, object]:
+        rows = {
+            name: {"spread": s.spread, "spread_of_latents": s.latents, **s.looks} for name, s in self._named().items()
+        }
+        return {"sets": rows, "spread_on_off": self.on.spread / self.off.spread}
 
-    def run(method: CollaborativeScoreDistillation) -> Set:
-        canvas = canvases.canvas(model, "latent", len(subjects.said), seed)
-        spread(canvas.render(None).detach())  # a set of one is refused before it is run
-        adam = canvases.optimiser("adam", "latent", None)
-        distil(model, canvas, subjects.prompts, method, steps, optimiser=adam, seed=seed)
-        images = canvases.shown(model, canvas)
-        with torch.no_grad():
-            return Set(images, spread(images), spread(canvas.render(None)), subjects.looks(images))
+    def ours(self) -> str:
+        on, off, far = self.on, self.off, self.repelled
+        return (
+            f"Images of a set differ by {on.spread:.3f} with collaboration and by {off.spread:.3f} without, "
+            f"{on.spread / off.spread:.2f} times as much; {percent(on.looks['right'])} are read right with it and "
+            f"{percent(off.looks['right'])} without. With {self.repulsion:g} times the repulsion they differ by "
+            f"{far.spread:.3f}."
+        )
 
-    return Collaboration(
-        run(method), run(replace(method, bandwidth="off")), run(replace(method, repulsion=repulsion)), repulsion
+    def draw(self, path: Path, about: str = "") -> None:
+        """A row a run, a column an image."""
+        rows, n = self._named(), min(8, len(self.on.images))
+        title = "A set of one prompt, with collaboration and without"
+        with plots.figure(path, (max(1.4 * n, 5.0), 1.5 * len(rows) + 0.9), title, about) as figure:
+            axes = figure.subplots(len(rows), n, squeeze=False)
+            for i, (name, each) in enumerate(rows.items()):
+                for j in range(n):
+                    below = f"spread {each.spread:.3f}" if j == 0 else ""
+                    tile(axes[i, j], each.images[j : j + 1], row=name if j == 0 else "", below=below)
+
+
+@dataclass(frozen=True)
+class Collaboration(OfSubjects):
+    """A set of images of one prompt, with Stein variational gradient descent and without. n is the set's number.
+
+    Example: sfumato experiment collaboration --prompt "a red cube on grass" --n 8
+    """
+
+    n: int = 4
+    """Images."""
+    guidance: float = 20.0
+    """Of all runs."""
+    repulsion: float = 1e3
+    """Times the kernel's own gradient, in a third run."""
+    steps: int = 150
+    """Steps of each run."""
+
+    source = (
+        "Kim et al. 2023, figures 6 to 8: without Stein variational gradient descent the images of a set come out "
+        "inconsistent, such as with blue caps and red ones; with it they agree."
     )
+    together = True
 
+    def __post_init__(self) -> None:
+        whole("steps", self.steps, 1, MOST_STEPS)
+        different("guidance", (self.guidance,))
+        different("repulsion", (self.repulsion,))
+        super().__post_init__()
 
-def _named(found: Collaboration) -> dict[str, Set]:
-    return {"off": found.off, "on": found.on, f"repulsion x {found.repulsion:g}": found.repelled}
+    def measure(self, model: Backbone, subjects: Subjects) -> Sets:
+        method = CollaborativeScoreDistillation(guidance=self.guidance)
 
+        def run(method: CollaborativeScoreDistillation) -> Set:
+            canvas = canvases.canvas(model, "latent", len(subjects.said), self.seed)
+            adam = canvases.optimiser("adam", "latent", None)
+            distil(model, canvas, subjects.prompts, method, self.steps, optimiser=adam, seed=self.seed)
+            images = canvases.shown(model, canvas)
+            with torch.no_grad():
+                return Set(images, spread(images), spread(canvas.render(None)), subjects.looks(images))
 
-def numbers(found: Collaboration) -> dict[str, object]:
-    """The figures, for a machine to read."""
-    rows = {name: {"spread": s.spread, "spread_of_latents": s.latents, **s.looks} for name, s in _named(found).items()}
-    return {"sets": rows, "spread_on_off": found.on.spread / found.off.spread}
-
-
-def ours(found: Collaboration) -> str:
-    """What the numbers say."""
-    on, off, far = found.on, found.off, found.repelled
-    return (
-        f"Images of a set differ by {on.spread:.3f} with collaboration and by {off.spread:.3f} without, "
-        f"{on.spread / off.spread:.2f} times as much; {percent(on.looks['right'])} are read right with it and "
-        f"{percent(off.looks['right'])} without. With {found.repulsion:g} times the repulsion they differ by "
-        f"{far.spread:.3f}."
-    )
-
-
-def draw(found: Collaboration, path: Path, about: str) -> None:
-    """A row a run, a column an image."""
-    rows, n = _named(found), min(8, len(found.on.images))
-    title = "A set of one prompt, with collaboration and without"
-    with plots.figure(path, (max(1.4 * n, 5.0), 1.5 * len(rows) + 0.9), title, about) as figure:
-        axes = figure.subplots(len(rows), n, squeeze=False)
-        for i, (name, each) in enumerate(rows.items()):
-            for j in range(n):
-                below = f"spread {each.spread:.3f}" if j == 0 else ""
-                tile(axes[i, j], each.images[j : j + 1], row=name if j == 0 else "", below=below)
+        off, repelled = replace(method, bandwidth="off"), replace(method, repulsion=self.repulsion)
+        return Sets(run(method), run(off), run(repelled), self.repulsion)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
 from sfumato.distill import Distillation, canvases, distil
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, unknown, whole
+from sfumato.experiments.experiment import MOST_SEED, Experiment, Findings, plain
 from sfumato.media import plots
+from sfumato.methods import index
 from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
 from sfumato.metrics.looks import detail, saturation
 from sfumato.stilllife.captions import Said, SaidThing, parse
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 Batch = Float[Tensor, "n 3 h w"]
 SIDE = 128  # of what the oracle reads
+MOST_STEPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,62 @@ class Subjects:
         }
 
 
+@dataclass(frozen=True)
+class OfSubjects(Experiment):
+    """An experiment on prompts that can be drawn: with the built-in model a few minutes on two cores, as it stands."""
+
+    prompt: str = ""
+    """Paint this, n times; in the words of the built-in model [default: one thing on some ground, drawn n times]."""
+    n: int = 2
+    """Images."""
+    seed: int = 0
+    """The same seed gives the same result."""
+
+    together: ClassVar[bool] = False
+    """Is it of a set: two images or more, all of the first prompt?"""
+    untold: ClassVar[tuple[str, ...]] = ()
+    """Settings that are seen in the findings."""
+
+    def __post_init__(self) -> None:
+        whole("n", self.n, 2 if self.together else 1, 64)
+        whole("seed", self.seed, 0, MOST_SEED)
+        self._subjects()
+
+    def run(self, model: Backbone) -> Findings:
+        return self.measure(model, self._subjects())
+
+    @abstractmethod
+    def measure(self, model: Backbone, subjects: Subjects) -> Findings:
+        """The run, of other subjects than ``prompt`` and ``n`` say."""
+
+    def _subjects(self) -> Subjects:
+        found = Subjects.of(self.prompt, self.n, self.seed) if self.prompt else Subjects.drawn(self.n, self.seed)
+        return found.alike() if self.together else found
+
+    def _own(self) -> dict[str, Any]:
+        shared = {*self.untold, *(f.name for f in fields(OfSubjects))}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in shared}
+
+    def settings(self, model: Backbone) -> dict[str, Any]:
+        prompts = list(dict.fromkeys(self._subjects().prompts))
+        return {"model": model.name, "n": self.n, "seed": self.seed, **self._own(), "prompts": prompts}
+
+    def about(self, model: Backbone) -> str:
+        own = (f"{k.replace('_', ' ')} {plain(v)}" for k, v in self._own().items())
+        return ", ".join([model.name, f"n {self.n}", *own])
+
+
+def distillations(specs: Sequence[str]) -> dict[str, Distillation]:
+    """Methods by their words, or ``word:preset``. ``SfumatoError`` for none, one twice, and what does not distil."""
+    known = index.words(index.DISTILLING, aliases=True)
+    if not specs or len(set(specs)) < len(specs):
+        raise SfumatoError(f"methods are different words, got {plain(specs) or 'none'}; known: {', '.join(known)}")
+    for word in (spec.partition(":")[0] for spec in specs):
+        if word not in known:
+            raise unknown("method that distils", word, known)
+    return {spec: index.default(spec) for spec in specs}
+
+
 def photographed(said: Said, rng: np.random.Generator) -> Scene:
     """A scene of which this is true, a photo where no style is said, as captions mostly leave that out."""
     return scene_of(said if said.style else replace(said, style="photo"), rng)
@@ -126,7 +186,7 @@ def guided(name: str, method: Distillation, scale: float) -> Distillation:
     asked: Any = method
     own = {f.name for f in fields(asked)}
     if "guidance" not in own:
-        raise SfumatoError(f"{name} has no guidance to vary; leave it out of --methods")
+        raise SfumatoError(f"{name} has no guidance to vary; leave it out of methods")
     if "inversion_guidance" not in own:
         return replace(asked, guidance=scale)
     return replace(asked, guidance=scale, inversion_guidance=scale * asked.inversion_guidance / asked.guidance)

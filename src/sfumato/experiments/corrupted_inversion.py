@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.errors import whole
+from sfumato.experiments.experiment import Experiment, Findings
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.io.terminal import progress
 from sfumato.media import plots
+from sfumato.media.images import Fit, read_image
 from sfumato.ops.warps import Similarity
 
 ANGLES = (2.0, 5.0, 10.0, 20.0, 45.0)
@@ -73,6 +77,60 @@ class Strayed:
     """The same, with the original's latents moved as the image was."""
 
 
+@dataclass(frozen=True)
+class Inversions(Findings):
+    """An image, and how its corruptions strayed."""
+
+    image: Float[Tensor, "3 h w"]
+    strayed: Sequence[Strayed]
+
+    def numbers(self) -> dict[str, Any]:
+        rows = [
+            {
+                "kind": s.corruption.kind,
+                "strength": s.corruption.strength,
+                "end": s.end,
+                "aligned": s.aligned,
+                "estimates": s.estimates.tolist(),
+            }
+            for s in self.strayed
+        ]
+        return {"corruptions": rows}
+
+    def draw(self, path: Path, about: str = "") -> None:
+        """A row a kind: the strongest, the estimates along the inversion, and where it ends by strength."""
+        kinds = list(dict.fromkeys(s.corruption.kind for s in self.strayed))
+        with plots.figure(path, (9.5, 2.1 * len(kinds) + 0.6), "Inversions of corrupted images", about) as figure:
+            axes = figure.subplots(len(kinds), 4, squeeze=False, width_ratios=(0.8, 0.8, 1.6, 1.6))
+            for row, kind in zip(axes, kinds, strict=True):
+                some = [s for s in self.strayed if s.corruption.kind == kind]
+                plots.image(row[0], self.image, "original")
+                plots.image(row[1], some[-1].image, f"{kind} {some[-1].corruption.strength:g}")
+                for s, colour in zip(some, plots.colours(len(some)), strict=True):
+                    row[2].plot(
+                        range(1, len(s.estimates) + 1),
+                        s.estimates.numpy(),
+                        color=colour,
+                        label=f"{s.corruption.strength:g}",
+                    )
+                row[2].legend(fontsize=6.5, ncols=2)
+                row[2].set_title("noise estimates, by step")
+                strengths = [s.corruption.strength for s in some]
+                row[3].plot(strengths, [s.end for s in some], "o-", color=plots.COLOURS[0], label="as they are")
+                if kind != "jitter":
+                    row[3].plot(
+                        strengths,
+                        [s.aligned for s in some],
+                        "o--",
+                        color=plots.COLOURS[1],
+                        label="original moved alike",
+                    )
+                row[3].legend(fontsize=6.5)
+                row[3].set_title("where they end, by strength")
+                for axis in row[2:]:
+                    axis.set_ylim(min(0.0, axis.get_ylim()[0]), 1.02)
+
+
 @torch.no_grad()
 def corrupted_inversion(
     model: Backbone,
@@ -80,7 +138,7 @@ def corrupted_inversion(
     prompt: str = "",
     steps: int = 50,
     corruptions: Sequence[Corruption] = CORRUPTIONS,
-) -> list[Strayed]:
+) -> Inversions:
     """Invert an image, which the model can encode as it is, and its corruptions, in one batch."""
     shown = torch.cat([image, *(c.of(image) for c in corruptions)])
     latents = model.encode(shown.to(model.device))
@@ -94,7 +152,7 @@ def corrupted_inversion(
         at, to = levels[steps - i], levels[steps - i - 1]
         estimates.append((y - to.alpha / at.alpha * x) / (to.sigma - to.alpha * at.sigma / at.alpha))
     noise, end = torch.stack(estimates).cpu(), track[-1].cpu()
-    return [
+    strayed = [
         Strayed(
             c,
             shown[n].cpu(),
@@ -104,51 +162,37 @@ def corrupted_inversion(
         )
         for n, c in enumerate(corruptions, 1)
     ]
+    return Inversions(image[0].cpu(), strayed)
 
 
 def _alike(a: Tensor, b: Tensor) -> float:
     return float(F.cosine_similarity(a.flatten(), b.flatten(), dim=0))
 
 
-def numbers(found: Sequence[Strayed]) -> list[dict[str, object]]:
-    """The figures, for a machine to read."""
-    return [
-        {
-            "kind": s.corruption.kind,
-            "strength": s.corruption.strength,
-            "end": s.end,
-            "aligned": s.aligned,
-            "estimates": s.estimates.tolist(),
-        }
-        for s in found
-    ]
+@dataclass(frozen=True)
+class CorruptedInversion(Experiment):
+    """Invert an image and its corruptions (colours, rotations, scalings), and see how far their noise strays.
 
+    Example: sfumato experiment inversion photo.png --prompt "a red cube on grass"
+    """
 
-def draw(image: Float[Tensor, "3 h w"], found: Sequence[Strayed], path: Path, about: str) -> None:
-    """A row a kind: the strongest, the estimates along the inversion, and where it ends by strength."""
-    kinds = list(dict.fromkeys(s.corruption.kind for s in found))
-    with plots.figure(path, (9.5, 2.1 * len(kinds) + 0.6), "Inversions of corrupted images", about) as figure:
-        axes = figure.subplots(len(kinds), 4, squeeze=False, width_ratios=(0.8, 0.8, 1.6, 1.6))
-        for row, kind in zip(axes, kinds, strict=True):
-            some = [s for s in found if s.corruption.kind == kind]
-            plots.image(row[0], image, "original")
-            plots.image(row[1], some[-1].image, f"{kind} {some[-1].corruption.strength:g}")
-            for s, colour in zip(some, plots.colours(len(some)), strict=True):
-                row[2].plot(
-                    range(1, len(s.estimates) + 1),
-                    s.estimates.numpy(),
-                    color=colour,
-                    label=f"{s.corruption.strength:g}",
-                )
-            row[2].legend(fontsize=6.5, ncols=2)
-            row[2].set_title("noise estimates, by step")
-            strengths = [s.corruption.strength for s in some]
-            row[3].plot(strengths, [s.end for s in some], "o-", color=plots.COLOURS[0], label="as they are")
-            if kind != "jitter":
-                row[3].plot(
-                    strengths, [s.aligned for s in some], "o--", color=plots.COLOURS[1], label="original moved alike"
-                )
-            row[3].legend(fontsize=6.5)
-            row[3].set_title("where they end, by strength")
-            for axis in row[2:]:
-                axis.set_ylim(min(0.0, axis.get_ylim()[0]), 1.02)
+    image: Path
+    """Any picture file."""
+    prompt: str = ""
+    """What it shows."""
+    steps: int = 50
+    """DDIM steps."""
+    fit: Fit = "crop"
+    """How the picture becomes what the model sees."""
+
+    def __post_init__(self) -> None:
+        whole("steps", self.steps, 2, 1000)
+
+    def about(self, model: Backbone) -> str:
+        return f"{model.name}: {self.image.name}"
+
+    def settings(self, model: Backbone) -> dict[str, Any]:
+        return {"prompt": self.prompt}
+
+    def run(self, model: Backbone) -> Inversions:
+        return corrupted_inversion(model, read_image(self.image, model, self.fit)[None], self.prompt, self.steps)

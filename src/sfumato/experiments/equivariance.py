@@ -17,7 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.experiments.experiment import Experiment, Findings
 from sfumato.media import plots
+from sfumato.media.images import Fit, read_image
 from sfumato.ops.blur import blur
 from sfumato.ops.warps import Similarity
 
@@ -46,8 +48,43 @@ class Compared:
     psnr: Float[Tensor, " b"]
 
 
+@dataclass(frozen=True)
+class Table(Findings):
+    """Transformations by their names."""
+
+    compared: Mapping[str, Compared]
+
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """Mean PSNR of each transformation, and the source's."""
+        return {
+            name: {"psnr": float(each.psnr.mean()), "published": sum(PUBLISHED[name]) / len(PUBLISHED[name])}
+            for name, each in self.compared.items()
+        }
+
+    def draw(self, path: Path, about: str = "") -> None:
+        """Pictures of the first image, and the figures beside the source's."""
+        found, table = self.compared, self.numbers()
+        names = list(found)
+        with plots.figure(
+            path, (1.1 * len(names), 4.6), "Transformed in the latents, and in the image", about
+        ) as figure:
+            grid = figure.add_gridspec(3, len(names), height_ratios=(1, 1, 1.7))
+            for column, name in enumerate(names):
+                plots.image(figure.add_subplot(grid[0, column]), found[name].decoded[0], name)
+                plots.image(figure.add_subplot(grid[1, column]), found[name].truth[0])
+            axes = figure.add_subplot(grid[2, :])
+            at = range(len(names))
+            axes.plot(at, [table[n]["psnr"] for n in names], "o-", color=plots.COLOURS[0], label="measured here")
+            axes.plot(
+                at, [table[n]["published"] for n in names], "o--", color=plots.COLOURS[1], label="source, four scenes"
+            )
+            axes.set_xticks(list(at), names)
+            axes.set_ylabel("PSNR, dB")
+            axes.legend()
+
+
 @torch.no_grad()
-def equivariance(model: Backbone, images: Float[Tensor, "b 3 h w"]) -> dict[str, Compared]:
+def equivariance(model: Backbone, images: Float[Tensor, "b 3 h w"]) -> Table:
     """The transformations of table 4.2, of images that the model can encode as they are."""
     latents = model.encode(images.to(model.device))
     side = min(images.shape[-2:])
@@ -65,31 +102,23 @@ def equivariance(model: Backbone, images: Float[Tensor, "b 3 h w"]) -> dict[str,
         counted = move.whole(images.shape[-2], images.shape[-1])
         error = (decoded - truth).square().mean(1)[:, counted].mean(1)
         out[name] = Compared(decoded, truth, -10 * error.clamp_min(1e-12).log10())
-    return out
+    return Table(out)
 
 
-def numbers(found: Mapping[str, Compared]) -> dict[str, dict[str, float]]:
-    """Mean PSNR of each transformation, and the source's."""
-    return {
-        name: {"psnr": float(each.psnr.mean()), "published": sum(PUBLISHED[name]) / len(PUBLISHED[name])}
-        for name, each in found.items()
-    }
+@dataclass(frozen=True)
+class Equivariance(Experiment):
+    """Crop, turn and blur an image's latents, decode them, and compare with the image so changed, in dB.
 
+    Example: sfumato experiment equivariance photo.png
+    """
 
-def draw(found: Mapping[str, Compared], path: Path, about: str) -> None:
-    """Pictures of the first image, and the figures beside the source's."""
-    names, table = list(found), numbers(found)
-    with plots.figure(path, (1.1 * len(names), 4.6), "Transformed in the latents, and in the image", about) as figure:
-        grid = figure.add_gridspec(3, len(names), height_ratios=(1, 1, 1.7))
-        for column, name in enumerate(names):
-            plots.image(figure.add_subplot(grid[0, column]), found[name].decoded[0], name)
-            plots.image(figure.add_subplot(grid[1, column]), found[name].truth[0])
-        axes = figure.add_subplot(grid[2, :])
-        at = range(len(names))
-        axes.plot(at, [table[n]["psnr"] for n in names], "o-", color=plots.COLOURS[0], label="measured here")
-        axes.plot(
-            at, [table[n]["published"] for n in names], "o--", color=plots.COLOURS[1], label="source, four scenes"
-        )
-        axes.set_xticks(list(at), names)
-        axes.set_ylabel("PSNR, dB")
-        axes.legend()
+    image: Path
+    """Any picture file."""
+    fit: Fit = "crop"
+    """How the picture becomes what the model sees."""
+
+    def about(self, model: Backbone) -> str:
+        return f"{model.name}: {self.image.name}"
+
+    def run(self, model: Backbone) -> Table:
+        return equivariance(model, read_image(self.image, model, self.fit)[None])

@@ -6,19 +6,29 @@ The source moves pixels kept in [0, 1], or latents, 128 x 128, and looks at them
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sfumato.core.backbone import Backbone
-from sfumato.distill import Distillation, RandomViews, canvases
-from sfumato.experiments.common import Batch, Subjects, distilled, guided, listed, percent, tile
+from sfumato.distill import RandomViews, canvases
+from sfumato.errors import whole
+from sfumato.experiments.common import (
+    MOST_STEPS,
+    Batch,
+    OfSubjects,
+    Subjects,
+    distillations,
+    distilled,
+    guided,
+    listed,
+    percent,
+    tile,
+)
+from sfumato.experiments.experiment import Findings, different
 from sfumato.media import plots
 
-SOURCE = (
-    "Jambon 2023, figures 5.2 to 5.5: score distillation finds no valid image at a low guidance and needs a very high "
-    "one; in latents random views smooth the image too much, in pixels they are what makes it consistent."
-)
 VIEWS = {False: "straight", True: "random views"}
 
 
@@ -34,7 +44,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(Findings):
     space: canvases.Space
     cells: tuple[Cell, ...]
 
@@ -46,64 +56,82 @@ class Grid:
     def rows(self) -> list[tuple[str, bool]]:
         return list(dict.fromkeys((c.method, c.views) for c in self.cells))
 
+    def numbers(self) -> dict[str, object]:
+        cells = [{"method": c.method, "guidance": c.guidance, "random_views": c.views, **c.looks} for c in self.cells]
+        return {"space": self.space, "cells": cells}
 
-def guidance_grid(
-    model: Backbone,
-    subjects: Subjects,
-    methods: Mapping[str, Distillation],
-    guidances: Sequence[float],
-    steps: int,
-    seed: int = 0,
-    space: canvases.Space = "latent",
-    views: Sequence[bool] = (False, True),
-) -> Grid:
-    """A run for each method, guidance and way to look, all from the same noise."""
-    runs = [(n, m, seen, g) for n, m in methods.items() for seen in views for g in sorted(guidances)]
-    runs = [(n, guided(n, m, g), seen, g) for n, m, seen, g in runs]  # what cannot be guided is known before all runs
-    cells = []
-    for name, method, seen, scale in runs:
-        looked = RandomViews(len(subjects.said)) if seen else None
-        images = distilled(model, subjects.prompts, method, steps, seed, space, looked)
-        cells.append(Cell(name, scale, seen, images, subjects.looks(images)))
-    return Grid(space, tuple(cells))
+    def ours(self) -> str:
+        parts = []
+        for method, views in self.rows:
+            row = self.of(method, views)
+            name = f"{method} {'with random views' if views else 'straight'}"
+            best = max(row, key=lambda c: c.looks["right"])
+            if best.looks["right"]:
+                right = percent(best.looks["right"])
+                parts.append(f"{name} is read right most ({right}) first at a guidance of {best.guidance:g}")
+            else:
+                parts.append(f"{name} is never read right")
+        smoother = []
+        for method in dict.fromkeys(m for m, _ in self.rows):
+            straight, random = (sum(c.looks["detail"] for c in self.of(method, v)) for v in (False, True))
+            if straight and random:
+                smoother.append(f"{random / straight:.2g} times for {method}")
+        tail = f" Detail with random views over that without: {listed(smoother)}." if smoother else ""
+        return f"In {self.space}s: {'; '.join(parts)}.{tail}"
 
-
-def numbers(found: Grid) -> dict[str, object]:
-    """The figures, for a machine to read."""
-    cells = [{"method": c.method, "guidance": c.guidance, "random_views": c.views, **c.looks} for c in found.cells]
-    return {"space": found.space, "cells": cells}
-
-
-def ours(found: Grid) -> str:
-    """What the numbers say."""
-    parts = []
-    for method, views in found.rows:
-        row = found.of(method, views)
-        name = f"{method} {'with random views' if views else 'straight'}"
-        best = max(row, key=lambda c: c.looks["right"])
-        if best.looks["right"]:
-            parts.append(
-                f"{name} is read right most ({percent(best.looks['right'])}) first at a guidance of {best.guidance:g}"
-            )
-        else:
-            parts.append(f"{name} is never read right")
-    smoother = []
-    for method in dict.fromkeys(m for m, _ in found.rows):
-        straight, random = (sum(c.looks["detail"] for c in found.of(method, v)) for v in (False, True))
-        if straight and random:
-            smoother.append(f"{random / straight:.2g} times for {method}")
-    tail = f" Detail with random views over that without: {listed(smoother)}." if smoother else ""
-    return f"In {found.space}s: {'; '.join(parts)}.{tail}"
+    def draw(self, path: Path, about: str = "") -> None:
+        """A row a method and way to look, a column a guidance."""
+        columns = len(self.of(*self.rows[0]))
+        size = (1.45 * columns + 0.4, 1.55 * len(self.rows) + 0.7)
+        with plots.figure(path, size, f"Distilled into {self.space}s, by guidance", about) as figure:
+            axes = figure.subplots(len(self.rows), columns, squeeze=False)
+            for i, (method, views) in enumerate(self.rows):
+                for j, cell in enumerate(self.of(method, views)):
+                    head = f"guidance {cell.guidance:g}" if i == 0 else ""
+                    side = f"{method}\n{VIEWS[views]}" if j == 0 else ""
+                    tile(axes[i, j], cell.images, head, side, f"saturation {cell.looks['saturation']:.2f}")
 
 
-def draw(found: Grid, path: Path, about: str) -> None:
-    """A row a method and way to look, a column a guidance."""
-    columns = len(found.of(*found.rows[0]))
-    size = (1.45 * columns + 0.4, 1.55 * len(found.rows) + 0.7)
-    with plots.figure(path, size, f"Distilled into {found.space}s, by guidance", about) as figure:
-        axes = figure.subplots(len(found.rows), columns, squeeze=False)
-        for i, (method, views) in enumerate(found.rows):
-            for j, cell in enumerate(found.of(method, views)):
-                head = f"guidance {cell.guidance:g}" if i == 0 else ""
-                side = f"{method}\n{VIEWS[views]}" if j == 0 else ""
-                tile(axes[i, j], cell.images, head, side, f"saturation {cell.looks['saturation']:.2f}")
+@dataclass(frozen=True)
+class GuidanceGrid(OfSubjects):
+    """Pictures by guidance and method, with random views and without: all from the same noise.
+
+    Example: sfumato experiment guidance-grid --prompt "a red cube on grass" --n 1 --methods sds,nfsd
+    """
+
+    n: int = 1
+    """Images."""
+    methods: tuple[str, ...] = ("sds", "nfsd", "sdi")
+    """Methods that distil; WORD:PRESET for one of their presets."""
+    guidances: tuple[float, ...] = (1.0, 7.5, 30.0, 100.0)
+    """Scales of classifier-free guidance, u + s (c - u)."""
+    space: canvases.Space = "latent"
+    """What is moved."""
+    views: Literal["both", "straight", "random"] = "both"
+    """Are images turned and scaled at random?"""
+    steps: int = 60
+    """Steps of each run."""
+
+    source = (
+        "Jambon 2023, figures 5.2 to 5.5: score distillation finds no valid image at a low guidance and needs a very "
+        "high one; in latents random views smooth the image too much, in pixels they are what makes it consistent."
+    )
+    untold = ("views",)
+
+    def __post_init__(self) -> None:
+        whole("steps", self.steps, 1, MOST_STEPS)
+        different("guidances", self.guidances)
+        distillations(self.methods)
+        super().__post_init__()
+
+    def measure(self, model: Backbone, subjects: Subjects) -> Grid:
+        ways = {"both": (False, True), "straight": (False,), "random": (True,)}[self.views]
+        named = distillations(self.methods).items()
+        runs = [(n, m, seen, g) for n, m in named for seen in ways for g in sorted(self.guidances)]
+        runs = [(n, guided(n, m, g), seen, g) for n, m, seen, g in runs]  # what has none is known before all runs
+        cells = []
+        for name, method, seen, scale in runs:
+            looked = RandomViews(len(subjects.said)) if seen else None
+            images = distilled(model, subjects.prompts, method, self.steps, self.seed, self.space, looked)
+            cells.append(Cell(name, scale, seen, images, subjects.looks(images)))
+        return Grid(self.space, tuple(cells))

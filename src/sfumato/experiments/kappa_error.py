@@ -21,19 +21,18 @@ from sfumato.core.guidance import CFG
 from sfumato.core.schedule import Level
 from sfumato.distill import GuidedModel, Images, canvases, distil
 from sfumato.distill.kappa import fixed_point, inverted, regressed, residual
-from sfumato.errors import SfumatoError
-from sfumato.experiments.common import Batch, Subjects, logarithmic, ranked
+from sfumato.errors import SfumatoError, whole
+from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, logarithmic, ranked
+from sfumato.experiments.experiment import Findings
 from sfumato.io.terminal import progress
 from sfumato.media import plots
 from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
 
-SOURCE = (
-    "Lukoianov 2024, figure 6.3: noise by DDIM inversion has by far the least error; fixed-point iteration and "
-    "gradient descent do not improve on random noise, and fixed-point iteration diverges."
-)
 Where = Literal["run", "renders"]
 CHOICES: tuple[str, ...] = ("resampled", "fixed", "fixed point", "gradient descent", "inversion")
 BEST = "inversion"
+LOOKS = 6
+"""Levels of a run at which the noise that it infers is measured."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,15 @@ def along(
 
 
 @torch.no_grad()
+def inverted_errors(
+    model: Backbone, subjects: Subjects, method: ScoreDistillationViaInversion, states: Sequence[State]
+) -> Float[Tensor, " states"]:
+    """The error of the noise that the method infers, at each state, a mean over images."""
+    prior = GuidedModel(model, subjects.prompts, CFG(method.guidance))
+    return torch.stack([error(prior, s.x, inverted_as(method, prior, s.x, s.at), s.at).mean() for s in states])
+
+
+@torch.no_grad()
 def choices(
     method: ScoreDistillationViaInversion, prior: GuidedModel, state: State, fixed: Images, rng: torch.Generator
 ) -> dict[str, Images]:
@@ -94,11 +102,49 @@ def choices(
 
 
 @dataclass(frozen=True)
-class KappaError:
+class Errors(Findings):
     times: tuple[float, ...]
     """Levels as parts of the training's, noisiest first."""
     errors: Mapping[Where, Mapping[str, Float[Tensor, " levels"]]]
     """By images and choice, means over images."""
+
+    def numbers(self) -> dict[str, object]:
+        errors = {
+            where: {name: {"mean": float(e.mean()), "errors": e.tolist()} for name, e in rows.items()}
+            for where, rows in self.errors.items()
+        }
+        return {"times": list(self.times), "images": errors}
+
+    def ours(self) -> str:
+        parts = []
+        for where, rows in self.errors.items():
+            means = {name: float(e.mean()) for name, e in rows.items()}
+            others = torch.stack([e for name, e in rows.items() if name != BEST])
+            least = int((rows[BEST] < others.amin(0)).sum())
+            which = "a run" if where == "run" else where
+            parts.append(
+                f"of {which} the mean errors are {ranked(means)}, inversion the least at {least} of "
+                f"{len(self.times)} levels"
+            )
+        return f"For images {'; '.join(parts)}."
+
+    def draw(self, path: Path, about: str = "") -> None:
+        """A panel for each kind of image, time from right to left as a run goes."""
+        panels = len(self.errors)
+        with plots.figure(path, (4.2 * panels, 3.4), "Error of the noise in eq. 4.4, as clean images", about) as figure:
+            axes = figure.subplots(1, panels, squeeze=False, sharey=True)
+            looks: dict[str, plots.Look] = dict(
+                zip(CHOICES, ({"color": c, "marker": "o", "markersize": 3} for c in plots.COLOURS), strict=False)
+            )
+            looks["fixed"] = {**looks["fixed"], "linestyle": "--"}  # it lies on the resampled one
+            for panel, (where, rows) in zip(axes[0], self.errors.items(), strict=True):
+                for name, values in rows.items():
+                    panel.plot(self.times, values, **looks[name])
+                logarithmic(panel, 1e-3)
+                panel.set_xlabel("t")
+                panel.set_title({"run": "images of a run of SDI", "renders": "renders"}[where])
+            axes[0, 0].set_ylabel("error")
+            plots.legend(figure, looks)
 
 
 def measured(
@@ -116,66 +162,40 @@ def measured(
     return {name: torch.stack(values) for name, values in rows.items()}
 
 
-def kappa_error(
-    model: Backbone,
-    subjects: Subjects,
-    steps: int = 40,
-    levels: int = 10,
-    seed: int = 0,
-    where: Sequence[Where] = ("run", "renders"),
-    method: ScoreDistillationViaInversion | None = None,
-) -> KappaError:
-    """The five errors at levels of a run, of the run's own images, of renders, or of both."""
-    method = method or ScoreDistillationViaInversion()
-    prior = GuidedModel(model, subjects.prompts, CFG(method.guidance, method.negative))
-    _, states = along(model, subjects, method, steps, seed, levels)
-    found: dict[Where, dict[str, Tensor]] = {}
-    if "run" in where:
-        found["run"] = measured(method, prior, states, seed)
-    if "renders" in where:
-        with torch.no_grad():
-            x = model.encode(subjects.renders(model.size).to(model.device))
-        found["renders"] = measured(method, prior, [State(s.at, x) for s in states], seed)
-    return KappaError(tuple(float(s.at.t) / model.schedule.train_steps for s in states), found)
+@dataclass(frozen=True)
+class KappaError(OfSubjects):
+    """The error of five choices of the noise in eq. 4.4, as a difference of clean images, against t.
 
+    Example: sfumato experiment kappa-error --images run --levels 5
+    """
 
-def numbers(found: KappaError) -> dict[str, object]:
-    """The figures, for a machine to read."""
-    errors = {
-        where: {name: {"mean": float(e.mean()), "errors": e.tolist()} for name, e in rows.items()}
-        for where, rows in found.errors.items()
-    }
-    return {"times": list(found.times), "images": errors}
+    images: Literal["both", "run", "renders"] = "both"
+    """Of a run of SDI as they are then, or finished renders."""
+    steps: int = 30
+    """Steps of each run."""
+    levels: int = 10
+    """Levels at which the error is measured."""
 
+    source = (
+        "Lukoianov 2024, figure 6.3: noise by DDIM inversion has by far the least error; fixed-point iteration and "
+        "gradient descent do not improve on random noise, and fixed-point iteration diverges."
+    )
+    untold = ("images",)
 
-def ours(found: KappaError) -> str:
-    """What the numbers say."""
-    parts = []
-    for where, rows in found.errors.items():
-        means = {name: float(e.mean()) for name, e in rows.items()}
-        others = torch.stack([e for name, e in rows.items() if name != BEST])
-        least = int((rows[BEST] < others.amin(0)).sum())
-        parts.append(
-            f"of {'a run' if where == 'run' else where} the mean errors are {ranked(means)}, inversion the least at "
-            f"{least} of {len(found.times)} levels"
-        )
-    return f"For images {'; '.join(parts)}."
+    def __post_init__(self) -> None:
+        whole("steps", self.steps, 2, MOST_STEPS)
+        whole("levels", self.levels, 2, self.steps)
+        super().__post_init__()
 
-
-def draw(found: KappaError, path: Path, about: str) -> None:
-    """A panel for each kind of image, time from right to left as a run goes."""
-    panels = len(found.errors)
-    with plots.figure(path, (4.2 * panels, 3.4), "Error of the noise in eq. 4.4, as clean images", about) as figure:
-        axes = figure.subplots(1, panels, squeeze=False, sharey=True)
-        looks: dict[str, plots.Look] = dict(
-            zip(CHOICES, ({"color": c, "marker": "o", "markersize": 3} for c in plots.COLOURS), strict=False)
-        )
-        looks["fixed"] = {**looks["fixed"], "linestyle": "--"}  # it lies on the resampled one
-        for panel, (where, rows) in zip(axes[0], found.errors.items(), strict=True):
-            for name, values in rows.items():
-                panel.plot(found.times, values, **looks[name])
-            logarithmic(panel, 1e-3)
-            panel.set_xlabel("t")
-            panel.set_title({"run": "images of a run of SDI", "renders": "renders"}[where])
-        axes[0, 0].set_ylabel("error")
-        plots.legend(figure, looks)
+    def measure(self, model: Backbone, subjects: Subjects) -> Errors:
+        method = ScoreDistillationViaInversion()
+        prior = GuidedModel(model, subjects.prompts, CFG(method.guidance, method.negative))
+        _, states = along(model, subjects, method, self.steps, self.seed, self.levels)
+        found: dict[Where, dict[str, Tensor]] = {}
+        if self.images != "renders":
+            found["run"] = measured(method, prior, states, self.seed)
+        if self.images != "run":
+            with torch.no_grad():
+                x = model.encode(subjects.renders(model.size).to(model.device))
+            found["renders"] = measured(method, prior, [State(s.at, x) for s in states], self.seed)
+        return Errors(tuple(float(s.at.t) / model.schedule.train_steps for s in states), found)

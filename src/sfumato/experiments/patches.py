@@ -6,9 +6,10 @@ between the cameras. The source finds that it falls with both in pixels, and tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.errors import SfumatoError, whole
+from sfumato.experiments.experiment import MOST_SEED, Experiment, Findings
 from sfumato.media import plots
 from sfumato.ops.warps import warp
 
@@ -57,14 +60,47 @@ def correlation(a: Float[Tensor, "n c s s"], b: Float[Tensor, "n c s s"]) -> Flo
     return F.cosine_similarity(a.flatten(1), b.flatten(1), dim=1)
 
 
+@dataclass(frozen=True)
+class Correlations(Findings):
+    """How well each view's matches agree with the first view, in ``pixels`` and in ``latents``."""
+
+    matched: Sequence[Matched]
+    values: Mapping[str, list[Float[np.ndarray, " n"]]]
+
+    def rows(self) -> list[dict[str, float]]:
+        """Mean and spread of the correlations of each view."""
+        rows = []
+        for i, m in enumerate(self.matched):
+            row = {"angle": m.angle, "distance": m.distance, "matches": float(len(self.values["pixels"][i]))}
+            for what, values in self.values.items():
+                if len(values[i]):
+                    row |= {what: float(values[i].mean()), f"{what}_std": float(values[i].std())}
+            rows.append(row)
+        return rows
+
+    def numbers(self) -> dict[str, Any]:
+        return {"views": self.rows()}
+
+    def draw(self, path: Path, about: str = "") -> None:
+        """Correlation against angle and distance, in pixels and latents, with its spread."""
+        rows = [r for r in self.rows() if "pixels" in r]
+        with plots.figure(path, (7.5, 5.2), "Patches that show the same place", about) as figure:
+            axes = figure.subplots(2, 2, sharey=True)
+            for row, key in enumerate(("distance", "angle")):
+                at = [r[key] for r in rows]
+                for column, what in enumerate(("pixels", "latents")):
+                    mean, std = ([r[k] for r in rows] for k in (what, f"{what}_std"))
+                    axes[row, column].errorbar(at, mean, std, fmt="o", color=plots.COLOURS[column], elinewidth=0.7)
+                    axes[row, column].set_title(what)
+                    axes[row, column].set_xlabel("angle, degrees" if key == "angle" else key)
+                axes[row, 0].set_ylabel("correlation")
+
+
 @torch.no_grad()
 def patch_correlations(
     model: Backbone, images: Float[Tensor, "v 3 h w"], matched: Sequence[Matched], cells: int = CELLS
-) -> dict[str, list[Float[np.ndarray, " n"]]]:
-    """Correlations of each view's matches with the first view, in ``pixels`` and in ``latents``.
-
-    Matches whose patch would leave an image are left out.
-    """
+) -> Correlations:
+    """Of each view's matches with the first view. Matches whose patch would leave an image are left out."""
     latents = model.encode(images.to(model.device)).cpu()
     size, rim = (images.shape[-2], images.shape[-1]), cells * model.factor / 2
     limit = torch.tensor([size[1], size[0]]) - rim
@@ -75,7 +111,7 @@ def patch_correlations(
         for what, maps, side in (("pixels", images.cpu(), cells * model.factor), ("latents", latents, cells)):
             first = patches(maps[0], m.source[kept], side, size)
             out[what].append(correlation(first, patches(maps[m.view], m.target[kept], side, size)).numpy())
-    return out
+    return Correlations(matched, out)
 
 
 def still_life(seed: int = 0, views: int = 13, full: float = 120.0) -> tuple[Float[Tensor, "v 3 h w"], list[Matched]]:
@@ -102,28 +138,33 @@ def still_life(seed: int = 0, views: int = 13, full: float = 120.0) -> tuple[Flo
     return shown.images, matched
 
 
-def numbers(found: dict[str, list[np.ndarray]], matched: Sequence[Matched]) -> list[dict[str, float]]:
-    """Mean and spread of the correlations of each view."""
-    rows = []
-    for i, m in enumerate(matched):
-        row = {"angle": m.angle, "distance": m.distance, "matches": float(len(found["pixels"][i]))}
-        for what, values in found.items():
-            if len(values[i]):
-                row |= {what: float(values[i].mean()), f"{what}_std": float(values[i].std())}
-        rows.append(row)
-    return rows
+@dataclass(frozen=True)
+class Patches(Experiment):
+    """Correlate patches that show the same place from several cameras, in pixels and in latents, by angle and distance.
 
+    Example: sfumato experiment patches --seed 3
+    """
 
-def draw(found: dict[str, list[np.ndarray]], matched: Sequence[Matched], path: Path, about: str) -> None:
-    """Correlation against angle and distance, in pixels and latents, with its spread."""
-    rows = [r for r in numbers(found, matched) if "pixels" in r]
-    with plots.figure(path, (7.5, 5.2), "Patches that show the same place", about) as figure:
-        axes = figure.subplots(2, 2, sharey=True)
-        for row, key in enumerate(("distance", "angle")):
-            at = [r[key] for r in rows]
-            for column, what in enumerate(("pixels", "latents")):
-                mean, std = ([r[k] for r in rows] for k in (what, f"{what}_std"))
-                axes[row, column].errorbar(at, mean, std, fmt="o", color=plots.COLOURS[column], elinewidth=0.7)
-                axes[row, column].set_title(what)
-                axes[row, column].set_xlabel("angle, degrees" if key == "angle" else key)
-            axes[row, 0].set_ylabel("correlation")
+    views: int = 13
+    """Cameras on an arc around a drawn scene."""
+    arc: float = 120.0
+    """Its length in degrees."""
+    seed: int = 0
+    """The same seed gives the same result."""
+
+    def __post_init__(self) -> None:
+        whole("views", self.views, 3, 100)
+        if not 1 <= self.arc <= 360:
+            raise SfumatoError(f"arc lies between 1 and 360 degrees, got {self.arc:g}")
+        whole("seed", self.seed, 0, MOST_SEED)
+
+    def about(self, model: Backbone) -> str:
+        return f"{model.name}: scene {self.seed}, {self.views} views"
+
+    def run(self, model: Backbone) -> Correlations:
+        """``SfumatoError`` for a model that works on images of another size than scenes are drawn at."""
+        images, matched = still_life(self.seed, self.views, self.arc)
+        side = images.shape[-1]
+        if side != model.size:
+            raise SfumatoError(f"scenes are drawn at {side} pixels, {model.name} works on {model.size}; take stilllife")
+        return patch_correlations(model, images, matched)

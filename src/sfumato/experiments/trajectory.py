@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +21,8 @@ from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
 from sfumato.core.results import Trajectory
 from sfumato.core.schedule import Levels, Schedule
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, whole
+from sfumato.experiments.experiment import MOST_SEED, Experiment, Findings, different, plain
 from sfumato.io.terminal import progress
 from sfumato.media import plots
 
@@ -95,7 +96,7 @@ def at_border(rgb: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
 
 
 @dataclass(frozen=True)
-class Course:
+class Course(Findings):
     """One noise painted at several guidance scales, step by step."""
 
     prompt: str
@@ -111,8 +112,10 @@ class Course:
     rgb: Float[Tensor, "levels scales points pixels 3"]
     """What some pixels of each cell are when the latents of each step are decoded."""
     images: Float[Tensor, "scales 3 H W"]
+    words: Mapping[str, object] = field(default_factory=dict)
+    """Text entries of the PNGs: how it was painted."""
 
-    def numbers(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
         """What can be said in numbers, a record a scale.
 
         ``similarity`` is a mean over the steps; ``range`` a mean over all paths in the latents, ``range_points`` over
@@ -133,6 +136,36 @@ class Course:
             }
             for i, scale in enumerate(self.scales)
         ]
+
+    def numbers(self) -> dict[str, Any]:
+        """The records, with the curves of their similarities."""
+        curves = [{k: v[:, i].tolist() for k, v in self.similarity.items()} for i in range(len(self.scales))]
+        rows = [{**row, "curves": each} for row, each in zip(self.rows(), curves, strict=True)]
+        return {"times": self.times, "cells": self.cells.tolist(), "scales": rows}
+
+    def table(self) -> list[dict[str, str]]:
+        return [
+            {
+                "scale": f"{row['scale']:g}",
+                **{name: f"{value:.4f}" for name, value in row["similarity"].items()},
+                "range": f"{row['range']:.2f}",
+                "at border": f"{row['border']:.1%}",
+            }
+            for row in self.rows()
+        ]
+
+    def figures(self, path: Path) -> dict[str, Path]:
+        return {name: path.with_name(f"{name}.png") for name in ("similarity", "latents", "pixels")}
+
+    def draw(self, path: Path, about: str = "") -> None:
+        """The three figures (5.6 to 5.8 of the source), which say themselves what they are about.
+
+        Columns are scales; time runs from right to left, as z_T to z_0 is read.
+        """
+        files = self.figures(path)
+        _similarity(self, files["similarity"])
+        _latents(self, files["latents"])
+        _pixels(self, files["pixels"])
 
 
 @torch.no_grad()
@@ -199,29 +232,15 @@ def follow(
 WIDE, TALL = 2.3, 1.7  # a panel, in inches
 
 
-def draw(course: Course, folder: Path, words: Mapping[str, object] | None = None) -> dict[str, Path]:
-    """The three figures as ``similarity.png``, ``latents.png`` and ``pixels.png`` (figures 5.6 to 5.8 of the source).
-
-    Columns are scales; time runs from right to left, as z_T to z_0 is read. ``words`` become the PNGs' text entries.
-    """
-    files = {name: folder / f"{name}.png" for name in ("similarity", "latents", "pixels")}
-    _similarity(course, files["similarity"], words)
-    _latents(course, files["latents"], words)
-    _pixels(course, files["pixels"], words)
-    return files
-
-
 @contextmanager
-def _panels(
-    course: Course, path: Path, rows: int, title: str, words: Mapping[str, object] | None
-) -> Iterator[tuple[Figure, np.ndarray]]:
+def _panels(course: Course, path: Path, rows: int, title: str) -> Iterator[tuple[Figure, np.ndarray]]:
     """A figure with the images on top and rows of panels over time below them, one column a scale."""
     from matplotlib.ticker import MaxNLocator
 
     n = len(course.scales)
     size = (max(2.2, n) * WIDE, WIDE + rows * TALL + 0.8)
     about = f"DDIM, {len(course.times) - 1} steps from one noise, read from right to left: “{course.prompt}”"
-    with plots.figure(path, size, title, about, words) as figure:
+    with plots.figure(path, size, title, about, course.words) as figure:
         grid = figure.subplots(rows + 1, n, squeeze=False, height_ratios=[WIDE, *[TALL] * rows])
         for axes, pixels, scale in zip(grid[0], course.images, course.scales, strict=True):
             plots.image(axes, pixels, f"guidance {scale:g}")
@@ -235,9 +254,9 @@ def _panels(
         yield figure, grid
 
 
-def _similarity(course: Course, path: Path, words: Mapping[str, object] | None) -> None:
+def _similarity(course: Course, path: Path) -> None:
     title = "Cosine similarity of each prediction with the one before it"
-    with _panels(course, path, 1, title, words) as (figure, grid):
+    with _panels(course, path, 1, title) as (figure, grid):
         looks: dict[str, plots.Look] = {
             "unconditional": {"color": plots.PALE, "linewidth": 2.6},  # the next may lie on it
             "conditional": {"color": plots.COLOURS[0]},
@@ -259,11 +278,11 @@ def _marks(course: Course, grid: np.ndarray, what: str) -> None:
             plots.mark(axes, row * factor, column * factor, factor, str(k + 1))
 
 
-def _latents(course: Course, path: Path, words: Mapping[str, object] | None) -> None:
+def _latents(course: Course, path: Path) -> None:
     values = points(course.latents, course.cells)
     shades = plots.colours(values.shape[-1])
     title = "Paths of single points of the latents, z_T to z_0"
-    with _panels(course, path, len(course.cells), title, words) as (figure, grid):
+    with _panels(course, path, len(course.cells), title) as (figure, grid):
         _marks(course, grid, "latents")
         for k, axes in enumerate(grid[1:]):
             for i, panel in enumerate(axes):
@@ -272,10 +291,10 @@ def _latents(course: Course, path: Path, words: Mapping[str, object] | None) -> 
         plots.legend(figure, {f"channel {i}": {"color": colour} for i, colour in enumerate(shades)})
 
 
-def _pixels(course: Course, path: Path, words: Mapping[str, object] | None) -> None:
+def _pixels(course: Course, path: Path) -> None:
     what = "latents" if course.decoded == "x" else "estimates"
     title = f"RGB paths of {course.rgb.shape[3]} pixels in each square, {what} decoded"
-    with _panels(course, path, len(course.cells), title, words) as (figure, grid):
+    with _panels(course, path, len(course.cells), title) as (figure, grid):
         _marks(course, grid, "RGB")
         for k, axes in enumerate(grid[1:]):
             for i, panel in enumerate(axes):
@@ -290,3 +309,54 @@ def _rgb(axes: Axes, times: Sequence[float], values: Float[Tensor, "levels pixel
     for channel, colour in enumerate(plots.RGB):
         axes.plot(times, values[..., channel], color=colour, linewidth=0.7, alpha=0.7)
     axes.set_ylim(-0.06, 1.06)
+
+
+@dataclass(frozen=True)
+class Trajectories(Experiment):
+    """Paint one noise at several guidance scales and draw how it goes: predictions, latents and pixels, step by step.
+
+    Example: sfumato experiment trajectory "a red cube on grass" --scales 1 3 7.5 15 30 --steps 100
+    """
+
+    prompt: str
+    """What to paint."""
+    scales: tuple[float, ...] = (1.0, 3.0, 7.5, 15.0, 30.0)
+    """Scales of classifier-free guidance; 1 is without."""
+    steps: int = 100
+    """DDIM steps."""
+    points: int = 3
+    """Places in the latents to follow, at random by the seed."""
+    decode: Literal["z", "estimate"] = "z"
+    """Pixels of the noisy latents, or of what they are estimated to become."""
+    seed: int = 0
+    """The same seed gives the same result."""
+
+    def __post_init__(self) -> None:
+        whole("steps", self.steps, 2, 1000)
+        whole("points", self.points, 1, 6)
+        whole("seed", self.seed, 0, MOST_SEED)
+        if len(self.scales) > 8:
+            raise SfumatoError(f"scales are one to eight different numbers, got {plain(self.scales)}")
+        different("scales", self.scales)
+        if not self.prompt.strip():
+            raise SfumatoError("the prompt is empty, so there is no guidance to follow; say what to paint")
+
+    def about(self, model: Backbone) -> str:
+        return ""
+
+    def settings(self, model: Backbone) -> dict[str, Any]:
+        return {
+            "prompt": self.prompt,
+            "scales": self.scales,
+            "steps": self.steps,
+            "seed": self.seed,
+            "model": model.name,
+            "decode": self.decode,
+        }
+
+    def run(self, model: Backbone) -> Course:
+        decoded: Decoded = "x" if self.decode == "z" else "x0"
+        course = follow(
+            model, self.prompt, self.scales, steps=self.steps, seed=self.seed, many=self.points, decoded=decoded
+        )
+        return replace(course, words=self.settings(model))
