@@ -60,12 +60,12 @@ def collaboration(
 
     def run(method: CollaborativeScoreDistillation) -> Set:
         canvas = canvases.canvas(model, "latent", len(subjects.said), seed)
-        spread(canvas.render(None).detach())  # a set of one is refused before it is run
+        spread(canvas.render().images.detach())  # a set of one is refused before it is run
         adam = canvases.optimiser("adam", "latent", None)
         distil(model, canvas, subjects.prompts, method, steps, optimiser=adam, seed=seed)
         images = canvases.shown(model, canvas)
         with torch.no_grad():
-            return Set(images, spread(images), spread(canvas.render(None)), subjects.looks(images))
+            return Set(images, spread(images), spread(canvas.render().images), subjects.looks(images))
 
     return Collaboration(
         run(method), run(replace(method, bandwidth="off")), run(replace(method, repulsion=repulsion)), repulsion

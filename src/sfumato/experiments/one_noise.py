@@ -17,9 +17,9 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
 from sfumato.distill import At, Distillation, GuidedModel, Latents, canvases, distil
-from sfumato.distill.loop import rng_of
 from sfumato.experiments.common import Batch, Subjects, tile
 from sfumato.inversion.path import levels_of
+from sfumato.learning.seeds import generator
 from sfumato.media import plots
 from sfumato.methods.distill.score_distillation import ScoreDistillation
 from sfumato.methods.distill.score_distillation_via_inversion import CACHED
@@ -56,7 +56,7 @@ def one_noise(
     """Sample and distil the same prompts from the same noise; SDS also at a ``high`` guidance."""
     prompts, n = subjects.prompts, len(subjects.said)
     like = model.latents(range(n), model.size, model.size)
-    noise = torch.randn(like.shape, generator=rng_of(seed, 0)).to(like)  # what a cached run draws in its first step
+    noise = torch.randn(like.shape, generator=generator(seed, 0)).to(like)  # what a cached run draws in its first step
     top = At((levels_of(model, noise, steps)[0],) * n)
     first = GuidedModel(model, prompts, CFG(guidance)).clean_and_noise(noise, top)[0]
 
