@@ -14,9 +14,10 @@ from sfumato.core.guidance import CFG
 from sfumato.core.schedule import add_noise
 from sfumato.distill import GuidedModel, Latents, constant, distil, weight
 from sfumato.distill.annealing import Times
-from sfumato.distill.loop import Now, rng_of
+from sfumato.distill.loop import Now
 from sfumato.distill.stein import Stein, bandwidth_of, kernel
 from sfumato.errors import SfumatoError
+from sfumato.learning import seeds
 from sfumato.methods.distill.collaborative_score_distillation import (
     EDITING,
     CollaborativeScoreDistillation,
@@ -232,12 +233,12 @@ def test_of_a_set_that_is_its_source_the_delta_is_the_repulsion_alone(model):
 
 def now(model, n=3, memory=None, prompt="one", x=None):
     x = drawn(n, 3, 2, 2) if x is None else x
-    return Now(model, x, (prompt,) * n, 0, 4, rng_of(5, 0), {} if memory is None else memory)
+    return Now(model, x, (prompt,) * n, 0, 4, seeds.generator(5, 0), {} if memory is None else memory)
 
 
 def test_the_default_is_the_published_step_with_one_level_for_the_set(model):
     how = CollaborativeScoreDistillation(times=Times.read("0.2,0.8"))
-    given, rng, x = how.gradient(now(model)), rng_of(5, 0), drawn(3, 3, 2, 2)
+    given, rng, x = how.gradient(now(model)), seeds.generator(5, 0), drawn(3, 3, 2, 2)
     u = float(torch.rand(1, generator=rng, dtype=torch.float64))
     t = (0.2 + 0.6 * u) * 1000 if model.schedule.prediction == "flow" else 200 + math.floor(u * 601)
     noise, at = torch.randn(x.shape, generator=rng).to(x), model.schedule.at(t)
@@ -268,7 +269,7 @@ def test_the_source_is_the_runs_beginning_and_of_one_prompt_its_first_step_is_th
 def test_pixels_are_compared_without_noise():
     model, x = exact(), drawn(3, 3, 2, 2)
     how = CollaborativeScoreDistillation(times=STEADY, distance="pixels")
-    rng = rng_of(5, 0)
+    rng = seeds.generator(5, 0)
     torch.rand(1, generator=rng, dtype=torch.float64)
     noise, at = torch.randn(x.shape, generator=rng).to(x), model.schedule.at(500)
     expected = collaborative_score_distillation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from functools import partial
 
@@ -20,6 +21,8 @@ from sfumato.distill import (
     DREAMFUSION,
     Coordinates,
     Distillation,
+    FlatViews,
+    Generator,
     Gradient,
     GuidedModel,
     Latents,
@@ -27,6 +30,7 @@ from sfumato.distill import (
     Pixels,
     Ramp,
     RandomViews,
+    Rendering,
     Times,
     View,
     apply_gradient,
@@ -43,6 +47,7 @@ from sfumato.distill import (
 from sfumato.distill.annealing import steps_of
 from sfumato.distill.generators import seen
 from sfumato.errors import SfumatoError
+from sfumato.learning import seeds
 from sfumato.methods.distill.score_distillation import ScoreDistillation, score_distillation
 
 PROMPT = "a red cube on grass"
@@ -375,12 +380,12 @@ def test_levels_of_flows_are_reals_above_zero_and_may_be_shared():
 
 
 def test_views_are_inside_their_ranges_and_the_same_for_the_same_seed():
-    views = RandomViews(400)(rng(3))
+    views = RandomViews(400).draw(rng(3))
     angles, zooms = (torch.tensor(v) for v in zip(*views, strict=True))
     assert -30 <= angles.min() < -27 and 27 < angles.max() <= 30 and abs(angles.mean()) < 3
     assert 0.6 <= zooms.min() < 0.62 and 1.18 < zooms.max() <= 1.2
-    assert views == RandomViews(400)(rng(3)) and views != RandomViews(400)(rng(4))
-    narrow = RandomViews(9, angle=0.0, zoom=(1.0, 1.0))(rng())
+    assert views == RandomViews(400).draw(rng(3)) and views != RandomViews(400).draw(rng(4))
+    narrow = RandomViews(9, angle=0.0, zoom=(1.0, 1.0)).draw(rng())
     x = drawn(9, 3, 4, 4)
     assert torch.equal(seen(x, narrow), x) and torch.equal(seen(x, None), x)
 
@@ -397,16 +402,18 @@ def test_pixels_are_kept_where_images_may_be():
     pixels = Pixels(torch.full((1, 3, 2, 2), 0.5))
     with torch.no_grad():
         pixels.images += torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1)
-    pixels.project()
+    pixels.after_step(0, None)
     assert pixels.images[0, :, 0, 0].tolist() == [0.0, 0.5, 1.0]
 
 
 @pytest.mark.parametrize("space", ["pixel", "latent"])
 def test_coordinate_networks_are_one_an_image_and_the_same_for_the_same_seed(space):
     net = Coordinates(2, 3, (5, 7), space, seed=1)
-    images = net.render()
-    assert images.shape == (2, 3, 5, 7) and torch.equal(images, Coordinates(2, 3, (5, 7), space, seed=1).render())
-    assert not torch.equal(images, Coordinates(2, 3, (5, 7), space, seed=2).render())
+    images = net.render().images
+    assert images.shape == (2, 3, 5, 7) and torch.equal(
+        images, Coordinates(2, 3, (5, 7), space, seed=1).render().images
+    )
+    assert not torch.equal(images, Coordinates(2, 3, (5, 7), space, seed=2).render().images)
     assert space == "latent" or (images.min() > 0 and images.max() < 1)
     images[0].sum().backward()
     for p in net.parameters():
@@ -441,13 +448,11 @@ def values(generator):
 
 def test_a_run_is_the_plain_loop():
     """Latents under SGD: x - rate w (eps - e), the noise and the levels of a step drawn from its own generator."""
-    from sfumato.distill.loop import rng_of
-
     net, x = exact(), drawn(2, 3, 4, 4)
     generator = Latents(x)
     records = distil(net, generator, ("one", "other"), METHOD, 3, optimiser=partial(torch.optim.SGD, lr=0.1), seed=7)
     for i in range(3):
-        draws = rng_of(7, i)
+        draws = seeds.generator(7, i)
         at = METHOD.times.draw(net.schedule, i / 3, 2, draws)
         e = torch.randn(x.shape, generator=draws)
         g = score_distillation(GuidedModel(net, ("one", "other"), CFG(3.0)), x, at, e)
@@ -481,7 +486,7 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(space, optimiser, why, tmp_p
     def run(**more):
         generator = SPACES[space]()
         views = RandomViews(2)
-        records = distil(net, generator, "other", method, 7, optimiser=OPTIMISERS[optimiser], views=views, **more)
+        records = distil(net, generator, "other", method, 7, optimiser=OPTIMISERS[optimiser], viewpoints=views, **more)
         return values(generator), records
 
     with pytest.raises(why):
@@ -513,7 +518,7 @@ def test_a_checkpoint_is_kept_as_often_as_asked_and_never_of_half_a_step(tmp_pat
     from safetensors import safe_open
 
     with safe_open(keep, "pt") as file:
-        assert file.metadata()["step"] == "4"
+        assert json.loads(file.metadata()["state"])["step"] == 4
     generator = Latents(drawn(1, 3, 4, 4))
     run()
     whole = Latents(drawn(1, 3, 4, 4))
@@ -549,8 +554,8 @@ def test_a_loss_without_a_finite_gradient_moves_nothing_and_the_checkpoint_is_of
     keep, seen = tmp_path / "run.safetensors", []
     generator = Latents(drawn(1, 3, 4, 4))
 
-    def root(pixels):  # of nothing: finite itself, and its slope is not
-        return (pixels * 0).sum().sqrt() if len(seen) == 3 else pixels.sum()
+    def root(rendering):  # of nothing: finite itself, and its slope is not
+        return (rendering.images * 0).sum().sqrt() if len(seen) == 3 else rendering.images.sum()
 
     with pytest.raises(SfumatoError, match="step 2 of ScoreDistillation: a gradient of the parameters is not finite"):
         distil(
@@ -558,10 +563,10 @@ def test_a_loss_without_a_finite_gradient_moves_nothing_and_the_checkpoint_is_of
             regularisers=[root], keep=keep, watch=lambda step, x: seen.append(x.clone()),
         )  # fmt: skip
     assert torch.equal(generator.latents, seen[2])
-    assert torch.equal(load_file(keep)["generator.latents"], seen[2])
+    assert torch.equal(load_file(keep)["live.generator.latents"], seen[2])
 
 
-class Wrong(nn.Module):
+class Wrong(Generator):
     """Right until step 2, then not."""
 
     def __init__(self, then, space="latent"):
@@ -569,9 +574,9 @@ class Wrong(nn.Module):
         self.space, self.then, self.calls = space, then, 0
         self.x = nn.Parameter(torch.full((2, 3, 4, 4), 0.5))
 
-    def render(self, views=None):
+    def render(self, viewpoints=None):
         self.calls += 1
-        return self.then(self.x) if self.calls == 3 else self.x
+        return Rendering(self.then(self.x) if self.calls == 3 else self.x)
 
 
 @pytest.mark.parametrize(
@@ -626,15 +631,15 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path):
     run()
     for other in (
         {"method": ScoreDistillation(guidance=4.0)}, {"steps": 3}, {"seed": 1}, {"clip": constant(1.0)},
-        {"views": RandomViews()}, {"reduction": "mean"}, {"optimiser": OPTIMISERS["sgd"]},
+        {"viewpoints": RandomViews()}, {"reduction": "mean"}, {"optimiser": OPTIMISERS["sgd"]},
     ):  # fmt: skip
         with pytest.raises(SfumatoError, match="is of another run"):
             run(**other)
     for shape in ((2, 3, 4, 4), (1, 3, 8, 8)):
-        with pytest.raises(SfumatoError, match="is of another generator"):
+        with pytest.raises(SfumatoError, match="is of another network or generator"):
             run(shape=shape)
     keep.write_bytes(keep.read_bytes()[:50])
-    with pytest.raises(SfumatoError, match=r"cannot read the checkpoint .*; remove it to start anew"):
+    with pytest.raises(SfumatoError, match=r"cannot go on: cannot read .*; remove it to start anew"):
         run()
 
 
@@ -642,8 +647,8 @@ def test_functions_among_the_settings_do_not_make_another_run_in_another_process
     from safetensors import safe_open
 
     keep, generator = tmp_path / "run.safetensors", Latents(drawn(1, 3, 4, 4))
-    views, losses = (lambda rng: None), [lambda pixels: pixels.sum()]
-    distil(exact(), generator, "one", METHOD, 1, keep=keep, views=views, regularisers=losses)
+    losses = [lambda rendering: rendering.images.sum()]
+    distil(exact(), generator, "one", METHOD, 1, keep=keep, regularisers=losses)
     with safe_open(keep, "pt") as file:
         about = file.metadata()["run"]
     assert "<function" in about and "0x" not in about  # where in memory they are
@@ -657,18 +662,23 @@ def test_a_method_sees_prompts_as_their_views_want_them_and_cameras():
             found.append(now)
             return torch.zeros_like(now.x)
 
-    def cameras(views):
-        return torch.tensor([[v.angle] for v in views])
+    class Turned(FlatViews):
+        @property
+        def matrices(self):
+            return torch.stack([torch.eye(4) * (1 + view.angle) for view in self])
 
-    def said(prompts, views):
-        return [f"{p}, turned" if v.angle else p for p, v in zip(prompts, views, strict=True)]
+        def prompts(self, asked):
+            return [f"{p}, turned" if v.angle else p for p, v in zip(asked, self, strict=True)]
 
-    views = [View(), View(30.0)]
+    class Two:
+        def draw(self, rng):
+            return Turned([View(), View(30.0)])
+
     generator = Pixels(torch.rand(2, 3, 4, 4, generator=rng()))
-    distil(exact(), generator, "one", Looking(), 4, views=lambda rng: views, said=said, cameras=cameras)
+    distil(exact(), generator, "one", Looking(), 4, viewpoints=Two())
     now = found[1]
     assert now.prompts == ("one", "one, turned") and now.asked == ("one", "one")
-    assert now.cameras.tolist() == [[0.0], [30.0]] and now.progress == 0.25
+    assert now.cameras[:, 0, 0].tolist() == [1.0, 31.0] and now.cameras.shape == (2, 4, 4) and now.progress == 0.25
     torch.testing.assert_close(now.x, 2 * now.pixels - 1)
     assert not now.x.requires_grad and not now.pixels.requires_grad
 
@@ -689,7 +699,7 @@ def test_gradients_of_pixels_losses_clips_and_reductions_add_up():
     assert moved(clip=constant(2.0)) == pytest.approx(2 * 2 - 0.25, rel=1e-4)
     assert moved(reduction="batch") == pytest.approx((2 * 3 - 0.25) / 2, rel=1e-4)
     assert moved(reduction="mean") == pytest.approx((2 * 3 - 0.25) / 96, rel=1e-3)
-    assert moved(regularisers=[lambda pixels: 7 * pixels.sum()]) == pytest.approx(2 * 3 - 0.25 + 7, rel=1e-4)
+    assert moved(regularisers=[lambda seen: 7 * seen.images.sum()]) == pytest.approx(2 * 3 - 0.25 + 7, rel=1e-4)
 
 
 def test_losses_on_pixels_reach_latents_through_the_decoder():
@@ -700,7 +710,7 @@ def test_losses_on_pixels_reach_latents_through_the_decoder():
             return torch.zeros_like(now.x)
 
     sgd = partial(torch.optim.SGD, lr=1.0)
-    distil(exact(), generator, "one", Nothing(), 1, optimiser=sgd, regularisers=[lambda pixels: pixels.sum()])
+    distil(exact(), generator, "one", Nothing(), 1, optimiser=sgd, regularisers=[lambda seen: seen.images.sum()])
     torch.testing.assert_close(generator.latents.detach(), torch.full((1, 3, 4, 4), -0.5))
 
 

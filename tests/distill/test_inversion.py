@@ -18,8 +18,9 @@ from sfumato.core.schedule import Schedule, add_noise
 from sfumato.distill import GuidedModel, Latents, between, constant, distil
 from sfumato.distill.annealing import Times
 from sfumato.distill.kappa import fixed_point, inverted, noise_in, regressed, residual
-from sfumato.distill.loop import Now, rng_of
+from sfumato.distill.loop import Now
 from sfumato.errors import SfumatoError
+from sfumato.learning import seeds
 from sfumato.methods.distill.score_distillation import score_distillation
 from sfumato.methods.distill.score_distillation_via_inversion import (
     CACHED,
@@ -209,14 +210,14 @@ def test_of_random_noise_the_gradient_is_that_of_score_distillation(model, weigh
 
 def now(model, step=0, steps=4, n=2, memory=None):
     x = drawn(n, 3, 2, 2)
-    return Now(model, x, ("one",) * n, step, steps, rng_of(5, step), {} if memory is None else memory)
+    return Now(model, x, ("one",) * n, step, steps, seeds.generator(5, step), {} if memory is None else memory)
 
 
 def test_the_default_is_the_published_step_written_plainly(model):
     """Algorithm 3: t falls, tau is drawn, kappa is inverted at -7.5 in int(10 t) steps, noise is added once."""
     how, step, steps = ScoreDistillationViaInversion(), 2, 4
     given = how.gradient(now(model, step, steps))
-    flow, x, rng = model.schedule.prediction == "flow", drawn(2, 3, 2, 2), rng_of(5, step)
+    flow, x, rng = model.schedule.prediction == "flow", drawn(2, 3, 2, 2), seeds.generator(5, step)
     t = 0.6 * 1000
     torch.rand(1, generator=rng, dtype=torch.float64)  # the level's, which is not drawn here
     further = t + float(torch.rand((), generator=rng, dtype=torch.float64)) * 1000 / 30
@@ -282,7 +283,7 @@ def cached_and_ddim(model, prompts, x, guide, steps, how=CACHED, repeat=1):
     generator = Latents(x)
     how = replace(how, guidance=guide)
     distil(model, generator, prompts, how, steps * repeat, optimiser=PLAIN, seed=3)
-    noise = torch.randn(x.shape, generator=rng_of(3, 0))
+    noise = torch.randn(x.shape, generator=seeds.generator(3, 0))
     return generator.latents.detach(), denoise(model, prompts, start=noise, guide=guide, steps=steps).latents
 
 
@@ -311,7 +312,7 @@ def test_the_images_before_a_step_are_what_the_sampler_saw_in_its_own_before():
     model, seen, theirs = exact(), [], []
     x = drawn(1, 3, 2, 2).float()
     distil(model, Latents(x), "two", CACHED, 8, optimiser=PLAIN, watch=lambda k, images: seen.append(images.clone()))
-    noise = torch.randn(x.shape, generator=rng_of(0, 0))
+    noise = torch.randn(x.shape, generator=seeds.generator(0, 0))
     denoise(model, "two", start=noise, steps=8, callback=lambda step: theirs.append(step.x0))
     assert same(torch.cat(seen[1:]), torch.cat(theirs[:-1]))
 

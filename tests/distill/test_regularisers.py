@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from sfumato.distill.generators import Rendering
 from sfumato.distill.regularisers import Histogram, Hue, Saturation, colour
 from sfumato.errors import SfumatoError
 
@@ -36,7 +37,7 @@ def rotated(images, degrees):
 
 def descent(loss, images):
     x = images.clone().requires_grad_()
-    loss(x).backward()
+    loss(Rendering(x)).backward()
     return -x.grad
 
 
@@ -51,7 +52,7 @@ def test_the_plane_of_colours_has_the_hues_at_their_angles_and_pure_ones_at_one(
 def test_at_the_reference_there_is_no_loss_and_no_gradient(kind):
     like = drawn(3, 5, 7)
     images = like.repeat(2, 1, 1, 1).requires_grad_()
-    loss = kind(like, 3.0)(images)
+    loss = kind(like, 3.0)(Rendering(images))
     loss.backward()
     assert loss.shape == () and loss.item() == pytest.approx(0, abs=1e-12)
     torch.testing.assert_close(images.grad, torch.zeros_like(images), atol=1e-12, rtol=0)
@@ -60,22 +61,22 @@ def test_at_the_reference_there_is_no_loss_and_no_gradient(kind):
 @pytest.mark.parametrize("kind", ALL)
 def test_losses_are_sums_over_images_and_grow_with_their_weight(kind):
     like, images = saturated(drawn(3, 4, 4), 0.5), drawn(3, 3, 6, 5, seed=1)
-    each = [kind(like)(one).item() for one in images.split(1)]
+    each = [kind(like)(Rendering(one)).item() for one in images.split(1)]
     assert min(each) > 0
-    assert kind(like, 2.5)(images).item() == pytest.approx(2.5 * sum(each))
+    assert kind(like, 2.5)(Rendering(images)).item() == pytest.approx(2.5 * sum(each))
 
 
 @pytest.mark.parametrize("kind", ALL)
 def test_the_gradient_is_the_right_one(kind):
     like = saturated(drawn(3, 3, 3), 0.5)
-    assert torch.autograd.gradcheck(kind(like, 1.7), drawn(2, 3, 3, 4, seed=2).requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: kind(like, 1.7)(Rendering(x)), drawn(2, 3, 3, 4, seed=2).requires_grad_())
 
 
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
 def test_grey_images_have_a_finite_gradient(kind, level):
     images = torch.full((1, 3, 4, 4), level, requires_grad=True)
-    kind(drawn(3, 4, 4).float())(images).backward()
+    kind(drawn(3, 4, 4).float())(Rendering(images)).backward()
     assert images.grad.isfinite().all()
 
 
@@ -89,20 +90,22 @@ def test_one_step_down_the_saturation_is_the_nearest_image_with_the_references()
     for before, after in zip(images, images + descent(Saturation(like), images), strict=True):
         assert amount(before) > amount(like)
         torch.testing.assert_close(after, saturated(before, amount(like) / amount(before)))
-    assert Saturation(like)(saturated(like, 0.9)[None]).item() == 0  # less than the reference's costs nothing
+    assert (
+        Saturation(like)(Rendering(saturated(like, 0.9)[None])).item() == 0
+    )  # less than the reference's costs nothing
 
 
 def test_hue_is_that_of_the_mean_colour_whatever_its_saturation():
     like = torch.tensor([0.6, 0.3, 0.2], dtype=torch.float64).view(3, 1, 1) + 0.05 * drawn(3, 4, 4)
     loss = Hue(like)
     for by in (0.0, 0.3, 2.0):
-        assert loss(saturated(like, by)[None]).item() == pytest.approx(0, abs=1e-12)
+        assert loss(Rendering(saturated(like, by)[None])).item() == pytest.approx(0, abs=1e-12)
     radius = colour(like[None]).mean((2, 3)).norm().item()
     for degrees in (20, 60, 90, 150, 180):
         off = radius * (math.sin(math.radians(degrees)) if degrees < 90 else 1)
-        found = loss(rotated(like, degrees)[None]).item()
+        found = loss(Rendering(rotated(like, degrees)[None])).item()
         assert found == pytest.approx(16 * off**2 / 3)
-        assert loss(rotated(like, -degrees)[None]).item() == pytest.approx(found)
+        assert loss(Rendering(rotated(like, -degrees)[None])).item() == pytest.approx(found)
 
 
 def test_one_step_down_the_hue_is_a_shift_to_the_mean_hue():
@@ -130,8 +133,8 @@ def test_a_larger_reference_has_the_same_histogram():
         order = torch.randperm(side**2, generator=torch.Generator().manual_seed(seed))
         return ((order + 0.5) / side**2).double().view(1, side, side).expand(3, -1, -1)
 
-    assert Histogram(even(8, 0))(even(4, 1)[None]).item() == pytest.approx(0, abs=1e-12)
-    assert Histogram(even(8, 0))(even(4, 1)[None] / 2).item() > 0.1
+    assert Histogram(even(8, 0))(Rendering(even(4, 1)[None])).item() == pytest.approx(0, abs=1e-12)
+    assert Histogram(even(8, 0))(Rendering(even(4, 1)[None] / 2)).item() > 0.1
 
 
 def test_a_run_with_another_reference_is_another_run():
@@ -143,4 +146,4 @@ def test_bad_references_are_said():
     with pytest.raises(SfumatoError, match=r"shape \(3, h, w\), got \(1, 3, 4, 4\)"):
         Histogram(drawn(1, 3, 4, 4))
     with pytest.raises(SfumatoError, match="grey in the mean has no hue"):
-        Hue(torch.full((3, 4, 4), 0.5))(torch.rand(1, 3, 4, 4))
+        Hue(torch.full((3, 4, 4), 0.5))(Rendering(torch.rand(1, 3, 4, 4)))

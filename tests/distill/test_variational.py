@@ -360,11 +360,11 @@ def test_an_interrupted_run_goes_on_bit_for_bit(name, where, made, tmp_path):
     class Loss:
         calls = 0
 
-        def __call__(self, pixels):
+        def __call__(self, rendering):
             self.calls += 1
             if self.fail and self.calls == 4:
                 raise RuntimeError("cut off")
-            return 0 * pixels.sum()
+            return 0 * rendering.images.sum()
 
         def __init__(self, fail):
             self.fail = fail

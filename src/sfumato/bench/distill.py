@@ -26,13 +26,13 @@ from sfumato.bench.units import Row, Units, columns
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
 from sfumato.distill import Distillation, Now, Times, apply_gradient, canvases, constant, distil
-from sfumato.distill.loop import rng_of
 from sfumato.experiments.common import Subjects
 from sfumato.experiments.kappa_error import KappaError
 from sfumato.experiments.one_noise import OneNoise
 from sfumato.inversion import Inversion, invert
 from sfumato.io.device import choose
 from sfumato.io.terminal import progress
+from sfumato.learning import seeds
 from sfumato.methods.distill.classifier_score_distillation import ClassifierScoreDistillation
 from sfumato.methods.distill.collaborative_score_distillation import CollaborativeScoreDistillation
 from sfumato.methods.distill.entropic_score_distillation import EntropicScoreDistillation
@@ -415,7 +415,7 @@ def costs(session: DistillSession) -> Mapping[str, Figure]:
     def ours(method: Any) -> Callable[[], None]:
         def loss(part: float, x: Tensor) -> Tensor:
             with torch.no_grad():
-                now = Now(model, x.detach(), (PROMPT,), 0, 1, rng_of(0, round(part * whole)))
+                now = Now(model, x.detach(), (PROMPT,), 0, 1, seeds.generator(0, round(part * whole)))
                 gradient = replace(method, times=Times(constant(part))).gradient(now)
             return apply_gradient(x, gradient)
 

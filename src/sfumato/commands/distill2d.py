@@ -128,7 +128,7 @@ def distill2d(
         film = _Film(net, generator.space, every)
         records = distil(
             net, generator, prompt, how, steps,
-            optimiser=canvases.optimiser(optimiser, space, rate), views=looked, regularisers=losses, clip=limit,
+            optimiser=canvases.optimiser(optimiser, space, rate), viewpoints=looked, regularisers=losses, clip=limit,
             seed=seed, keep=kept, watch=film,
         )  # fmt: skip
         images = canvases.shown(net, generator)

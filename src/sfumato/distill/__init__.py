@@ -11,7 +11,17 @@ A gradient is a pure function in a file of ``sfumato.methods.distill``, together
 from __future__ import annotations
 
 from sfumato.distill.annealing import DREAMFUSION, Ramp, Times, between, constant, linear, piecewise, square_root
-from sfumato.distill.generators import Coordinates, Generator, Latents, Pixels, RandomViews, View
+from sfumato.distill.generators import (
+    Coordinates,
+    FlatViews,
+    Generator,
+    Latents,
+    Pixels,
+    RandomViews,
+    Rendering,
+    View,
+    Viewpoints,
+)
 from sfumato.distill.gradients import Reduction, Weighting, apply_gradient, clipped, weight
 from sfumato.distill.loop import ADAM, Distillation, Gradient, Now, Record, distil
 from sfumato.distill.prior import GuidedModel, Images, noises
@@ -21,6 +31,7 @@ __all__ = [
     "DREAMFUSION",
     "Coordinates",
     "Distillation",
+    "FlatViews",
     "Generator",
     "Gradient",
     "GuidedModel",
@@ -32,8 +43,10 @@ __all__ = [
     "RandomViews",
     "Record",
     "Reduction",
+    "Rendering",
     "Times",
     "View",
+    "Viewpoints",
     "Weighting",
     "apply_gradient",
     "between",

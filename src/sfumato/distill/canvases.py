@@ -70,5 +70,5 @@ def optimiser(
 @torch.no_grad()
 def shown(model: Backbone, generator: Generator) -> Float[Tensor, "n 3 H W"]:
     """The images as they are now, in [0, 1]."""
-    images = generator.render(None)
+    images = generator.render().images
     return (model.decode(images) if generator.space == "latent" else images).clamp(0, 1).cpu()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -14,28 +15,65 @@ from torch import Tensor, nn
 
 from sfumato.distill.prior import Images
 from sfumato.errors import SfumatoError
+from sfumato.learning.optimisers import Optimisers
 from sfumato.ops.warps import Similarity
 
 Space = Literal["pixel", "latent"]
 
 
-class Generator(Protocol):
-    """Parameters that render images; a torch module is one as soon as it has a ``space`` and ``render``."""
+class Rendering(NamedTuple):
+    """What a generator shows, an image for each viewpoint; a loss may be of any of it."""
+
+    images: Images
+    """Pixels in [0, 1], (b, 3, H, W), or latents, (b, c, h, w)."""
+    alpha: Float[Tensor, "b 1 H W"] | None = None
+    """Opacity in [0, 1]."""
+    depth: Float[Tensor, "b 1 H W"] | None = None
+    """Along the ray."""
+    normals: Float[Tensor, "b 3 H W"] | None = None
+    """Of unit length."""
+    extra: Mapping[str, Tensor] = MappingProxyType({})
+    """Whatever else the generator's own losses read."""
+
+
+class ViewpointBatch(Protocol):
+    """Where the images of a step are seen from."""
 
     @property
-    def space(self) -> Space:
-        """Are the images pixels in [0, 1], (b, 3, H, W), or latents, (b, c, h, w)?"""
+    def matrices(self) -> Float[Tensor, "b 4 4"] | None:
+        """Camera to world, for methods that tell their own network; None where no camera sees the images."""
         ...
 
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
-
-    def render(self, views: Any) -> Images:
-        """An image for each view, with gradients to the parameters. What a view is, the generator says."""
+    def prompts(self, asked: tuple[str, ...]) -> Sequence[str]:
+        """What is asked of each image, as its viewpoint wants it (", side view")."""
         ...
+
+
+class Viewpoints(Protocol):
+    """Where a run may look from."""
+
+    def draw(self, rng: torch.Generator) -> ViewpointBatch:
+        """Those of a step."""
+        ...
+
+
+class Generator(nn.Module):
+    """Parameters that render images; a subclass has a ``space`` and ``render``."""
+
+    space: Space = "pixel"
+    """Are the images pixels or latents?"""
+    rates: Mapping[str, float] = MappingProxyType({})
+    """Learning rates of parameters, or of all below a module, by name; others have the optimiser's own."""
+
+    def render(self, viewpoints: Any = None) -> Rendering:
+        """An image for each of the drawn viewpoints, with gradients to the parameters; of all that it has, for None."""
+        raise NotImplementedError
+
+    def after_backward(self, step: int, optimisers: Optimisers) -> None:
+        """Gradients are there: split or drop what is badly placed. Its parameters' names begin with ``generator.``."""
+
+    def after_step(self, step: int, optimisers: Optimisers) -> None:
+        """Parameters have moved: bring them back to where they may be."""
 
 
 class View(NamedTuple):
@@ -48,20 +86,29 @@ class View(NamedTuple):
 STRAIGHT = View()
 
 
+class FlatViews(tuple[View, ...]):
+    """A view an image, which no camera saw and whose prompt is the image's own."""
+
+    matrices = None
+
+    def prompts(self, asked: tuple[str, ...]) -> tuple[str, ...]:
+        return asked
+
+
 @dataclass(frozen=True)
 class RandomViews:
-    """Random rotations and scalings (Jambon 2023, section 5.3: 30 degrees to each side, 0.6 to 1.2 times)."""
+    """Flat images turned and scaled at random (Jambon 2023, section 5.3: 30 degrees to each side, 0.6 to 1.2 times)."""
 
     n: int = 1
     """Images."""
     angle: float = 30.0
     zoom: tuple[float, float] = (0.6, 1.2)
 
-    def __call__(self, rng: torch.Generator) -> list[View]:
+    def draw(self, rng: torch.Generator) -> FlatViews:
         """A view an image."""
         u = torch.rand(self.n, 2, generator=rng, dtype=torch.float64).tolist()
         low, high = self.zoom
-        return [View((2 * a - 1) * self.angle, low + z * (high - low)) for a, z in u]
+        return FlatViews(View((2 * a - 1) * self.angle, low + z * (high - low)) for a, z in u)
 
 
 def seen(images: Images, views: Sequence[View] | None) -> Images:
@@ -76,25 +123,22 @@ def seen(images: Images, views: Sequence[View] | None) -> Images:
     )
 
 
-class Pixels(nn.Module):
+class Pixels(Generator):
     """Images whose pixels are the parameters, kept in [0, 1] by clipping after each step."""
-
-    space: Space = "pixel"
 
     def __init__(self, images: Float[Tensor, "n 3 h w"]):
         super().__init__()
         self.images = nn.Parameter(images.clone())
 
-    def render(self, views: Sequence[View] | None = None) -> Images:
-        return seen(self.images, views)
+    def render(self, viewpoints: Sequence[View] | None = None) -> Rendering:
+        return Rendering(seen(self.images, viewpoints))
 
     @torch.no_grad()
-    def project(self) -> None:
-        """Back to where images may be."""
+    def after_step(self, step: int, optimisers: Optimisers) -> None:
         self.images.clamp_(0, 1)
 
 
-class Latents(nn.Module):
+class Latents(Generator):
     """Images whose latents are the parameters."""
 
     space: Space = "latent"
@@ -103,17 +147,15 @@ class Latents(nn.Module):
         super().__init__()
         self.latents = nn.Parameter(latents.clone())
 
-    def render(self, views: Sequence[View] | None = None) -> Images:
-        return seen(self.latents, views)
+    def render(self, viewpoints: Sequence[View] | None = None) -> Rendering:
+        return Rendering(seen(self.latents, viewpoints))
 
 
-class Coordinates(nn.Module):
+class Coordinates(Generator):
     """A small network an image, from a place in it to its colour: Fourier features (Tancik et al. 2020), two layers.
 
     Pixels leave it through a sigmoid, latents as they are. ``size``: height and width of what it renders.
     """
-
-    space: Space
 
     def __init__(
         self,
@@ -139,7 +181,7 @@ class Coordinates(nn.Module):
         self.first, self.second, self.last = drawn(2 * frequencies, width), drawn(width, width), drawn(width, channels)
         self.shifts = nn.ParameterList([nn.Parameter(torch.zeros(n, 1, k)) for k in (width, width, channels)])
 
-    def render(self, views: Sequence[View] | None = None) -> Images:
+    def render(self, viewpoints: Sequence[View] | None = None) -> Rendering:
         h, w = self.size
         y = (torch.arange(h, device=self.first.device) + 0.5) / h * 2 - 1
         x = (torch.arange(w, device=self.first.device) + 0.5) / w * 2 - 1
@@ -149,4 +191,4 @@ class Coordinates(nn.Module):
         for layer, shift in zip((self.first, self.second), self.shifts, strict=False):
             at = F.relu(at @ layer + shift)
         out = (at @ self.last + self.shifts[2]).transpose(1, 2).reshape(len(self.first), -1, h, w)
-        return seen(out.sigmoid() if self.space == "pixel" else out, views)
+        return Rendering(seen(out.sigmoid() if self.space == "pixel" else out, viewpoints))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.distill.generators import Rendering
 from sfumato.errors import SfumatoError
 
 Pixels = Float[Tensor, "b 3 h w"]
@@ -37,8 +38,11 @@ class Likeness:
         known = zlib.crc32(self.reference.detach().float().cpu().contiguous().numpy().tobytes())
         return f"{type(self).__name__}({tuple(self.reference.shape)} {known:08x}, {self.weight:g})"
 
-    def __call__(self, pixels: Pixels) -> Float[Tensor, ""]:
+    def __call__(self, rendering: Rendering) -> Float[Tensor, ""]:
         """The loss of images in [0, 1], times the weight: a sum over the images."""
+        return self.weight * self.distance(rendering.images)
+
+    def distance(self, pixels: Pixels) -> Float[Tensor, ""]:
         raise NotImplementedError
 
 
@@ -49,10 +53,10 @@ class Saturation(Likeness):
     yellow and 0 for every grey, dark ones too.
     """
 
-    def __call__(self, pixels: Pixels) -> Float[Tensor, ""]:
+    def distance(self, pixels: Pixels) -> Float[Tensor, ""]:
         most, found = (colour(x).square().sum(1).mean((1, 2)) for x in (self.reference[None].to(pixels), pixels))
         excess = (found - most).relu() / (found.clamp_min(_GREY**2).sqrt() + most.sqrt())  # of the roots
-        return self.weight / 3 * pixels.shape[-2] * pixels.shape[-1] * excess.square().sum()
+        return pixels.shape[-2] * pixels.shape[-1] / 3 * excess.square().sum()
 
 
 class Hue(Likeness):
@@ -63,14 +67,14 @@ class Hue(Likeness):
     Raises ``SfumatoError`` for a reference that is grey in the mean.
     """
 
-    def __call__(self, pixels: Pixels) -> Float[Tensor, ""]:
+    def distance(self, pixels: Pixels) -> Float[Tensor, ""]:
         wanted = colour(self.reference[None].to(pixels)).mean((2, 3))
         if float(wanted.norm()) < _GREY:
             raise SfumatoError("a reference that is grey in the mean has no hue that images could keep")
         found = colour(pixels).mean((2, 3))
         along = (found @ F.normalize(wanted).T).relu().squeeze(1)
         off = found.square().sum(1) - along.square()
-        return self.weight / 3 * pixels.shape[-2] * pixels.shape[-1] * off.sum()
+        return pixels.shape[-2] * pixels.shape[-1] / 3 * off.sum()
 
 
 class Histogram(Likeness):
@@ -79,11 +83,11 @@ class Histogram(Likeness):
     Divided by the pixels it is half the squared Wasserstein distance of each channel's histograms.
     """
 
-    def __call__(self, pixels: Pixels) -> Float[Tensor, ""]:
+    def distance(self, pixels: Pixels) -> Float[Tensor, ""]:
         values = pixels.flatten(2)
         ranked = self.reference.to(pixels).flatten(1).sort(stable=True).values[None]
         wanted = F.interpolate(ranked, values.shape[-1], mode="linear")
-        return self.weight / 2 * (values.sort(stable=True).values - wanted).square().sum()
+        return (values.sort(stable=True).values - wanted).square().sum() / 2
 
 
 def colour(pixels: Pixels) -> Float[Tensor, "b 2 h w"]:

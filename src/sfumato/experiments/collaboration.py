@@ -109,7 +109,7 @@ class Collaboration(OfSubjects):
             distil(model, canvas, subjects.prompts, method, self.steps, optimiser=adam, seed=self.seed)
             images = canvases.shown(model, canvas)
             with torch.no_grad():
-                return Set(images, spread(images), spread(canvas.render(None)), subjects.looks(images))
+                return Set(images, spread(images), spread(canvas.render().images), subjects.looks(images))
 
         off, repelled = replace(method, bandwidth="off"), replace(method, repulsion=self.repulsion)
         return Sets(run(method), run(off), run(repelled), self.repulsion)

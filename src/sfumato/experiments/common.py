@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
-from sfumato.distill import Distillation, canvases, distil
+from sfumato.distill import Distillation, Viewpoints, canvases, distil
 from sfumato.errors import SfumatoError, unknown, whole
 from sfumato.experiments.experiment import MOST_SEED, Experiment, Findings, plain
 from sfumato.media import plots
@@ -168,7 +167,7 @@ def distilled(
     steps: int,
     seed: int,
     space: canvases.Space = "latent",
-    views: Callable[[torch.Generator], Any] | None = None,
+    viewpoints: Viewpoints | None = None,
 ) -> Batch:
     """What a method makes of prompts, an image each: image i starts from noise of seed + i.
 
@@ -177,7 +176,7 @@ def distilled(
     generator = canvases.canvas(model, space, len(prompts), seed)
     direct = space == "latent" and isinstance(method, ScoreDistillationViaInversion)
     optimiser = canvases.optimiser("sgd" if direct else "adam", space, None)
-    distil(model, generator, prompts, method, steps, optimiser=optimiser, views=views, seed=seed)
+    distil(model, generator, prompts, method, steps, optimiser=optimiser, viewpoints=viewpoints, seed=seed)
     return canvases.shown(model, generator)
 
 

@@ -17,10 +17,10 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
 from sfumato.distill import Distillation, GuidedModel, Latents, canvases, distil
-from sfumato.distill.loop import rng_of
 from sfumato.errors import whole
 from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, tile
 from sfumato.experiments.experiment import Findings, different
+from sfumato.learning.seeds import generator
 from sfumato.media import plots
 from sfumato.methods.distill.score_distillation import ScoreDistillation
 from sfumato.methods.distill.score_distillation_via_inversion import CACHED
@@ -99,7 +99,9 @@ class OneNoise(OfSubjects):
     def measure(self, model: Backbone, subjects: Subjects) -> Ways:
         prompts, n, seed = subjects.prompts, len(subjects.said), self.seed
         like = model.latents(range(n), model.size, model.size)
-        noise = torch.randn(like.shape, generator=rng_of(seed, 0)).to(like)  # what a cached run draws in its first step
+        noise = torch.randn(like.shape, generator=generator(seed, 0)).to(
+            like
+        )
         top = model.levels(self.steps, noise.shape[-2:])[0]
         first = GuidedModel(model, prompts, CFG(self.guidance)).clean_and_noise(noise, top)[0]
 
