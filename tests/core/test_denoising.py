@@ -15,7 +15,7 @@ from sfumato.backbones.load import load
 from sfumato.core import guidance
 from sfumato.core.attention import FUSED
 from sfumato.core.denoising import denoise
-from sfumato.core.method import Edit, Method, Need, Phases, Run, span
+from sfumato.core.method import Edit, Method, Need, Phases, Run, Where, span
 from sfumato.core.results import Trajectory, previews
 from sfumato.core.rows import single
 from sfumato.core.schedule import Schedule
@@ -178,16 +178,16 @@ def test_plans_refuse_what_cannot_work(model):
         with pytest.raises(SfumatoError, match=match):
             denoise(model, PROMPT, steps=10, methods=[method], **options)
 
-    refused("offers hidden, image->image, image->text", Edit("text->image", "probs", nothing))
-    refused("resolution 32; at this size stilllife has it at 8, 16", needs=(Need("image->text", 32),))
-    refused("unknown resolution 'fine'", needs=(Need("image->text", "fine"),))
-    refused("leaves no site", Edit("image->text", "qkv", nothing, where=lambda s: False))
-    refused("no rows match 'image'", Edit("image->text", "qkv", nothing, rows="image"))
-    refused("between 0 and 1, got 1.5", Edit("image->text", "qkv", nothing, steps=(0, 1.5)))
-    refused("more than the 0 MiB allowed", needs=(Need("image->image", "finest"),), memory=1000)
-    edit = Edit("image->text", "probs", nothing, steps=(0, 5))
+    refused("offers hidden, image->image, image->text", Edit(Where("text->image"), "probs", nothing))
+    refused("resolution 32; at this size stilllife has it at 8, 16", needs=(Need(Where("image->text", 32)),))
+    refused("unknown resolution 'fine'", needs=(Need(Where("image->text", "fine")),))
+    refused("leaves no site", Edit(Where("image->text", sites=lambda s: False), "qkv", nothing))
+    refused("no rows match 'image'", Edit(Where("image->text", rows="image"), "qkv", nothing))
+    refused("between 0 and 1, got 1.5", Edit(Where("image->text", steps=(0, 1.5)), "qkv", nothing))
+    refused("more than the 0 MiB allowed", needs=(Need(Where("image->image", "finest")),), memory=1000)
+    edit = Edit(Where("image->text", steps=(0, 5)), "probs", nothing)
     refused("both write probs of image->text in the same steps", edit, edit)
-    apart = Doing(edits=(edit, Edit("image->text", "probs", nothing, steps=(5, None))))
+    apart = Doing(edits=(edit, Edit(Where("image->text", steps=(5, None)), "probs", nothing)))
     denoise(model, PROMPT, steps=10, methods=[apart])
     with pytest.raises(SfumatoError, match="offers no attention at all"):
         denoise(Exact({"": Mixture(torch.zeros(1, 1, 2, 2), 1.0)}, model.schedule), "", methods=[apart], guide=1)
@@ -196,7 +196,7 @@ def test_plans_refuse_what_cannot_work(model):
 
 def test_maps_are_reduced_where_they_are_made(model):
     found = []
-    need = Need("image->text", "coarsest", rows="cond", tokens=(1, 2), steps=(1, 3))
+    need = Need(Where("image->text", "coarsest", (1, 3), "cond"), (1, 2))
     denoise(model, PROMPT, steps=4, methods=[Doing(needs=(need,), after=lambda s: found.append(dict(s.maps)))])
     assert [need in maps for maps in found] == [False, True, True, False]
     (site,) = found[1][need]
@@ -206,7 +206,9 @@ def test_maps_are_reduced_where_they_are_made(model):
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, torch.OutOfMemoryError, ValueError])
 def test_capturing_changes_no_bit_and_a_fault_leaves_the_model_as_it_was(model, fault):
     plain = denoise(model, PROMPT, steps=3).latents
-    watched = denoise(model, PROMPT, steps=3, methods=[Doing(needs=(Need("image->text"), Need("image->image")))])
+    watched = denoise(
+        model, PROMPT, steps=3, methods=[Doing(needs=(Need(Where("image->text")), Need(Where("image->image"))))]
+    )
     assert torch.equal(watched.latents, plain)
 
     def broken(call):
@@ -215,7 +217,7 @@ def test_capturing_changes_no_bit_and_a_fault_leaves_the_model_as_it_was(model, 
 
     for _ in range(3):
         with pytest.raises(fault):
-            denoise(model, PROMPT, steps=3, methods=[Doing(edits=(Edit("image->text", "probs", broken),))])
+            denoise(model, PROMPT, steps=3, methods=[Doing(edits=(Edit(Where("image->text"), "probs", broken),))])
     assert F.scaled_dot_product_attention is FUSED
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules())
     assert torch.equal(denoise(model, PROMPT, steps=3).latents, plain)
@@ -223,9 +225,9 @@ def test_capturing_changes_no_bit_and_a_fault_leaves_the_model_as_it_was(model, 
 
 def test_a_hundred_runs_leave_nothing_behind(model):
     """No hook, no patch, no tensor more after the hundredth run than after the fifth; some of the runs fail."""
-    energy = Doing(energy=lambda s: s.x0.square().sum() / 20, needs=(Need("image->text"),))
+    energy = Doing(energy=lambda s: s.x0.square().sum() / 20, needs=(Need(Where("image->text")),))
     edit = PromptToPrompt(blend=LocalBlend("cube", "duck", start=0.0, res=8))
-    broken = Doing(edits=(Edit("image->image", "probs", lambda call: 1 / 0),))
+    broken = Doing(edits=(Edit(Where("image->image"), "probs", lambda call: 1 / 0),))
     prompts = {"source": PROMPT, "target": "a red duck on grass"}
     options = dict(steps=2, size=64, guide=4.0)
 

@@ -11,7 +11,7 @@ from families import FAMILIES, write
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.look import look
-from sfumato.core.method import Edit, Method, Need, Phases, Run, Step
+from sfumato.core.method import Edit, Method, Need, Phases, Run, Step, Where
 from sfumato.errors import SfumatoError
 
 PROMPTS = {"a": "a red cube on grass", "b": "a duck"}
@@ -45,7 +45,7 @@ def paint(model, *methods, **options):
 
 def test_tokens_are_what_attention_is_made_of(model):
     """A site's queries are its ``to_q`` of the tokens, without norm and position."""
-    need, seen = Need("tokens", rows=("b", "cond")), {}
+    need, seen = Need(Where("tokens", rows=("b", "cond"))), {}
 
     def keep(step: Step) -> None:
         seen.update(step.maps[need])
@@ -60,12 +60,12 @@ def test_tokens_are_what_attention_is_made_of(model):
         assert module.to_q(rows["b", "cond"]).shape[1] == h * w
 
 
-@pytest.mark.parametrize("kind", ["tokens", "residual"])
+@pytest.mark.parametrize("kind", ["tokens", "residual", "text"])
 def test_features_are_written_where_they_are_named_and_nowhere_else(model, kind):
     plain = paint(model)
     if kind not in {layer.kind for layer in model.layers}:
-        with pytest.raises(SfumatoError, match=f"Doing asks for 'residual' features; {model.name} offers"):
-            paint(model, Doing(edits=(Edit(kind, "feature", print),)))
+        with pytest.raises(SfumatoError, match=f"Doing asks for {kind!r} features; {model.name} offers"):
+            paint(model, Doing(edits=(Edit(Where(kind), "feature", print),)))
         return
 
     def same(seen) -> None:
@@ -75,14 +75,54 @@ def test_features_are_written_where_they_are_named_and_nowhere_else(model, kind)
     def other(seen) -> None:
         seen.set(("b", "cond"), seen.get(("a", "cond")))
 
-    identity = paint(model, Doing(edits=(Edit(kind, "feature", same),)))
-    changed = paint(model, Doing(edits=(Edit(kind, "feature", other, rows=("b", "cond")),)))
+    identity = paint(model, Doing(edits=(Edit(Where(kind), "feature", same),)))
+    changed = paint(model, Doing(edits=(Edit(Where(kind, rows=("b", "cond")), "feature", other),)))
     for name in "ab":
         assert torch.equal(identity[name].latents, plain[name].latents)
     assert torch.equal(changed["a"].latents, plain["a"].latents)
     assert not torch.equal(changed["b"].latents, plain["b"].latents)
     with pytest.raises(SfumatoError, match=r"Doing and Doing \(2\) both write feature"):
-        paint(model, *[Doing(edits=(Edit(kind, "feature", same),))] * 2)
+        paint(model, *[Doing(edits=(Edit(Where(kind), "feature", same),))] * 2)
+
+
+def test_the_text_that_cross_attention_reads_may_be_another_at_each_site(models):
+    """With another prompt's at all of them a stream is that prompt's, bit for bit; at one of them it is neither."""
+    model, read = models("sd"), []
+    layers = [layer for layer in model.layers if layer.kind == "text"]
+    assert [layer.path for layer in layers] == [s.path for s in model.sites if s.key == ("text",)]
+    wanted = model.embed([PROMPTS["a"]]).text
+
+    def other(seen) -> None:
+        read.append(seen.get(("a", "cond")))
+        seen.set(("b", "cond"), wanted)
+
+    plain = paint(model)
+    everywhere, once = (
+        paint(model, Doing(edits=(Edit(Where("text", rows=("b", "cond"), sites=sites), "feature", other),)))
+        for sites in (None, lambda layer: layer == layers[-1])
+    )
+    assert all(torch.equal(text, wanted) for text in read)
+    assert torch.equal(everywhere["a"].latents, plain["a"].latents)
+    again = denoise(model, {"a": PROMPTS["a"], "b": PROMPTS["a"]}, steps=2, size=64, guide=3.0)
+    assert torch.equal(everywhere["b"].latents, again["b"].latents)
+    assert not torch.equal(once["b"].latents, plain["b"].latents)
+    assert not torch.equal(once["b"].latents, everywhere["b"].latents)
+
+
+def test_a_need_keeps_what_it_makes_of_a_call(model):
+    """Each head's own map in place of their mean, made where the maps are."""
+    pair, kept = "image->text", {}
+
+    def heads(call, name):
+        return call.block(name, pair)
+
+    mean, own = Need(Where(pair, rows="cond")), Need(Where(pair, rows="cond"), reduce=heads)
+    paint(model, Doing(needs=(mean, own), after=lambda step: kept.update(step.maps)))
+    assert kept[mean].keys() == kept[own].keys() and kept[mean]
+    for site, maps in kept[own].items():
+        for name, each in maps.items():
+            assert each.shape[1] == site.heads
+            torch.testing.assert_close(each.mean(1), kept[mean][site][name])
 
 
 def test_residuals_are_what_is_added_to_the_shortcut(models):
@@ -91,7 +131,7 @@ def test_residuals_are_what_is_added_to_the_shortcut(models):
     assert [layer.stage for layer in layers] == ["down", "down", "mid", "mid", "up", "up", "up", "up"]
     module = model.network.get_submodule(layers[0].path.removesuffix(".conv2"))
     hook = module.register_forward_hook(lambda m, x, out: got.update(whole=out, into=x[0]))
-    need = Need("residual", where=lambda layer: layer.index == 0)
+    need = Need(Where("residual", sites=lambda layer: layer.index == 0))
     try:
         paint(model, Doing(needs=(need,), after=lambda step: got.update(step.maps[need])))
     finally:
@@ -104,9 +144,9 @@ def test_residuals_are_what_is_added_to_the_shortcut(models):
 def test_a_look_sees_what_the_step_sees_and_leaves_it_alone(model):
     """The same maps as in the shared pass, of a few rows, up to the last site; other methods' taps sleep."""
     pair = "image->text"
-    need, touched, calls = Need(pair, rows="cond"), [], []
+    need, touched, calls = Need(Where(pair, rows="cond")), [], []
     first = min((s for s in model.sites if pair in s.pairs), key=lambda s: s.index)
-    early = Need(pair, rows=("b", "cond"), where=lambda site: site is first)
+    early = Need(Where(pair, rows=("b", "cond"), sites=lambda site: site is first))
     predict = model.predict
 
     def before(step: Step) -> None:
@@ -127,7 +167,7 @@ def test_a_look_sees_what_the_step_sees_and_leaves_it_alone(model):
         return predict(x, t, cond)
 
     seen = []
-    writer = Doing(edits=(Edit("image->image", "qkv", lambda call: seen.append(call.site)),))
+    writer = Doing(edits=(Edit(Where("image->image"), "qkv", lambda call: seen.append(call.site)),))
     model.predict = counted
     try:
         looked = paint(model, Doing(needs=(need,), looks=(need, early), before=before, after=after), writer)
@@ -143,7 +183,7 @@ def test_a_look_sees_what_the_step_sees_and_leaves_it_alone(model):
 
 def test_a_look_carries_gradients_to_the_latents_and_stops_early(models):
     model = models("sd")
-    need = Need("image->text", "finest", where=lambda site: site.stage == "down")
+    need = Need(Where("image->text", "finest", sites=lambda site: site.stage == "down"))
     ran = []
     hook = model.network.conv_out.register_forward_hook(lambda *_: ran.append(1))
 
@@ -169,8 +209,8 @@ def test_a_look_carries_gradients_to_the_latents_and_stops_early(models):
 def test_looks_are_in_the_plan_and_checked_before_the_first_step(models):
     from sfumato.core.denoising import plan
 
-    model, need = models("sd"), Need("image->text", 8, rows="cond")
+    model, need = models("sd"), Need(Where("image->text", 8, rows="cond"))
     (row,) = plan(model, PROMPTS, methods=[Doing(looks=(need,))], size=64).table()
     assert row["does"] == "looks at maps" and row["grids"] == ["8x8"] and row["bytes"] > 0
     with pytest.raises(SfumatoError, match="resolution 5; at this size"):
-        plan(model, PROMPTS, methods=[Doing(looks=(Need("image->text", 5),))], size=64)
+        plan(model, PROMPTS, methods=[Doing(looks=(Need(Where("image->text", 5)),))], size=64)

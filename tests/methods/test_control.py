@@ -9,7 +9,7 @@ import torch
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
-from sfumato.core.method import Need
+from sfumato.core.method import Need, Where
 from sfumato.core.schedule import Schedule
 from sfumato.core.steppers import DPMSolver
 from sfumato.errors import SfumatoError
@@ -108,7 +108,7 @@ def test_a_loss_on_images_and_on_maps_takes_effect(model):
     plain = denoise(model, PROMPT, **options)
     brighter = denoise(model, PROMPT, methods=[UniversalGuidance(lambda x: -x.mean(), 3000.0)], **options)
     assert brighter.images.mean() > plain.images.mean() + 0.02
-    need, corner = Need("image->text", "finest", rows="cond", tokens=(2,)), []
+    need, corner = Need(Where("image->text", "finest", rows="cond"), (2,)), []
 
     def away(maps):
         map = torch.stack([m["main", "cond"][..., 0] for m in maps.values()]).mean(0).view(-1, 16, 16)

@@ -12,7 +12,7 @@ from families import FAMILIES, write
 from sfumato.backbones.load import load
 from sfumato.core.attention import Call
 from sfumato.core.denoising import denoise
-from sfumato.core.method import Run, Step
+from sfumato.core.method import Run, Step, Where
 from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.dense_diffusion import DenseDiffusion, segments, spoken, tied
@@ -138,7 +138,7 @@ def test_it_ties_words_to_their_boxes(small):
 
     class Reading(Method):
         def start(self, run):
-            need = Need("image->text", "finest", rows="cond", tokens=(2, 3))
+            need = Need(Where("image->text", "finest", rows="cond"), (2, 3))
 
             def after(step):
                 map = torch.stack([m["main", "cond"].sum(-1) for m in step.maps[need].values()]).mean((0, 1))

@@ -11,7 +11,7 @@ from rounding import assert_same_but_for_rounding
 
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
-from sfumato.core.method import Method, Need, Phases, Run
+from sfumato.core.method import Method, Need, Phases, Run, Where
 from sfumato.core.schedule import add_noise
 from sfumato.core.steppers import DDIM
 from sfumato.core.views import Tiles
@@ -82,7 +82,10 @@ class Looking(Method):
     """Keeps what all rows have in the last step."""
 
     def start(self, run: Run) -> Phases:
-        self.features, self.words = Need("residual", where=lambda at: at.stage == "up"), Need("image->text")
+        self.features, self.words = (
+            Need(Where("residual", sites=lambda at: at.stage == "up")),
+            Need(Where("image->text")),
+        )
         return Phases(needs=(self.features, self.words), after=lambda step: setattr(self, "maps", step.maps))
 
 

@@ -11,7 +11,7 @@ from rounding import assert_same_but_for_rounding
 
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
-from sfumato.core.method import Method, Need, Phases, Run
+from sfumato.core.method import Method, Need, Phases, Run, Where
 from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Direct, invert
@@ -62,7 +62,7 @@ class Looking(Method):
 
     def start(self, run: Run) -> Phases:
         self.layer, self.behind = decoder_layer(run, 0.25)
-        self.needs = (Need("residual", where=lambda at: at.stage == "up"), Need("image->image"))
+        self.needs = (Need(Where("residual", sites=lambda at: at.stage == "up")), Need(Where("image->image")))
         return Phases(needs=self.needs, after=lambda step: setattr(self, "maps", step.maps))
 
 

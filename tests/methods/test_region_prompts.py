@@ -11,7 +11,7 @@ from families import FAMILIES, write
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import cfg
-from sfumato.core.method import Edit, Method, Phases, Run
+from sfumato.core.method import Edit, Method, Phases, Run, Where
 from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.region_prompts import RegionPrompts
@@ -90,7 +90,7 @@ def test_outputs_are_mixed_by_masks(small):
                     for name in call.rows.names:
                         found[name] = [call.get(w, name).clone() for w in "qkv"] + [call.get("out", name).clone()]
 
-            return Phases((Edit("image->text", "out", keep, rows="uncond"),))
+            return Phases((Edit(Where("image->text", rows="uncond"), "out", keep),))
 
     method = replace(METHOD, whole=0.2)
     painted(small, method, Reading(), steps=1, size=128)

@@ -12,7 +12,7 @@ import torch
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.look import look
-from sfumato.core.method import Method, Need, Phases, Run, Step
+from sfumato.core.method import Method, Need, Phases, Run, Step, Where
 from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.self_guidance import SelfGuidance, appearance
@@ -163,7 +163,7 @@ def test_a_carried_shape_lies_where_it_should():
 
 def test_the_maps_go_where_they_are_asked_to(unet):
     """On a tiny UNet: going down the energy brings the word's middle nearer to the goal."""
-    need, goal = Need("image->text", rows="cond"), (0.9, 0.2)
+    need, goal = Need(Where("image->text", rows="cond")), (0.9, 0.2)
     tokens = unet.words(PROMPT)[2][1]
     away = []
 

@@ -12,7 +12,7 @@ from rounding import assert_same_but_for_rounding
 
 from sfumato.core.attention import Call
 from sfumato.core.denoising import denoise
-from sfumato.core.method import Edit, Method, Phases
+from sfumato.core.method import Edit, Method, Phases, Where
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.structured_diffusion import StructuredDiffusion
 from sfumato.prompts.grammar import Phrase
@@ -50,7 +50,7 @@ class Published(Method):
             outs = [F.scaled_dot_product_attention(q, k, v[None]) for v in values]
             call.set("out", ("main", "cond"), torch.stack(outs).mean(0))
 
-        return Phases((Edit("image->text", "out", average, rows="cond"),))
+        return Phases((Edit(Where("image->text", rows="cond"), "out", average),))
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])

@@ -20,7 +20,7 @@ from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.choice import choose as sites_of
 from sfumato.core.denoising import denoise
-from sfumato.core.method import Edit, Method, Need, Phases, Run
+from sfumato.core.method import Edit, Method, Need, Phases, Run, Where
 from sfumato.inversion import (
     EDICT,
     DDIMInversion,
@@ -104,12 +104,12 @@ class _Looking(Method):
 
     def start(self, run: Run) -> Phases:
         pairs = sorted({p for s in run.model.sites for p in s.pairs})
-        return Phases(tuple(Edit(pair, "qkv", lambda call: None) for pair in pairs))
+        return Phases(tuple(Edit(Where(pair), "qkv", lambda call: None) for pair in pairs))
 
 
 class _Capturing(Method):
     def start(self, run: Run) -> Phases:
-        return Phases(needs=(Need("image->text", 16, rows="cond"),))
+        return Phases(needs=(Need(Where("image->text", 16, rows="cond")),))
 
 
 def speed(session: CoreSession) -> Mapping[str, Figure]:
@@ -136,7 +136,7 @@ def gradient(session: CoreSession) -> Mapping[str, Figure]:
     model = session.model
     x, cond = model.latents([0], 128, 128), model.embed([PROMPT])
     both = model.embed(["", PROMPT])
-    sites = sites_of(model, "image->text", (16, 16), 16)
+    sites = sites_of(model, Where("image->text", 16), (16, 16))
 
     def mean(call: Call) -> Tensor:
         return call.probs(("main", "cond")).mean(1)[..., 2]
@@ -319,7 +319,7 @@ def attention(session: CoreSession) -> Mapping[str, Figure]:
 
 @torch.no_grad()
 def _maps(model: Backbone, x: Tensor, t: Tensor, said: list[str]) -> Float[Tensor, "b 256 77"]:
-    sites = sites_of(model, "image->text", (16, 16), 16)
+    sites = sites_of(model, Where("image->text", 16), (16, 16))
     maps = model.maps(x, t, model.embed(said), sites, lambda call: call.probs(("main", "cond")).mean(1))
     return torch.stack(list(maps.values())).mean(0)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.method import Where
 from sfumato.core.sites import Grid, Layer, Site
 from sfumato.errors import SfumatoError, unknown
 
@@ -14,18 +15,13 @@ PAIRS = {f"{a}->{b}" for a in ("image", "text") for b in ("image", "text")}
 """Of attention, from what to what; other words are kinds of features."""
 
 
-def choose(
-    model: Backbone,
-    pair: str,
-    grid: Grid,
-    res: int | float | str | None = None,
-    where: Callable[[Any], bool] | None = None,
-    who: str = "this",
-) -> tuple[Any, ...]:
-    """The sites of a pair, or the layers of a kind, at a resolution.
+def choose(model: Backbone, where: Where | str, grid: Grid, who: str = "this") -> tuple[Any, ...]:
+    """The sites of a pair, or the layers of a kind, at a resolution: ``where`` says which, or is the pair alone.
 
     Raises ``SfumatoError`` that says what the model offers.
     """
+    where = Where(where) if isinstance(where, str) else where
+    pair, res = where.pair, where.res
     offers = (*model.sites, *model.layers)
     pairs = sorted({p for s in offers for p in s.pairs})
     if pair not in pairs:
@@ -49,8 +45,8 @@ def choose(
                 f"{who} asks for {pair} at resolution {res}; at this size {model.name} has it at "
                 f"{', '.join(map(str, offered))}"
             )
-    if where is not None:
-        found = [s for s in found if where(s)]
+    if where.sites is not None:
+        found = [s for s in found if where.sites(s)]
         if not found:
             raise SfumatoError(f"{who} leaves no site of {pair} in {model.name}; its condition on sites is too narrow")
     return tuple(found)

@@ -15,7 +15,7 @@ from sfumato.core import plan as plans
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.fusing import Canvas
-from sfumato.core.method import Method, Phases, Run, Start, Step, span
+from sfumato.core.method import Energy, Method, Phases, Run, Start, Step, span
 from sfumato.core.plan import Plan
 from sfumato.core.results import Sample, Trajectory
 from sfumato.core.rows import Rows, streams_of
@@ -92,7 +92,7 @@ def denoise(
                         f"{who} changes x0 or the noise, which windows fused in x_prev do not see; fuse x0"
                     )
         stepper = stepper or DDIM()
-        if stepper.remembers and any(p.repeats > 1 for p in phases.values()):
+        if stepper.remembers and any(p.energy and p.energy.repeats > 1 for p in phases.values()):
             raise SfumatoError(f"{type(stepper).__name__} remembers the last step and cannot repeat one; take DDIM")
         with progress("painting", len(levels)) as advance:
 
@@ -181,8 +181,8 @@ class _Running:
                 for p in self.phases:
                     if p.before:
                         p.before(step)
-                energies = [p for p in self.phases if p.energy and _during(p, step)]
-                for again in range(max((p.repeats for p in energies), default=1)):
+                energies = [p.energy for p in self.phases if p.energy and _acts(p.energy, step)]
+                for again in range(max((e.repeats for e in energies), default=1)):
                     if again:
                         step.x = noised(step.x_next, step.next, step.level, self.draw())
                     fused = self._predict(step, begin, move, energies)
@@ -195,10 +195,10 @@ class _Running:
         return x
 
     def _predict(
-        self, step: Step, begin: Callable[[Step], Any], move: Move, energies: Sequence[Phases]
+        self, step: Step, begin: Callable[[Step], Any], move: Move, energies: Sequence[Energy]
     ) -> Callable[[], Tensor] | None:
         """From ``step.x`` to ``step.x0`` and ``step.eps``; for windows fused in x_prev, what gives the next latents."""
-        with torch.set_grad_enabled(any(p.network for p in energies)):
+        with torch.set_grad_enabled(any(e.through_network for e in energies)):
             if energies:
                 step.x = step.x.detach().requires_grad_()
             shown = step.split(step.x)
@@ -226,21 +226,21 @@ class _Running:
         return move(step.x, step.x0, step.eps, step.level, step.next, noise)
 
 
-def _during(phases: Phases, step: Step) -> bool:
-    first, end = span(phases.during, step.run.steps)
+def _acts(energy: Energy, step: Step) -> bool:
+    first, end = span(energy.steps, step.run.steps)
     return first <= step.i < end
 
 
-def _descend(step: Step, energies: Sequence[Phases]) -> None:
+def _descend(step: Step, energies: Sequence[Energy]) -> None:
     """All energies at once: eps gains sigma times the gradient of their sum by x (Bansal et al. 2023, eq. 6).
 
     Those that leave the network out see x0 as (x - sigma eps) / alpha with eps held.
     """
     _, alpha, sigma = step.level
     with torch.enable_grad():
-        total = [p.energy(step) for p in energies if p.energy and p.network]
+        total = [e.loss(step) for e in energies if e.through_network]
         held = step.x0 = step.x0.detach().requires_grad_()
-        total += [p.energy(step) for p in energies if p.energy and not p.network]
+        total += [e.loss(step) for e in energies if not e.through_network]
         by_x, by_held = torch.autograd.grad(torch.stack(total).sum(), (step.x, held), materialize_grads=True)
     gradient = by_x + (by_held / alpha if alpha else 0)
     step.x = step.x.detach()

@@ -1,4 +1,4 @@
-"""What a network holds between its attention calls, as a method sees it: a ResNet's addition, what flows on, tokens."""
+"""What a network holds between its attention calls, as methods see it: a ResNet's addition, what flows on, tokens, text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sfumato.core.sites import Grid, Layer
 
 
 class Activation:
-    """One feature as a method sees it, its rows by name: (rows, n, d) of tokens, else (rows, c, h, w)."""
+    """One feature as a method sees it, its rows by name: (rows, n, d) of tokens and text, else (rows, c, h, w)."""
 
     def __init__(self, layer: Layer, rows: Rows, grid: Grid, step: int, whole: Tensor):
         self.site, self.rows, self.grid, self.step = layer, rows, grid, step

@@ -34,12 +34,12 @@ def look(
     if len(conditions) > 1:
         raise SfumatoError(f"look asks for rows of one condition, got {', '.join(conditions)}")
     some, found = replace(run.rows, streams=streams, conditions=conditions), {need: {} for need in needs}
-    sites = {need: choose(run.model, need.pair, run.grid, need.res, need.where) for need in needs}
+    sites = {need: choose(run.model, need.where, run.grid) for need in needs}
 
     def handle(call: Call | Activation) -> None:
         for need in needs:
             if call.site in sites[need]:
-                found[need][call.site] = captured(call, need, some.match(need.rows))
+                found[need][call.site] = captured(call, need, some.match(need.where.rows))
 
     shown = step.split(step.x if x is None else x)
     batch = torch.cat([shown[run.rows.stream(s)] for s in streams])

@@ -35,39 +35,55 @@ Span = tuple[Moment, Moment]
 Maps = dict[Any, dict[Name, Float[Tensor, "each queries keys"]]]
 
 
-@dataclass(frozen=True, eq=False)
-class Need:
-    """Maps a method reads after each step: probabilities of a pair, averaged over heads where they are made.
-
-    Or a feature, by its kind (``residual``, ``tokens``), as it is.
-    """
+@dataclass(frozen=True)
+class Where:
+    """What of a run is meant: attention of a pair, or features of a kind; at which sites, in which steps and rows."""
 
     pair: str
+    """``image->text`` and the like; of features, their kind."""
     res: int | float | str | None = None
     """Shorter side of the token grid: a number, a fraction of the latents' side, ``coarsest`` or ``finest``."""
     steps: Span = (0, None)
     rows: Pattern = None
-    tokens: tuple[int, ...] | None = None
-    """Only these keys."""
-    where: Callable[[Any], bool] | None = None
+    sites: Callable[[Any], bool] | None = None
     """Which sites (layers, of a feature)."""
 
 
 @dataclass(frozen=True, eq=False)
-class Edit:
-    """A function that writes one field of the attention calls of a pair, or a ``feature``, whose kind is the pair."""
+class Need:
+    """What a method reads after each step: attention's maps, averaged over heads where they are made; or features."""
 
-    pair: str
+    where: Where
+    tokens: tuple[int, ...] | None = None
+    """Only these keys."""
+    reduce: Callable[[Any, Name], Any] | None = None
+    """What is kept of a site's ``Call`` (a layer's ``Activation``) and a group of rows, in place of its mean map."""
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A function that writes one field of attention calls, or a ``feature``."""
+
+    where: Where
     field: Field
     do: Callable[[Any], None]
     """Gets each site's ``Call``, or each layer's ``Activation``."""
-    res: int | float | str | None = None
-    steps: Span = (0, None)
-    rows: Pattern = None
-    """Which rows it writes."""
-    where: Callable[[Any], bool] | None = None
     parts: str = "qkv"
     """Of ``qkv``, which of the three it writes."""
+
+
+@dataclass(frozen=True)
+class Energy:
+    """A scalar to go down: energies are summed over methods and differentiated once with respect to ``step.x``."""
+
+    loss: Callable[[Step], Float[Tensor, ""]]
+    """Of ``step.x0``, ``step.x`` or ``step.maps``."""
+    through_network: bool = True
+    """If not, ``step.x0`` is (x - sigma eps) / alpha with eps held."""
+    repeats: int = 1
+    """How often a step with it is run, with new noise back to its level in between; of several energies the most."""
+    steps: Span = (0, None)
+    """Outside of them it costs nothing."""
 
 
 @dataclass
@@ -82,15 +98,7 @@ class Phases:
     """May replace the conditions of all rows."""
     before: Callable[[Step], None] | None = None
     """May replace ``step.x``; ``step.cond`` is what the step's prediction will read."""
-    energy: Callable[[Step], Tensor] | None = None
-    """A scalar of ``step.x0``, ``step.x`` or ``step.maps`` to go down; summed over methods and differentiated once with
-    respect to ``step.x``."""
-    network: bool = True
-    """Differentiate the energy through the network; if not, ``step.x0`` is (x - sigma eps) / alpha with eps held."""
-    repeats: int = 1
-    """How often a step with the energy is run, with new noise back to its level in between; of several the most."""
-    during: Span = (0, None)
-    """The steps of the energy: outside of them it costs nothing."""
+    energy: Energy | None = None
     denoised: Callable[[Step], None] | None = None
     """May replace ``step.x0``; the noise follows."""
     noise: Callable[[Step], Tensor | None] | None = None
@@ -210,11 +218,13 @@ def span(steps: Span, of: int) -> tuple[int, int]:
 def captured(
     call: Call | Activation, need: Need, rows: Sequence[Name]
 ) -> dict[Name, Float[Tensor, "each queries keys"]]:
-    """A need's maps at one call, averaged over heads, of the chosen keys; or its feature."""
+    """A need's maps at one call, averaged over heads, of the chosen keys; or its feature; or what it makes of them."""
+    if need.reduce is not None:
+        return {name: need.reduce(call, name) for name in rows}
     if isinstance(call, Activation):
         return {name: call.get(name) for name in rows}
     out = {}
     for name in rows:
-        mean = call.mean(name, need.pair)
+        mean = call.mean(name, need.where.pair)
         out[name] = mean if need.tokens is None else mean[..., list(need.tokens)]
     return out

@@ -106,17 +106,17 @@ def plan(run: Run, phases: Mapping[str, Phases], memory: int | None = None) -> P
 
 
 def _entry(who: str, what: Need | Edit, run: Run) -> Entry:
-    sites = choose(run.model, what.pair, run.grid, what.res, what.where, who)
-    steps = span(what.steps, run.steps)
-    rows = run.rows.match(what.rows)
-    count, noun = len(rows) * run.rows.each, "maps" if what.pair in PAIRS else what.pair
+    where = what.where
+    sites, steps = choose(run.model, where, run.grid, who), span(where.steps, run.steps)
+    rows = run.rows.match(where.rows)
+    count, noun = len(rows) * run.rows.each, "maps" if where.pair in PAIRS else where.pair
     if isinstance(what, Edit):
         inside = what.field in ("logits", "probs")
         made = max(_made(s, run) for s in sites) if inside else 0
-        return Entry(who, f"writes {what.field}", what.pair, sites, steps, rows, count * made, what)
+        return Entry(who, f"writes {what.field}", where.pair, sites, steps, rows, count * made, what)
     made = max(_made(s, run) for s in sites)
     kept = sum(_cells(s, run) * (1 if what.tokens is None else len(what.tokens) / _keys(s, run)) * 4 for s in sites)
-    return Entry(who, f"reads {noun}", what.pair, sites, steps, rows, count * made + int(count * kept), what)
+    return Entry(who, f"reads {noun}", where.pair, sites, steps, rows, count * made + int(count * kept), what)
 
 
 def _made(site: Site | Layer, run: Run) -> int:
@@ -133,7 +133,7 @@ def _cells(site: Site | Layer, run: Run) -> int:
     """Of a site, queries times keys of one head; of a layer, all its values."""
     h, w = site.grid(run.grid)
     if isinstance(site, Layer):
-        return h * w * site.width
+        return (run.model.text_tokens if site.kind == "text" else h * w) * site.width
     return (h * w + ("text" in site.query) * run.model.text_tokens) * _keys(site, run)
 
 

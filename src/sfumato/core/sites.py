@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -41,7 +41,7 @@ class Site:
         return -(-latents[0] // self.scale), -(-latents[1] // self.scale)
 
 
-Kind = Literal["residual", "hidden", "tokens"]
+Kind = Literal["residual", "hidden", "tokens", "text"]
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class Layer:
     """One feature of a network."""
 
     path: str
-    """Of the module that gives it (``residual``, ``hidden``) or reads it (``tokens``)."""
+    """Of the module that gives it (``residual``, ``hidden``) or reads it (``tokens``, ``text``)."""
     index: int
-    """Its place among the layers of its kind, in the order in which they run; of ``tokens`` its attention's index."""
+    """Its place among the layers of its kind, in the order in which they run; of what attention reads, its index."""
     stage: str
     """As of a ``Site``."""
     kind: Kind
     """``residual``: what a ResNet adds to its shortcut, the output of its last convolution. ``hidden``: what flows on
     behind each ResNet with its transformer, and behind each change of resolution. ``tokens``: what an attention's
-    queries are made of, of the image alone."""
+    queries are made of, of the image alone. ``text``: what a cross-attention's keys and values are made of."""
     scale: int
     """Side in cells of the latents."""
     width: int
@@ -74,13 +74,17 @@ class Layer:
 
 
 def token_layers(sites: Sequence[Site], network: nn.Module) -> tuple[Layer, ...]:
-    """What self-attention and joint attention read."""
-    modules = dict(network.named_modules()) if sites else {}
-    return tuple(
-        Layer(s.path, s.index, s.stage, "tokens", s.scale, modules[s.path].to_q.in_features)  # pyright: ignore
-        for s in sites
-        if "image" in s.query and "image" in s.key
-    )
+    """What attention reads: the image's tokens, and the text that cross-attention is given."""
+    modules: dict[str, Any] = dict(network.named_modules()) if sites else {}
+    out = []
+    for s in sites:
+        module = modules[s.path]
+        if "image" in s.query and "image" in s.key:
+            out.append(Layer(s.path, s.index, s.stage, "tokens", s.scale, module.to_q.in_features))
+        if "text" in s.key and "text" not in s.query:  # not a stream of text that goes its own way
+            reads = module.to_k if s.key == ("text",) else module.add_k_proj
+            out.append(Layer(s.path, s.index, s.stage, "text", s.scale, reads.in_features))
+    return tuple(out)
 
 
 def block(site: Site) -> str:

@@ -150,7 +150,7 @@ def _at_layer(module: nn.Module, layer: Layer, handler: Callable[[Any], None], t
         tap.count(layer)
         return activation.value
 
-    if layer.kind != "tokens":
+    if layer.kind in ("residual", "hidden"):
 
         def after(m: nn.Module, args: Any, out: Any) -> Any:
             if not tap.active(layer):
@@ -162,6 +162,8 @@ def _at_layer(module: nn.Module, layer: Layer, handler: Callable[[Any], None], t
     def before(m: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         if not tap.active(layer):
             return None
+        if layer.kind == "text":
+            return args, {**named, "encoder_hidden_states": seen(named["encoder_hidden_states"])}
         changed = _of_image(args[0] if args else named["hidden_states"], layer.grid(tap.grid), seen)
         return ((changed, *args[1:]), named) if args else (args, {**named, "hidden_states": changed})
 

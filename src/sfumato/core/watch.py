@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.method import Method, Need, Phases, Run, Step
+from sfumato.core.method import Method, Need, Phases, Run, Step, Where
 
 SIDE = 16
 """Maps are taken at the grid whose shorter side is nearest: there things are seen best (Hertz et al. 2023)."""
@@ -26,7 +26,7 @@ class Attention(Method):
     def start(self, run: Run) -> Phases:
         sides = {min(s.grid(run.grid)) for s in run.model.sites if "image->text" in s.pairs}
         side = min(sides, key=lambda n: abs(n - SIDE)) if sides else SIDE
-        need = Need("image->text", side, rows=(self.stream, "cond"))
+        need = Need(Where("image->text", side, rows=(self.stream, "cond")))
         self.sums.clear()
 
         def after(step: Step) -> None:

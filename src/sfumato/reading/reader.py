@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.choice import choose
+from sfumato.core.method import Where
 from sfumato.core.sites import Layer, Site
 from sfumato.errors import SfumatoError
 from sfumato.media import images
@@ -109,7 +110,7 @@ def attended(call: Call, pair: str) -> Float[Tensor, "rows queries keys"]:
 def chosen(reader: Reader, pair: str, stage: str | None, least: float, who: str) -> tuple[Site, ...]:
     """The sites of a pair, of one stage or all, whose side is at least this part of the latents'."""
     where = None if stage is None and not least else lambda s: stage in (None, s.stage) and s.scale * least <= 1
-    return choose(reader.model, pair, reader.grid, where=where, who=who)
+    return choose(reader.model, Where(pair, sites=where), reader.grid, who)
 
 
 def up_block(model: Backbone, number: int) -> Layer:

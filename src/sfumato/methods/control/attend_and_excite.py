@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.look import look
-from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, span
+from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, Where, span
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.latent_descent import (
     descend,
@@ -77,7 +77,7 @@ class AttendAndExcite(Method):
             )
         subjects = self._subjects(run)
         inside = [text_span(run, p, self.normalize_eot) for p in prompts_of(run)]
-        need = Need("image->text", text_at(run, self.res), steps=(0, self.until), rows="cond")
+        need = Need(Where("image->text", text_at(run, self.res), (0, self.until), "cond"))
         end = span((0, self.until), run.steps)[1]
         at = {span((0, part), run.steps)[1]: to for part, to in zip(self.refine_at, self.refine_to, strict=True)}
         shrinking = torch.linspace(1, 0.5, run.steps).sqrt().tolist()

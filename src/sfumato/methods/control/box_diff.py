@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.look import look
-from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, span
+from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, Where, span
 from sfumato.methods.control.latent_descent import descend, sharpened, text_at, text_span, word_maps
 from sfumato.methods.control.placed import among, phrase_tokens, placed
 from sfumato.ops.blur import blur
@@ -61,7 +61,7 @@ class BoxDiff(Method):
         layout = placed(self.layout, run, "BoxDiff")
         tokens = phrase_tokens(layout, run)
         where = among(self.layers)
-        need = Need("image->text", text_at(run, self.res), steps=(0, self.until), rows="cond", where=where)
+        need = Need(Where("image->text", text_at(run, self.res), (0, self.until), "cond", where))
         spans = [text_span(run, prompt, self.normalize_eot) for some in run.prompts.values() for prompt in some]
         end = span((0, self.until), run.steps)[1]
 

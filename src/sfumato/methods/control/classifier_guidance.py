@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.method import Method, Phases, Run, Step
+from sfumato.core.method import Energy, Method, Phases, Run, Step
 from sfumato.core.schedule import Level
 
 
@@ -35,4 +35,4 @@ class ClassifierGuidance(Method):
         def energy(step: Step) -> Tensor:
             return -self.scale * self.log_prob(step.x, step.level).sum()
 
-        return Phases(energy=energy, network=False)
+        return Phases(energy=Energy(energy, through_network=False))

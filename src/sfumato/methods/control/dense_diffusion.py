@@ -27,7 +27,7 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.conditions import Cond
-from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step, span
+from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step, Where, span
 from sfumato.methods.control.placed import among, phrase_tokens, placed
 from sfumato.prompts.layout import Layout
 
@@ -81,7 +81,7 @@ class DenseDiffusion(Method):
                         logits[i, :, query, key] = tied(block, up, down, weight * now[0] * (1 - area))
                     call.set_logits(name, logits)
 
-            return Edit(pair, "logits", do, steps=(0, self.until), rows="cond", where=among(self.layers))
+            return Edit(Where(pair, steps=(0, self.until), rows="cond", sites=among(self.layers)), "logits", do)
 
         pairs = (("image->text", self.cross), ("image->image", self.self))
         edits = tuple(writing(pair, weight) for pair, weight in pairs if weight)

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.choice import choose
-from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, span
+from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where, span
 from sfumato.core.sites import Grid, Site
 from sfumato.methods.control.latent_descent import descend
 from sfumato.methods.control.placed import among, phrase_tokens, placed
@@ -68,10 +68,10 @@ class LayoutGuidance(Method):
         end = span((0, self.until), run.steps)[1]
         if self.mode == "forward":
             do = _spreading(layout.boxes(), tokens, self.strength, run)
-            edit = Edit("image->text", "probs", do, steps=(0, end), rows="cond", where=among(self.layers))
+            edit = Edit(Where("image->text", steps=(0, end), rows="cond", sites=among(self.layers)), "probs", do)
             return Phases(edits=(edit,) if self.strength else ())
-        need = Need("image->text", steps=(0, end), rows="cond", where=among(self.layers) or middle(run))
-        sites = choose(run.model, need.pair, run.grid, need.res, need.where, "layout guidance")
+        need = Need(Where("image->text", steps=(0, end), rows="cond", sites=among(self.layers) or middle(run)))
+        sites = choose(run.model, need.where, run.grid, "layout guidance")
         of = run.rows.match("cond")
         rows = slice(run.rows[of[0]].start, run.rows[of[-1]].stop)
 

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.look import look
-from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, span
+from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, Where, span
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.latent_descent import descend, text_at, word_maps
 from sfumato.methods.control.own_words import occurrences, own_words, prompts_of
@@ -72,7 +72,7 @@ class LinguisticBinding(Method):
             raise SfumatoError(
                 f"linguistic binding finds no noun with an adjective in {prompts[0]!r}; name one: 'red cube'"
             )
-        need = Need("image->text", text_at(run, self.res), steps=(0, self.until), rows="cond")
+        need = Need(Where("image->text", text_at(run, self.res), (0, self.until), "cond"))
         end = span((0, self.until), run.steps)[1]
 
         def before(step: Step) -> None:

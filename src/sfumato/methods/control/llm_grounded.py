@@ -35,7 +35,7 @@ from torch import Tensor
 
 from sfumato.core.choice import choose
 from sfumato.core.denoising import denoise
-from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, span
+from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, Where, span
 from sfumato.core.schedule import Levels
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
@@ -110,8 +110,10 @@ class LlmGrounded(Method):
         frozen, descents = span((0, self.frozen), run.steps)[1], self.descents(run.steps)
         if not frozen and not descents:
             return Phases()
-        need = Need("image->text", None, (0, len(descents)), "cond", where=among(self.layers) or middle(run))
-        sites = choose(run.model, need.pair, run.grid, need.res, need.where, _WHO)
+        need = Need(
+            Where("image->text", steps=(0, len(descents)), rows="cond", sites=among(self.layers) or middle(run))
+        )
+        sites = choose(run.model, need.where, run.grid, _WHO)
         pictures = [self._picture(run, stream, n) for stream, some in run.prompts.items() for n in range(len(some))]
         of = run.rows.match("cond")
         rows = slice(run.rows[of[0]].start, run.rows[of[-1]].stop)

@@ -13,7 +13,7 @@ from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import Guide, Parts
-from sfumato.core.method import Edit, Method, Phases, Run
+from sfumato.core.method import Edit, Method, Phases, Run, Where
 from sfumato.core.rows import Rows
 from sfumato.core.sites import Site, block
 from sfumato.errors import SfumatoError
@@ -73,9 +73,9 @@ class Perturbing(Method):
             return Phases()
         if not self.since < self.until:
             raise SfumatoError(f"{type(self).__name__} acts from {self.since:g} to {self.until:g}: that is never")
-        where, span = within(run.model, self.layers), (float(self.since), float(self.until))
-        which = {"steps": span, "rows": self.rows, "where": where, "parts": self.parts}
-        return Phases(edits=(Edit("image->image", self.field, self.disturb, **which),))
+        steps, sites = (float(self.since), float(self.until)), within(run.model, self.layers)
+        where = Where("image->image", steps=steps, rows=self.rows, sites=sites)
+        return Phases(edits=(Edit(where, self.field, self.disturb, self.parts),))
 
     def disturb(self, call: Call) -> None:
         """Write the rows of a call."""

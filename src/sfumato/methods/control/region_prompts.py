@@ -30,7 +30,7 @@ from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import Guide, Parts
-from sfumato.core.method import Edit, Method, Phases, Requires, Run
+from sfumato.core.method import Edit, Method, Phases, Requires, Run, Where
 from sfumato.core.rows import Rows
 from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
@@ -83,8 +83,8 @@ class RegionPrompts(Method):
                     mixed = mixed + share.to(own) * call.get("out", (name[0], row), "image")
                 call.set("out", name, mixed, "image")
 
-        asking = [Edit("image->text", "qkv", _asking(row), steps=steps, rows=row) for row in said]
-        return Phases((*asking, Edit("image->text", "out", answer, steps=steps, rows="cond")) if said else ())
+        asking = [Edit(Where("image->text", steps=steps, rows=row), "qkv", _asking(row)) for row in said]
+        return Phases((*asking, Edit(Where("image->text", steps=steps, rows="cond"), "out", answer)) if said else ())
 
 
 STILL_LIFE = RegionPrompts(whole=0.0, until=0.3)

@@ -32,7 +32,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.conditions import Cond
 from sfumato.core.denoising import denoise
-from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step
+from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.formats import nearest_name, read, rgb
@@ -72,7 +72,7 @@ class RichText(Method):
         targets = others or [first]
         said = {s: [run.model.words(prompt) for prompt in run.prompts[s]] for s in targets}
         edits = tuple(
-            Edit("image->text", "probs", _weighed(s, self._weights(run, said[s])), rows=(s, "cond"))
+            Edit(Where("image->text", rows=(s, "cond")), "probs", _weighed(s, self._weights(run, said[s])))
             for s in targets
             if any(size != 1 for size in self.sizes.values())
         )
@@ -174,15 +174,17 @@ class _Watching(Method):
 
     def needs(self, run: Run) -> tuple[Need, Need]:
         side, steps = round(self.res * min(run.grid)), (self.first, None)
-        words = Need("image->text", None, steps, "cond", where=lambda site: min(site.grid(run.grid)) <= side)
-        return Need("image->image", self.res, steps, "cond"), words
+        words = Need(
+            Where("image->text", steps=steps, rows="cond", sites=lambda site: min(site.grid(run.grid)) <= side)
+        )
+        return Need(Where("image->image", self.res, steps, "cond")), words
 
     def start(self, run: Run) -> Phases:
         needs = self.needs(run)
 
         def after(step: Step) -> None:
             for need, sites in ((n, step.maps.get(n, {})) for n in needs):
-                totals = self.sums.setdefault(need.pair, {})
+                totals = self.sums.setdefault(need.where.pair, {})
                 for site, groups in sites.items():
                     maps = torch.cat([groups[s, "cond"] for s in run.rows.streams])
                     maps = maps.unflatten(1, site.grid(run.grid))

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, span
+from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, Where, span
 from sfumato.core.schedule import add_noise
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.perturbations import within
@@ -62,7 +62,7 @@ class SelfAttentionGuidance(Method):
         which = "uncond" if "uncond" in run.rows.conditions else "cond"
         during = (float(self.since), float(self.until))
         first, end = span(during, run.steps)
-        need = Need("image->image", steps=during, rows=which, where=within(run.model, self.layers))
+        need = Need(Where("image->image", steps=during, rows=which, sites=within(run.model, self.layers)))
         names = run.rows.match(which)
         batch = slice(run.rows[names[0]].start, run.rows[names[-1]].stop)
 

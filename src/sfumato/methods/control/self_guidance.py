@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.method import Method, Need, Phases, Requires, Run, Span, Step, span
+from sfumato.core.method import Energy, Method, Need, Phases, Requires, Run, Span, Step, Where, span
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.ops.regions import carried, centroid, extent, soft
@@ -91,8 +91,8 @@ class SelfGuidance(Method):
         if not self.scale:
             return Phases()
         where = None if self.stage is None else lambda site: site.stage == self.stage
-        need = Need("image->text", self.res, (0, self.until), "cond", where=where)
-        look = _feature(run, need.steps) if self.keep_appearance else None
+        need = Need(Where("image->text", self.res, (0, self.until), "cond", where))
+        look = _feature(run, need.where.steps) if self.keep_appearance else None
         named = dict.fromkeys((*self.words, *self.keep_shape, *self.keep_appearance))
         said = {s: [run.model.words(prompt) for prompt in run.prompts[s]] for s in run.rows.streams}
         tokens = {s: [{w: spans(words, w) for w in named} for words in said[s]] for s in run.rows.streams}
@@ -122,7 +122,7 @@ class SelfGuidance(Method):
                     total = total + self._energy(seen(step, stream, i), was)
             return self.scale * total
 
-        return Phases(needs=(need,) if look is None else (need, look), energy=energy, during=need.steps)
+        return Phases(needs=(need,) if look is None else (need, look), energy=Energy(energy, steps=need.where.steps))
 
     def _check(self, source: bool) -> None:
         """Raise ``SfumatoError`` for options that cannot be meant together."""
@@ -194,7 +194,7 @@ def _feature(run: Run, steps: Span) -> Need:
     kind = "residual" if "residual" in kinds else "tokens"
     layers = sorted((layer for layer in run.model.layers if layer.kind == kind), key=lambda layer: layer.index)
     chosen = layers[-2:][0]
-    return Need(kind, steps=steps, rows="cond", where=lambda layer: layer == chosen)
+    return Need(Where(kind, steps=steps, rows="cond", sites=lambda layer: layer == chosen))
 
 
 def _of_text(map: Float[Tensor, "n text"], site: Site) -> Float[Tensor, "n text"]:

@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 from sfumato.core.attention import Call
 from sfumato.core.backbone import Similarity
 from sfumato.core.choice import choose
-from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step
+from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step, Where
 from sfumato.core.rows import Name
 from sfumato.core.sites import Site
 from sfumato.core.steppers import DDIM
@@ -134,7 +134,7 @@ class SpatialTemporal(Method):
 
         # forward, forward again and back, which is two more; and the sentences once
         calls = 4 * self.epochs + len(texts) / (len(run.rows) * run.steps)
-        return Phases((Edit("image->text", "out", add, rows="cond"),), before=before, calls=calls)
+        return Phases((Edit(Where("image->text", rows="cond"), "out", add),), before=before, calls=calls)
 
 
 def _similarity(given: Similarity | None, run: Run) -> Similarity:

@@ -28,7 +28,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.choice import choose
 from sfumato.core.conditions import Cond
-from sfumato.core.method import Edit, Method, Phases, Run, Step
+from sfumato.core.method import Edit, Method, Phases, Run, Step, Where
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.own_words import occurrences, own_words, prompts_of
@@ -78,7 +78,7 @@ class StructuredDiffusion(Method):
         total = sum(map(len, found))
         if not total or not self.weight:
             return Phases()
-        edit = Edit("image->text", "qkv", average, rows="cond", parts="v")
+        edit = Edit(Where("image->text", rows="cond"), "qkv", average, parts="v")
         return Phases((edit,), before=before, calls=total / len(run.rows) / run.steps)
 
     def _phrases(self, run: Run) -> list[list[tuple[str, Paste]]]:

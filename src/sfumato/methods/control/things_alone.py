@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.choice import choose
-from sfumato.core.method import Edit, Method, Phases, Run, Step
+from sfumato.core.method import Method, Need, Phases, Run, Step, Where
+from sfumato.core.rows import Name
 from sfumato.core.sites import Grid, Site
 from sfumato.methods.control.latent_descent import descend, text_at
 from sfumato.ops.blur import blur
@@ -67,7 +68,6 @@ class Alone(Method):
         layouts = [Layout((Region(t.phrase, box),)) for t, box in zip(self.things, self.boxes, strict=True)]
 
         def before(step: Step) -> None:
-            self.maps.append({})
             if step.i >= len(self.descents):
                 return
 
@@ -84,13 +84,17 @@ class Alone(Method):
 
             descend(step, loss, self.scale * step.level.sigma, self.descents[step.i], self.enough)
 
-        def keep(call: Call) -> None:
+        def kept(call: Call, name: Name) -> Tensor:
             each = zip(blocks(call), self.things, strict=True)
-            self.maps[-1][call.site] = torch.stack([maps[..., thing.tokens[-1]] for maps, thing in each])
+            return torch.stack([maps[..., thing.tokens[-1]] for maps, thing in each])
 
-        read = {*self.sites, *self.shown}
-        looking = Edit("image->text", "qkv", keep, rows="cond", where=read.__contains__, parts="")  # it changes nothing
-        return Phases((looking,), before=before, after=lambda step: self.latents.append(step.x_next))
+        need = Need(Where("image->text", rows="cond", sites={*self.sites, *self.shown}.__contains__), reduce=kept)
+
+        def after(step: Step) -> None:
+            self.latents.append(step.x_next)
+            self.maps.append({site: found["main", "cond"] for site, found in step.maps[need].items()})
+
+        return Phases(needs=(need,), before=before, after=after)
 
     def masks(self, saliency: float, blur: float, skip: int, grid: Grid) -> Bool[Tensor, "n h w"]:
         """Where each thing is in the latents (``salient``); the first ``skip`` steps do not count."""
@@ -153,7 +157,7 @@ def _moved(maps: Tensor, site: Site, cells: Sequence[tuple[int, int]], grid: Seq
 
 def beneath(run: Run, res: float) -> tuple[Site, ...]:
     """The sites that masks are made of: the last downward one of its grid; in transformers, which have none, all."""
-    sites = choose(run.model, "image->text", run.grid, text_at(run, res))
+    sites = choose(run.model, Where("image->text", text_at(run, res)), run.grid)
     return tuple(s for s in sites if s.stage == "down")[-1:] or sites
 
 

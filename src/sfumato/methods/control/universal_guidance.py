@@ -22,7 +22,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.method import Maps, Method, Need, Phases, Run, Span, Step, span
+from sfumato.core.method import Energy, Maps, Method, Need, Phases, Run, Span, Step, span
 from sfumato.errors import SfumatoError
 
 
@@ -57,9 +57,6 @@ class UniversalGuidance(Method):
         first, end = span(self.steps, run.steps)
         return Phases(
             needs=(need,) if need else (),
-            energy=energy,
-            network=self.network,
-            repeats=self.repeats,
-            during=self.steps,
+            energy=Energy(energy, self.network, self.repeats, self.steps),
             calls=(self.repeats - 1) * (end - first) / run.steps,
         )

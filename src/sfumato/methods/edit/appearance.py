@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.method import Need, Run, Step, span
+from sfumato.core.method import Need, Run, Step, Where, span
 from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
 from sfumato.inversion import EditFriendly, Inversion, Path, invert
@@ -116,9 +116,12 @@ class Things:
 def _word_and_self(run: Run, stream: str, until: int) -> tuple[Need, Need]:
     """Both kinds of maps of the decoder, where both are on one grid: the finest up to 32, as the authors'."""
     sides = [n for n in grids(run, "image->image") if n in grids(run, "image->text")]
-    same = {"res": next((n for n in sides if n <= 32), sides[-1]), "rows": (stream, "cond"), "steps": (0, until)}
-    cross, own = (Need(p, where=in_decoder(run, p), **same) for p in ("image->text", "image->image"))
-    return cross, own
+    side = next((n for n in sides if n <= 32), sides[-1])
+
+    def need(pair: str) -> Need:
+        return Need(Where(pair, side, (0, until), (stream, "cond"), in_decoder(run, pair)))
+
+    return need("image->text"), need("image->image")
 
 
 def matched(

@@ -27,7 +27,7 @@ from typing import ClassVar
 import torch
 
 from sfumato.core.attention import Call
-from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step, span
+from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step, Where, span
 from sfumato.errors import SfumatoError
 from sfumato.methods.edit.appearance import APPEARANCE, Things, grids, in_decoder, matched, of_structure, roles
 from sfumato.prompts.layout import Mask
@@ -77,10 +77,10 @@ class CrossImageAttention(Method):
         edits = []
         for side, between in spans.items():
             for target in painted:
-                same = {"res": side, "steps": between, "rows": (target, "cond"), "where": drawn}
-                edits.append(Edit(PAIR, "qkv", self._across(run, structure, target), **same))
+                here = Where(PAIR, side, between, (target, "cond"), drawn)
+                edits.append(Edit(here, "qkv", self._across(run, structure, target)))
                 if self.contrast != 1:
-                    edits.append(Edit(PAIR, "probs", self._contrasted(target), **same))
+                    edits.append(Edit(here, "probs", self._contrasted(target)))
         active = [span(between, run.steps) for between in spans.values()]
 
         def denoised(step: Step) -> None:  # appearance guidance

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.core.features import Activation
-from sfumato.core.method import Edit, Method, Phases, Requires, Run, span
+from sfumato.core.method import Edit, Method, Phases, Requires, Run, Where, span
 from sfumato.methods.edit.appearance import APPEARANCE, Things, grids, in_decoder, matched, of_structure, roles
 from sfumato.prompts.layout import Mask
 
@@ -78,7 +78,7 @@ class EyeForAnEye(Method):
 
         drawn = in_decoder(run, "tokens")
         edits = tuple(
-            Edit("tokens", "feature", taking(target), side, self.tokens, (target, "cond"), drawn)
+            Edit(Where("tokens", side, self.tokens, (target, "cond"), drawn), "feature", taking(target))
             for side in grids(run, "tokens")[:2]
             for target in painted
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.features import Activation
-from sfumato.core.method import Edit, Method, Need, Phases, Run, Step
+from sfumato.core.method import Edit, Energy, Method, Need, Phases, Run, Step, Where
 from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
 from sfumato.methods.edit.plug_and_play import decoder_layer
@@ -93,7 +93,7 @@ def _unet(model: Backbone) -> bool:
     return any(layer.kind == "residual" for layer in model.layers)
 
 
-Where = dict[str, Callable[[Any], bool] | None]
+Chosen = dict[str, Callable[[Any], bool] | None]
 
 
 @dataclass(frozen=True)
@@ -104,17 +104,29 @@ class _Written:
     run: Run
     words: dict[str, _Words]
 
-    def phases(self, where: Where) -> Phases:
+    def phases(self, where: Chosen) -> Phases:
         edits, how = [], self.how
         for t in self.run.rows.streams[1:]:
             if how.features:
                 do = self._features(t)
-                edits.append(Edit("residual", "feature", do, None, (0, how.features), (t, None), where["residual"]))
+                edits.append(
+                    Edit(
+                        Where("residual", steps=(0, how.features), rows=(t, None), sites=where["residual"]),
+                        "feature",
+                        do,
+                    )
+                )
             if how.attention:
                 do, at = self._attention(t), where["image->image"]
-                edits.append(Edit("image->image", "qkv", do, None, (0, how.attention), (t, None), at, "qk"))
+                edits.append(
+                    Edit(
+                        Where("image->image", steps=(0, how.attention), rows=(t, None), sites=at), "qkv", do, parts="qk"
+                    )
+                )
             if how.cross:
-                edits.append(Edit("image->text", "probs", self._cross(t), None, (0, how.cross), (t, "cond")))
+                edits.append(
+                    Edit(Where("image->text", steps=(0, how.cross), rows=(t, "cond")), "probs", self._cross(t))
+                )
         return Phases(tuple(edits))
 
     def _into(self, own: Float[Tensor, "b c h w"], new: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -164,12 +176,12 @@ class _Guided:
     run: Run
     words: dict[str, _Words]
 
-    def phases(self, where: Where) -> Phases:
+    def phases(self, where: Chosen) -> Phases:
         how = self.how
         needs = (
-            Need("residual", None, (0, how.features), "cond", None, where["residual"]),
-            Need("tokens", None, (0, how.attention), "cond", None, where["image->image"]),
-            Need("image->text", None, (0, how.cross), "cond"),
+            Need(Where("residual", steps=(0, how.features), rows="cond", sites=where["residual"])),
+            Need(Where("tokens", steps=(0, how.attention), rows="cond", sites=where["image->image"])),
+            Need(Where("image->text", steps=(0, how.cross), rows="cond")),
         )
         parts = (how.features, how.attention, how.cross)
         wanted = tuple(need for need, part in zip(needs, parts, strict=True) if part)
@@ -178,7 +190,7 @@ class _Guided:
             terms = [self._loss(found, at) for need in wanted for at, found in step.maps.get(need, {}).items()]
             return how.strength * torch.stack([step.x.new_zeros(()), *terms]).sum()
 
-        return Phases(needs=wanted, energy=energy, during=(0, max(parts)))
+        return Phases(needs=wanted, energy=Energy(energy, steps=(0, max(parts))))
 
     def _loss(self, found: dict[tuple[str, str], Tensor], at: Any) -> Tensor:
         """Summed over the images."""

@@ -33,7 +33,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import reading, reads_scale
-from sfumato.core.method import Edit, Phases, Requires, Run, Step
+from sfumato.core.method import Edit, Phases, Requires, Run, Step, Where
 from sfumato.core.schedule import add_noise
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
@@ -158,9 +158,9 @@ class Kept(Path):
                 at = run.images(target)
                 step.x_next[at] = torch.where(cells, step.x_next[at], step.x_next[run.images(source)])
 
-        edits = [Edit("image->image", "qkv", partial(keep, t), rows=(t, None), parts="kv") for t in targets]
+        edits = [Edit(Where("image->image", rows=(t, None)), "qkv", partial(keep, t), parts="kv") for t in targets]
         if self.bias:
-            edits += [Edit("image->image", "logits", partial(look, t), rows=(t, None)) for t in targets]
+            edits += [Edit(Where("image->image", rows=(t, None)), "logits", partial(look, t)) for t in targets]
         if self.apart:
-            edits.append(Edit("image->image", "logits", part, rows=(source, None)))
+            edits.append(Edit(Where("image->image", rows=(source, None)), "logits", part))
         return replace(held, edits=tuple(edits), before=before, after=after)

@@ -35,7 +35,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.choice import choose, nearest_side
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import Guide, Parts
-from sfumato.core.method import Need, Phases, Requires, Run, Step
+from sfumato.core.method import Need, Phases, Requires, Run, Step, Where
 from sfumato.core.rows import Rows
 from sfumato.core.schedule import part_of
 from sfumato.core.sites import Site
@@ -164,7 +164,7 @@ class Edited(Path):
         looked = _sites_near(run, how.res) if how.masks != "noise" else ()
         needs = {
             (stream, row): Need(
-                "image->text", steps=(how.warmup, end), rows=(stream, row), where=lambda site: site in looked
+                Where("image->text", steps=(how.warmup, end), rows=(stream, row), sites=lambda site: site in looked)
             )
             for stream in edits(run)
             for row in rows

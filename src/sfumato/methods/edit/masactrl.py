@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.choice import choose, nearest_side
-from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step
+from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where
 from sfumato.errors import SfumatoError
 from sfumato.prompts.words import spans
 
@@ -63,7 +63,7 @@ class MasaCtrl(Method):
         def edit(field, do, target: str) -> Edit:
             where = lambda site: site.index >= first.index  # noqa: E731
             return Edit(
-                "image->image", field, do, steps=(self.after, None), rows=(target, None), where=where, parts="kv"
+                Where("image->image", steps=(self.after, None), rows=(target, None), sites=where), field, do, parts="kv"
             )
 
         def answers(target: str):
@@ -101,7 +101,7 @@ class _Regions:
         chosen = {s: torch.tensor([[t in each for t in tokens] for each in some]) for s, some in found.items()}
         self.weights = {s: run.rows.spread(w).float()[:, None] for s, w in chosen.items()}
         side = nearest_side(choose(run.model, "image->text", run.grid, who="MasaCtrl"), run.grid, how.res)
-        self.need = Need("image->text", side, (how.after, None), "cond", tokens)
+        self.need = Need(Where("image->text", side, (how.after, None), "cond"), tokens)
         self.step: Step | None = None
 
     def watch(self, step: Step) -> None:

@@ -25,7 +25,7 @@ from typing import ClassVar
 from sfumato.core.attention import Call
 from sfumato.core.choice import nearest_side
 from sfumato.core.features import Activation
-from sfumato.core.method import Edit, Method, Phases, Requires, Run
+from sfumato.core.method import Edit, Method, Phases, Requires, Run, Where
 from sfumato.core.sites import Layer, Site
 from sfumato.errors import SfumatoError
 
@@ -65,8 +65,17 @@ class PlugAndPlay(Method):
         def edits(target: str) -> tuple[Edit, ...]:
             rows = (target, None)
             return (
-                Edit("residual", "feature", features(target), None, (0, self.features), rows, lambda at: at == layer),
-                Edit("image->image", "qkv", attention(target), None, (0, self.attention), rows, behind, "qk"),
+                Edit(
+                    Where("residual", steps=(0, self.features), rows=rows, sites=lambda at: at == layer),
+                    "feature",
+                    features(target),
+                ),
+                Edit(
+                    Where("image->image", steps=(0, self.attention), rows=rows, sites=behind),
+                    "qkv",
+                    attention(target),
+                    parts="qk",
+                ),
             )
 
         return Phases(tuple(e for t in targets for e in edits(t)))

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.core.attention import Call
-from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, span
+from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where, span
 from sfumato.prompts.alignment import refinement, replacement
 from sfumato.prompts.words import spans
 
@@ -83,20 +83,17 @@ class PromptToPrompt(Method):
 
         steps = max([self.cross, *self.words.values()])
         edits = (
-            Edit("image->text", "probs", cross, steps=(0, steps), rows="cond"),
+            Edit(Where("image->text", steps=(0, steps), rows="cond"), "probs", cross),
             Edit(
-                "image->image",
+                Where("image->image", steps=(0, self.self), rows="cond", sites=_upto(run, self.self_res)),
                 "qkv",
                 layout,
-                steps=(0, self.self),
-                rows="cond",
-                where=_upto(run, self.self_res),
                 parts="qk",
             ),
         )
         if self.blend is None:
             return Phases(edits)
-        need = Need("image->text", self.blend.res, rows="cond")
+        need = Need(Where("image->text", self.blend.res, rows="cond"))
         return Phases(edits, (need,), after=_blend(self.blend, run, need))
 
     def _mixes(self, run: Run, source: str, stream: str) -> list[tuple[Tensor, Tensor]]:

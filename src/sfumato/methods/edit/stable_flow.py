@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
-from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step
+from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step, Where
 from sfumato.core.schedule import part_of
 from sfumato.core.sites import Site, block
 from sfumato.errors import SfumatoError
@@ -72,7 +72,8 @@ class StableFlow(Method):
             return Phases()
         return Phases(
             tuple(
-                Edit("image->image", "qkv", partial(share, t), rows=(t, None), where=where, parts="kv") for t in targets
+                Edit(Where("image->image", rows=(t, None), sites=where), "qkv", partial(share, t), parts="kv")
+                for t in targets
             )
         )
 

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.choice import choose
+from sfumato.core.method import Where
 from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.dift import DIFT
@@ -97,7 +98,7 @@ class FewShot(Supported):
         self, reader: Reader, support: Sequence[Reader], masks: Sequence[Float[Tensor, "h w"]]
     ) -> Float[Tensor, "h w"]:
         where = (lambda site: any(part in site.path for part in self.layers)) if self.layers else None
-        asked = choose(reader.model, "image->image", reader.grid, None, where, "few-shot")
+        asked = choose(reader.model, Where("image->image", sites=where), reader.grid, "few-shot")
         sites = choose(reader.model, "image->image", reader.grid) if self.fuse else asked
         sites = [site for site in sites if site.index <= max(site.index for site in asked)]
         shots = [self.shown(other, mask, sites) for other, mask in zip(support, masks, strict=True)]

@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.choice import choose, nearest_side
+from sfumato.core.method import Where
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive import dift
 from sfumato.methods.perceive.dift import DIFT
@@ -69,7 +70,7 @@ class OptimalTransport(DIFT):
             return None
         all_sites = choose(reader.model, "image->image", reader.grid, who="transport")
         res = nearest_side(all_sites, reader.grid, min(1.0, min(grid) / min(reader.grid)))
-        sites = choose(reader.model, "image->image", reader.grid, res, who="transport")
+        sites = choose(reader.model, Where("image->image", res), reader.grid, "transport")
         noise = Noise(self.t, "gaussian", self.seed, self.ensemble)
         found = reader.extract(sites, lambda call: attended(call, "image->image").mean(1), noise, self.prompt)
         maps = [value.view(1, 1, *site.grid(reader.grid)) for site, value in found.items()]
