@@ -15,7 +15,7 @@ from sfumato.backbones.load import load
 from sfumato.core import guidance
 from sfumato.core.attention import FUSED
 from sfumato.core.denoising import denoise
-from sfumato.core.method import Edit, Method, Need, Phases, Run, Where, span
+from sfumato.core.method import Edit, Energy, Method, Need, Phases, Run, Where, span
 from sfumato.core.results import Trajectory, previews
 from sfumato.core.rows import single
 from sfumato.core.schedule import Schedule
@@ -118,7 +118,12 @@ def test_an_energy_pulls_as_bayes_says():
     levels = model.schedule.levels(25)
     x = model.latents([0], 2, 2)
     out = denoise(
-        model, "", steps=25, guide=1, start=x, methods=[Doing(energy=lambda s: (s.x0 - goal).square().sum() / 2)]
+        model,
+        "",
+        steps=25,
+        guide=1,
+        start=x,
+        methods=[Doing(energy=Energy(lambda s: (s.x0 - goal).square().sum() / 2))],
     )
     for i in range(25):
         (_, a, s), to = levels[i], levels[i + 1]
@@ -128,8 +133,8 @@ def test_an_energy_pulls_as_bayes_says():
 
 
 def test_energies_add_up_and_are_differentiated_once(model):
-    half = Doing(energy=lambda s: s.x0.square().sum() / 20)
-    whole = Doing(energy=lambda s: s.x0.square().sum() / 10)
+    half = Doing(energy=Energy(lambda s: s.x0.square().sum() / 20))
+    whole = Doing(energy=Energy(lambda s: s.x0.square().sum() / 10))
     calls = []
     predict = model.predict
     model.predict = lambda *a: calls.append(1) or predict(*a)
@@ -225,7 +230,7 @@ def test_capturing_changes_no_bit_and_a_fault_leaves_the_model_as_it_was(model, 
 
 def test_a_hundred_runs_leave_nothing_behind(model):
     """No hook, no patch, no tensor more after the hundredth run than after the fifth; some of the runs fail."""
-    energy = Doing(energy=lambda s: s.x0.square().sum() / 20, needs=(Need(Where("image->text")),))
+    energy = Doing(energy=Energy(lambda s: s.x0.square().sum() / 20), needs=(Need(Where("image->text")),))
     edit = PromptToPrompt(blend=LocalBlend("cube", "duck", start=0.0, res=8))
     broken = Doing(edits=(Edit(Where("image->image"), "probs", lambda call: 1 / 0),))
     prompts = {"source": PROMPT, "target": "a red duck on grass"}

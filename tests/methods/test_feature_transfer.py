@@ -125,7 +125,9 @@ def test_guidance_goes_down_the_l1_distance(sd):
             phases = how.start(run)
             inner = phases.energy
             assert inner is not None
-            return replace(phases, energy=lambda step: energies.append(inner(step)) or energies[-1])
+            return replace(
+                phases, energy=replace(inner, loss=lambda step: energies.append(inner.loss(step)) or energies[-1])
+            )
 
     start = sd.latents([1, 2], 64, 64)
     run(sd, Watching(), look, steps=1, start=start)

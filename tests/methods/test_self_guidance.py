@@ -74,11 +74,11 @@ class Watched(Method):
 
         def energy(step: Step) -> torch.Tensor:
             assert phases.energy is not None
-            found = phases.energy(step)
+            found = phases.energy.loss(step)
             self.energies.append(float(found))
             return 0 * found
 
-        return replace(phases, energy=energy)
+        return replace(phases, energy=replace(phases.energy, loss=energy))
 
 
 def test_what_has_the_sources_shapes_and_looks_has_no_energy(model):

@@ -46,7 +46,7 @@ class UniversalGuidance(Method):
             raise SfumatoError(f"a step is run at least once, got repeats={self.repeats}")
         if isinstance(self.on, Need) and not self.network:
             raise SfumatoError("maps are made in the network, so their loss goes through it; leave network=True")
-        need = replace(self.on, steps=self.steps) if isinstance(self.on, Need) else None
+        need = replace(self.on, where=replace(self.on.where, steps=self.steps)) if isinstance(self.on, Need) else None
 
         def energy(step: Step) -> Tensor:
             if need is not None:
