@@ -43,3 +43,14 @@ def test_a_backbone():
 def test_a_generator():
     names = run("write-a-generator")
     assert names["picture"].colours.abs().max() > 0.01
+
+
+def test_a_view():
+    names = run("write-a-view")
+    x, swapped = torch.arange(8.0).view(1, 1, 2, 4), names["Swapped"]()
+    assert swapped.project(x)[0, 0, 0].tolist() == [2, 3, 0, 1]
+    assert torch.equal(swapped.unproject(swapped.project(x), (2, 4))[0], x)
+    both = names["both"].latents
+    assert names["wide"].latents.shape == (1, 4, 16, 32)
+    plain = denoise(names["model"], "a red cube on grass", steps=4).latents
+    assert both.isfinite().all() and (both - plain).abs().max() > 0.1

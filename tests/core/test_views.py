@@ -1,15 +1,19 @@
-"""Views: coverage, the laws of splitting and merging, parity with diffusers' panorama."""
+"""Views: coverage, the laws of splitting and merging, of all kinds of views; parity with diffusers' panorama."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from rounding import assert_same_but_for_rounding
+from torch import Tensor, nn
 
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.steppers import DDIM
-from sfumato.core.views import Ring, Tiles
+from sfumato.core.views import Looks, Ring, Tiles, Turned, View, Warped
 from sfumato.errors import SfumatoError
+from sfumato.ops.correspondence import middles
+from sfumato.ops.warps import Similarity
 from sfumato.stilllife import weights
 
 PROMPT = "a red cube on grass"
@@ -84,3 +88,112 @@ def test_what_does_not_fit_is_said(model):
         denoise(model, PROMPT, steps=1, size=(128, 256), views=Tiles(20))
     with pytest.raises(SfumatoError, match="at least as wide as the window, 16 cells, got 8"):
         Ring().places(16, 8, (16, 16))
+
+
+# --- other views than windows
+
+
+class Permuted(View):
+    """The cells of a canvas in another order."""
+
+    def __init__(self, order: Tensor):
+        self.order = order
+
+    def project(self, canvas):
+        return canvas.flatten(2)[..., self.order].view_as(canvas)
+
+    def unproject(self, part, canvas):
+        return part.flatten(2)[..., self.order.argsort()].view_as(part), torch.ones(canvas)
+
+
+class Learned(nn.Module, View):
+    """Cells of the view are mixed of those of the canvas by weights that can be learned."""
+
+    def __init__(self, cells: int):
+        super().__init__()
+        self.mix = nn.Parameter(torch.rand(cells, cells, generator=torch.Generator().manual_seed(0)))
+
+    def project(self, canvas):
+        return (canvas.flatten(2) @ self.mix.T / self.mix.sum(1)).view_as(canvas)
+
+    def unproject(self, part, canvas):
+        return (part.flatten(2) @ self.mix).view_as(part), self.mix.sum(0).view(canvas)
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("quarters", range(-1, 4))
+@pytest.mark.parametrize("flipped", [False, True])
+def test_what_is_turned_is_turned_back(quarters, flipped):
+    x, view = noise(2, 3, 4, 6), Turned(quarters, flipped)
+    shown = view.project(x)
+    assert torch.equal(shown, torch.rot90(x.flip(-1) if flipped else x, quarters, (-2, -1)))
+    back, weight = view.unproject(shown, (4, 6))
+    assert torch.equal(back, x) and torch.equal(weight, torch.ones(4, 6))
+    assert (shown is x) == (not flipped and not quarters % 4)
+
+
+def test_views_of_one_canvas_are_their_mean():
+    x = noise(2, 3, 6, 6)
+    order = torch.randperm(36, generator=torch.Generator().manual_seed(2))
+    views = Looks((Turned(), Turned(flipped=True), Turned(3), Permuted(order)))
+    window = views.window((6, 6), 64)
+    parts = views.split(x, window)
+    assert window == (6, 6) and parts.shape == (8, 3, 6, 6)
+    assert_same_but_for_rounding(views.merge(parts, x), x)
+    apart = noise(8, 3, 6, 6).unflatten(0, (2, 4)).unbind(1)
+    back = [apart[0], apart[1].flip(-1), apart[2].rot90(-3, (-2, -1)), torch.zeros(2, 3, 36)]
+    back[3][..., order] = apart[3].flatten(2)
+    wanted = (back[0] + back[1] + back[2] + back[3].view(2, 3, 6, 6)) / 4
+    assert_same_but_for_rounding(views.merge(torch.stack(apart, 1).flatten(0, 1), x), wanted)
+
+
+def test_warps_are_weighted_and_go_back_to_their_places():
+    """Two views, moved by whole cells to the left and to the right: where both show a cell, their weighted mean."""
+    at, cells = middles((4, 8)).view(4, 8, 2), torch.arange(8)
+    left = Warped(at + torch.tensor([2 / 8, 0]), at - torch.tensor([2 / 8, 0]), ((cells >= 2) * 3.0).expand(4, 8))
+    right = Warped(at - torch.tensor([2 / 8, 0]), at + torch.tensor([2 / 8, 0]), ((cells < 6) * 1.0).expand(4, 8))
+    views, x = Looks((left, right)), noise(1, 2, 4, 8)
+    assert_same_but_for_rounding(left.project(x)[..., :6], x[..., 2:])
+    assert views.coverage(4, 8, (4, 8))[0].tolist() == [1, 1, 4, 4, 4, 4, 3, 3]
+    assert_same_but_for_rounding(views.merge(views.split(x, (4, 8)), x), x)
+    parts = torch.cat([torch.full((1, 2, 4, 8), v) for v in (4.0, 8.0)])
+    assert_same_but_for_rounding(views.merge(parts, x)[0, 0, 0], torch.tensor([8.0, 8, 5, 5, 5, 5, 4, 4]))
+    with pytest.raises(SfumatoError, match="this warp is of a canvas of 4 x 8 cells, and the canvas has 4 x 9"):
+        views.merge(parts, noise(1, 2, 4, 9))
+
+
+def test_a_smooth_canvas_seen_at_a_slant_is_nearly_itself():
+    turn, back = Similarity(turn=20.0), Similarity(turn=-20.0)
+    at = middles((32, 32)).view(32, 32, 2).permute(2, 0, 1)[None]
+    there, home = (move(at)[0].permute(1, 2, 0) for move in (turn, back))
+    view = Warped(there, home, back.whole(32, 32, rim=4).float())
+    x = (3 * at[:, :1]).sin() + at[:, 1:]
+    seen = view.weight.bool()
+    found, weight = view.unproject(view.project(x), (32, 32))
+    assert (found - x)[..., seen].abs().max() < 0.02 and not found[..., ~seen].any() and 0.4 < weight.mean() < 1
+
+
+def test_a_projection_can_be_learned_through_what_it_merges():
+    view = Learned(6)
+    views, x = Looks((view, Turned())), noise(1, 2, 2, 3)
+    merged = views.merge(views.split(x, (2, 3)), x)
+    mix = view.mix.detach()
+    shown = x.flatten(2) @ mix.T / mix.sum(1)
+    wanted = (shown @ mix + x.flatten(2)) / (mix.sum(0) + 1)
+    assert_same_but_for_rounding(merged.detach(), wanted.view_as(x))
+    merged.square().sum().backward()
+    assert view.mix.grad is not None and view.mix.grad.abs().min() > 0
+
+
+def test_cells_that_no_view_shows_are_refused_or_left_empty(model):
+    at = middles((16, 16)).view(16, 16, 2)
+    half = Warped(at, at, (torch.arange(16) < 12).float().expand(16, 16))
+    merged = Looks((half,)).merge(noise(1, 4, 16, 16), noise(1, 4, 16, 16))
+    assert merged.isfinite().all() and not merged[..., 12:].any()
+    with pytest.raises(SfumatoError, match=r"64 cells of a canvas of 16 x 16 lie in no view.*side=.instance."):
+        denoise(model, PROMPT, steps=1, views=Looks((half,)))
+    with pytest.raises(SfumatoError, match=r"views show parts of one size, got 16 x 24, 24 x 16 of a canvas"):
+        denoise(model, PROMPT, steps=1, size=(128, 192), views=Looks((Turned(), Turned(1))))

@@ -80,17 +80,11 @@ def denoise(
         levels = model.levels(50 if steps is None else steps, grid)
 
     with torch.no_grad():
-        seen = Canvas(views, grid, model.size // model.factor) if views else None
+        seen = Canvas(model, views, grid) if views else None
         run, phases, plan, cond = _prepared(model, streams, methods, guide, levels, grid, memory, seen)
         guide = run.guide or guide
         if controls:
             cond = replace(cond, controls=tuple(controls))
-        if seen is not None and views is not None and views.fuse == "x_prev":
-            for who, phase in phases.items():
-                if phase.energy or phase.denoised or phase.noise:
-                    raise SfumatoError(
-                        f"{who} changes x0 or the noise, which windows fused in x_prev do not see; fuse x0"
-                    )
         stepper = stepper or DDIM()
         if stepper.remembers and any(p.energy and p.energy.repeats > 1 for p in phases.values()):
             raise SfumatoError(f"{type(stepper).__name__} remembers the last step and cannot repeat one; take DDIM")
@@ -103,9 +97,12 @@ def denoise(
                     callback(step)
                 advance()
 
-            parts = tuple(phases.values())
-            x = _Running(run, plan, parts, guide, levels, stepper, cond, _noise(x, seed), seen, watch)(x).float()
-    out = {n: Sample(model, x[run.images(n)], streams[n]) for n in names}
+            parts, noise = tuple(phases.values()), _noise(x, seed)
+            if seen is not None:
+                x, noise = seen.entered(x), seen.drawing(noise)
+            x = _Running(run, plan, parts, guide, levels, stepper, cond, noise, seen, watch)(x)
+            x = (x if seen is None else seen.left(x)).float()
+    out = {n: Sample(model, of, streams[n]) for n, of in zip(names, x.split(each), strict=True)}
     return out if isinstance(prompts, Mapping) else out["main"]
 
 
@@ -144,10 +141,10 @@ def _prepared(
     for method in methods:
         guide = method.around(guide)
     conds = guide.embed(model, [p for some in streams.values() for p in some])
-    views, cond = 1, Cond.cat(list(conds.values()))
-    if seen is not None:  # a row a window
-        views, cond, grid = seen.count, cond.repeat(seen.count), seen.window
-    rows = Rows(tuple(streams), tuple(conds), len(next(iter(streams.values()))), views)
+    cond, rows = Cond.cat(list(conds.values())), Rows(tuple(streams), tuple(conds), len(next(iter(streams.values()))))
+    if seen is not None:
+        cond, rows, grid = cond.repeat(seen.count), seen.rows(rows), seen.window
+        streams = {n: tuple(p for p in some for _ in range(rows.of_stream // len(some))) for n, some in streams.items()}
     run = Run(model, streams, rows, len(levels), grid, guide, levels)
     phases = _start(methods, run)
     return run, phases, plans.plan(run, phases, memory), cond
@@ -173,7 +170,7 @@ class _Running:
         with tapping(self.run.model, self.plan) as begin:
             for i in range(len(self.levels)):
                 step = Step(i, self.levels[i], self.levels[i + 1], x, self.run, self.cond)
-                if self.seen is not None:
+                if self.seen is not None and not self.seen.apart:
                     step.split = self.seen.split
                 for p in self.phases:
                     if p.cond:
@@ -185,8 +182,7 @@ class _Running:
                 for again in range(max((e.repeats for e in energies), default=1)):
                     if again:
                         step.x = noised(step.x_next, step.next, step.level, self.draw())
-                    fused = self._predict(step, begin, move, energies)
-                    step.x_next = fused() if fused else self._moved(step, move)
+                    step.x_next = self._moved(step, self._predict(step, begin, move, energies))
                 for p in self.phases:
                     if p.after:
                         p.after(step)
@@ -194,10 +190,8 @@ class _Running:
                 x = step.x_next
         return x
 
-    def _predict(
-        self, step: Step, begin: Callable[[Step], Any], move: Move, energies: Sequence[Energy]
-    ) -> Callable[[], Tensor] | None:
-        """From ``step.x`` to ``step.x0`` and ``step.eps``; for windows fused in x_prev, what gives the next latents."""
+    def _predict(self, step: Step, begin: Callable[[Step], Any], move: Move, energies: Sequence[Energy]) -> Move:
+        """From ``step.x`` to ``step.x0`` and ``step.eps``; gives what moves the step."""
         with torch.set_grad_enabled(any(e.through_network for e in energies)):
             if energies:
                 step.x = step.x.detach().requires_grad_()
@@ -209,7 +203,8 @@ class _Running:
             step.parts = dict(zip(step.run.rows.conditions, predicted.split(len(shown)), strict=True))
             prediction = self.guide.combine(step.parts, step.run.rows)
             step.x0, step.eps = x0, eps = self.run.model.schedule.x0_and_eps(prediction, shown, step.level)
-            fused = None if self.seen is None else self.seen.step(move, step, shown, x0, eps, self.draw)
+            if self.seen is not None:
+                move = self.seen.fuse(move, step, shown, x0, eps)
         if energies:
             _descend(step, energies)
         for p in self.phases:
@@ -218,7 +213,7 @@ class _Running:
                 p.denoised(step)
                 if step.x0 is not before:
                     step.eps = (step.x - step.level.alpha * step.x0) / step.level.sigma
-        return fused
+        return move
 
     def _moved(self, step: Step, move: Move) -> Tensor:
         chosen = next((z for p in self.phases if p.noise and (z := p.noise(step)) is not None), None)

@@ -1,4 +1,4 @@
-"""What a network holds between its attention calls, as methods see it: a ResNet's addition, what flows on, tokens, text."""
+"""What a network holds beside its attention calls, a ResNet's addition, what flows on, tokens, text."""
 
 from __future__ import annotations
 

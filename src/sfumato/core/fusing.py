@@ -1,39 +1,119 @@
-"""How what the network says of each view becomes one canvas at each step."""
+"""How what the network says of each view becomes one: which variable views agree on, and where it is sampled.
+
+In the terms of Kim et al. 2024 (SyncTweedies, arXiv 2403.14370, section 3): on the instance's side fusing eps, x0 and
+x_prev are their cases 1 to 3, on the canvas' side their cases 4 to 6.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 
+from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.core.backbone import Backbone
 from sfumato.core.method import Step
+from sfumato.core.rows import Rows
+from sfumato.core.schedule import Level
 from sfumato.core.sites import Grid
-from sfumato.core.steppers import Move
+from sfumato.core.steppers import Move, Noise
 from sfumato.core.views import Views
+from sfumato.errors import SfumatoError
 
 
 class Canvas:
-    """What the network sees of a canvas: ``split`` into windows of the model's own size, and ``merge``."""
+    """The canvas of a run, what the network sees of it, and how that is put together.
 
-    def __init__(self, views: Views, canvas: Grid, side: int):
-        self.views = views
-        self.window = (min(side, canvas[0]), min(side, canvas[1]))
-        self.count = views.count(*canvas, self.window)
+    On the canvas' side a step's ``x`` is the canvas. On the instance's it is all views, each an image of its own.
+    """
 
-    def split(self, x: Tensor) -> Tensor:
-        return self.views.split(x, self.window)
+    def __init__(self, model: Backbone, views: Views, grid: Grid):
+        self.model, self.views, self.grid = model, views, grid
+        self.window = views.window(grid, model.size // model.factor)
+        self.count = views.count(*grid, self.window)
+        self.apart = views.side == "instance"
+        unseen = int((views.coverage(*grid, self.window) <= 0).sum())
+        if unseen and not self.apart:
+            raise SfumatoError(
+                f"{unseen} cells of a canvas of {grid[0]} x {grid[1]} lie in no view, so nothing would be painted "
+                'there; add views that show them, or sample each view by itself (side="instance")'
+            )
 
-    def step(
-        self, move: Move, step: Step, x: Tensor, x0: Tensor, eps: Tensor, noise: Callable[[], Tensor]
-    ) -> Callable[[], Tensor] | None:
-        """Fuse windows' ``x0`` or ``eps`` into the step; for ``x_prev``, what gives the canvas at the next level."""
+    def rows(self, rows: Rows) -> Rows:
+        """With a row a view of each image."""
+        return replace(rows, of_stream=rows.of_stream * self.count) if self.apart else replace(rows, views=self.count)
+
+    def split(self, canvas: Float[Tensor, "b c H W"]) -> Float[Tensor, "bv c h w"]:
+        """What its views show."""
+        return self.views.split(canvas, self.window)
+
+    def merge(self, parts: Float[Tensor, "bv c h w"]) -> Float[Tensor, "b c H W"]:
+        """The canvas that they are views of."""
+        return self.views.merge(parts, parts.new_empty(len(parts) // self.count, parts.shape[1], *self.grid))
+
+    def entered(self, canvas: Float[Tensor, "b c H W"]) -> Tensor:
+        """What a run starts from."""
+        return self.split(canvas) if self.apart else canvas
+
+    def drawing(self, noise: Noise) -> Noise:
+        """Noise of a canvas as that of its steps: one for all views, as far as they show the same."""
+        return lambda: self.entered(noise())
+
+    def left(self, x: Tensor) -> Float[Tensor, "b c H W"]:
+        """The canvas that a run ends with."""
+        if not self.apart:
+            return x
+        return self.model.encode(self._pixels(x)) if self.views.fuse == "pixels" and self.count > 1 else self.merge(x)
+
+    def fuse(self, move: Move, step: Step, shown: Tensor, x0: Tensor, eps: Tensor) -> Move:
+        """Fill in the step's ``x0`` and ``eps`` from those of what was shown; gives what then moves the step."""
+        step.x0, step.eps = x0, eps
+        if self.count == 1 and shown is step.x:  # there is nothing to agree with
+            return move
         _, alpha, sigma = step.level
-        if self.views.fuse == "eps":
-            step.eps = self.views.merge(eps, step.x)
-            step.x0 = (step.x - sigma * step.eps) / alpha
-            return None
-        step.x0 = self.views.merge(x0, step.x)
-        step.eps = (step.x - alpha * step.x0) / sigma
-        if self.views.fuse == "x0":
-            return None
-        return lambda: self.views.merge(move(x, x0, eps, step.level, step.next, lambda: self.split(noise())), step.x)
+        match self.views.fuse:
+            case "eps":
+                step.eps = self._agreed(eps)
+                step.x0 = (step.x - sigma * step.eps) / alpha
+            case "x0" | "pixels":
+                step.x0 = self._agreed_x0(x0)
+                step.eps = (step.x - alpha * step.x0) / sigma
+            case "x_prev" if self.apart:
+                return lambda *args: self.split(self.merge(move(*args)))
+            case "x_prev":
+                step.x0 = self.merge(x0)
+                step.eps = (step.x - alpha * step.x0) / sigma
+                return self._moving_apart(move, shown, step, x0, eps)
+        return move
+
+    def _moving_apart(self, move: Move, shown: Tensor, step: Step, x0: Tensor, eps: Tensor) -> Move:
+        """Moves each view, then merges; what methods change on the canvas until then is changed in each view alike."""
+        was = step.x0, step.eps
+
+        def changed(part: Tensor, first: Tensor, now: Tensor) -> Tensor:
+            return part if now is first else part.detach() + self.split(now - first.detach())
+
+        def moved(x: Tensor, now_x0: Tensor, now_eps: Tensor, level: Level, to: Level, noise: Noise) -> Tensor:
+            parts = changed(x0, was[0], now_x0), changed(eps, was[1], now_eps)
+            return self.merge(move(shown.detach(), *parts, level, to, lambda: self.split(noise())))
+
+        return moved
+
+    def _agreed(self, parts: Tensor) -> Tensor:
+        """The mean of all views: as a canvas, or as each view shows it."""
+        merged = self.merge(parts)
+        return self.split(merged) if self.apart else merged
+
+    def _agreed_x0(self, x0: Tensor) -> Tensor:
+        if self.views.fuse != "pixels":
+            return self._agreed(x0)
+        merged, cell = self._pixels(x0), self.model.factor
+        if self.apart:
+            merged = self.views.split(merged, (self.window[0] * cell, self.window[1] * cell), cell)
+        return self.model.encode(merged)
+
+    def _pixels(self, x0: Tensor) -> Float[Tensor, "b 3 H W"]:
+        """The canvas of what is seen in latents."""
+        images, cell = self.model.decode(x0), self.model.factor
+        height, width = (n * cell for n in self.grid)
+        return self.views.merge(images, images.new_empty(len(images) // self.count, 3, height, width), cell)

@@ -1,7 +1,8 @@
-"""The map between a canvas and the images that the network sees, and back: MultiDiffusion's windows, a ring.
+"""The map between a canvas and the images that the network sees, and back: windows, a ring, turns, warps.
 
 Bar-Tal et al. 2023 (MultiDiffusion): a canvas wider than the model's images is covered by overlapping windows; each is
-predicted on its own, and where windows overlap their answers are averaged.
+predicted on its own, and where windows overlap their answers are averaged. Any map that can be undone will do in place
+of a window: a flip (Geng et al. 2024, visual anagrams), the projection of a texture (Kim et al. 2024, SyncTweedies).
 """
 
 from __future__ import annotations
@@ -14,60 +15,130 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
+from sfumato.ops.warps import warp
 
-Fuse = Literal["eps", "x0", "x_prev"]
+Fuse = Literal["eps", "x0", "x_prev", "pixels"]
+Side = Literal["canvas", "instance"]
+
+
+class View:
+    """One look at a canvas. Subclasses say what it shows, and where what it shows belongs."""
+
+    def project(self, canvas: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c h w"]:
+        """What it shows of a canvas."""
+        raise NotImplementedError
+
+    def unproject(
+        self, part: Float[Tensor, "b c h w"], canvas: Grid
+    ) -> tuple[Float[Tensor, "b c H W"], Float[Tensor, "H W"]]:
+        """A part laid on an empty canvas times its weights, and the weights; both are 0 where it shows nothing."""
+        raise NotImplementedError
+
+    def lay(
+        self, part: Float[Tensor, "b c h w"], total: Float[Tensor, "b c H W"], weight: Float[Tensor, "H W"]
+    ) -> None:
+        """``unproject``, added to a canvas and its weights."""
+        laid, by = self.unproject(part, (total.shape[-2], total.shape[-1]))
+        total += laid
+        weight += by
 
 
 class Views:
-    """``fuse``: which variable the windows agree on."""
+    """Several views of a canvas, whose means are the canvas.
+
+    ``fuse``: which variable they agree on; ``pixels`` is x0 decoded. ``side``: on which it is sampled. On the canvas
+    there is one image, which views show parts of; on the instance's, each view has latents of its own.
+    """
 
     fuse: Fuse
+    side: Side = "canvas"
 
-    def count(self, height: int, width: int, window: tuple[int, int]) -> int:
-        """How many windows a canvas of latents has."""
-        return len(self.places(height, width, window))
+    def window(self, canvas: Grid, side: int) -> Grid:
+        """Height and width of what the network sees of a canvas; ``side`` is that of the model's own images."""
+        return min(side, canvas[0]), min(side, canvas[1])
 
-    def places(self, height: int, width: int, window: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    def of(self, canvas: Grid, window: Grid, cell: int = 1) -> tuple[View, ...]:
+        """The views of a canvas. Sides are counted in cells of the latents, or in pixels, ``cell`` to one of them."""
+        raise NotImplementedError
+
+    def count(self, height: int, width: int, window: Grid) -> int:
+        """How many views a canvas of latents has."""
+        return len(self.of((height, width), window))
+
+    def split(self, x: Float[Tensor, "b c H W"], window: Grid, cell: int = 1) -> Float[Tensor, "bv c h w"]:
+        """All views of the first image, then those of the next."""
+        parts = [view.project(x) for view in self.of((x.shape[-2], x.shape[-1]), window, cell)]
+        return parts[0] if len(parts) == 1 else torch.stack(parts, 1).flatten(0, 1)
+
+    def merge(
+        self, parts: Float[Tensor, "bv c h w"], like: Float[Tensor, "b c H W"], cell: int = 1
+    ) -> Float[Tensor, "b c H W"]:
+        """The canvas of shape ``like``: the weighted mean of all views that show a cell, 0 where none does."""
+        canvas, window = (like.shape[-2], like.shape[-1]), (parts.shape[-2], parts.shape[-1])
+        views = self.of(canvas, window, cell)
+        total, weight = torch.zeros_like(like), torch.zeros(canvas).to(like)
+        for view, part in zip(views, parts.unflatten(0, (-1, len(views))).unbind(1), strict=True):
+            view.lay(part, total, weight)
+        return total / torch.where(weight > 0, weight, 1)
+
+    def coverage(self, height: int, width: int, window: Grid) -> Float[Tensor, "H W"]:
+        """The weights of each cell, summed; never zero where the canvas is sampled."""
+        total, weight = torch.zeros(1, 1, height, width), torch.zeros(height, width)
+        for view in self.of((height, width), window):
+            view.lay(torch.zeros(1, 1, *window), total, weight)
+        return weight
+
+
+@dataclass(frozen=True, eq=False)
+class Window(View):
+    """The cells of a canvas that lie in these rows and columns."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def project(self, canvas: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c h w"]:
+        return canvas[..., self.rows, self.columns]
+
+    def unproject(self, part: Float[Tensor, "b c h w"], canvas: Grid) -> tuple[Tensor, Tensor]:
+        total, weight = part.new_zeros(*part.shape[:2], *canvas), torch.zeros(canvas).to(part)
+        self.lay(part, total, weight)
+        return total, weight
+
+    def lay(
+        self, part: Float[Tensor, "b c h w"], total: Float[Tensor, "b c H W"], weight: Float[Tensor, "H W"]
+    ) -> None:
+        total[..., self.rows, self.columns] += part
+        weight[self.rows, self.columns] += 1
+
+
+class Windows(Views):
+    """Views that are windows of one size."""
+
+    def places(self, height: int, width: int, window: Grid) -> tuple[tuple[int, int], ...]:
         """Top and left of each window."""
         raise NotImplementedError
 
-    def split(self, x: Float[Tensor, "b c H W"], window: tuple[int, int]) -> Float[Tensor, "bv c h w"]:
-        """All windows of the first image, then those of the next."""
-        return torch.stack(
-            [x[..., rows, columns] for rows, columns in _cells(self, x.shape[-2], x.shape[-1], window)], 1
-        ).flatten(0, 1)
-
-    def merge(self, parts: Float[Tensor, "bv c h w"], like: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
-        """The canvas of shape ``like``: the mean of all windows that cover a cell."""
-        height, width, window = *like.shape[-2:], (parts.shape[-2], parts.shape[-1])
-        cells = _cells(self, height, width, window)
-        out = torch.zeros_like(like)
-        windows = parts.view(len(like), len(cells), *parts.shape[1:]).unbind(1)
-        for part, (rows, columns) in zip(windows, cells, strict=True):
-            out[..., rows, columns] += part
-        return out / self.coverage(height, width, window).to(like)
-
-    def coverage(self, height: int, width: int, window: tuple[int, int]) -> Float[Tensor, "H W"]:
-        """How many windows cover each cell; never zero."""
-        out = torch.zeros(height, width)
-        for rows, columns in _cells(self, height, width, window):
-            out[rows, columns] += 1
-        return out
+    def of(self, canvas: Grid, window: Grid, cell: int = 1) -> tuple[View, ...]:
+        return _windows(self, canvas, window, cell)
 
 
 @lru_cache(8)  # they are the same in every step
-def _cells(views: Views, height: int, width: int, window: tuple[int, int]) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Rows and columns of each window's cells."""
-    h, w = window
+def _windows(views: Windows, canvas: Grid, window: Grid, cell: int) -> tuple[Window, ...]:
+    (height, width), (h, w) = canvas, window
+    places = views.places(height // cell, width // cell, (h // cell, w // cell))
     return tuple(
-        ((torch.arange(h) + top)[:, None] % height, (torch.arange(w) + left)[None] % width)
-        for top, left in views.places(height, width, window)
+        Window(
+            (torch.arange(h) + top * cell)[:, None] % height,
+            (torch.arange(w) + left * cell)[None] % width,
+        )
+        for top, left in places
     )
 
 
 @dataclass(frozen=True)
-class Tiles(Views):
+class Tiles(Windows):
     """Overlapping windows that cover the canvas to its borders.
 
     ``stride`` in cells of the latents; the default is an eighth of the window's side, as published (8 of 64).
@@ -75,8 +146,9 @@ class Tiles(Views):
 
     stride: int | None = None
     fuse: Fuse = "x_prev"
+    side: Side = "canvas"
 
-    def places(self, height: int, width: int, window: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    def places(self, height: int, width: int, window: Grid) -> tuple[tuple[int, int], ...]:
         rows, columns = (_starts(n, side, self.stride) for n, side in ((height, window[0]), (width, window[1])))
         return tuple((top, left) for top in rows for left in columns)
 
@@ -85,7 +157,7 @@ class Tiles(Views):
 class Ring(Tiles):
     """Tiles whose right border goes on at the left: a panorama of 360 degrees."""
 
-    def places(self, height: int, width: int, window: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    def places(self, height: int, width: int, window: Grid) -> tuple[tuple[int, int], ...]:
         rows = _starts(height, window[0], self.stride)
         if width < window[1]:
             raise SfumatoError(f"a ring is at least as wide as the window, {window[1]} cells, got {width}")
@@ -108,3 +180,61 @@ def _starts(length: int, side: int, stride: int | None) -> tuple[int, ...]:
     if starts[-1] != length - side:
         starts.append(length - side)
     return tuple(starts)
+
+
+@dataclass(frozen=True)
+class Looks(Views):
+    """These views, whose parts are of one size: the first one's."""
+
+    views: tuple[View, ...]
+    fuse: Fuse = "eps"
+    side: Side = "canvas"
+
+    def window(self, canvas: Grid, side: int) -> Grid:
+        sizes = [view.project(torch.zeros(1, 1, *canvas)).shape[-2:] for view in self.views]
+        if len(set(sizes)) != 1:
+            shown = ", ".join(f"{h} x {w}" for h, w in sizes) or "none"
+            raise SfumatoError(f"views show parts of one size, got {shown} of a canvas of {canvas[0]} x {canvas[1]}")
+        return sizes[0][0], sizes[0][1]
+
+    def of(self, canvas: Grid, window: Grid, cell: int = 1) -> tuple[View, ...]:
+        return self.views
+
+
+@dataclass(frozen=True)
+class Turned(View):
+    """The whole canvas mirrored left to right, if ``flipped``, then turned counter-clockwise by quarters."""
+
+    quarters: int = 0
+    flipped: bool = False
+
+    def project(self, canvas: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c h w"]:
+        if not self.quarters % 4 and not self.flipped:
+            return canvas
+        return (canvas.flip(-1) if self.flipped else canvas).rot90(self.quarters, (-2, -1))
+
+    def unproject(self, part: Float[Tensor, "b c h w"], canvas: Grid) -> tuple[Tensor, Tensor]:
+        back = part.rot90(-self.quarters, (-2, -1))
+        return back.flip(-1) if self.flipped else back, torch.ones(canvas).to(part)
+
+
+@dataclass(frozen=True, eq=False)
+class Warped(View):
+    """A canvas as it looks along a map, which ``ops.warps`` follows: a turn by any angle, a texture on a surface."""
+
+    there: Float[Tensor, "h w 2"]
+    """Where on the canvas each cell of the view looks, (x, y) in parts of its sides."""
+    back: Float[Tensor, "H W 2"]
+    """Where in the view each cell of the canvas is seen."""
+    weight: Float[Tensor, "H W"]
+    """How well each cell of the canvas is seen; 0 where it is not."""
+
+    def project(self, canvas: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c h w"]:
+        return warp(canvas, self.there[None])
+
+    def unproject(self, part: Float[Tensor, "b c h w"], canvas: Grid) -> tuple[Tensor, Tensor]:
+        weight = self.weight.to(part)
+        if weight.shape != canvas:
+            sizes = [f"{h} x {w}" for h, w in (weight.shape, canvas)]
+            raise SfumatoError(f"this warp is of a canvas of {sizes[0]} cells, and the canvas has {sizes[1]}")
+        return warp(part, self.back[None]) * weight, weight
