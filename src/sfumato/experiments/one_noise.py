@@ -99,9 +99,7 @@ class OneNoise(OfSubjects):
     def measure(self, model: Backbone, subjects: Subjects) -> Ways:
         prompts, n, seed = subjects.prompts, len(subjects.said), self.seed
         like = model.latents(range(n), model.size, model.size)
-        noise = torch.randn(like.shape, generator=generator(seed, 0)).to(
-            like
-        )
+        noise = torch.randn(like.shape, generator=generator(seed, 0)).to(like)
         top = model.levels(self.steps, noise.shape[-2:])[0]
         first = GuidedModel(model, prompts, CFG(self.guidance)).clean_and_noise(noise, top)[0]
 
