@@ -11,6 +11,7 @@ import torch
 from sfumato.bench import perceive, truth
 from sfumato.reading.reader import read
 from sfumato.stilllife.kinds import KINDS
+from sfumato.tasks.recipes import RECIPES, Recipe, find
 
 CPU = torch.device("cpu")
 
@@ -18,29 +19,31 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def quick(here, monkeypatch):
     """Everything as small as it can be."""
-    learning = replace(perceive.label_efficient.STILL_LIFE, epochs=1, members=2, pixels=16, t=(50,), blocks=(5,))
-    monkeypatch.setattr(perceive.label_efficient, "STILL_LIFE", learning)
-    finding = replace(
-        perceive.unsupervised_keypoints.STILL_LIFE,
-        steps=1,
-        tokens=12,
-        candidates=10,
-        grid=16,
-        augmentations=1,
-        parts=(1.0,),
-    )
-    monkeypatch.setattr(perceive.unsupervised_keypoints, "STILL_LIFE", finding)
-    fitting = replace(perceive.prompt_embeddings.STILL_LIFE, steps=1, restarts=1, parts=(1.0,), bank=2, found=4)
+    small = {
+        "label-efficient": {"epochs": 1, "members": 2, "pixels": 16, "t": (50,), "blocks": (5,)},
+        "unsupervised-keypoints": {
+            "steps": 1,
+            "tokens": 12,
+            "candidates": 10,
+            "grid": 16,
+            "augmentations": 1,
+            "parts": (1.0,),
+        },
+        "prompt-embeddings": {"steps": 1, "restarts": 1, "parts": (1.0,), "bank": 2, "found": 4},
+        "dift": {"blocks": (0,), "ensemble": 1, "layers": ()},
+    }
+    for word, fields in small.items():
+        row = find(word)
+        monkeypatch.setitem(RECIPES, (row.model, word), replace(row, settings={**row.settings, **fields}))
+    monkeypatch.setitem(RECIPES, ("stilllife", "few-shot"), Recipe("few-shot"))
+    fitting, blocks = find("prompt-embeddings").method, find("dift").method
     monkeypatch.setattr(perceive.prompt_embeddings, "PUBLISHED", fitting)
-    monkeypatch.setattr(perceive.few_shot, "STILL_LIFE", perceive.few_shot.FewShot())
     matching = perceive.few_shot.FeatureMatching(blocks=(0,), ensemble=1)
-    monkeypatch.setattr(perceive.few_shot, "MATCHING", matching)
-    monkeypatch.setattr(perceive.few_shot, "COARSER", matching)
+    monkeypatch.setattr(perceive, "MATCHING", matching)
+    monkeypatch.setattr(perceive, "COARSER", matching)
     monkeypatch.setattr(perceive, "LABELLED", (2, 20))
     monkeypatch.setattr(perceive, "LEARNED", 2)
     monkeypatch.setattr(perceive, "SIDE", 64)
-    blocks = perceive.dift.DIFT(blocks=(0,), ensemble=1)
-    monkeypatch.setattr(perceive.dift, "STILL_LIFE", blocks)
     monkeypatch.setattr(
         perceive,
         "SEGMENTERS",

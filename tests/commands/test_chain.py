@@ -12,6 +12,7 @@ from sfumato.inversion.noise_space import Noise
 from sfumato.methods import index
 from sfumato.methods.edit import LocalBlend, PromptToPrompt
 from sfumato.methods.edit.prompt_to_prompt import PIE_BENCH
+from sfumato.tasks import recipes
 
 EDIT = ["x.png", "--from", "a red cube", "--to", "a blue cube"]
 
@@ -54,9 +55,9 @@ def test_every_method_can_be_asked_for_or_says_why_not(capsys):
 
 def test_what_cannot_be_asked_for():
     with pytest.raises(SfumatoError, match=r"unknown method 'masa'; known: .*masactrl"):
-        index.default("masa")
+        recipes.default("masa")
     with pytest.raises(SfumatoError, match="unknown preset of prompt-to-prompt 'best'; known: pie-bench"):
-        index.default("p2p:best")
+        recipes.default("p2p:best")
     with pytest.raises(SfumatoError, match="universal-guidance takes a function"):
         chain.parse([["universal-guidance"]], "edit")
     with pytest.raises(SfumatoError, match=r"a \+ joins two methods"):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from sfumato.media.labels import from_run_lengths, read_labels
+from sfumato.tasks.recipes import RECIPES, Recipe
 
 
 @pytest.fixture
@@ -110,9 +111,8 @@ def test_what_is_learned_anew_and_what_is_learned_from_are_not_mistaken_for_what
 
 
 def test_points_masks_and_edits_go_from_one_image_to_another(run, here, photos, tmp_path, monkeypatch):
-    from sfumato.methods.perceive import dift
-
-    monkeypatch.setattr(dift, "STILL_LIFE", dift.DIFT(ensemble=1))  # the tiny model has no such layers
+    quick = Recipe("dift", {"ensemble": 1})  # the tiny model has no such layers
+    monkeypatch.setitem(RECIPES, ("stilllife", "dift"), quick)
     out = tmp_path / "out"
     mask = Image.new("L", (30, 40))
     mask.paste(255, (5, 5, 20, 20))

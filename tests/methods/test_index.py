@@ -48,9 +48,6 @@ def test_a_package_offers_the_methods_of_its_group(package):
 
 def test_words_find_methods():
     assert index.find("p2p") is index.find("prompt-to-prompt") and index.find("p2p").group == "edit"
-    assert (
-        index.default("masactrl:still-life") == index.find("masactrl").preset("still-life") != index.default("masactrl")
-    )
     assert "open-vocabulary" not in index.words(GROUPS) and "pnp" in index.words(aliases=True)
     with pytest.raises(SfumatoError, match=r"unknown method 'open-vocabulary'; known: .*diff-seg"):
         index.find("open-vocabulary")

@@ -14,7 +14,7 @@ from sfumato.bench.ports.prompt_embeddings import published_fit
 from sfumato.core.taps import Enough
 from sfumato.errors import SfumatoError
 from sfumato.learning.texts import Adam, conditions, drawn, frozen, readers, token_map
-from sfumato.methods.perceive.prompt_embeddings import PUBLISHED, STILL_LIFE, PromptEmbeddings, enlarged, some, waves
+from sfumato.methods.perceive.prompt_embeddings import PUBLISHED, PromptEmbeddings, enlarged, some, waves
 from sfumato.reading.reader import read
 
 UNETS = ("sd", "sd2", "sdxl")
@@ -229,4 +229,4 @@ def test_what_it_cannot_do_is_said(made):
     with pytest.raises(SfumatoError, match="patience is at least"):
         PromptEmbeddings(patience=0)
     with image(made("sd")) as reader, pytest.raises(SfumatoError, match="lies outside"):
-        STILL_LIFE.fit(reader, torch.tensor([[65.0, 3.0]]))
+        PromptEmbeddings().fit(reader, torch.tensor([[65.0, 3.0]]))

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from sfumato.errors import SfumatoError
 from sfumato.learning.texts import conditions, drawn, readers
 from sfumato.methods.perceive.unsupervised_keypoints import (
-    STILL_LIFE,
     Keypoints,
     UnsupervisedKeypoints,
     furthest,
@@ -257,7 +256,7 @@ def test_what_it_cannot_do_is_said(made, tmp_path):
     with pytest.raises(SfumatoError, match="least and the greatest part"):
         UnsupervisedKeypoints(zoom=(1.2, 1.0))
     with pytest.raises(SfumatoError, match="at least 1"):
-        replace(STILL_LIFE, steps=0)
+        replace(UnsupervisedKeypoints(), steps=0)
     (tmp_path / "no.safetensors").write_bytes(b"nothing")
     with pytest.raises(SfumatoError, match="cannot read"):
         Keypoints.load(tmp_path / "no.safetensors")

@@ -36,18 +36,13 @@ from sfumato.methods.control import (
     StructuredDiffusion,
 )
 from sfumato.methods.control.attend_and_excite import AUTHORS
-from sfumato.methods.control.box_diff import STILL_LIFE as BOX_DIFF
-from sfumato.methods.control.layout_guidance import STILL_LIFE as LAYOUT_GUIDANCE
-from sfumato.methods.control.llm_grounded import STILL_LIFE as LLM_GROUNDED
-from sfumato.methods.control.perturbed_attention import STILL_LIFE as PERTURBED
-from sfumato.methods.control.region_prompts import STILL_LIFE as REGION_PROMPTS
-from sfumato.methods.control.smoothed_energy import STILL_LIFE as SMOOTHED
 from sfumato.prompts.layout import Box, Layout, Mask, Region
 from sfumato.stilllife.captions import Said, SaidThing
 from sfumato.stilllife.kinds import TRAINED
 from sfumato.stilllife.oracle import Reading, matches
 from sfumato.stilllife.render import render
 from sfumato.stilllife.scene import COLOURS, GROUNDS, sample_scene
+from sfumato.tasks.recipes import find
 
 STEPS, GUIDANCE = 30, 7.5
 SIDE = 128
@@ -114,14 +109,18 @@ def _with(*methods: Method) -> Runner:
     return lambda prompt: Asked(methods)
 
 
-def _placing(method: Any, **more: Any) -> Runner:
+def _placing(method: Any) -> Runner:
     """A layout method with the prompt's own layout."""
-    return lambda prompt: Asked((replace(method, layout=prompt.layout, **more),))
+    return lambda prompt: Asked((replace(method, layout=prompt.layout),))
 
 
 def _regions(prompt: Prompt) -> RegionPrompts:
     """Each region reads a prompt of its own, what is around them one of the ground."""
-    return replace(REGION_PROMPTS, layout=prompt.told, background=f"on {prompt.ground}")
+    return replace(find("region-prompts").method, layout=prompt.told, background=f"on {prompt.ground}")
+
+
+def _beside_regions(method: Any) -> Runner:
+    return lambda prompt: Asked((_regions(prompt), replace(method, layout=prompt.layout)))
 
 
 ATTRIBUTES: dict[str, Runner] = {
@@ -130,23 +129,21 @@ ATTRIBUTES: dict[str, Runner] = {
     "structured diffusion": _with(StructuredDiffusion()),
     "linguistic binding": _with(LinguisticBinding()),
     "self-attention guidance": _with(SelfAttentionGuidance()),
-    "perturbed attention": _with(PERTURBED),
-    "smoothed energy": _with(SMOOTHED),
-    "LLM-grounded, own layout": _with(LLM_GROUNDED),
+    "perturbed attention": _with(find("perturbed-attention").method),
+    "smoothed energy": _with(find("smoothed-energy").method),
+    "LLM-grounded, own layout": _with(find("llm-grounded").method),
 }
 LAYOUTS: dict[str, Runner] = {
     "plain": _with(),
     "dense diffusion": _placing(DenseDiffusion()),
-    "layout guidance": _placing(LAYOUT_GUIDANCE),
-    "BoxDiff": _placing(BOX_DIFF),
-    "LLM-grounded": _placing(LLM_GROUNDED),
+    "layout guidance": _placing(find("layout-guidance").method),
+    "BoxDiff": _placing(find("box-diff").method),
+    "LLM-grounded": _placing(find("llm-grounded").method),
     "region prompts": lambda prompt: Asked((_regions(prompt),)),
-    "region prompts + layout guidance": lambda prompt: Asked(
-        (_regions(prompt), replace(LAYOUT_GUIDANCE, layout=prompt.layout))
-    ),
-    "region prompts + BoxDiff": lambda prompt: Asked((_regions(prompt), replace(BOX_DIFF, layout=prompt.layout))),
+    "region prompts + layout guidance": _beside_regions(find("layout-guidance").method),
+    "region prompts + BoxDiff": _beside_regions(find("box-diff").method),
 }
-"""Each as it suits the built-in model best: the presets of the methods' files."""
+"""Each as it suits the built-in model best."""
 
 
 @dataclass

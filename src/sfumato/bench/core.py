@@ -42,9 +42,9 @@ from sfumato.stilllife.captions import caption
 from sfumato.stilllife.render import render
 from sfumato.stilllife.scene import sample_scene
 from sfumato.tasks.edit import edit_pictures
+from sfumato.tasks.recipes import BLEND, EDITING
 
 STEPS, GUIDANCE = 50, 7.5
-EDIT_GUIDANCE, THRESHOLD = 4.0, 0.6  # of edits on the built-in model: chosen on the first four edits of seed 1
 PROMPT = "a red cube to the left of a blue sphere on grass"
 BATCH = 8
 SLOW = 4  # images that the slow inversions are timed on
@@ -260,14 +260,14 @@ def prompt_to_prompt(session: CoreSession) -> Mapping[str, Figure]:
         assert isinstance(edit.change, change.Recolour | change.Reshape)
         kinds = [scene.things[edit.change.thing].kind for scene in (edit.before, edit.after)]
         path = invert(model, before[i], source, Direct(steps=STEPS))
-        method = PromptToPrompt(blend=LocalBlend(kinds[0], kinds[1], threshold=THRESHOLD))
+        method = PromptToPrompt(blend=LocalBlend(kinds[0], kinds[1], threshold=BLEND))
         prompts = {"source": source, "target": target}
         fitted = fit(pictures.picture(before[i]), model.size, model.multiple)
-        done = edit_pictures(model, [fitted], path, prompts, methods=[method], guide=EDIT_GUIDANCE)
+        done = edit_pictures(model, [fitted], path, prompts, methods=[method], guide=EDITING)
         results["PromptToPrompt"].append(tensor(done.pictures[0]))
         results["as painted"].append(done.painted[0])
         noisy = invert(model, before[i], source, Noise(seed=i, steps=STEPS))
-        results["SDEdit"].append(denoise(model, target, start=noisy, guide=EDIT_GUIDANCE).images[0])
+        results["SDEdit"].append(denoise(model, target, start=noisy, guide=EDITING).images[0])
         results["no edit"].append(before[i].cpu())
     kept = ~torch.stack([change.masks(e) for e in edits])
     figures: dict[str, dict[str, Figure]] = {}

@@ -1,7 +1,7 @@
 """``sfumato bench distill``: what score distillation makes of prompts, in two dimensions, beside plain sampling.
 
 Prompts are the captions of fresh renders of one thing, so that what was made can be compared with what it says. Every
-method is run as published and, where it has one, as its preset for the built-in model; ``METHODS`` says how.
+method is run as published and, where that differs, as it suits the built-in model; ``METHODS`` says how.
 """
 
 from __future__ import annotations
@@ -42,18 +42,16 @@ from sfumato.methods.distill.noise_free_score_distillation import NoiseFreeScore
 from sfumato.methods.distill.score_distillation import ScoreDistillation
 from sfumato.methods.distill.score_distillation_bridge import ScoreDistillationBridge
 from sfumato.methods.distill.score_distillation_via_inversion import CACHED, ScoreDistillationViaInversion
-from sfumato.methods.distill.score_distillation_via_inversion import STILL_LIFE as INVERTED
 from sfumato.methods.distill.score_jacobian_chaining import ScoreJacobianChaining
 from sfumato.methods.distill.variational_score_distillation import VariationalScoreDistillation
-from sfumato.methods.edit import collaborative_editing, delta_denoising
 from sfumato.methods.edit.collaborative_editing import CollaborativeEditing
-from sfumato.methods.edit.instruct_pix2pix import STILL_LIFE as INSTRUCTING
 from sfumato.metrics.image import psnr
 from sfumato.metrics.looks import detail, saturation, spread
 from sfumato.stilllife import change
 from sfumato.stilllife.captions import Said
 from sfumato.stilllife.moves import orbit
 from sfumato.stilllife.oracle import matches
+from sfumato.tasks.recipes import EDITING, find
 
 STEPS, GUIDANCE, TOGETHER = 200, 7.5, 8
 SAMPLED = 50  # steps of DDIM
@@ -444,6 +442,9 @@ VIEWS, ARC = 4, 60.0
 PARTS = tuple(0.25 + 0.73 * (i + 0.5) / 10 for i in range(10))
 """Levels at which steps are timed: those of threestudio's SDI, 0.98 to 0.25."""
 
+INVERTED = find("score-distillation-via-inversion").method
+EDITED_TOGETHER = find("collaborative-editing").method
+INSTRUCTING = find("instruct-pix2pix", "stilllife-instruct")
 FROM_NOISE = ("sdi2d_vs_ddim", "sdi_inverted_vs_ddim", "sds_vs_ddim")
 METHODS: dict[str, Tried] = {
     "SDS, 7.5": Tried(ScoreDistillation(GUIDANCE)),
@@ -469,13 +470,13 @@ COLLABORATING = {
 }
 EDITORS = {
     "no edit": Editor(None),
-    "CSD-Edit": Editor(collaborative_editing.STILL_LIFE, guidance=4.0),
-    "CSD-Edit, each alone": Editor(replace(collaborative_editing.STILL_LIFE, bandwidth="off"), guidance=4.0),
-    "DDS": Editor(delta_denoising.STILL_LIFE, guidance=4.0),
+    "CSD-Edit": Editor(EDITED_TOGETHER, guidance=EDITING),
+    "CSD-Edit, each alone": Editor(replace(EDITED_TOGETHER, bandwidth="off"), guidance=EDITING),
+    "DDS": Editor(find("delta-denoising").method, guidance=EDITING),
     "CSD-Edit by instruction": Editor(CollaborativeEditing(), "stilllife-instruct"),
-    "InstructPix2Pix": Editor(replace(INSTRUCTING, steps=SAMPLED), "stilllife-instruct", guidance=5.0),
+    "InstructPix2Pix": Editor(replace(INSTRUCTING.method, steps=SAMPLED), INSTRUCTING.model, INSTRUCTING.guidance),
 }
-"""By prompt pairs with the presets for the built-in model, by instruction as published."""
+"""By prompt pairs as it suits the built-in model, by instruction as published."""
 
 MEASURES: tuple[tuple[tuple[str, ...], Callable[[DistillSession], Mapping[str, Figure]]], ...] = (
     (FROM_NOISE, from_noise),

@@ -40,14 +40,6 @@ from sfumato.methods.edit import (
     SDEdit,
 )
 from sfumato.methods.edit.appearance import START, transfer
-from sfumato.methods.edit.delta_denoising import STILL_LIFE as DELTA_DENOISING
-from sfumato.methods.edit.diff_edit import STILL_LIFE as DIFF_EDIT
-from sfumato.methods.edit.flow_edit import STILL_LIFE as FLOW_EDIT
-from sfumato.methods.edit.instruct_pix2pix import STILL_LIFE as INSTRUCT_PIX2PIX
-from sfumato.methods.edit.kv_edit import STILL_LIFE as KV_EDIT
-from sfumato.methods.edit.ledits import STILL_LIFE as LEDITS
-from sfumato.methods.edit.masactrl import STILL_LIFE as MASACTRL
-from sfumato.methods.edit.plug_and_play import STILL_LIFE as PLUG_AND_PLAY
 from sfumato.metrics.image import psnr
 from sfumato.prompts.layout import Mask
 from sfumato.stilllife import change
@@ -57,6 +49,7 @@ from sfumato.stilllife.oracle import Reading, matches
 from sfumato.stilllife.render import render
 from sfumato.stilllife.scene import Scene, sample_scene, view
 from sfumato.tasks.edit import edit_pictures
+from sfumato.tasks.recipes import BLEND, EDITING, find
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -142,9 +135,7 @@ class Asked:
 
 Runner = Callable[[Case], Asked]
 
-GUIDANCE = 4.0  # of edits on the built-in model; the published 7.5 burns its colours
-INSTRUCTED = 5.0  # of edits by instruction
-THRESHOLD = 0.6  # of Prompt-to-Prompt's blend there, chosen with the guidance on other seeds
+INSTRUCTING = find("instruct-pix2pix", "stilllife-instruct")
 
 
 def _inverted(case: Case) -> EditFriendly:
@@ -155,26 +146,30 @@ def _inverted(case: Case) -> EditFriendly:
     return EditFriendly(seed=case.seed, steps=STEPS)
 
 
-def _holding(*methods: Method) -> Runner:
+def _holding(word: str) -> Runner:
     """A method that takes from the source's own stream."""
-    return lambda case: Asked(_inverted(case), methods, GUIDANCE)
+    return lambda case: Asked(_inverted(case), (find(word).method,), find(word).guidance)
 
 
-def _starting(start: Inversion, guidance: float | None = GUIDANCE) -> Runner:
+def _starting(word: str) -> Runner:
     """A method that starts from the picture in a way of its own."""
-    return lambda case: Asked(cast("Any", replace)(start, steps=STEPS, seed=case.seed), (), guidance)
+    return lambda case: Asked(replace(find(word).method, steps=STEPS, seed=case.seed), (), find(word).guidance)
+
+
+def _noising(strength: float) -> Runner:
+    return lambda case: Asked(SDEdit(strength, steps=STEPS, seed=case.seed), (), EDITING)
 
 
 def _prompt_to_prompt(case: Case) -> Asked:
     """Where the change is of one thing, only that may change; of the whole picture, all of it."""
     local = hasattr(case.edit.change, "thing") and case.kind != "add"
-    blend = LocalBlend(*case.nouns(), threshold=THRESHOLD) if local else None
-    return Asked(_inverted(case), [PromptToPrompt(blend=blend)], GUIDANCE)
+    blend = LocalBlend(*case.nouns(), threshold=BLEND) if local else None
+    return Asked(_inverted(case), [PromptToPrompt(blend=blend)], EDITING)
 
 
 def _instructed(case: Case) -> Asked:
-    start = replace(INSTRUCT_PIX2PIX, steps=STEPS, seed=case.seed)
-    return Asked(start, (), INSTRUCTED, {"target": case.edit.instruction}, "stilllife-instruct")
+    start = replace(INSTRUCTING.method, steps=STEPS, seed=case.seed)
+    return Asked(start, (), INSTRUCTING.guidance, {"target": case.edit.instruction}, INSTRUCTING.model)
 
 
 def _told_where(case: Case) -> Mask:
@@ -185,31 +180,31 @@ def _told_where(case: Case) -> Mask:
 
 
 def _kv_edit(case: Case) -> KVEdit:
-    return replace(KV_EDIT, mask=_told_where(case), seed=case.seed, steps=STEPS)
+    return replace(find("kv-edit").method, mask=_told_where(case), seed=case.seed, steps=STEPS)
 
 
 def _ledits(case: Case) -> Asked:
-    start = replace(LEDITS, remove=(case.source,), steps=STEPS, seed=case.seed)
+    start = replace(find("ledits").method, remove=(case.source,), steps=STEPS, seed=case.seed)
     return Asked(start, (), None, {"source": case.source, "target": case.target})
 
 
 RUNNERS: dict[str, Runner] = {
-    **{f"SDEdit {s:g}": _starting(SDEdit(s)) for s in (0.4, 0.6, 0.8)},
+    **{f"SDEdit {s:g}": _noising(s) for s in (0.4, 0.6, 0.8)},
     "InstructPix2Pix": _instructed,
     "Prompt-to-Prompt": _prompt_to_prompt,
-    "MasaCtrl": _holding(MASACTRL),
-    "Plug-and-Play": _holding(PLUG_AND_PLAY),
-    "DiffEdit": _starting(DIFF_EDIT),
+    "MasaCtrl": _holding("masactrl"),
+    "Plug-and-Play": _holding("plug-and-play"),
+    "DiffEdit": _starting("diff-edit"),
     "LEDITS++": _ledits,
-    "FlowEdit": _starting(FLOW_EDIT, None),
-    "delta denoising": lambda case: Asked(replace(DELTA_DENOISING, seed=case.seed), (), GUIDANCE),
+    "FlowEdit": _starting("flow-edit"),
+    "delta denoising": lambda case: Asked(replace(find("delta-denoising").method, seed=case.seed), (), EDITING),
     "blended latents, told where": lambda case: Asked(
-        BlendedLatents(_told_where(case), seed=case.seed, steps=STEPS), (), GUIDANCE
+        BlendedLatents(_told_where(case), seed=case.seed, steps=STEPS), (), EDITING
     ),
     "KV-Edit, told where": lambda case: Asked(_kv_edit(case)),
     "KV-Edit + Prompt-to-Prompt, told where": lambda case: Asked(_kv_edit(case), [PromptToPrompt(self=0.0)]),
 }
-"""Each as it suits the built-in model best: the presets of the methods' files, at a guidance of 4."""
+"""Each as it suits the built-in model best."""
 
 
 @dataclass
@@ -498,7 +493,7 @@ def injecting(session: EditSession) -> Mapping[str, Figure]:
     ratios = []
     for name in INJECTING:
         asked = RUNNERS[name](case)
-        plain = Asked(_inverted(case) if asked.methods else Direct(steps=STEPS), (), GUIDANCE)
+        plain = Asked(_inverted(case) if asked.methods else Direct(steps=STEPS), (), EDITING)
         ways = [_painting(session, case, way) for way in (asked, plain)]
         ratios.append(session.ratio(*ways))
         peaks = [timed(way, session.device)[1]["peak_mb"] for way in ways]

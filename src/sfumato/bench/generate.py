@@ -23,13 +23,13 @@ from sfumato.bench.report import Figure, Report, Target, gather
 from sfumato.bench.session import Session
 from sfumato.io.device import choose
 from sfumato.io.files import write_text
-from sfumato.methods.edit.instruct_pix2pix import STILL_LIFE as INSTRUCT_PIX2PIX
 from sfumato.stilllife import change, networks, paint, weights
 from sfumato.stilllife.asking import PROMPTS, obeyed
 from sfumato.stilllife.captions import Said, SaidThing, caption
 from sfumato.stilllife.oracle import Reading, matches
 from sfumato.stilllife.render import pinhole, render
 from sfumato.stilllife.scene import Scene, sample_scene
+from sfumato.tasks import recipes
 
 STEPS, GUIDANCE = 30, 5.0
 READABLE = (
@@ -212,6 +212,7 @@ def speed(session: GenerateSession) -> dict[str, Figure]:
 def instruct(session: GenerateSession) -> dict[str, Figure]:
     """Edits of renders by instruction. Applied: all things as they should be, the new ground, light or style too."""
     pipe = weights.pipeline("stilllife-instruct", session.device)
+    image_scale = recipes.find("instruct-pix2pix", "stilllife-instruct").method.image_scale
     rng = session.rng("instruct")
     edits = []
     for i in range(session.n):
@@ -223,7 +224,7 @@ def instruct(session: GenerateSession) -> dict[str, Figure]:
         [e.instruction for e in edits],
         "instruct",
         pipe=pipe,
-        each=lambda start, stop: {"image": before[start:stop], "image_guidance_scale": INSTRUCT_PIX2PIX.image_scale},
+        each=lambda start, stop: {"image": before[start:stop], "image_guidance_scale": image_scale},
     )
     return {
         name: np.array([applied(r, e) for r, e in zip(oracle.read(images), edits, strict=True)], float)

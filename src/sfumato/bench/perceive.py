@@ -38,10 +38,7 @@ from sfumato.methods.perceive import (
     few_shot,
     graph_cut,
     label_efficient,
-    normalised_cut,
-    optimal_transport,
     prompt_embeddings,
-    propagation,
     text_attribution,
     unsupervised_keypoints,
 )
@@ -54,6 +51,7 @@ from sfumato.reading.results import Matches, Segments
 from sfumato.stilllife.captions import plain
 from sfumato.stilllife.kinds import TRAINED
 from sfumato.stilllife.render import Rendering, keypoints
+from sfumato.tasks.recipes import find
 
 SIDE = 256  # at which the network sees the renders of 128 pixels: 32 x 32 cells
 SHOTS = (1, 5)
@@ -149,6 +147,11 @@ class Tried:
     cut: bool = False
     side: int | None = SIDE
 
+    @classmethod
+    def suited(cls, word: str, cut: bool = False) -> Tried:
+        """As it suits the built-in model."""
+        return cls(find(word).method, cut, find(word).side)
+
     def __str__(self) -> str:
         """All that changes a result."""
         about = repr(self.method) if is_dataclass(self.method) else self.method.__name__
@@ -195,7 +198,7 @@ def by_pixels(reader: Reader) -> Segments:
 
 def by_features(reader: Reader) -> Segments:
     """K-means of the features that DIFT matches by, of length one."""
-    map = dift.STILL_LIFE.features(reader).cpu()
+    map = find("dift").method.features(reader).cpu()
     return _clustered(F.normalize(map, dim=0), reader.size)
 
 
@@ -204,14 +207,14 @@ def _clustered(map: Float[Tensor, "c h w"], size: tuple[int, int], k: int = 3) -
     return Segments(F.one_hot(labels, k).permute(2, 0, 1).float(), size)
 
 
-CUT = graph_cut.STILL_LIFE
+CUT = find("graph-cut").method
 SMOOTHER = graph_cut.GraphCut(smooth=5)
 SEGMENTERS = {
-    "DiffSeg": Tried(diff_seg.STILL_LIFE),
-    "DiffSeg + graph cut": Tried(diff_seg.STILL_LIFE, cut=True),
+    "DiffSeg": Tried.suited("diff-seg"),
+    "DiffSeg + graph cut": Tried.suited("diff-seg", cut=True),
     "DiffSeg, published": Tried(diff_seg.DiffSeg()),
-    "normalised cut": Tried(normalised_cut.STILL_LIFE, side=None),
-    "normalised cut + graph cut": Tried(normalised_cut.STILL_LIFE, cut=True, side=None),
+    "normalised cut": Tried.suited("normalised-cut"),
+    "normalised cut + graph cut": Tried.suited("normalised-cut", cut=True),
     "k-means on pixels": Tried(by_pixels),
     "k-means on features": Tried(by_features),
 }
@@ -263,7 +266,7 @@ def words(session: PerceiveSession) -> Mapping[str, Figure]:
         one = truth.renders(rng, 1, count=1 + len(scenes) % 2)
         if len({t.kind for t in one.scenes[0].things}) == len(one.scenes[0].things):
             scenes.append(one)
-    published, suited = text_attribution.TextAttribution(), text_attribution.STILL_LIFE
+    published, suited = text_attribution.TextAttribution(), find("text-attribution").method
     asked = {
         "text attribution": (suited, False),
         "text attribution + graph cut": (suited, True),
@@ -313,7 +316,7 @@ def clicks(session: PerceiveSession) -> Mapping[str, Figure]:
                 ("box", {"box": (left, top, right, bottom)}),
                 ("click", {"click": (float(x[middle]) + 0.5, float(y[middle]) + 0.5)}),
             ):
-                tried = Tried(replace(propagation.STILL_LIFE, **where))
+                tried = Tried(replace(find("propagation").method, **where))
                 cost, labels = session.labels(
                     f"clicks {i} {tried}", lambda t=tried, x=image: t.segments(session.model, x)
                 )
@@ -340,7 +343,7 @@ def untrained(model: Backbone) -> Backbone:
 
 def learned_from_labels(session: PerceiveSession) -> Mapping[str, Figure]:
     """Backdrop, ground and four kinds, learned from 5, 20 and 50 images; and the parts of one kind, from 20."""
-    suited, model = label_efficient.STILL_LIFE, session.model
+    suited, model = find("label-efficient").method, session.model
     asked: dict[str, Asked] = {f"label-efficient, {n}": (suited, model, n, None) for n in LABELLED}
     asked["label-efficient, 20 + graph cut"] = (suited, model, 20, SMOOTHER)
     asked |= {f"on pixels, {n}": (replace(suited, of="pixels"), model, n, None) for n in LABELLED}
@@ -409,14 +412,18 @@ def miou_named(found: Sequence[Int[Tensor, "h w"]], wanted: Sequence[Int[Tensor,
 
 # --- a thing from one image and its mask ---------------------------------------------------------
 
+MATCHING = few_shot.FeatureMatching(0.49, t=0, layers=("up_blocks.3.attentions.0",), ensemble=1)
+COARSER = few_shot.FeatureMatching(0.46, t=0, layers=("up_blocks.2.attentions.2",), ensemble=1)
+"""At their best thresholds; the better one with a single shot."""
+
 
 def shots(session: PerceiveSession) -> Mapping[str, Figure]:
     """One thing alone; the support shows others of its kind."""
     methods = {
-        "few-shot": few_shot.STILL_LIFE,
+        "few-shot": find("few-shot").method,
         "few-shot, published": few_shot.FewShot(),
-        "feature matching": few_shot.MATCHING,
-        "feature matching, coarser": few_shot.COARSER,
+        "feature matching": MATCHING,
+        "feature matching, coarser": COARSER,
         "feature matching, as DIFT": few_shot.FeatureMatching(),
     }
     rows: dict[str, dict[str, Row]] = {f"{name}, {k}": {} for name in methods for k in SHOTS}
@@ -480,10 +487,10 @@ def by_place(source: Reader, target: Reader, points: Float[Tensor, "n 2"]) -> Ma
 
 
 MATCHERS = {
-    "DIFT": Tried(dift.STILL_LIFE),
+    "DIFT": Tried.suited("dift"),
     "DIFT, published": Tried(dift.DIFT()),
-    "optimal transport": Tried(optimal_transport.STILL_LIFE),
-    "optimised embeddings": Tried(prompt_embeddings.STILL_LIFE, side=None),
+    "optimal transport": Tried.suited("optimal-transport"),
+    "optimised embeddings": Tried.suited("prompt-embeddings"),
     "colours": Tried(by_colour),
     "the same place": Tried(by_place),
     "chance": Tried(by_chance),
@@ -545,7 +552,7 @@ def landmarks(session: PerceiveSession) -> Mapping[str, Figure]:
     draw = {"kinds": (KEYPOINT_KIND,), "count": 1, "view": "front"}
     learned_on = truth.renders(session.stream(8), LEARNED, **draw)
     tests = truth.renders(session.stream(9), session.n, **draw)
-    method = unsupervised_keypoints.STILL_LIFE
+    method = find("unsupervised-keypoints").method
     taught, seen = _annotated(learned_on)
     wanted, visible = _annotated(tests)
     sizes = [_height(tests, i) for i in range(session.n)]

@@ -13,7 +13,7 @@ from sfumato.commands.reading import Batch, files_of, page
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable
 from sfumato.io.terminal import print_json, quiet
-from sfumato.methods import index
+from sfumato.tasks import recipes
 
 
 def attribute(
@@ -55,7 +55,7 @@ def attribute(
     from sfumato.media.overlays import heatmap
     from sfumato.reading.reader import read
 
-    method = index.default(f"text-attribution:{preset}" if preset else "text-attribution")
+    method = recipes.default(f"text-attribution:{preset}" if preset else "text-attribution")
     method = replace(method, words=asked, prompt=prompt)
     net = loading.load(model, device)
     batch = Batch(files, out, {"method": repr(method), "model": model, "side": side, **vars(loading)})

@@ -15,6 +15,7 @@ import tyro
 from sfumato.commands.fields import spoken
 from sfumato.errors import SfumatoError, unknown
 from sfumato.methods import index
+from sfumato.tasks import recipes
 
 if TYPE_CHECKING:
     from sfumato.core.method import Method
@@ -159,9 +160,9 @@ def parse(segments: Sequence[Sequence[str]], command: str) -> Chain:
         preset = None
         if "--preset" in options:
             i = options.index("--preset")
-            preset = entry.preset("".join(options[i + 1 : i + 2]))
+            preset = recipes.default(f"{word}:{''.join(options[i + 1 : i + 2])}")
             del options[i : i + 2]
-        known = ", ".join(f"--preset {name}" for name in entry.presets)
+        known = ", ".join(f"--preset {name}" for name in recipes.presets(entry))
         more = f"\n\nPresets, before the other options: {known}" if known else ""
         said = spoken(cls)
         if any(f.default is f.default_factory and "Callable" in str(f.type) for f in fields(cls)):  # both are missing

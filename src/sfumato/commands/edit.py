@@ -31,6 +31,7 @@ from sfumato.errors import SfumatoError
 from sfumato.io.files import writable
 from sfumato.io.terminal import print_json, quiet
 from sfumato.methods import index
+from sfumato.tasks import recipes
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -100,7 +101,7 @@ def edit(
         raise SfumatoError(
             f"{'--appearance' if appearance is not None else '--show-attention'} is of one picture alone"
         )
-    chained = {spec: Chain((index.default(spec),), (spec,)) for spec in specs} or {"": chain}
+    chained = {spec: Chain((recipes.default(spec),), (spec,)) for spec in specs} or {"": chain}
     writable(out)
     quiet()
     from sfumato.media import images

@@ -13,7 +13,7 @@ from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_text
 from sfumato.io.terminal import print_json, quiet
-from sfumato.methods import index
+from sfumato.tasks import recipes
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -70,7 +70,7 @@ def match(
 
     if len(chain.items) > 1:
         raise SfumatoError(f"match takes one method, got {', '.join(chain.names)}")
-    method, side = (chain.items[0], side) if chain.items else index.suited("dift", model, side)
+    method, side = (chain.items[0], side) if chain.items else recipes.suited("dift", model, side)
     if isinstance(method, DIFT) and method.cycle is None and not asked:
         method = replace(method, cycle=0.1)  # a grid has points that the other image does not show
     if (mask or edited) and not isinstance(method, DIFT):

@@ -13,7 +13,7 @@ from sfumato.commands.reading import Batch, contents, files_of, page
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_text
 from sfumato.io.terminal import print_json, quiet
-from sfumato.methods import index
+from sfumato.tasks import recipes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +77,7 @@ def segment(
 
     items = list(chain.items)
     if not items:
-        method, side = index.suited("diff-seg", model, side)
+        method, side = recipes.suited("diff-seg", model, side)
         items = [method]
     first, later = items[0], items[1:]
     said, vocabulary = chain.names or ("diff-seg",), tuple(w.strip() for w in names.split(",") if w.strip())

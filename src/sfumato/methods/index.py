@@ -5,7 +5,7 @@ Nothing is imported before it is asked for. A test holds the table against the f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -43,15 +43,9 @@ class Entry:
 
     @property
     def presets(self) -> dict[str, Any]:
-        """Other settings of it by their words: those of its authors, or for the built-in model."""
+        """Other settings of it by their words: those of its authors that differ from the paper's."""
         kind = self.method
         return {k.lower().replace("_", "-"): v for k, v in vars(self.module).items() if k.isupper() and type(v) is kind}
-
-    def preset(self, name: str) -> Any:
-        """One of the presets. ``SfumatoError`` that lists them for a word that is none."""
-        if name not in self.presets:
-            raise unknown(f"preset of {self.word}", name, self.presets)
-        return self.presets[name]
 
 
 PAINTING = ("edit", "control")
@@ -142,20 +136,19 @@ def find(word: str) -> Entry:
     raise unknown("method", word, words(PAINTING + READING + DISTILLING))
 
 
-def default(spec: str) -> Any:
-    """A method as it is, or one of its presets: ``masactrl``, ``masactrl:still-life``."""
-    word, _, preset = spec.partition(":")
+def default(spec: str, presets: Callable[[Entry], Mapping[str, Any]] = lambda entry: entry.presets) -> Any:
+    """A method as it is, or one of its presets: ``diff-seg``, ``diff-seg:coco``.
+
+    ``SfumatoError`` that lists the presets for a word that is none, and for a method that needs more than a word.
+    """
+    word, colon, name = spec.partition(":")
     entry = find(word)
-    if preset:
-        return entry.preset(preset)
+    if colon:
+        known = presets(entry)
+        if name not in known:
+            raise unknown(f"preset of {entry.word}", name, known or ("none",))
+        return known[name]
     try:
         return entry.method()
     except TypeError:
         raise SfumatoError(f"{word} needs options of its own; run it alone, see --help after its word") from None
-
-
-def suited(word: str, model: str, side: int | None) -> tuple[Any, int | None]:
-    """A reading method where none was named: as published, or as it suits the built-in model, and what it sees."""
-    if model != "stilllife":
-        return default(word), side
-    return default(f"{word}:still-life"), side or 256  # twice its own side: its cells are large

@@ -35,6 +35,7 @@ from sfumato.stilllife.render import Rendering, keypoints, render, shade, trace
 from sfumato.stilllife.scene import LIGHTS, STYLES, Camera, Scene, Thing
 from sfumato.stilllife.sketches import sketches
 from sfumato.tasks.edit import edit_pictures
+from sfumato.tasks.recipes import BLEND, EDITING
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -234,13 +235,13 @@ def _edited(out: Path, device: torch.device) -> str:
     for edit, truth in zip(edits, after, strict=True):
         source, target = edit.captions
         words = [scene.things[0].kind for scene in (edit.before, edit.after)]
-        method = PromptToPrompt(blend=LocalBlend(words[0], words[1], threshold=0.6))
+        method = PromptToPrompt(blend=LocalBlend(words[0], words[1], threshold=BLEND))
         prompts = {"source": source, "target": target}
-        edited = edit_pictures(model, [fitted], path, prompts, methods=[method], guide=4.0).pictures[0]
+        edited = edit_pictures(model, [fitted], path, prompts, methods=[method], guide=EDITING).pictures[0]
         figures.append(figure(edited, f"“{escape(edit.instruction)}”"))
         figures.append(figure(pictures.picture(truth), "as it should be"))
-        said, blend = f'--from "{source}" --to "{target}"', f"--blend {' '.join(words)} --threshold 0.6"
-        commands.append(f"sfumato edit photo.png {said} --guidance 4 prompt-to-prompt {blend}\n")
+        said, blend = f'--from "{source}" --to "{target}"', f"--blend {' '.join(words)} {BLEND}"
+        commands.append(f"sfumato edit photo.png {said} --guidance {EDITING:g} prompt-to-prompt {blend}\n")
     about = "A picture file is inverted, and painted again from other words; its layout is kept, and what lies around."
     body = row(*figures) + f"<pre><code>{escape(''.join(commands))}</code></pre>\n"
     return section("A picture edited by words", about, body)

@@ -88,11 +88,6 @@ class BoxDiff(Method):
         return Phases(looks=(need,) if end else (), before=before, calls=end / run.steps / len(run.rows.conditions))
 
 
-STILL_LIFE = BoxDiff(res=1.0, layers=("up_blocks.3.attentions.0",))
-"""For the built-in model: the one layer whose maps tell a thing's place from the first steps on. A quarter of its
-latents is 4 x 4, and among its layers on 8 x 8 is one where a thing's word is attended outside of it."""
-
-
 def box_loss(map: Float[Tensor, "h w"], mask: Float[Tensor, "h w"], share: float, corners: int) -> Float[Tensor, ""]:
     """Inner-box, outer-box and corner constraints of one map (eqs. 4 to 7), ``mask`` one inside the box."""
     inner = 1 - _greatest(map, mask, share)

@@ -96,13 +96,6 @@ class LayoutGuidance(Method):
         return Phases(looks=(need,) if calls else (), before=before, calls=calls)
 
 
-STILL_LIFE = LayoutGuidance(scale=60.0, iterations=3, until=0.4, layers=("up_blocks.3.attentions.0",))
-"""For the built-in model. On noisy renders (t = 901) a thing's own word is attended inside it 1.6 times as much as by
-chance in this layer, in the authors' choice 0.6 to 1.3 times: there the energy hardly falls. Of the 12 things in boxes
-of renders that it was tuned on (20 steps, guidance 4) 11 came with their middle in their box, told by their colours, 9
-read as the right kind; plain 8 and 7."""
-
-
 def energy(
     maps: Float[Tensor, "heads queries tokens"], masks: Float[Tensor, "n h w"], tokens: Sequence[Sequence[int]]
 ) -> Float[Tensor, ""]:

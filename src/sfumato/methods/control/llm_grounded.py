@@ -258,11 +258,3 @@ def difference(
 def _answered(prompt: str, planner: str, model: str) -> Planned:
     """A chat is asked once, though a run is planned more often."""
     return planned(prompt, chat_of(planner, model))
-
-
-STILL_LIFE = LlmGrounded(guide=4.0, iterations=(2, 1, 1, 1, 1, 0), layers=("down_blocks.0", "up_blocks.3"), res=1.0)
-"""For the built-in model, whose 16 x 16 latents have 2 x 2 and 4 x 4 maps where the authors' have 8 x 8 and 16 x 16:
-energies and masks of the finest ones, and half the descents, which do as well. Three layouts of two things each against
-the order of the words, one seed, 20 steps, guidance 4, things inside their boxes (and mean IoU): plain 0.00 (0.00),
-with the published maps 0.33 (0.17), the finest ones 1.00 (0.47), with half the descents 1.00 (0.46), the energies alone
-0.67 (0.44), things painted where their boxes are 0.67 (0.30)."""

@@ -42,10 +42,6 @@ class PerturbedAttention(Perturbing):
 
 GUIDER = PerturbedAttention(2.8, since=0.01, until=0.2)
 """Scale and steps of diffusers' ``PerturbedAttentionGuidance``."""
-STILL_LIFE = PerturbedAttention(1.0, layers=("up_blocks.3",))
-"""For the built-in model, whose middle block has 2 x 2 tokens, so that the default changes nothing one can see. At the
-finest grid, of 16 x 16 tokens, edges straighten and surfaces clear, and from a scale of 3 on details go as well (a duck
-becomes an egg); at 8 x 8 (up_blocks.2) it is colours that grow stronger, and at 4 x 4 again hardly anything changes."""
 
 
 def alone(call: Call, name: Name) -> Float[Tensor, "each heads n d"]:

@@ -87,12 +87,6 @@ class RegionPrompts(Method):
         return Phases((*asking, Edit(Where("image->text", steps=steps, rows="cond"), "out", answer)) if said else ())
 
 
-STILL_LIFE = RegionPrompts(whole=0.0, until=0.3)
-"""For the built-in model, with a background prompt ("on grass"). Of the 12 things in boxes of renders that it was tuned
-on (20 steps, guidance 4) 11 came with their middle in their box, told by their colours, 8 read as the right kind; plain
-8 and 7. With regions in half of the steps things fade; with a background prompt to the end most do not come."""
-
-
 @dataclass(frozen=True)
 class Regional(Guide):
     """A guidance beside which rows for regions run, whose predictions are not asked for."""

@@ -153,15 +153,6 @@ class RichText(Method):
         return prompt, cls(regions, colours, sizes)
 
 
-STILL_LIFE = RichText(res=1.0, threshold=0.6)
-"""For the built-in model, whose maps of half the latents' side are 8 x 8.
-
-Regions of a cube, a sphere and a duck overlap the things (intersection over union) by 0.73, 0.76 and 0.72 so, by 0.39,
-0.08 and 0.12 as published, by 0.38, 0.27 and 0.83 at this resolution with the published threshold; 5 and 14 clusters
-are no better than 9.
-"""
-
-
 @dataclass(frozen=True, eq=False)
 class _Watching(Method):
     """Adds up the maps of a plain pass, and keeps its latents after step ``keep``."""

@@ -180,14 +180,6 @@ class SelfGuidance(Method):
         return carried(shape, middle, to, factor)
 
 
-STILL_LIFE = SelfGuidance(res=1.0, shape_weight=3.0)
-"""For the built-in model, whose finest maps, 16 x 16, are as sharp as what Stable Diffusion has at a quarter.
-
-Asked to go 0.2 to the right, cubes on grass went 0.06, 0.00 and 0.15 by all maps, by the finest the first and the last
-0.07 and 0.25, and 0.14 and 0.23 with their shape kept at this weight (the first is 0.6 wide and meets the border).
-"""
-
-
 def _feature(run: Run, steps: Span) -> Need:
     """The activation that tells looks: of what ResNets add, or of what attentions read, the last but one."""
     kinds = {layer.kind for layer in run.model.layers}

@@ -55,8 +55,3 @@ class SmoothedEnergy(Perturbing):
                 smooth = blur(on_grid, self.sigma, math.ceil(6 * self.sigma) // 2, "reflect")
                 smooth = smooth.flatten(-2).transpose(-1, -2)
             call.set("q", name, smooth, "image")
-
-
-STILL_LIFE = SmoothedEnergy(1.0, layers=("up_blocks.2",))
-"""For the built-in model, whose middle block has 2 x 2 tokens, so that the default changes nothing one can see. At
-8 x 8 tokens a scale of 3 makes colours and light much stronger."""

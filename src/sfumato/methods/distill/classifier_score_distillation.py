@@ -95,6 +95,3 @@ IF = ClassifierScoreDistillation(
 """csd-if.yaml: 10000 steps of Adam at 0.001."""
 REFINE = ClassifierScoreDistillation(negative=BAD, against=linear(1.0, 0.5), times=between(0.02, 0.5))
 """csd-sd-refine.yaml: 10000 steps of Adam at 0.001."""
-STILL_LIFE = ClassifierScoreDistillation()
-"""For the built-in model, in 120 steps of Adam at 0.05 from noise: four of four prompts are read as asked, with the
-grain of the start, which nothing takes away. No negative prompt was tried: it never read such words."""

@@ -95,7 +95,3 @@ class CollaborativeScoreDistillation(Distillation):
 
 
 EDITING = CollaborativeScoreDistillation(7.5, times=between(0.02, 0.5), bandwidth="code", baseline="source")
-STILL_LIFE = CollaborativeScoreDistillation(guidance=7.5)
-"""For the built-in model, 80 steps of Adam at 0.1 from grey: of eight images of one prompt all are read right, as with
-each alone, and they are a third as far apart (0.32 in latents, 0.33 in pixels); 0.49 and 0.44 where each begins with
-noise of its own. The code's bandwidth, or a tenfold repulsion, came to 0.34."""

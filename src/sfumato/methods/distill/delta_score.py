@@ -89,8 +89,3 @@ class DeltaScore(Distillation):
             GuidedModel(now.model, prompts, guide) for prompts in (now.prompts, (self.source,) * len(now.x))
         )
         return delta_score(edit, source, now.x, images, at, now.noise(), self.weighting)
-
-
-STILL_LIFE = DeltaScore()
-"""For the built-in model, with SGD at 200 / 4096 from four samples of a red cube: after 100 steps all four are read as
-the blue one that was asked for; at a guidance of 4 they are purple by then."""

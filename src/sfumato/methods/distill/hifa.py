@@ -77,6 +77,3 @@ class HiFA(Distillation):
 
 
 THREESTUDIO = HiFA(guidance=101.0)
-STILL_LIFE = HiFA(guidance=7.5)
-"""For the built-in model, in 120 steps of Adam at 0.05 from noise: four of four prompts are read as asked, in clean and
-smooth pictures. Other scales were not tried."""

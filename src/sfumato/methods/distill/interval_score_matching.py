@@ -100,9 +100,3 @@ class IntervalScoreMatching(Distillation):
         uncond = prior.embedded(uncond=self.negative)["uncond"]
         interval = self.interval(now.progress)
         return interval_score_matching(prior, uncond, now.x, at, interval, self.stride, self.most, self.weighting)
-
-
-STILL_LIFE = IntervalScoreMatching()
-"""For the built-in model, with Adam at 0.05: three of four prompts are read as asked. From unit noise (120 steps;
-levels up to 0.98 throughout were tried, too) its grain stays; from a tenth of it (80 steps) pictures have half the
-grain, and shading that score distillation has not."""

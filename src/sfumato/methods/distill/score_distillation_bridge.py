@@ -86,7 +86,3 @@ FLAT = ScoreDistillationBridge(
     times=DREAMFUSION,
     bridging="variance",
 )
-STILL_LIFE = ScoreDistillationBridge(guidance=7.5)
-"""For the built-in model, in 100 steps of Adam at 0.05 from noise: four of four prompts are read as asked, two at a
-guidance of 30 with half of the run for the bridge. It never read the source's words, which bring contrast and
-ornament."""

@@ -152,7 +152,3 @@ def _noisiest(schedule: Schedule) -> int:
 THREESTUDIO = ScoreDistillationViaInversion(times=Times(linear(0.98, 0.25)), tau=0.1)
 CACHED = ScoreDistillationViaInversion(kappa="cached", times=None)
 NOTEBOOK = replace(CACHED, refresh=25)
-STILL_LIFE = ScoreDistillationViaInversion(entropy=0.0)
-"""For the built-in model, 50 steps of plain descent at a rate of 1 from grey: 4 of 4 things are read right, 3 with 0.3
-of new noise, which is seen in the images, and 2 with that and Adam at 0.1. At the sampler's own levels it is 4 as well,
-and 1 with a guidance of 1 in the inversion; from noise 3, in 30 steps, at guidances of 7.5 and of 4."""

@@ -57,6 +57,3 @@ class ScoreJacobianChaining(Distillation):
 
 
 THREESTUDIO = ScoreJacobianChaining(guidance=101.0, times=between(0.01, 0.97))
-STILL_LIFE = ScoreJacobianChaining(guidance=7.5)
-"""For the built-in model, in 150 steps of Adam at 0.05 from noise: four of four prompts are read as asked at 7.5 and at
-30, three at 100; at 7.5 pictures are cleanest, at 100 grainy."""

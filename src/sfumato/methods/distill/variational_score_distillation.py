@@ -99,4 +99,3 @@ class VariationalScoreDistillation(Distillation):
 # Two prompts, four images, latents, Adam at 0.05; renders have a mean saturation of 0.44. As published, step 100 of
 # 200 is grainy and dark, at 0.68. A rate of 1e-3 without conditions takes the grain away, at 0.63, but ends at 0.75.
 # This has 0.48 at step 60 of 100 and ends at 0.60. The oracle reads 4 of 4 things right at step 100 of each.
-STILL_LIFE = VariationalScoreDistillation(guidance=3.0, rate=5e-3, conditioned=False)

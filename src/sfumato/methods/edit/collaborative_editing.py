@@ -80,13 +80,6 @@ class CollaborativeEditing(Inversion):
         )  # fmt: skip
 
 
-STILL_LIFE = CollaborativeEditing(rate=0.2, steps=60)
-"""For the built-in model, at a guidance of 4: of four red cubes all are read as blue, with the background at 22.5 dB
-and their colours 0.24 apart, each alone at 21.6 and 0.27. At rates of 0.5 and 2 the background is at 17.8 and 13.9;
-between 0.05 and 0.95 at 19.7. ``stilllife-instruct`` asks for more: at 7.5 one of four at a rate of 0.5, each alone
-three, and four at 2, with the background at 14.9."""
-
-
 def _instructed(model: Backbone) -> bool:
     return isinstance(model, Latent) and model.reads == 2 * model.channels
 

@@ -56,12 +56,6 @@ class DeltaDenoising(Inversion):
         return Descent(image, levels, prompts, image, rate=self.rate, seed=self.seed, inside=inside)
 
 
-STILL_LIFE = DeltaDenoising(steps=100)
-"""For the built-in model, at a guidance of 4: the background stays at 27.6 dB, at the published 200 steps and 7.5 at
-21.5, both with 6 of 6 recolours and reshapes read as asked, on pictures it was not chosen on. Rates, levels and 50
-steps were tried as well: 50 had 5, 3 and 6 of three sets of 6 right."""
-
-
 @dataclass(frozen=True, eq=False)
 class Descent(Path):
     """Clean latents from step to step, noised for a prediction alone; no stepper moves them."""

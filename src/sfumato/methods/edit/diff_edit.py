@@ -101,10 +101,6 @@ class DiffEdit(Inversion):
 
 DIFFUSERS = DiffEdit(scale=7.5)
 """What diffusers' pipeline has (0.42), with its blending put right."""
-STILL_LIFE = DiffEdit(encode=0.3, threshold=0.25)
-"""For the built-in model, at guidance 4. The masks found as published have 0.70 of the cells that should change (at an
-intersection over union of 0.57), those of less noise and a lower threshold 0.90 and more: 0.79 of 14 edits are read as
-asked instead of 0.64, at 31 dB of background instead of 37."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

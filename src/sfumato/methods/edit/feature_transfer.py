@@ -105,11 +105,6 @@ class FeatureTransfer(Injecting, Inversion):
         return model.encode(picture)
 
 
-STILL_LIFE = FeatureTransfer(res=0.5, inject="guided")
-"""For the built-in model: Plug-and-Play's layer there, and the injection that did best. Two pictures moved by a quarter
-are 24.0 and 23.2 dB from the truth with it, 22.2 and 16.7 directly, 22.4 and 15.8 mixed, 22.5 and 15.1 without."""
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Transferred(Path):
     """Where source and edits are, and the injection."""

@@ -62,11 +62,6 @@ class InstructPix2Pix(Inversion):
         return Instructed(start, levels, prompts, image, track=track, seen=plain)
 
 
-STILL_LIFE = InstructPix2Pix(image_scale=2.0)
-"""For the built-in relative, at a guidance of 5: of ten edits 4 are read as asked, as with the published 1.5 and 7.5,
-and 2.2 dB nearer to the truth."""
-
-
 class Instruction(ImageTextCFG):
     """The two guidances, for a path that has the image."""
 

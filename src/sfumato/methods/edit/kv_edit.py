@@ -80,11 +80,6 @@ class KVEdit(Scaled):
         )  # fmt: skip
 
 
-STILL_LIFE = KVEdit(target_scale=4.0)
-"""For the built-in model: of nine edits 7 are read as asked, as at the published 5.5, and 0.8 dB nearer to the truth;
-at 3 they are 3."""
-
-
 def guided_track(
     model: Backbone,
     image: Tensor,

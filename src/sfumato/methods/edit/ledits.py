@@ -109,13 +109,6 @@ class Ledits(Inversion):
         return Edited(**{**vars(path), "prompts": prompts}, how=self)
 
 
-STILL_LIFE = Ledits(scale=3.5, threshold=0.7, masks="noise", source_scale=1.0)
-"""For the built-in model, with whole sentences: the target's as its prompt, the source's in ``remove``. Its captions
-are sentences, phrases mean little to it, and at a quarter of 16 cells a map has no place for a thing. Of ten edits, on
-which it was chosen, 0.7 are read as asked, at a threshold of 0.8 0.6; of six others, with earlier weights, with the
-published settings and phrases none, with phrases at a threshold of 0.8 and a grid of 8 cells 0.17 to 0.5."""
-
-
 @dataclass(frozen=True)
 class Concepts(Guide):
     """The prediction of the inversion; edits are added to it by the path, which knows where."""

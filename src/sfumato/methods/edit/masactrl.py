@@ -84,11 +84,6 @@ class MasaCtrl(Method):
         return Phases(edits, (regions.need,), before=regions.watch)
 
 
-STILL_LIFE = MasaCtrl(layer=0.0)
-"""For the built-in model: from the published layer on, 8 x 8, little of the source comes back. On six edits unedited
-parts are at 19.7 dB without the method, 21.5 with it, 21.6 from layer 7 of 16 on and 22.8 in all layers."""
-
-
 class _Regions:
     """Where the words are, as far as the step's maps tell by now."""
 

@@ -81,11 +81,6 @@ class PlugAndPlay(Method):
         return Phases(tuple(e for t in targets for e in edits(t)))
 
 
-STILL_LIFE = PlugAndPlay(res=0.5)
-"""For the built-in model, whose latents are 16 x 16: at the published quarter, 4 x 4, features hold next to nothing
-(16.1 dB to the truth of a recoloured thing, as without them; 19.8 at a half, 16.4 at the whole; by eye alike)."""
-
-
 def decoder_layer(run: Run, res: float) -> tuple[Layer, Callable[[Site | Layer], bool]]:
     """The second ResNet of a UNet's decoder at the side nearest to ``res``, and which attention is from there on.
 

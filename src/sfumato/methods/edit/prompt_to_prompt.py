@@ -59,7 +59,7 @@ class PromptToPrompt(Method):
     """Words of the target whose maps are multiplied."""
     blend: LocalBlend | None = None
     """A word of the source and one of the target: only where they are may the picture change; and how strong their maps
-    must be there, of their maximum (0.6 keeps more background on the built-in model)."""
+    must be there, of their maximum."""
     self_res: int = 32
     """Finest grid whose self-attention is replaced: 32 in the authors' later code, 16 in their first."""
 

@@ -76,15 +76,6 @@ class DiffSeg:
 
 COCO = DiffSeg(threshold=1.1)
 """The threshold that the paper and its code have for COCO-Stuff."""
-STILL_LIFE = DiffSeg(threshold=0.07, least=1.0)
-"""For the built-in model, read at ``side=256``, whose self-attention is far more alike from pixel to pixel.
-
-Its published threshold makes every picture one segment. Mean IoU of things, ground and backdrop over 14 scenes: 0.55,
-after ``graph_cut.STILL_LIFE`` 0.60 (at 0.05 0.59, at 0.1 0.57, at 0.14 0.52; of the way up alone 0.55 at 0.05 and at
-0.1), where k-means had 0.38 on pixels and 0.45 on features; over 14 others, at 0.1, 0.68 and 0.74, of the way up alone
-0.63 and 0.69. On earlier weights images at 128 pixels had 0.04 less; bilinear ``spread``, k-means afterwards and t =
-100 or 200 changed it by 0.02 or less.
-"""
 
 
 def self_attention(

@@ -158,17 +158,6 @@ DAVIS = DIFT(t=51, blocks=(2,), temperature=0.2, topk=15)
 # PCK at 0.1 of the box, images seen at twice their size (side 256), 20 pairs: 0.27 of named keypoints, 0.16 of points
 # anywhere; up block 2 alone 0.13 and 0.11. On 30 and 20 pairs pixels' colours find 0.10 and 0.02, random places of the
 # thing 0.05. About 0.7 of the matches lie on the thing; mapping its true box onto the other's would find 0.31.
-STILL_LIFE = DIFT(
-    t=51,
-    layers=(
-        "down_blocks.1.attentions.1",
-        "up_blocks.2.attentions.0",
-        "up_blocks.2.attentions.1",
-        "up_blocks.3.attentions.1",
-    ),
-    standard=True,
-    ensemble=2,
-)
 
 
 def joined(maps: list[Float[Tensor, "_ _ _"]]) -> Float[Tensor, "c h w"]:

@@ -132,13 +132,6 @@ class FewShot(Supported):
         return {site: Support(found[site][0, 0], found[site][0, 1], cells[site]) for site in sites}
 
 
-STILL_LIFE = FewShot(t=101, layers=("up_blocks.3.attentions.0", "up_blocks.3.attentions.1"), fuse=False, threshold=0.67)
-"""For the built-in model, read at ``side=256``: IoU 0.77 with one shot over 14 episodes, between 0.65 and 0.7.
-
-At step 201 0.77 as well; at 0, where other choices were tried, 0.75 at its best threshold, of the first of these layers
-alone 0.70, fused at all sites 0.67, of the layers of up block 2 0.60 and less."""
-
-
 @dataclass(frozen=True)
 class FeatureMatching(Supported):
     """For comparison: a cell is of the thing if the most alike of the support's cells is inside the mask."""
@@ -170,15 +163,6 @@ class FeatureMatching(Supported):
         alike = cosines(map.flatten(1).T, bank)[..., 0]
         best = [alike.masked_fill(without, -1).amax(1) for without in (~inside, inside)]
         return ((best[0] - best[1]) / 2 + 0.5).unflatten(0, map.shape[1:])
-
-
-MATCHING = FeatureMatching(0.49, t=0, layers=("up_blocks.3.attentions.0",), ensemble=1)
-"""For the built-in model, read at ``side=256``: IoU 0.63 with one shot, over 14 episodes.
-
-Of a coarser layer (``COARSER``) 0.76 at its best threshold; t = 51 differs by 0.01 there, by 0.03 here.
-"""
-COARSER = FeatureMatching(0.46, t=0, layers=("up_blocks.2.attentions.2",), ensemble=1)
-"""The better one with a single shot."""
 
 
 @dataclass(frozen=True)

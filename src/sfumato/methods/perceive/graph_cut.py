@@ -93,15 +93,6 @@ class GraphCut:
         return replace(segments, scores=one_hot)
 
 
-STILL_LIFE = GraphCut(smooth=4.0, neighbours=8)
-"""For the built-in model's segments, whose scores are close to each other, so that borders must weigh more.
-
-See ``diff_seg.STILL_LIFE``; twice and three times as smooth it is 0.60 as well. On earlier weights, over 16 scenes,
-0.67 from 0.57; with 4 neighbours, whose corners are square, 0.63 and at smooth 8 and 16 0.66 and 0.65, at sigma 0.2
-0.67 and at 0.05 0.63. Colours beside the scores took it back: a thing's lit and shaded sides are no Gaussian.
-"""
-
-
 def of_scores(scores: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
     """What each label costs by its share of a pixel's scores. Raises ``SfumatoError`` for scores below zero."""
     if scores.amin() < 0:

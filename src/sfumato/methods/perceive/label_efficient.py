@@ -140,23 +140,6 @@ class LabelEfficient:
         return Classifier(self, net, tuple(names), model.name, side)
 
 
-STILL_LIFE = LabelEfficient(
-    t=(0, 50, 150),
-    blocks=(5, 7, 9, 11, 12, 14, 15, 17),
-    batch=256,
-    pixels=512,
-    sure=20,
-    epochs=20,
-    standard=True,
-)
-"""For the built-in model, read at ``side=256``.
-
-Learned from 20 images with one of four kinds, ground and backdrop: mean IoU 0.58 on 16 others, 0.61 with a graph cut
-behind it. Without the coarse blocks and the last step 0.53, with 40 epochs 0.56, with four times the pixels 0.54, with
-wider perceptrons 0.53.
-"""
-
-
 def decoder(model: Backbone, blocks: Sequence[int]) -> list[Layer]:
     """A network's output blocks after the same part of the decoder as the authors' of these numbers.
 

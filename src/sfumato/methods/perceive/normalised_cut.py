@@ -96,15 +96,6 @@ class NormalisedCut:
         return sites[self.which]
 
 
-STILL_LIFE = NormalisedCut(stage="up", least=1.0, which=0)
-"""For the built-in model, whose encoder's last self-attention has 4 x 4 cells: the first upward one at full size.
-
-Mean IoU of things, ground and backdrop over 12 scenes: 0.63, after a graph cut 0.64; the encoder's finest
-0.59, its last 0.24. Tau 0.35 and 0.65 differ by less than 0.01; at ``side=256`` 0.64 and 0.66, in eight times the time.
-Over 10 others 0.70 and 0.71, where DiffSeg has 0.59 and 0.68 (cuts with 4 neighbours).
-"""
-
-
 def heads(call: Call) -> Float[Tensor, "rows c h w"]:
     """What an attention's heads give to the image, side by side."""
     (name,) = call.rows.names

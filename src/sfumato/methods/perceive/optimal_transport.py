@@ -28,7 +28,6 @@ from torch import Tensor
 from sfumato.core.choice import choose, nearest_side
 from sfumato.core.method import Where
 from sfumato.errors import SfumatoError
-from sfumato.methods.perceive import dift
 from sfumato.methods.perceive.dift import DIFT
 from sfumato.ops.correspondence import cosines, peak, returned, sampled, sinkhorn
 from sfumato.reading.reader import Noise, Reader, attended
@@ -93,9 +92,6 @@ AUTHORS = OptimalTransport(iterations=1)
 """As their code runs it."""
 # 20 pairs as of ``DIFT``: 0.30 of named keypoints, 0.19 of points anywhere; epsilon 0.05 0.29 and 0.21, one iteration
 # 0.30 and 0.19, a dustbin at 0.4 0.30 and 0.16. So few pairs do not tell them apart, nor from ``DIFT`` (0.27, 0.16).
-STILL_LIFE = OptimalTransport(
-    epsilon=0.1, t=dift.STILL_LIFE.t, layers=dift.STILL_LIFE.layers, standard=True, ensemble=dift.STILL_LIFE.ensemble
-)
 
 
 def carried(

@@ -274,13 +274,3 @@ def some(side: int, n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
 
 PUBLISHED = PromptEmbeddings(noise="uniform", t_found=40, layers="each", heads="last half")
 """What the authors' code does (commit 97e3246), with Stable Diffusion 1.4's 8 heads."""
-
-STILL_LIFE = PromptEmbeddings(parts=(0.5, 0.5, 0.5, 1.0), steps=40, rate=0.1, restarts=3)
-"""For the built-in model, whose finest maps are 16 x 16.
-
-It finds a point again in its own image to a few hundredths of the thing's box, in others less well. Of named keypoints
-of ten pairs 0.22 lie within a tenth of the box (with two texts; the same place 0.11, a random point of the thing 0.04).
-Of 40 points of dense correspondences, many of whose kinds look alike from all sides, 0.08 (0.10, 0.04). On five pairs
-made no clear difference: step 261 of the noise, larger Gaussians, coarser maps, layers each compared by itself, images
-of twice the side. With rate 0.02 the loss is twice as high after 60 steps, with 0.3 it is a third higher.
-"""

@@ -83,14 +83,6 @@ class Propagation:
         return found if found.any() else cell(corners.mean(0, keepdim=True), grid)
 
 
-STILL_LIFE = Propagation(least=1.0)
-"""For the built-in model, read at ``side=256``, by its finest maps alone.
-
-IoU of 12 scenes' things: from a box 0.85 (the box itself 0.68), from a click in its middle 0.61. One walk at its best
-ratio, 2: 0.84 and 0.60; the click's row of self-attention alone, at its best threshold, 0.54.
-"""
-
-
 def cell(share: Float[Tensor, "1 2"], grid: Grid) -> Bool[Tensor, " n"]:
     """The cell that a point, in parts of the sides, lies in."""
     x, y = (min(int(v * n), n - 1) for v, n in zip(share[0].tolist(), (grid[1], grid[0]), strict=True))

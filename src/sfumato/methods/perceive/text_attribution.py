@@ -91,16 +91,6 @@ class TextAttribution:
         return F.interpolate(maps, reader.size, mode="bilinear", align_corners=False)[0].cpu()
 
 
-STILL_LIFE = TextAttribution(threshold=0.55, steps=(1, 101, 201), least=0.5, stage="up")
-"""For the built-in model, read at ``side=256``, at low noise and by its two finest upward grids alone.
-
-IoU of the foreground of 16 scenes with one or two things: 0.76, at the published threshold of 0.4 0.71. At each one's
-best threshold: by all maps 0.66, by the finest of all stages 0.74, at 128 pixels 0.71, over ten steps up to 901 0.71.
-Over 9 other scenes 0.75; with all of the published settings, over 5 of them, 0.20: many layers there look at a thing's
-word all over the picture, so that nothing is below 0.4 of its maximum.
-"""
-
-
 def attribute(
     reader: Reader,
     prompt: str,

@@ -415,15 +415,3 @@ def regressor(
 def regressed(found: Float[Tensor, "n k 2"], weights: Float[Tensor, "2k 2m"]) -> Float[Tensor, "n m 2"]:
     """Annotated keypoints as a regressor tells them."""
     return ((found.flatten(1) - 0.5) @ weights + 0.5).unflatten(1, (-1, 2))
-
-
-STILL_LIFE = UnsupervisedKeypoints(
-    tokens=64, steps=150, rate=0.02, parts=(0.5, 0.5, 0.5, 1.0), grid=32, sigma=1 / 16, batch=4
-)
-"""For the built-in model, whose finest maps are 16 x 16.
-
-Learned on 40 robots seen from the front and regressed on them (``ridge`` 0.03), the annotated points of 20 others that
-are visible (head, eyes, mouth, chest) are found to 0.075 of the longer side of a robot's box; their mean positions are
-0.164 away. With 20 annotated images it is 0.086, with 80 it is 0.066; without the ridge 0.097 with 40. After 80 steps
-on a grid of 16, with four views, it was 0.13.
-"""
