@@ -41,7 +41,9 @@ def test_methods_begin_where_their_words_do():
     assert split("--out", "sdedit", "a duck") == (["a duck", "--out", "sdedit"], [])
     assert split("sdedit", "sdedit") == (["sdedit"], [["sdedit"]])
     assert split("p2p", command=Grammar(COMMAND.options)) == ([], [["p2p"]])
-    assert split("a.png", "--json", "b.png", "p2p", command=FILES) == (["a.png", "b.png", "--json"], [["p2p"]])
+    assert split("--json", "a.png", "b.png", "p2p", command=FILES) == (["a.png", "b.png", "--json"], [["p2p"]])
+    with pytest.raises(SfumatoError, match="unknown method 'masa'"):
+        split("a.png", "--json", "masa", command=FILES)
 
 
 def test_a_method_keeps_what_it_knows_and_hands_the_rest_back():

@@ -52,6 +52,8 @@ def split(
         arg = rest.pop(0)
         if OPTION.fullmatch(arg):
             _give(arg, rest, parts, words, of)
+            if len(own.positionals) >= least:  # files stand together, so that a mistyped method behind is not one
+                most = len(own.positionals)
         elif len(own.positionals) < least:
             own.positionals.append(arg)
         elif arg == "+":
