@@ -183,15 +183,16 @@ def test_what_describe_refuses(run, here, tmp_path):
 
 
 def test_models_lists_and_exports(run, here, tmp_path):
-    code, out, _ = run("models")
+    code, out, _ = run("show", "models")
     assert code == 0 and "stilllife-instruct" in out and str(here) in out.replace("\n", "")
-    rows = json.loads(run("models", "--json")[1])
+    rows = json.loads(run("show", "models", "--json")[1])
     assert {row["name"] for row in rows} == {"stilllife", "stilllife-instruct", "stilllife-depth", "oracle"}
-    assert run("models", "export", "stilllife", tmp_path / "out")[:2] == (0, f"{tmp_path / 'out'}\n")
+    assert run("export", "stilllife", tmp_path / "out")[:2] == (0, f"{tmp_path / 'out'}\n")
     assert (tmp_path / "out" / "model_index.json").is_file()
-    refused(run("models", "export", "stilllife", tmp_path / "out"), "not empty")
-    refused(run("models", "export", "still", tmp_path / "new"), "unknown model 'still'")
-    refused(run("models", "export"), "NAME")
+    refused(run("export", "stilllife", tmp_path / "out"), "not empty")
+    refused(run("export", "still", tmp_path / "new"), "unknown model 'still'")
+    code, _, err = run("export")
+    assert code == 2 and "NAME" in err and "DIR" in err
 
 
 def test_ctrl_c_is_130_and_leaves_nothing_half_written(run, here, tmp_path, monkeypatch):
@@ -336,18 +337,18 @@ def test_what_edit_refuses(run, here, tmp_path):
 
 
 def test_sites_and_plan_are_tables(run, here):
-    code, out, _ = run("sites", "--json")
+    code, out, _ = run("show", "sites", "--json")
     rows = json.loads(out)
     assert code == 0 and [r["index"] for r in rows] == list(range(len(rows)))
     assert {r["pairs"] for r in rows} == {"image->image", "image->text"} and {r["grid"] for r in rows} == {
         "16x16",
         "8x8",
     }
-    assert "image->text" in run("sites", "--size", 256)[1]
-    code, out, _ = run("plan", "--steps", 10, "--json", "prompt-to-prompt", "--cross", 0.5)
+    assert "image->text" in run("show", "sites", "--size", 256)[1]
+    code, out, _ = run("show", "plan", "--steps", 10, "--json", "prompt-to-prompt", "--cross", 0.5)
     assert code == 0 and [r["steps"] for r in json.loads(out)] == ["0-4", "0-3"]
-    assert "nothing is tapped" in run("plan", "sdedit")[1]
-    refused(run("sites", "no/such"), "unknown model")
+    assert "nothing is tapped" in run("show", "plan", "sdedit")[1]
+    refused(run("show", "sites", "no/such"), "unknown model")
 
 
 @pytest.mark.parametrize("how", ["direct", "edit-friendly", "edict"])
@@ -366,7 +367,7 @@ def test_invert_finds_the_image(run, here, tmp_path, how):
 
 
 def test_methods_are_listed_with_their_defaults(run):
-    code, out, _ = run("methods", "--json")
+    code, out, _ = run("show", "methods", "--json")
     rows = {row["method"]: row for row in json.loads(out)}
     assert code == 0 and {"PromptToPrompt", "EDICT", "Direct", "NullText", "Noise"} <= set(rows)
     assert rows["PromptToPrompt"]["defaults"] == {"cross": 0.8, "self": 0.4, "self_res": 32}

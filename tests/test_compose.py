@@ -10,7 +10,6 @@ import torch
 from families import write
 
 from sfumato.backbones.load import load
-from sfumato.commands import chain
 from sfumato.core.attention import FUSED
 from sfumato.core.denoising import denoise, plan
 from sfumato.core.guidance import CFG
@@ -47,6 +46,7 @@ from sfumato.methods.edit import (
     SDEdit,
 )
 from sfumato.prompts.layout import Layout, Mask, Region
+from sfumato.tasks.chain import Chain
 
 SOURCE, TARGET = "a red cube and a duck", "a blue cube and a duck"
 PROMPTS = {"source": SOURCE, "target": TARGET}
@@ -97,7 +97,7 @@ def paths(model):
 
 
 def arguments(model, *names: str) -> tuple[list[Method], dict[str, Any]]:
-    made = chain.Chain(tuple(METHODS[name] for name in names), names)
+    made = Chain(tuple(METHODS[name] for name in names), names)
     return made.methods, {"guide": CFG(3.0)}
 
 

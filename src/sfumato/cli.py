@@ -10,23 +10,23 @@ from functools import partial
 import tyro
 
 from sfumato import __version__
-from sfumato.commands import chain, experiment
+from sfumato.commands import argv, fields
+from sfumato.commands import experiment as experiments
 from sfumato.commands.attribute import attribute
 from sfumato.commands.bench import bench
 from sfumato.commands.describe import describe
 from sfumato.commands.distill2d import distill2d
 from sfumato.commands.edit import edit
+from sfumato.commands.experiment import experiment
+from sfumato.commands.export import export
 from sfumato.commands.features import features
 from sfumato.commands.generate import generate
 from sfumato.commands.invert import invert
 from sfumato.commands.keypoints import keypoints
 from sfumato.commands.match import match
-from sfumato.commands.methods import methods
-from sfumato.commands.models import models
-from sfumato.commands.plan import plan
 from sfumato.commands.render import render
 from sfumato.commands.segment import segment
-from sfumato.commands.sites import sites
+from sfumato.commands.show import SHOWN, show
 from sfumato.commands.tour import tour
 from sfumato.errors import SfumatoError, out_of_memory
 from sfumato.methods import index
@@ -34,21 +34,18 @@ from sfumato.methods import index
 COMMANDS = {
     f.__name__: f
     for f in (
-        generate, edit, invert, segment, match, keypoints, attribute, features, distill2d,
-        experiment.experiment,
-        render, describe, models, methods, sites, plan, tour, bench,
+        generate, edit, invert, segment, match, keypoints, attribute, features, distill2d, experiment,
+        render, describe, show, export, tour, bench,
     )
 }  # fmt: skip
-GROUPS = {"experiment": experiment.commands}
+GROUPS = {"experiment": experiments.commands, "show": lambda word: SHOWN}
 """Commands that are a word more: each gives them all, when one is asked for."""
 CHAINED = {
-    "generate": chain.split,
-    "edit": chain.split,
-    "plan": partial(chain.split, positional=False),
-    "distill2d": partial(chain.split, groups=index.DISTILLING),
-    **dict.fromkeys(("segment", "match", "keypoints"), partial(chain.split, groups=index.READING, several=True)),
+    **dict.fromkeys(("generate", "edit", "plan"), index.PAINTING),
+    "distill2d": index.DISTILLING,
+    **dict.fromkeys(("segment", "match", "keypoints"), index.READING),
 }
-"""Those that take methods behind their own arguments."""
+"""Those that take methods, and of which groups."""
 ABOUT = """Paint, edit, render and read still lifes, offline, with the model that ships.
 
 Start with: sfumato generate "a red cube on grass at sunset"
@@ -65,14 +62,15 @@ def main(args: Sequence[str]) -> int:
         print(f"sfumato {__version__}")
         return 0
     args, prog, commands = list(args) or ["--help"], "sfumato", dict[str, Callable[..., None]](COMMANDS)
-    if args[0] in GROUPS:
-        group, args = args[0], args[1:] or ["--help"]
-        prog, commands = f"sfumato {group}", GROUPS[group](args[0])
     try:
+        if args[0] in GROUPS:
+            group, args = args[0], args[1:] or ["--help"]
+            prog, commands = f"sfumato {group}", dict(GROUPS[group](args[0]))
         if args[0] in CHAINED:
-            name, (head, methods) = args[0], CHAINED[args[0]](args[1:])
-            args = [name, *head]
-            commands[name] = partial(commands[name], chain=chain.parse(methods, name))
+            name, words = args[0], index.words(CHAINED[args[0]], aliases=True)
+            head, methods = argv.split(args[1:], fields.grammar(commands[name]), words, fields.of_method)
+            args, chain = [name, *head], fields.methods(methods, f"{prog} {name}")
+            commands[name] = partial(commands[name], chain=chain)
         tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=ABOUT, args=args)
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else 2 if e.code else 0

@@ -289,12 +289,12 @@ def test_commands_load_as_they_are_told(folder, copied, cached, capsys):
 
     for file in copied.glob("*/*.safetensors"):
         file.rename(file.with_suffix(".fp16.safetensors"))
-    code, out, _ = run("sites", copied, "--variant", "fp16", "--dtype", "bfloat16", "--json")
+    code, out, _ = run("show", "sites", copied, "--variant", "fp16", "--dtype", "bfloat16", "--json")
     assert code == 0 and len(json.loads(out)) == len(load(str(folder), device="cpu").sites)
     cached("somebody/tiny", folder)
-    code, out, err = run("plan", "--model", "somebody/tiny", "--offline", "sdedit")
+    code, out, err = run("show", "plan", "--model", "somebody/tiny", "--offline", "sdedit")
     assert code == 0 and "nothing is tapped" in out, err
-    code, out, err = run("plan", "--model", "sdxl", "--offline", "sdedit")
+    code, out, err = run("show", "plan", "--model", "sdxl", "--offline", "sdedit")
     assert code == 2 and not out and len(err.splitlines()) == 1 and "nothing is downloaded offline" in err
     options = ["--model", folder, "--device", "cpu", "--offload", "sequential"]
     picture = copied / "picture.png"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,30 +195,6 @@ def test_features_are_drawn_and_kept(run, here, photos, tmp_path):
     assert code == 2 and "images of one shape" in err
     code, _, err = run("features", photos / "a.png", "--what", "tokens", "--layers", 99, "--out", out)
     assert code == 2 and "has tokens 0 to" in err
-
-
-def test_each_look_inside_is_a_figure_and_its_numbers(run, here, photos, tmp_path):
-    out = tmp_path / "out"
-    for args in (
-        ("attention", "a red cube", "--steps", 2),
-        ("equivariance", photos / "a.png"),
-        ("patches", "--views", 3, "--arc", 30),
-        ("inversion", photos / "a.png", "--steps", 2),
-    ):
-        code, told, err = run("inside", *args, "--out", out)
-        assert code == 0, err
-        picture, numbers = told.split()
-        assert Image.open(picture).width > 300
-        json.loads(Path(numbers).read_text())
-    assert "equivariance" in run("inside")[1] and "patches" in run("inside", "--help")[1]
-    for args, why in (
-        (("attention", "a red cube", "--words", "duck"), "has no 'duck'"),
-        (("equivariance", photos / "e.png"), "no file"),
-        (("patches", "--views", 1), "--views lies between"),
-        (("patches", "--arc", 0), "--arc lies between"),
-    ):
-        code, _, err = run("inside", *args, "--out", out)
-        assert code == 2 and why in err, err
 
 
 def test_strange_images_are_read_or_refused_in_one_line(run, here, tmp_path):

@@ -136,8 +136,9 @@ def test_the_commands_draw_and_tell(run, here, tmp_path):
         code, out, err = run("experiment", word, *call, "--out", tmp_path / "out", "--device", "cpu")
         assert code == 0, err
         picture, document = (tmp_path / "out" / f"{word}{end}" for end in (".png", ".json"))
-        assert out.splitlines() == [str(picture), str(document)] and Image.open(picture).width > 200
+        assert out.splitlines() == [str(picture), str(document)] and Image.open(picture).width > 300
         assert set(json.loads(document.read_text())) == keys.get(word, set(equivariance.PUBLISHED))
+        assert word in run("experiment")[1] and word in run("experiment", "--help")[1]
 
 
 @pytest.mark.parametrize(
@@ -146,6 +147,7 @@ def test_the_commands_draw_and_tell(run, here, tmp_path):
         (("attention", "a cube", "--steps", 1), "steps lies between 2 and 1000, got 1"),
         (("attention", "a cube", "--words", "duck"), "has no 'duck'"),
         (("patches", "--views", 2), "views lies between 3 and 100"),
+        (("patches", "--arc", 0), "arc lies between 1 and 360 degrees, got 0"),
         (("patches", "--arc", 400), "arc lies between 1 and 360 degrees, got 400"),
         (("patches", "--seed", -1), "seed lies between"),
         (("equivariance", "none.png"), "there is no file"),

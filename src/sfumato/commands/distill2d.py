@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from sfumato.commands import chain as chains
-from sfumato.commands.chain import Chain
 from sfumato.commands.options import Device, Json, Model, Running, Seed, check_size, seed_of, slug, whole
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_text
 from sfumato.io.terminal import note, print_json, quiet
 from sfumato.methods import index
+from sfumato.tasks import chain as chains
+from sfumato.tasks.chain import Chain
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

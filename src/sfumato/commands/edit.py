@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sfumato.commands import chain as chains
-from sfumato.commands.chain import Chain
 from sfumato.commands.editing import Asked, How
 from sfumato.commands.options import (
     Boxes,
@@ -31,7 +29,9 @@ from sfumato.errors import SfumatoError
 from sfumato.io.files import writable
 from sfumato.io.terminal import print_json, quiet
 from sfumato.methods import index
+from sfumato.tasks import chain as chains
 from sfumato.tasks import recipes
+from sfumato.tasks.chain import Chain
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -81,7 +81,7 @@ def edit(
 ) -> None:
     """Edit an image file by words: it is inverted, painted again, and written at its own size.
 
-    The methods come last, joined by +, each with options of its own: see sfumato edit METHOD --help, and sfumato
+    The methods come last, joined by +, each with options of its own: see sfumato edit METHOD --help, and sfumato show
     methods for what they are. Where an edit left the source as it is, the picture keeps its own pixels. Pictures of
     --also are seen at the same size and written each as a file of its own; csd-edit makes their edits agree.
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from sfumato.commands.chain import Chain
     from sfumato.core.backbone import Backbone
     from sfumato.core.guidance import Guide
     from sfumato.inversion import Inversion
+    from sfumato.tasks.chain import Chain
 
 How = Literal["direct", "null-text", "negative-prompt", "ddim", "edit-friendly", "edict", "rf", "residual"]
 

@@ -1,13 +1,83 @@
-"""A dataclass's fields as options of a command line."""
+"""A method's fields as options of a command line, and what options a command or a method has."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import field, fields, make_dataclass, replace
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import cache, partial
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
+
+from sfumato.errors import SfumatoError
+from sfumato.methods import index
+from sfumato.tasks import recipes
+from sfumato.tasks.chain import Chain, values
+
+CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed)
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What a command or a method understands on a command line."""
+
+    options: Mapping[str, int | None]
+    """How many values each takes; None for as many as follow."""
+    positionals: tuple[int, float] = (0, 0)
+    """How many it takes, at least and at most."""
+
+
+def grammar(f: Callable[..., Any], **more: int) -> Grammar:
+    """Of a function's parameters or a class's fields, and ``more`` options by their names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # tyro has no other way to ask for it
+        parser = tyro.extras.get_parser(f, config=CONFIG)
+    options: dict[str, int | None] = {f"--{name}": n for name, n in more.items()}
+    least, most = 0, 0.0
+    for action in parser._actions:
+        n = action.nargs if isinstance(action.nargs, int) else None
+        options |= dict.fromkeys(action.option_strings, n)
+        if not action.option_strings:
+            least, most = least + (n or 1), most + (math.inf if n is None else n)
+    return Grammar(options, (least, most))
+
+
+def of_method(word: str) -> Grammar:
+    """Of a method by its word. ``SfumatoError`` for one that a command line cannot make."""
+    return grammar(_class(word), preset=1)
+
+
+def methods(segments: Sequence[Sequence[str]], prog: str) -> Chain:
+    """The methods that were asked for, each by its word and its options; tyro says what is wrong with those."""
+    items = []
+    for word, *options in segments:
+        entry, said = index.find(word), _class(word)
+        preset = None
+        for i in [i for i, option in enumerate(options) if option.partition("=")[0] == "--preset"][::-1]:
+            asked = options.pop(i).partition("=")
+            name = asked[2] if asked[1] or not options[i:] else options.pop(i)
+            preset = recipes.default(f"{word}:{name}")
+        known = ", ".join(f"--preset {name}" for name in recipes.presets(entry))
+        more = f"\n\nPresets: {known}" if known else ""
+        item = tyro.cli(
+            said,
+            prog=f"{prog} ... {word}",
+            description=(entry.method.__doc__ or "") + more,
+            args=options,
+            config=CONFIG,
+            **({} if preset is None else {"default": said(**values(preset))}),
+        )
+        items.append(entry.method(**values(item)))
+    return Chain(tuple(items), tuple(word for word, *_ in segments))
+
+
+def _class(word: str) -> Any:
+    cls = index.find(word).method
+    if any(f.default is f.default_factory and "Callable" in str(f.type) for f in fields(cls)):  # both are missing
+        raise SfumatoError(f"{word} takes a function, which a command line cannot give; use it from Python")
+    return spoken(cls)
 
 
 @cache

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sfumato.commands import chain as chains
-from sfumato.commands.chain import Chain
 from sfumato.commands.options import (
     Boxes,
     Device,
@@ -29,6 +27,8 @@ from sfumato.commands.options import (
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_text
 from sfumato.io.terminal import note, print_json, quiet
+from sfumato.tasks import chain as chains
+from sfumato.tasks.chain import Chain
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -61,7 +61,7 @@ def generate(
 ) -> None:
     """Paint images from a sentence, as PNGs that carry the sentence, the seed and the settings.
 
-    Methods come last, joined by +, each with options of its own: see sfumato generate METHOD --help, and sfumato
+    Methods come last, joined by +, each with options of its own: see sfumato generate METHOD --help, and sfumato show
     methods for what they are.
 
     Example: sfumato generate "a red cube to the left of a blue duck on sand at sunset" --n 8 --seed 7

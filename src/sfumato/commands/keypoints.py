@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from sfumato.commands import chain as chains
 from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_side
 from sfumato.commands.reading import Batch, contents, files_of, page
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_text
 from sfumato.io.terminal import print_json, quiet
+from sfumato.tasks import chain as chains
 
 
 def keypoints(

@@ -1,4 +1,4 @@
-"""``sfumato methods``."""
+"""``sfumato show methods``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sfumato.io.terminal import print_json, quiet
 def methods(*, json: Json = False) -> None:
     """List the methods: what each is, the paper that it comes from, what it needs, which families it works on.
 
-    Example: sfumato methods
+    Example: sfumato show methods
     """
     quiet()
     rows = list(_rows())

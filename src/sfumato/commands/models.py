@@ -1,50 +1,19 @@
-"""``sfumato models``."""
+"""``sfumato show models``."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
-
 from sfumato.commands.options import Json
-from sfumato.errors import SfumatoError
 from sfumato.io.terminal import print_json, quiet
 
 
-def models(
-    action: Annotated[
-        tyro.conf.Positional[Literal["list", "export"]], tyro.conf.arg(metavar="list|export", help="What to do.")
-    ] = "list",
-    name: Annotated[
-        tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME", help="The model to export.")
-    ] = None,
-    folder: Annotated[
-        tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="DIR", help="The folder to write it to.")
-    ] = None,
-    *,
-    half: Annotated[
-        bool, tyro.conf.arg(help="Export in half precision, as the weights ship."), tyro.conf.FlagCreatePairsOff
-    ] = False,
-    json: Json = False,
-) -> None:
-    """List the models that ship, or write one as a plain diffusers folder that other programs load.
+def models(*, json: Json = False) -> None:
+    """List the models that ship.
 
-    Example: sfumato models
-
-    Example: sfumato models export stilllife out/stilllife
+    Example: sfumato show models
     """
     quiet()
     from sfumato.stilllife import weights
 
-    if action == "export":
-        if name is None or folder is None:
-            raise SfumatoError("models export takes a NAME and a DIR: sfumato models export stilllife out/stilllife")
-        weights.export(name, folder, half=half)
-        print_json({"name": name, "folder": str(folder)}) if json else print(folder)
-        return
-    if name is not None:
-        raise SfumatoError(f"models list takes no name, got {name!r}; did you mean: models export {name} DIR")
     rows = weights.table()
     if json:
         print_json(rows)

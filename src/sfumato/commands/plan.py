@@ -1,4 +1,4 @@
-"""``sfumato plan``."""
+"""``sfumato show plan``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Annotated
 
 import tyro
 
-from sfumato.commands import chain as chains
-from sfumato.commands.chain import Chain
 from sfumato.commands.editing import Asked
 from sfumato.commands.options import Boxes, Json, Loading, Model, check_size, layout_of, whole
 from sfumato.errors import SfumatoError
 from sfumato.io.terminal import print_json, print_table, quiet
 from sfumato.methods import index
+from sfumato.tasks import chain as chains
+from sfumato.tasks.chain import Chain
 
 
 def plan(
@@ -33,7 +33,7 @@ def plan(
 ) -> None:
     """Say what an edit would read and write, in which steps, and what it would cost, without running it.
 
-    Example: sfumato plan prompt-to-prompt --cross 0.5 --blend cube cube
+    Example: sfumato show plan prompt-to-prompt --cross 0.5 --blend cube cube
     """
     whole("--steps", steps, 1, 1000)
     if size is not None:

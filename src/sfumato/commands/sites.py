@@ -1,4 +1,4 @@
-"""``sfumato sites``."""
+"""``sfumato show sites``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def sites(
 ) -> None:
     """List the attention calls of a model: where they are, what attends to what, at which grid of tokens.
 
-    Example: sfumato sites stilllife
+    Example: sfumato show sites stilllife
     """
     if size is not None:
         check_size(size)

@@ -15,8 +15,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
 from sfumato.core.results import Sample
 from sfumato.core.watch import Attention
-from sfumato.errors import whole
-from sfumato.experiments.experiment import MOST_SEED, Experiment, Findings
+from sfumato.experiments.experiment import Experiment, Findings, seed, within
 from sfumato.media import plots
 from sfumato.prompts.words import spans
 
@@ -83,19 +82,12 @@ class AttentionOverSteps(Experiment):
     """What to paint."""
     words: tuple[str, ...] = ()
     """Words of it [default: all]."""
-    steps: int = 50
+    steps: int = within(50, 2, 1000)
     """DDIM steps."""
     guidance: float = 7.5
     """Scale of classifier-free guidance."""
-    seed: int = 0
+    seed: int = seed()
     """The same seed gives the same result."""
-
-    def __post_init__(self) -> None:
-        whole("steps", self.steps, 2, 1000)
-        whole("seed", self.seed, 0, MOST_SEED)
-
-    def about(self, model: Backbone) -> str:
-        return f"{model.name}: {self.prompt}"
 
     def settings(self, model: Backbone) -> dict[str, Any]:
         return {"prompt": self.prompt}

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.distill import Latents, canvases, distil
-from sfumato.errors import SfumatoError, whole
+from sfumato.errors import SfumatoError
 from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, percent, photographed, tile
-from sfumato.experiments.experiment import Findings, different
+from sfumato.experiments.experiment import Findings, within
 from sfumato.media import plots
 from sfumato.methods.distill.collaborative_score_distillation import EDITING, CollaborativeScoreDistillation
 from sfumato.metrics.image import psnr
@@ -134,7 +134,7 @@ class Baseline(OfSubjects):
     Example: sfumato experiment baseline --prompt "a red cube on grass" --colour blue --n 4
     """
 
-    n: int = 4
+    n: int = within(4, 2, 64)
     """Images."""
     colour: str = ""
     """What the thing becomes [default: blue, or red if it is blue]."""
@@ -142,7 +142,7 @@ class Baseline(OfSubjects):
     """Of all runs."""
     rate: float = 0.1
     """Of plain gradient descent."""
-    steps: int = 60
+    steps: int = within(60, 1, MOST_STEPS)
     """Steps of each run."""
 
     source = (
@@ -153,11 +153,9 @@ class Baseline(OfSubjects):
     together = True
 
     def __post_init__(self) -> None:
-        whole("steps", self.steps, 1, MOST_STEPS)
-        different("guidance", (self.guidance,))
+        super().__post_init__()
         if not (math.isfinite(self.rate) and self.rate > 0):
             raise SfumatoError(f"rate is a number above 0, got {self.rate:g}")
-        super().__post_init__()
         if not self.colour:
             own = self._subjects().said[0].things[0].colour
             object.__setattr__(self, "colour", "red" if own == "blue" else "blue")

@@ -14,9 +14,8 @@ import torch
 
 from sfumato.core.backbone import Backbone
 from sfumato.distill import canvases, distil
-from sfumato.errors import whole
 from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, percent, tile
-from sfumato.experiments.experiment import Findings, different
+from sfumato.experiments.experiment import Findings, within
 from sfumato.media import plots
 from sfumato.methods.distill.collaborative_score_distillation import CollaborativeScoreDistillation
 from sfumato.metrics.looks import spread
@@ -79,13 +78,13 @@ class Collaboration(OfSubjects):
     Example: sfumato experiment collaboration --prompt "a red cube on grass" --n 8
     """
 
-    n: int = 4
+    n: int = within(4, 2, 64)
     """Images."""
     guidance: float = 20.0
     """Of all runs."""
     repulsion: float = 1e3
     """Times the kernel's own gradient, in a third run."""
-    steps: int = 150
+    steps: int = within(150, 1, MOST_STEPS)
     """Steps of each run."""
 
     source = (
@@ -93,12 +92,6 @@ class Collaboration(OfSubjects):
         "inconsistent, such as with blue caps and red ones; with it they agree."
     )
     together = True
-
-    def __post_init__(self) -> None:
-        whole("steps", self.steps, 1, MOST_STEPS)
-        different("guidance", (self.guidance,))
-        different("repulsion", (self.repulsion,))
-        super().__post_init__()
 
     def measure(self, model: Backbone, subjects: Subjects) -> Sets:
         method = CollaborativeScoreDistillation(guidance=self.guidance)

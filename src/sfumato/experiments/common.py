@@ -17,8 +17,8 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
 from sfumato.distill import Distillation, Viewpoints, canvases, distil
-from sfumato.errors import SfumatoError, unknown, whole
-from sfumato.experiments.experiment import MOST_SEED, Experiment, Findings, plain
+from sfumato.errors import SfumatoError, unknown
+from sfumato.experiments.experiment import Experiment, Findings, plain, seed, within
 from sfumato.media import plots
 from sfumato.methods import index
 from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
@@ -29,6 +29,7 @@ from sfumato.stilllife.kinds import TRAINED
 from sfumato.stilllife.oracle import Oracle, matches
 from sfumato.stilllife.render import render
 from sfumato.stilllife.scene import COLOURS, GROUNDS, Scene
+from sfumato.tasks import recipes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,19 +101,18 @@ class OfSubjects(Experiment):
 
     prompt: str = ""
     """Paint this, n times; in the words of the built-in model [default: one thing on some ground, drawn n times]."""
-    n: int = 2
+    n: int = within(2, 1, 64)
     """Images."""
-    seed: int = 0
+    seed: int = seed()
     """The same seed gives the same result."""
 
     together: ClassVar[bool] = False
-    """Is it of a set: two images or more, all of the first prompt?"""
+    """Is it of a set, all of the first prompt?"""
     untold: ClassVar[tuple[str, ...]] = ()
     """Settings that are seen in the findings."""
 
     def __post_init__(self) -> None:
-        whole("n", self.n, 2 if self.together else 1, 64)
-        whole("seed", self.seed, 0, MOST_SEED)
+        super().__post_init__()
         self._subjects()
 
     def run(self, model: Backbone) -> Findings:
@@ -140,14 +140,12 @@ class OfSubjects(Experiment):
 
 
 def distillations(specs: Sequence[str]) -> dict[str, Distillation]:
-    """Methods by their words, or ``word:preset``. ``SfumatoError`` for none, one twice, and what does not distil."""
+    """Methods by their words, or ``word:preset``. ``SfumatoError`` for what does not distil."""
     known = index.words(index.DISTILLING, aliases=True)
-    if not specs or len(set(specs)) < len(specs):
-        raise SfumatoError(f"methods are different words, got {plain(specs) or 'none'}; known: {', '.join(known)}")
     for word in (spec.partition(":")[0] for spec in specs):
         if word not in known:
             raise unknown("method that distils", word, known)
-    return {spec: index.default(spec) for spec in specs}
+    return {spec: recipes.default(spec) for spec in specs}
 
 
 def photographed(said: Said, rng: np.random.Generator) -> Scene:

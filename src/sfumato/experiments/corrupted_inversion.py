@@ -20,8 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.errors import whole
-from sfumato.experiments.experiment import Experiment, Findings
+from sfumato.experiments.experiment import Experiment, Findings, within
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.io.terminal import progress
 from sfumato.media import plots
@@ -180,16 +179,10 @@ class CorruptedInversion(Experiment):
     """Any picture file."""
     prompt: str = ""
     """What it shows."""
-    steps: int = 50
+    steps: int = within(50, 2, 1000)
     """DDIM steps."""
     fit: Fit = "crop"
     """How the picture becomes what the model sees."""
-
-    def __post_init__(self) -> None:
-        whole("steps", self.steps, 2, 1000)
-
-    def about(self, model: Backbone) -> str:
-        return f"{model.name}: {self.image.name}"
 
     def settings(self, model: Backbone) -> dict[str, Any]:
         return {"prompt": self.prompt}

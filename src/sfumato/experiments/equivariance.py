@@ -117,8 +117,5 @@ class Equivariance(Experiment):
     fit: Fit = "crop"
     """How the picture becomes what the model sees."""
 
-    def about(self, model: Backbone) -> str:
-        return f"{model.name}: {self.image.name}"
-
     def run(self, model: Backbone) -> Table:
         return equivariance(model, read_image(self.image, model, self.fit)[None])

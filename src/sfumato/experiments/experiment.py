@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, whole
 
 if TYPE_CHECKING:
     from sfumato.core.backbone import Backbone
@@ -39,23 +39,44 @@ class Findings(ABC):
         return []
 
 
-MOST_SEED = 2**31 - 1
+def within(default: int, low: int, high: int) -> Any:
+    """A field that is a whole number from ``low`` to ``high``."""
+    return field(default=default, metadata={"within": (low, high)})
+
+
+def seed() -> Any:
+    """A field that is a seed."""
+    return within(0, 0, 2**31 - 1)
 
 
 @dataclass(frozen=True)
 class Experiment(ABC):
-    """A source's figure or table, measured again. Fields are its settings; ``SfumatoError`` for what cannot be."""
+    """A source's figure or table, measured again. Fields are its settings.
+
+    ``SfumatoError`` for a number that is not finite or not ``within``, and for numbers of which two are the same.
+    """
 
     source: ClassVar[str] = ""
     """What the source found, in a sentence, where ours stands beside it."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if "within" in f.metadata:
+                whole(f.name, value, *f.metadata["within"])
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise SfumatoError(f"{f.name} is a number, got {value:g}")
+            elif isinstance(value, tuple) and isinstance(f.default, tuple) and f.default:
+                different(f.name, value)
 
     @abstractmethod
     def run(self, model: Backbone) -> Findings:
         """Measure it."""
 
-    @abstractmethod
     def about(self, model: Backbone) -> str:
-        """The line about its figure."""
+        """The line about its figure: the model, and what it looks at, which is the first setting."""
+        first = getattr(self, fields(self)[0].name)
+        return f"{model.name}: {first.name if isinstance(first, Path) else first}"
 
     def settings(self, model: Backbone) -> dict[str, Any]:
         """What is told of them beside the numbers."""
@@ -73,10 +94,11 @@ class Experiment(ABC):
         return {"source": self.source, "ours": found.ours(), "settings": settings, "found": numbers}
 
 
-def different(name: str, values: Sequence[float]) -> None:
-    """Refuse numbers of which two are the same, or one is none, or which are none at all."""
-    if not values or len(set(values)) < len(values) or not all(map(math.isfinite, values)):
-        raise SfumatoError(f"{name}: different numbers are meant, got {plain(values) or 'none'}")
+def different(name: str, values: Sequence[Any]) -> None:
+    """Refuse none at all, two of the same, and what is no finite number."""
+    finite = all(math.isfinite(v) for v in values if isinstance(v, float))
+    if not finite or len(set(values)) < max(1, len(values)):
+        raise SfumatoError(f"{name}: different values are meant, got {plain(values) or 'none'}")
 
 
 def plain(value: Any) -> str:

@@ -13,7 +13,6 @@ from typing import Literal
 
 from sfumato.core.backbone import Backbone
 from sfumato.distill import RandomViews, canvases
-from sfumato.errors import whole
 from sfumato.experiments.common import (
     MOST_STEPS,
     Batch,
@@ -26,7 +25,7 @@ from sfumato.experiments.common import (
     percent,
     tile,
 )
-from sfumato.experiments.experiment import Findings, different
+from sfumato.experiments.experiment import Findings, within
 from sfumato.media import plots
 
 VIEWS = {False: "straight", True: "random views"}
@@ -99,7 +98,7 @@ class GuidanceGrid(OfSubjects):
     Example: sfumato experiment guidance-grid --prompt "a red cube on grass" --n 1 --methods sds,nfsd
     """
 
-    n: int = 1
+    n: int = within(1, 1, 64)
     """Images."""
     methods: tuple[str, ...] = ("sds", "nfsd", "sdi")
     """Methods that distil; WORD:PRESET for one of their presets."""
@@ -109,7 +108,7 @@ class GuidanceGrid(OfSubjects):
     """What is moved."""
     views: Literal["both", "straight", "random"] = "both"
     """Are images turned and scaled at random?"""
-    steps: int = 60
+    steps: int = within(60, 1, MOST_STEPS)
     """Steps of each run."""
 
     source = (
@@ -119,10 +118,8 @@ class GuidanceGrid(OfSubjects):
     untold = ("views",)
 
     def __post_init__(self) -> None:
-        whole("steps", self.steps, 1, MOST_STEPS)
-        different("guidances", self.guidances)
-        distillations(self.methods)
         super().__post_init__()
+        distillations(self.methods)
 
     def measure(self, model: Backbone, subjects: Subjects) -> Grid:
         ways = {"both": (False, True), "straight": (False,), "random": (True,)}[self.views]

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from sfumato.core.backbone import Backbone
-from sfumato.errors import SfumatoError, whole
+from sfumato.errors import SfumatoError
 from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, apart, logarithmic, percent, tile
-from sfumato.experiments.experiment import Findings, different
+from sfumato.experiments.experiment import Findings, within
 from sfumato.experiments.kappa_error import LOOKS, along, inverted_errors
 from sfumato.inversion import DDIMInversion, invert, reconstruct
 from sfumato.media import plots
@@ -124,9 +124,9 @@ class InversionGuidance(OfSubjects):
 
     guidance: float = 7.5
     """The g of 1/1, g/g, 1/g, -g/g and 0/0."""
-    trajectory: int = 30
+    trajectory: int = within(30, 2, 1000)
     """DDIM steps of a whole trajectory."""
-    steps: int = 30
+    steps: int = within(30, 2, MOST_STEPS)
     """Steps of each run."""
 
     source = (
@@ -136,12 +136,9 @@ class InversionGuidance(OfSubjects):
     )
 
     def __post_init__(self) -> None:
-        whole("steps", self.steps, 2, MOST_STEPS)
-        whole("trajectory", self.trajectory, 2, 1000)
-        different("guidance", (self.guidance,))
+        super().__post_init__()
         if self.guidance in (0, 1):
             raise SfumatoError(f"guidance is another than 0 and 1, which are there as well, got {self.guidance:g}")
-        super().__post_init__()
 
     def measure(self, model: Backbone, subjects: Subjects) -> Strategies:
         renders = subjects.renders(model.size)

@@ -13,7 +13,7 @@ from pathlib import Path
 from sfumato.core.backbone import Backbone
 from sfumato.errors import whole
 from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, listed, percent, tile
-from sfumato.experiments.experiment import Findings, different
+from sfumato.experiments.experiment import Findings, within
 from sfumato.experiments.kappa_error import LOOKS, along, inverted_errors
 from sfumato.media import plots
 from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
@@ -92,7 +92,7 @@ class InversionSteps(OfSubjects):
 
     counts: tuple[int, ...] = (3, 5, 10, 20, 30)
     """Steps of an inversion up to t = 1."""
-    steps: int = 30
+    steps: int = within(30, 2, MOST_STEPS)
     """Steps of each run."""
 
     source = (
@@ -101,11 +101,9 @@ class InversionSteps(OfSubjects):
     )
 
     def __post_init__(self) -> None:
-        whole("steps", self.steps, 2, MOST_STEPS)
+        super().__post_init__()
         for count in self.counts:
             whole("counts", count, 1, 1000)
-        different("counts", self.counts)
-        super().__post_init__()
 
     def measure(self, model: Backbone, subjects: Subjects) -> Runs:
         runs = []

@@ -23,7 +23,7 @@ from sfumato.distill import GuidedModel, Images, canvases, distil
 from sfumato.distill.kappa import fixed_point, inverted, regressed, residual
 from sfumato.errors import SfumatoError, whole
 from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, logarithmic, ranked
-from sfumato.experiments.experiment import Findings
+from sfumato.experiments.experiment import Findings, within
 from sfumato.io.terminal import progress
 from sfumato.media import plots
 from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
@@ -171,7 +171,7 @@ class KappaError(OfSubjects):
 
     images: Literal["both", "run", "renders"] = "both"
     """Of a run of SDI as they are then, or finished renders."""
-    steps: int = 30
+    steps: int = within(30, 2, MOST_STEPS)
     """Steps of each run."""
     levels: int = 10
     """Levels at which the error is measured."""
@@ -183,9 +183,8 @@ class KappaError(OfSubjects):
     untold = ("images",)
 
     def __post_init__(self) -> None:
-        whole("steps", self.steps, 2, MOST_STEPS)
-        whole("levels", self.levels, 2, self.steps)
         super().__post_init__()
+        whole("levels", self.levels, 2, self.steps)
 
     def measure(self, model: Backbone, subjects: Subjects) -> Errors:
         method = ScoreDistillationViaInversion()

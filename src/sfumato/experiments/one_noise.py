@@ -17,9 +17,8 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
 from sfumato.distill import Distillation, GuidedModel, Latents, canvases, distil
-from sfumato.errors import whole
 from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, tile
-from sfumato.experiments.experiment import Findings, different
+from sfumato.experiments.experiment import Findings, different, within
 from sfumato.learning.seeds import generator
 from sfumato.media import plots
 from sfumato.methods.distill.score_distillation import ScoreDistillation
@@ -75,9 +74,9 @@ class OneNoise(OfSubjects):
     Example: sfumato experiment one-noise --prompt "a red cube on grass"
     """
 
-    steps: int = 50
+    steps: int = within(50, 1, MOST_STEPS)
     """Steps of DDIM and of SDI."""
-    sds_steps: int = 200
+    sds_steps: int = within(200, 1, MOST_STEPS)
     """Steps of SDS."""
     guidance: float = 7.5
     """Of all."""
@@ -90,10 +89,8 @@ class OneNoise(OfSubjects):
     )
 
     def __post_init__(self) -> None:
-        whole("steps", self.steps, 1, MOST_STEPS)
-        whole("sds_steps", self.sds_steps, 1, MOST_STEPS)
-        different("guidance and high", (self.guidance, self.high))
         super().__post_init__()
+        different("guidance and high", (self.guidance, self.high))
 
     @torch.no_grad()
     def measure(self, model: Backbone, subjects: Subjects) -> Ways:

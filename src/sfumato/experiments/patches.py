@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.errors import SfumatoError, whole
-from sfumato.experiments.experiment import MOST_SEED, Experiment, Findings
+from sfumato.errors import SfumatoError
+from sfumato.experiments.experiment import Experiment, Findings, seed, within
 from sfumato.media import plots
 from sfumato.ops.warps import warp
 
@@ -145,18 +145,17 @@ class Patches(Experiment):
     Example: sfumato experiment patches --seed 3
     """
 
-    views: int = 13
+    views: int = within(13, 3, 100)
     """Cameras on an arc around a drawn scene."""
     arc: float = 120.0
     """Its length in degrees."""
-    seed: int = 0
+    seed: int = seed()
     """The same seed gives the same result."""
 
     def __post_init__(self) -> None:
-        whole("views", self.views, 3, 100)
+        super().__post_init__()
         if not 1 <= self.arc <= 360:
             raise SfumatoError(f"arc lies between 1 and 360 degrees, got {self.arc:g}")
-        whole("seed", self.seed, 0, MOST_SEED)
 
     def about(self, model: Backbone) -> str:
         return f"{model.name}: scene {self.seed}, {self.views} views"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.core.backbone import Backbone
-from sfumato.errors import whole
 from sfumato.experiments.common import (
     MOST_STEPS,
     Batch,
@@ -21,7 +20,7 @@ from sfumato.experiments.common import (
     painted,
     tile,
 )
-from sfumato.experiments.experiment import Findings, different
+from sfumato.experiments.experiment import Findings, within
 from sfumato.media import plots
 
 SAMPLING = "sampling"
@@ -103,7 +102,7 @@ class Saturation(OfSubjects):
     """Methods that distil; WORD:PRESET for one of their presets."""
     guidances: tuple[float, ...] = (1.0, 7.5, 30.0, 100.0)
     """Scales of classifier-free guidance, u + s (c - u)."""
-    steps: int = 60
+    steps: int = within(60, 1, MOST_STEPS)
     """Steps of each run."""
 
     source = (
@@ -112,10 +111,8 @@ class Saturation(OfSubjects):
     )
 
     def __post_init__(self) -> None:
-        whole("steps", self.steps, 1, MOST_STEPS)
-        different("guidances", self.guidances)
-        distillations(self.methods)
         super().__post_init__()
+        distillations(self.methods)
 
     def measure(self, model: Backbone, subjects: Subjects) -> Curves:
         scales = sorted(self.guidances)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.core.backbone import Backbone
-from sfumato.errors import whole
 from sfumato.experiments.common import Subjects, listed, percent
-from sfumato.experiments.experiment import MOST_SEED, Experiment, Findings, different
+from sfumato.experiments.experiment import Experiment, Findings, seed, within
 from sfumato.experiments.trajectory import Course, follow
 
 
@@ -23,9 +22,9 @@ class Smoothness(Experiment):
 
     prompt: str = ""
     """Paint this, in the words of the built-in model [default: one thing on some ground, drawn]."""
-    seed: int = 0
+    seed: int = seed()
     """The same seed gives the same result."""
-    steps: int = 100
+    steps: int = within(100, 2, 1000)
     """DDIM steps."""
     guidances: tuple[float, ...] = (1.0, 3.0, 7.5, 15.0, 30.0)
     """Scales of classifier-free guidance, u + s (c - u)."""
@@ -36,17 +35,12 @@ class Smoothness(Experiment):
     )
 
     def __post_init__(self) -> None:
-        whole("steps", self.steps, 2, 1000)
-        different("guidances", self.guidances)
-        whole("seed", self.seed, 0, MOST_SEED)
+        super().__post_init__()
         self._prompt()
 
     def _prompt(self) -> str:
         of = Subjects.of(self.prompt, 1, self.seed) if self.prompt else Subjects.drawn(1, self.seed)
         return of.prompts[0]
-
-    def about(self, model: Backbone) -> str:
-        return ""
 
     def path(self, folder: Path, word: str) -> Path:
         return folder / word / "similarity.png"

@@ -21,8 +21,8 @@ from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
 from sfumato.core.results import Trajectory
 from sfumato.core.schedule import Levels, Schedule
-from sfumato.errors import SfumatoError, whole
-from sfumato.experiments.experiment import MOST_SEED, Experiment, Findings, different, plain
+from sfumato.errors import SfumatoError
+from sfumato.experiments.experiment import Experiment, Findings, plain, seed, within
 from sfumato.io.terminal import progress
 from sfumato.media import plots
 
@@ -322,27 +322,21 @@ class Trajectories(Experiment):
     """What to paint."""
     scales: tuple[float, ...] = (1.0, 3.0, 7.5, 15.0, 30.0)
     """Scales of classifier-free guidance; 1 is without."""
-    steps: int = 100
+    steps: int = within(100, 2, 1000)
     """DDIM steps."""
-    points: int = 3
+    points: int = within(3, 1, 6)
     """Places in the latents to follow, at random by the seed."""
     decode: Literal["z", "estimate"] = "z"
     """Pixels of the noisy latents, or of what they are estimated to become."""
-    seed: int = 0
+    seed: int = seed()
     """The same seed gives the same result."""
 
     def __post_init__(self) -> None:
-        whole("steps", self.steps, 2, 1000)
-        whole("points", self.points, 1, 6)
-        whole("seed", self.seed, 0, MOST_SEED)
+        super().__post_init__()
         if len(self.scales) > 8:
             raise SfumatoError(f"scales are one to eight different numbers, got {plain(self.scales)}")
-        different("scales", self.scales)
         if not self.prompt.strip():
             raise SfumatoError("the prompt is empty, so there is no guidance to follow; say what to paint")
-
-    def about(self, model: Backbone) -> str:
-        return ""
 
     def settings(self, model: Backbone) -> dict[str, Any]:
         return {

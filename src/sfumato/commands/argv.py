@@ -1,0 +1,108 @@
+"""A command line with methods on it: whose each of its words is.
+
+``sfumato edit photo.png --to "a blue cube" p2p --cross 0.5 + sdedit --out d``: a method begins with its word, the next
+one behind a ``+``. Options may stand anywhere: each is the nearest method's that knows it and behind whose word it
+stands, else the command's. ``--`` ends options and methods.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import takewhile
+
+from sfumato.commands.fields import Grammar
+from sfumato.errors import SfumatoError, unknown
+
+OPTION = re.compile(r"--?[a-zA-Z][\w-]*(=.*)?", re.DOTALL)
+"""What looks like an option: neither a negative number nor a sentence that begins with a dash."""
+HELP = {"--help", "-h"}
+
+
+@dataclass
+class _Part:
+    """Of a command line, what is the command's or a method's."""
+
+    word: str
+    grammar: Grammar
+    positionals: list[str] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)
+
+    def knows(self, name: str) -> bool:
+        return name in self.grammar.options
+
+
+def split(
+    args: Sequence[str], command: Grammar, words: Collection[str], of: Callable[[str], Grammar]
+) -> tuple[list[str], list[list[str]]]:
+    """The arguments of a command, and for each method its word and its options.
+
+    ``words`` are the methods', ``of`` gives a method's grammar. The first method is the first of their words that is
+    neither an option's value nor the command's own positional argument. ``SfumatoError`` for a word that is none, and
+    for an option that neither the command nor a method before it knows.
+    """
+    end = list(args[args.index("--") :]) if "--" in args else []
+    rest = list(args[: len(args) - len(end)])
+    least, most = command.positionals
+    least = 0 if HELP & {*rest} else least - len(end[1:])
+    parts, joined = [own := _Part("", command)], False
+    while rest:
+        arg = rest.pop(0)
+        if OPTION.fullmatch(arg):
+            _give(arg, rest, parts, words, of)
+            if len(own.positionals) >= least:  # files stand together, so that a mistyped method behind is not one
+                most = len(own.positionals)
+        elif len(own.positionals) < least:
+            own.positionals.append(arg)
+        elif arg == "+":
+            if joined or len(parts) == 1:
+                break
+            joined = True
+        elif arg in words and (joined or len(parts) == 1):
+            parts.append(_Part(arg, of(arg)))
+            joined = False
+        elif len(parts) == 1 and len(own.positionals) < most:
+            own.positionals.append(arg)
+        elif joined or len(parts) == 1:
+            raise unknown("method", arg, words)
+        else:
+            raise SfumatoError(f"{arg!r} behind {parts[-1].word} is no value of an option; + joins methods")
+    if joined or rest:
+        raise SfumatoError("a + joins two methods; one of them is missing")
+    return [*own.positionals, *own.options, *end], [[part.word, *part.options] for part in parts[1:]]
+
+
+def _give(
+    arg: str, rest: list[str], parts: Sequence[_Part], words: Collection[str], of: Callable[[str], Grammar]
+) -> None:
+    """An option and its values, which are taken from the rest, to the part that it is of."""
+    name, equals, _ = arg.partition("=")
+    known = name.replace("_", "-")
+    part = next((part for part in reversed(parts) if part.knows(known)), None)
+    if part is None:
+        raise _unknown(name, parts, {word: of(word) for word in rest if word in words})
+    count = 0 if equals else part.grammar.options[known]
+    if count is None:  # as many as follow, of which the first may be any
+        more = takewhile(lambda value: value not in words and value != "+", rest[1:])
+        count = len([*takewhile(lambda value: not OPTION.fullmatch(value), [*rest[:1], *more])])
+    values, rest[:] = rest[:count], rest[count:]
+    if count != 1 or not values or not OPTION.fullmatch(values[0]):
+        part.options += [arg, *values]
+    elif any(part.knows(values[0].partition("=")[0]) for part in parts):
+        raise SfumatoError(
+            f"{name} takes a value, but the option {values[0]} follows; if it is meant: {name}={values[0]}"
+        )
+    else:
+        part.options.append(f"{name}={values[0]}")
+
+
+def _unknown(name: str, parts: Sequence[_Part], later: dict[str, Grammar]) -> SfumatoError:
+    for word, grammar in later.items():
+        if name in grammar.options:
+            return SfumatoError(f"{name} is an option of {word}; it stands behind that word")
+    known = {option: part.word for part in parts for option in part.grammar.options}
+    near = [f"{o} of {known[o]}" if known[o] else o for o in get_close_matches(name, known, 3, 0.5)]
+    after = f" and {parts[-1].word} --help" if len(parts) > 1 else ""
+    return SfumatoError(f"unknown option {name}; " + (f"near: {', '.join(near)}" if near else f"see --help{after}"))
