@@ -101,7 +101,7 @@ def plainly(path, how, n, eps):
 def test_the_defaults_are_the_published_ones():
     how = CollaborativeEditing()
     assert (how.rate, how.decay, how.every, how.steps, how.least, how.most) == (2.0, 0.9, 20, 200, 0.2, 0.5)
-    assert (how.paints, how.image_scale, how.weighting) == (7.5, 5.0, "variance")
+    assert (how.edit_guidance, how.image_scale, how.weighting) == (7.5, 5.0, "variance")
 
 
 def test_a_set_goes_down_the_published_way_between_gaussians(gaussians):

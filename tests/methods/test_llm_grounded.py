@@ -214,6 +214,23 @@ def test_a_chat_plans(small):
     assert torch.equal(by_chat, given) and len(asked) == 1
 
 
+def test_a_method_that_is_prepared_asks_no_more(small):
+    """A command prices a run and then paints it, in batches; the chat is asked once, and for new prompts alone."""
+    asked = []
+
+    def chat(messages):
+        asked.append(messages)
+        return json.dumps({"things": [{"phrase": "red cube", "box": [0, 0, 256, 512]}]})
+
+    ready = replace(METHOD, layout=None, chat=chat).prepare(small, {"main": ("a red cube",)})
+    assert len(asked) == 1 and ready.prepare(small, {"main": ("a red cube",)}) is ready
+    plan(small, "a red cube", methods=[ready], size=64)
+    first, again = (painted(small, ready, prompts="a red cube", size=64).latents for _ in range(2))
+    assert len(asked) == 1 and torch.equal(first, again)
+    ready.prepare(small, {"main": ("a red cube", "a red cube on grass")})
+    assert len(asked) == 2
+
+
 def test_non_square_latents(model):
     if model.factor == 1:
         pytest.skip("works in pixels: tested small and square")

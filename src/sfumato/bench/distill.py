@@ -385,7 +385,7 @@ class Editor:
         source, target = world.edits[0].captions
         said = world.edits[0].instruction if self.model != "stilllife" else target
         path = invert(model, world.before, [source] * n, self.how)
-        prompts = {"target": [said] * n} if not self.how.follows else {"source": [source] * n, "target": [said] * n}
+        prompts = {"target": [said] * n} if not self.how.has_source else {"source": [source] * n, "target": [said] * n}
         out = denoise(model, prompts, start=path, guide=self.how.guide(model, self.guidance), seed=session.seed)
         return out["target"].images.cpu()
 

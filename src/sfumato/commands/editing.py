@@ -74,5 +74,5 @@ class Asked:
             start = APPEARING if how is None else inversion_of(how, steps, 1.0, seed)
             return cls(start, methods, CFG(1.0), prompts, prompts["source"])
         start = chain.starter(inversion_of(how or "direct", steps, 7.5 if guidance is None else guidance, seed))
-        streams = prompts if start.follows or methods else {"target": prompts["target"]}
+        streams = prompts if start.has_source or methods else {"target": prompts["target"]}
         return cls(start, methods, start.guide(model, guidance), streams, prompts["source"])

@@ -47,7 +47,7 @@ def invert(
     net = loading.load(model, device)
     fitted = images.fit(images.open_picture(image), net.size, net.multiple, fit)
     kind = inversion_of(how, steps, guidance, seed)
-    own = kind.own(guidance)
+    own = kind.source_guidance(guidance)
     path = invert(net, fitted.pixels, prompt, kind)
     with torch.no_grad():
         found = net.decode(reconstruct(net, path, own)).cpu()

@@ -138,6 +138,7 @@ def _prepared(
     seen: Canvas | None = None,
 ) -> tuple[Run, dict[str, Phases], Plan, Cond]:
     """A run with its methods started and its plan checked, and what the network will read."""
+    methods = [method.prepare(model, streams) for method in methods]
     for method in methods:
         guide = method.around(guide)
     conds = guide.embed(model, [p for some in streams.values() for p in some])

@@ -183,7 +183,15 @@ class Method:
 
     requires: ClassVar[Requires] = Requires()
 
+    def prepare(self, model: Backbone, prompts: Mapping[str, tuple[str, ...]]) -> Method:
+        """This method with what takes long to find out for the prompts (by stream), such as a chat's answer.
+
+        It comes before ``start``, which runs whenever a run is planned. What is prepared already gives itself.
+        """
+        return self
+
     def start(self, run: Run) -> Phases:
+        """What it does in this run. It changes nothing, and says the same each time."""
         raise NotImplementedError
 
     def around(self, base: Guide) -> Guide:

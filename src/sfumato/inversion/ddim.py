@@ -30,7 +30,7 @@ class DDIMInversion(Inversion):
     refine: int = 0
     steps: int = 50
 
-    def own(self, scale: float) -> float:
+    def source_guidance(self, scale: float) -> float:
         return self.scale
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:

@@ -76,9 +76,9 @@ class EDICT(Inversion):
     scale: float = 3.0
     steps: int = 50
 
-    paints: ClassVar = 3.0
+    edit_guidance: ClassVar = 3.0
 
-    def own(self, scale: float) -> float:
+    def source_guidance(self, scale: float) -> float:
         return self.scale
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:

@@ -69,10 +69,10 @@ class RFInversion(Inversion):
     seed: int = 0
     steps: int = 28
 
-    follows: ClassVar = False
-    paints: ClassVar = 1.0
+    has_source: ClassVar = False
+    edit_guidance: ClassVar = 1.0
 
-    def own(self, scale: float) -> float:
+    def source_guidance(self, scale: float) -> float:
         return 1.0
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
@@ -132,9 +132,9 @@ class Residual(Inversion):
     scale: float = 1.0
     steps: int = 30
 
-    paints: ClassVar = 2.0
+    edit_guidance: ClassVar = 2.0
 
-    def own(self, scale: float) -> float:
+    def source_guidance(self, scale: float) -> float:
         return self.scale
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:

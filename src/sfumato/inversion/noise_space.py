@@ -30,7 +30,7 @@ class Noise(Inversion):
     seed: int = 0
     steps: int = 50
 
-    follows: ClassVar = False
+    has_source: ClassVar = False
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         if not 0 <= self.strength <= 1:
@@ -60,9 +60,9 @@ class EditFriendly(Inversion):
     seed: int = 0
     steps: int = 100
 
-    paints: ClassVar = 15.0
+    edit_guidance: ClassVar = 15.0
 
-    def own(self, scale: float) -> float:
+    def source_guidance(self, scale: float) -> float:
         return self.scale
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:

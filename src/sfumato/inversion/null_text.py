@@ -35,7 +35,7 @@ class NullText(Inversion):
     tolerance: float = 1e-5
     steps: int = 50
 
-    def own(self, scale: float) -> float:
+    def source_guidance(self, scale: float) -> float:
         return self.scale
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:

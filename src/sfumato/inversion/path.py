@@ -83,19 +83,19 @@ class Inversion:
     """A way to invert, with its published defaults."""
 
     steps: int
-    follows: ClassVar[bool] = True
+    has_source: ClassVar[bool] = True
     """Is a run's first stream the image itself, which is found again? If not, a run may be of the edit alone."""
-    paints: ClassVar[float] = 7.5
+    edit_guidance: ClassVar[float] = 7.5
     """The published guidance of an edit."""
 
-    def own(self, scale: float) -> float:
+    def source_guidance(self, scale: float) -> float:
         """The guidance with which the first stream finds its image, when edits are painted at ``scale``."""
         return scale
 
     def guide(self, model: Backbone, scale: float | None = None) -> Guide:
         """The guidance of a run of the streams ``source`` and ``target`` that follows the path; else ``paints``."""
-        paints = self.paints if scale is None else scale
-        own = self.own(paints)
+        paints = self.edit_guidance if scale is None else scale
+        own = self.source_guidance(paints)
         return CFG(paints) if own == paints else CFG({"source": own, "target": paints})
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:

@@ -23,16 +23,16 @@ Families: all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.core.backbone import Backbone
 from sfumato.core.choice import choose
 from sfumato.core.denoising import denoise
 from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, Where, span
@@ -102,6 +102,13 @@ class LlmGrounded(Method):
     """Parts of the paths of the attention that energies read, such as up_blocks.1; none: the authors' choice."""
     res: float = 0.25
     """Masks are made of maps on the grid nearest to this part of the latents' side."""
+
+    plans: Mapping[str, Planned] = field(default_factory=dict, repr=False, compare=False, metadata={"command": False})
+    """Of prompts, as they were answered; ``prepare`` asks for those that are missing."""
+
+    def prepare(self, model: Backbone, prompts: Mapping[str, tuple[str, ...]]) -> LlmGrounded:
+        missing = {p for some in prompts.values() for p in some} - self.plans.keys()
+        return replace(self, plans={**self.plans, **{p: self._plan(p) for p in missing}}) if missing else self
 
     def start(self, run: Run) -> Phases:
         noisiest = run.model.levels(run.steps, run.grid)[0]
@@ -174,7 +181,7 @@ class LlmGrounded(Method):
 
     def _picture(self, run: Run, stream: str, number: int) -> Picture:
         prompt = run.prompts[stream][number]
-        plan = self._plan(prompt)
+        plan = self.plans.get(prompt) or self._plan(prompt)
         layout = placed(plan.layout, run, _WHO)
         things = []
         for phrase, box, said in zip(layout.phrases, layout.boxes(), layout.tokens(run, stream, number), strict=True):
@@ -189,7 +196,7 @@ class LlmGrounded(Method):
         elif self.chat is not None or self.planner == "offline":
             plan = planned(prompt, self.chat)
         else:
-            plan = _answered(prompt, self.planner, self.planner_model)
+            plan = planned(prompt, chat_of(self.planner, self.planner_model))
         if self.background is None and not plan.background and self.layout is not None:
             with suppress(SfumatoError):  # what is beyond the grammar is painted without a background
                 plan = replace(plan, background=planned(prompt).background)
@@ -252,9 +259,3 @@ def difference(
     one; the mean over heads."""
     a, b = ((m * mask) / ((m * mask).sum(-1, keepdim=True) + 1e-5) for m in (now, alone))
     return (a - b).abs().sum(-1).mean()
-
-
-@cache
-def _answered(prompt: str, planner: str, model: str) -> Planned:
-    """A chat is asked once, though a run is planned more often."""
-    return planned(prompt, chat_of(planner, model))

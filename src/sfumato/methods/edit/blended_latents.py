@@ -88,7 +88,7 @@ class BlendedLatents(Inversion):
     steps: int = 50
     """DDIM steps, of which ``skip`` are left out."""
 
-    follows: ClassVar = False
+    has_source: ClassVar = False
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         if self.mask is None:

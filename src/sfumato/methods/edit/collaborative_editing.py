@@ -66,7 +66,7 @@ class CollaborativeEditing(Inversion):
     steps: int = 200
 
     def guide(self, model: Backbone, scale: float | None = None) -> Guide:
-        paints = self.paints if scale is None else scale
+        paints = self.edit_guidance if scale is None else scale
         return Instruction(None, paints, self.image_scale) if _instructed(model) else CFG(paints)  # pyright: ignore
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:

@@ -61,7 +61,7 @@ class DiffEdit(Inversion):
     steps: int = 50
     """DDIM steps, of which ``strength`` are painted."""
 
-    follows: ClassVar = False
+    has_source: ClassVar = False
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         depth = part_of(self.steps, self.encode)

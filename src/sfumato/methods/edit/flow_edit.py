@@ -43,7 +43,7 @@ class Scaled(Inversion):
     source_scale: float
     target_scale: float
 
-    def own(self, scale: float) -> float:
+    def source_guidance(self, scale: float) -> float:
         return self.source_scale
 
     def guide(self, model: Backbone, scale: float | None = None) -> Guide:

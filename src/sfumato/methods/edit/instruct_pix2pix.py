@@ -43,11 +43,11 @@ class InstructPix2Pix(Inversion):
     steps: int = 100
     """DDIM steps."""
 
-    follows: ClassVar = False
+    has_source: ClassVar = False
 
     def guide(self, model: Backbone, scale: float | None = None) -> Guide:
         """Both guidances, for a run from the path, which has the image."""
-        return Instruction(None, self.paints if scale is None else scale, self.image_scale)  # pyright: ignore
+        return Instruction(None, self.edit_guidance if scale is None else scale, self.image_scale)  # pyright: ignore
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         if not isinstance(model, Latent) or model.reads != 2 * model.channels:

@@ -81,8 +81,8 @@ class Ledits(Inversion):
     steps: int = 30
     """Steps that are painted."""
 
-    follows: ClassVar = False
-    paints: ClassVar = 5.0
+    has_source: ClassVar = False
+    edit_guidance: ClassVar = 5.0
 
     def concepts(self, said: str) -> list[tuple[str, str, float]]:
         """Condition, phrase and signed scale of each edit, the target's prompt the first."""
