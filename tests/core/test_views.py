@@ -8,10 +8,11 @@ from rounding import assert_same_but_for_rounding
 from torch import Tensor, nn
 
 from sfumato.backbones.load import load
-from sfumato.core.denoising import denoise
+from sfumato.core.denoising import denoise, plan
 from sfumato.core.steppers import DDIM
 from sfumato.core.views import Looks, Ring, Tiles, Turned, View, Warped
 from sfumato.errors import SfumatoError
+from sfumato.methods.control import AttendAndExcite
 from sfumato.ops.correspondence import middles
 from sfumato.ops.warps import Similarity
 from sfumato.stilllife import weights
@@ -197,3 +198,11 @@ def test_cells_that_no_view_shows_are_refused_or_left_empty(model):
         denoise(model, PROMPT, steps=1, views=Looks((half,)))
     with pytest.raises(SfumatoError, match=r"views show parts of one size, got 16 x 24, 24 x 16 of a canvas"):
         denoise(model, PROMPT, steps=1, size=(128, 192), views=Looks((Turned(), Turned(1))))
+
+
+def test_a_plan_is_of_the_windows(model):
+    attend = AttendAndExcite(words=("cube",))
+    plan(model, PROMPT, steps=2, size=(128, 256), methods=[attend])
+    for run in (denoise, plan):
+        with pytest.raises(SfumatoError, match="sees whole images, and this canvas is seen in windows"):
+            run(model, PROMPT, steps=2, size=(128, 256), methods=[attend], views=Tiles(8))

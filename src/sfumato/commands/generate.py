@@ -24,6 +24,7 @@ from sfumato.commands.options import (
     slug,
     whole,
 )
+from sfumato.commands.sampling import Sampling
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_text
 from sfumato.io.terminal import note, print_json, quiet
@@ -46,6 +47,7 @@ def generate(
     size: Annotated[
         int | None, tyro.conf.arg(help="Side in pixels, a multiple of 8 [default: the model's own, 128].")
     ] = None,
+    sampling: tyro.conf.OmitArgPrefixes[Sampling],
     box: Boxes = (),
     show_attention: ShowAttention = False,
     memory: Annotated[float, tyro.conf.arg(help="GiB that attention maps may take.")] = 8.0,
@@ -67,6 +69,8 @@ def generate(
     Example: sfumato generate "a red cube to the left of a blue duck on sand at sunset" --n 8 --seed 7
 
     Example: sfumato generate "a red cube and a blue duck" attend-and-excite --words cube,duck
+
+    Example: sfumato generate "things on a beach" --canvas 512 128 --views ring --stepper dpm-solver --not "a duck"
     """
     whole("--n", n, 1, 1000)
     whole("--steps", steps, 1, 1000)
@@ -76,13 +80,14 @@ def generate(
         check_size(size)
     if not math.isfinite(guidance) or guidance < 0:
         raise SfumatoError(f"--guidance is a number from 0, got {guidance}")
+    if size is not None and sampling.canvas is not None:
+        raise SfumatoError("--size is of a square and --canvas of a panorama; give one of them")
     single = is_image(out)
     folder, stem = (out.parent, out.stem) if single else (out, slug(prompt))
     writable(folder)
 
     quiet()
     from sfumato.core import denoising
-    from sfumato.core.guidance import CFG
     from sfumato.core.watch import Attention
     from sfumato.media import pictures
     from sfumato.media.overlays import sheet
@@ -94,15 +99,15 @@ def generate(
         note(remark)
     chain = chain.given(seed=seed, layout=layout_of(box))
     watching = [Attention()] if show_attention else []
-    options = {"methods": [*chain.methods, *watching], "guide": CFG(guidance, negative), "steps": steps}
-    options |= {"size": side, "memory": int(memory * 2**30)}
+    options = {"methods": [*chain.methods, *watching], "guide": sampling.guide(guidance, negative), "steps": steps}
+    options |= {**sampling.options(side), "memory": int(memory * 2**30)}
     together = _together(net, prompt, options, min(n, BATCH))
     planned = denoising.plan(net, [prompt] * together, **options).table()
     painted: list[Picture] = []
     overlays: list[Picture] = []
     for first in range(0, n, together):
         seeds = range(seed, seed + n)[first : first + together]
-        out_ = denoising.denoise(net, [prompt] * len(seeds), seed=list(seeds), **options)
+        out_ = denoising.denoise(net, [prompt] * len(seeds), seed=list(seeds), stepper=sampling.made(), **options)
         some = [pictures.picture(image) for image in out_.images]
         overlays += [sheet(p, seen.maps(net.words(prompt), i)) for seen in watching for i, p in enumerate(some)]
         painted += some
@@ -112,6 +117,7 @@ def generate(
         "steps": steps,
         "guidance": guidance,
         "size": side,
+        **sampling.said(),
         "model": model,
         **({"methods": " + ".join(map(repr, chain.items))} if chain.items else {}),
     }

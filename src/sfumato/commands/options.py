@@ -86,11 +86,11 @@ def chosen_side(value: int | None) -> int | None:
     return value
 
 
-def check_size(size: int) -> int:
+def check_size(size: int, name: str = "--size", most: int = 1024) -> int:
     """Side of an image that the model paints: it works on blocks of 8 x 8 pixels."""
-    if size % 8 or not 64 <= size <= 1024:
-        near = min(1024, max(64, round(size / 8) * 8))
-        raise SfumatoError(f"--size must be a multiple of 8 from 64 to 1024, got {size}; try {near}")
+    if size % 8 or not 64 <= size <= most:
+        near = min(most, max(64, round(size / 8) * 8))
+        raise SfumatoError(f"{name} must be a multiple of 8 from 64 to {most}, got {size}; try {near}")
     return size
 
 

@@ -114,13 +114,15 @@ def plan(
     guide: guidance.Guide | float = 7.5,
     steps: int = 50,
     size: int | tuple[int, int] | None = None,
+    views: Views | None = None,
     memory: int | None = None,
 ) -> Plan:
     """What ``denoise`` would do with the same arguments, checked and priced, nothing run."""
     height, width = (size, size) if isinstance(size, int) else size or (model.size, model.size)
     grid = (height // model.factor, width // model.factor)
     levels = model.levels(steps, grid)
-    return _prepared(model, _streams(prompts), methods, _guide(guide), levels, grid, memory)[2]
+    seen = Canvas(model, views, grid) if views else None
+    return _prepared(model, _streams(prompts), methods, _guide(guide), levels, grid, memory, seen)[2]
 
 
 def _guide(guide: guidance.Guide | float) -> guidance.Guide:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.method import Method, Need, Phases, Run, Step, Where
+from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, Where
 
 SIDE = 16
 """Maps are taken at the grid whose shorter side is nearest: there things are seen best (Hertz et al. 2023)."""
@@ -19,6 +20,7 @@ SIDE = 16
 class Attention(Method):
     """Adds up the maps of one stream's words."""
 
+    requires: ClassVar = Requires(windows=False)
     stream: str = "main"
     sums: list[Tensor] = field(default_factory=list)
     """Of each step, (each, h, w, tokens)."""

@@ -1,0 +1,97 @@
+"""How a picture is painted beyond its prompt, in a command line's words: steppers, canvases, further prompts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from sfumato.commands.options import check_size
+from sfumato.errors import SfumatoError
+
+if TYPE_CHECKING:
+    from sfumato.core.guidance import Guide
+    from sfumato.core.steppers import Stepper
+    from sfumato.core.views import Views
+
+Terms = tyro.conf.UseAppendAction[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a picture is painted, beyond its prompt."""
+
+    stepper: Literal["ddim", "ddpm", "euler", "euler-ancestral", "dpm-solver"] = "ddim"
+    """From noise level to noise level; ddpm and euler-ancestral draw new noise in each step."""
+    canvas: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="WIDTH HEIGHT")] = None
+    """A panorama of so many pixels, which the model sees in windows of its own size (MultiDiffusion)."""
+    views: Literal["tiles", "ring"] = "tiles"
+    """Windows of the canvas; the right border of a ring goes on at its left."""
+    stride: Annotated[int | None, tyro.conf.arg(metavar="CELLS")] = None
+    """From window to window, in cells of the latents [default: an eighth of a window]."""
+    further: Annotated[Terms, tyro.conf.arg(name="and", metavar="TEXT[=WEIGHT]")] = ()
+    """Also this (composable diffusion); of weight 1 it counts as much as the prompt."""
+    without: Annotated[Terms, tyro.conf.arg(name="not", metavar="TEXT[=WEIGHT]")] = ()
+    """But not this."""
+    perp_neg: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Of what --not says take away only what is perpendicular to the prompt (Perp-Neg)."""
+
+    def __post_init__(self) -> None:
+        if self.canvas is None and (self.views, self.stride) != ("tiles", None):
+            raise SfumatoError("--views and --stride are of a panorama; give its pixels: --canvas 512 128")
+        for side in self.canvas or ():
+            check_size(side, "--canvas", most=8192)
+        if self.perp_neg and (self.further or not self.without):
+            raise SfumatoError("--perp-neg takes what --not says, and no --and")
+        for text in self.further + self.without:
+            _term(text)
+
+    def guide(self, scale: float, negative: str) -> Guide:
+        """Guidance of a prompt at a scale, and of the further ones."""
+        from sfumato.core.guidance import CFG, Composed, PerpNeg
+
+        terms = [*map(_term, self.further), *((text, -weight) for text, weight in map(_term, self.without))]
+        if self.perp_neg:
+            return PerpNeg(tuple(terms), scale, negative)
+        scaled = tuple((text, weight * scale) for text, weight in terms)
+        return Composed(scaled, scale, negative) if terms else CFG(scale, negative)
+
+    def options(self, side: int) -> dict[str, Any]:
+        """Size and views of ``denoise`` and ``plan``; what is no canvas is a square of ``side`` pixels."""
+        if self.canvas is None:
+            return {"size": side}
+        from sfumato.core.views import Ring, Tiles
+
+        views: Views = (Ring if self.views == "ring" else Tiles)(self.stride)
+        return {"size": self.canvas[::-1], "views": views}
+
+    def made(self) -> Stepper:
+        """The stepper."""
+        from sfumato.core import steppers
+
+        return {
+            "ddim": steppers.DDIM(),
+            "ddpm": steppers.DDPM(),
+            "euler": steppers.Euler(),
+            "euler-ancestral": steppers.Euler(ancestral=True),
+            "dpm-solver": steppers.DPMSolver(),
+        }[self.stepper]
+
+    def said(self) -> dict[str, Any]:
+        """What differs from plain sampling."""
+        names = {"further": "and", "without": "not"}
+        return {names.get(f.name, f.name): v for f in fields(self) if (v := getattr(self, f.name)) != f.default}
+
+
+def _term(text: str) -> tuple[str, float]:
+    """A prompt, and its weight behind the last ``=``, which is 1 unless it is said."""
+    prompt, equals, weight = text.rpartition("=")
+    try:
+        prompt, value = (prompt, float(weight)) if equals else (text, 1.0)
+    except ValueError:
+        raise SfumatoError(f"a weight behind = is a number, got {text!r}") from None
+    if not prompt.strip() or not math.isfinite(value) or value <= 0:
+        raise SfumatoError(f"a prompt and its weight above 0 are meant, such as 'a duck=0.5', got {text!r}")
+    return prompt, value

@@ -1,0 +1,81 @@
+"""How a picture is painted, by words: each is what the library has, and what cannot be is said."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from sfumato.commands.sampling import Sampling
+from sfumato.core.guidance import CFG, Composed, PerpNeg
+from sfumato.core.steppers import DDIM, DDPM, DPMSolver, Euler
+from sfumato.core.views import Ring, Tiles
+from sfumato.errors import SfumatoError
+
+
+def test_words_are_what_the_core_has():
+    steppers = {"ddim": DDIM(), "ddpm": DDPM(), "euler": Euler()}
+    steppers |= {"euler-ancestral": Euler(True), "dpm-solver": DPMSolver()}
+    assert {word: Sampling(stepper=word).made() for word in steppers} == steppers  # pyright: ignore[reportArgumentType]
+    assert Sampling().options(128) == {"size": 128} and Sampling().said() == {}
+    wide = Sampling(canvas=(512, 128), stride=4)
+    assert wide.options(128) == {"size": (128, 512), "views": Tiles(4)}
+    assert Sampling(canvas=(512, 128), views="ring").options(128)["views"] == Ring()
+    assert wide.said() == {"canvas": (512, 128), "stride": 4}
+
+
+def test_further_prompts_weigh_by_guidance():
+    assert Sampling().guide(5.0, "blur") == CFG(5.0, "blur")
+    both = Sampling(further=("a duck", "a = b=0.5"), without=("rain=2",))
+    assert both.guide(5.0, "") == Composed((("a duck", 5.0), ("a = b", 2.5), ("rain", -10.0)), 5.0)
+    assert Sampling(without=("rain",), perp_neg=True).guide(5.0, "") == PerpNeg((("rain", -1.0),), 5.0)
+    assert both.said() == {"and": both.further, "not": both.without}
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"views": "ring"}, "give its pixels: --canvas 512 128"),
+        ({"stride": 3}, "of a panorama"),
+        ({"canvas": (512, 100)}, "--canvas must be a multiple of 8 from 64 to 8192, got 100; try 96"),
+        ({"perp_neg": True}, "--perp-neg takes what --not says"),
+        ({"perp_neg": True, "without": ("a",), "further": ("b",)}, "and no --and"),
+        ({"further": ("a=b",)}, "a weight behind = is a number, got 'a=b'"),
+        ({"further": ("a=-1",)}, "weight above 0"),
+        ({"without": ("=2",)}, "a prompt and its weight"),
+        ({"without": ("a=inf",)}, "weight above 0"),
+    ],
+)
+def test_what_cannot_be_is_said(asked, why):
+    with pytest.raises(SfumatoError, match=why):
+        Sampling(**asked)
+
+
+def test_a_panorama_is_painted_by_what_was_asked_for(run, here, tmp_path):
+    from sfumato.backbones.load import load
+    from sfumato.core.denoising import denoise
+    from sfumato.media import pictures
+
+    words = ["generate", "a red cube", "--n", 1, "--steps", 3, "--out", tmp_path / "x.png", "--device", "cpu", "--json"]
+    code, out, err = run(*words, "--canvas", 256, 128, "--views", "ring", "--stepper", "dpm-solver", "--not", "a duck")
+    assert code == 0, err
+    found = json.loads(out)["images"][0]
+    assert (found["canvas"], found["views"], found["not"]) == ([256, 128], "ring", ["a duck"])
+    painted = denoise(
+        load("stilllife", device="cpu"),
+        ["a red cube"],
+        guide=Composed((("a duck", -5.0),), 5.0),
+        steps=3,
+        seed=[0],
+        size=(128, 256),
+        views=Ring(),
+        stepper=DPMSolver(),
+    )
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.size == (256, 128) and image.text["stepper"] == "dpm-solver"  # pyright: ignore
+        assert image.tobytes() == pictures.picture(painted.images[0]).tobytes()
+    code, _, err = run(*words, "--canvas", 256, 128, "--size", 128)
+    assert code == 2 and "--size is of a square" in err
+    code, _, err = run(*words, "--canvas", 256, 128, "--show-attention")
+    assert code == 2 and "Attention sees whole images" in err
