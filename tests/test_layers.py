@@ -12,7 +12,7 @@ import sfumato
 ROOT = Path(sfumato.__file__).parent
 ROOMS = (
     *("errors", "io", "ops", "media", "metrics", "core", "prompts", "reading", "inversion", "learning", "distill"),
-    *("scene", "stilllife", "backbones", "methods", "tasks", "experiments", "bench", "studio", "commands", "cli"),
+    *("scene", "stilllife", "backbones", "methods", "experiments", "tasks", "bench", "studio", "commands", "cli"),
 )
 """From the ground up."""
 FORBIDDEN = {("methods", "stilllife"), ("experiments", "commands")}

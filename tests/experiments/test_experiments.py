@@ -174,7 +174,7 @@ def test_a_world_is_one_thing_from_several_sides_in_another_colour():
 
 NOT_EXPERIMENTS = {"__init__", "index", "experiment", "common", "joint_pca"}
 QUICK = {
-    "guidance-grid": ("--methods", "sds,sdi", "--guidances", 1, 7.5, "--steps", 2),
+    "guidance-grid": ("--methods", "sdi,vsd:still-life", "--guidances", 1, 7.5, "--steps", 2),
     "saturation": ("--methods", "sds", "--guidances", 1, 7.5, "--steps", 2, "--n", 1),
     "smoothness": ("--guidances", 1, 7.5, "--steps", 3),
     "one-noise": ("--steps", 3, "--sds-steps", 2, "--n", 1),
@@ -222,7 +222,7 @@ def test_the_same_seed_gives_the_same_numbers_and_json_is_one_document(run, here
     [
         (("guidance-grid", "--methods", "sdss"), "unknown method that distils 'sdss'; known: "),
         (("guidance-grid", "--methods", "masactrl"), "unknown method that distils 'masactrl'"),
-        (("guidance-grid", "--methods", ""), "methods: different values are meant, got none"),
+        (("guidance-grid", "--methods", ""), "methods are different words with commas, got ''; known: "),
         (("guidance-grid", "--methods", "sds:none"), "unknown preset of score-distillation 'none'"),
         (("saturation", "--guidances", 3, 3), "guidances: different values are meant, got 3 3"),
         (("saturation", "--steps", 0), "steps lies between 1 and"),

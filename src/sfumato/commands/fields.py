@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, unknown
 from sfumato.methods import index
 from sfumato.tasks import recipes
 from sfumato.tasks.chain import Chain, values
@@ -83,6 +83,7 @@ def _class(word: str) -> Any:
 @cache
 def spoken(cls: Any) -> Any:
     """The class with its fields as a command line writes them: words with commas, files; the others are hidden."""
+    from sfumato.distill import Distillation
     from sfumato.distill.annealing import Ramp, Times
     from sfumato.methods.edit.prompt_to_prompt import LocalBlend
     from sfumato.prompts.layout import Layout, Mask
@@ -106,6 +107,8 @@ def spoken(cls: Any) -> Any:
             said: Any = tyro.conf.Fixed
         elif get_origin(one) is tuple and get_args(one) == (str, ...):
             said = _spec("WORD,WORD", lambda text: tuple(_listed(text)), ",".join)
+        elif get_args(one)[1:] == (Distillation,):
+            said = _spec("WORD,WORD", _distillations, ",".join)
         elif isinstance(get_origin(one), type) and issubclass(get_origin(one), Mapping):
             said = _spec("WORD=VALUE,...", partial(_pairs, of=get_args(one)[1]), _paired)
         elif one is Layout:
@@ -130,6 +133,17 @@ def _spec(metavar: str, read: Callable[[str], Any], write: Callable[[Any], str])
 
 def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _distillations(text: str) -> dict[str, Any]:
+    """Methods that distil, by ``word`` or ``word:preset``."""
+    specs, known = _listed(text), index.words(index.DISTILLING, aliases=True)
+    if not specs or len(set(specs)) < len(specs):
+        raise SfumatoError(f"methods are different words with commas, got {text!r}; known: {', '.join(known)}")
+    for word in (spec.partition(":")[0] for spec in specs):
+        if word not in known:
+            raise unknown("method that distils", word, known)
+    return {spec: recipes.default(spec) for spec in specs}
 
 
 def _paired(values: Mapping[str, Any]) -> str:

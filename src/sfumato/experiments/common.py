@@ -17,7 +17,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
 from sfumato.distill import Distillation, Viewpoints, canvases, distil
-from sfumato.errors import SfumatoError, unknown
+from sfumato.errors import SfumatoError
 from sfumato.experiments.experiment import Experiment, Findings, plain, seed, within
 from sfumato.media import plots
 from sfumato.methods import index
@@ -29,7 +29,6 @@ from sfumato.stilllife.kinds import TRAINED
 from sfumato.stilllife.oracle import Oracle, matches
 from sfumato.stilllife.render import render
 from sfumato.stilllife.scene import COLOURS, GROUNDS, Scene
-from sfumato.tasks import recipes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,7 +127,8 @@ class OfSubjects(Experiment):
 
     def _own(self) -> dict[str, Any]:
         shared = {*self.untold, *(f.name for f in fields(OfSubjects))}
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in shared}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in shared}
+        return {name: list(v) if isinstance(v, Mapping) else v for name, v in own.items()}
 
     def settings(self, model: Backbone) -> dict[str, Any]:
         prompts = list(dict.fromkeys(self._subjects().prompts))
@@ -139,13 +139,9 @@ class OfSubjects(Experiment):
         return ", ".join([model.name, f"n {self.n}", *own])
 
 
-def distillations(specs: Sequence[str]) -> dict[str, Distillation]:
-    """Methods by their words, or ``word:preset``. ``SfumatoError`` for what does not distil."""
-    known = index.words(index.DISTILLING, aliases=True)
-    for word in (spec.partition(":")[0] for spec in specs):
-        if word not in known:
-            raise unknown("method that distils", word, known)
-    return {spec: recipes.default(spec) for spec in specs}
+def published() -> dict[str, Distillation]:
+    """The methods that the sources compare, as published."""
+    return {word: index.default(word) for word in ("sds", "nfsd", "sdi")}
 
 
 def photographed(said: Said, rng: np.random.Generator) -> Scene:

@@ -7,22 +7,22 @@ The source moves pixels kept in [0, 1], or latents, 128 x 128, and looks at them
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from sfumato.core.backbone import Backbone
-from sfumato.distill import RandomViews, canvases
+from sfumato.distill import Distillation, RandomViews, canvases
 from sfumato.experiments.common import (
     MOST_STEPS,
     Batch,
     OfSubjects,
     Subjects,
-    distillations,
     distilled,
     guided,
     listed,
     percent,
+    published,
     tile,
 )
 from sfumato.experiments.experiment import Findings, within
@@ -100,8 +100,8 @@ class GuidanceGrid(OfSubjects):
 
     n: int = within(1, 1, 64)
     """Images."""
-    methods: tuple[str, ...] = ("sds", "nfsd", "sdi")
-    """Methods that distil; WORD:PRESET for one of their presets."""
+    methods: Mapping[str, Distillation] = field(default_factory=published)
+    """Methods that distil; on a command line WORD:PRESET for one of their presets."""
     guidances: tuple[float, ...] = (1.0, 7.5, 30.0, 100.0)
     """Scales of classifier-free guidance, u + s (c - u)."""
     space: canvases.Space = "latent"
@@ -117,13 +117,9 @@ class GuidanceGrid(OfSubjects):
     )
     untold = ("views",)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        distillations(self.methods)
-
     def measure(self, model: Backbone, subjects: Subjects) -> Grid:
         ways = {"both": (False, True), "straight": (False,), "random": (True,)}[self.views]
-        named = distillations(self.methods).items()
+        named = self.methods.items()
         runs = [(n, m, seen, g) for n, m in named for seen in ways for g in sorted(self.guidances)]
         runs = [(n, guided(n, m, g), seen, g) for n, m, seen, g in runs]  # what has none is known before all runs
         cells = []

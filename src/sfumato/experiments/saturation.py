@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sfumato.core.backbone import Backbone
+from sfumato.distill import Distillation
 from sfumato.experiments.common import (
     MOST_STEPS,
     Batch,
     OfSubjects,
     Subjects,
     apart,
-    distillations,
     distilled,
     guided,
     listed,
     painted,
+    published,
     tile,
 )
 from sfumato.experiments.experiment import Findings, within
@@ -98,8 +99,8 @@ class Saturation(OfSubjects):
     Example: sfumato experiment saturation --methods sds,sdi --guidances 3 7.5 30 --steps 100
     """
 
-    methods: tuple[str, ...] = ("sds", "nfsd", "sdi")
-    """Methods that distil; WORD:PRESET for one of their presets."""
+    methods: Mapping[str, Distillation] = field(default_factory=published)
+    """Methods that distil; on a command line WORD:PRESET for one of their presets."""
     guidances: tuple[float, ...] = (1.0, 7.5, 30.0, 100.0)
     """Scales of classifier-free guidance, u + s (c - u)."""
     steps: int = within(60, 1, MOST_STEPS)
@@ -110,13 +111,9 @@ class Saturation(OfSubjects):
         "border of their range; results are highly saturated, and more so the higher the guidance."
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        distillations(self.methods)
-
     def measure(self, model: Backbone, subjects: Subjects) -> Curves:
         scales = sorted(self.guidances)
-        runs = {name: {g: guided(name, m, g) for g in scales} for name, m in distillations(self.methods).items()}
+        runs = {name: {g: guided(name, m, g) for g in scales} for name, m in self.methods.items()}
         made = {SAMPLING: {g: painted(model, subjects, g, SAMPLED, self.seed) for g in scales}}
         for name, each in runs.items():
             made[name] = {
