@@ -2,8 +2,8 @@
 
 python docs/make_methods.py
 
-What stands between the two marks of a page is written by hand and kept: an example, a picture, what was measured, when to
-use the method. What the code says belongs into the code.
+What stands between the two marks of a page is written by hand and kept: an example, a picture, what was measured, when
+to use the method. What the code says belongs into the code.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import tyro
 from sfumato.commands.fields import spoken
 from sfumato.methods import index
 from sfumato.methods.about import About, about
+from sfumato.tasks import recipes
 
 PAGES = Path(__file__).parent / "methods"
 HAND, END = "<!-- by hand -->", "<!-- end -->"
@@ -105,14 +106,22 @@ def options(entry: index.Entry) -> list[str]:
         if f.init
     ]
     out = ["## Options", table(["option", "default", ""], lines)] if lines else []
-    said = behind(ast.parse(inspect.getsource(entry.module)).body)
+    texts = behind(ast.parse(inspect.getsource(entry.module)).body)
+    suiting = {row.preset: beside(row) for row in recipes.RECIPES.values() if row.word == entry.word}
     lines = []
-    for word, value in entry.presets.items():
+    for word, value in recipes.presets(entry).items():
         new = [f for f in fields(cls) if f.init and getattr(value, f.name) != start(f)]
         settings = " ".join(spelled(f.name, hints[f.name], getattr(value, f.name)) for f in new)
-        text = said.get(word.upper().replace("-", "_"), "")
+        text = texts.get(word.upper().replace("-", "_")) or suiting.get(word, "")
         lines.append([f"`{word}`", f"`{settings}`" if settings else "as published", markdown(text, wrap=False)])
     return out + (["## Presets", table(["`--preset`", "settings", ""], lines)] if lines else [])
+
+
+def beside(row: recipes.Recipe) -> str:
+    """What suits a model, and what suits beside the method's own settings."""
+    more = {"guidance": row.guidance, "invert": row.start, "side": row.side}
+    options = " ".join(f"--{k} {written(v, None)}" for k, v in more.items() if v is not None)
+    return f"Suits `{row.model}`{f', with `{options}`' if options else ''}."
 
 
 def behind(body: Sequence[ast.stmt]) -> dict[str, str]:
@@ -120,8 +129,9 @@ def behind(body: Sequence[ast.stmt]) -> dict[str, str]:
     out = {}
     for node, text in pairwise(body):
         targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [None])
-        if isinstance(targets[0], ast.Name) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            out[targets[0].id] = inspect.cleandoc(str(text.value.value))
+        target = targets[0]
+        if isinstance(target, ast.Name) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            out[target.id] = inspect.cleandoc(str(text.value.value))
     return out
 
 
