@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import shutil
 import textwrap
@@ -30,8 +29,10 @@ def methods(*, json: Json = False) -> None:
             print(f"  {row['method']}" + (f" ({row['words']})" if "words" in row else ""))
             defaults = " ".join(f"{k}={float(v):g}" for k, v in row["defaults"].items())
             print(textwrap.indent(textwrap.fill(row["about"], width - 4), "    "))
-            for name, said in {"defaults": defaults, "needs": row["needs"], "families": row["families"]}.items():
-                print(textwrap.fill(f"{name}: {said}", width, initial_indent="    ", subsequent_indent="      "))
+            lines = {"defaults": defaults, "needs": row["needs"], "families": row["families"]}
+            lines |= {"asks for": "; ".join(row["asks"])} if row["asks"] else {}
+            for name, text in lines.items():
+                print(textwrap.fill(f"{name}: {text}", width, initial_indent="    ", subsequent_indent="      "))
             print()
 
 
@@ -49,10 +50,10 @@ def _rows() -> Iterator[dict[str, Any]]:
 
 
 def _row(group: str, kind: Any, described: Any) -> dict[str, Any]:
-    paragraphs = [" ".join(p.split()) for p in (inspect.getdoc(described) or "").split("\n\n")]
+    from sfumato.methods.about import about
+
+    found = about(described, kind)
     numbers = {k: f.default for k, f in kind.__dataclass_fields__.items() if isinstance(f.default, int | float)}
     defaults = {k: v if math.isfinite(v) else str(v) for k, v in numbers.items()}  # JSON has no infinity
-    row = {"method": kind.__name__, "group": group, "defaults": defaults, "about": paragraphs[0]}
-    for key in ("needs", "families"):  # paragraphs that begin with the word
-        row[key] = next(p.removeprefix(f"{key.title()}: ") for p in paragraphs if p.startswith(f"{key.title()}: "))
-    return row
+    row = {"method": kind.__name__, "group": group, "defaults": defaults, "about": found.summary}
+    return row | {"needs": found.needs, "families": found.families, "asks": list(found.asks)}

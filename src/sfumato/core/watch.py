@@ -16,9 +16,9 @@ SIDE = 16
 """Maps are taken at the grid whose shorter side is nearest: there things are seen best (Hertz et al. 2023)."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Attention(Method):
-    """Adds up the maps of one stream's words."""
+    """Adds up the maps of one stream's words, of the last run that it took part in."""
 
     requires: ClassVar = Requires(windows=False)
     stream: str = "main"
@@ -29,9 +29,10 @@ class Attention(Method):
         sides = {min(s.grid(run.grid)) for s in run.model.sites if "image->text" in s.pairs}
         side = min(sides, key=lambda n: abs(n - SIDE)) if sides else SIDE
         need = Need(Where("image->text", side, rows=(self.stream, "cond")))
-        self.sums.clear()
 
         def after(step: Step) -> None:
+            if step.i == 0:
+                self.sums.clear()
             maps = step.maps[need]
             mean = torch.stack([m[self.stream, "cond"] for m in maps.values()]).mean(0)
             self.sums.append(mean.unflatten(1, next(iter(maps)).grid(run.grid)).cpu())

@@ -153,7 +153,7 @@ class RichText(Method):
         return prompt, cls(regions, colours, sizes)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Watching(Method):
     """Adds up the maps of a plain pass, and keeps its latents after step ``keep``."""
 

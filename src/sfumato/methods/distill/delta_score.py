@@ -1,4 +1,4 @@
-"""Delta denoising score (Hertz et al. 2023, arXiv 2304.07090): descend what an edit's words say, less its source's.
+"""Delta score (DDS, Hertz et al. 2023, arXiv 2304.07090): descend what an edit's words say, less its source's.
 
 The gradient of score distillation has a part of its own that blurs, whatever the image. Asked about the source, under
 its own words and with the same noise at the same level, a model answers with that part alone; the difference of the two

@@ -1,4 +1,5 @@
-"""CSD-Edit (Kim et al. 2023, arXiv 2307.04787): pictures that are edited together, so that their edits agree.
+"""Collaborative editing (CSD-Edit, Kim et al. 2023, arXiv 2307.04787): pictures that are edited together,
+so that their edits agree.
 
 Every picture goes downhill from itself, as in delta denoising, by what the model sees in it under the instruction less
 what it sees in the source under none, with the same noise at the same level; the set shares these gradients by Stein

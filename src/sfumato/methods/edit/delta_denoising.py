@@ -1,4 +1,4 @@
-"""Delta denoising score (Hertz et al. 2023, arXiv 2304.07090): an image goes downhill to what its edit should be.
+"""Delta denoising (DDS, Hertz et al. 2023, arXiv 2304.07090): an image goes downhill to what its edit should be.
 
 Score distillation asks the network what is wrong with an image and blurs it, as some of the answer is the network's
 own error. The same question about the source, with its own words, the same noise and the same level, has only that

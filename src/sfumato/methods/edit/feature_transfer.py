@@ -1,5 +1,5 @@
-"""Features of a picture, moved, in an edit (Jambon 2023, "Improved 3D scene reconstruction with diffusion models",
-section 6.3, figure 6.20, appendix B): everything in the picture moves, turns or grows.
+"""Feature transfer (Jambon 2023, "Improved 3D scene reconstruction with diffusion models", section 6.3, figure 6.20,
+appendix B): everything in a picture moves, turns or grows with its features, in an edit.
 
 Features of a picture are extracted, transformed, and injected while the edit is painted, by Plug-and-Play's layers and
 steps. How well that goes depends on what the edit starts from. By the figure's letters: (b) ``random`` latents; (c)

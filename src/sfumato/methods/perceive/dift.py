@@ -1,4 +1,4 @@
-"""Diffusion features (Tang et al. 2023, arXiv 2306.03881): what corresponds has like features in a denoiser.
+"""Diffusion features (DIFT, Tang et al. 2023, arXiv 2306.03881): what corresponds has like features in a denoiser.
 
 Noise is added to an image, a pretrained network reads it at one step, and the output of one of its decoder's blocks is
 taken as a feature map, averaged over several noises. A point of one image corresponds to the place of another whose

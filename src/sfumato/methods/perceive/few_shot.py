@@ -1,4 +1,4 @@
-"""Few-shot segmentation by fused attention (Zhu et al. 2024, arXiv 2410.02369, "DiffewS"), without its training.
+"""Few-shot segmentation (DiffewS, Zhu et al. 2024, arXiv 2410.02369): by fused attention, without its training.
 
 A network reads images of a thing with its mask, the support, and keeps keys and values of every self-attention; when it
 reads another image, the query, these lie beside its own (KV fusion), so that its cells attend to the support's. The

@@ -1,4 +1,4 @@
-"""Graph cuts (Boykov and Jolly 2001; Boykov, Veksler and Zabih 2001): segments whose borders lie where the image has
+"""Graph cut (Boykov and Jolly 2001; Boykov, Veksler and Zabih 2001): segments whose borders lie where the image has
 edges.
 
 A labelling costs what each pixel pays for its label, and what neighbours pay for having different ones, which is less

@@ -1,5 +1,5 @@
-"""Normalised cuts on features (DiffCut, Couairon et al. 2024, arXiv 2406.02842; Shi and Malik 2000): what belongs
-together is cut in two until no cut is cheap.
+"""Normalised cut (DiffCut, Couairon et al. 2024, arXiv 2406.02842; Shi and Malik 2000): a graph of features is cut in
+two until no cut is cheap.
 
 The output of the encoder's last self-attention tells for each cell what is there. Cells are as near as the cosine of
 their features, brought to [0, 1] and raised to a power; the second eigenvector of that graph's Laplacian is cut at the

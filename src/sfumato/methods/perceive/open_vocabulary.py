@@ -1,5 +1,5 @@
-"""Names for segments: by compatibility of patches and texts (PACL, Mukhoti et al. 2023, arXiv 2212.04994), or by a vote
-of words' attribution maps (Tian et al. 2023, arXiv 2308.12469, section 3.5).
+"""Open vocabulary (PACL, Mukhoti et al. 2023, arXiv 2212.04994; Tian et al. 2023, arXiv 2308.12469, section 3.5): names
+for segments, by compatibility of patches and texts, or by a vote of words' attribution maps.
 
 PACL says how well a text fits an image by the patches that fit it: cosines with all patches, a softmax over these, and
 the cosine of the patches' weighted mean with the text. Encoders that were trained for this are not part of it: the
@@ -8,7 +8,9 @@ function takes what encoders gave, of one width.
 DiffSeg's addition names each segment by the word whose attribution map, brought to unit length over the image, is
 largest on average inside of it; segments of one name become one. Maps come from ``text_attribution.attribute``.
 
-Needs: no network. Families: all that ``text_attribution`` has.
+Needs: no network.
+
+Families: all that ``text_attribution`` has.
 """
 
 from __future__ import annotations

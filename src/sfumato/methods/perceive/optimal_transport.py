@@ -1,4 +1,5 @@
-"""Semantic Correspondence as an Optimal Transport Problem (Liu et al., CVPR 2020): all cells are matched at once.
+"""Optimal transport (SCOT, Liu et al., CVPR 2020, "Semantic Correspondence as an Optimal Transport Problem"): all cells
+are matched at once.
 
 Where each cell looks for its own best match, many find the same one. Here all cells of one image are carried to all of
 another at once: the plan of least cost, one less the cosine of features clamped at 0, whose rows and columns add up to

@@ -1,4 +1,4 @@
-"""Self-attention propagation: from a click or a box to the thing that is there, by walks along what pixels attend to.
+"""Propagation: from a click or a box to the thing that is there, by walks along what pixels attend to.
 
 A row of self-attention is where a walker may step from a pixel. Walkers that start in the click's or the box's cells
 stay in what belongs to them; walkers from everywhere else visit it less. A pixel is the thing's where the first come

@@ -1,5 +1,5 @@
-"""Words' attribution maps (DAAM, Tang et al. 2022, arXiv 2210.04885; of another text: OVAM, Marcos-Manchon et al. 2024,
-arXiv 2403.20105): where in an image each word is attended to.
+"""Text attribution (DAAM, Tang et al. 2022, arXiv 2210.04885; of another text: OVAM, Marcos-Manchon et al. 2024, arXiv
+2403.20105): where in an image each word is attended to.
 
 The cross-attention of every layer, at every step, says how much each pixel attends to each word. Brought to one size
 and averaged it is a map of the word. Words need not be those that the network read the image with: their keys are taken
