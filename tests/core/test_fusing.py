@@ -13,7 +13,7 @@ from torch import Tensor
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
-from sfumato.core.method import Method, Phases, Run
+from sfumato.core.method import Energy, Method, Phases, Run
 from sfumato.core.results import Trajectory
 from sfumato.core.schedule import Schedule
 from sfumato.core.steppers import DDIM
@@ -106,8 +106,8 @@ def test_windows_that_agree_on_pixels_are_decoded_and_encoded_again(model):
 @pytest.mark.parametrize(
     "phases",
     [
-        {"energy": lambda step: 5 * (step.x0 - 0.3).square().sum(), "network": False},
-        {"energy": lambda step: step.x0[:, :1].square().sum()},
+        {"energy": Energy(lambda step: 5 * (step.x0 - 0.3).square().sum(), through_network=False)},
+        {"energy": Energy(lambda step: step.x0[:, :1].square().sum())},
         {"denoised": lambda step: setattr(step, "x0", step.x0.clamp(-0.5, 0.5))},
         {"noise": lambda step: torch.full_like(step.x, 0.1)},
     ],

@@ -59,7 +59,7 @@ def test_logits_are_the_authors_where_segments_cover_all(small, step):
     words[2:4], words[5:8] = layouts[0], layouts[1]
     words = words.view(77, -1).T
     for edit, mask, weight in zip(phases.edits, (words, same), (1.2, 0.4), strict=True):
-        site = next(s for s in small.sites if edit.pair in s.pairs and s.scale == 1)
+        site = next(s for s in small.sites if edit.where.pair in s.pairs and s.scale == 1)
         q = torch.randn(2, site.heads, 64, 8, generator=torch.Generator().manual_seed(step))
         k, v = torch.randn(2, 2, site.heads, mask.shape[1], 8, generator=torch.Generator().manual_seed(1)).unbind()
         call = Call(site, rows, (side, side), step, {"q": q, "k": k, "v": v}, attn_mask=None)

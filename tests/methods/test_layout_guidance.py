@@ -126,7 +126,7 @@ def test_a_step_is_that_of_k_diffusion(small):
     painted(small, method, start=x, steps=1, size=128, callback=lambda step: found.append(step.x))
     run = Run(small, {"main": (PROMPT,)}, Rows(("main",), ("cond",)), 1, (16, 16))
     (need,) = method.start(run).looks
-    sites = [s for s in small.sites if "image->text" in s.pairs and need.where(s)]
+    sites = [s for s in small.sites if "image->text" in s.pairs and need.where.sites(s)]
     theirs = (x / level.alpha).requires_grad_()
     maps = small.maps(
         theirs * level.alpha, level.t, small.embed([PROMPT]), sites,
@@ -154,11 +154,13 @@ def test_the_sites_are_the_authors(small):
     run = Run(small, {"main": (PROMPT,)}, Rows(("main",), ("cond",)), 4, (16, 16))
     (need,) = BACKWARD.start(run).looks
     sites = [s for s in small.sites if "image->text" in s.pairs]
-    chosen = [s for s in sites if need.where(s)]
+    chosen = [s for s in sites if need.where.sites(s)]
     coarsest = max(s.scale for s in sites if s.stage == "up")
     assert chosen == [s for s in sites if s.stage == "mid" or (s.stage == "up" and s.scale == coarsest)]
     (need,) = replace(BACKWARD, layers=("mid_block", "up_blocks.1")).start(run).looks
-    assert [s for s in sites if need.where(s)] == [s for s in sites if s.path.startswith(("mid_block", "up_blocks.1."))]
+    assert [s for s in sites if need.where.sites(s)] == [
+        s for s in sites if s.path.startswith(("mid_block", "up_blocks.1."))
+    ]
 
 
 def test_what_it_cannot_do_is_said(small):

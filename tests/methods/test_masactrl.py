@@ -114,7 +114,7 @@ def running(model) -> Run:
 
 def done(phases, call: Call) -> torch.Tensor:
     for edit in sorted(phases.edits, key=lambda e: ["qkv", "logits"].index(e.field)):
-        if edit.where(call.site):
+        if edit.where.sites(call.site):
             edit.do(call)
     return call.output()
 
@@ -140,7 +140,7 @@ def test_random_maps_confine_as_the_published_formulas_say(sd, threshold):
     method = MasaCtrl(source="red cube", target="cube", threshold=threshold, res=0.5)
     phases = method.start(running(sd))
     (need,) = phases.needs
-    assert need.res == 4 and need.tokens == (2, 3)
+    assert need.where.res == 4 and need.tokens == (2, 3)
     site = next(s for s in sd.sites if "image->text" in s.pairs and s.scale == 2)
     maps = torch.rand(3, 2, 16, 2, generator=torch.Generator().manual_seed(3)) ** 3  # layers, prompts, cells, tokens
     level = sd.schedule.at(500)

@@ -10,7 +10,7 @@ from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
 from sfumato.core.rows import Rows
-from sfumato.core.schedule import Schedule, add_noise
+from sfumato.core.schedule import Level, Schedule, add_noise
 from sfumato.errors import SfumatoError
 from sfumato.inversion import DDIMInversion, EditFriendly, NegativePrompt, invert
 from sfumato.methods.edit.proximal_guidance import InversionGuidance, ProximalCFG
@@ -86,7 +86,7 @@ def test_models_that_predict_something_else_are_guided_alike(parts, prox, other)
     noise = Schedule.read(networks.scheduler().config)
     level, kind = noise.at(401), noise.predicting(other)
     if other == "flow":
-        level = level._replace(alpha=0.4, sigma=0.6)
+        level = Level.of(float(level.t), 0.4, 0.6)
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     told = {k: kind.prediction_of(*noise.x0_and_eps(eps, x, level), level) for k, eps in parts.items()}
     guide = ProximalCFG(5.0, prox=prox)

@@ -84,7 +84,7 @@ def test_only_the_images_queries_of_its_own_rows_are_blurred(model):
         torch.testing.assert_close(flat, own[..., at, :].mean(-2, keepdim=True).expand_as(flat), **CLOSE)
         seen.append(call.site)
 
-    sites = [s for s in model.sites if "image->image" in s.pairs and edit.where(s)]
+    sites = [s for s in model.sites if "image->image" in s.pairs and edit.where.sites(s)]
     side = 16
     cond = model.embed([PROMPT, "a duck"] * 2)
     x = torch.randn(4, model.channels, side, side, generator=torch.Generator().manual_seed(0))

@@ -94,7 +94,7 @@ def test_vital_blocks_are_those_of_the_paper_at_their_depth(monkeypatch, model):
         base = model.sites[0]
         monkeypatch.setattr(model, "sites", tuple(replace(base, path=p, index=i) for i, p in enumerate(paths)))
         (edit,) = method.start(Run(model, {"source": ("",), "target": ("",)}, ROWS, 1, (8, 8))).edits
-        return [s.path for s in model.sites if edit.where(s)]
+        return [s.path for s in model.sites if edit.where.sites(s)]
 
     of = [*(double[i] for i in (0, 1, 2, 17, 18)), *(single[i] for i in (6, 9, 34, 35, 37))]
     assert chosen(StableFlow(), double + single) == of

@@ -223,7 +223,7 @@ def _tokens(model: Backbone, phrase: str) -> slice:
 def _map(step: Step, need: Need, image: int, tokens: slice) -> Float[Tensor, "y x"]:
     """Attention to a phrase: the mean of heads and sites, summed over its tokens and smoothed."""
     maps = step.maps[need]
-    found = torch.stack([m[need.rows][image, :, tokens].sum(-1) for m in maps.values()]).mean(0)  # pyright: ignore
+    found = torch.stack([m[need.where.rows][image, :, tokens].sum(-1) for m in maps.values()]).mean(0)  # pyright: ignore
     map = found.view(*next(iter(maps)).grid(step.run.grid))
     return blur(map, 2**-0.5, 1, "reflect")  # the authors' exp(-(x / 2 sigma)^2) with sigma 0.5
 
