@@ -1,4 +1,4 @@
-"""The pages for authors: their code is run as it stands there, and does what they say."""
+"""The pages with code: it is run as it stands there, and does what they say."""
 
 from __future__ import annotations
 
@@ -10,20 +10,30 @@ import torch
 
 from sfumato.core.denoising import denoise, plan
 
-PAGES = Path(__file__).parents[1] / "docs" / "authors"
+PAGES = Path(__file__).parents[1] / "docs"
 
 
 def run(page: str) -> dict[str, Any]:
     """The names that a page's code leaves behind."""
     text = (PAGES / f"{page}.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
-    names: dict[str, Any] = {"__name__": page.replace("-", "_")}
+    names: dict[str, Any] = {"__name__": page.rpartition("/")[2].replace("-", "_")}
     exec(compile(code, f"{page}.md", "exec", dont_inherit=True), names)
     return names
 
 
+def test_the_core():
+    names = run("core")
+    image, again, path = (names[k] for k in ("image", "again", "path"))
+    assert torch.equal(denoise(names["model"], image.prompts, guide=4.0, steps=4, seed=7).latents, image.latents)
+    assert again.images.shape == (2, 3, 128, 128)
+    torch.testing.assert_close(names["edited"]["source"].latents, path.image, atol=1e-4, rtol=0)
+    assert (names["edited"]["target"].latents - path.image).abs().max() > 0.1
+    assert [row["does"] for row in names["priced"].table()] == ["writes out"]
+
+
 def test_a_method():
-    names = run("write-a-method")
+    names = run("authors/write-a-method")
     model, louder, prompt = names["model"], names["Louder"], "a red cube on grass"
     plain = denoise(model, prompt, steps=4).latents
     assert torch.equal(denoise(model, prompt, methods=[louder("red", until=0.0)], steps=4).latents, plain)
@@ -36,17 +46,17 @@ def test_a_method():
 
 
 def test_a_backbone():
-    names = run("write-a-backbone")
+    names = run("authors/write-a-backbone")
     assert names["image"].images.shape == (1, 3, 16, 16) and names["image"].images.isfinite().all()
 
 
 def test_a_generator():
-    names = run("write-a-generator")
+    names = run("authors/write-a-generator")
     assert names["picture"].colours.abs().max() > 0.01
 
 
 def test_a_view():
-    names = run("write-a-view")
+    names = run("authors/write-a-view")
     x, swapped = torch.arange(8.0).view(1, 1, 2, 4), names["Swapped"]()
     assert swapped.project(x)[0, 0, 0].tolist() == [2, 3, 0, 1]
     assert torch.equal(swapped.unproject(swapped.project(x), (2, 4))[0], x)
