@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
+import runpy
 import shlex
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +24,6 @@ TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"
 @pytest.fixture(scope="module")
 def made():
     """What ``docs/make_methods.py`` makes, without writing it."""
-    import runpy
-
     return runpy.run_path(str(DOCS / "make_methods.py"))["pages"]()
 
 
@@ -84,3 +85,16 @@ def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"", text)
     inside = [link for pair in links for link in pair if link and not re.match(r"[a-z]+:|#", link)]
     assert not [link for link in inside if not (page.parent / link.partition("#")[0]).exists()]
+
+
+GLOSSARY = (DOCS / "glossary.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("home", re.findall(r"\| `(sfumato[\w.]*:[\w.]+)` \|", GLOSSARY))
+def test_a_word_of_the_glossary_is_the_name_of_something(home):
+    module, _, names = home.partition(":")
+    found: Any = import_module(module)
+    for name in names.split("."):
+        known = getattr(found, "__dataclass_fields__", {})
+        assert name in known or hasattr(found, name), home
+        found = getattr(found, name, None)
