@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.guidance import CFG
+from sfumato.core.guidance import guided
 from sfumato.core.schedule import Level, Schedule, add_noise
 from sfumato.inversion.path import Advance, Inversion, Path, predict
 
@@ -42,7 +42,7 @@ class DDIMInversion(Inversion):
     ) -> tuple[Tensor, ...]:
         """The image at every level, the noisiest first; or at those of the ``last`` steps alone."""
         levels = model.levels(self.steps, image.shape[-2:])
-        guide = CFG(self.scale)
+        guide = guided(model, self.scale)
         conds = guide.embed(model, prompts)
         track = [image]
         for i in reversed(range(0 if last is None else self.steps - last, self.steps)):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.guidance import CFG
+from sfumato.core.guidance import guided
 from sfumato.core.schedule import add_noise
 from sfumato.core.steppers import DDIM, posterior_std
 from sfumato.errors import SfumatoError
@@ -67,7 +67,7 @@ class EditFriendly(Inversion):
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         levels = model.levels(self.steps, image.shape[-2:]).without(self.skip)
-        guide = CFG(self.scale)
+        guide = guided(model, self.scale)
         conds = guide.embed(model, prompts)
         generator = torch.Generator().manual_seed(self.seed)
         noisy = [add_noise(image, torch.randn(image.shape, generator=generator).to(image), level) for level in levels]
