@@ -52,8 +52,9 @@ def denoise(
 
     ``prompts`` of a stream may be several: a batch. ``seed`` is one for all streams (so that they start from the same
     noise; image i from seed + i) or one an image. ``start`` is an inversion's path or latents at the first level.
-    ``guide`` is a guidance, or a scale, or one a stream, of the guidance that the model has (``guided``). With ``views``
-    the image is a canvas of ``size``, which the network sees in windows or as they say. ``steps`` (50 unless the path says) and ``levels`` exclude each other.
+    ``guide`` is a guidance, or a scale, or one a stream, for the way in which the model is guided (``guided``). With
+    ``views`` the image is a canvas of ``size``, which the network sees in windows of the model's own size, or as views
+    say. ``steps`` (50 unless the path says) and ``levels`` exclude each other.
     Ctrl-C and errors leave the model as it was. Raises ``SfumatoError`` for what cannot be run, before the first step.
     """
     streams = _streams(prompts)

@@ -75,7 +75,7 @@ class VariationalScoreDistillation(Weighted):
         copy: LowRank = now.learner
         at = self.level(now)
         prior = self.prior(now)
-        cond, told = now.model.embed(now.asked), self.told(now)
+        cond, told = self.prior(now, now.asked, guidance=1.0).conds["cond"], self.told(now)
 
         def particles(noisy: Images, at: Level) -> Images:
             return copy.noise(noisy, at, cond, told, self.particle_guidance)
