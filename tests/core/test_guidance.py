@@ -104,6 +104,7 @@ def test_what_an_edit_is_told(flux):
     assert RFInversion().guide(flux) == {"source": 1.0, "target": 3.5}
     with pytest.raises(SfumatoError, match="or cfg\\(scale\\) to a network that reads its guidance"):
         denoise(flux, PROMPT, start=invert(flux, image, PROMPT, NullText(steps=2, inner=1)), guide=7.5)
+    assert NullText(scale=5.0).guide(flux, 7.5) == CFG({"source": 5.0, "target": 7.5})  # which has an empty prompt
 
 
 @pytest.mark.parametrize(

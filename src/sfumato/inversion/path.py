@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
-from sfumato.core.guidance import Guide, Scales
+from sfumato.core.guidance import CFG, Guide, Scales
 from sfumato.core.method import Phases, Run, Start, Step
 from sfumato.core.rows import single
 from sfumato.core.schedule import Level, Levels
@@ -102,6 +102,14 @@ class Inversion:
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         """``image``: latents. ``advance`` is called once for each prediction of the whole batch."""
         raise NotImplementedError
+
+
+class Replacing(Inversion):
+    """One that replaces the empty prompt, so that its path is followed under ``CFG``, whatever the network reads."""
+
+    def guide(self, model: Backbone, scale: float | None = None) -> Guide:
+        scales = super().guide(model, scale)
+        return scales if isinstance(scales, Guide) else CFG(scales)
 
 
 def predict(
