@@ -165,6 +165,12 @@ def guided(model: Backbone, guide: Guide | Scales, negative: str = "", streams: 
     return Distilled(tuple(_scales_of(guide, streams or guide)) if isinstance(guide, Mapping) else (scales[0],))
 
 
+def told_as(cond: Cond, rows: Cond, of: Tensor) -> Cond:
+    """A condition whose network, if it reads its guidance, is told what it is for some rows of another."""
+    told = rows.extra.get("guidance")
+    return cond if told is None else replace(cond, extra={**cond.extra, "guidance": told[of]})
+
+
 def reads_scale(model: Backbone) -> bool:
     """Is guidance an input of the network, distilled into it, and not a matter of two predictions?"""
     return bool(getattr(getattr(model.network, "config", None), "guidance_embeds", False))
