@@ -230,7 +230,7 @@ def test_it_paints_what_diffusers_paints(model, folder, name):
         from sfumato.backbones.transformers import packed, unpacked
 
         wanted = pipe(SOURCE, latents=packed(x), guidance_scale=3.5, **options).images
-        wanted, guide = unpacked(wanted, 8, 8), 1.0
+        wanted, guide = unpacked(wanted, 8, 8), 3.5
     else:
         if "pixart" in name:
             options |= {"use_resolution_binning": False, "clean_caption": False}

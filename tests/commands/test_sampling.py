@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from families import write
 from PIL import Image
 
+from sfumato.backbones.load import load
 from sfumato.commands.sampling import Sampling
-from sfumato.core.guidance import CFG, Composed, PerpNeg
+from sfumato.core.guidance import CFG, Composed, Distilled, PerpNeg
 from sfumato.core.steppers import DDIM, DDPM, DPMSolver, Euler
 from sfumato.core.views import Ring, Tiles
 from sfumato.errors import SfumatoError
@@ -25,11 +27,14 @@ def test_words_are_what_the_core_has():
     assert wide.said() == {"canvas": (512, 128), "stride": 4}
 
 
-def test_further_prompts_weigh_by_guidance():
-    assert Sampling().guide(5.0, "blur") == CFG(5.0, "blur")
+def test_further_prompts_weigh_by_guidance(tmp_path):
+    model = load(str(write("sd", tmp_path / "sd")), device="cpu")
+    assert Sampling().guide(model, 5.0, "blur") == CFG(5.0, "blur")
+    reads = load(str(write("flux", tmp_path / "flux")), device="cpu")
+    assert Sampling().guide(reads, 5.0, "") == Distilled((5.0,))
     both = Sampling(further=("a duck", "a = b=0.5"), without=("rain=2",))
-    assert both.guide(5.0, "") == Composed((("a duck", 5.0), ("a = b", 2.5), ("rain", -10.0)), 5.0)
-    assert Sampling(without=("rain",), perp_neg=True).guide(5.0, "") == PerpNeg((("rain", -1.0),), 5.0)
+    assert both.guide(model, 5.0, "") == Composed((("a duck", 5.0), ("a = b", 2.5), ("rain", -10.0)), 5.0)
+    assert Sampling(without=("rain",), perp_neg=True).guide(model, 5.0, "") == PerpNeg((("rain", -1.0),), 5.0)
     assert both.said() == {"and": both.further, "not": both.without}
 
 

@@ -335,7 +335,7 @@ def now(model, step=0, steps=100, n=2, seed=0):
 
 
 def test_a_bridge_is_score_distillation_until_it_is_switched():
-    method = ScoreDistillationBridge(7.0, 0.8, ", smooth", ", sharp", DREAMFUSION)
+    method = ScoreDistillationBridge(7.0, switch=0.8, source=", smooth", target=", sharp", times=DREAMFUSION)
     model = counting("edit", "", "edit, smooth", "edit, sharp")
 
     def again(step):
@@ -386,7 +386,7 @@ def test_a_negative_prompt_is_asked_while_it_weighs_something():
         (ClassifierScoreDistillation(), 2),
         (ScoreDistillationBridge(), 2),
         (HiFA(), 2),
-        (DeltaScore("source"), 4),
+        (DeltaScore(source="source"), 4),
         (IntervalScoreMatching(times=between(0.06, 0.06)), 3),
         (IntervalScoreMatching(times=between(0.98, 0.98)), 8),
     ],
@@ -411,7 +411,7 @@ SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
 def test_the_source_is_what_was_rendered_first_and_a_run_that_is_resumed_knows_it(tmp_path):
     model = exact("epsilon")
     start = drawn(2, 3, 2, 2).float()
-    method = DeltaScore("source", guidance=1.0)
+    method = DeltaScore(source="source", guidance=1.0)
     sgd = partial(torch.optim.SGD, lr=0.3)
 
     def stop(step, images):
@@ -435,7 +435,14 @@ def test_an_edit_between_gaussians_ends_where_the_source_lies_to_its_mean():
     model = Exact({"edit": Mixture(means[0], 0.5), "source": Mixture(means[1], 0.5)}, SCHEDULES["epsilon"])
     start = drawn(1, 3, 2, 2).float()
     latents = Latents(start)
-    distil(model, latents, "edit", DeltaScore("source", guidance=1.0), 150, optimiser=partial(torch.optim.SGD, lr=0.2))
+    distil(
+        model,
+        latents,
+        "edit",
+        DeltaScore(source="source", guidance=1.0),
+        150,
+        optimiser=partial(torch.optim.SGD, lr=0.2),
+    )
     torch.testing.assert_close(latents.latents.detach(), start + means[0] - means[1], atol=1e-3, rtol=1e-3)
 
 
@@ -446,7 +453,7 @@ METHODS = {
     "bridge": ScoreDistillationBridge(switch=0.5),
     "hifa": HiFA(),
     "interval": IntervalScoreMatching(times=DREAMFUSION, stride=0.5),
-    "delta": DeltaScore("a duck on grass"),
+    "delta": DeltaScore(source="a duck on grass"),
 }
 
 
@@ -473,7 +480,7 @@ def test_every_method_runs_on_every_family(family, method, space):
 def test_delta_score_of_a_network_is_nothing_where_nothing_is_to_change(family):
     side = family.multiple * 4
     latents = Latents(torch.randn(2, family.channels, side // family.factor, side // family.factor))
-    (record,) = distil(family, latents, SOURCE, DeltaScore(SOURCE), 1)
+    (record,) = distil(family, latents, SOURCE, DeltaScore(source=SOURCE), 1)
     assert record.strength < 1e-5
 
 

@@ -13,7 +13,7 @@ from sfumato import cli
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
-from sfumato.core.guidance import CFG
+from sfumato.core.guidance import CFG, guided
 from sfumato.core.schedule import Schedule, joined
 from sfumato.errors import SfumatoError
 from sfumato.inversion import (
@@ -89,7 +89,7 @@ def test_rf_inversion_is_the_published_steps(model, images):
         if 1 <= i < 3:
             v = v + 0.9 * ((path.image - y) / (1 - t) - v)
         y = y + v * (sigmas[i] - sigmas[i + 1])
-    out = denoise(model, [TARGET, TARGET], start=path, guide=1.0)
+    out = denoise(model, [TARGET, TARGET], start=path, guide=CFG(1.0))
     torch.testing.assert_close(out.latents, y, atol=1e-4, rtol=1e-4)
 
 
@@ -116,7 +116,7 @@ def test_more_eta_is_nearer_to_the_image_and_decays(gaussian, small):
 def test_the_residual_cache_is_the_published_steps(model, images):
     path = invert(model, images, SOURCE, Residual(steps=4))
     sigmas, z = [level.sigma for level in path.levels], [path.image]
-    source, target = model.embed([SOURCE] * 2), model.embed([TARGET] * 2)
+    source, target = (guided(model, 1.0).embed(model, [said] * 2)["cond"] for said in (SOURCE, TARGET))
     for i in (3, 2, 1, 0):
         z.insert(0, z[0] - (sigmas[i + 1] - sigmas[i]) * model.predict(z[0], path.levels[i].t, source))
     torch.testing.assert_close(path.latents, z[0], **CLOSE)

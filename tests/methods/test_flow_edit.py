@@ -13,7 +13,7 @@ from rounding import assert_same_but_for_rounding
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
-from sfumato.core.guidance import CFG, Distilled, scaled
+from sfumato.core.guidance import CFG, Distilled, guided
 from sfumato.core.schedule import Schedule
 from sfumato.errors import SfumatoError
 from sfumato.inversion import invert
@@ -40,7 +40,7 @@ def pictures(model, n: int = 2):
 def run(model, how, target=TARGET, methods=(), scales=(3.5, 13.5), n=2):
     start = invert(model, pictures(model, n), SOURCE, how)
     prompts = {"source": [SOURCE] * n, "target": [target] * n}
-    guide = scaled(model, dict(zip(prompts, scales, strict=True)))
+    guide = guided(model, dict(zip(prompts, scales, strict=True)))
     out = denoise(model, prompts, start=start, methods=methods, guide=guide)
     return start, out["source"].latents, out["target"].latents
 
@@ -58,7 +58,7 @@ def published(model, image, how: FlowEdit, source: str, target: str, scales: tup
     conds = {text: model.embed([text] * n) for text in ("", source, target)}
 
     def velocity(x, level, text, scale):
-        if (guide := scaled(model, {"main": scale})) and isinstance(guide, Distilled):
+        if (guide := guided(model, {"main": scale})) and isinstance(guide, Distilled):
             told = model.predict(x, level.t, guide.embed(model, [text] * n)["cond"])
         else:
             u, c = (model.predict(x, level.t, conds[t]) for t in ("", text))
@@ -125,7 +125,7 @@ def test_without_moving_it_is_sdedit(model):
     level = start.levels[0]
     noise = torch.randn(start.image.shape[1:], generator=torch.Generator().manual_seed(7))
     x = level.alpha * start.image + level.sigma * noise
-    plain = denoise(model, TARGET, start=x, levels=start.levels, guide=scaled(model, {"main": 13.5})).latents
+    plain = denoise(model, TARGET, start=x, levels=start.levels, guide=guided(model, {"main": 13.5})).latents
     torch.testing.assert_close(target, plain, **CLOSE)
     assert torch.equal(source, start.image)
     start, source, target = run(model, FlowEdit(skip=1.0, steps=4), n=1)
@@ -192,15 +192,15 @@ def test_what_it_cannot_do_is_said():
         FlowEdit(skip=0.0)(gaussian(blind)[0], image, ("s",), lambda: None)
     assert len(FLUX(model, image, ("s",), lambda: None).levels) == 24
     assert len(FlowEdit()(model, image, ("s",), lambda: None).levels) == 33
-    assert FlowEdit().guide(model) == CFG({"source": 3.5, "target": 13.5})
-    assert FlowEdit().guide(model, 6.0) == CFG({"source": 3.5, "target": 6.0})
+    assert guided(model, FlowEdit().guide(model)) == CFG({"source": 3.5, "target": 13.5})
+    assert guided(model, FlowEdit().guide(model, 6.0)) == CFG({"source": 3.5, "target": 6.0})
 
 
 def test_a_network_that_reads_its_guidance_gets_each_streams(tmp_path):
     model = load(str(write("flux", tmp_path)), device="cpu")
-    cond = scaled(model, {"source": 1.5, "target": 5.5}).embed(model, [SOURCE] * 2 + [TARGET] * 2)["cond"]
+    cond = guided(model, {"source": 1.5, "target": 5.5}).embed(model, [SOURCE] * 2 + [TARGET] * 2)["cond"]
     assert cond.extra["guidance"].tolist() == [1.5, 1.5, 5.5, 5.5]
-    assert FLUX.guide(model) == Distilled((1.5, 5.5))
+    assert guided(model, FLUX.guide(model)) == Distilled((1.5, 5.5))
     x = torch.randn(4, model.channels, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         told = model.predict(x, 500.0, cond)

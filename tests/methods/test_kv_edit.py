@@ -10,7 +10,7 @@ from families import FAMILIES, write
 from sfumato.backbones.load import load
 from sfumato.core.attention import Call
 from sfumato.core.denoising import denoise
-from sfumato.core.guidance import scaled
+from sfumato.core.guidance import guided
 from sfumato.core.method import Run
 from sfumato.core.rows import Rows
 from sfumato.core.views import Tiles
@@ -42,7 +42,7 @@ def picture(model, n: int = 1):
 
 def run(model, how, target=TARGET, scales=(1.5, 5.5), n=1, **options):
     path = invert(model, picture(model, n), SOURCE, how)
-    guide = scaled(model, dict(zip(("source", "target"), scales, strict=True)))
+    guide = guided(model, dict(zip(("source", "target"), scales, strict=True)))
     prompts = {"source": [SOURCE] * n, "target": [target] * n}
     out = denoise(model, prompts, start=path, guide=guide, **options)
     return path, out["source"].latents, out["target"].latents
@@ -67,7 +67,7 @@ def test_a_mask_over_all_keeps_nothing(model):
     side = 16 if model.factor == 1 else 64
     everywhere = KVEdit(Mask(torch.ones(side, side, dtype=torch.bool)), skip=0.0, steps=2)
     path, _, target = run(model, everywhere)
-    plain = denoise(model, TARGET, start=path.latents, levels=path.levels, guide=scaled(model, {"main": 5.5}))
+    plain = denoise(model, TARGET, start=path.latents, levels=path.levels, guide=guided(model, {"main": 5.5}))
     torch.testing.assert_close(target, plain.latents, **CLOSE)
     if not hasattr(model, "distilled"):
         torch.testing.assert_close(

@@ -43,7 +43,7 @@ def run(model, *methods, guide: guidance.Guide | float = 5.0, prompts=PROMPT, st
 
 
 def test_switched_off_it_is_plain_sampling(model):
-    plain = denoise(model, PROMPT, steps=2, guide=5.0, size=size(model), seed=3).latents
+    plain = denoise(model, PROMPT, steps=2, guide=guidance.CFG(5.0), size=size(model), seed=3).latents
     assert torch.equal(run(model, PerturbedAttention(0.0)), plain)
     assert (run(model, PerturbedAttention()) - plain).abs().max() > 1e-4
 

@@ -8,6 +8,7 @@ from families import FAMILIES, write
 
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
+from sfumato.core.guidance import CFG
 from sfumato.core.method import Step
 from sfumato.core.schedule import add_noise
 from sfumato.core.views import Tiles
@@ -48,7 +49,7 @@ def test_it_is_the_papers_equation(model, guide):
     told = []
     model.predict = lambda x, t, cond: told.append((x, out := real(x, t, cond), cond)) or out
     try:
-        out = run(model, method, prompts=[PROMPT, "a duck"], guide=guide, callback=seen.append)
+        out = run(model, method, prompts=[PROMPT, "a duck"], guide=CFG(guide), callback=seen.append)
     finally:
         model.predict = real
     for step, (_, _, whole), (x, again, cond) in zip(seen, told[::2], told[1::2], strict=True):

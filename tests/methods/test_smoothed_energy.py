@@ -55,7 +55,8 @@ def queries(side: int = 8) -> torch.Tensor:
 
 
 def test_switched_off_it_is_plain_sampling(model):
-    plain = denoise(model, PROMPT, guide=5.0, size=16 if model.factor == 1 else 64, steps=2, seed=3).latents
+    size = 16 if model.factor == 1 else 64
+    plain = denoise(model, PROMPT, guide=guidance.CFG(5.0), size=size, steps=2, seed=3).latents
     assert torch.equal(run(model, SmoothedEnergy(0.0)), plain)
     far, near = run(model, SmoothedEnergy()), run(model, SmoothedEnergy(sigma=1.0))
     assert (far - plain).abs().max() > 1e-5 and (near - plain).abs().max() > 1e-5

@@ -8,7 +8,7 @@ from families import write
 
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
-from sfumato.core.guidance import scaled
+from sfumato.core.guidance import guided
 from sfumato.core.method import Run
 from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
@@ -107,7 +107,7 @@ def test_a_nudged_image_comes_back_and_its_edit_has_its_size(model):
     image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
     path = invert(model, image, SOURCE, Nudged(steps=3))
     torch.testing.assert_close(path.track[-1], 1.15 * path.image)
-    guide = scaled(model, {"source": 1.0, "target": 3.0})
+    guide = guided(model, {"source": 1.0, "target": 3.0})
     source, target = run(model, StableFlow(), start=path, guide=guide)
     assert torch.equal(source, path.image)
     assert (target - source).abs().max() > 1e-4
@@ -118,7 +118,7 @@ def test_a_nudged_image_comes_back_and_its_edit_has_its_size(model):
     again = run(model, start=path, guide=guide)[1]
     assert torch.equal(kept, path.image)
     assert (edit - again).abs().max() > 1e-4
-    same = run(model, StableFlow(), start=path, target=SOURCE, guide=scaled(model, {"source": 3.0, "target": 3.0}))
+    same = run(model, StableFlow(), start=path, target=SOURCE, guide=guided(model, {"source": 3.0, "target": 3.0}))
     pag = PerturbedAttention()
     both = run(model, StableFlow(), pag, start=path, guide=pag.around(guide))  # in one pass
     assert torch.equal(both[0], path.image) and (both[1] - target).abs().max() > 1e-5

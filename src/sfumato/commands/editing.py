@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from sfumato.core.backbone import Backbone
-    from sfumato.core.guidance import Guide
+    from sfumato.core.guidance import Guide, Scales
     from sfumato.inversion import Inversion
     from sfumato.tasks.chain import Chain
 
@@ -47,7 +47,7 @@ class Asked:
 
     start: Inversion
     methods: list[Any]
-    guide: Guide
+    guide: Guide | Scales
     prompts: dict[str, str]
     """Of its streams."""
     source: str
@@ -65,14 +65,13 @@ class Asked:
         seed: int,
     ) -> Asked:
         """From what a command line says. Without an inversion among the methods it is ``how``, or else direct."""
-        from sfumato.core.guidance import CFG
         from sfumato.methods.edit.appearance import START as APPEARING
 
         chain = chain.given(seed=seed).stepped(steps)
         methods = chain.methods
         if "appearance" in prompts:  # looks go over in the published inversion, without guidance
             start = APPEARING if how is None else inversion_of(how, steps, 1.0, seed)
-            return cls(start, methods, CFG(1.0), prompts, prompts["source"])
+            return cls(start, methods, 1.0, prompts, prompts["source"])
         start = chain.starter(inversion_of(how or "direct", steps, 7.5 if guidance is None else guidance, seed))
         streams = prompts if start.has_source or methods else {"target": prompts["target"]}
         return cls(start, methods, start.guide(model, guidance), streams, prompts["source"])

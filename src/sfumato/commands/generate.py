@@ -99,7 +99,7 @@ def generate(
         note(remark)
     chain = chain.given(seed=seed, layout=layout_of(box))
     watching = [Attention()] if show_attention else []
-    options = {"methods": [*chain.methods, *watching], "guide": sampling.guide(guidance, negative), "steps": steps}
+    options = {"methods": [*chain.methods, *watching], "guide": sampling.guide(net, guidance, negative), "steps": steps}
     options |= {**sampling.options(side), "memory": int(memory * 2**30)}
     together = _together(net, prompt, options, min(n, BATCH))
     planned = denoising.plan(net, [prompt] * together, **options).table()

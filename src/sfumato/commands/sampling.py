@@ -12,6 +12,7 @@ from sfumato.commands.options import check_size
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
+    from sfumato.core.backbone import Backbone
     from sfumato.core.guidance import Guide
     from sfumato.core.steppers import Stepper
     from sfumato.core.views import Views
@@ -48,15 +49,15 @@ class Sampling:
         for text in self.further + self.without:
             _term(text)
 
-    def guide(self, scale: float, negative: str) -> Guide:
+    def guide(self, model: Backbone, scale: float, negative: str) -> Guide:
         """Guidance of a prompt at a scale, and of the further ones."""
-        from sfumato.core.guidance import CFG, Composed, PerpNeg
+        from sfumato.core.guidance import Composed, PerpNeg, guided
 
         terms = [*map(_term, self.further), *((text, -weight) for text, weight in map(_term, self.without))]
         if self.perp_neg:
             return PerpNeg(tuple(terms), scale, negative)
         scaled = tuple((text, weight * scale) for text, weight in terms)
-        return Composed(scaled, scale, negative) if terms else CFG(scale, negative)
+        return Composed(scaled, scale, negative) if terms else guided(model, scale, negative)
 
     def options(self, side: int) -> dict[str, Any]:
         """Size and views of ``denoise`` and ``plan``; what is no canvas is a square of ``side`` pixels."""

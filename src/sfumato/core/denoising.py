@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core import guidance
 from sfumato.core import plan as plans
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.fusing import Canvas
+from sfumato.core.guidance import Guide, Scales, guided
 from sfumato.core.method import Energy, Method, Phases, Run, Start, Step, span
 from sfumato.core.plan import Plan
 from sfumato.core.results import Sample, Trajectory
@@ -35,7 +35,7 @@ def denoise(
     prompts: Prompts,
     *,
     methods: Sequence[Method] = (),
-    guide: guidance.Guide | float = 7.5,
+    guide: Guide | Scales = 7.5,
     steps: int | None = None,
     seed: int | Sequence[int] = 0,
     size: int | tuple[int, int] | None = None,
@@ -52,13 +52,14 @@ def denoise(
 
     ``prompts`` of a stream may be several: a batch. ``seed`` is one for all streams (so that they start from the same
     noise; image i from seed + i) or one an image. ``start`` is an inversion's path or latents at the first level.
-    ``guide`` is a guidance, or the scale of CFG. With ``views`` the image is a canvas of ``size``, which the network
-    sees in windows of the model's own size. ``steps`` (50 unless the path says) and ``levels`` exclude each other.
+    ``guide`` is a guidance, or a scale, or one a stream, for the way in which the model is guided (``guided``). With
+    ``views`` the image is a canvas of ``size``, which the network sees in windows of the model's own size, or as views
+    say. ``steps`` (50 unless the path says) and ``levels`` exclude each other.
     Ctrl-C and errors leave the model as it was. Raises ``SfumatoError`` for what cannot be run, before the first step.
     """
     streams = _streams(prompts)
     names, each = tuple(streams), len(next(iter(streams.values())))
-    guide = _guide(guide)
+    guide = guided(model, guide, streams=names)
     height, width = (size, size) if isinstance(size, int) else size or (model.size, model.size)
     first = None
     if start is not None and not isinstance(start, Tensor):
@@ -111,7 +112,7 @@ def plan(
     prompts: Prompts,
     *,
     methods: Sequence[Method] = (),
-    guide: guidance.Guide | float = 7.5,
+    guide: Guide | Scales = 7.5,
     steps: int = 50,
     size: int | tuple[int, int] | None = None,
     views: Views | None = None,
@@ -121,19 +122,16 @@ def plan(
     height, width = (size, size) if isinstance(size, int) else size or (model.size, model.size)
     grid = (height // model.factor, width // model.factor)
     levels = model.levels(steps, grid)
-    seen = Canvas(model, views, grid) if views else None
-    return _prepared(model, _streams(prompts), methods, _guide(guide), levels, grid, memory, seen)[2]
-
-
-def _guide(guide: guidance.Guide | float) -> guidance.Guide:
-    return guidance.CFG(float(guide)) if isinstance(guide, (int, float)) else guide
+    seen, streams = Canvas(model, views, grid) if views else None, _streams(prompts)
+    guide = guided(model, guide, streams=streams)
+    return _prepared(model, streams, methods, guide, levels, grid, memory, seen)[2]
 
 
 def _prepared(
     model: Backbone,
     streams: Mapping[str, tuple[str, ...]],
     methods: Sequence[Method],
-    guide: guidance.Guide,
+    guide: Guide,
     levels: Levels,
     grid: Grid,
     memory: int | None,
@@ -160,7 +158,7 @@ class _Running:
     run: Run
     plan: Plan
     phases: tuple[Phases, ...]
-    guide: guidance.Guide
+    guide: Guide
     levels: Levels
     stepper: Stepper
     cond: Cond

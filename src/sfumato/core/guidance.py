@@ -6,7 +6,7 @@ All are linear in the prediction, so they mean the same for noise, v and flow ve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +19,8 @@ from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
 
 Parts = Mapping[str, Float[Tensor, "b *shape"]]
+Scales = float | Mapping[str, float]
+"""Of guidance: one, or each stream's own."""
 
 
 class Guide:
@@ -36,7 +38,7 @@ class Guide:
 class CFG(Guide):
     """Classifier-free guidance u + s (c - u), with the rescaling of Lin et al. 2023 (section 3.4). ``scale`` 1: off."""
 
-    scale: float | Mapping[str, float] = 7.5
+    scale: Scales = 7.5
     """One for all streams, or each stream's own."""
     negative: str = ""
     """What takes the place of the empty prompt."""
@@ -59,13 +61,11 @@ class CFG(Guide):
     def _scales(self, rows: Rows, like: Tensor) -> float | Tensor:
         if not isinstance(self.scale, Mapping):
             return self.scale
-        if missing := [s for s in rows.streams if s not in self.scale]:
-            raise SfumatoError(f"no guidance scale is given for {missing[0]}; given: {', '.join(self.scale)}")
-        each = torch.tensor([self.scale[s] for s in rows.streams], device=like.device).repeat_interleave(rows.each)
+        each = torch.tensor(_scales_of(self.scale, rows.streams), device=like.device).repeat_interleave(rows.each)
         return each.view(-1, *[1] * (like.ndim - 1))
 
 
-def cfg(scale: float | Mapping[str, float] = 7.5, negative: str = "", rescale: float = 0.0) -> CFG:
+def cfg(scale: Scales = 7.5, negative: str = "", rescale: float = 0.0) -> CFG:
     """See ``CFG``."""
     return CFG(scale, negative, rescale)
 
@@ -143,10 +143,32 @@ class Distilled(Guide):
             raise SfumatoError(f"{model.name} does not read its guidance as an input; give it cfg(scale)")
         if len(prompts) % len(self.scales):
             raise SfumatoError(f"{len(self.scales)} scales do not go into {len(prompts)} prompts; give one a stream")
-        return {"cond": _told(model.embed(prompts), self.scales)}
+        cond = model.embed(prompts)
+        each = torch.tensor(self.scales, device=cond.text.device).repeat_interleave(len(cond) // len(self.scales))
+        return {"cond": replace(cond, extra={**cond.extra, "guidance": each})}
 
     def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
         return parts["cond"]
+
+
+def guided(model: Backbone, guide: Guide | Scales, negative: str = "", streams: Iterable[str] | None = None) -> Guide:
+    """A guidance as it is; of a scale, or one a stream, the way in which this model is guided.
+
+    A network that reads its guidance as an input is told it. Any other is asked as ``CFG``; so is, beside what it was
+    distilled with, one that reads it for what it cannot be told: a negative prompt, or a scale below 0.
+    """
+    if isinstance(guide, Guide):
+        return guide
+    scales = list(guide.values()) if isinstance(guide, Mapping) else [float(guide)]
+    if negative or min(scales) < 0 or not reads_scale(model):
+        return CFG(guide if isinstance(guide, Mapping) else scales[0], negative)
+    return Distilled(tuple(_scales_of(guide, streams or guide)) if isinstance(guide, Mapping) else (scales[0],))
+
+
+def told_as(cond: Cond, rows: Cond, of: Tensor) -> Cond:
+    """A condition whose network, if it reads its guidance, is told what it is for some rows of another."""
+    told = rows.extra.get("guidance")
+    return cond if told is None else replace(cond, extra={**cond.extra, "guidance": told[of]})
 
 
 def reads_scale(model: Backbone) -> bool:
@@ -154,19 +176,10 @@ def reads_scale(model: Backbone) -> bool:
     return bool(getattr(getattr(model.network, "config", None), "guidance_embeds", False))
 
 
-def reading(model: Backbone, scale: float) -> Backbone:
-    """A model that reads its guidance as an input, told this one; any other as it is."""
-    return model.given(lambda cond: _told(cond, (scale,))) if reads_scale(model) else model
-
-
-def _told(cond: Cond, scales: Sequence[float]) -> Cond:
-    each = torch.tensor(scales, device=cond.text.device).repeat_interleave(len(cond) // len(scales))
-    return replace(cond, extra={**cond.extra, "guidance": each})
-
-
-def scaled(model: Backbone, scales: Mapping[str, float]) -> Guide:
-    """The guidance of a run whose streams have scales of their own, in whichever way the model is guided."""
-    return Distilled(tuple(scales.values())) if reads_scale(model) else CFG(dict(scales))
+def _scales_of(scales: Mapping[str, float], streams: Iterable[str]) -> list[float]:
+    if missing := [s for s in streams if s not in scales]:
+        raise SfumatoError(f"no guidance scale is given for {missing[0]}; given: {', '.join(scales)}")
+    return [scales[s] for s in streams]
 
 
 def rescaled(x: Float[Tensor, "b *shape"], to: Float[Tensor, "b *shape"], phi: float) -> Float[Tensor, "b *shape"]:

@@ -171,7 +171,7 @@ class Requires:
         if self.source and len(run.rows.streams) < 2:
             raise SfumatoError(f'{who} needs two prompts: {{"source": ..., "target": ...}}')
         if self.uncond and "uncond" not in run.rows.conditions:
-            raise SfumatoError(f"{who} takes a guidance with an empty prompt; give a scale above 1")
+            raise SfumatoError(f"{who} takes a guidance with an empty prompt; give a scale above 1, or cfg(scale)")
         if not self.windows and run.rows.views > 1:
             raise SfumatoError(f"{who} sees whole images, and this canvas is seen in windows; leave the views out")
         if not self.batch and run.rows.of_stream > 1:

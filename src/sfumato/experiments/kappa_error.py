@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.guidance import CFG
+from sfumato.core.guidance import guided
 from sfumato.core.schedule import Level
 from sfumato.distill import GuidedModel, Images, canvases, distil
 from sfumato.distill.kappa import fixed_point, inverted, regressed, residual
@@ -51,7 +51,7 @@ def error(prior: GuidedModel, x: Images, kappa: Images, at: Level) -> Float[Tens
 def inverted_as(method: ScoreDistillationViaInversion, prior: GuidedModel, x: Images, at: Level) -> Images:
     """The noise that the method infers at a level, without its tau and entropy."""
     steps = method.inversion_steps(prior.model.schedule, at)
-    backwards = replace(prior, guide=CFG(method.inversion_guidance, method.negative))
+    backwards = replace(prior, guide=guided(prior.model, method.inversion_guidance, method.negative))
     return inverted(backwards, x, at, steps)
 
 
@@ -80,7 +80,7 @@ def inverted_errors(
     model: Backbone, subjects: Subjects, method: ScoreDistillationViaInversion, states: Sequence[State]
 ) -> Float[Tensor, " states"]:
     """The error of the noise that the method infers, at each state, a mean over images."""
-    prior = GuidedModel(model, subjects.prompts, CFG(method.guidance))
+    prior = GuidedModel(model, subjects.prompts, guided(model, method.guidance))
     return torch.stack([error(prior, s.x, inverted_as(method, prior, s.x, s.at), s.at).mean() for s in states])
 
 
@@ -188,7 +188,7 @@ class KappaError(OfSubjects):
 
     def measure(self, model: Backbone, subjects: Subjects) -> Errors:
         method = ScoreDistillationViaInversion()
-        prior = GuidedModel(model, subjects.prompts, CFG(method.guidance, method.negative))
+        prior = GuidedModel(model, subjects.prompts, guided(model, method.guidance, method.negative))
         _, states = along(model, subjects, method, self.steps, self.seed, self.levels)
         found: dict[Where, dict[str, Tensor]] = {}
         if self.images != "renders":

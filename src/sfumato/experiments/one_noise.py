@@ -15,7 +15,7 @@ import torch
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
-from sfumato.core.guidance import CFG
+from sfumato.core.guidance import guided
 from sfumato.distill import Distillation, GuidedModel, Latents, canvases, distil
 from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, tile
 from sfumato.experiments.experiment import Findings, different, within
@@ -98,7 +98,7 @@ class OneNoise(OfSubjects):
         like = model.latents(range(n), model.size, model.size)
         noise = torch.randn(like.shape, generator=generator(seed, 0)).to(like)
         top = model.levels(self.steps, noise.shape[-2:])[0]
-        first = GuidedModel(model, prompts, CFG(self.guidance)).clean_and_noise(noise, top)[0]
+        first = GuidedModel(model, prompts, guided(model, self.guidance)).clean_and_noise(noise, top)[0]
 
         def run(method: Distillation, optimiser: canvases.Optimiser, steps: int) -> Batch:
             canvas, moved = Latents(first), canvases.optimiser(optimiser, "latent", None)

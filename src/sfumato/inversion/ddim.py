@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.guidance import CFG
+from sfumato.core.guidance import CFG, Guide, guided
 from sfumato.core.schedule import Level, Schedule, add_noise
-from sfumato.inversion.path import Advance, Inversion, Path, predict
+from sfumato.inversion.path import Advance, Inversion, Path, Replacing, predict
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,17 @@ class DDIMInversion(Inversion):
         return Path(track[0], model.levels(self.steps, image.shape[-2:]), prompts, image, track=track)
 
     def track(
-        self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance, last: int | None = None
+        self,
+        model: Backbone,
+        image: Tensor,
+        prompts: tuple[str, ...],
+        advance: Advance,
+        last: int | None = None,
+        guide: Guide | None = None,
     ) -> tuple[Tensor, ...]:
-        """The image at every level, the noisiest first; or at those of the ``last`` steps alone."""
+        """The image at every level, the noisiest first, by the scale or another guidance; or of the ``last`` steps."""
         levels = model.levels(self.steps, image.shape[-2:])
-        guide = CFG(self.scale)
+        guide = guide or guided(model, self.scale)
         conds = guide.embed(model, prompts)
         track = [image]
         for i in reversed(range(0 if last is None else self.steps - last, self.steps)):
@@ -91,7 +97,7 @@ class Direct(Inversion):
 
 
 @dataclass(frozen=True)
-class NegativePrompt(Inversion):
+class NegativePrompt(Replacing):
     """Negative-prompt inversion (Miyake et al. 2023): the source's prompt takes the place of the empty one.
 
     With ``ProximalCFG`` as guidance it is ProxNPI (``sfumato.methods.edit.proximal_guidance``).
@@ -104,5 +110,6 @@ class NegativePrompt(Inversion):
     steps: int = 50
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
-        path = DDIMInversion(1.0, 0, self.steps)(model, image, prompts, advance)
-        return replace(path, negative=model.embed(prompts))
+        track = DDIMInversion(1.0, 0, self.steps).track(model, image, prompts, advance, guide=CFG(1.0))
+        levels = model.levels(self.steps, image.shape[-2:])
+        return Path(track[0], levels, prompts, image, track=track, negative=model.embed(prompts))

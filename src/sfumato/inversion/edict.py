@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.guidance import CFG
+from sfumato.core.guidance import guided
 from sfumato.core.schedule import Level, Levels
 from sfumato.core.steppers import Move, Noise, Stepper
 from sfumato.errors import SfumatoError
@@ -85,7 +85,7 @@ class EDICT(Inversion):
         levels = model.levels(self.steps, image.shape[-2:]).last(float(self.strength))
         if not levels[0].alpha:
             raise SfumatoError("EDICT divides by alpha, which is zero at this model's first level; take strength < 1")
-        guide = CFG(self.scale)
+        guide = guided(model, self.scale)
         conds = guide.embed(model, prompts)
         one = other = image.double()
 

@@ -11,10 +11,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.guidance import Guide, Scales, reads_scale
 from sfumato.core.method import Phases, Run, Step, span
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.inversion.path import Advance, Inversion, Path, noise_of
+
+TOLD = 3.5  # to a network that reads its guidance, by the authors' pipeline
 
 
 def _flow(model: Backbone, who: str) -> None:
@@ -74,6 +77,9 @@ class RFInversion(Inversion):
 
     def source_guidance(self, scale: float) -> float:
         return 1.0
+
+    def guide(self, model: Backbone, scale: float | None = None) -> Guide | Scales:
+        return super().guide(model, TOLD if scale is None and reads_scale(model) else scale)
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         _flow(model, "RF-inversion")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
-from sfumato.core.guidance import Guide
+from sfumato.core.guidance import Guide, Scales
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import Direct
 from sfumato.inversion.path import Inversion, Path
@@ -39,6 +39,6 @@ def invert(
             return how(model, image, prompts, advance)
 
 
-def reconstruct(model: Backbone, path: Path, guide: Guide | float = 1.0) -> Tensor:
+def reconstruct(model: Backbone, path: Path, guide: Guide | Scales = 1.0) -> Tensor:
     """The latents that following a path with its own prompts leads to."""
     return denoise(model, path.prompts, start=path, guide=guide).latents

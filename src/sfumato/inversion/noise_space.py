@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.guidance import CFG
+from sfumato.core.guidance import Guide, guided
 from sfumato.core.schedule import add_noise
 from sfumato.core.steppers import DDIM, posterior_std
 from sfumato.errors import SfumatoError
@@ -65,9 +65,17 @@ class EditFriendly(Inversion):
     def source_guidance(self, scale: float) -> float:
         return self.scale
 
-    def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
+    def __call__(
+        self,
+        model: Backbone,
+        image: Tensor,
+        prompts: tuple[str, ...],
+        advance: Advance,
+        guide: Guide | None = None,
+    ) -> Path:
+        """By the scale, or another guidance."""
         levels = model.levels(self.steps, image.shape[-2:]).without(self.skip)
-        guide = CFG(self.scale)
+        guide = guide or guided(model, self.scale)
         conds = guide.embed(model, prompts)
         generator = torch.Generator().manual_seed(self.seed)
         noisy = [add_noise(image, torch.randn(image.shape, generator=generator).to(image), level) for level in levels]

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
+from sfumato.core.guidance import CFG
 from sfumato.core.schedule import Level, add_noise
 from sfumato.inversion.ddim import DDIMInversion
-from sfumato.inversion.path import Advance, Inversion, Path
+from sfumato.inversion.path import Advance, Path, Replacing
 
 
 @dataclass(frozen=True)
-class NullText(Inversion):
+class NullText(Replacing):
     """Null-text inversion (Mokady et al. 2023): at each step the empty prompt's text is fitted so that the guided step
     follows the DDIM track.
 
@@ -40,7 +41,7 @@ class NullText(Inversion):
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         levels = model.levels(self.steps, image.shape[-2:])
-        track = DDIMInversion(1.0, 0, self.steps).track(model, image, prompts, lambda: None)
+        track = DDIMInversion(1.0, 0, self.steps).track(model, image, prompts, lambda: None, guide=CFG(1.0))
         cond, empty = model.embed(prompts), model.embed([""] * len(image))
         x, found = track[0], []
         for i in range(self.steps):

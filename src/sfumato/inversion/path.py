@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
-from sfumato.core.guidance import CFG, Guide
+from sfumato.core.guidance import CFG, Guide, Scales
 from sfumato.core.method import Phases, Run, Start, Step
 from sfumato.core.rows import single
 from sfumato.core.schedule import Level, Levels
@@ -51,7 +51,8 @@ class Path(Start):
         replaces = self.negative is not None or bool(self.uncond)
         if replaces and "uncond" not in run.rows.conditions:
             raise SfumatoError(
-                "this path replaces the empty prompt, so it takes a guidance with one; give a scale above 1"
+                "this path replaces the empty prompt, so it takes a guidance with one; give a scale above 1, "
+                "or cfg(scale) to a network that reads its guidance"
             )
 
         def cond(step: Step, now: Cond) -> Cond:
@@ -92,15 +93,23 @@ class Inversion:
         """The guidance with which the first stream finds its image, when edits are painted at ``scale``."""
         return scale
 
-    def guide(self, model: Backbone, scale: float | None = None) -> Guide:
+    def guide(self, model: Backbone, scale: float | None = None) -> Guide | Scales:
         """The guidance of a run of the streams ``source`` and ``target`` that follows the path; else ``paints``."""
         paints = self.edit_guidance if scale is None else scale
         own = self.source_guidance(paints)
-        return CFG(paints) if own == paints else CFG({"source": own, "target": paints})
+        return paints if own == paints else {"source": own, "target": paints}
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         """``image``: latents. ``advance`` is called once for each prediction of the whole batch."""
         raise NotImplementedError
+
+
+class Replacing(Inversion):
+    """One that replaces the empty prompt, so that its path is followed under ``CFG``, whatever the network reads."""
+
+    def guide(self, model: Backbone, scale: float | None = None) -> Guide:
+        scales = super().guide(model, scale)
+        return scales if isinstance(scales, Guide) else CFG(scales)
 
 
 def predict(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
-from sfumato.core.guidance import Guide
+from sfumato.core.guidance import Guide, Scales
 from sfumato.core.method import Method
 from sfumato.core.results import Sample
 from sfumato.inversion import Path
@@ -41,7 +41,7 @@ def edit_pictures(
     prompts: Mapping[str, str],
     *,
     methods: Sequence[Method] = (),
-    guide: Guide | float = 7.5,
+    guide: Guide | Scales = 7.5,
     seed: int = 0,
     memory: int | None = None,
 ) -> Edited:

@@ -32,6 +32,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.conditions import Cond
 from sfumato.core.denoising import denoise
+from sfumato.core.guidance import told_as
 from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
@@ -102,6 +103,8 @@ class RichText(Method):
             """The sum of the regions' predictions, each in its mask, takes the place of the whole text's (eq. 4)."""
             assert run.guide is not None
             several = replace(Cond.cat([conds] * len(at)), controls=step.cond.controls)
+            rows = (at + run.rows[run.rows.streams[0], "cond"].start).repeat_interleave(len(words))
+            several = told_as(several, step.cond, rows)
             predicted = run.model.predict(step.x[at].repeat_interleave(len(words), 0), step.level.t, several)
             mixed = step.parts["cond"].clone()
             mixed[at] = masks[:, -1:] * mixed[at]

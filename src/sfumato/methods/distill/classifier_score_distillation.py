@@ -22,12 +22,12 @@ from dataclasses import dataclass
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
-from sfumato.core.guidance import CFG
 from sfumato.core.schedule import Level, add_noise
-from sfumato.distill.annealing import DREAMFUSION, Ramp, Times, between, constant, linear, piecewise
+from sfumato.distill.annealing import Ramp, Times, between, constant, linear, piecewise
 from sfumato.distill.gradients import Weighting, weight
-from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import GuidedModel, Images, noises
+from sfumato.distill.guided import Weighted
+from sfumato.distill.loop import Now
+from sfumato.distill.prior import Images, noises
 
 NEVER = constant(0.0)
 
@@ -54,7 +54,7 @@ def classifier_score_distillation(
 
 
 @dataclass(frozen=True)
-class ClassifierScoreDistillation(Distillation):
+class ClassifierScoreDistillation(Weighted):
     """Guidance alone, with the text's settings."""
 
     guidance: float = 1.0
@@ -63,19 +63,14 @@ class ClassifierScoreDistillation(Distillation):
     """What images are not to be; asked while its weight is not 0."""
     against: Ramp = NEVER
     """Weight of the negative prompt's classifier."""
-    times: Times = DREAMFUSION
-    """Levels, as parts of the training's."""
-    weighting: Weighting = "variance"
-    """w(t)."""
     normalised: bool = False
     """Divide each image's gradient by its norm."""
 
     def gradient(self, now: Now) -> Images:
-        at = self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng)
+        at = self.level(now)
         against = self.against(now.progress)
         texts = {"negative": self.negative} if against else {}
-        prior = GuidedModel(now.model, now.prompts, CFG(self.guidance))
-        conds = prior.embedded(cond=now.prompts, uncond="", **texts)
+        conds = self.prior(now).embedded(cond=now.prompts, uncond="", **texts)
         found = classifier_score_distillation(
             now.model, conds, now.x, at, now.noise(), self.guidance, against, self.weighting
         )

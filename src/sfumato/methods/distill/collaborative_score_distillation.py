@@ -20,11 +20,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sfumato.core.guidance import CFG
 from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import DREAMFUSION, Times, between
 from sfumato.distill.gradients import Weighting, weight
-from sfumato.distill.loop import Distillation, Now
+from sfumato.distill.guided import Weighted
+from sfumato.distill.loop import Now
 from sfumato.distill.prior import GuidedModel, Images
 from sfumato.distill.stein import PUBLISHED, Bandwidth, Division, Features, Stein
 from sfumato.errors import SfumatoError
@@ -50,17 +50,12 @@ def collaborative_score_distillation(
 
 
 @dataclass(frozen=True)
-class CollaborativeScoreDistillation(Distillation):
+class CollaborativeScoreDistillation(Weighted):
     """All images of a step are one set."""
 
     guidance: float = 20.0
-    """Scale of classifier-free guidance."""
-    negative: str = ""
-    """What takes the place of the empty prompt."""
     times: Times = DREAMFUSION
     """Levels, as parts of the training's; one for all images."""
-    weighting: Weighting = "variance"
-    """w(t)."""
     bandwidth: Bandwidth = "text"
     """Of the kernel, for images to share gradients; off: each goes alone."""
     repulsion: float = 1.0
@@ -77,8 +72,8 @@ class CollaborativeScoreDistillation(Distillation):
     """What those show."""
 
     def gradient(self, now: Now) -> Images:
-        n, x, guide = len(now.x), now.x, CFG(self.guidance, self.negative)
-        at = self.times.draw(now.model.schedule, now.progress, n, now.rng, shared=True)
+        n, x = len(now.x), now.x
+        at = self.level(now, shared=True)
         noise = now.noise()[:1].expand_as(x) if self.shared_noise else now.noise()
         stein = Stein(self.bandwidth, self.repulsion, self.division)
         baseline = None
@@ -88,10 +83,11 @@ class CollaborativeScoreDistillation(Distillation):
                 raise SfumatoError(
                     f"the source was {len(source)} images, and {n} are rendered; render all in each step"
                 )
-            baseline = GuidedModel(now.model, (self.described,) * n, guide)(add_noise(source, noise, at), at)
+            baseline = self.prior(now, (self.described,) * n)(add_noise(source, noise, at), at)
         features = now.model.decode if self.distance == "pixels" else None
-        prior = GuidedModel(now.model, now.prompts, guide)
-        return collaborative_score_distillation(prior, x, at, noise, baseline, stein, features, self.weighting)
+        return collaborative_score_distillation(
+            self.prior(now), x, at, noise, baseline, stein, features, self.weighting
+        )
 
 
 EDITING = CollaborativeScoreDistillation(7.5, times=between(0.02, 0.5), bandwidth="code", baseline="source")

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 import torch
 
 from sfumato.core.conditions import Cond
-from sfumato.core.guidance import CFG
 from sfumato.core.rows import single
 from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import Times, between
 from sfumato.distill.gradients import Weighting, weight
-from sfumato.distill.loop import Distillation, Now
+from sfumato.distill.guided import Weighted
+from sfumato.distill.loop import Now
 from sfumato.distill.prior import GuidedModel, Images, predictions
 from sfumato.errors import SfumatoError
 
@@ -63,19 +63,15 @@ def delta_score(
 
 
 @dataclass(frozen=True)
-class DeltaScore(Distillation):
+class DeltaScore(Weighted):
     """DDS with the notebook's settings."""
 
     source: str = ""
     """Says what the images of the first step show."""
     guidance: float = 7.5
     """Scale of classifier-free guidance, of both."""
-    negative: str = ""
-    """What takes the place of the empty prompt."""
     times: Times = LEVELS
-    """Levels, as parts of the training's."""
     weighting: Weighting = "one"
-    """w(t)."""
 
     def gradient(self, now: Now) -> Images:
         images = now.memory.setdefault("source", now.x.clone())
@@ -83,9 +79,6 @@ class DeltaScore(Distillation):
             raise SfumatoError(
                 f"an edit has its source's shape {tuple(images.shape)}, got {tuple(now.x.shape)}; render the same views"
             )
-        at = self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng)
-        guide = CFG(self.guidance, self.negative)
-        edit, source = (
-            GuidedModel(now.model, prompts, guide) for prompts in (now.prompts, (self.source,) * len(now.x))
-        )
+        at = self.level(now)
+        edit, source = self.prior(now), self.prior(now, (self.source,) * len(now.x))
         return delta_score(edit, source, now.x, images, at, now.noise(), self.weighting)

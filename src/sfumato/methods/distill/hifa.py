@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 import torch
 
-from sfumato.core.guidance import CFG
 from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import Times, square_root
 from sfumato.distill.gradients import Weighting, weight
-from sfumato.distill.loop import Distillation, Gradient, Now
+from sfumato.distill.guided import Weighted
+from sfumato.distill.loop import Gradient, Now
 from sfumato.distill.prior import GuidedModel, Images
 
 FALLING = Times(square_root(0.98, 0.3))
@@ -56,24 +56,18 @@ def hifa(
 
 
 @dataclass(frozen=True)
-class HiFA(Distillation):
+class HiFA(Weighted):
     """HiFA's two terms with threestudio's settings."""
 
     guidance: float = 100.0
-    """Scale of classifier-free guidance."""
-    negative: str = ""
-    """What takes the place of the empty prompt."""
     image: float = 0.01
     """Weight of the term of pixels."""
     times: Times = FALLING
     """Levels, as parts of the training's; one for all images."""
-    weighting: Weighting = "variance"
-    """w(t)."""
 
     def gradient(self, now: Now) -> Gradient:
-        at = self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng, shared=True)
-        prior = GuidedModel(now.model, now.prompts, CFG(self.guidance, self.negative))
-        return hifa(prior, now.x, now.pixels, at, now.noise(), self.image, self.weighting)
+        at = self.level(now, shared=True)
+        return hifa(self.prior(now), now.x, now.pixels, at, now.noise(), self.image, self.weighting)
 
 
 THREESTUDIO = HiFA(guidance=101.0)

@@ -22,11 +22,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sfumato.core.conditions import Cond
-from sfumato.core.guidance import CFG
 from sfumato.core.schedule import Level, Schedule, add_noise, without_noise
 from sfumato.distill.annealing import Ramp, Times, constant, piecewise
 from sfumato.distill.gradients import Weighting, weight
-from sfumato.distill.loop import Distillation, Now
+from sfumato.distill.guided import Weighted
+from sfumato.distill.loop import Now
 from sfumato.distill.prior import GuidedModel, Images, noises
 from sfumato.errors import SfumatoError
 
@@ -72,7 +72,7 @@ def way(schedule: Schedule, level: Level, interval: float, stride: float, most: 
 
 
 @dataclass(frozen=True)
-class IntervalScoreMatching(Distillation):
+class IntervalScoreMatching(Weighted):
     """ISM with the authors' settings."""
 
     guidance: float = 7.5
@@ -88,15 +88,14 @@ class IntervalScoreMatching(Distillation):
     most: int = 5
     """Steps on the way to x_s at most."""
     weighting: Weighting = "noise-to-signal"
-    """w(t)."""
 
     def __post_init__(self) -> None:
         if not (self.stride > 0 and self.most >= 1):
             raise SfumatoError(f"the way has one step or more, each above 0, got {self.most} of {self.stride}")
 
     def gradient(self, now: Now) -> Images:
-        at = self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng, shared=True)
-        prior = GuidedModel(now.model, now.prompts, CFG(self.guidance, self.negative))
+        at = self.level(now, shared=True)
+        prior = self.prior(now)
         uncond = prior.embedded(uncond=self.negative)["uncond"]
         interval = self.interval(now.progress)
         return interval_score_matching(prior, uncond, now.x, at, interval, self.stride, self.most, self.weighting)

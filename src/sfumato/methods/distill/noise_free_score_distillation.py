@@ -21,12 +21,11 @@ from dataclasses import dataclass
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
-from sfumato.core.guidance import CFG
 from sfumato.core.schedule import Level, add_noise, beside
-from sfumato.distill.annealing import DREAMFUSION, Times
 from sfumato.distill.gradients import Weighting, weight
-from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import GuidedModel, Images, noises
+from sfumato.distill.guided import Weighted
+from sfumato.distill.loop import Now
+from sfumato.distill.prior import Images, noises
 
 UGLY = "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy"
 
@@ -52,7 +51,7 @@ def noise_free_score_distillation(
 
 
 @dataclass(frozen=True)
-class NoiseFreeScoreDistillation(Distillation):
+class NoiseFreeScoreDistillation(Weighted):
     """NFSD with the paper's settings."""
 
     guidance: float = 7.5
@@ -61,15 +60,10 @@ class NoiseFreeScoreDistillation(Distillation):
     """What images are not to be."""
     border: float = 0.2
     """Level, as a part of the training's, from which on the negative prompt is asked."""
-    times: Times = DREAMFUSION
-    """Levels, as parts of the training's."""
-    weighting: Weighting = "variance"
-    """w(t)."""
 
     def gradient(self, now: Now) -> Images:
-        at = self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng)
-        prior = GuidedModel(now.model, now.prompts, CFG(self.guidance))
-        conds = prior.embedded(cond=now.prompts, uncond="", negative=self.negative)
+        at = self.level(now)
+        conds = self.prior(now).embedded(cond=now.prompts, uncond="", negative=self.negative)
         return noise_free_score_distillation(
             now.model, conds, now.x, at, now.noise(), self.guidance, self.border, self.weighting
         )

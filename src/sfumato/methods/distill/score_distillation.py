@@ -17,11 +17,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sfumato.core.guidance import CFG
 from sfumato.core.schedule import Level, add_noise
-from sfumato.distill.annealing import DREAMFUSION, Times
 from sfumato.distill.gradients import Weighting, weight
-from sfumato.distill.loop import Distillation, Now
+from sfumato.distill.guided import Weighted
+from sfumato.distill.loop import Now
 from sfumato.distill.prior import GuidedModel, Images
 
 
@@ -33,22 +32,13 @@ def score_distillation(
 
 
 @dataclass(frozen=True)
-class ScoreDistillation(Distillation):
+class ScoreDistillation(Weighted):
     """SDS with DreamFusion's settings."""
 
     guidance: float = 100.0
-    """Scale of classifier-free guidance."""
-    negative: str = ""
-    """What takes the place of the empty prompt."""
-    times: Times = DREAMFUSION
-    """Levels, as parts of the training's."""
-    weighting: Weighting = "variance"
-    """w(t)."""
 
     def gradient(self, now: Now) -> Images:
-        at = self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng)
-        prior = GuidedModel(now.model, now.prompts, CFG(self.guidance, self.negative))
-        return score_distillation(prior, now.x, at, now.noise(), self.weighting)
+        return score_distillation(self.prior(now), now.x, self.level(now), now.noise(), self.weighting)
 
 
 THREESTUDIO = ScoreDistillation(guidance=101.0)

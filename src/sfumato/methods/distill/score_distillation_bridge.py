@@ -22,12 +22,12 @@ from dataclasses import dataclass
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
-from sfumato.core.guidance import CFG
 from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import DREAMFUSION, Times, constant, piecewise
 from sfumato.distill.gradients import Weighting, weight
-from sfumato.distill.loop import Distillation, Now
-from sfumato.distill.prior import GuidedModel, Images, noises
+from sfumato.distill.guided import Weighted
+from sfumato.distill.loop import Now
+from sfumato.distill.prior import Images, noises
 from sfumato.methods.distill.score_distillation import score_distillation
 
 DISTILLED = ", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, malformed"
@@ -49,7 +49,7 @@ def bridge(
 
 
 @dataclass(frozen=True)
-class ScoreDistillationBridge(Distillation):
+class ScoreDistillationBridge(Weighted):
     """SDS-Bridge with the authors' settings for scenes."""
 
     guidance: float = 100.0
@@ -61,15 +61,14 @@ class ScoreDistillationBridge(Distillation):
     target: str = ""
     """Put behind the prompt to say what they should be like."""
     times: Times = LEVELS
-    """Levels, as parts of the training's."""
     weighting: Weighting = "variance"
     """w(t) of the first stage."""
     bridging: Weighting = "one"
     """w(t) of the bridge."""
 
     def gradient(self, now: Now) -> Images:
-        at = self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng)
-        prior = GuidedModel(now.model, now.prompts, CFG(self.guidance))
+        at = self.level(now)
+        prior = self.prior(now)
         if now.progress < self.switch:
             return score_distillation(prior, now.x, at, now.noise(), self.weighting)
         conds = prior.embedded(

@@ -27,12 +27,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sfumato.core.guidance import CFG
 from sfumato.core.schedule import Level, Schedule, add_noise, noise_in
 from sfumato.distill.annealing import Times, linear
 from sfumato.distill.gradients import Weighting, weight
+from sfumato.distill.guided import Weighted
 from sfumato.distill.kappa import fixed_point, inverted, regressed, residual
-from sfumato.distill.loop import Distillation, Now
+from sfumato.distill.loop import Now
 from sfumato.distill.prior import GuidedModel, Images
 from sfumato.errors import SfumatoError
 
@@ -56,18 +56,14 @@ def _moved(weighting: Weighting, at: Level, difference: Images) -> Images:
 
 
 @dataclass(frozen=True)
-class ScoreDistillationViaInversion(Distillation):
+class ScoreDistillationViaInversion(Weighted):
     """SDI; of ``resampled`` noise it is score distillation with falling levels."""
 
-    guidance: float = 7.5
-    """Scale of classifier-free guidance."""
     inversion_guidance: float = -7.5
     """Its scale in the inversion."""
-    negative: str = ""
-    """What takes the place of the empty prompt."""
     kappa: Kappa = "inversion"
     """Inverted, drawn in each step or once, by 10 fixed-point rounds or gradient steps, or the last prediction."""
-    times: Times | None = ANNEALED
+    times: Times | None = ANNEALED  # pyright: ignore[reportIncompatibleVariableOverride]: may be without
     """Levels, as parts of the training's; none for those of the model's own sampler, with its last step."""
     tau: float = 1 / 30
     """The inversion goes up to so much more than t at most."""
@@ -76,7 +72,6 @@ class ScoreDistillationViaInversion(Distillation):
     entropy: float = 0.3
     """How much new noise, in sigmas, is added to one that was inferred."""
     weighting: Weighting = "noise-to-signal"
-    """w(t)."""
     refresh: int = 1
     """For so many steps images move to the same prediction."""
 
@@ -85,7 +80,7 @@ class ScoreDistillationViaInversion(Distillation):
         if self.refresh > 1 and now.step % self.refresh:
             return _moved(self.weighting, at, now.x - now.memory["target"])
         kappa = self._kappa(now, at)
-        x0, eps = self._prior(now, self.guidance).clean_and_noise(add_noise(now.x, kappa, at), at)
+        x0, eps = self.prior(now).clean_and_noise(add_noise(now.x, kappa, at), at)
         target = x0 if ending is None else add_noise(x0, eps, ending)
         if self.kappa == "cached":
             now.memory["noise"] = eps
@@ -93,13 +88,10 @@ class ScoreDistillationViaInversion(Distillation):
             now.memory["target"] = target
         return _moved(self.weighting, at, now.x - target)
 
-    def _prior(self, now: Now, guidance: float) -> GuidedModel:
-        return GuidedModel(now.model, now.prompts, CFG(guidance, self.negative))
-
     def _at(self, now: Now) -> tuple[Level, Level | None]:
         """The step's level; for the last of the sampler's, where its step leads to as well."""
         if self.times is not None:
-            return self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng, shared=True), None
+            return self.level(now, shared=True), None
         turns, turn = -(-now.steps // self.refresh), now.step // self.refresh
         levels = now.model.levels(turns, now.x.shape[-2:])
         return levels[turn], levels[turns] if turn + 1 == turns else None
@@ -114,9 +106,9 @@ class ScoreDistillationViaInversion(Distillation):
             case "inversion":
                 kappa = self._inverted(now, at)
             case "fixed-point":
-                kappa = fixed_point(self._prior(now, self.guidance), now.x, at, now.noise())
+                kappa = fixed_point(self.prior(now), now.x, at, now.noise())
             case "sgd":
-                kappa = regressed(self._prior(now, self.guidance), now.x, at, now.noise())
+                kappa = regressed(self.prior(now), now.x, at, now.noise())
         return kappa + self.entropy * at.like(kappa)[1] * now.noise() if self.entropy else kappa
 
     def _remembered(self, now: Now, at: Level) -> Images:
@@ -141,7 +133,7 @@ class ScoreDistillationViaInversion(Distillation):
         tau = float(torch.rand((), generator=now.rng, dtype=torch.float64)) * self.tau
         up_to = schedule.nearest((at.t + tau * schedule.train_steps).clamp_max(_noisiest(schedule)))
         steps = self.inversion_steps(schedule, at)
-        return inverted(self._prior(now, self.inversion_guidance), now.x, up_to, steps)
+        return inverted(self.prior(now, guidance=self.inversion_guidance), now.x, up_to, steps)
 
 
 def _noisiest(schedule: Schedule) -> int:

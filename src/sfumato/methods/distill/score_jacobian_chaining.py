@@ -19,10 +19,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sfumato.core.guidance import CFG
 from sfumato.core.schedule import Level
 from sfumato.distill.annealing import Times, between
-from sfumato.distill.loop import Distillation, Now
+from sfumato.distill.guided import Guided
+from sfumato.distill.loop import Now
 from sfumato.distill.prior import GuidedModel, Images
 
 LEVELS = between(0.01, 0.969)
@@ -38,22 +38,16 @@ def score_jacobian_chaining(prior: GuidedModel, x: Images, at: Level, noise: Ima
 
 
 @dataclass(frozen=True)
-class ScoreJacobianChaining(Distillation):
+class ScoreJacobianChaining(Guided):
     """SJC with the authors' settings."""
 
     guidance: float = 100.0
-    """Scale of classifier-free guidance."""
-    negative: str = ""
-    """What takes the place of the empty prompt."""
     times: Times = LEVELS
-    """Levels, as parts of the training's."""
     power: int = 1
     """Of sigma, by which the difference to the denoised image is divided: 1 in the code, 2 makes it a score."""
 
     def gradient(self, now: Now) -> Images:
-        at = self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng)
-        prior = GuidedModel(now.model, now.prompts, CFG(self.guidance, self.negative))
-        return score_jacobian_chaining(prior, now.x, at, now.noise(), self.power)
+        return score_jacobian_chaining(self.prior(now), now.x, self.level(now), now.noise(), self.power)
 
 
 THREESTUDIO = ScoreJacobianChaining(guidance=101.0, times=between(0.01, 0.97))

@@ -24,13 +24,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.guidance import CFG
 from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import Times, constant, piecewise
 from sfumato.distill.gradients import Weighting, weight
-from sfumato.distill.loop import Distillation, Now
+from sfumato.distill.guided import Weighted
+from sfumato.distill.loop import Now
 from sfumato.distill.particles import LowRank, Told, low_rank, numbered
-from sfumato.distill.prior import GuidedModel, Images
+from sfumato.distill.prior import Images
 
 PROLIFICDREAMER = Times(constant(0.02), piecewise((0.0, 0.98), (0.2, 0.5), shape="steps"))
 
@@ -49,17 +49,12 @@ def variational(
 
 
 @dataclass(frozen=True)
-class VariationalScoreDistillation(Distillation):
+class VariationalScoreDistillation(Weighted):
     """VSD with ProlificDreamer's settings."""
 
     guidance: float = 7.5
     """Scale of classifier-free guidance, of the model."""
-    negative: str = ""
-    """What takes the place of the empty prompt."""
     times: Times = PROLIFICDREAMER
-    """Levels, as parts of the training's."""
-    weighting: Weighting = "variance"
-    """w(t)."""
     rank: int = 4
     """Of the low-rank copy."""
     rate: float = 1e-4
@@ -78,9 +73,9 @@ class VariationalScoreDistillation(Distillation):
 
     def gradient(self, now: Now) -> Images:
         copy: LowRank = now.learner
-        at = self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng)
-        prior = GuidedModel(now.model, now.prompts, CFG(self.guidance, self.negative))
-        cond, told = now.model.embed(now.asked), self.told(now)
+        at = self.level(now)
+        prior = self.prior(now)
+        cond, told = self.prior(now, now.asked, guidance=1.0).conds["cond"], self.told(now)
 
         def particles(noisy: Images, at: Level) -> Images:
             return copy.noise(noisy, at, cond, told, self.particle_guidance)

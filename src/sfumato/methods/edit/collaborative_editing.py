@@ -26,7 +26,7 @@ from torch import Tensor
 from sfumato.backbones.latent import Latent
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
-from sfumato.core.guidance import CFG, Guide
+from sfumato.core.guidance import Guide, Scales
 from sfumato.core.method import Phases, Run, Step
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.stein import PUBLISHED, Bandwidth, Division, Stein
@@ -66,9 +66,9 @@ class CollaborativeEditing(Inversion):
     """Of the levels and the noise; picture i has noise of its own from seed + i."""
     steps: int = 200
 
-    def guide(self, model: Backbone, scale: float | None = None) -> Guide:
+    def guide(self, model: Backbone, scale: float | None = None) -> Guide | Scales:
         paints = self.edit_guidance if scale is None else scale
-        return Instruction(None, paints, self.image_scale) if _instructed(model) else CFG(paints)  # pyright: ignore
+        return Instruction(None, paints, self.image_scale) if _instructed(model) else paints  # pyright: ignore
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         levels = drawn_levels(model.schedule, self.least, self.most, self.steps, self.seed)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.guidance import Guide, scaled
+from sfumato.core.guidance import Guide, Scales
 from sfumato.core.method import Phases, Run, Step
 from sfumato.core.schedule import Level, add_noise, joined, part_of
 from sfumato.errors import SfumatoError
@@ -38,7 +38,7 @@ from sfumato.inversion.path import Advance, Inversion, Path
 
 
 class Scaled(Inversion):
-    """A start with guidances of its own for the image and for its edits, in whichever way the model is guided."""
+    """A start with guidances of its own for the image and for its edits."""
 
     source_scale: float
     target_scale: float
@@ -46,8 +46,8 @@ class Scaled(Inversion):
     def source_guidance(self, scale: float) -> float:
         return self.source_scale
 
-    def guide(self, model: Backbone, scale: float | None = None) -> Guide:
-        return scaled(model, {"source": self.source_scale, "target": self.target_scale if scale is None else scale})
+    def guide(self, model: Backbone, scale: float | None = None) -> Guide | Scales:
+        return super().guide(model, self.target_scale if scale is None else scale)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
-from sfumato.core.guidance import reading, reads_scale
 from sfumato.core.method import Edit, Phases, Requires, Run, Step, Where
 from sfumato.core.schedule import add_noise
 from sfumato.errors import SfumatoError
@@ -69,7 +68,8 @@ class KVEdit(Scaled):
         if self.mask is None:
             raise SfumatoError("KV-Edit needs a mask: white is what is painted anew")
         levels = model.levels(self.steps, image.shape[-2:]).without(self.skip)
-        track = guided_track(model, image, prompts, advance, self.source_scale, self.steps, len(levels))
+        how = DDIMInversion(self.source_scale, 0, self.steps)
+        track = how.track(model, image, prompts, advance, len(levels))
         cells = self.mask.at((image.shape[-2], image.shape[-1])).to(image.device)
         start = None
         if self.fresh:
@@ -78,20 +78,6 @@ class KVEdit(Scaled):
             track[0], levels, prompts, image, track=track, pinned=True, cells=cells, fresh=start,
             bias=self.bias, apart=self.apart,
         )  # fmt: skip
-
-
-def guided_track(
-    model: Backbone,
-    image: Tensor,
-    prompts: tuple[str, ...],
-    advance: Advance,
-    scale: float,
-    steps: int,
-    last: int | None = None,
-) -> tuple[Tensor, ...]:
-    """The image at every level, or of the ``last`` steps; inverted under a guidance in the way that the model has."""
-    how = DDIMInversion(1.0 if reads_scale(model) else scale, 0, steps)
-    return how.track(reading(model, scale), image, prompts, advance, last)
 
 
 @dataclass(frozen=True, eq=False)

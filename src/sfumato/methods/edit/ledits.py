@@ -34,7 +34,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.choice import choose, nearest_side
 from sfumato.core.conditions import Cond
-from sfumato.core.guidance import Guide, Parts
+from sfumato.core.guidance import CFG, Guide, Parts
 from sfumato.core.method import Need, Phases, Requires, Run, Step, Where
 from sfumato.core.rows import Rows
 from sfumato.core.schedule import part_of
@@ -105,7 +105,7 @@ class Ledits(Inversion):
         total = part_of(self.steps, 1 + self.skip)
         said, scale = (prompts, self.source_scale) if self.source_scale else (("",) * len(image), 1.0)
         how = EditFriendly(scale, (total - self.steps) / total, self.seed, total)
-        path = how(model, image, said, advance)
+        path = how(model, image, said, advance, CFG(scale))
         return Edited(**{**vars(path), "prompts": prompts}, how=self)
 
 

@@ -33,9 +33,9 @@ from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step, Where
 from sfumato.core.schedule import part_of
 from sfumato.core.sites import Site, block
 from sfumato.errors import SfumatoError
+from sfumato.inversion.ddim import DDIMInversion
 from sfumato.inversion.path import Advance, Path
 from sfumato.methods.edit.flow_edit import Scaled
-from sfumato.methods.edit.kv_edit import guided_track
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Nudged(Scaled):
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         if self.nudge <= 0:
             raise SfumatoError(f"latents are nudged by a factor above 0, got {self.nudge}")
-        track = guided_track(model, image * self.nudge, prompts, advance, self.source_scale, self.steps)
+        track = DDIMInversion(self.source_scale, 0, self.steps).track(model, image * self.nudge, prompts, advance)
         levels = model.levels(self.steps, image.shape[-2:])
         return Larger(track[0], levels, prompts, image, track=track, pinned=True, nudge=self.nudge)
 

@@ -1,0 +1,43 @@
+"""What most ways to distil have in common: a guidance, and levels that are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sfumato.core.guidance import guided
+from sfumato.core.schedule import Level
+from sfumato.distill.annealing import DREAMFUSION, Times
+from sfumato.distill.gradients import Weighting
+from sfumato.distill.loop import Distillation, Now
+from sfumato.distill.prior import GuidedModel
+
+
+@dataclass(frozen=True)
+class Guided(Distillation):
+    """A distillation by guided predictions, at levels that are drawn."""
+
+    guidance: float = 7.5
+    """Scale of guidance, as the model is guided."""
+    negative: str = ""
+    """What takes the place of the empty prompt."""
+    times: Times = DREAMFUSION
+    """Levels, as parts of the training's."""
+
+    def prior(self, now: Now, prompts: Sequence[str] | None = None, guidance: float | None = None) -> GuidedModel:
+        """The model under the step's prompts and the guidance, or under others."""
+        scale = self.guidance if guidance is None else guidance
+        said = now.prompts if prompts is None else tuple(prompts)
+        return GuidedModel(now.model, said, guided(now.model, scale, self.negative))
+
+    def level(self, now: Now, shared: bool = False) -> Level:
+        """The step's, drawn for each image or for all."""
+        return self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng, shared=shared)
+
+
+@dataclass(frozen=True)
+class Weighted(Guided):
+    """One whose gradients are weighted by their level."""
+
+    weighting: Weighting = "variance"
+    """w(t)."""
