@@ -31,7 +31,7 @@ from sfumato.experiments.kappa_error import KappaError
 from sfumato.experiments.one_noise import OneNoise
 from sfumato.inversion import Inversion, invert
 from sfumato.io.device import choose
-from sfumato.io.terminal import progress
+from sfumato.io.progress import progress
 from sfumato.learning import seeds
 from sfumato.methods.distill.classifier_score_distillation import ClassifierScoreDistillation
 from sfumato.methods.distill.collaborative_score_distillation import CollaborativeScoreDistillation

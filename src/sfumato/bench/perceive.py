@@ -27,7 +27,7 @@ from sfumato.bench.session import Session
 from sfumato.bench.units import Row, Units, columns, timed
 from sfumato.core.backbone import Backbone
 from sfumato.io.device import choose
-from sfumato.io.terminal import progress
+from sfumato.io.progress import progress
 from sfumato.media import pictures
 from sfumato.media.images import tensor
 from sfumato.media.labels import lines, overlay

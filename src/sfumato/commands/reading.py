@@ -11,7 +11,8 @@ from typing import Any
 
 from sfumato.errors import SfumatoError
 from sfumato.io.files import write_text
-from sfumato.io.terminal import note, progress
+from sfumato.io.progress import progress
+from sfumato.io.terminal import note
 from sfumato.methods import index
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
