@@ -24,7 +24,7 @@ from sfumato.inversion import Inversion, Path, invert, reconstruct
 from sfumato.inversion.together import together
 from sfumato.io.progress import Listener, heard
 from sfumato.media import images, overlays, pictures
-from sfumato.media.images import Fit, Fitted
+from sfumato.media.images import Fit, Fitted, Sized
 from sfumato.methods.edit.appearance import APPEARANCE
 from sfumato.metrics.image import psnr
 from sfumato.tasks.previews import previewing
@@ -120,7 +120,7 @@ class Done:
     """Where each word of the target looks in the first picture, where that was asked for."""
 
 
-def fit_all(shown: Mapping[str, Picture], model: Backbone, how: Fit = "whole") -> dict[str, Fitted]:
+def fit_all(shown: Mapping[str, Picture], model: Sized, how: Fit = "whole") -> dict[str, Fitted]:
     """Pictures as a model sees them. ``SfumatoError`` where it would see them at several sizes."""
     fitted = {name: images.fit(picture, model.size, model.multiple, how) for name, picture in shown.items()}
     sizes = {name: f"{one.pixels.shape[-1]} x {one.pixels.shape[-2]}" for name, one in fitted.items()}
