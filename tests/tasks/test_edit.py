@@ -117,8 +117,8 @@ def test_where_words_look_and_whose_looks_are_taken(model):
     plain = run_edits(model, fitted, {"": edit}, attention=True)[""]
     assert plain.attention is not None
     events: list[Progress] = []
-    looks, options = torch.zeros(3, 32, 48), {"on_progress": events.append}
-    taken = run_edits(model, fitted, {"": replace(edit, looks="a duck")}, appearance=looks, **options)[""]
+    edits, looks = {"": replace(edit, looks="a duck")}, torch.zeros(3, 32, 48)
+    taken = run_edits(model, fitted, edits, appearance=looks, on_progress=events.append)[""]
     assert taken.attention is None and taken.plan.run.rows.streams == ("source", "target", "appearance")
     assert [e.what for e in events if e.over] == ["inverting", "inverting", "painting"]
 

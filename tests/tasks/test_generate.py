@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -49,10 +49,10 @@ def runs(monkeypatch):
 
 def test_as_many_go_together_as_the_methods_and_the_memory_allow(model, runs, monkeypatch):
     monkeypatch.setattr(task, "BATCH", 2)
-    options = {"steps": 1, "size": 64}
+    options: dict[str, Any] = {"steps": 1, "size": 64}
     assert len(generate(model, PROMPT, range(3), **options).pictures) == 3
     generate(model, PROMPT, range(3), methods=[Alone()], **options)
-    attention = {"attention": True, **options}
+    attention: dict[str, Any] = {"attention": True, **options}
     whole = generate(model, PROMPT, range(2), **attention)
     assert len(whole.attention) == 2
     needed = whole.plan.bytes

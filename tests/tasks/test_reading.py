@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -93,11 +95,12 @@ def test_points_or_a_grid_are_found_and_a_mask_and_an_edit_are_carried(model):
     done = match(model, a, b, dift, mask=mask, edited=torch.zeros(3, 40, 30), side=64)
     assert done.mask is not None and done.mask.shape == (30, 50)
     assert done.edited is not None and done.edited.shape == (3, 30, 50)
-    for method, given, why in (
+    refused: list[tuple[Any, dict[str, Any], str]] = [
         (PromptEmbeddings(), {"mask": mask}, "matches points alone"),
         (dift, {"edited": torch.zeros(3, 40, 30)}, "needs the mask"),
         (dift, {"mask": mask[1:]}, "30 x 39 pixels, its image is 30 x 40"),
-    ):
+    ]
+    for method, given, why in refused:
         with pytest.raises(SfumatoError, match=why):
             match(model, a, b, method, side=64, **given)
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sfumato.commands.editing import edit_of
 from sfumato.commands.options import (
     Boxes,
     Device,
@@ -102,22 +101,18 @@ def edit(
     writable(out)
     quiet()
     from sfumato.media import images
-    from sfumato.tasks.edit import fit_all, run_edits
+    from sfumato.tasks.edit import Edit, fit_all, run_edits
 
     net = loading.load(model, device)
     shown = {name: images.open_picture(file) for name, file in _named((image, *also)).items()}
     fitted = fit_all(shown, net, fit)
     other = None if appearance is None else _of_size(images.open_picture(appearance), fitted[image.stem])
-    layout, taken = layout_of(box), None if other is None else looks
-    edits = {
-        name: edit_of(
-            one.given(layout=layout).seeing(fitted[image.stem]), source, target, invert, steps, guidance, seed, taken
-        )
-        for name, one in chained.items()
-    }
+    asked = (source, target, invert, steps, guidance, seed, None if other is None else looks)
+    first, layout = fitted[image.stem], layout_of(box)
+    edits = {name: Edit.of(one.given(layout=layout).seeing(first), *asked) for name, one in chained.items()}
     options = {"seed": seed, "memory": int(memory * 2**30), "appearance": other, "attention": show_attention}
     found = run_edits(net, tuple(fitted.values()), edits, **options)
-    said = {"source": source, "target": target, **({} if taken is None else {"appearance": taken})}
+    said = {"source": source, "target": target, **({} if other is None else {"appearance": looks})}
     said |= {"guidance": guidance, "seed": seed, "model": model}
     files: dict[str, str] = {}
     for name, done in found.items():

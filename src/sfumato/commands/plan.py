@@ -6,7 +6,6 @@ from typing import Annotated
 
 import tyro
 
-from sfumato.commands.editing import edit_of
 from sfumato.commands.options import Boxes, Json, Loading, Model, check_size, layout_of, whole
 from sfumato.errors import SfumatoError
 from sfumato.io.terminal import print_json, print_table, quiet
@@ -42,11 +41,12 @@ def plan(
         raise SfumatoError(f"plan takes methods, joined by +; they are: {', '.join(index.words())}")
     quiet()
     from sfumato.core import denoising
+    from sfumato.tasks.edit import Edit
 
     net = loading.load(model)
     side = net.size if size is None else size
     chain = chain.given(layout=layout_of(box))
-    edit = edit_of(chain, source, target, "direct", steps, guidance)
+    edit = Edit.of(chain, source, target, "direct", steps, guidance)
     planned = denoising.plan(
         net,
         edit.prompts,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +27,9 @@ from sfumato.media import images, overlays, pictures
 from sfumato.media.images import Fit, Fitted, Sized
 from sfumato.methods.edit.appearance import APPEARANCE
 from sfumato.metrics.image import psnr
+from sfumato.tasks.chain import Chain
 from sfumato.tasks.previews import previewing
+from sfumato.tasks.starts import How, start_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -86,6 +88,28 @@ class Edit:
     """None is the start's own."""
     looks: str | None = None
     """What the picture shows whose appearance is taken; such an edit goes without guidance."""
+
+    @classmethod
+    def of(
+        cls,
+        chain: Chain,
+        source: str,
+        target: str,
+        how: How | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        looks: str | None = None,
+    ) -> Edit:
+        """By the methods of a chain, from where the one that says so starts, or else ``how``."""
+        chain = chain.given(seed=seed).stepped(steps)
+        start = start_of(how, steps, guidance, seed, looks is not None)
+        return cls(source, target, chain.starter(start) if looks is None else start, chain.methods, guidance, looks)
+
+    def prepared(self, model: Backbone) -> Edit:
+        """With what its methods find out beforehand."""
+        prompts = {stream: (prompt,) for stream, prompt in self.prompts.items()}
+        return replace(self, methods=[method.prepare(model, prompts) for method in self.methods])
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -146,6 +170,7 @@ def run_edits(
 
     ``appearance``: the picture, of the size of ``fitted``, whose looks are taken.
     """
+    edits = {name: edit.prepared(model) for name, edit in edits.items()}
     for edit in edits.values():
         edit.plan(model, fitted, edit.start.steps, memory)
 

@@ -51,9 +51,13 @@ def generate(
     preview_every: int = 0,
     on_progress: Listener | None = None,
 ) -> Generated:
-    """An image a seed, painted as ``denoise`` would; ``preview_every`` counts steps, and is of whole images. Raises ``SfumatoError`` for what ``denoise`` refuses, before the first is painted."""
+    """An image a seed. ``preview_every`` counts steps; of windows (``views``) there is no preview.
+
+    The rest is ``denoise``'s, which raises ``SfumatoError`` for what it refuses before the first image is painted.
+    """
     watch = Attention() if attention else None
-    every_method = [*methods, *([] if watch is None else [watch])]
+    every_method = [method.prepare(model, {"main": (prompt,)}) for method in methods]
+    every_method += [] if watch is None else [watch]
     options = {"methods": every_method, "guide": guide, "steps": steps, "size": size, "views": views}
     together = min(len(seeds), BATCH) if all(method.requires.batch for method in methods) else 1
     if memory is not None and plan(model, [prompt] * together, **options).bytes > memory:
