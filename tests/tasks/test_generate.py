@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sfumato.backbones.load import load
-from sfumato.core.denoising import plan
+from sfumato.core import denoising
 from sfumato.core.method import Method, Phases, Requires, Run
 from sfumato.errors import SfumatoError
 from sfumato.io.progress import Progress, Stopped
@@ -37,13 +37,13 @@ def model(here):
 @pytest.fixture
 def runs(monkeypatch):
     """How many images each run had."""
-    sizes, denoise = [], task.denoise
+    sizes, denoise = [], denoising.denoise
 
     def noted(model, prompts, **options):
         sizes.append(len(prompts))
         return denoise(model, prompts, **options)
 
-    monkeypatch.setattr(task, "denoise", noted)
+    monkeypatch.setattr(denoising, "denoise", noted)
     return sizes
 
 
@@ -66,7 +66,7 @@ def test_an_image_is_of_its_seed_and_is_what_a_single_run_paints(model):
     three, one = generate(model, PROMPT, [4, 5, 6], steps=2, size=64), generate(model, PROMPT, [5], steps=2, size=64)
     a, b = (np.asarray(p.pictures[i], int) for p, i in ((three, 1), (one, 0)))
     assert abs(a - b).max() <= 1
-    assert three.plan.table() == plan(model, [PROMPT] * 3, steps=2, size=64).table()
+    assert three.plan.table() == denoising.plan(model, [PROMPT] * 3, steps=2, size=64).table()
 
 
 def test_it_is_heard_with_previews_and_ended(model, runs):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sfumato.core import denoising
 from sfumato.core.backbone import Backbone
-from sfumato.core.denoising import denoise, plan
 from sfumato.core.guidance import Guide
 from sfumato.core.method import Method
 from sfumato.core.plan import Plan
@@ -60,16 +60,16 @@ def generate(
     every_method += [] if watch is None else [watch]
     options = {"methods": every_method, "guide": guide, "steps": steps, "size": size, "views": views}
     together = min(len(seeds), BATCH) if all(method.requires.batch for method in methods) else 1
-    if memory is not None and plan(model, [prompt] * together, **options).bytes > memory:
+    if memory is not None and denoising.plan(model, [prompt] * together, **options).bytes > memory:
         together = 1
-    planned = plan(model, [prompt] * together, memory=memory, **options)
+    planned = denoising.plan(model, [prompt] * together, memory=memory, **options)
     painted: list[Picture] = []
     looked: list[Picture] = []
     more = {"memory": memory, "stepper": stepper, "callback": previewing(0 if views else preview_every)}
     with heard(on_progress), progress("images", len(seeds)) as advance:
         for first in range(0, len(seeds), together):
             some = list(seeds[first : first + together])
-            out = denoise(model, [prompt] * len(some), seed=some, **more, **options)
+            out = denoising.denoise(model, [prompt] * len(some), seed=some, **more, **options)
             images = [pictures.picture(image) for image in out.images]
             if watch is not None:
                 looked += [overlays.sheet(p, watch.maps(model.words(prompt), i)) for i, p in enumerate(images)]
