@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato.commands import distill2d as command
+from sfumato.tasks import distill as task
 
 PROMPT = "a red cube on grass"
 
@@ -49,7 +49,7 @@ def test_a_sweep_is_a_run_each_and_a_sheet(lab, tmp_path):
 def test_a_run_that_was_cut_off_goes_on_to_the_same_pictures(lab, tmp_path, monkeypatch):
     assert lab("sds", steps=4)[0] == 0
     whole = Image.open(tmp_path / "a-red-cube-on-grass-sds-0.png").tobytes()
-    film = command._Film.__call__
+    film = task._Film.__call__
 
     def cut(self, step, images):
         if step == 2:
@@ -57,12 +57,12 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_pictures(lab, tmp_path, monk
         film(self, step, images)
 
     with monkeypatch.context() as patch:
-        patch.setattr(command._Film, "__call__", cut)
+        patch.setattr(task._Film, "__call__", cut)
         code, _, err = lab("sds", steps=4)
     assert (code, err.strip()) == (130, "sfumato: stopped")
     (kept,) = tmp_path.glob(".*.safetensors")
     began = []
-    monkeypatch.setattr(command._Film, "__call__", lambda self, step, images: began.append(step))
+    monkeypatch.setattr(task._Film, "__call__", lambda self, step, images: began.append(step))
     assert lab("sds", steps=4)[0] == 0
     assert began == [2, 3]
     assert Image.open(tmp_path / "a-red-cube-on-grass-sds-0.png").tobytes() == whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +13,16 @@ from PIL import Image
 
 from sfumato.backbones.load import family
 from sfumato.core.denoising import denoise
+from sfumato.core.guidance import CFG
 from sfumato.core.steppers import DDPM
-from sfumato.inversion import DDIMInversion, invert
+from sfumato.errors import SfumatoError
+from sfumato.inversion import DDIMInversion, Direct, invert
+from sfumato.io.progress import Progress
 from sfumato.media.images import fit, tensor
-from sfumato.methods.edit import BlendedLatents, SDEdit
+from sfumato.methods.edit import BlendedLatents, PromptToPrompt, SDEdit
+from sfumato.metrics.image import psnr
 from sfumato.prompts.layout import Mask
-from sfumato.tasks.edit import edit_pictures
+from sfumato.tasks.edit import Edit, edit_pictures, fit_all, invert_picture, run_edits
 
 SOURCE, TARGET = "a red cube on grass", "a blue duck on grass"
 
@@ -72,3 +77,61 @@ def test_without_a_source_it_is_beside_the_pictures_themselves(model):
     done = edit_pictures(model, fitted, path, {"target": TARGET}, guide=3.0, seed=1)
     out = denoise(model, {"target": [TARGET]}, start=path, guide=3.0, seed=1)["target"]
     assert torch.equal(done.painted, out.images) and done.changed.all()
+
+
+def test_an_edit_is_of_the_streams_that_its_start_follows(model):
+    asked = Edit(SOURCE, TARGET, DDIMInversion(steps=2))
+    assert asked.prompts == {"source": SOURCE, "target": TARGET}
+    assert Edit(SOURCE, TARGET, SDEdit()).prompts == {"target": TARGET}
+    assert set(replace(asked, looks="a duck").prompts) == {"source", "target", "appearance"}
+    assert replace(asked, looks="a duck", guidance=7.0).guide(model) == CFG(1.0)
+    assert replace(asked, guidance=3.0).guide(model) == asked.start.guide(model, 3.0)
+
+
+def test_edits_side_by_side_are_each_as_alone_and_none_is_run_if_one_cannot_be(model):
+    fitted = photos(model)
+    edits = {
+        "plain": Edit(SOURCE, TARGET, DDIMInversion(steps=2), guidance=2.0),
+        "noised": Edit(SOURCE, TARGET, SDEdit(0.5, steps=4), guidance=3.0),
+    }
+    events: list[Progress] = []
+    done = run_edits(model, fitted, edits, seed=1, preview_every=1, on_progress=events.append)
+    assert [d.steps for d in done.values()] == [2, 2]
+    for name, edit in edits.items():
+        path = invert(model, torch.stack([f.pixels for f in fitted]), SOURCE, edit.start)
+        alone = edit_pictures(model, fitted, path, edit.prompts, guide=edit.guide(model), seed=1)
+        assert all(same(a, b) for a, b in zip(done[name].edited.pictures, alone.pictures, strict=True))
+    assert {e.what for e in events} == {"inverting", "painting"}
+    shown = [e.preview for e in events if e.preview is not None]
+    assert len(shown) == 4 and shown[0].width > 2 * 32, "the edits alone, side by side"
+    events.clear()
+    alone = Edit(SOURCE, TARGET, SDEdit(steps=2), [PromptToPrompt()])
+    with pytest.raises(SfumatoError, match="edits one image a run"):
+        run_edits(model, fitted, {**edits, "p2p": alone}, on_progress=events.append)
+    assert not events
+
+
+def test_where_words_look_and_whose_looks_are_taken(model):
+    fitted = photos(model, 1)
+    edit = Edit(SOURCE, TARGET, DDIMInversion(steps=2))
+    plain = run_edits(model, fitted, {"": edit}, attention=True)[""]
+    assert plain.attention is not None
+    events: list[Progress] = []
+    edits, looks = {"": replace(edit, looks="a duck")}, torch.zeros(3, 32, 48)
+    taken = run_edits(model, fitted, edits, appearance=looks, on_progress=events.append)[""]
+    assert taken.attention is None and taken.plan.run.rows.streams == ("source", "target", "appearance")
+    assert [e.what for e in events if e.over] == ["inverting", "inverting", "painting"]
+
+
+def test_pictures_of_a_set_are_seen_at_one_size(model):
+    tall, wide = (Image.new("RGB", size) for size in ((40, 60), (60, 40)))
+    assert list(fit_all({"a": tall, "b": tall}, model)) == ["a", "b"]
+    with pytest.raises(SfumatoError, match=r"one size, here: a 16 x 24, b 24 x 16; crop them alike"):
+        fit_all({"a": tall, "b": wide}, SimpleNamespace(size=16, multiple=8))
+
+
+def test_a_picture_is_found_again_and_told_how_well(model):
+    (one,) = photos(model, 1)
+    done = invert_picture(model, one.pixels, SOURCE, Direct(steps=3), 2.0)
+    assert done.guidance == 2.0 and torch.equal(done.found, done.best) and done.psnr == done.psnr_best
+    assert done.psnr == float(psnr(done.found[None], one.pixels[None]))

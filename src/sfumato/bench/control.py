@@ -26,7 +26,7 @@ from sfumato.core.choice import nearest_side
 from sfumato.core.denoising import denoise
 from sfumato.core.method import Method
 from sfumato.io.device import choose
-from sfumato.io.terminal import progress
+from sfumato.io.progress import progress
 from sfumato.methods.control import (
     AttendAndExcite,
     DenseDiffusion,

@@ -25,13 +25,13 @@ from sfumato.bench.session import SEEDS, Session
 from sfumato.bench.units import Row, Units, columns
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
-from sfumato.distill import Distillation, Now, Times, apply_gradient, canvases, constant, distil
+from sfumato.distill import Distillation, Now, Times, apply_gradient, canvases, constant
 from sfumato.experiments.common import Subjects
 from sfumato.experiments.kappa_error import KappaError
 from sfumato.experiments.one_noise import OneNoise
 from sfumato.inversion import Inversion, invert
 from sfumato.io.device import choose
-from sfumato.io.terminal import progress
+from sfumato.io.progress import progress
 from sfumato.learning import seeds
 from sfumato.methods.distill.classifier_score_distillation import ClassifierScoreDistillation
 from sfumato.methods.distill.collaborative_score_distillation import CollaborativeScoreDistillation
@@ -51,6 +51,7 @@ from sfumato.stilllife import change
 from sfumato.stilllife.captions import Said
 from sfumato.stilllife.moves import orbit
 from sfumato.stilllife.oracle import matches
+from sfumato.tasks.distill import distill_images
 from sfumato.tasks.recipes import EDITING, find
 
 STEPS, GUIDANCE, TOGETHER = 200, 7.5, 8
@@ -106,10 +107,8 @@ class Tried:
 
     def run(self, model: Backbone, prompts: Sequence[str], seed: int) -> Float[Tensor, "n 3 h w"]:
         """An image a prompt; image i starts from seed + i."""
-        generator = canvases.canvas(model, self.space, len(prompts), seed)
-        how = canvases.optimiser(self.optimiser, self.space, self.rate)
-        distil(model, generator, list(prompts), self.method, self.steps, optimiser=how, seed=seed)
-        return canvases.shown(model, generator)
+        options = {"space": self.space, "optimiser": self.optimiser, "rate": self.rate, "seed": seed}
+        return distill_images(model, list(prompts), self.method, self.steps, **options).images
 
 
 @dataclass

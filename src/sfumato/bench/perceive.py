@@ -27,7 +27,7 @@ from sfumato.bench.session import Session
 from sfumato.bench.units import Row, Units, columns, timed
 from sfumato.core.backbone import Backbone
 from sfumato.io.device import choose
-from sfumato.io.terminal import progress
+from sfumato.io.progress import progress
 from sfumato.media import pictures
 from sfumato.media.images import tensor
 from sfumato.media.labels import lines, overlay
@@ -52,6 +52,7 @@ from sfumato.stilllife.captions import plain
 from sfumato.stilllife.kinds import TRAINED
 from sfumato.stilllife.render import Rendering, keypoints
 from sfumato.tasks.recipes import find
+from sfumato.tasks.segment import Segmenter
 
 SIDE = 256  # at which the network sees the renders of 128 pixels: 32 x 32 cells
 SHOTS = (1, 5)
@@ -158,9 +159,7 @@ class Tried:
         return f"{about} {self.side} {CUT if self.cut else ''}"
 
     def segments(self, model: Backbone, image: Float[Tensor, "3 h w"]) -> Segments:
-        with read(model, image, self.side) as reader:
-            found = self.method(reader)
-            return CUT.refine(found, reader.pixels) if self.cut else found
+        return Segmenter(model, self.method, (CUT,) if self.cut else (), side=self.side)(image)
 
 
 def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Report:
@@ -385,9 +384,7 @@ def _classes(
                 return timed(lambda: method.fit(model, list(many.images[:n]), taught[:n], side=SIDE), session.device)
 
             def segment(image: Tensor, model: Any = model, learned: Any = learned, cut: Any = cut) -> Segments:
-                with read(model, image, SIDE) as reader:
-                    found = learned()[0].segments(reader)
-                    return found if cut is None else cut.refine(found, reader.pixels)
+                return Segmenter(model, learned()[0].segments, () if cut is None else (cut,), side=SIDE)(image)
 
             found, unit = [], f"{what} {n} {model.name} {method!r} {SIDE} {kinds}"
             for i, image in enumerate(tests.images):

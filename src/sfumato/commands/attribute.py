@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import tyro
 
 from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_side, slug
-from sfumato.commands.reading import Batch, files_of, page
+from sfumato.commands.reading import files_of, finish, page
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable
 from sfumato.io.terminal import print_json, quiet
 from sfumato.tasks import recipes
+from sfumato.tasks.batch import Batch
 
 
 def attribute(
@@ -74,14 +75,15 @@ def attribute(
             save_file({w: m.contiguous() for w, m in zip(asked, maps, strict=True)}, part)
         return {"files": [*map(str, made), str(tensors)], "shown": str(made[-1])}
 
-    rows = batch.run("looking", work)
+    done = batch.run("looking", work)
+    rows = done.rows
     shown = [
         (row["image"], [("as it is", Path(row["image"])), *zip(asked, map(Path, row["files"]), strict=False)])
         for row in rows
     ]
     report = page("Where words look", prompt or ", ".join(asked), shown, out / "index.html")
     if json:
-        print_json({"images": rows, "page": str(report), "failed": batch.failed})
+        print_json({"images": rows, "page": str(report), "failed": done.failed})
     else:
         print("\n".join([*(f for row in rows for f in row["files"]), str(report)]))
-    batch.finish()
+    finish(batch, done.failed)

@@ -6,7 +6,7 @@ import math
 from dataclasses import fields, replace
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -17,13 +17,6 @@ from sfumato.io.terminal import note, print_json, quiet
 from sfumato.methods import index
 from sfumato.tasks import chain as chains
 from sfumato.tasks.chain import Chain
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
-    from torch import Tensor
-
-    from sfumato.core.backbone import Backbone
-    from sfumato.distill.loop import Regulariser
 
 MOST = 64  # images at once
 FRAMES, MOST_FRAMES = 40, 400  # of a preview
@@ -97,55 +90,52 @@ def distill2d(
         raise SfumatoError(f"--rate is a number above 0, got {rate:g}")
     if not (0 <= turn <= 180 and 0.1 <= zoom[0] <= zoom[1] <= 10):
         raise SfumatoError(f"--turn lies in 0 to 180, --zoom in 0.1 to 10, got {turn:g} and {zoom[0]:g} {zoom[1]:g}")
+    if not all(math.isfinite(w) and w >= 0 for w in (saturation, hue, histogram)):
+        raise SfumatoError("--saturation, --hue and --histogram are numbers from 0")
     method = chain.items[0]
     if scales and "guidance" not in {f.name for f in fields(method)}:
         raise SfumatoError(f"{chain.names[0]} has no guidance to sweep")
     writable(out)
     quiet()
-    from sfumato.distill import Ramp, RandomViews, canvases, distil
+    from sfumato.distill import Ramp, RandomViews
     from sfumato.media import pictures
     from sfumato.media.images import read_image
     from sfumato.stilllife import paint
+    from sfumato.tasks.distill import distill_images, regularised
 
     limit = Ramp.read(clip) if clip else None
     net = loading.load(model, device)
     for remark in paint.remarks(net, prompt, of_the_world=model == "stilllife"):
         note(remark)
     begin = None if init is None else read_image(init, net)
-    at = (size, size) if size is not None else None if begin is None else (begin.shape[-2], begin.shape[-1])
     if begin is not None and size is not None and begin.shape[-2:] != (size, size):
         raise SfumatoError("--init brings its own size; leave --size out")
-    looked = RandomViews(n, turn, zoom) if turn or zoom != (1.0, 1.0) else None
-    weights = (saturation, hue, histogram)
-    losses = _regularisers(net, weights, reference, begin, prompt, seed) if any(weights) else []
+    like = begin if reference is None else read_image(reference, net)
+    weights = {"saturation": saturation, "hue": hue, "histogram": histogram}
+    options = {
+        "n": n, "space": space, "size": None if size is None else (size, size), "image": begin,
+        "optimiser": optimiser, "rate": rate, "clip": limit, "seed": seed, "frame_every": every,
+        "viewpoints": RandomViews(n, turn, zoom) if turn or zoom != (1.0, 1.0) else None,
+        "regularisers": regularised(net, prompt, **weights, reference=like, seed=seed),
+    }  # fmt: skip
     settings = {"prompt": prompt, "space": space, "steps": steps, "optimiser": optimiser, "seed": seed, "model": model}
     stem, rows, results = f"{slug(prompt)}-{chain.names[0]}", [], []
     for scale in scales or [None]:
         how = method if scale is None else replace(method, guidance=scale)
         name = stem if scale is None else f"{stem}-{scale:g}"
-        generator = canvases.canvas(net, space, n, seed, at, begin)
         kept = out / f".{name}.safetensors"
-        film = _Film(net, generator.space, every)
-        records = distil(
-            net, generator, prompt, how, steps,
-            optimiser=canvases.optimiser(optimiser, space, rate), viewpoints=looked, regularisers=losses, clip=limit,
-            seed=seed, keep=kept, watch=film,
-        )  # fmt: skip
-        images = canvases.shown(net, generator)
-        film.last(images)
+        done = distill_images(net, prompt, how, steps, keep=kept, **options)
         said = {**settings, "method": repr(how)}
         files = [
             pictures.write(pictures.picture(image), out / f"{name}-{seed + i}.png", said)
-            for i, image in enumerate(images)
+            for i, image in enumerate(done.images)
         ]
-        sheet = pictures.grid([pictures.picture(image) for image in images])
+        sheet = done.frames[-1]
         files += [pictures.write(sheet, out / f"{name}.png", said)] if n > 1 else []
-        files.append(film.write(out / f"{name}.gif"))
+        files.append(pictures.write_film(done.frames, out / f"{name}.gif"))
         kept.unlink(missing_ok=True)
         results.append(sheet)
-        rows.append(
-            {**said, "guidance": scale, "files": [str(f) for f in files], "strength": [r.strength for r in records]}
-        )
+        rows.append({**said, "guidance": scale, "files": [str(f) for f in files], "strength": done.strength})
     grid = out / f"{stem}.png" if n > 1 else out / f"{stem}-{seed}.png"
     if scales:
         labels, grid = [f"{scale:g}" for scale in scales], out / f"{stem}-sweep.png"
@@ -166,51 +156,3 @@ def _scales(text: str) -> list[float]:
     if not all(map(math.isfinite, scales)) or len(set(scales)) < len(scales):
         raise SfumatoError(f"--sweep are different numbers with commas, such as 7.5,30,100, got {text!r}")
     return scales
-
-
-def _regularisers(
-    net: Backbone, weights: tuple[float, float, float], file: Path | None, begin: Tensor | None, prompt: str, seed: int
-) -> list[Regulariser]:
-    """Those with a weight, against the reference."""
-    from sfumato.core.denoising import denoise
-    from sfumato.distill.regularisers import Histogram, Hue, Saturation
-    from sfumato.media.images import read_image
-
-    if not all(math.isfinite(w) and w >= 0 for w in weights):
-        raise SfumatoError("--saturation, --hue and --histogram are numbers from 0")
-    if file is not None:
-        begin = read_image(file, net)
-    like = denoise(net, prompt, seed=seed).images[0] if begin is None else begin.to(net.device)
-    kinds = zip((Saturation, Hue, Histogram), weights, strict=True)
-    return [kind(like, w) for kind, w in kinds if w]
-
-
-class _Film:
-    """Frames of a run as they come."""
-
-    def __init__(self, net: Backbone, space: str, every: int):
-        self.net, self.space, self.every = net, space, every
-        self.frames: list[Picture] = []
-
-    def __call__(self, step: int, images: Tensor) -> None:
-        import torch
-
-        if step % self.every == 0:
-            with torch.no_grad():
-                self.last(self.net.decode(images) if self.space == "latent" else images)
-
-    def last(self, images: Tensor) -> None:
-        from sfumato.media import pictures
-
-        self.frames.append(pictures.grid([pictures.picture(image) for image in images]))
-
-    def write(self, path: Path) -> Path:
-        """A GIF that stays a while on its last frame."""
-        from sfumato.io.files import atomic
-
-        times = [80] * (len(self.frames) - 1) + [1500]
-        with atomic(path) as part:
-            self.frames[0].save(
-                part, format="GIF", save_all=True, append_images=self.frames[1:], duration=times, loop=0
-            )
-        return path

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sfumato.commands.editing import Asked, How
 from sfumato.commands.options import (
     Boxes,
     Device,
@@ -26,21 +23,20 @@ from sfumato.commands.options import (
     whole,
 )
 from sfumato.errors import SfumatoError
-from sfumato.io.files import writable
+from sfumato.io.files import writable, write_text
 from sfumato.io.terminal import print_json, quiet
 from sfumato.methods import index
 from sfumato.tasks import chain as chains
 from sfumato.tasks import recipes
 from sfumato.tasks.chain import Chain
+from sfumato.tasks.starts import How
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
     from torch import Tensor
 
-    from sfumato.core.backbone import Backbone
-    from sfumato.core.plan import Plan
-    from sfumato.core.watch import Attention
     from sfumato.media.images import Fitted
+    from sfumato.tasks.edit import Done
 
 
 def edit(
@@ -105,29 +101,25 @@ def edit(
     writable(out)
     quiet()
     from sfumato.media import images
+    from sfumato.tasks.edit import Edit, fit_all, run_edits
 
     net = loading.load(model, device)
-    photos = _named((image, *also))
-    fitted = {name: images.fit(images.open_picture(file), net.size, net.multiple, fit) for name, file in photos.items()}
-    height, width = _one_size(fitted)
-    other = None if appearance is None else _of_size(images.open_picture(appearance), height, width)
-    work = _Work(net, tuple(fitted.values()), (height, width), int(memory * 2**30), seed, show_attention, other)
-    prompts, layout = {"source": source, "target": target}, layout_of(box)
-    prompts |= {} if other is None else {"appearance": looks}
-    edits: dict[str, _Edit] = {}
-    asked: dict[str, Asked] = {}
-    for name, one in chained.items():  # what cannot be run is refused before the first inversion
-        one = one.given(layout=layout).seeing(fitted[image.stem])
-        asked[name] = Asked.of(one, net, prompts, invert, steps, guidance, seed)
-        work.planned(asked[name], asked[name].start.steps)
-    for name, what in asked.items():
-        edits[name] = work.edit(what)
-    said = {**prompts, "guidance": guidance, "seed": seed, "model": model}
+    shown = {name: images.open_picture(file) for name, file in _named((image, *also)).items()}
+    fitted = fit_all(shown, net, fit)
+    other = None if appearance is None else _of_size(images.open_picture(appearance), fitted[image.stem])
+    asked = (source, target, invert, steps, guidance, seed, None if other is None else looks)
+    first, layout = fitted[image.stem], layout_of(box)
+    edits = {name: Edit.of(one.given(layout=layout).seeing(first), *asked) for name, one in chained.items()}
+    options = {"seed": seed, "memory": int(memory * 2**30), "appearance": other, "attention": show_attention}
+    found = run_edits(net, tuple(fitted.values()), edits, **options)
+    said = {"source": source, "target": target, **({} if other is None else {"appearance": looks})}
+    said |= {"guidance": guidance, "seed": seed, "model": model}
     files: dict[str, str] = {}
-    for name, done in edits.items():
-        files |= done.write(out, list(photos), name, {**said, "method": name or chain.items, "steps": done.steps})
-    files |= _beside(out, fitted, edits, said)
-    runs = [{"method": name, "seconds": round(done.seconds, 2), "steps": done.steps} for name, done in edits.items()]
+    for name, done in found.items():
+        about = {**said, "method": name or chain.items, "steps": done.steps}
+        files |= _write(done, out, list(fitted), name, about)
+    files |= _beside(out, fitted, found, said)
+    runs = [{"method": name, "seconds": round(done.seconds, 2), "steps": done.steps} for name, done in found.items()]
     print_json({**files, "runs": runs}) if json else print("\n".join(files.values()))
 
 
@@ -140,109 +132,43 @@ def _named(files: tuple[Path, ...]) -> dict[str, Path]:
     return named
 
 
-def _one_size(fitted: dict[str, Fitted]) -> tuple[int, int]:
-    """Height and width at which all pictures are seen."""
-    sizes = {name: f"{one.pixels.shape[-1]} x {one.pixels.shape[-2]}" for name, one in fitted.items()}
-    if len(set(sizes.values())) > 1:
-        said = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise SfumatoError(f"pictures of a set are seen at one size, here: {said}; crop them alike, or say --fit crop")
-    height, width = next(iter(fitted.values())).pixels.shape[-2:]
-    return height, width
+def _write(done: Done, out: Path, stems: list[str], name: str, said: dict[str, Any]) -> dict[str, str]:
+    """Each picture, the plan, and where the words looked."""
+    from sfumato.media import pictures
+
+    end, stems = f" {name}" if name else "", ["-".join(filter(None, (s, name.replace(":", "-")))) for s in stems]
+    stem, plan = stems[0], out / f"{stems[0]}-plan.json"
+    files = {
+        f"image{f' {i}' if i else ''}{end}": pictures.write(result, out / f"{each}-edited.png", said)
+        for i, (each, result) in enumerate(zip(stems, done.edited.pictures, strict=True))
+    }
+    files[f"plan{end}"] = plan
+    write_text(plan, dumps(done.plan.table(), indent=2) + "\n")
+    if done.attention is not None:
+        files[f"attention{end}"] = pictures.write(done.attention, out / f"{stem}-attention.png", said)
+    return {key: str(file) for key, file in files.items()}
 
 
-@dataclass(frozen=True)
-class _Edit:
-    """What one edit came to."""
-
-    results: tuple[Picture, ...]
-    painted: Picture
-    plan: Plan
-    steps: int
-    seconds: float
-    words: list[tuple[str, slice]]
-    attention: Attention | None
-
-    def write(self, out: Path, stems: list[str], name: str, said: dict[str, Any]) -> dict[str, str]:
-        from sfumato.io.files import write_text
-        from sfumato.media import overlays, pictures
-
-        end, stems = f" {name}" if name else "", ["-".join(filter(None, (s, name.replace(":", "-")))) for s in stems]
-        stem, plan = stems[0], out / f"{stems[0]}-plan.json"
-        files = {
-            f"image{f' {i}' if i else ''}{end}": pictures.write(result, out / f"{each}-edited.png", said)
-            for i, (each, result) in enumerate(zip(stems, self.results, strict=True))
-        }
-        files[f"plan{end}"] = plan
-        write_text(plan, dumps(self.plan.table(), indent=2) + "\n")
-        if self.attention is not None:
-            sheet = overlays.sheet(self.painted, self.attention.maps(self.words))
-            files[f"attention{end}"] = pictures.write(sheet, out / f"{stem}-attention.png", said)
-        return {key: str(file) for key, file in files.items()}
-
-
-def _beside(out: Path, fitted: dict[str, Fitted], edits: dict[str, _Edit], said: dict[str, Any]) -> dict[str, str]:
+def _beside(out: Path, fitted: dict[str, Fitted], found: dict[str, Done], said: dict[str, Any]) -> dict[str, str]:
     """Each picture beside its edit, or of several a sheet with their names."""
     from sfumato.media import pictures
 
-    stem, results = next(iter(fitted)), zip(*(done.results for done in edits.values()), strict=True)
+    stem, results = next(iter(fitted)), zip(*(done.edited.pictures for done in found.values()), strict=True)
     rows = [[one.original, *edited] for one, edited in zip(fitted.values(), results, strict=True)]
-    first, columns = rows[0][0].size, 1 + len(edits)
+    first, columns = rows[0][0].size, 1 + len(found)
     shown = [picture if picture.size == first else picture.resize(first) for row in rows for picture in row]
-    if list(edits) == [""]:
+    if list(found) == [""]:
         return {"beside": str(pictures.write(pictures.grid(shown, columns), out / f"{stem}-beside.png", said))}
-    labels = ["the picture", *edits] * len(rows)
+    labels = ["the picture", *found] * len(rows)
     sheet = pictures.labelled(shown, labels, columns=min(4, columns) if len(rows) == 1 else columns)
     return {"compare": str(pictures.write(sheet, out / f"{stem}-compare.png", said))}
 
 
-def _of_size(picture: Picture, height: int, width: int) -> Tensor:
-    """The middle of a picture, at this size, in [0, 1]."""
+def _of_size(picture: Picture, like: Fitted) -> Tensor:
+    """The middle of a picture, at the size at which another is seen, in [0, 1]."""
     from PIL import Image, ImageOps
 
     from sfumato.media.images import tensor
 
+    height, width = like.pixels.shape[-2:]
     return tensor(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))
-
-
-@dataclass(frozen=True)
-class _Work:
-    """Pictures, and the model that edits them."""
-
-    net: Backbone
-    fitted: tuple[Fitted, ...]
-    size: tuple[int, int]
-    memory: int
-    seed: int
-    show_attention: bool
-    appearance: Tensor | None
-
-    def planned(self, asked: Asked, steps: int) -> Plan:
-        from sfumato.core.denoising import plan
-
-        options = {"guide": asked.guide, "steps": steps, "size": self.size, "memory": self.memory}
-        prompts = {stream: [said] * len(self.fitted) for stream, said in asked.prompts.items()}
-        return plan(self.net, prompts, methods=asked.methods, **options)
-
-    def edit(self, asked: Asked) -> _Edit:
-        import torch
-
-        from sfumato.core.watch import Attention
-        from sfumato.inversion import invert
-        from sfumato.inversion.together import together
-        from sfumato.media import pictures
-        from sfumato.tasks.edit import edit_pictures
-
-        began = time.perf_counter()
-        said = asked.prompts.get("source", asked.source)
-        path = invert(self.net, torch.stack([one.pixels for one in self.fitted]), said, asked.start)
-        if self.appearance is not None:
-            other = invert(self.net, self.appearance, asked.prompts["appearance"], asked.start)
-            path = together({("source", "target"): path, "appearance": other})
-        watching = [Attention("target")] if self.show_attention else []
-        options = {"guide": asked.guide, "seed": self.seed, "memory": self.memory}
-        done = edit_pictures(self.net, self.fitted, path, asked.prompts, methods=[*asked.methods, *watching], **options)
-        seconds, steps = time.perf_counter() - began, len(path.levels)
-        words = self.net.words(asked.prompts["target"])
-        plan = self.planned(asked, steps or asked.start.steps)
-        painted = pictures.picture(done.painted[0])
-        return _Edit(done.pictures, painted, plan, steps, seconds, words, next(iter(watching), None))

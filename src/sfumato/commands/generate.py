@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -30,11 +30,6 @@ from sfumato.io.files import writable, write_text
 from sfumato.io.terminal import note, print_json, quiet
 from sfumato.tasks import chain as chains
 from sfumato.tasks.chain import Chain
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
-
-BATCH = 8
 
 
 def generate(
@@ -87,30 +82,19 @@ def generate(
     writable(folder)
 
     quiet()
-    from sfumato.core import denoising
-    from sfumato.core.watch import Attention
     from sfumato.media import pictures
-    from sfumato.media.overlays import sheet
     from sfumato.stilllife import paint
+    from sfumato.tasks import generate as task
 
     net = loading.load(model, device)
     side = net.size if size is None else size
     for remark in paint.remarks(net, prompt, of_the_world=model == "stilllife"):
         note(remark)
     chain = chain.given(seed=seed, layout=layout_of(box))
-    watching = [Attention()] if show_attention else []
-    options = {"methods": [*chain.methods, *watching], "guide": sampling.guide(net, guidance, negative), "steps": steps}
-    options |= {**sampling.options(side), "memory": int(memory * 2**30)}
-    together = _together(net, prompt, options, min(n, BATCH))
-    planned = denoising.plan(net, [prompt] * together, **options).table()
-    painted: list[Picture] = []
-    overlays: list[Picture] = []
-    for first in range(0, n, together):
-        seeds = range(seed, seed + n)[first : first + together]
-        out_ = denoising.denoise(net, [prompt] * len(seeds), seed=list(seeds), stepper=sampling.made(), **options)
-        some = [pictures.picture(image) for image in out_.images]
-        overlays += [sheet(p, seen.maps(net.words(prompt), i)) for seen in watching for i, p in enumerate(some)]
-        painted += some
+    options = {"methods": chain.methods, "guide": sampling.guide(net, guidance, negative), "steps": steps}
+    options |= {**sampling.options(side), "stepper": sampling.made()}
+    options |= {"memory": int(memory * 2**30), "attention": show_attention}
+    painted = task.generate(net, prompt, range(seed, seed + n), **options)
     settings = {
         "prompt": prompt,
         "negative": negative,
@@ -122,34 +106,20 @@ def generate(
         **({"methods": " + ".join(map(repr, chain.items))} if chain.items else {}),
     }
     rows: list[dict[str, Any]] = []
-    for i, image in enumerate(painted):
+    for i, image in enumerate(painted.pictures):
         path = out if single and n == 1 else folder / f"{stem}-{seed + i}.png"
         rows.append({"image": str(pictures.write(image, path, {**settings, "seed": seed + i})), "seed": seed + i})
-        if overlays:
-            file = pictures.write(overlays[i], folder / f"{stem}-{seed + i}-attention.png", settings)
+        if painted.attention:
+            file = pictures.write(painted.attention[i], folder / f"{stem}-{seed + i}-attention.png", settings)
             rows[-1]["attention"] = str(file)
     files = [value for row in rows for key, value in row.items() if key != "seed"]
     found: dict[str, Any] = {"images": [{**settings, **row} for row in rows], "grid": None}
     if n > 1:
         all_of = {**settings, "seed": f"{seed}-{seed + n - 1}"}
-        found["grid"] = str(pictures.write(pictures.grid(painted), folder / f"{stem}.png", all_of))
+        found["grid"] = str(pictures.write(pictures.grid(painted.pictures), folder / f"{stem}.png", all_of))
         files.append(found["grid"])
     if chain.items:
         found["plan"] = str(folder / f"{stem}-plan.json")
-        write_text(Path(found["plan"]), dumps(planned, indent=2) + "\n")
+        write_text(Path(found["plan"]), dumps(painted.plan.table(), indent=2) + "\n")
         files.append(found["plan"])
     print_json(found) if json else print("\n".join(files))
-
-
-def _together(net: Any, prompt: str, options: dict[str, Any], most: int) -> int:
-    """How many images of the prompt a run may have: some methods take one at a time."""
-    from sfumato.core.denoising import plan
-
-    try:
-        plan(net, [prompt] * most, **options)
-    except SfumatoError:
-        if most == 1:
-            raise
-        plan(net, [prompt], **options)
-        return 1
-    return most

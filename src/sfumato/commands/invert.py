@@ -7,10 +7,10 @@ from typing import Annotated
 
 import tyro
 
-from sfumato.commands.editing import How, inversion_of
 from sfumato.commands.options import Device, Fit, Json, Model, Photo, Running, Seed, Steps, seed_of, whole
 from sfumato.io.files import writable
 from sfumato.io.terminal import print_json, quiet
+from sfumato.tasks.starts import How, inversion_of
 
 
 def invert(
@@ -39,21 +39,16 @@ def invert(
     import torch
     from safetensors.torch import save_file
 
-    from sfumato.inversion import invert, reconstruct
     from sfumato.io.files import atomic
     from sfumato.media import images, pictures
-    from sfumato.metrics.image import psnr
+    from sfumato.tasks.edit import invert_picture
 
     net = loading.load(model, device)
     fitted = images.fit(images.open_picture(image), net.size, net.multiple, fit)
-    kind = inversion_of(how, steps, guidance, seed)
-    own = kind.source_guidance(guidance)
-    path = invert(net, fitted.pixels, prompt, kind)
-    with torch.no_grad():
-        found = net.decode(reconstruct(net, path, own)).cpu()
-        best = net.decode(path.image).cpu()
-    beside = pictures.grid([pictures.picture(x) for x in (fitted.pixels, best[0], found[0])])
-    words = {"prompt": prompt, "how": how, "steps": steps, "guidance": own, "seed": seed}
+    done = invert_picture(net, fitted.pixels, prompt, inversion_of(how, steps, guidance, seed), guidance)
+    path = done.path
+    beside = pictures.grid([pictures.picture(x) for x in (fitted.pixels, done.best, done.found)])
+    words = {"prompt": prompt, "how": how, "steps": steps, "guidance": done.guidance, "seed": seed}
     sheet = pictures.write(beside, out / f"{image.stem}-inverted.png", words)
     tensors = {"start": path.latents, "image": path.image}
     tensors |= {"track": torch.stack(path.track)} if path.track else {}
@@ -62,8 +57,7 @@ def invert(
     file = out / f"{image.stem}-path.safetensors"
     with atomic(file) as part:
         save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, part, {k: str(v) for k, v in words.items()})
-    seen = fitted.pixels[None]
-    figures = {"psnr": float(psnr(found, seen)), "psnr_vae": float(psnr(best, seen))}
+    figures = {"psnr": done.psnr, "psnr_vae": done.psnr_best}
     if json:
         print_json({"image": str(sheet), "path": str(file), **figures})
     else:

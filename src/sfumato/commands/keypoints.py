@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import tyro
 
 from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_side
-from sfumato.commands.reading import Batch, contents, files_of, page
+from sfumato.commands.reading import files_of, finish, page
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_text
 from sfumato.io.terminal import print_json, quiet
 from sfumato.tasks import chain as chains
+from sfumato.tasks.batch import Batch, contents
 
 
 def keypoints(
@@ -73,13 +74,14 @@ def keypoints(
         made = pictures.write(points(picture, at), out / f"{batch.stem(file)}-keypoints.png")
         return {"files": [str(made)], "shown": str(made), "points": at.tolist()}
 
-    rows = batch.run("locating", work)
+    done = batch.run("locating", work)
+    rows = done.rows
     document = out / "keypoints.json"
     write_text(document, dumps(rows, indent=1, allow_nan=False) + "\n")
     shown = [(row["image"], [("", Path(row["files"][0]))]) for row in rows]
     report = page("Keypoints", f"{len(found.chosen)} on {model}, {len(rows)} images", shown, out / "index.html")
     if json:
-        print_json({"learned": str(learned), "images": rows, "page": str(report), "failed": batch.failed})
+        print_json({"learned": str(learned), "images": rows, "page": str(report), "failed": done.failed})
     else:
         print("\n".join([*(f for row in rows for f in row["files"]), str(learned), str(document), str(report)]))
-    batch.finish()
+    finish(batch, done.failed)

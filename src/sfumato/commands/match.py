@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -14,14 +13,6 @@ from sfumato.io.files import writable, write_text
 from sfumato.io.terminal import print_json, quiet
 from sfumato.tasks import chain as chains
 from sfumato.tasks import recipes
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
-
-    from sfumato.reading.reader import Reader
-
-GRID = 6  # points a side, where none are given
 
 
 def match(
@@ -60,45 +51,38 @@ def match(
     writable(out)
     asked = [_point(p) for p in points]
     quiet()
-    import torch
-
     from sfumato.media import pictures
     from sfumato.media.images import open_picture
     from sfumato.media.labels import lines, overlay, write_labels
-    from sfumato.methods.perceive.dift import DIFT
-    from sfumato.reading.reader import pixels, read
+    from sfumato.prompts.layout import Mask
+    from sfumato.reading.reader import pixels
+    from sfumato.tasks import match as task
 
     if len(chain.items) > 1:
         raise SfumatoError(f"match takes one method, got {', '.join(chain.names)}")
-    method, side = (chain.items[0], side) if chain.items else recipes.suited("dift", model, side)
-    if isinstance(method, DIFT) and method.cycle is None and not asked:
-        method = replace(method, cycle=0.1)  # a grid has points that the other image does not show
-    if (mask or edited) and not isinstance(method, DIFT):
-        raise SfumatoError(f"{chain.names[0]} matches points alone; masks and edits are carried by dift")
     if edited and not mask:
         raise SfumatoError("--edited needs --mask, which says where the edit is")
+    method, side = (chain.items[0], side) if chain.items else recipes.suited("dift", model, side)
     shown = open_picture(first), open_picture(second)
+    area = None if mask is None else Mask.read(mask).pixels.float()
+    changed = None if edited is None else pixels(edited)
     net = loading.load(model, device)
-    stem = out / f"{first.stem}-to-{second.stem}"
-    with read(net, shown[0], side) as one, read(net, shown[1], side) as other:
-        found = method(one, other, torch.tensor(asked) if asked else _grid(one))
-        drawn = lines(shown[0], shown[1], found.source, found.target, found.sure)
-        files = [pictures.write(drawn, Path(f"{stem}.png"))]
-        if mask is not None:
-            area = _mask(mask, one.size)
-            labels = method.masks(one, other, area[None]).labels
-            files.append(write_labels(labels, Path(f"{stem}-mask.png")))
-            files.append(pictures.write(overlay(shown[1], labels - 1), Path(f"{stem}-mask-overlay.png")))
-            if edited is not None:
-                carried, _ = method.edit(one, pixels(edited), other, area)
-                files.append(pictures.write(pictures.picture(carried), Path(f"{stem}-edited.png")))
+    done = task.match(net, *shown, method, points=asked, mask=area, edited=changed, side=side)
+    stem, found = out / f"{first.stem}-to-{second.stem}", done.matches
+    drawn = lines(shown[0], shown[1], found.source, found.target, found.sure)
+    files = [pictures.write(drawn, Path(f"{stem}.png"))]
+    if done.mask is not None:
+        files.append(write_labels(done.mask, Path(f"{stem}-mask.png")))
+        files.append(pictures.write(overlay(shown[1], done.mask - 1), Path(f"{stem}-mask-overlay.png")))
+    if done.edited is not None:
+        files.append(pictures.write(pictures.picture(done.edited), Path(f"{stem}-edited.png")))
     rows: list[dict[str, Any]] = [
         {"source": s, "target": t, "score": c, "sure": bool(u)}
         for s, t, c, u in zip(
             *(v.tolist() for v in (found.source, found.target, found.scores, found.sure)), strict=True
         )
     ]
-    record = {"first": str(first), "second": str(second), "model": model, "method": repr(method), "matches": rows}
+    record = {"first": str(first), "second": str(second), "model": model, "method": repr(done.method), "matches": rows}
     numbers = Path(f"{stem}.json")
     write_text(numbers, _dumps(record))
     if json:
@@ -113,24 +97,6 @@ def _point(said: str) -> tuple[float, float]:
     except ValueError:
         raise SfumatoError(f"a point is X,Y in pixels, such as 60,40; got {said!r}") from None
     return x, y
-
-
-def _mask(path: Path, size: tuple[int, int]) -> Float[Tensor, "h w"]:
-    from sfumato.prompts.layout import Mask
-
-    mask = Mask.read(path).pixels
-    if tuple(mask.shape) != size:
-        h, w = mask.shape
-        raise SfumatoError(f"the mask {path} is {w} x {h} pixels, its image is {size[1]} x {size[0]}")
-    return mask.float()
-
-
-def _grid(reader: Reader) -> Float[Tensor, "n 2"]:
-    import torch
-
-    h, w = reader.size
-    share = (torch.arange(GRID) + 0.5) / GRID
-    return torch.cartesian_prod(share * w, share * h)
 
 
 def _dumps(value: Any) -> str:

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import tyro
 
-from sfumato.commands.editing import Asked
 from sfumato.commands.options import Boxes, Json, Loading, Model, check_size, layout_of, whole
 from sfumato.errors import SfumatoError
 from sfumato.io.terminal import print_json, print_table, quiet
@@ -42,16 +41,17 @@ def plan(
         raise SfumatoError(f"plan takes methods, joined by +; they are: {', '.join(index.words())}")
     quiet()
     from sfumato.core import denoising
+    from sfumato.tasks.edit import Edit
 
     net = loading.load(model)
     side = net.size if size is None else size
     chain = chain.given(layout=layout_of(box))
-    asked = Asked.of(chain, net, {"source": source, "target": target}, "direct", steps, guidance, 0)
+    edit = Edit.of(chain, source, target, "direct", steps, guidance)
     planned = denoising.plan(
         net,
-        asked.prompts,
-        methods=asked.methods,
-        guide=asked.guide,
+        edit.prompts,
+        methods=edit.methods,
+        guide=edit.guide(net),
         steps=steps,
         size=side,
         memory=int(memory * 2**30),

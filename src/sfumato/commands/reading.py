@@ -1,20 +1,15 @@
-"""What commands that read images share: files and folders, one after the other, and a page of what was found."""
+"""What commands that read images share: files and folders, and a page of what was found."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from sfumato.errors import SfumatoError
 from sfumato.io.files import write_text
-from sfumato.io.terminal import note, progress
+from sfumato.io.terminal import note
 from sfumato.methods import index
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+from sfumato.tasks.batch import Batch, pictures_in
 
 
 def files_of(given: Sequence[Path]) -> list[Path]:
@@ -30,90 +25,23 @@ def files_of(given: Sequence[Path]) -> list[Path]:
                 f"there is no file or folder {place}, nor a method of that name: "
                 f"{', '.join(index.words(index.READING))}"
             )
-        if place.is_dir():
-            inside = sorted(p for p in place.iterdir() if p.is_file() and not p.name.startswith("."))
-            found = [p for p in inside if p.suffix.lower() in PICTURES]
-            others = [p.name for p in inside if p not in found]
-            if others:
-                note(f"left out of {place}, as no pictures: {', '.join(others[:5])}{' ...' if len(others) > 5 else ''}")
-            if not found:
-                raise SfumatoError(f"there is no picture in {place} ({', '.join(PICTURES)})")
-            out += found
-        else:
-            out.append(place)
+        found, others = pictures_in(place) if place.is_dir() else ([place], [])
+        if others:
+            named = ", ".join(p.name for p in others[:5])
+            note(f"left out of {place}, as no pictures: {named}{' ...' if len(others) > 5 else ''}")
+        out += found
     return list(dict.fromkeys(out))
 
 
-def content(file: Path) -> str:
-    """A word for what a file holds now. ``SfumatoError`` where it cannot be read."""
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as e:
-        raise SfumatoError(f"cannot read {file}: {e.strerror or e}") from e
-
-
-def contents(place: Path | None) -> list[tuple[str, str]] | None:
-    """What the files of a folder hold, or a file and its labels beside it: settings by which results differ."""
-    if place is None:
-        return None
-    inside = sorted(place.iterdir()) if place.is_dir() else [place, place.with_name(f"{place.stem}-labels.png")]
-    return [(file.name, content(file)) for file in inside if file.is_file()]
-
-
-@dataclass
-class Batch:
-    """Images that are worked through one by one. What was done under the same settings before is not done again."""
-
-    files: Sequence[Path]
-    out: Path
-    settings: dict[str, Any]
-    """All that changes a result."""
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def stem(self, file: Path) -> str:
-        """What an image's results are called: its name; of several of that name also its folder, or its number."""
-        same = [f for f in self.files if f.stem == file.stem]
-        return file.stem if len(same) == 1 else f"{file.stem}-{same.index(file) + 1}"
-
-    def key(self, file: Path) -> str:
-        """Of an image as it is now, under these settings."""
-        settings = json.dumps(self.settings, sort_keys=True, default=str)
-        return hashlib.sha256(f"{content(file)} {settings}".encode()).hexdigest()[:16]
-
-    def run(self, what: str, work: Callable[[Path], dict[str, Any]]) -> list[dict[str, Any]]:
-        """A record of each image, what ``work`` gives; an image that fails is noted and does not stop the others."""
-        rows = []
-        with progress(what, len(self.files)) as advance:
-            for file in self.files:
-                try:
-                    place = self.out / f".{self.stem(file)}.{self.key(file)}.json"
-                    row = _kept(place)
-                    if row is None:
-                        row = {"image": str(file), **work(file)}
-                        write_text(place, json.dumps(row, allow_nan=False))
-                    rows.append(row)
-                except SfumatoError as e:
-                    self.failed[str(file)] = str(e)
-                advance()
-        return rows
-
-    def finish(self) -> None:
-        """Raise ``SfumatoError`` where images failed, once all results are written."""
-        if not self.failed:
-            return
-        if len(self.files) == 1:
-            raise SfumatoError(next(iter(self.failed.values())))
-        for reason in self.failed.values():
-            note(reason)
-        raise SfumatoError(f"{len(self.failed)} of {len(self.files)} images failed (named above); the others are done")
-
-
-def _kept(place: Path) -> dict[str, Any] | None:
-    """The record of a result whose files are still there."""
-    if not place.exists():
-        return None
-    row = json.loads(place.read_text(encoding="utf-8"))
-    return row if all(Path(file).exists() for file in row["files"]) else None
+def finish(batch: Batch, failed: Mapping[str, str]) -> None:
+    """Raise ``SfumatoError`` where images failed, once all results are written."""
+    if not failed:
+        return
+    if len(batch.files) == 1:
+        raise SfumatoError(next(iter(failed.values())))
+    for reason in failed.values():
+        note(reason)
+    raise SfumatoError(f"{len(failed)} of {len(batch.files)} images failed (named above); the others are done")
 
 
 def page(title: str, about: str, rows: Sequence[tuple[str, Sequence[tuple[str, Path]]]], path: Path) -> Path:

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
 from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_side
-from sfumato.commands.reading import Batch, contents, files_of, page
-from sfumato.errors import SfumatoError
+from sfumato.commands.reading import files_of, finish, page
 from sfumato.io.files import writable, write_text
 from sfumato.io.terminal import print_json, quiet
 from sfumato.tasks import chain as chains
 from sfumato.tasks import recipes
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from sfumato.core.backbone import Backbone
-    from sfumato.reading.reader import Reader
-    from sfumato.reading.results import Segments
+from sfumato.tasks.batch import Batch, contents
 
 
 def segment(
@@ -67,26 +60,17 @@ def segment(
     from sfumato.media import pictures
     from sfumato.media.images import open_picture
     from sfumato.media.labels import Coco, overlay, read_labels, write_labels
-    from sfumato.methods.perceive.dift import DIFT
-    from sfumato.methods.perceive.graph_cut import GraphCut
-    from sfumato.methods.perceive.open_vocabulary import label
-    from sfumato.methods.perceive.prompt_embeddings import PromptEmbeddings
-    from sfumato.methods.perceive.text_attribution import TextAttribution
-    from sfumato.methods.perceive.unsupervised_keypoints import UnsupervisedKeypoints
-    from sfumato.reading.reader import read
+    from sfumato.tasks.segment import Segmenter, ready, split
 
     items = list(chain.items)
     if not items:
         method, side = recipes.suited("diff-seg", model, side)
         items = [method]
-    first, later = items[0], items[1:]
-    said, vocabulary = chain.names or ("diff-seg",), tuple(w.strip() for w in names.split(",") if w.strip())
-    if isinstance(first, GraphCut) or not all(isinstance(item, GraphCut) for item in later):
-        raise SfumatoError(f"{' + '.join(said)}: one method segments, and graph-cut may follow: diff-seg + graph-cut")
-    if isinstance(first, DIFT | PromptEmbeddings | UnsupervisedKeypoints):
-        raise SfumatoError(f"{said[0]} does not segment; see sfumato match and sfumato keypoints")
+    first, cuts = split(items, chain.names or ("diff-seg",))
+    vocabulary = tuple(w.strip() for w in names.split(",") if w.strip())
     net = loading.load(model, device)
-    segmented = _ready(first, net, labelled, learned, side)
+    parts = ready(first, net, labelled=labelled, learned=learned, side=side)
+    segmenter = Segmenter(net, parts, cuts, vocabulary, side)
     settings = {
         "chain": repr(items),
         "model": model,
@@ -100,12 +84,7 @@ def segment(
 
     def work(file: Path) -> dict[str, Any]:
         picture = open_picture(file)
-        with read(net, picture, side) as reader:
-            found = segmented(reader)
-            for item in later:
-                found = item.refine(found, reader.pixels)
-            if vocabulary:
-                found = label(found, TextAttribution(vocabulary).heat_maps(reader), vocabulary)
+        found = segmenter(picture)
         labels, stem = found.labels.cpu(), out / batch.stem(file)
         words = {"image": file.name, "model": model, "method": repr(first), "names": ", ".join(found.names)}
         made = write_labels(labels, Path(f"{stem}-labels.png"), words)
@@ -119,7 +98,8 @@ def segment(
             "names": list(found.names),
         }
 
-    rows = batch.run("segmenting", work)
+    done = batch.run("segmenting", work)
+    rows = done.rows
     document = Coco()
     for row in rows:
         document.add(row["image"], read_labels(row["files"][0]), tuple(row["names"]))
@@ -128,46 +108,10 @@ def segment(
     shown = [(row["image"], [("as it is", Path(row["image"])), (_said(row), Path(row["files"][1]))]) for row in rows]
     report = page("Segments", f"{type(first).__name__} on {model}: {len(rows)} images.", shown, out / "index.html")
     if json:
-        print_json({"images": rows, "coco": str(coco), "page": str(report), "failed": batch.failed})
+        print_json({"images": rows, "coco": str(coco), "page": str(report), "failed": done.failed})
     else:
         print("\n".join([*(f for row in rows for f in row["files"]), str(coco), str(report)]))
-    batch.finish()
-
-
-def _ready(
-    method: Any, model: Backbone, labelled: Path | None, learned: Path | None, side: int | None
-) -> Callable[[Reader], Segments]:
-    """A method that is ready: one that needs examples has them."""
-    from sfumato.media.labels import read_labels
-    from sfumato.methods.perceive.few_shot import Supported
-    from sfumato.methods.perceive.label_efficient import Classifier, LabelEfficient
-    from sfumato.reading.reader import pixels, read
-
-    if learned is not None and not isinstance(method, LabelEfficient):
-        raise SfumatoError(f"{type(method).__name__} learns nothing that could be kept; leave --learned out")
-    if learned is not None and labelled is None:
-        return Classifier.load(learned).segments
-    if not isinstance(method, Supported | LabelEfficient):
-        if labelled is not None:
-            raise SfumatoError(f"{type(method).__name__} takes no examples; leave --labelled out")
-        return method
-    if labelled is None:
-        raise SfumatoError(f"{type(method).__name__} learns from examples; give a folder of them: --labelled FOLDER")
-    images, labels = [], []
-    for file in files_of([labelled]):
-        beside = file.with_name(f"{file.stem}-labels.png")
-        if beside.exists():
-            images.append(pixels(file))
-            labels.append(read_labels(beside, (images[-1].shape[-2], images[-1].shape[-1])))
-    if not images:
-        raise SfumatoError(f"{labelled} holds no picture NAME.png with its labels NAME-labels.png")
-    if isinstance(method, LabelEfficient):
-        classifier = method.fit(model, images, labels, side=side)
-        if learned is not None:
-            classifier.save(learned)
-        return classifier.segments
-    support = [read(model, image, side) for image in images]
-    return lambda reader: method(reader, support, [(label == 1).float() for label in labels])
+    finish(batch, done.failed)
 
 
 def _said(row: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from sfumato.core.steppers import DDIM, Move, Stepper
 from sfumato.core.tapping import tapping
 from sfumato.core.views import Views
 from sfumato.errors import SfumatoError
-from sfumato.io.terminal import progress
+from sfumato.io.progress import progress
 
 Prompts = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 

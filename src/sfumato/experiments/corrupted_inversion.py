@@ -22,7 +22,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.experiments.experiment import Experiment, Findings, within
 from sfumato.inversion.ddim import DDIMInversion
-from sfumato.io.terminal import progress
+from sfumato.io.progress import progress
 from sfumato.media import plots
 from sfumato.media.images import Fit, read_image
 from sfumato.ops.warps import Similarity

@@ -24,7 +24,7 @@ from sfumato.distill.kappa import fixed_point, inverted, regressed, residual
 from sfumato.errors import SfumatoError, whole
 from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, logarithmic, ranked
 from sfumato.experiments.experiment import Findings, within
-from sfumato.io.terminal import progress
+from sfumato.io.progress import progress
 from sfumato.media import plots
 from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
 

@@ -23,7 +23,7 @@ from sfumato.core.results import Trajectory
 from sfumato.core.schedule import Levels, Schedule
 from sfumato.errors import SfumatoError
 from sfumato.experiments.experiment import Experiment, Findings, plain, seed, within
-from sfumato.io.terminal import progress
+from sfumato.io.progress import progress
 from sfumato.media import plots
 
 if TYPE_CHECKING:

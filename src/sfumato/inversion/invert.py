@@ -14,7 +14,7 @@ from sfumato.core.guidance import Guide, Scales
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import Direct
 from sfumato.inversion.path import Inversion, Path
-from sfumato.io.terminal import progress
+from sfumato.io.progress import progress
 
 
 def invert(

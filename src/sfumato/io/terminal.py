@@ -1,11 +1,10 @@
-"""What a person sees while a command works: notes and progress on stderr, results on stdout."""
+"""What a person reads of a command: notes on stderr, results on stdout."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -40,34 +39,3 @@ def quiet() -> None:
     for library in (diffusers, transformers):
         library.set_verbosity_error()
         library.disable_progress_bar()
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
-    """A bar on stderr, gone when done; yields ``advance(steps=1, what=None)``. Silent where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-
-        def advance(steps: int = 1, what: str | None = None) -> None:
-            bar.update(task, advance=steps, description=what)
-
-        yield advance

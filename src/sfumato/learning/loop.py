@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError
-from sfumato.io.terminal import progress
+from sfumato.io.progress import progress
 from sfumato.learning.checkpoint import Checkpoint
 from sfumato.learning.optimisers import Optimisers, grouped
 

@@ -1,4 +1,4 @@
-"""Pictures between tensors and files: write PNG, side by side, labelled."""
+"""Pictures between tensors and files: write PNG and GIF, side by side, labelled."""
 
 from __future__ import annotations
 
@@ -31,6 +31,14 @@ def write(image: Picture, path: Path, words: Mapping[str, object] | None = None)
         info.add_itxt(key, str(value))
     with atomic(path) as part:
         image.save(part, format="PNG", pnginfo=info)
+    return path
+
+
+def write_film(frames: Sequence[Picture], path: Path) -> Path:
+    """Write a GIF that stays a while on its last frame."""
+    times = [80] * (len(frames) - 1) + [1500]
+    with atomic(path) as part:
+        frames[0].save(part, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
     return path
 
 

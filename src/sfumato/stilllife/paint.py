@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.io.terminal import progress
+from sfumato.io.progress import progress
 from sfumato.stilllife import captions
 
 

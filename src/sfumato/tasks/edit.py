@@ -1,22 +1,35 @@
-"""Edit pictures by words: painted again from where an inversion found them, and put back at their own size."""
+"""Edit pictures by words: found again by an inversion, painted from there, and put back at their own size."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sfumato.core import denoising
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import Guide, Scales
 from sfumato.core.method import Method
+from sfumato.core.plan import Plan
 from sfumato.core.results import Sample
-from sfumato.inversion import Path
-from sfumato.media import pictures
-from sfumato.media.images import Fitted
+from sfumato.core.watch import Attention
+from sfumato.errors import SfumatoError
+from sfumato.inversion import Inversion, Path, invert, reconstruct
+from sfumato.inversion.together import together
+from sfumato.io.progress import Listener, heard
+from sfumato.media import images, overlays, pictures
+from sfumato.media.images import Fit, Fitted, Sized
+from sfumato.methods.edit.appearance import APPEARANCE
+from sfumato.metrics.image import psnr
+from sfumato.tasks.chain import Chain
+from sfumato.tasks.previews import previewing
+from sfumato.tasks.starts import How, start_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -44,6 +57,8 @@ def edit_pictures(
     guide: Guide | Scales = 7.5,
     seed: int = 0,
     memory: int | None = None,
+    preview_every: int = 0,
+    on_progress: Listener | None = None,
 ) -> Edited:
     """Paint the stream ``target`` of ``prompts`` (one for all pictures) along a path found from ``fitted``.
 
@@ -51,9 +66,174 @@ def edit_pictures(
     Raises ``SfumatoError`` for what ``denoise`` refuses.
     """
     each = {stream: [prompt] * len(fitted) for stream, prompt in prompts.items()}
-    out = denoise(model, each, start=path, methods=methods, guide=guide, seed=seed, memory=memory)
+    options = {"guide": guide, "seed": seed, "memory": memory, "callback": previewing(preview_every, "target")}
+    with heard(on_progress):
+        out = denoise(model, each, start=path, methods=methods, **options)
     target = out["target"]
     source = out["source"] if "source" in out else Sample(model, path.image.to(target.latents), path.prompts)
     changed, painted = target.differs(source), target.images
     results = (f.restore(pictures.picture(x), c) for f, x, c in zip(fitted, painted, changed, strict=True))
     return Edited(tuple(results), painted, changed)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An edit as it is asked for: what the picture shows and should show, from where, and by which methods."""
+
+    source: str
+    target: str
+    start: Inversion
+    methods: Sequence[Method] = ()
+    guidance: float | None = None
+    """None is the start's own."""
+    looks: str | None = None
+    """What the picture shows whose appearance is taken; such an edit goes without guidance."""
+
+    @classmethod
+    def of(
+        cls,
+        chain: Chain,
+        source: str,
+        target: str,
+        how: How | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        looks: str | None = None,
+    ) -> Edit:
+        """By the methods of a chain, from where the one that says so starts, or else ``how``."""
+        chain = chain.given(seed=seed).stepped(steps)
+        start = start_of(how, steps, guidance, seed, looks is not None)
+        return cls(source, target, chain.starter(start) if looks is None else start, chain.methods, guidance, looks)
+
+    def prepared(self, model: Backbone) -> Edit:
+        """With what its methods find out beforehand."""
+        prompts = {stream: (prompt,) for stream, prompt in self.prompts.items()}
+        return replace(self, methods=[method.prepare(model, prompts) for method in self.methods])
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Of the run's streams; the picture itself is one where something follows it."""
+        if self.looks is not None:
+            return {"source": self.source, "target": self.target, APPEARANCE: self.looks}
+        if self.start.has_source or self.methods:
+            return {"source": self.source, "target": self.target}
+        return {"target": self.target}
+
+    def guide(self, model: Backbone) -> Guide | Scales:
+        return 1.0 if self.looks is not None else self.start.guide(model, self.guidance)
+
+    def plan(self, model: Backbone, fitted: Sequence[Fitted], steps: int, memory: int | None = None) -> Plan:
+        """What it reads, writes and costs. Raises ``SfumatoError`` for what cannot be run."""
+        height, width = fitted[0].pixels.shape[-2:]
+        prompts = {stream: [prompt] * len(fitted) for stream, prompt in self.prompts.items()}
+        options = {"guide": self.guide(model), "steps": steps, "size": (height, width), "memory": memory}
+        return denoising.plan(model, prompts, methods=self.methods, **options)
+
+
+@dataclass(frozen=True)
+class Done:
+    """An edit that was run."""
+
+    edited: Edited
+    plan: Plan
+    steps: int
+    """Along which it was painted."""
+    seconds: float
+    attention: Picture | None = None
+    """Where each word of the target looks in the first picture, where that was asked for."""
+
+
+def fit_all(shown: Mapping[str, Picture], model: Sized, how: Fit = "whole") -> dict[str, Fitted]:
+    """Pictures as a model sees them. ``SfumatoError`` where it would see them at several sizes."""
+    fitted = {name: images.fit(picture, model.size, model.multiple, how) for name, picture in shown.items()}
+    sizes = {name: f"{one.pixels.shape[-1]} x {one.pixels.shape[-2]}" for name, one in fitted.items()}
+    if len(set(sizes.values())) > 1:
+        said = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise SfumatoError(f"pictures of a set are seen at one size, here: {said}; crop them alike, or say --fit crop")
+    return fitted
+
+
+def run_edits(
+    model: Backbone,
+    fitted: Sequence[Fitted],
+    edits: Mapping[str, Edit],
+    *,
+    appearance: Float[Tensor, "3 h w"] | None = None,
+    attention: bool = False,
+    seed: int = 0,
+    memory: int | None = None,
+    preview_every: int = 0,
+    on_progress: Listener | None = None,
+) -> dict[str, Done]:
+    """The same pictures by several edits. What cannot be run is refused before the first is inverted.
+
+    ``appearance``: the picture, of the size of ``fitted``, whose looks are taken.
+    """
+    edits = {name: edit.prepared(model) for name, edit in edits.items()}
+    for edit in edits.values():
+        edit.plan(model, fitted, edit.start.steps, memory)
+
+    def run(edit: Edit) -> Done:
+        began = time.perf_counter()
+        path = invert(model, torch.stack([one.pixels for one in fitted]), edit.source, edit.start)
+        if appearance is not None and edit.looks is not None:
+            other = invert(model, appearance, edit.looks, edit.start)
+            path = together({("source", "target"): path, APPEARANCE: other})
+        watch = Attention("target") if attention else None
+        methods = [*edit.methods, *([] if watch is None else [watch])]
+        edited = edit_pictures(
+            model,
+            fitted,
+            path,
+            edit.prompts,
+            methods=methods,
+            guide=edit.guide(model),
+            seed=seed,
+            memory=memory,
+            preview_every=preview_every,
+        )
+        seconds, steps = time.perf_counter() - began, len(path.levels)
+        plan = edit.plan(model, fitted, steps or edit.start.steps, memory)
+        sheet = None
+        if watch is not None:
+            sheet = overlays.sheet(pictures.picture(edited.painted[0]), watch.maps(model.words(edit.target)))
+        return Done(edited, plan, steps, seconds, sheet)
+
+    with heard(on_progress):
+        return {name: run(edit) for name, edit in edits.items()}
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """A picture found again from the noise that it comes from."""
+
+    path: Path
+    guidance: float
+    """At which the way back was gone."""
+    found: Float[Tensor, "3 h w"]
+    """By following the path, in [0, 1]."""
+    best: Float[Tensor, "3 h w"]
+    """What the autoencoder alone makes of the picture."""
+    psnr: float
+    """Of ``found``, dB."""
+    psnr_best: float
+
+
+def invert_picture(
+    model: Backbone,
+    pixels: Float[Tensor, "3 h w"],
+    prompt: str,
+    how: Inversion,
+    guidance: float = 7.5,
+    *,
+    on_progress: Listener | None = None,
+) -> Inverted:
+    """Find the noise that a picture comes from, follow it back, and say how much of it is found again."""
+    own = how.source_guidance(guidance)
+    with heard(on_progress), torch.no_grad():
+        path = invert(model, pixels, prompt, how)
+        found = model.decode(reconstruct(model, path, own)).cpu()
+        best = model.decode(path.image).cpu()
+    seen = pixels[None]
+    return Inverted(path, own, found[0], best[0], float(psnr(found, seen)), float(psnr(best, seen)))

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from sfumato.errors import unknown
 from sfumato.methods import index
 from sfumato.methods.index import Entry
-
-How = Literal["direct", "null-text", "negative-prompt", "ddim", "edit-friendly", "edict", "rf", "residual"]
-"""An inversion by its word, for methods without one of their own."""
+from sfumato.tasks.starts import How
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from sfumato.core.rows import Name
 from sfumato.core.sites import Site
 from sfumato.core.steppers import DDIM
 from sfumato.errors import SfumatoError
-from sfumato.io.terminal import progress
+from sfumato.io.progress import progress
 from sfumato.methods.control.placed import placed
 from sfumato.prompts.layout import Layout
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError
-from sfumato.io.terminal import progress
+from sfumato.io.progress import progress
 from sfumato.learning.texts import Adam, conditions, drawn, frozen, readers, token_map
 from sfumato.reading.reader import Reader
 from sfumato.reading.results import Matches

@@ -40,7 +40,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
 from sfumato.io.files import atomic
-from sfumato.io.terminal import progress
+from sfumato.io.progress import progress
 from sfumato.learning.texts import Adam, conditions, drawn, frozen, readers
 from sfumato.ops.memory import chunks
 from sfumato.ops.warps import affine, inverse

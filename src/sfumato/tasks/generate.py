@@ -1,0 +1,78 @@
+"""Paint images from words, as many together as the methods and the memory allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sfumato.core import denoising
+from sfumato.core.backbone import Backbone
+from sfumato.core.guidance import Guide
+from sfumato.core.method import Method
+from sfumato.core.plan import Plan
+from sfumato.core.steppers import Stepper
+from sfumato.core.views import Views
+from sfumato.core.watch import Attention
+from sfumato.io.progress import Listener, heard, progress
+from sfumato.media import overlays, pictures
+from sfumato.tasks.previews import previewing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Images of a prompt."""
+
+    pictures: tuple[Picture, ...]
+    attention: tuple[Picture, ...]
+    """Where each word looks in each of them, where that was asked for."""
+    plan: Plan
+    """Of the images of one run."""
+
+
+def generate(
+    model: Backbone,
+    prompt: str,
+    seeds: Sequence[int],
+    *,
+    methods: Sequence[Method] = (),
+    guide: Guide | float = 5.0,
+    steps: int = 30,
+    size: int | tuple[int, int] | None = None,
+    views: Views | None = None,
+    stepper: Stepper | None = None,
+    memory: int | None = None,
+    attention: bool = False,
+    preview_every: int = 0,
+    on_progress: Listener | None = None,
+) -> Generated:
+    """An image a seed. ``preview_every`` counts steps; of windows (``views``) there is no preview.
+
+    The rest is ``denoise``'s, which raises ``SfumatoError`` for what it refuses before the first image is painted.
+    """
+    watch = Attention() if attention else None
+    every_method = [method.prepare(model, {"main": (prompt,)}) for method in methods]
+    every_method += [] if watch is None else [watch]
+    options = {"methods": every_method, "guide": guide, "steps": steps, "size": size, "views": views}
+    together = min(len(seeds), BATCH) if all(method.requires.batch for method in methods) else 1
+    if memory is not None and denoising.plan(model, [prompt] * together, **options).bytes > memory:
+        together = 1
+    planned = denoising.plan(model, [prompt] * together, memory=memory, **options)
+    painted: list[Picture] = []
+    looked: list[Picture] = []
+    more = {"memory": memory, "stepper": stepper, "callback": previewing(0 if views else preview_every)}
+    with heard(on_progress), progress("images", len(seeds)) as advance:
+        for first in range(0, len(seeds), together):
+            some = list(seeds[first : first + together])
+            out = denoising.denoise(model, [prompt] * len(some), seed=some, **more, **options)
+            images = [pictures.picture(image) for image in out.images]
+            if watch is not None:
+                looked += [overlays.sheet(p, watch.maps(model.words(prompt), i)) for i, p in enumerate(images)]
+            painted += images
+            advance(len(some))
+    return Generated(tuple(painted), tuple(looked), planned)

@@ -1,0 +1,117 @@
+"""Part pictures into segments: by a method, then a graph cut, then names; from examples where a method needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sfumato.core.backbone import Backbone
+from sfumato.errors import SfumatoError
+from sfumato.io.progress import Listener, heard
+from sfumato.media.labels import read_labels
+from sfumato.methods.perceive.dift import DIFT
+from sfumato.methods.perceive.few_shot import Supported
+from sfumato.methods.perceive.graph_cut import GraphCut
+from sfumato.methods.perceive.label_efficient import Classifier, LabelEfficient
+from sfumato.methods.perceive.open_vocabulary import label
+from sfumato.methods.perceive.prompt_embeddings import PromptEmbeddings
+from sfumato.methods.perceive.text_attribution import TextAttribution
+from sfumato.methods.perceive.unsupervised_keypoints import UnsupervisedKeypoints
+from sfumato.reading.reader import Image, Reader, pixels, read
+from sfumato.reading.results import Segments
+from sfumato.tasks.batch import pictures_in
+
+Example = tuple[Float[Tensor, "3 h w"], Int[Tensor, "h w"]]
+"""A picture and its labels; of a mask, 1 is the thing."""
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A way to part pictures that is ready."""
+
+    model: Backbone
+    parts: Callable[[Reader], Segments]
+    cuts: Sequence[GraphCut] = ()
+    """Which move edges to those of the picture."""
+    names: Sequence[str] = ()
+    """Each segment gets one of these, by where the words look."""
+    side: int | None = None
+
+    def __call__(self, picture: Image) -> Segments:
+        with read(self.model, picture, self.side) as reader:
+            found = self.parts(reader)
+            for cut in self.cuts:
+                found = cut.refine(found, reader.pixels)
+            if self.names:
+                names = tuple(self.names)
+                found = label(found, TextAttribution(names).heat_maps(reader), names)
+        return found
+
+
+def split(methods: Sequence[Any], words: Sequence[str]) -> tuple[Any, tuple[GraphCut, ...]]:
+    """The method that segments, and the cuts behind it. ``SfumatoError``, which names ``words``, for anything else."""
+    first, cuts = methods[0], tuple(item for item in methods[1:] if isinstance(item, GraphCut))
+    if isinstance(first, GraphCut) or len(cuts) < len(methods) - 1:
+        raise SfumatoError(f"{' + '.join(words)}: one method segments, and graph-cut may follow: diff-seg + graph-cut")
+    if isinstance(first, DIFT | PromptEmbeddings | UnsupervisedKeypoints):
+        raise SfumatoError(f"{words[0]} does not segment; see sfumato match and sfumato keypoints")
+    return first, cuts
+
+
+def examples_in(place: Path) -> list[Example]:
+    """Pictures NAME.png of a folder (or one of them) with their labels NAME-labels.png.
+
+    Raises ``SfumatoError`` where there is none, and for labels of another size.
+    """
+    if not place.exists():
+        raise SfumatoError(f"there is no file or folder {place}")
+    found = []
+    for file in pictures_in(place)[0] if place.is_dir() else [place]:
+        beside = file.with_name(f"{file.stem}-labels.png")
+        if beside.exists():
+            image = pixels(file)
+            found.append((image, read_labels(beside, (image.shape[-2], image.shape[-1]))))
+    if not found:
+        raise SfumatoError(f"{place} holds no picture NAME.png with its labels NAME-labels.png")
+    return found
+
+
+def ready(
+    method: Any,
+    model: Backbone,
+    *,
+    labelled: Path | None = None,
+    learned: Path | None = None,
+    side: int | None = None,
+    on_progress: Listener | None = None,
+) -> Callable[[Reader], Segments]:
+    """A method that is ready: one that needs examples has them, and one that learns has learned.
+
+    ``learned``: what was learned is written there, or, without examples, read. Raises ``SfumatoError`` for a method
+    that takes none of these, or lacks them.
+    """
+    name = type(method).__name__
+    if learned is not None and not isinstance(method, LabelEfficient):
+        raise SfumatoError(f"{name} learns nothing that could be kept; leave --learned out")
+    if learned is not None and labelled is None:
+        return Classifier.load(learned).segments
+    if not isinstance(method, Supported | LabelEfficient):
+        if labelled is not None:
+            raise SfumatoError(f"{name} takes no examples; leave --labelled out")
+        return method
+    if labelled is None:
+        raise SfumatoError(f"{name} learns from examples; give a folder of them: --labelled FOLDER")
+    images, labels = map(list, zip(*examples_in(labelled), strict=True))
+    if isinstance(method, LabelEfficient):
+        with heard(on_progress):
+            classifier = method.fit(model, images, labels, side=side)
+        if learned is not None:
+            classifier.save(learned)
+        return classifier.segments
+    support = [read(model, image, side) for image in images]
+    return lambda reader: method(reader, support, [(one == 1).float() for one in labels])

@@ -1,0 +1,80 @@
+"""How far a work is: whoever asked hears all of it and may end it; else there is a bar."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from sfumato.io.progress import Bar, Progress, Stopped, heard, progress, show
+
+
+def test_a_listener_hears_a_work_and_the_works_inside_it():
+    events = []
+    with heard(events.append), progress("whole", 2) as advance:
+        with progress("part", 1) as inner:
+            inner()
+            show(Image.new("RGB", (1, 1)))
+        advance(2, "nearly")
+    assert [(e.what, e.done, e.of, e.depth, e.over) for e in events] == [
+        ("whole", 0, 2, 0, False),
+        ("part", 0, 1, 1, False),
+        ("part", 1, 1, 1, False),
+        ("part", 1, 1, 1, False),
+        ("part", 1, 1, 1, True),
+        ("nearly", 2, 2, 0, False),
+        ("nearly", 2, 2, 0, True),
+    ]
+    assert [e.preview is not None for e in events].index(True) == 3
+
+
+def test_the_nearest_listener_is_the_one_that_hears_and_only_as_long_as_it_lasts():
+    outer, inner = [], []
+    with heard(outer.append), progress("whole", 1) as advance:
+        with heard(inner.append), progress("part", 1):
+            pass
+        with heard(None), progress("other", 1):
+            pass
+        advance()
+    assert {(e.what, e.depth) for e in inner} == {("part", 0)}
+    assert {(e.what, e.depth) for e in outer} == {("whole", 0), ("other", 1)}
+
+
+def test_a_listener_ends_the_work_between_two_of_its_steps():
+    done = []
+
+    def listen(event: Progress) -> None:
+        if event.done >= 2:
+            raise Stopped
+
+    with pytest.raises(Stopped), heard(listen), progress("work", 9) as advance:
+        for i in range(9):
+            done.append(i)
+            advance()
+    assert done == [0, 1]
+    heard_now = []
+    with heard(heard_now.append), progress("work", 1):
+        pass
+    assert heard_now[0].depth == 0, "what was cut off is no longer around"
+
+
+def test_the_bar_has_a_line_for_each_work_and_none_when_all_are_over():
+    bar, lines = Bar(), []
+    with pytest.raises(ZeroDivisionError), heard(bar), progress("whole", 2) as advance:
+        advance()
+        with progress("part", 4) as inner:
+            inner(3, "painting")
+            lines = [(t.description, t.completed, t.total) for t in bar.lines.tasks]
+            raise ZeroDivisionError
+    assert lines == [("whole", 1, 2), ("painting", 3, 4)]
+    assert not bar.lines.tasks
+
+
+def test_a_painting_is_heard_step_by_step(here):
+    from sfumato.backbones.load import load
+    from sfumato.core.denoising import denoise
+
+    events = []
+    with heard(events.append), torch.no_grad():
+        denoise(load("stilllife"), "a red cube", steps=3)
+    assert [e.done for e in events if not e.over] == [0, 1, 2, 3] and events[-1].of == 3
