@@ -133,18 +133,18 @@ def distill2d(
         )  # fmt: skip
         images = canvases.shown(net, generator)
         film.last(images)
-        said = {**settings, "method": repr(how)}
+        about = {**settings, "method": repr(how)}
         files = [
-            pictures.write(pictures.picture(image), out / f"{name}-{seed + i}.png", said)
+            pictures.write(pictures.picture(image), out / f"{name}-{seed + i}.png", about)
             for i, image in enumerate(images)
         ]
         sheet = pictures.grid([pictures.picture(image) for image in images])
-        files += [pictures.write(sheet, out / f"{name}.png", said)] if n > 1 else []
+        files += [pictures.write(sheet, out / f"{name}.png", about)] if n > 1 else []
         files.append(film.write(out / f"{name}.gif"))
         kept.unlink(missing_ok=True)
         results.append(sheet)
         rows.append(
-            {**said, "guidance": scale, "files": [str(f) for f in files], "strength": [r.strength for r in records]}
+            {**about, "guidance": scale, "files": [str(f) for f in files], "strength": [r.strength for r in records]}
         )
     grid = out / f"{stem}.png" if n > 1 else out / f"{stem}-{seed}.png"
     if scales:

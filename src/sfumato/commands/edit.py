@@ -122,11 +122,11 @@ def edit(
         work.planned(asked[name], asked[name].start.steps)
     for name, what in asked.items():
         edits[name] = work.edit(what)
-    said = {**prompts, "guidance": guidance, "seed": seed, "model": model}
+    about = {**prompts, "guidance": guidance, "seed": seed, "model": model}
     files: dict[str, str] = {}
     for name, done in edits.items():
-        files |= done.write(out, list(photos), name, {**said, "method": name or chain.items, "steps": done.steps})
-    files |= _beside(out, fitted, edits, said)
+        files |= done.write(out, list(photos), name, {**about, "method": name or chain.items, "steps": done.steps})
+    files |= _beside(out, fitted, edits, about)
     runs = [{"method": name, "seconds": round(done.seconds, 2), "steps": done.steps} for name, done in edits.items()]
     print_json({**files, "runs": runs}) if json else print("\n".join(files.values()))
 
@@ -144,8 +144,8 @@ def _one_size(fitted: dict[str, Fitted]) -> tuple[int, int]:
     """Height and width at which all pictures are seen."""
     sizes = {name: f"{one.pixels.shape[-1]} x {one.pixels.shape[-2]}" for name, one in fitted.items()}
     if len(set(sizes.values())) > 1:
-        said = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise SfumatoError(f"pictures of a set are seen at one size, here: {said}; crop them alike, or say --fit crop")
+        sides = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise SfumatoError(f"pictures of a set are seen at one size, here: {sides}; crop them alike, or say --fit crop")
     height, width = next(iter(fitted.values())).pixels.shape[-2:]
     return height, width
 
@@ -162,25 +162,25 @@ class _Edit:
     words: list[tuple[str, slice]]
     attention: Attention | None
 
-    def write(self, out: Path, stems: list[str], name: str, said: dict[str, Any]) -> dict[str, str]:
+    def write(self, out: Path, stems: list[str], name: str, about: dict[str, Any]) -> dict[str, str]:
         from sfumato.io.files import write_text
         from sfumato.media import overlays, pictures
 
         end, stems = f" {name}" if name else "", ["-".join(filter(None, (s, name.replace(":", "-")))) for s in stems]
         stem, plan = stems[0], out / f"{stems[0]}-plan.json"
         files = {
-            f"image{f' {i}' if i else ''}{end}": pictures.write(result, out / f"{each}-edited.png", said)
+            f"image{f' {i}' if i else ''}{end}": pictures.write(result, out / f"{each}-edited.png", about)
             for i, (each, result) in enumerate(zip(stems, self.results, strict=True))
         }
         files[f"plan{end}"] = plan
         write_text(plan, dumps(self.plan.table(), indent=2) + "\n")
         if self.attention is not None:
             sheet = overlays.sheet(self.painted, self.attention.maps(self.words))
-            files[f"attention{end}"] = pictures.write(sheet, out / f"{stem}-attention.png", said)
+            files[f"attention{end}"] = pictures.write(sheet, out / f"{stem}-attention.png", about)
         return {key: str(file) for key, file in files.items()}
 
 
-def _beside(out: Path, fitted: dict[str, Fitted], edits: dict[str, _Edit], said: dict[str, Any]) -> dict[str, str]:
+def _beside(out: Path, fitted: dict[str, Fitted], edits: dict[str, _Edit], about: dict[str, Any]) -> dict[str, str]:
     """Each picture beside its edit, or of several a sheet with their names."""
     from sfumato.media import pictures
 
@@ -189,10 +189,10 @@ def _beside(out: Path, fitted: dict[str, Fitted], edits: dict[str, _Edit], said:
     first, columns = rows[0][0].size, 1 + len(edits)
     shown = [picture if picture.size == first else picture.resize(first) for row in rows for picture in row]
     if list(edits) == [""]:
-        return {"beside": str(pictures.write(pictures.grid(shown, columns), out / f"{stem}-beside.png", said))}
+        return {"beside": str(pictures.write(pictures.grid(shown, columns), out / f"{stem}-beside.png", about))}
     labels = ["the picture", *edits] * len(rows)
     sheet = pictures.labelled(shown, labels, columns=min(4, columns) if len(rows) == 1 else columns)
-    return {"compare": str(pictures.write(sheet, out / f"{stem}-compare.png", said))}
+    return {"compare": str(pictures.write(sheet, out / f"{stem}-compare.png", about))}
 
 
 def _of_size(picture: Picture, height: int, width: int) -> Tensor:
@@ -220,7 +220,7 @@ class _Work:
         from sfumato.core.denoising import plan
 
         options = {"guide": asked.guide, "steps": steps, "size": self.size, "memory": self.memory}
-        prompts = {stream: [said] * len(self.fitted) for stream, said in asked.prompts.items()}
+        prompts = {stream: [prompt] * len(self.fitted) for stream, prompt in asked.prompts.items()}
         return plan(self.net, prompts, methods=asked.methods, **options)
 
     def edit(self, asked: Asked) -> _Edit:
@@ -233,8 +233,8 @@ class _Work:
         from sfumato.tasks.edit import edit_pictures
 
         began = time.perf_counter()
-        said = asked.prompts.get("source", asked.source)
-        path = invert(self.net, torch.stack([one.pixels for one in self.fitted]), said, asked.start)
+        described = asked.prompts.get("source", asked.source)
+        path = invert(self.net, torch.stack([one.pixels for one in self.fitted]), described, asked.start)
         if self.appearance is not None:
             other = invert(self.net, self.appearance, asked.prompts["appearance"], asked.start)
             path = together({("source", "target"): path, "appearance": other})

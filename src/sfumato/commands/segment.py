@@ -80,11 +80,13 @@ def segment(
         method, side = recipes.suited("diff-seg", model, side)
         items = [method]
     first, later = items[0], items[1:]
-    said, vocabulary = chain.names or ("diff-seg",), tuple(w.strip() for w in names.split(",") if w.strip())
+    chained, vocabulary = chain.names or ("diff-seg",), tuple(w.strip() for w in names.split(",") if w.strip())
     if isinstance(first, GraphCut) or not all(isinstance(item, GraphCut) for item in later):
-        raise SfumatoError(f"{' + '.join(said)}: one method segments, and graph-cut may follow: diff-seg + graph-cut")
+        raise SfumatoError(
+            f"{' + '.join(chained)}: one method segments, and graph-cut may follow: diff-seg + graph-cut"
+        )
     if isinstance(first, DIFT | PromptEmbeddings | UnsupervisedKeypoints):
-        raise SfumatoError(f"{said[0]} does not segment; see sfumato match and sfumato keypoints")
+        raise SfumatoError(f"{chained[0]} does not segment; see sfumato match and sfumato keypoints")
     net = loading.load(model, device)
     segmented = _ready(first, net, labelled, learned, side)
     settings = {

@@ -80,16 +80,16 @@ class VariationalScoreDistillation(Distillation):
         copy: LowRank = now.learner
         at = self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng)
         prior = GuidedModel(now.model, now.prompts, CFG(self.guidance, self.negative))
-        cond, told = now.model.embed(now.asked), self.told(now)
+        cond, camera = now.model.embed(now.asked), self.camera(now)
 
         def particles(noisy: Images, at: Level) -> Images:
-            return copy.noise(noisy, at, cond, told, self.particle_guidance)
+            return copy.noise(noisy, at, cond, camera, self.particle_guidance)
 
         found = variational(prior, particles, now.x, at, now.noise(), self.weighting)
-        copy.learn(now.x, cond, told, now.rng, self.dropout)
+        copy.learn(now.x, cond, camera, now.rng, self.dropout)
         return found
 
-    def told(self, now: Now) -> Told | None:
+    def camera(self, now: Now) -> Told | None:
         """What the copy is told of each image."""
         if not self.conditioned:
             return None
