@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import re
 import runpy
@@ -87,6 +88,18 @@ def test_links_lead_somewhere(page):
     assert not [link for link in inside if not (page.parent / link.partition("#")[0]).exists()]
 
 
+IMPORT = r"^ *from (sfumato[\w.]*) import (?:\(([^)]+)\)|([\w, ]+))"
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in TEXTS if "decisions" not in p.parts], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_what_a_page_s_code_imports_is_there(page):
+    for module, several, names in re.findall(IMPORT, page.read_text(encoding="utf-8"), re.MULTILINE):
+        for name in filter(None, re.split(r"[\s,]+", several or names)):
+            assert hasattr(import_module(module), name) or import_module(f"{module}.{name}"), f"{module}: {name}"
+
+
 GLOSSARY = (DOCS / "glossary.md").read_text(encoding="utf-8")
 
 
@@ -98,3 +111,19 @@ def test_a_word_of_the_glossary_is_the_name_of_something(home):
         known = getattr(found, "__dataclass_fields__", {})
         assert name in known or hasattr(found, name), home
         found = getattr(found, name, None)
+
+
+def names_in(tree: ast.AST) -> set[str]:
+    """All names that code gives to something or calls it by; those of attributes and keywords too."""
+    keys = {ast.Name: "id", ast.arg: "arg", ast.Attribute: "attr", ast.keyword: "arg"}
+    keys |= {ast.FunctionDef: "name", ast.ClassDef: "name"}
+    return {getattr(node, keys[type(node)]) for node in ast.walk(tree) if type(node) in keys}
+
+
+def test_words_out_of_use_are_the_names_of_nothing():
+    unused = {row for row in re.findall(r"^\| `(\w+)` \| .*", GLOSSARY.partition("## Out of use")[2], re.MULTILINE)}
+    assert {"told", "said", "At"} <= unused
+    package = ROOT / "src" / "sfumato"
+    found = {f: names_in(ast.parse(f.read_text(encoding="utf-8"))) & unused for f in package.rglob("*.py")}
+    assert not {str(file.relative_to(package)): words for file, words in found.items() if words}
+    assert names_in(ast.parse("def f(told): x.said = At(asking=1)")) >= {"told", "said", "At", "asking"}

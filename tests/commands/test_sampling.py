@@ -20,11 +20,11 @@ def test_words_are_what_the_core_has():
     steppers = {"ddim": DDIM(), "ddpm": DDPM(), "euler": Euler()}
     steppers |= {"euler-ancestral": Euler(True), "dpm-solver": DPMSolver()}
     assert {word: Sampling(stepper=word).made() for word in steppers} == steppers  # pyright: ignore[reportArgumentType]
-    assert Sampling().options(128) == {"size": 128} and Sampling().said() == {}
+    assert Sampling().options(128) == {"size": 128} and Sampling().settings() == {}
     wide = Sampling(canvas=(512, 128), stride=4)
     assert wide.options(128) == {"size": (128, 512), "views": Tiles(4)}
     assert Sampling(canvas=(512, 128), views="ring").options(128)["views"] == Ring()
-    assert wide.said() == {"canvas": (512, 128), "stride": 4}
+    assert wide.settings() == {"canvas": (512, 128), "stride": 4}
 
 
 def test_further_prompts_weigh_by_guidance(tmp_path):
@@ -35,7 +35,7 @@ def test_further_prompts_weigh_by_guidance(tmp_path):
     both = Sampling(further=("a duck", "a = b=0.5"), without=("rain=2",))
     assert both.guide(model, 5.0, "") == Composed((("a duck", 5.0), ("a = b", 2.5), ("rain", -10.0)), 5.0)
     assert Sampling(without=("rain",), perp_neg=True).guide(model, 5.0, "") == PerpNeg((("rain", -1.0),), 5.0)
-    assert both.said() == {"and": both.further, "not": both.without}
+    assert both.settings() == {"and": both.further, "not": both.without}
 
 
 @pytest.mark.parametrize(

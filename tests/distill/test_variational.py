@@ -174,7 +174,7 @@ def test_the_copy_learns_the_images_and_the_prior_stays_as_it_was(model):
         first = losses(copy)
         learnt(model, copy, x, 10, told)
         assert losses(copy) < first - 0.01
-        assert (told_apart(model, copy, x, told=told) - before).abs().max() > 1e-3
+        assert (told_apart(model, copy, x, camera=told) - before).abs().max() > 1e-3
         assert torch.equal(prior_of(model, x), within)
     assert torch.equal(prior_of(model, x), before)
 
@@ -185,10 +185,10 @@ def test_only_the_particles_answer_knows_of_cameras_and_images(model):
         before = prior_of(model, x)
         for told in (particles.numbered(2), drawn(2, 16)):
             learnt(model, copy, x, 2, told)
-            straight = told_apart(model, copy, x, told=told)
-            swapped = told_apart(model, copy, x, told=told.flip(0))
+            straight = told_apart(model, copy, x, camera=told)
+            swapped = told_apart(model, copy, x, camera=told.flip(0))
             assert (straight - swapped).abs().max() > 1e-5
-            assert torch.equal(straight, told_apart(model, copy, x, told=told))
+            assert torch.equal(straight, told_apart(model, copy, x, camera=told))
             assert torch.equal(prior_of(model, x), before)
 
 
@@ -246,7 +246,7 @@ def test_entropic_is_variational_with_its_own_guidance(name, made):
     torch.testing.assert_close(half, (with_all + without) / 2, atol=1e-5, rtol=1e-4)
     with particles.low_rank(model, 4, 1e-2, 0) as copy:
         learnt(model, copy, x, 3, told)
-        torch.testing.assert_close(told_apart(model, copy, x, told=told, guidance=0.0), blind, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(told_apart(model, copy, x, camera=told, guidance=0.0), blind, atol=1e-5, rtol=1e-4)
 
 
 def test_views_change_what_the_prior_is_asked_and_not_the_copy(sd):
@@ -266,12 +266,12 @@ def test_views_change_what_the_prior_is_asked_and_not_the_copy(sd):
 def test_cameras_are_told_where_a_run_has_them():
     method, x = VariationalScoreDistillation(), torch.zeros(2, 1, 1, 1)
     cameras = drawn(2, 4, 4)
-    told = method.told(Now(None, x, ("", ""), 0, 1, rng(), cameras=cameras))  # type: ignore[arg-type]
+    told = method.camera(Now(None, x, ("", ""), 0, 1, rng(), cameras=cameras))  # type: ignore[arg-type]
     assert torch.equal(told, cameras.flatten(1))
-    by_index = method.told(Now(None, x, ("", ""), 0, 1, rng()))  # type: ignore[arg-type]
+    by_index = method.camera(Now(None, x, ("", ""), 0, 1, rng()))  # type: ignore[arg-type]
     assert by_index.shape == (2, 16) and not torch.equal(by_index[0], by_index[1])
     none = VariationalScoreDistillation(conditioned=False)
-    assert none.told(Now(None, x, ("", ""), 0, 1, rng(), cameras=cameras)) is None  # type: ignore[arg-type]
+    assert none.camera(Now(None, x, ("", ""), 0, 1, rng(), cameras=cameras)) is None  # type: ignore[arg-type]
 
 
 # the model afterwards
@@ -318,7 +318,7 @@ def test_a_run_that_fails_leaves_the_model_as_it_was(sd):
     with unchanged(sd), pytest.raises(ZeroDivisionError), particles.low_rank(sd, 4, 1e-4, 0) as copy:
         hook = copy._time.register_forward_hook(lambda *_: 1 / 0)
         try:
-            told_apart(sd, copy, step(sd).x, told=particles.numbered(2))
+            told_apart(sd, copy, step(sd).x, camera=particles.numbered(2))
         finally:
             hook.remove()
 

@@ -104,7 +104,7 @@ def test_random_noises_have_one_error_and_all_choices_are_of_their_own_noise():
 
 
 def test_a_run_is_looked_at_from_its_first_level_to_its_last():
-    asked = SimpleNamespace(said=(None, None), prompts=("one", "one"))
+    asked = SimpleNamespace(stated=(None, None), prompts=("one", "one"))
     method = ScoreDistillationViaInversion(guidance=1.0, inversion_guidance=1.0)
     shown, states = kappa_error.along(exact(), asked, method, 6, 0, 3)  # pyright: ignore[reportArgumentType]
     assert [s.at.t for s in states] == [999, 733, 333]
@@ -160,9 +160,9 @@ def test_our_sentences_follow_the_numbers():
 
 
 def test_a_world_is_one_thing_from_several_sides_in_another_colour():
-    said = Subjects.of("a red cube on grass", 1, 3).said[0]
+    said = Subjects.of("a red cube on grass", 1, 3).stated[0]
     world = baseline.World.drawn(said, "blue", 3, 128, 0)
-    assert world.said.phrase() == "a red cube on grass" and world.asked.phrase() == "a blue cube on grass"
+    assert world.stated.phrase() == "a red cube on grass" and world.asked.phrase() == "a blue cube on grass"
     changed = (world.before - world.after).abs().amax(1)
     assert float(changed[world.kept].max()) <= 1.01 / 255 and (changed.flatten(1).amax(1) > 0.2).all()
     assert looks.spread(world.before) > 0.01

@@ -46,14 +46,14 @@ class DeepFloyd(Latent):
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
         inside = self.inside(x, cond)
         time = times(t, x)
-        told = self.network(
+        predicted = self.network(
             inside.to(self.dtype),
             time,
             encoder_hidden_states=cond.text.to(self.dtype),
             class_labels=cond.extra.get("noise_level"),
             return_dict=False,
         )[0]
-        return told[:, : self.channels].float()
+        return predicted[:, : self.channels].float()
 
     def enlarging(self, cond: Cond, image: Float[Tensor, "b 3 h w"], level: int = 250, seed: int = 0) -> Cond:
         """Conditions for a super-resolution stage: images in [0, 1], one or as many as ``cond``.

@@ -59,7 +59,7 @@ class PixArt(Transformer):
 
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
         inside = self.inside(x, cond)
-        told = self.network(
+        predicted = self.network(
             inside.to(self.dtype),
             encoder_hidden_states=cond.text.to(self.dtype),
             encoder_attention_mask=cond.extra["mask"],
@@ -67,7 +67,7 @@ class PixArt(Transformer):
             added_cond_kwargs=self._shape(x),
             return_dict=False,
         )[0]
-        return told[:, : self.channels].float()
+        return predicted[:, : self.channels].float()
 
     def _shape(self, x: Tensor) -> dict[str, Tensor | None]:
         """Height and width in pixels and their ratio, which alpha's network for 1024 pixels reads."""
@@ -146,7 +146,7 @@ class Flux(Transformer):
         guidance = None
         if self.network.config.guidance_embeds:
             guidance = cond.extra.get("guidance", torch.full((b,), self.distilled, device=x.device))
-        told = self.network(
+        predicted = self.network(
             hidden_states=packed(inside).to(dtype),
             timestep=times(t, x) / 1000,
             guidance=guidance,
@@ -156,7 +156,7 @@ class Flux(Transformer):
             img_ids=positions(h // 2, w // 2).to(x.device),
             return_dict=False,
         )[0]
-        return unpacked(told.float(), h, w)
+        return unpacked(predicted.float(), h, w)
 
 
 def packed(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:

@@ -89,10 +89,10 @@ class Prompt:
         return Layout(tuple(Region(f"{t.colour} {t.kind}", b) for t, b in zip(self.things, self.boxes, strict=True)))
 
     @cached_property
-    def told(self) -> Layout:
+    def own_words(self) -> Layout:
         """With a prompt for each region."""
-        said = (f"{t.phrase()} on {self.ground}" for t in self.things)
-        return Layout(tuple(Region(s, b) for s, b in zip(said, self.boxes, strict=True)))
+        sentences = (f"{t.phrase()} on {self.ground}" for t in self.things)
+        return Layout(tuple(Region(s, b) for s, b in zip(sentences, self.boxes, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _placing(method: Any) -> Runner:
 
 def _regions(prompt: Prompt) -> RegionPrompts:
     """Each region reads a prompt of its own, what is around them one of the ground."""
-    return replace(find("region-prompts").method, layout=prompt.told, background=f"on {prompt.ground}")
+    return replace(find("region-prompts").method, layout=prompt.own_words, background=f"on {prompt.ground}")
 
 
 def _beside_regions(method: Any) -> Runner:
@@ -218,14 +218,14 @@ def judged(reading: Reading, prompt: Prompt) -> Row:
     return row
 
 
-def _placed(reading: Reading, which: str, said: SaidThing, box: Box) -> tuple[bool, float]:
+def _placed(reading: Reading, which: str, stated: SaidThing, box: Box) -> tuple[bool, float]:
     """Does a thing of this kind (or colour) lie in the box, and how well does its own box agree? Of several, best."""
     h, w = reading.mask.shape
     sides = (box[0] * w, box[1] * h, box[2] * w, box[3] * h)
     left, top, right, bottom = (round(v) for v in sides)
     best = (False, 0.0)
     for k, seen in enumerate(reading.things):
-        if getattr(seen, which) == getattr(said, which):
+        if getattr(seen, which) == getattr(stated, which):
             within = (reading.mask[top:bottom, left:right] == k + 1).sum() / max(1, (reading.mask == k + 1).sum())
             best = max(best, (bool(within >= INSIDE), _iou(seen.box, sides)))
     return best

@@ -168,8 +168,8 @@ def _described(session: CoreSession, what: str, n: int) -> list[tuple[Tensor, li
     """Batches of fresh renders with captions."""
     rng = session.rng(what)
     scenes, images = fresh(rng, n, session.device)
-    said = [caption(s, rng) for s in scenes]
-    return [(images[i : i + BATCH], said[i : i + BATCH]) for i in range(0, n, BATCH)]
+    captions = [caption(s, rng) for s in scenes]
+    return [(images[i : i + BATCH], captions[i : i + BATCH]) for i in range(0, n, BATCH)]
 
 
 def inverting(key: str, kind: Callable[[], Inversion], scale: float) -> Callable[[CoreSession], Mapping[str, Figure]]:
@@ -177,8 +177,8 @@ def inverting(key: str, kind: Callable[[], Inversion], scale: float) -> Callable
 
     def measure(session: CoreSession) -> Mapping[str, Figure]:
         began, out, how = time.perf_counter(), [], kind()
-        for images, said in _described(session, "ddim_invert_psnr", session.n):
-            path = invert(session.model, images, said, how)
+        for images, captions in _described(session, "ddim_invert_psnr", session.n):
+            path = invert(session.model, images, captions, how)
             out.append(_above(session.model, reconstruct(session.model, path, scale), images))
         figure = np.concatenate(out)
         seconds = (time.perf_counter() - began) / session.n
@@ -191,15 +191,15 @@ def inverting(key: str, kind: Callable[[], Inversion], scale: float) -> Callable
 def null_text(session: CoreSession) -> Mapping[str, Figure]:
     """Quality, and time against the algorithm as published, which works image by image and keeps weights' gradients."""
     n = min(SLOW, session.n)
-    ((images, said),) = _described(session, "null_text_psnr", n)
+    ((images, captions),) = _described(session, "null_text_psnr", n)
     model, how = session.model, NullText(GUIDANCE, steps=STEPS)
     began = time.perf_counter()
-    path = invert(model, images, said, how)
+    path = invert(model, images, captions, how)
     ours = time.perf_counter() - began
     began = time.perf_counter()
     for i in range(n):
-        track = invert(model, images[i], said[i], DDIMInversion(steps=STEPS)).track
-        plain_null_text(model, track, said[i])
+        track = invert(model, images[i], captions[i], DDIMInversion(steps=STEPS)).track
+        plain_null_text(model, track, captions[i])
     theirs = time.perf_counter() - began
     figure = _above(model, reconstruct(model, path, GUIDANCE), images)
     session.methods["NullText"] = {"psnr_above_vae": float(figure.mean()), "seconds_per_image": ours / n}
@@ -225,10 +225,10 @@ def plain_null_text(model: Any, track: tuple[Tensor, ...], prompt: str) -> list[
             text = text.clone().detach().requires_grad_()
             adam = torch.optim.Adam([text], lr=1e-2 * (1 - k / 100))
             with torch.no_grad():
-                said = network(x, cond, k)
+                prediction = network(x, cond, k)
             for _ in range(10):
                 empty = network(x, text, k)
-                loss = F.mse_loss(step(x, empty + GUIDANCE * (said - empty), k), track[k + 1])
+                loss = F.mse_loss(step(x, empty + GUIDANCE * (prediction - empty), k), track[k + 1])
                 adam.zero_grad()
                 loss.backward()
                 adam.step()
@@ -305,11 +305,11 @@ def attention(session: CoreSession) -> Mapping[str, Figure]:
     for at in range(0, session.n, BATCH):
         scenes = [sample_scene(rng, count=1) for _ in range(min(BATCH, session.n - at))]
         truth = render(scenes, device=session.device)
-        said = [change.captions.plain(s) for s in scenes]
-        path = invert(model, truth.images, said, DDIMInversion(steps=STEPS))
-        maps = _maps(model, path.track[STEPS // 2], path.levels[STEPS // 2].t, said)
+        captions = [change.captions.plain(s) for s in scenes]
+        path = invert(model, truth.images, captions, DDIMInversion(steps=STEPS))
+        maps = _maps(model, path.track[STEPS // 2], path.levels[STEPS // 2].t, captions)
         for i, scene in enumerate(scenes):
-            words = dict(model.words(said[i]))
+            words = dict(model.words(captions[i]))
             word = next(w for w in words if w.strip(",.") == scene.things[0].kind)
             map = maps[i][:, words[word]].sum(-1).view(1, 1, 16, 16)
             big = F.interpolate(map, truth.thing.shape[-2:], mode="bilinear")[0, 0]
@@ -318,9 +318,9 @@ def attention(session: CoreSession) -> Mapping[str, Figure]:
 
 
 @torch.no_grad()
-def _maps(model: Backbone, x: Tensor, t: Tensor, said: list[str]) -> Float[Tensor, "b 256 77"]:
+def _maps(model: Backbone, x: Tensor, t: Tensor, captions: list[str]) -> Float[Tensor, "b 256 77"]:
     sites = sites_of(model, Where("image->text", 16), (16, 16))
-    maps = model.maps(x, t, model.embed(said), sites, lambda call: call.probs(("main", "cond")).mean(1))
+    maps = model.maps(x, t, model.embed(captions), sites, lambda call: call.probs(("main", "cond")).mean(1))
     return torch.stack(list(maps.values())).mean(0)
 
 

@@ -126,7 +126,7 @@ class DistillSession(Session):
     @property
     def few(self) -> Subjects:
         """The first of them, for what is dear."""
-        return Subjects(self.subjects.said[:TOGETHER], self.subjects.seed)
+        return Subjects(self.subjects.stated[:TOGETHER], self.subjects.seed)
 
     @cached_property
     def renders(self) -> Float[Tensor, "n 3 h w"]:
@@ -159,10 +159,10 @@ def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Rep
 # --- methods over prompts --------------------------------------------------------------------------
 
 
-def _judge(session: DistillSession, said: Said, image: Tensor) -> Row:
+def _judge(session: DistillSession, stated: Said, image: Tensor) -> Row:
     (reading,) = session.oracle.read(image[None])
     return {
-        "success": float(matches(reading, said)["things"] is True),
+        "success": float(matches(reading, stated)["things"] is True),
         "saturation": float(saturation(image[None])),
         "detail": float(detail(image[None])),
     }
@@ -173,7 +173,7 @@ def painted(session: DistillSession, name: str, tried: Tried | float) -> dict[st
     rows: dict[str, Row] = {}
     shown: list[Tensor] = []
     for first in range(0, session.n, TOGETHER):
-        some = session.subjects.said[first : first + TOGETHER]
+        some = session.subjects.stated[first : first + TOGETHER]
         prompts, seed = [s.phrase() for s in some], session.seed + first
 
         def make(prompts: list[str] = prompts, seed: int = seed) -> Tensor:
@@ -191,7 +191,7 @@ def painted(session: DistillSession, name: str, tried: Tried | float) -> dict[st
 
 def prompts(session: DistillSession) -> Mapping[str, Figure]:
     """Every method on every prompt: what is read, how saturated and how sharp it is, in parts of the renders'."""
-    truth = {f"prompt {i}": _judge(session, s, session.renders[i]) for i, s in enumerate(session.subjects.said)}
+    truth = {f"prompt {i}": _judge(session, s, session.renders[i]) for i, s in enumerate(session.subjects.stated)}
     rows: dict[str, dict[str, Row]] = {"renders": truth}
     with progress("bench: prompts", len(METHODS) + 2) as advance:
         for name, tried in {"plain sampling": GUIDANCE, "plain sampling, 3": 3.0, **METHODS}.items():
@@ -240,7 +240,7 @@ def from_noise(session: DistillSession) -> Mapping[str, Figure]:
         return row, torch.cat([x for images in found.images.values() for x in images], -1)
 
     row, _ = session.units.get(
-        f"one noise {SAMPLED} {STEPS} {GUIDANCE} {len(session.few.said)} {session.seed}", measure
+        f"one noise {SAMPLED} {STEPS} {GUIDANCE} {len(session.few.stated)} {session.seed}", measure
     )
     session.methods |= _grouped("one noise, ", row)
     names = ("SDI, cached noise", "SDI, inverted noise", f"SDS, {GUIDANCE:g}")
@@ -267,7 +267,7 @@ def kappas(session: DistillSession) -> Mapping[str, Figure]:
         errors = {(where, name): e for where, rows in found.errors.items() for name, e in rows.items()}
         return {f"{where}, {name}: error": float(e.mean()) for (where, name), e in errors.items()}, session.renders[0]
 
-    row, _ = session.units.get(f"noise {SAMPLED} {len(session.few.said)} {session.seed}", measure)
+    row, _ = session.units.get(f"noise {SAMPLED} {len(session.few.stated)} {session.seed}", measure)
     session.methods |= (found := _grouped("noise, ", row))
     means = {name: figures["error"] for name, figures in found.items() if name.startswith("noise, run, ")}
     return {"kappa_error_order": float(1 + sum(mean < means["noise, run, inversion"] for mean in means.values()))}
@@ -282,14 +282,14 @@ def collaboration(session: DistillSession) -> Mapping[str, Figure]:
     far: dict[bool, list[float]] = {True: [], False: []}
     right: dict[bool, list[float]] = {True: [], False: []}
     with progress("bench: sets", 2 * sets) as advance:
-        for i, said in enumerate(session.subjects.said[:sets]):
+        for i, stated in enumerate(session.subjects.stated[:sets]):
             for on in (True, False):
-                tried, prompts, seed = COLLABORATING[on], [said.phrase()] * SET, session.seed + SET * i
+                tried, prompts, seed = COLLABORATING[on], [stated.phrase()] * SET, session.seed + SET * i
                 rows, images = session.batch(
                     f"set {tried!r} {seed}",
                     prompts,
                     lambda t=tried, p=prompts, s=seed: t.run(session.model, p, s),
-                    lambda _, x, s=said: _judge(session, s, x),
+                    lambda _, x, s=stated: _judge(session, s, x),
                 )
                 far[on].append(spread(images))
                 right[on].append(float(np.mean([row["success"] == 1 for row in rows])))
@@ -382,9 +382,11 @@ class Editor:
             return world.before
         model, n = session.named(self.model), len(world.edits)
         source, target = world.edits[0].captions
-        said = world.edits[0].instruction if self.model != "stilllife" else target
+        stated = world.edits[0].instruction if self.model != "stilllife" else target
         path = invert(model, world.before, [source] * n, self.how)
-        prompts = {"target": [said] * n} if not self.how.has_source else {"source": [source] * n, "target": [said] * n}
+        prompts = (
+            {"target": [stated] * n} if not self.how.has_source else {"source": [source] * n, "target": [stated] * n}
+        )
         out = denoise(model, prompts, start=path, guide=self.how.guide(model, self.guidance), seed=session.seed)
         return out["target"].images.cpu()
 

@@ -247,10 +247,10 @@ def success(reading: Reading, edit: change.Counterfactual) -> bool:
     """Does the oracle see the scene after the change, in all that the change is about?"""
     if isinstance(edit.change, change.Turn):
         after, at = edit.after, edit.change.thing
-        said = [
+        stated = [
             SaidThing(t.kind, t.colour, view=view(after, i) if i == at else None) for i, t in enumerate(after.things)
         ]
-        verdicts = matches(reading, Said(tuple(said)))
+        verdicts = matches(reading, Said(tuple(stated)))
         return verdicts["things"] is True and verdicts["view"] is True
     return applied(reading, edit)
 
@@ -312,8 +312,8 @@ def _direction(session: EditSession, image: Tensor, case: Case) -> float:
     from sfumato.metrics.clip import clip_features, text_features
 
     features = clip_features(torch.stack([case.before, image]), session.clip)
-    told = text_features([case.source, case.target], session.clip, session.tokenizer).float()
-    a, b = (torch.nn.functional.normalize(f, dim=-1) for f in (features, told))
+    words = text_features([case.source, case.target], session.clip, session.tokenizer).float()
+    a, b = (torch.nn.functional.normalize(f, dim=-1) for f in (features, words))
     if torch.equal(features[0], features[1]):
         return 0.0
     return float(torch.nn.functional.cosine_similarity(a[1] - a[0], b[1] - b[0], dim=0))
@@ -468,10 +468,10 @@ def _two_looks(rng: np.random.Generator) -> tuple[Scene, Scene]:
 def _transferred(session: EditSession, how: Method, truth: Any, looks: Scene) -> tuple[Row, Tensor]:
     images = truth.images.cpu()
     named = cast("Any", how)
-    said = f"a photo of a {named.word}", f"a photo of a {named.appearance_word}"
+    captions = f"a photo of a {named.word}", f"a photo of a {named.appearance_word}"
 
     def work() -> Tensor:
-        path, prompts = transfer(session.model, images[0], images[1], said, replace(START, steps=STEPS))
+        path, prompts = transfer(session.model, images[0], images[1], captions, replace(START, steps=STEPS))
         return denoise(session.model, prompts, start=path, guide=1.0, methods=[how])["target"].images[0]
 
     image, cost = timed(work, session.device)

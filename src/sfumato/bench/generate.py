@@ -24,8 +24,8 @@ from sfumato.bench.session import Session
 from sfumato.io.device import choose
 from sfumato.io.files import write_text
 from sfumato.stilllife import change, networks, paint, weights
-from sfumato.stilllife.asking import PROMPTS, obeyed
 from sfumato.stilllife.captions import Said, SaidThing, caption
+from sfumato.stilllife.obedience import PROMPTS, obeyed
 from sfumato.stilllife.oracle import Reading, matches
 from sfumato.stilllife.render import pinhole, render
 from sfumato.stilllife.scene import Scene, sample_scene
@@ -142,9 +142,9 @@ def obedience(key: str) -> Callable[[GenerateSession], dict[str, Figure]]:
 
     def measure(session: GenerateSession) -> dict[str, Figure]:
         rng = session.rng(key)
-        said = [PROMPTS[key](rng, i) for i in range(session.n)]
-        readings = session.oracle.read(session.paint([s.phrase(rng) for s in said], key))
-        return {key: obeyed(key, readings, said)}
+        stated = [PROMPTS[key](rng, i) for i in range(session.n)]
+        readings = session.oracle.read(session.paint([s.phrase(rng) for s in stated], key))
+        return {key: obeyed(key, readings, stated)}
 
     return measure
 
@@ -238,13 +238,13 @@ def applied(reading: Reading, edit: change.Counterfactual) -> bool:
     things = [SaidThing(t.kind, t.colour) for t in after.things]
     if isinstance(what, change.Rematerial):
         things[what.thing] = replace(things[what.thing], material=what.material)
-    said = Said(
+    stated = Said(
         tuple(things),
         ground=after.ground if isinstance(what, change.Reground) else None,
         light=after.light if isinstance(what, change.Relight) else None,
         style=after.style if isinstance(what, change.Restyle) else None,
     )
-    verdicts = matches(reading, said)
+    verdicts = matches(reading, stated)
     return all(verdicts[k] is not False for k in ("things", "ground", "light", "style"))
 
 

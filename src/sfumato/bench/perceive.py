@@ -574,9 +574,9 @@ def landmarks(session: PerceiveSession) -> Mapping[str, Figure]:
             def measure(i: int = i, image: Tensor = image) -> tuple[Row, Tensor]:
                 points, weights, _ = found()
                 at, cost = timed(lambda: _located(session, points, image), session.device)
-                told = regressed(at[None] / SIZE, weights)[0] * SIZE
-                row: Row = {**cost, "error": _error(told, wanted[i], visible[i], sizes[i])}
-                shown = dots(pictures.picture(image), torch.cat([told, wanted[i][visible[i]]]), 256)
+                predicted = regressed(at[None] / SIZE, weights)[0] * SIZE
+                row: Row = {**cost, "error": _error(predicted, wanted[i], visible[i], sizes[i])}
+                shown = dots(pictures.picture(image), torch.cat([predicted, wanted[i][visible[i]]]), 256)
                 return row, tensor(shown)
 
             unit = f"{session.seed} keypoints {i} {method!r} {KEYPOINT_KIND} {LEARNED} {RIDGE}"

@@ -125,17 +125,17 @@ def distill2d(
         name = stem if scale is None else f"{stem}-{scale:g}"
         kept = out / f".{name}.safetensors"
         done = distill_images(net, prompt, how, steps, keep=kept, **options)
-        said = {**settings, "method": repr(how)}
+        about = {**settings, "method": repr(how)}
         files = [
-            pictures.write(pictures.picture(image), out / f"{name}-{seed + i}.png", said)
+            pictures.write(pictures.picture(image), out / f"{name}-{seed + i}.png", about)
             for i, image in enumerate(done.images)
         ]
         sheet = done.frames[-1]
-        files += [pictures.write(sheet, out / f"{name}.png", said)] if n > 1 else []
+        files += [pictures.write(sheet, out / f"{name}.png", about)] if n > 1 else []
         files.append(pictures.write_film(done.frames, out / f"{name}.gif"))
         kept.unlink(missing_ok=True)
         results.append(sheet)
-        rows.append({**said, "guidance": scale, "files": [str(f) for f in files], "strength": done.strength})
+        rows.append({**about, "guidance": scale, "files": [str(f) for f in files], "strength": done.strength})
     grid = out / f"{stem}.png" if n > 1 else out / f"{stem}-{seed}.png"
     if scales:
         labels, grid = [f"{scale:g}" for scale in scales], out / f"{stem}-sweep.png"

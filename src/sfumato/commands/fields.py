@@ -53,7 +53,7 @@ def methods(segments: Sequence[Sequence[str]], prog: str) -> Chain:
     """The methods that were asked for, each by its word and its options; tyro says what is wrong with those."""
     items = []
     for word, *options in segments:
-        entry, said = index.find(word), _class(word)
+        entry, cls = index.find(word), _class(word)
         preset = None
         for i in [i for i, option in enumerate(options) if option.partition("=")[0] == "--preset"][::-1]:
             asked = options.pop(i).partition("=")
@@ -62,12 +62,12 @@ def methods(segments: Sequence[Sequence[str]], prog: str) -> Chain:
         known = ", ".join(f"--preset {name}" for name in recipes.presets(entry))
         more = f"\n\nPresets: {known}" if known else ""
         item = tyro.cli(
-            said,
+            cls,
             prog=f"{prog} ... {word}",
             description=(entry.method.__doc__ or "") + more,
             args=options,
             config=CONFIG,
-            **({} if preset is None else {"default": said(**values(preset))}),
+            **({} if preset is None else {"default": cls(**values(preset))}),
         )
         items.append(entry.method(**values(item)))
     return Chain(tuple(items), tuple(word for word, *_ in segments))
@@ -104,24 +104,24 @@ def spoken(cls: Any) -> Any:
         hint, inside = hints[f.name], get_args(hints[f.name])
         one = next((t for t in inside if t is not type(None)), hint) if type(None) in inside else hint
         if f.metadata.get("command") is False:
-            said: Any = tyro.conf.Fixed
+            spec: Any = tyro.conf.Fixed
         elif get_origin(one) is tuple and get_args(one) == (str, ...):
-            said = _spec("WORD,WORD", lambda text: tuple(_listed(text)), ",".join)
+            spec = _spec("WORD,WORD", lambda text: tuple(_listed(text)), ",".join)
         elif get_args(one)[1:] == (Distillation,):
-            said = _spec("WORD,WORD", _distillations, ",".join)
+            spec = _spec("WORD,WORD", _distillations, ",".join)
         elif isinstance(get_origin(one), type) and issubclass(get_origin(one), Mapping):
-            said = _spec("WORD=VALUE,...", partial(_pairs, of=get_args(one)[1]), _paired)
+            spec = _spec("WORD=VALUE,...", partial(_pairs, of=get_args(one)[1]), _paired)
         elif one is Layout:
-            said = _spec("FILE", Layout.read, lambda v: ",".join(v.phrases))
+            spec = _spec("FILE", Layout.read, lambda v: ",".join(v.phrases))
         elif one is Mask:
-            said = _spec("PNG", Mask.read, str)
+            spec = _spec("PNG", Mask.read, str)
         elif one is Ramp or one is Times:
-            said = _spec("RAMP" if one is Ramp else "RAMP[,RAMP]", one.read, str)
+            spec = _spec("RAMP" if one is Ramp else "RAMP[,RAMP]", one.read, str)
         elif one is LocalBlend:
-            said = blend
+            spec = blend
         else:
             continue
-        out.append((f.name, Annotated[hint, said], field(default=f.default, default_factory=f.default_factory)))
+        out.append((f.name, Annotated[hint, spec], field(default=f.default, default_factory=f.default_factory)))
     return make_dataclass(cls.__name__, out, bases=(cls,), frozen=True) if out else cls
 
 

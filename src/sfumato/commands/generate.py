@@ -101,7 +101,7 @@ def generate(
         "steps": steps,
         "guidance": guidance,
         "size": side,
-        **sampling.said(),
+        **sampling.settings(),
         "model": model,
         **({"methods": " + ".join(map(repr, chain.items))} if chain.items else {}),
     }

@@ -91,11 +91,11 @@ def match(
         print("\n".join(map(str, [*files, numbers])))
 
 
-def _point(said: str) -> tuple[float, float]:
+def _point(text: str) -> tuple[float, float]:
     try:
-        x, y = map(float, said.split(","))
+        x, y = map(float, text.split(","))
     except ValueError:
-        raise SfumatoError(f"a point is X,Y in pixels, such as 60,40; got {said!r}") from None
+        raise SfumatoError(f"a point is X,Y in pixels, such as 60,40; got {text!r}") from None
     return x, y
 
 

@@ -55,11 +55,11 @@ def page(title: str, about: str, rows: Sequence[tuple[str, Sequence[tuple[str, P
     body = [f"<h1>{escape(title)}</h1>\n<p class='lead'>{escape(about)}</p>\n"]
     for name, pictures in rows:
         figures = []
-        for said, file in pictures:
+        for label, file in pictures:
             with Image.open(file) as found:
                 shown = found.convert("RGB")
             shown.thumbnail((640, 384))
-            figures.append(figure(shown, escape(said)))
+            figures.append(figure(shown, escape(label)))
         body.append(f"<h2>{escape(name)}</h2>\n{row(*figures)}")
     write_text(path, page_of("".join(body), title))
     return path

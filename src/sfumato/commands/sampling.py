@@ -80,7 +80,7 @@ class Sampling:
             "dpm-solver": steppers.DPMSolver(),
         }[self.stepper]
 
-    def said(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What differs from plain sampling."""
         names = {"further": "and", "without": "not"}
         return {names.get(f.name, f.name): v for f in fields(self) if (v := getattr(self, f.name)) != f.default}

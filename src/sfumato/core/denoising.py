@@ -251,7 +251,7 @@ def _descend(step: Step, energies: Sequence[Energy]) -> None:
 def _streams(prompts: Prompts) -> dict[str, tuple[str, ...]]:
     named = prompts if isinstance(prompts, Mapping) else {"main": prompts}
     streams_of(list(named))
-    out = {name: (said,) if isinstance(said, str) else tuple(said) for name, said in named.items()}
+    out = {name: (some,) if isinstance(some, str) else tuple(some) for name, some in named.items()}
     if len({len(some) for some in out.values()}) > 1 or not all(out.values()):
         raise SfumatoError(
             f"streams have equally many prompts, got {', '.join(f'{n}: {len(s)}' for n, s in out.items())}"

@@ -80,11 +80,11 @@ class ImageTextCFG(Guide):
     image_scale: float = 1.5
 
     def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
-        empty, said = model.embed([""] * len(prompts)), model.embed(prompts)
+        empty, prompted = model.embed([""] * len(prompts)), model.embed(prompts)
         seen = self.image.to(model.device).expand(len(prompts), -1, -1, -1)
         none = torch.zeros_like(seen)
         blind, sighted = replace(empty, image=none), replace(empty, image=seen)
-        return {"uncond": blind, "image": sighted, "cond": replace(said, image=seen)}
+        return {"uncond": blind, "image": sighted, "cond": replace(prompted, image=seen)}
 
     def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
         u, i, c = (parts[k] for k in ("uncond", "image", "cond"))

@@ -60,20 +60,20 @@ class LowRank:
         self.loss = float("nan")
         """Of what was learned last."""
 
-    def noise(self, x: Images, at: Level, cond: Cond, told: Told | None = None, guidance: float = 1.0) -> Images:
+    def noise(self, x: Images, at: Level, cond: Cond, camera: Told | None = None, guidance: float = 1.0) -> Images:
         """The noise that it sees in noisy images: u + s (c - u), where only c is told what there is to tell."""
         if guidance == 1:
-            with self._on(told):
+            with self._on(camera):
                 return noises(self.model, x, at, {"told": cond})["told"]
-        if told is None:
+        if camera is None:
             raise SfumatoError(
                 "guidance of the low-rank copy is by what it is told of each image; tell it (conditioned=True)"
             )
-        with self._on(torch.cat([torch.zeros_like(told), told])):
-            said = noises(self.model, x, at, {"blind": cond, "told": cond})
-        return said["blind"] + guidance * (said["told"] - said["blind"])
+        with self._on(torch.cat([torch.zeros_like(camera), camera])):
+            predicted = noises(self.model, x, at, {"blind": cond, "told": cond})
+        return predicted["blind"] + guidance * (predicted["told"] - predicted["blind"])
 
-    def learn(self, x: Images, cond: Cond, told: Told | None, rng: torch.Generator, dropout: float = 0.0) -> None:
+    def learn(self, x: Images, cond: Cond, camera: Told | None, rng: torch.Generator, dropout: float = 0.0) -> None:
         """Prepare a step towards these images, each noised to some level: ``step`` takes it.
 
         The loss is the mean square of the error in what the network itself predicts. ``dropout``: probability that an
@@ -83,9 +83,9 @@ class LowRank:
         noise = torch.randn(x.shape, generator=rng).to(x)
         kept = torch.rand(len(x), 1, generator=rng) >= dropout
         target = self.model.schedule.prediction_of(x, noise, at)
-        with torch.enable_grad(), self._on(None if told is None else told * kept.to(told)):
-            said = self.model.predict(add_noise(x, noise, at), at.t, cond)
-            loss = (said - target).square().mean()
+        with torch.enable_grad(), self._on(None if camera is None else camera * kept.to(camera)):
+            predicted = self.model.predict(add_noise(x, noise, at), at.t, cond)
+            loss = (predicted - target).square().mean()
             # of the frozen weights no gradients are asked, so that none are left on them
             found = torch.autograd.grad(loss, list(self._weights.values()), allow_unused=True)
         for weight, gradient in zip(self._weights.values(), found, strict=True):
@@ -112,21 +112,21 @@ class LowRank:
         self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": moments})
 
     @contextmanager
-    def _on(self, told: Told | None) -> Iterator[None]:
+    def _on(self, camera: Told | None) -> Iterator[None]:
         """The network is the copy while the block runs."""
-        if told is not None and self._time is None:
+        if camera is not None and self._time is None:
             raise SfumatoError(
                 f"the network of {self.model.name} embeds its time in no known place, so that its copy cannot be told "
                 "where images are from; do without (conditioned=False)"
             )
-        if told is not None and told.shape[1] != NUMBERS:
-            raise SfumatoError(f"a camera is told as {NUMBERS} numbers an image, got {told.shape[1]}")
+        if camera is not None and camera.shape[1] != NUMBERS:
+            raise SfumatoError(f"a camera is told as {NUMBERS} numbers an image, got {camera.shape[1]}")
         hook = None
         try:
             for layer, others in self._layers:
                 layer.set_adapter([*others, NAME])
-            if told is not None:
-                added = self._embedding(told.float())
+            if camera is not None:
+                added = self._embedding(camera.float())
                 hook = self._time.register_forward_hook(lambda module, args, out: out + added.to(out))
             yield
         finally:
@@ -179,7 +179,7 @@ def low_rank(model: Backbone, rank: int, rate: float, seed: int) -> Iterator[Low
         )
     if model.runs_on is not None:
         raise SfumatoError(f"{model.name} is offloaded, and no copy of it can learn; load it without offload")
-    asking = [(p, p.requires_grad) for p in network.parameters()]
+    graded = [(p, p.requires_grad) for p in network.parameters()]
     tuned: dict[str, Any] = {k: m for k, m in before.items() if isinstance(m, BaseTunerLayer)}
     if any(m.disable_adapters or m.merged for m in tuned.values()):
         raise SfumatoError(
@@ -208,5 +208,5 @@ def low_rank(model: Backbone, rank: int, rate: float, seed: int) -> Iterator[Low
             network.peft_config.pop(NAME, None)
         elif hasattr(network, "peft_config"):
             del network.peft_config
-        for p, asked in asking:
+        for p, asked in graded:
             p.requires_grad_(asked)

@@ -40,7 +40,7 @@ ARC = 60.0
 class World:
     """A thing from several sides, and what its edit should be."""
 
-    said: Said
+    stated: Said
     asked: Said
     before: Batch
     after: Batch
@@ -48,17 +48,17 @@ class World:
     """What the edit does not touch."""
 
     @classmethod
-    def drawn(cls, said: Said, colour: str, n: int, size: int, seed: int) -> World:
+    def drawn(cls, stated: Said, colour: str, n: int, size: int, seed: int) -> World:
         """The first thing that is said in another colour. ``SfumatoError`` for its own, or for none."""
-        first, *rest = said.things
+        first, *rest = stated.things
         if colour not in COLOURS or colour == first.colour:
             others = ", ".join(c for c in COLOURS if c != first.colour)
             raise SfumatoError(f"{first.phrase()} becomes another colour, one of {others}; got {colour!r}")
-        scenes = orbit(photographed(said, np.random.default_rng((seed, 6))), n, full=ARC)
+        scenes = orbit(photographed(stated, np.random.default_rng((seed, 6))), n, full=ARC)
         edits = [change.counterfactual(scene, change.Recolour(0, colour)) for scene in scenes]
         before, after = change.render_pairs(edits, size)
         kept = torch.stack([~change.masks(edit, size) for edit in edits])
-        return cls(said, replace(said, things=(replace(first, colour=colour), *rest)), before, after, kept)
+        return cls(stated, replace(stated, things=(replace(first, colour=colour), *rest)), before, after, kept)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Edits(Findings):
             }
             for name, e in self.edits.items()
         }
-        return {"from": self.world.said.phrase(), "to": self.world.asked.phrase(), "edits": rows}
+        return {"from": self.world.stated.phrase(), "to": self.world.asked.phrase(), "edits": rows}
 
     def ours(self) -> str:
         parts = [
@@ -111,7 +111,7 @@ class Edits(Findings):
         for name, e in self.edits.items():
             rows[name] = (e.images, f"detail {e.detail:.2f}, kept {e.kept:.1f} dB")
         rows["truth"] = (world.after, "")
-        title = f"“{world.said.phrase()}” to “{world.asked.phrase()}”"
+        title = f"“{world.stated.phrase()}” to “{world.asked.phrase()}”"
         with plots.figure(path, (max(1.45 * n, 5.0), 1.5 * len(rows) + 0.8), title, about) as figure:
             axes = figure.subplots(len(rows), n, squeeze=False)
             for i, (name, (images, below)) in enumerate(rows.items()):
@@ -157,18 +157,18 @@ class Baseline(OfSubjects):
         if not (math.isfinite(self.rate) and self.rate > 0):
             raise SfumatoError(f"rate is a number above 0, got {self.rate:g}")
         if not self.colour:
-            own = self._subjects().said[0].things[0].colour
+            own = self._subjects().stated[0].things[0].colour
             object.__setattr__(self, "colour", "red" if own == "blue" else "blue")
 
     def measure(self, model: Backbone, subjects: Subjects) -> Edits:
-        n, seed = len(subjects.said), self.seed
-        world = World.drawn(subjects.said[0], self.colour, n, model.size, seed)
+        n, seed = len(subjects.stated), self.seed
+        world = World.drawn(subjects.stated[0], self.colour, n, model.size, seed)
         asked = Subjects((world.asked,) * n, seed)
         with torch.no_grad():
             begin = model.encode(world.before.to(model.device))
             source = model.decode(begin).cpu().clamp(0, 1)
         fine = float(detail(source).mean())
-        method = replace(EDITING, guidance=self.guidance, described=world.said.phrase())
+        method = replace(EDITING, guidance=self.guidance, described=world.stated.phrase())
 
         def run(method: CollaborativeScoreDistillation) -> Edit:
             canvas = Latents(begin)

@@ -97,7 +97,7 @@ class Collaboration(OfSubjects):
         method = CollaborativeScoreDistillation(guidance=self.guidance)
 
         def run(method: CollaborativeScoreDistillation) -> Set:
-            canvas = canvases.canvas(model, "latent", len(subjects.said), self.seed)
+            canvas = canvases.canvas(model, "latent", len(subjects.stated), self.seed)
             adam = canvases.optimiser("adam", "latent", None)
             distil(model, canvas, subjects.prompts, method, self.steps, optimiser=adam, seed=self.seed)
             images = canvases.shown(model, canvas)

@@ -42,7 +42,7 @@ MOST_STEPS = 100_000
 class Subjects:
     """Prompts, an image each, and what they say in the words of the built-in model."""
 
-    said: tuple[Said, ...]
+    stated: tuple[Said, ...]
     seed: int = 0
 
     @classmethod
@@ -64,16 +64,16 @@ class Subjects:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        return tuple(s.phrase() for s in self.said)
+        return tuple(s.phrase() for s in self.stated)
 
     def alike(self) -> Subjects:
         """The first of them as often: a set."""
-        return replace(self, said=self.said[:1] * len(self.said))
+        return replace(self, stated=self.stated[:1] * len(self.stated))
 
     def renders(self, size: int = SIDE) -> Batch:
         """A drawn scene of each."""
         rng = np.random.default_rng((self.seed, 5))
-        return render([photographed(s, rng) for s in self.said], size).images.cpu()
+        return render([photographed(s, rng) for s in self.stated], size).images.cpu()
 
     @cached_property
     def oracle(self) -> Oracle:
@@ -83,7 +83,7 @@ class Subjects:
         """Part of the images in which the oracle reads the thing that was said, in its colour."""
         shown = images if images.shape[-1] == SIDE else F.interpolate(images, (SIDE, SIDE), mode="area")
         read = self.oracle.read(shown)
-        return float(np.mean([bool(matches(r, s)["things"]) for r, s in zip(read, self.said, strict=True)]))
+        return float(np.mean([bool(matches(r, s)["things"]) for r, s in zip(read, self.stated, strict=True)]))
 
     def looks(self, images: Batch) -> dict[str, float]:
         """Mean saturation and detail of the images, and the part that is read right."""
@@ -144,9 +144,9 @@ def published() -> dict[str, Distillation]:
     return {word: index.default(word) for word in ("sds", "nfsd", "sdi")}
 
 
-def photographed(said: Said, rng: np.random.Generator) -> Scene:
+def photographed(stated: Said, rng: np.random.Generator) -> Scene:
     """A scene of which this is true, a photo where no style is said, as captions mostly leave that out."""
-    return scene_of(said if said.style else replace(said, style="photo"), rng)
+    return scene_of(stated if stated.style else replace(stated, style="photo"), rng)
 
 
 def painted(model: Backbone, subjects: Subjects, guidance: float, steps: int, seed: int) -> Batch:

@@ -124,7 +124,7 @@ class GuidanceGrid(OfSubjects):
         runs = [(n, guided(n, m, g), seen, g) for n, m, seen, g in runs]  # what has none is known before all runs
         cells = []
         for name, method, seen, scale in runs:
-            looked = RandomViews(len(subjects.said)) if seen else None
+            looked = RandomViews(len(subjects.stated)) if seen else None
             images = distilled(model, subjects.prompts, method, self.steps, self.seed, self.space, looked)
             cells.append(Cell(name, scale, seen, images, subjects.looks(images)))
         return Grid(self.space, tuple(cells))

@@ -102,8 +102,8 @@ class Strategies(Findings):
                     axes.text(0.5, 0.5, "not finite", ha="center", transform=axes.transAxes)
                     axes.set_axis_off()
                 else:
-                    said = f"saturation {s.looks['saturation']:.2f}\nright {percent(s.looks['right'])}"
-                    tile(axes, s.distilled, "", side[1] if j == 1 else "", said)
+                    below = f"saturation {s.looks['saturation']:.2f}\nright {percent(s.looks['right'])}"
+                    tile(axes, s.distilled, "", side[1] if j == 1 else "", below)
             panel = figure.add_subplot(grid[2, :])
             for s, colour in zip(self.strategies, plots.colours(len(self.strategies)), strict=True):
                 if s.errors:

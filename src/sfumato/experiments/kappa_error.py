@@ -69,7 +69,7 @@ def along(
             at = times.draw(model.schedule, step / steps, len(x), torch.Generator(), shared=True)
             kept.append(State(at, x.clone()))
 
-    canvas = canvases.canvas(model, "latent", len(subjects.said), seed)
+    canvas = canvases.canvas(model, "latent", len(subjects.stated), seed)
     descent = canvases.optimiser("sgd", "latent", None)
     distil(model, canvas, subjects.prompts, method, steps, optimiser=descent, seed=seed, watch=watch)
     return canvases.shown(model, canvas), kept

@@ -62,9 +62,9 @@ class Ways(Findings):
                 looks = self.looks[name]
                 near = f"{self.psnr[name]:.1f} dB\n" if name in self.psnr else ""
                 fine = looks["detail"] / self.looks[DDIM]["detail"]
-                said = f"{near}detail {fine:.2f}\nsaturation {looks['saturation']:.2f}"
+                below = f"{near}detail {fine:.2f}\nsaturation {looks['saturation']:.2f}"
                 for i in range(n):
-                    tile(axes[i, j], images[i : i + 1], name if i == 0 else "", below=said if i == n - 1 else "")
+                    tile(axes[i, j], images[i : i + 1], name if i == 0 else "", below=below if i == n - 1 else "")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class OneNoise(OfSubjects):
 
     @torch.no_grad()
     def measure(self, model: Backbone, subjects: Subjects) -> Ways:
-        prompts, n, seed = subjects.prompts, len(subjects.said), self.seed
+        prompts, n, seed = subjects.prompts, len(subjects.stated), self.seed
         like = model.latents(range(n), model.size, model.size)
         noise = torch.randn(like.shape, generator=generator(seed, 0)).to(like)
         top = model.levels(self.steps, noise.shape[-2:])[0]

@@ -53,10 +53,10 @@ class Curves(Findings):
         truth = self.reference["saturation"]
         parts = []
         for curve in self.curves:
-            said = [f"{apart(looks['saturation'], truth)} at {g:g}" for g, looks in curve.looks.items()]
+            shares = [f"{apart(looks['saturation'], truth)} at {g:g}" for g, looks in curve.looks.items()]
             values = [looks["saturation"] for looks in curve.looks.values()]
             grows = values == sorted(values)
-            parts.append(f"{curve.name} is {listed(said)}{' (it grows with guidance)' if grows else ''}")
+            parts.append(f"{curve.name} is {listed(shares)}{' (it grows with guidance)' if grows else ''}")
         return f"Against renders' mean saturation of {truth:.3f}, {'; '.join(parts)}."
 
     def draw(self, path: Path, about: str = "") -> None:

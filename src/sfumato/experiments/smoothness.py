@@ -46,8 +46,8 @@ class Smoothness(Experiment):
         return folder / word / "similarity.png"
 
     def settings(self, model: Backbone) -> dict[str, Any]:
-        told = {"seed": self.seed, "steps": self.steps, "guidances": self.guidances}
-        return {"model": model.name, **told, "prompts": [self._prompt()]}
+        settings = {"seed": self.seed, "steps": self.steps, "guidances": self.guidances}
+        return {"model": model.name, **settings, "prompts": [self._prompt()]}
 
     def run(self, model: Backbone) -> Smooth:
         prompt = self._prompt()

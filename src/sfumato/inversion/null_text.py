@@ -46,19 +46,19 @@ class NullText(Replacing):
         x, found = track[0], []
         for i in range(self.steps):
             at, to = levels[i], levels[i + 1]
-            said = model.predict(x, at.t, cond)
-            empty = replace(empty, text=self._fit(model, x, track[i + 1], at, to, said, empty, i))
+            prediction = model.predict(x, at.t, cond)
+            empty = replace(empty, text=self._fit(model, x, track[i + 1], at, to, prediction, empty, i))
             found.append(empty.text)
-            x = self._step(model, x, at, to, said, model.predict(x, at.t, empty))
+            x = self._step(model, x, at, to, prediction, model.predict(x, at.t, empty))
             advance()
         return Path(track[0], levels, prompts, image, track=track, uncond=tuple(found))
 
-    def _step(self, model: Backbone, x: Tensor, at: Level, to: Level, said: Tensor, empty: Tensor) -> Tensor:
-        x0, eps = model.schedule.x0_and_eps(empty + self.scale * (said - empty), x, at)
+    def _step(self, model: Backbone, x: Tensor, at: Level, to: Level, prediction: Tensor, empty: Tensor) -> Tensor:
+        x0, eps = model.schedule.x0_and_eps(empty + self.scale * (prediction - empty), x, at)
         return add_noise(x0, eps, to)
 
     def _fit(
-        self, model: Backbone, x: Tensor, goal: Tensor, at: Level, to: Level, said: Tensor, empty: Cond, i: int
+        self, model: Backbone, x: Tensor, goal: Tensor, at: Level, to: Level, prediction: Tensor, empty: Cond, i: int
     ) -> Float[Tensor, "b n d"]:
         """eq. 3 of the paper: the text for which the step from ``x`` leads to ``goal``."""
         texts = [text.clone().requires_grad_() for text in empty.text.split(1)]
@@ -68,7 +68,7 @@ class NullText(Replacing):
             fitted = [texts[j] for j in going]
             with torch.enable_grad():
                 asked = replace(Cond.cat([empty[j : j + 1] for j in going]), text=torch.cat(fitted))
-                step = self._step(model, x[going], at, to, said[going], model.predict(x[going], at.t, asked))
+                step = self._step(model, x[going], at, to, prediction[going], model.predict(x[going], at.t, asked))
                 error = (step - goal[going]).square().mean((1, 2, 3))
                 gradients = torch.autograd.grad(error.sum(), fitted)
             for text, gradient in zip(fitted, gradients, strict=True):

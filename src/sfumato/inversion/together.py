@@ -75,10 +75,10 @@ class Together(Path):
             return run_all
 
         def cond(step: Step, now: Cond) -> Cond:
-            said = {}
+            conditions = {}
             for p in parts:
-                said.update(p.conditions(step, now))
-            return Cond.cat([said[name] for name in run.rows.names])
+                conditions.update(p.conditions(step, now))
+            return Cond.cat([conditions[name] for name in run.rows.names])
 
         def noise(step: Step) -> Tensor | None:
             drawn = [z for p in noisy if p.phases.noise and (z := p.phases.noise(p.sees(step))) is not None]

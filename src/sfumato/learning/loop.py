@@ -286,8 +286,8 @@ def _agreed(elapsed: float, stop: bool, accelerator: Any, world: int) -> tuple[f
     """The longest time of all processes, and whether any was interrupted, so that all end at the same step."""
     if world == 1:
         return elapsed, stop
-    said = torch.tensor([[elapsed, float(stop)]], dtype=torch.float64, device=accelerator.device)
-    longest, any_stop = accelerator.gather(said).amax(0).tolist()
+    both = torch.tensor([[elapsed, float(stop)]], dtype=torch.float64, device=accelerator.device)
+    longest, any_stop = accelerator.gather(both).amax(0).tolist()
     return longest, bool(any_stop)
 
 

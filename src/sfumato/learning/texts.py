@@ -37,13 +37,13 @@ def conditions(model: Backbone, texts: Float[Tensor, "b n d"]) -> Cond:
 @contextmanager
 def frozen(network: Any) -> Iterator[None]:
     """No weight of the network asks for gradients while the block runs; afterwards each is as it was."""
-    asking = [p for p in network.parameters() if p.requires_grad]
+    graded = [p for p in network.parameters() if p.requires_grad]
     try:
-        for p in asking:
+        for p in graded:
             p.requires_grad_(False)
         yield
     finally:
-        for p in asking:
+        for p in graded:
             p.requires_grad_(True)
 
 

@@ -62,11 +62,11 @@ class Endpoint:
             request.add_header("Authorization", f"Bearer {key}")
         try:
             with urllib.request.build_opener(_Stay).open(request, timeout=self.timeout) as reply:
-                said = reply.read().decode("utf-8", "replace")
+                text = reply.read().decode("utf-8", "replace")
         except urllib.error.HTTPError as e:
-            said = _reason(e)
+            text = _reason(e)
             hint = f"; set {KEY}" if e.code == 401 and not key else ""
-            raise SfumatoError(f"{self.url} answered {e.code}: {_without(key, said)}{hint}") from None
+            raise SfumatoError(f"{self.url} answered {e.code}: {_without(key, text)}{hint}") from None
         except TimeoutError:
             raise SfumatoError(f"{self.url} did not answer within {self.timeout:g} seconds") from None
         except (OSError, http.client.HTTPException, ValueError) as e:
@@ -75,11 +75,11 @@ class Endpoint:
                 raise SfumatoError(f"{self.url} did not answer within {self.timeout:g} seconds") from None
             raise SfumatoError(f"{self.url} cannot be reached: {_without(key, str(why))}") from None
         try:
-            answer = json.loads(said)["choices"][0]["message"]["content"]
+            answer = json.loads(text)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError):
             answer = None
         if not isinstance(answer, str):
-            raise SfumatoError(f"{self.url} does not speak OpenAI's chat completions: {_without(key, _short(said))}")
+            raise SfumatoError(f"{self.url} does not speak OpenAI's chat completions: {_without(key, _short(text))}")
         return answer
 
     def _address(self) -> str:
@@ -94,23 +94,23 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
 def _reason(error: urllib.error.HTTPError) -> str:
     """What the server says of its error, in whichever form."""
-    said = error.read().decode("utf-8", "replace")
+    text = error.read().decode("utf-8", "replace")
     try:
-        found = json.loads(said)
+        found = json.loads(text)
         while isinstance(found, dict):
             found = found.get("error", found.get("message", found.get("detail")))
     except ValueError:
-        found = said
+        found = text
     return _short(str(found)) if found else error.reason
 
 
-def _short(said: str) -> str:
-    line = " ".join(said.split())
+def _short(text: str) -> str:
+    line = " ".join(text.split())
     return line if len(line) <= _SHOWN else line[:_SHOWN] + "..."
 
 
-def _without(key: str, said: str) -> str:
-    return said.replace(key, "***") if key else said
+def _without(key: str, text: str) -> str:
+    return text.replace(key, "***") if key else text
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,12 @@ class Local:
         import torch
 
         tokenizer, model = _loaded(self.folder)
-        told = tokenizer.apply_chat_template(
+        tokens = tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
         ).to(model.device)
         with torch.no_grad():
-            out = model.generate(**told, max_new_tokens=self.longest, do_sample=False)
-        return tokenizer.decode(out[0, told["input_ids"].shape[1] :], skip_special_tokens=True)
+            out = model.generate(**tokens, max_new_tokens=self.longest, do_sample=False)
+        return tokenizer.decode(out[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 @cache

@@ -93,8 +93,8 @@ class Phrase:
 
     def at(self, prompt: str, word: str) -> int:
         """Which of ``prompt.split()`` its head or a modifier is; ``SfumatoError`` for a word that it does not have."""
-        said = prompt.split()
-        found = [i for i in self.words if bare(said[i]) == word]
+        parts = prompt.split()
+        found = [i for i in self.words if bare(parts[i]) == word]
         if not found:
             raise SfumatoError(f"the phrase {self.text!r} has no {word!r} among its words in {prompt!r}")
         return found[-1]
@@ -125,7 +125,7 @@ def bare(word: str) -> str:
 class _Reading:
     def __init__(self, words: Sequence[str]):
         self.words = words
-        self.said = [bare(w) for w in words]
+        self.bare = [bare(w) for w in words]
         self.closed = [w.rstrip(_QUOTES)[-1:] in _MARKS or w[-1:] in ")]}" for w in words]
 
     def phrases(self, nested: bool) -> tuple[Phrase, ...]:
@@ -140,16 +140,16 @@ class _Reading:
 
     def ends(self, i: int) -> bool:
         """Is this word outside of every phrase, wherever it stands?"""
-        word = self.said[i]
+        word = self.bare[i]
         sideways = word in ("left", "right") and self.follows(i, "of")
-        verb = word in _VERBS and not (i and not self.closed[i - 1] and self.said[i - 1] in _DETERMINERS | _ADJECTIVES)
+        verb = word in _VERBS and not (i and not self.closed[i - 1] and self.bare[i - 1] in _DETERMINERS | _ADJECTIVES)
         return not word or sideways or verb or any(word in c for c in (_PREPOSITIONS, _JOINING, _OTHERS, _BEING))
 
     def end(self, start: int) -> int:
         """One past the phrase that starts here; ``start`` where none does."""
         at, content = start, False
         while at < len(self.words):
-            word = self.said[at]
+            word = self.bare[at]
             if word in _MEASURES and self.follows(at, "of") and not content:
                 at += 2
                 continue
@@ -167,20 +167,20 @@ class _Reading:
         return at
 
     def follows(self, i: int, word: str) -> bool:
-        return not self.closed[i] and self.said[i + 1 : i + 2] == [word]
+        return not self.closed[i] and self.bare[i + 1 : i + 2] == [word]
 
     def adjectives(self, start: int, stop: int) -> bool:
         """Is a phrase so far adjectives alone, that need a noun behind them?"""
-        return all(w in _ADJECTIVES | _DETERMINERS | _JOINING | _DEGREES for w in self.said[start:stop])
+        return all(w in _ADJECTIVES | _DETERMINERS | _JOINING | _DEGREES for w in self.bare[start:stop])
 
     def goes_on(self, i: int) -> bool:
         """Does a list of adjectives go on to a noun behind this word: "red and blue cube", "small, red cube"?"""
         at = i + 1
-        while at < len(self.words) and self.said[at] in _ADJECTIVES | _JOINING | _DEGREES:
+        while at < len(self.words) and self.bare[at] in _ADJECTIVES | _JOINING | _DEGREES:
             at += 1
         nouns = []
-        while at < len(self.words) and not self.ends(at) and self.said[at] not in _DETERMINERS:
-            nouns.append(self.said[at])
+        while at < len(self.words) and not self.ends(at) and self.bare[at] not in _DETERMINERS:
+            nouns.append(self.bare[at])
             at += 1
             if self.closed[at - 1]:
                 break
@@ -188,41 +188,41 @@ class _Reading:
 
     def acts(self, start: int, i: int) -> bool:
         """Is this word, behind the noun, what the thing does or is: "running", "covered with"?"""
-        word = self.said[i]
+        word = self.bare[i]
         if self.adjectives(start, i):
             return False
         doing = word.endswith("ing") and word not in _NOT_DOING
         done = word.endswith("ed") and word not in _NOT_DONE | _ADJECTIVES and not self.closed[i]
-        return doing or (done and self.said[i + 1 : i + 2] != [] and self.said[i + 1] in _PREPOSITIONS)
+        return doing or (done and self.bare[i + 1 : i + 2] != [] and self.bare[i + 1] in _PREPOSITIONS)
 
     def phrase(self, at: range) -> Phrase | None:
         """These words as a phrase; None for determiners alone and for what names no thing."""
         content = [
             i
             for i in at
-            if self.said[i] not in _DETERMINERS | _JOINING | _DEGREES | {"of"}
-            and not (self.said[i] in _MEASURES and self.follows(i, "of"))
+            if self.bare[i] not in _DETERMINERS | _JOINING | _DEGREES | {"of"}
+            and not (self.bare[i] in _MEASURES and self.follows(i, "of"))
         ]
         if not content:
             return None
-        said = [self.said[i] for i in content]
-        before = self.said[at.start - 1] if at.start and not self.closed[at.start - 1] else ""
-        article = any(self.said[i] in _DETERMINERS for i in at)
-        placed = all(w in _PLACES for w in said) and (before in _PREPOSITIONS or self.follows(at[-1], "of"))
-        timed = len(said) == 1 and said[0] in _TIMES and before in _PREPOSITIONS
-        shown = said[-1] in _PICTURES and (not article or self.follows(at[-1], "of"))
-        styled = self.said[max(at.start - 2, 0) : at.start] == ["style", "of"]
+        content_words = [self.bare[i] for i in content]
+        before = self.bare[at.start - 1] if at.start and not self.closed[at.start - 1] else ""
+        article = any(self.bare[i] in _DETERMINERS for i in at)
+        placed = all(w in _PLACES for w in content_words) and (before in _PREPOSITIONS or self.follows(at[-1], "of"))
+        timed = len(content_words) == 1 and content_words[0] in _TIMES and before in _PREPOSITIONS
+        shown = content_words[-1] in _PICTURES and (not article or self.follows(at[-1], "of"))
+        styled = self.bare[max(at.start - 2, 0) : at.start] == ["style", "of"]
         copula = not article and before in ("is", "are", "was", "were") and self.adjectives(at.start, at.stop)
         if placed or timed or shown or styled or copula:
             return None
         text = " ".join(self.words[i] for i in at).strip(_MARKS + _QUOTES)
-        return Phrase(text, said[-1], tuple(said[:-1]), at)
+        return Phrase(text, content_words[-1], tuple(content_words[:-1]), at)
 
     def joined(self, found: Sequence[Phrase]) -> list[Phrase]:
         """Neighbours with one joining word between them, as one phrase each: its head is the first one's."""
         out = []
         for a, b in pairwise(found):
-            between = self.said[a.words.stop : b.words.start]
+            between = self.bare[a.words.stop : b.words.start]
             if len(between) == 1 and between[0] in ("of", "with", "in") and not self.closed[a.words.stop - 1]:
                 at = range(a.words.start, b.words.stop)
                 text = " ".join(self.words[i] for i in at).strip(_MARKS + _QUOTES)

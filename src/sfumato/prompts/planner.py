@@ -122,16 +122,16 @@ def _one(noun: str) -> str:
 
 def _by_grammar(prompt: str, parser: Parser | None) -> Planned:
     words = prompt.split()
-    said = [bare(w) for w in words]
+    plain = [bare(w) for w in words]
     phrases = noun_phrases(prompt, parser)
-    mentions = [p for p in phrases if not _is_ground(p, said)]
+    mentions = [p for p in phrases if not _is_ground(p, plain)]
     if not mentions:
         raise SfumatoError(f"{prompt!r} names no thing that could be given a box; say what is there, or give a layout")
     things, whose = _distinct(mentions)
     counts = [_count(p) for p in things]
     if sum(counts) > MOST:
         counts = [1] * len(things)
-    facts, places = _facts(said, mentions, phrases)
+    facts, places = _facts(plain, mentions, phrases)
     facts = [(relation, *(whose[n] for n in others)) for relation, *others in facts]
     boxes = _boxes(counts, facts, {whose[n]: place for n, place in places.items()}, [_name(p) for p in things])
     layout = Layout(tuple(Region(_name(p), box) for p, some in zip(things, boxes, strict=True) for box in some))
@@ -170,19 +170,19 @@ def _around(words: Sequence[str], mentions: Sequence[Phrase], phrases: Sequence[
     return " ".join([*out, *tail])
 
 
-def _is_ground(phrase: Phrase, said: Sequence[str]) -> bool:
+def _is_ground(phrase: Phrase, words: Sequence[str]) -> bool:
     """Is this what things are on or in, and not a thing with a place of its own?"""
     at = phrase.words.start
-    before = said[at - 1] if at else ""
-    articled = said[at] not in (phrase.head, *phrase.modifiers)
+    before = words[at - 1] if at else ""
+    articled = words[at] not in (phrase.head, *phrase.modifiers)
     if before in _BEFORE_GROUNDS:
         return phrase.head in _GROUNDS or not articled
-    return phrase.head in _GROUNDS and not (phrase.head in _STUFF and said[at] in ("a", "an", *_NUMBERS))
+    return phrase.head in _GROUNDS and not (phrase.head in _STUFF and words[at] in ("a", "an", *_NUMBERS))
 
 
 def _count(phrase: Phrase) -> int:
-    said = [bare(w) for w in phrase.text.split()]
-    return next((_NUMBERS[w] for w in said[:2] if w in _NUMBERS and w not in phrase.modifiers), 1)
+    words = [bare(w) for w in phrase.text.split()]
+    return next((_NUMBERS[w] for w in words[:2] if w in _NUMBERS and w not in phrase.modifiers), 1)
 
 
 def _name(phrase: Phrase) -> str:
@@ -191,16 +191,16 @@ def _name(phrase: Phrase) -> str:
 
 
 def _facts(
-    said: Sequence[str], things: Sequence[Phrase], phrases: Sequence[Phrase]
+    words: Sequence[str], things: Sequence[Phrase], phrases: Sequence[Phrase]
 ) -> tuple[list[tuple[Any, ...]], dict[int, int]]:
     """How things are to each other, as (relation, one, other or others); and columns that are said outright."""
     facts: list[tuple[Any, ...]] = []
     places: dict[int, int] = {}
-    joined = [said[a.words.stop : b.words.start] == ["and"] for a, b in pairwise(things)]
+    joined = [words[a.words.stop : b.words.start] == ["and"] for a, b in pairwise(things)]
     for n, thing in enumerate(things):
-        stop = things[n + 1].words.start if n + 1 < len(things) else len(said)
-        between = " ".join(said[max(p.words.stop for p in phrases if p.words.stop <= stop) : stop])
-        after = " ".join(said[thing.words.stop : stop])
+        stop = things[n + 1].words.start if n + 1 < len(things) else len(words)
+        between = " ".join(words[max(p.words.stop for p in phrases if p.words.stop <= stop) : stop])
+        after = " ".join(words[thing.words.stop : stop])
         for place, column in _PLACES.items():
             if re.search(rf"\b{place}\b(?! of| side of)", after):
                 places[n] = column
@@ -398,12 +398,12 @@ def read_answer(answer: str, prompt: str) -> Planned:
         raise SfumatoError('the answer has no list of "things" with a box each')
     named = [_entry(e) for e in entries]
     parts = max(abs(v) for _, box in named for v in box) <= 1
-    said = " ".join(bare(w) for w in prompt.split())
+    caption = " ".join(bare(w) for w in prompt.split())
     regions = []
     for phrase, box in named:
         words = [bare(w) for w in phrase.split()]
         name = " ".join(words[1:] if len(words) > 1 and words[0] in _ARTICLES else words)
-        if not name or not re.search(rf"(?<!\S){re.escape(name)}(?!\S)", said):
+        if not name or not re.search(rf"(?<!\S){re.escape(name)}(?!\S)", caption):
             raise SfumatoError(f"the caption has no {phrase!r}; phrases are copied from it word by word")
         regions.append(Region(name, _checked(phrase, [v if parts else v / CANVAS for v in box])))
     return Planned(Layout(tuple(regions)), " ".join(str(background).replace("{", "(").replace("}", ")").split()))

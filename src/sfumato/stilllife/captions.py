@@ -197,13 +197,13 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     return _some(facts(scene), rng).phrase(rng)
 
 
-def _some(said: Said, rng: np.random.Generator) -> Said:
+def _some(stated: Said, rng: np.random.Generator) -> Said:
     """Drop facts at random, and tell pairs and lists from either end."""
 
     def keep(value: T, odds: float) -> T | None:
         return value if value is not None and rng.random() < odds else None
 
-    things, where = said.things, said.relation
+    things, where = stated.things, stated.relation
     stands = where == "on top of"
     alike = len({(t.kind, t.colour) for t in things}) == 1
     if len(things) > 1 and alike and not stands and rng.random() < ODDS.count:
@@ -231,41 +231,41 @@ def _some(said: Said, rng: np.random.Generator) -> Said:
             ]
         ),
         where,
-        keep(said.ground, ODDS.ground),
-        keep(said.light, ODDS.day if said.light == "day" else ODDS.light),
-        keep(said.style, ODDS.photo if said.style == "photo" else ODDS.style),
+        keep(stated.ground, ODDS.ground),
+        keep(stated.light, ODDS.day if stated.light == "day" else ODDS.light),
+        keep(stated.style, ODDS.photo if stated.style == "photo" else ODDS.style),
     )
 
 
-def truth(scene: Scene, said: Said) -> list[str]:
+def truth(scene: Scene, stated: Said) -> list[str]:
     """The statements that do not hold of a scene, in words; empty when the caption is true.
 
     Things are matched with the scene's things as favourably as possible. A caption need not name everything, but a
     number is exact: "two red cubes" is false of three.
     """
-    single = [i for i, t in enumerate(said.things) if t.count == 1]
+    single = [i for i, t in enumerate(stated.things) if t.count == 1]
     lacking = max(0, len(single) - len(scene.things))
     seats = [*range(len(scene.things)), *[None] * lacking]
     wrong = min(
         (
-            list(_false(scene, said, dict(zip(single, chosen, strict=True))))
+            list(_false(scene, stated, dict(zip(single, chosen, strict=True))))
             for chosen in permutations(seats, len(single))
         ),
         key=lambda found: sum(weight for weight, _ in found),
     )
     for what, is_, says in (
-        ("ground", scene.ground, said.ground),
-        ("light", scene.light, said.light),
-        ("style", scene.style, said.style),
+        ("ground", scene.ground, stated.ground),
+        ("light", scene.light, stated.light),
+        ("style", scene.style, stated.style),
     ):
         if says not in (None, is_):
             wrong.append((1, f"the {what} is {says}"))
     return [statement for _, statement in wrong]
 
 
-def _false(scene: Scene, said: Said, seat: Mapping[int, int | None]) -> Iterator[tuple[int, str]]:
+def _false(scene: Scene, stated: Said, seat: Mapping[int, int | None]) -> Iterator[tuple[int, str]]:
     """(weight, statement) of what is false when the said things take these seats; a missing thing weighs most."""
-    for i, t in enumerate(said.things):
+    for i, t in enumerate(stated.things):
         if t.count > 1:
             if sum(_agrees(t, _thing(scene, j)) for j in range(len(scene.things))) != t.count:
                 yield 10, f"there are {t.phrase()}"
@@ -280,10 +280,10 @@ def _false(scene: Scene, said: Said, seat: Mapping[int, int | None]) -> Iterator
                 yield 1, f"the {t.kind} is {says}"
         if t.view not in (None, view(scene, at)):
             yield 1, f"the {t.kind} is in {t.view} view"
-    if said.relation is not None:
+    if stated.relation is not None:
         a, b = seat.get(0), seat.get(1)
-        if a is None or b is None or relation(scene, a, b) != said.relation:
-            yield 1, f"the {said.things[0].noun()} is {said.relation} the {said.things[1].noun()}"
+        if a is None or b is None or relation(scene, a, b) != stated.relation:
+            yield 1, f"the {stated.things[0].noun()} is {stated.relation} the {stated.things[1].noun()}"
 
 
 def _agrees(says: SaidThing, real: SaidThing) -> bool:
@@ -378,7 +378,7 @@ class _Reader:
             self.fail("it is empty; say for example 'a red cube on grass'")
         if strange := unknown_words(self.text):
             self.fail(f"unknown {', '.join(map(repr, strange[:8]))}; things are {', '.join(KINDS)}")
-        said: dict[str, Any] = {"style": self.take("style first")}
+        slots: dict[str, Any] = {"style": self.take("style first")}
         things = [self.thing()]
         where = self.take("relation")
         if where is not None:
@@ -394,13 +394,13 @@ class _Reader:
                 value = self.take(slot, comma=True)
                 if value is None:
                     continue
-                if said.get(slot) is not None:
-                    self.fail(f"it says the {slot} twice, {said[slot]} and {value}")
-                said[slot] = value
+                if slots.get(slot) is not None:
+                    self.fail(f"it says the {slot} twice, {slots[slot]} and {value}")
+                slots[slot] = value
                 break
             else:
                 self.fail(f"stopped at {self.rest()}; expected a ground, a light, a style or the end")
-        return Said(tuple(things), where, **said)
+        return Said(tuple(things), where, **slots)
 
     def another(self) -> bool:
         """Step over the comma or "and" before another thing; a comma may belong to what follows the things."""
@@ -415,13 +415,13 @@ class _Reader:
         start = self.at
         seen = self.take("view first")
         count = self.take("number") or 1
-        said: dict[str, str] = {}
+        slots: dict[str, str] = {}
         while (noun := self.take("noun")) is None:
             for slot in _ADJECTIVES:
                 if (word := self.take(slot)) is not None:
-                    if slot in said:
-                        self.fail(f"a thing has one {slot}, not {said[slot]} and {word}")
-                    said[slot] = word
+                    if slot in slots:
+                        self.fail(f"a thing has one {slot}, not {slots[slot]} and {word}")
+                    slots[slot] = word
                     break
             else:
                 self.at = start
@@ -433,4 +433,4 @@ class _Reader:
             seen = self.take("view last", comma=True, unless="of")
         if seen is not None and not KINDS[kind].front:
             self.fail(f"a {kind} has no front, so it has no {seen} view")
-        return SaidThing(kind, view=seen, count=count, **said)
+        return SaidThing(kind, view=seen, count=count, **slots)

@@ -225,9 +225,9 @@ def name(scene: Scene, index: int) -> str:
         if len(alike) == 1:
             return f"the {' '.join(words)}"
     across = sorted(alike, key=lambda i: _on_screen(scene, i)[0])
-    said = " ".join(words)
-    ends = {0: f"the left {said}", len(across) - 1: f"the right {said}"}
-    return ends.get(across.index(index), f"the {said} next to the left one")
+    shared = " ".join(words)
+    ends = {0: f"the left {shared}", len(across) - 1: f"the right {shared}"}
+    return ends.get(across.index(index), f"the {shared} next to the left one")
 
 
 def instruction(scene: Scene, change: Change) -> str:

@@ -373,7 +373,7 @@ def _match(reading: Reading, truth: Int[np.ndarray, "h w"], n: int) -> dict[int,
     return {int(i): int(j) for i, j in pairs if overlap[i, j] > 0}
 
 
-def matches(reading: Reading, said: Said) -> dict[str, bool | None]:
+def matches(reading: Reading, stated: Said) -> dict[str, bool | None]:
     """Is what was said seen? Keys things, ground, light, style, relation, view; None where nothing was said.
 
     ``things``: exactly the things that were said, each with its kind, colour and material where given (sizes are not
@@ -381,13 +381,13 @@ def matches(reading: Reading, said: Said) -> dict[str, bool | None]:
     and not seen where a back view was; other view words and kinds without a mark are not judged. When several read
     things fit the words, the choice that makes the most of it true counts.
     """
-    wanted = [thing for thing in said.things for _ in range(thing.count)]
+    wanted = [thing for thing in stated.things for _ in range(thing.count)]
     out: dict[str, bool | None] = {"things": None}
     for key in WORLD:
-        word = getattr(said, key)
+        word = getattr(stated, key)
         out[key] = None if word is None else getattr(reading, key) == word
     judged = [t.view in ("front", "back") and KINDS[t.kind].mark is not None for t in wanted]
-    has_relation = said.relation is not None and len(wanted) > 1
+    has_relation = stated.relation is not None and len(wanted) > 1
     best: tuple[bool | None, bool | None, bool | None] = (
         False if wanted else None,
         False if has_relation else None,
@@ -398,7 +398,7 @@ def matches(reading: Reading, said: Said) -> dict[str, bool | None]:
             seen = [reading.things[j] for j in order]
             if not all(_fits(t, s) for t, s in zip(wanted, seen, strict=True)):
                 continue
-            related = reading.relation(order[0], order[1]) == said.relation if has_relation else None
+            related = reading.relation(order[0], order[1]) == stated.relation if has_relation else None
             faces = [s.face == (t.view == "front") for t, s, j in zip(wanted, seen, judged, strict=True) if j]
             found = (True if wanted else None, related, all(faces) if faces else None)
             best = max(best, found, key=lambda verdicts: sum(v is True for v in verdicts))
@@ -406,5 +406,7 @@ def matches(reading: Reading, said: Said) -> dict[str, bool | None]:
     return out
 
 
-def _fits(said: Any, seen: ReadThing) -> bool:
-    return said.kind == seen.kind and said.colour in (None, seen.colour) and said.material in (None, seen.material)
+def _fits(stated: Any, seen: ReadThing) -> bool:
+    return (
+        stated.kind == seen.kind and stated.colour in (None, seen.colour) and stated.material in (None, seen.material)
+    )

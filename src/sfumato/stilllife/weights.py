@@ -123,11 +123,11 @@ def read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises ``SfumatoError`` for a file that holds no network."""
     try:
         with safe_open(file, "pt") as f:
-            told = f.metadata() or {}
+            metadata = f.metadata() or {}
             tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
-        for key, shape in json.loads(told.get("coarse", "{}")).items():
+        for key, shape in json.loads(metadata.get("coarse", "{}")).items():
             tensors[key] = refine(tensors.pop(key + _CODES), tensors.pop(key + _SCALES), tuple(shape))
-        return json.loads(told["config"]), tensors
+        return json.loads(metadata["config"]), tensors
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as e:
         raise SfumatoError(f"{file} holds no network: {e}") from e
 
@@ -301,9 +301,9 @@ def save(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Path) -
             shapes[key] = list(value.shape)
             del kept[key]
             kept[key + _CODES], kept[key + _SCALES] = (x.cpu() for x in coarsen(value, bits))
-    told = {"config": json.dumps(dict(config))} | ({"coarse": json.dumps(shapes)} if shapes else {})
+    metadata = {"config": json.dumps(dict(config))} | ({"coarse": json.dumps(shapes)} if shapes else {})
     with atomic(file) as part:
-        save_file(kept, part, told)
+        save_file(kept, part, metadata)
 
 
 def halves(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

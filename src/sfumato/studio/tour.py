@@ -119,18 +119,18 @@ def make(out: Path, seed: int = 0, device: str = "auto") -> tuple[Path, float]:
     return page, round(time.perf_counter() - began, 1)
 
 
-def _plainly(said: Said) -> Said:
+def _plainly(stated: Said) -> Said:
     """What was said, and the plainest for what was not."""
-    things = (replace(t, material=t.material or "plain", size=t.size or "medium") for t in said.things)
-    return replace(said, things=tuple(things), light=said.light or "day", style=said.style or "photo")
+    things = (replace(t, material=t.material or "plain", size=t.size or "medium") for t in stated.things)
+    return replace(stated, things=tuple(things), light=stated.light or "day", style=stated.style or "photo")
 
 
-def verdicts(reading: Reading, said: Said) -> list[tuple[str, bool | None]]:
+def verdicts(reading: Reading, stated: Said) -> list[tuple[str, bool | None]]:
     """Each word that was said, and whether the oracle sees it: None where it cannot tell (sizes, side views).
 
     Things are matched with what was seen so that most words are right. What is seen beyond what was said comes last.
     """
-    wanted = [t for t in said.things for _ in range(t.count)]
+    wanted = [t for t in stated.things for _ in range(t.count)]
     seats: list[ReadThing | None] = [*reading.things, *[None] * len(wanted)]
 
     def of_things(chosen: Sequence[ReadThing | None]) -> list[tuple[str, bool | None]]:
@@ -144,20 +144,20 @@ def verdicts(reading: Reading, said: Said) -> list[tuple[str, bool | None]]:
 
     choices = (of_things(chosen) for chosen in permutations(seats, len(wanted)))
     rows = max(choices, key=lambda r: sum(right is True for _, right in r))
-    whole = matches(reading, said)
+    whole = matches(reading, stated)
     views = [t.view for t in wanted if t.view]
     rows += [(f"{view} view", whole["view"]) for view in views]
     for name in ("relation", "ground", "light", "style"):
-        if getattr(said, name):
-            rows.append((getattr(said, name), whole[name]))
+        if getattr(stated, name):
+            rows.append((getattr(stated, name), whole[name]))
     extra = len(reading.things) - len(wanted)
     return rows + ([(f"{extra} more", False)] if extra > 0 else [])
 
 
-def marked(reading: Reading, said: Said) -> str:
+def marked(reading: Reading, stated: Said) -> str:
     """The verdicts as HTML."""
     kind = {True: "right", False: "wrong", None: "open"}
-    return " ".join(f'<span class="{kind[right]}">{escape(word)}</span>' for word, right in verdicts(reading, said))
+    return " ".join(f'<span class="{kind[right]}">{escape(word)}</span>' for word, right in verdicts(reading, stated))
 
 
 def _head() -> str:
@@ -172,13 +172,13 @@ def _head() -> str:
 def _sentences(renders: Tensor, painted: Tensor, readings: Sequence[Reading]) -> str:
     blocks, n = [], len(SENTENCES)
     for i, sentence in enumerate(SENTENCES):
-        said = parse(sentence)
+        stated = parse(sentence)
         shown = [("rendered", renders[i], readings[i])]
         shown += [("painted", painted[k], readings[n + k]) for k in range(EACH * i, EACH * (i + 1))]
         figures = [
             figure(
                 pictures.picture(pixels),
-                f'<span class="by">{by}</span><br>{marked(reading, said)}',
+                f'<span class="by">{by}</span><br>{marked(reading, stated)}',
                 f"{sentence}, {by}",
             )
             for by, pixels, reading in shown
@@ -196,8 +196,8 @@ def _sentences(renders: Tensor, painted: Tensor, readings: Sequence[Reading]) ->
 
 
 def _dressed_sentences() -> list[str]:
-    said = parse(SHOWN)
-    return [replace(said, style=style, light=light).phrase() for style in STYLES for light in LIGHTS]
+    stated = parse(SHOWN)
+    return [replace(stated, style=style, light=light).phrase() for style in STYLES for light in LIGHTS]
 
 
 def _dressed(painted: Float[Tensor, "16 3 h w"], device: torch.device) -> str:
@@ -240,8 +240,8 @@ def _edited(out: Path, device: torch.device) -> str:
         edited = edit_pictures(model, [fitted], path, prompts, methods=[method], guide=EDITING).pictures[0]
         figures.append(figure(edited, f"“{escape(edit.instruction)}”"))
         figures.append(figure(pictures.picture(truth), "as it should be"))
-        said, blend = f'--from "{source}" --to "{target}"', f"--blend {' '.join(words)} {BLEND}"
-        commands.append(f"sfumato edit photo.png {said} --guidance {EDITING:g} prompt-to-prompt {blend}\n")
+        asked, blend = f'--from "{source}" --to "{target}"', f"--blend {' '.join(words)} {BLEND}"
+        commands.append(f"sfumato edit photo.png {asked} --guidance {EDITING:g} prompt-to-prompt {blend}\n")
     about = "A picture file is inverted, and painted again from other words; its layout is kept, and what lies around."
     body = row(*figures) + f"<pre><code>{escape(''.join(commands))}</code></pre>\n"
     return section("A picture edited by words", about, body)

@@ -28,8 +28,8 @@ class Guidance:
 
     def noise(self, x: Latents, t: int, scale: float) -> Latents:
         both = self.model.network(torch.cat([x] * 2), torch.tensor([t] * 2), encoder_hidden_states=self.texts).sample
-        said, empty = both.chunk(2)
-        return empty + scale * (said - empty)
+        prompted, empty = both.chunk(2)
+        return empty + scale * (prompted - empty)
 
 
 class PublicSDS(Guidance):
@@ -39,10 +39,10 @@ class PublicSDS(Guidance):
             alpha = self.alphas[t]
             noise = torch.randn_like(latents)
             noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-            told = self.noise(noisy, t, self.scale)
-            clean = (noisy - (1 - alpha).sqrt() * told) / alpha.sqrt()
+            predicted = self.noise(noisy, t, self.scale)
+            clean = (noisy - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
             self.model.decode(clean)
-        gradient = torch.nan_to_num((1 - alpha) * (told - noise))
+        gradient = torch.nan_to_num((1 - alpha) * (predicted - noise))
         target = (latents - gradient).detach()
         return 0.5 * F.mse_loss(latents, target, reduction="sum") / len(latents)
 
@@ -61,12 +61,12 @@ class PublicSDI(Guidance):
             at = [i * stride + 1 for i in range(-1, self.inversions) if i * stride + 1 < t]
             x = latents
             for now, to in zip(at, [*at[1:], past], strict=True):
-                told = self.noise(x, max(now, 0), self.inverse_scale)
+                predicted = self.noise(x, max(now, 0), self.inverse_scale)
                 a, b = (self.alphas[max(0, min(i, whole - 1))] for i in (now, to))
-                clean = (x - (1 - a).sqrt() * told) / a.sqrt()
+                clean = (x - (1 - a).sqrt() * predicted) / a.sqrt()
                 deviation = ((1 - a) / (1 - b) * (1 - b / a)).clamp_min(0).sqrt()
-                x = b.sqrt() * clean + (1 - b).sqrt() * told + self.eta * deviation * torch.randn_like(x)
+                x = b.sqrt() * clean + (1 - b).sqrt() * predicted + self.eta * deviation * torch.randn_like(x)
             alpha = self.alphas[t]
-            told = self.noise(x, t, self.scale)
-            target = (x - (1 - alpha).sqrt() * told) / alpha.sqrt()
+            predicted = self.noise(x, t, self.scale)
+            target = (x - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
         return 0.5 * F.mse_loss(latents, target.detach(), reduction="mean") / len(latents)

@@ -118,9 +118,9 @@ class AttendAndExcite(Method):
         return found
 
     def _heads(self, run: Run, prompt: str) -> list[list[int]]:
-        said = [[*range(at.start, at.stop)] for _, at in run.model.words(prompt)]
+        tokens = [[*range(at.start, at.stop)] for _, at in run.model.words(prompt)]
         heads = [p.at(prompt, p.head) for p in noun_phrases(prompt, self.parser)]
-        return [said[i] for i in heads if i < len(said)]
+        return [tokens[i] for i in heads if i < len(tokens)]
 
     def _refine(self, step: Step, loss: Callable[[Tensor], Tensor], scale: float, enough: float) -> None:
         """Go down until every word has reached the threshold (algorithm 1, lines 5 to 8)."""

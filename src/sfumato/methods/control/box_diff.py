@@ -73,11 +73,11 @@ class BoxDiff(Method):
                 maps = word_maps(look(step, (need,), x)[need], run)
                 masks = layout.masks((maps.shape[1], maps.shape[2])).to(maps)
                 each = []
-                for image, (first, last), said in zip(maps, spans, tokens, strict=True):
+                for image, (first, last), words in zip(maps, spans, tokens, strict=True):
                     sharp = blur(sharpened(image, first, last).movedim(-1, 0), SIGMA, 1, "reflect")
                     found = [
                         torch.stack([box_loss(sharp[t], mask, self.share, self.corners) for t in some]).mean()
-                        for mask, some in zip(masks, said, strict=True)
+                        for mask, some in zip(masks, words, strict=True)
                     ]
                     each.append(torch.stack(found).sum())
                 return torch.stack(each)

@@ -73,10 +73,10 @@ class DenseDiffusion(Method):
                     words = tokens[run.images(name[0])]
                     query, key = call.segment("q", "image"), call.segment("k", pair.removeprefix("image->"))
                     logits = call.logits(name).clone()
-                    for i, said in enumerate(words):  # not over views: a gradient may be wanted
+                    for i, named in enumerate(words):  # not over views: a gradient may be wanted
                         block = logits[i, :, query, key]
                         up, down = (
-                            (together, ~together) if pair == "image->image" else spoken(masks, said, block.shape[-1])
+                            (together, ~together) if pair == "image->image" else spoken(masks, named, block.shape[-1])
                         )
                         logits[i, :, query, key] = tied(block, up, down, weight * now[0] * (1 - area))
                     call.set_logits(name, logits)
@@ -100,12 +100,12 @@ def spoken(
     masks: Float[Tensor, "n cells"], tokens: Sequence[Sequence[int]], length: int
 ) -> tuple[Bool[Tensor, "cells length"], Bool[Tensor, "cells length"]]:
     """For which tokens a cell's attention is raised, and for which lowered: in no segment, the others' words alone."""
-    said = masks.new_zeros(len(tokens), length)
-    for row, some in zip(said, tokens, strict=True):
+    named = masks.new_zeros(len(tokens), length)
+    for row, some in zip(named, tokens, strict=True):
         row[list(some)] = 1
-    up = masks.T @ said > 0
+    up = masks.T @ named > 0
     covered = masks.sum(0)[:, None] > 0
-    return up, ~up & (covered | (said.sum(0) > 0))
+    return up, ~up & (covered | (named.sum(0) > 0))
 
 
 def tied(
@@ -130,8 +130,8 @@ def _encoding(run: Run, tokens: Sequence[Sequence[Sequence[int]]]) -> Callable[[
         at = run.rows[stream, "cond"].start
         for row, (prompt, phrases) in enumerate(zip(prompts, tokens[run.images(stream)], strict=True), at):
             words = run.model.words(prompt)
-            for said in phrases:
-                for here in _runs([n for n, (_, place) in enumerate(words) if place.start in said]):
+            for named in phrases:
+                for here in _runs([n for n, (_, place) in enumerate(words) if place.start in named]):
                     piece = " ".join(words[n][0] for n in here)
                     own = run.model.words(piece)
                     text = run.model.embed([piece]).text[0, own[0][1].start : own[-1][1].stop]

@@ -85,8 +85,8 @@ class LayoutGuidance(Method):
                 )
                 masks = {site: layout.masks(site.grid(run.grid)).to(x) for site in read}
                 found = [
-                    torch.stack([energy(maps[i].float(), masks[site], said) for site, maps in read.items()]).mean()
-                    for i, said in enumerate(tokens)
+                    torch.stack([energy(maps[i].float(), masks[site], named) for site, maps in read.items()]).mean()
+                    for i, named in enumerate(tokens)
                 ]
                 return torch.stack(found)
 
@@ -101,8 +101,8 @@ def energy(
 ) -> Float[Tensor, ""]:
     """(1 - inside / all)^2 of one site's maps, the mean over regions, their tokens and heads (eq. 2)."""
     total = maps.new_zeros(())
-    for mask, said in zip(masks, tokens, strict=True):
-        words = maps[..., list(said)]
+    for mask, named in zip(masks, tokens, strict=True):
+        words = maps[..., list(named)]
         inside = (words * mask.flatten()[:, None]).sum(1) / words.sum(1).clamp_min(1e-12)
         total = total + (1 - inside).square().mean()
     return total / len(masks)
@@ -134,8 +134,8 @@ def _spreading(
         windows = [window(box, call.grid).flatten()[:, None] for box in boxes]
         for name in call.rows.match("cond"):
             maps = call.block(name, "image->text").clone()
-            for i, said in enumerate(tokens[run.images(name[0])]):  # not over views: a gradient may be wanted
-                for spread, some in zip(windows, said, strict=True):
+            for i, named in enumerate(tokens[run.images(name[0])]):  # not over views: a gradient may be wanted
+                for spread, some in zip(windows, named, strict=True):
                     own = maps[i, ..., some]
                     maps[i, ..., some] = (1 - strength) * own + strength * spread.to(own) * own.sum(1, keepdim=True)
             call.set_block(name, "image->text", maps)

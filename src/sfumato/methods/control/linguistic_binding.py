@@ -89,13 +89,13 @@ class LinguisticBinding(Method):
         return Phases(looks=(need,) if end else (), before=before, calls=calls)
 
     def _bound(self, run: Run, prompt: str, phrases: Sequence[str]) -> list[Bound]:
-        said = [range(at.start, at.stop) for _, at in run.model.words(prompt)]
+        places = [range(at.start, at.stop) for _, at in run.model.words(prompt)]
         found = [_named(run, prompt, p) for p in phrases] if self.phrases else self._read(prompt)
         out = []
         for *modifiers, noun in found:
-            if modifiers and max(noun, *modifiers) < len(said):
-                others = [t for i, tokens in enumerate(said) if i not in (noun, *modifiers) for t in tokens]
-                out.append(Bound([*said[noun]], tuple([*said[m]] for m in modifiers), others))
+            if modifiers and max(noun, *modifiers) < len(places):
+                others = [t for i, tokens in enumerate(places) if i not in (noun, *modifiers) for t in tokens]
+                out.append(Bound([*places[noun]], tuple([*places[m]] for m in modifiers), others))
         return out
 
     def _read(self, prompt: str) -> list[list[int]]:

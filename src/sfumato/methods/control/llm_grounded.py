@@ -162,8 +162,8 @@ class LlmGrounded(Method):
         """What attention lacks inside and has outside (eq. 2), averaged over tokens, masks and sites."""
         found = []
         for site, at in maps.items():
-            for mask, said in zip(masks(site).to(at).flatten(1), tokens, strict=True):
-                found.append(grounding(at[..., list(said)], mask, self.share, self.inside, self.outside))
+            for mask, words in zip(masks(site).to(at).flatten(1), tokens, strict=True):
+                found.append(grounding(at[..., list(words)], mask, self.share, self.inside, self.outside))
         return torch.stack(found).mean()
 
     def _loss(self, maps: Blocks, picture: Picture, step: Step) -> Float[Tensor, ""]:
@@ -175,7 +175,7 @@ class LlmGrounded(Method):
             masks = picture.layout.masks(site.grid(step.run.grid)).to(at).flatten(1)
             alone = picture.maps[step.i][site]
             for regions in picture.phrases:
-                last = at[..., picture.things[regions[0]].said[-1]]
+                last = at[..., picture.things[regions[0]].words[-1]]
                 found.append(torch.stack([difference(last, alone[n], masks[n]) for n in regions]).mean())
         return loss + self.transfer * torch.stack(found).mean()
 
@@ -184,10 +184,10 @@ class LlmGrounded(Method):
         plan = self.plans.get(prompt) or self._plan(prompt)
         layout = placed(plan.layout, run, _WHO)
         things = []
-        for phrase, box, said in zip(layout.phrases, layout.boxes(), layout.tokens(run, stream, number), strict=True):
+        for phrase, box, words in zip(layout.phrases, layout.boxes(), layout.tokens(run, stream, number), strict=True):
             alone = plan.alone(phrase, prompt)
             tokens = spans(run.model.words(alone), plan.thing(phrase, prompt))
-            things.append(Thing(phrase, box, said, alone, tokens))
+            things.append(Thing(phrase, box, words, alone, tokens))
         return Picture(layout, things)
 
     def _plan(self, prompt: str) -> Planned:

@@ -50,7 +50,7 @@ def alone(call: Call, name: Name) -> Float[Tensor, "each heads n d"]:
     if "text" not in call.site.key:
         return v
     q, k = call.get("q", name, "image"), call.get("k", name, "image")
-    text, said = call.get("k", name, "text"), call.get("v", name, "text")
+    text, text_v = call.get("k", name, "text"), call.get("v", name, "text")
     logits = torch.cat([q @ text.transpose(-1, -2), (q * k).sum(-1, keepdim=True)], -1) * q.shape[-1] ** -0.5
     probs = logits.float().softmax(-1).to(v.dtype)
-    return probs[..., :-1] @ said + probs[..., -1:] * v
+    return probs[..., :-1] @ text_v + probs[..., -1:] * v

@@ -37,7 +37,7 @@ def phrase_tokens(layout: Layout, run: Run, articles: bool = False) -> list[list
     """For each image (in the order of ``step.x``) and each phrase its tokens; an article in front only if asked for."""
     if not articles:
         layout = Layout(tuple(replace(r, phrase=_bare(r.phrase)) for r in layout.regions))
-    return [layout.tokens(run, stream, i) for stream, said in run.prompts.items() for i in range(len(said))]
+    return [layout.tokens(run, stream, i) for stream, prompts in run.prompts.items() for i in range(len(prompts))]
 
 
 def _bare(phrase: str) -> str:

@@ -55,23 +55,23 @@ class RegionPrompts(Method):
 
     def around(self, base: Guide) -> Guide:
         """A guidance with rows for the regions; ``base`` itself if it is off, or has them."""
-        if not self._said or isinstance(base, Regional):
+        if not self._regions or isinstance(base, Regional):
             return base
-        return Regional(base, tuple(self._said.items()))
+        return Regional(base, tuple(self._regions.items()))
 
     @property
-    def _said(self) -> dict[str, str]:
+    def _regions(self) -> dict[str, str]:
         """The regions' conditions, and their prompts."""
         layout = given(self.layout, "prompts by region")
         if not self.until or self.whole == 1:
             return {}
-        said = {f"region {i}": phrase for i, phrase in enumerate(layout.phrases)}
-        return said if self.background is None else {**said, "background": self.background}
+        regions = {f"region {i}": phrase for i, phrase in enumerate(layout.phrases)}
+        return regions if self.background is None else {**regions, "background": self.background}
 
     def start(self, run: Run) -> Phases:
         if not (0 <= self.whole <= 1 and 0 <= self.until <= 1):
             raise SfumatoError(f"whole and until lie between 0 and 1, got {self.whole:g} and {self.until:g}")
-        said = self._said
+        prompts = self._regions
         layout, steps = placed(self.layout, run, "prompts by region"), (0, self.until)
 
         def answer(call: Call) -> None:
@@ -79,12 +79,14 @@ class RegionPrompts(Method):
             for name in call.rows.match("cond"):
                 own = call.get("out", name, "image")
                 mixed = own * (1 - shares.sum(0)).to(own)
-                for share, row in zip(shares, said, strict=True):
+                for share, row in zip(shares, prompts, strict=True):
                     mixed = mixed + share.to(own) * call.get("out", (name[0], row), "image")
                 call.set("out", name, mixed, "image")
 
-        asking = [Edit(Where("image->text", steps=steps, rows=row), "qkv", _asking(row)) for row in said]
-        return Phases((*asking, Edit(Where("image->text", steps=steps, rows="cond"), "out", answer)) if said else ())
+        queries = [Edit(Where("image->text", steps=steps, rows=row), "qkv", _asking(row)) for row in prompts]
+        return Phases(
+            (*queries, Edit(Where("image->text", steps=steps, rows="cond"), "out", answer)) if prompts else ()
+        )
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,12 @@ class Regional(Guide):
     """A guidance beside which rows for regions run, whose predictions are not asked for."""
 
     base: Guide
-    said: tuple[tuple[str, str], ...]
+    regions: tuple[tuple[str, str], ...]
     """The rows' conditions and prompts."""
 
     def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
         conds = self.base.embed(model, prompts)
-        own = {row: model.embed([said] * len(prompts)) for row, said in self.said}
+        own = {row: model.embed([regions] * len(prompts)) for row, regions in self.regions}
         return {**conds, **{row: replace(c, image=conds["cond"].image) for row, c in own.items()}}
 
     def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:

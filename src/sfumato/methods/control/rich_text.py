@@ -71,9 +71,9 @@ class RichText(Method):
     def start(self, run: Run) -> Phases:
         first, *others = run.rows.streams
         targets = others or [first]
-        said = {s: [run.model.words(prompt) for prompt in run.prompts[s]] for s in targets}
+        prompts = {s: [run.model.words(prompt) for prompt in run.prompts[s]] for s in targets}
         edits = tuple(
-            Edit(Where("image->text", rows=(s, "cond")), "probs", _weighed(s, self._weights(run, said[s])))
+            Edit(Where("image->text", rows=(s, "cond")), "probs", _weighed(s, self._weights(run, prompts[s])))
             for s in targets
             if any(size != 1 for size in self.sizes.values())
         )
@@ -82,10 +82,10 @@ class RichText(Method):
             return Phases(edits)
         if self.clusters < 1 or not 0 < self.res <= 1:
             raise SfumatoError(f"rich text needs a cluster or more, and maps up to the latents' side: got {self}")
-        tokens = [[spans(these, word) for word in words] for s in targets for these in said[s]]
+        tokens = [[spans(these, word) for word in words] for s in targets for these in prompts[s]]
         colours = [rgb(self.colours[word]) if word in self.colours else None for word in words]
         conds = run.model.embed([self.regions.get(w) or f"{nearest_name(self.colours[w])} {w}" for w in words])
-        at = torch.cat([torch.arange(len(said[s])) + run.images(s).start for s in targets])
+        at = torch.cat([torch.arange(len(prompts[s])) + run.images(s).start for s in targets])
         watching = _Watching(self.res, self.watched, int(self.background * run.steps) - 1)
         masks = torch.empty(0)
 
@@ -132,9 +132,9 @@ class RichText(Method):
             calls=part * (1 + len(words) / len(run.rows.conditions)),
         )
 
-    def _weights(self, run: Run, said: Sequence[Words]) -> Float[Tensor, "each 1 1 text"]:
-        weights = torch.ones(len(said), 1, 1, run.model.text_tokens)
-        for i, words in enumerate(said):
+    def _weights(self, run: Run, prompts: Sequence[Words]) -> Float[Tensor, "each 1 1 text"]:
+        weights = torch.ones(len(prompts), 1, 1, run.model.text_tokens)
+        for i, words in enumerate(prompts):
             for word, size in self.sizes.items():
                 weights[i, ..., spans(words, word)] = size
         return weights

@@ -78,8 +78,8 @@ class SelfAttentionGuidance(Method):
             mask = torch.stack(seen).mean(0) > self.threshold  # eq. 14
             worse = torch.where(mask, blur(x0, self.sigma, self.size // 2, "reflect"), x0)  # eq. 15
             x = add_noise(worse, eps, step.level)
-            told = run.model.predict(x, step.level.t, step.cond[batch])
-            step.x0 = step.x0 - self.scale * (schedule.x0_and_eps(told, x, step.level)[0] - worse)  # eq. 16
+            predicted = run.model.predict(x, step.level.t, step.cond[batch])
+            step.x0 = step.x0 - self.scale * (schedule.x0_and_eps(predicted, x, step.level)[0] - worse)  # eq. 16
 
         rows = len(names) / len(run.rows.names)
         return Phases(needs=(need,), denoised=denoised, calls=rows * (end - first) / run.steps)

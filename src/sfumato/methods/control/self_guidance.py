@@ -94,8 +94,8 @@ class SelfGuidance(Method):
         need = Need(Where("image->text", self.res, (0, self.until), "cond", where))
         look = _feature(run, need.where.steps) if self.keep_appearance else None
         named = dict.fromkeys((*self.words, *self.keep_shape, *self.keep_appearance))
-        said = {s: [run.model.words(prompt) for prompt in run.prompts[s]] for s in run.rows.streams}
-        tokens = {s: [{w: spans(words, w) for w in named} for words in said[s]] for s in run.rows.streams}
+        prompts = {s: [run.model.words(prompt) for prompt in run.prompts[s]] for s in run.rows.streams}
+        tokens = {s: [{w: spans(words, w) for w in named} for words in prompts[s]] for s in run.rows.streams}
         throughout = span((0, self.early), run.steps)[1]
 
         def seen(step: Step, stream: str, i: int) -> Seen:

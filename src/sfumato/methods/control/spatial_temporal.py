@@ -89,7 +89,7 @@ class SpatialTemporal(Method):
         phrases = [phrase.removeprefix("the ") for phrase in layout.phrases]
         texts = [self.caption.format(phrase) for phrase in phrases]
         middles = [((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1 in layout.boxes()]
-        said: dict[Site, Tensor] = {}
+        read: dict[Site, Tensor] = {}
         masks: list[Tensor] = []
         coefficients = torch.full((len(texts), run.steps, len(targets), run.rows.each), float(self.coefficient))
         coefficients = coefficients.to(run.model.device)
@@ -102,7 +102,7 @@ class SpatialTemporal(Method):
                 q, out = call.get("q", name), call.get("out", name)
                 total = out
                 for n, inside in enumerate(discs):
-                    k, v = (_reading(call, which, name, said[call.site][i, n]) for i, which in enumerate("kv"))
+                    k, v = (_reading(call, which, name, read[call.site][i, n]) for i, which in enumerate("kv"))
                     mask = masks[0][n] if masks else None
                     own = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
                     share = self.amplitude / len(texts) * coefficients[n, call.step, t].to(out)
@@ -114,7 +114,7 @@ class SpatialTemporal(Method):
             if step.i:
                 return
             keys, mask = _sentences(step, texts, sites, targets[0])
-            said.update(keys)
+            read.update(keys)
             masks.extend(mask)
             if similarity is None:
                 return
@@ -149,14 +149,16 @@ def _sentences(
 ) -> tuple[dict[Site, Float[Tensor, "2 things heads text dim"]], list[Tensor]]:
     """Each site's keys and values of the sentences, in one prediction; and where the text has one, its mask."""
     run, n = step.run, len(texts)
-    one, said = step.cond[run.rows[stream, "cond"]][:1].repeat(n), run.model.embed(texts)
-    cond = replace(one, text=said.text, prompts=said.prompts, extra={**one.extra, **said.extra}, controls=())
+    one, texts_cond = step.cond[run.rows[stream, "cond"]][:1].repeat(n), run.model.embed(texts)
+    cond = replace(
+        one, text=texts_cond.text, prompts=texts_cond.prompts, extra={**one.extra, **texts_cond.extra}, controls=()
+    )
 
     def read(call: Call) -> Tensor:
         return torch.stack([call.get(which, ("main", "cond"), "text") for which in "kv"])
 
     keys = run.model.maps(step.x[:1].repeat(n, 1, 1, 1), step.level.t, cond, sites, read)
-    return keys, [m.bool()[:, None, None] for m in (said.extra.get("mask"),) if m is not None]
+    return keys, [m.bool()[:, None, None] for m in (texts_cond.extra.get("mask"),) if m is not None]
 
 
 def _reading(call: Call, which: str, name: Name, text: Float[Tensor, "heads text dim"]) -> Tensor:
@@ -175,8 +177,8 @@ def _sampled(step: Step, sites: Sequence[Site], add: Callable[[Call], None]) -> 
     def once(x: Tensor, i: int) -> Tensor:
         with run.model.tap(dict.fromkeys(sites, add), run.rows, run.grid) as tap:
             tap.step = i
-            told = run.model.predict(x.repeat(n, 1, 1, 1), levels[i].t, step.cond)
-        parts = dict(zip(run.rows.conditions, told.split(len(x)), strict=True))
+            predicted = run.model.predict(x.repeat(n, 1, 1, 1), levels[i].t, step.cond)
+        parts = dict(zip(run.rows.conditions, predicted.split(len(x)), strict=True))
         x0, eps = run.model.schedule.x0_and_eps(guide.combine(parts, run.rows), x, levels[i])
         return move(x, x0, eps, levels[i], levels[i + 1], lambda: torch.zeros_like(x))
 

@@ -95,9 +95,9 @@ class StructuredDiffusion(Method):
 
     def _read(self, run: Run, prompt: str) -> list[tuple[str, list[int]]]:
         """A prompt's phrases of more than one word, with their tokens there."""
-        said, out = run.model.words(prompt), []
+        all_words, out = run.model.words(prompt), []
         for phrase in noun_phrases(prompt, self.parser, nested=self.nested):
-            words = said[phrase.words.start : phrase.words.stop]
+            words = all_words[phrase.words.start : phrase.words.stop]
             if len(words) > 1:
                 text = " ".join(word for word, _ in words).rstrip(",.;:!?")
                 out.append((text, [t for _, at in words for t in range(at.start, at.stop)]))
@@ -115,10 +115,10 @@ def _values(
     """At each site, the sum over an image's phrases of the values that the network makes of them in the prompt."""
     run = step.run
     x, conds, shown = step.split(step.x), [], []
-    told = Cond.cat([step.cond[run.rows[s, "cond"]] for s in run.rows.streams])
+    read = Cond.cat([step.cond[run.rows[s, "cond"]] for s in run.rows.streams])
     for row, some in zip(range(0, len(x), run.rows.views), found, strict=True):
         for text, paste in some:
-            cond = told[row : row + 1]
+            cond = read[row : row + 1]
             changed, (here, there) = cond.text.clone(), zip(*paste, strict=True)
             changed[0, list(here)] = run.model.embed([text]).text[0, list(there)].to(changed)
             conds.append(replace(cond, text=changed))

@@ -36,7 +36,7 @@ class Thing:
 
     phrase: str
     box: Box
-    said: Sequence[int]
+    words: Sequence[int]
     """Tokens of the phrase in the image's prompt."""
     prompt: str
     """For the thing alone."""
@@ -121,13 +121,13 @@ class Picture:
     @property
     def phrases(self) -> list[list[int]]:
         """The regions of each phrase: "two cubes" may have two."""
-        said = self.layout.phrases
-        return [[i for i, other in enumerate(said) if other == phrase] for phrase in dict.fromkeys(said)]
+        phrases = self.layout.phrases
+        return [[i for i, other in enumerate(phrases) if other == phrase] for phrase in dict.fromkeys(phrases)]
 
     @property
     def tokens(self) -> list[Sequence[int]]:
         """Of each phrase."""
-        return [self.things[regions[0]].said for regions in self.phrases]
+        return [self.things[regions[0]].words for regions in self.phrases]
 
     def masks(self, grid: Grid) -> Float[Tensor, "phrases h w"]:
         masks = self.layout.masks(grid)

@@ -46,10 +46,10 @@ def classifier_score_distillation(
 
     ``conds``: cond, uncond and, unless ``against`` is 0, negative, a row an image each.
     """
-    told = noises(model, add_noise(x, noise, at), at, conds)
-    direction = guidance * (told["cond"] - told["uncond"])
+    predicted = noises(model, add_noise(x, noise, at), at, conds)
+    direction = guidance * (predicted["cond"] - predicted["uncond"])
     if against:
-        direction = direction - against * (told["negative"] - told["uncond"])
+        direction = direction - against * (predicted["negative"] - predicted["uncond"])
     return weight(weighting, at, x) * direction
 
 

@@ -53,9 +53,9 @@ def delta_score(
     both = at.rows(torch.arange(len(at.t)).repeat(2)) if at.t.ndim else at
     noisy = add_noise(torch.cat([x, images]), noise.repeat(2, 1, 1, 1), both)
     conds = {k: Cond.cat([edit.conds[k], source.conds[k]]) for k in edit.conds}
-    told = {k: v.chunk(2) for k, v in predictions(edit.model, noisy, both, conds).items()}
+    predicted = {k: v.chunk(2) for k, v in predictions(edit.model, noisy, both, conds).items()}
     guided = [
-        prior.guide.combine({k: v[i] for k, v in told.items()}, single(len(x)))
+        prior.guide.combine({k: v[i] for k, v in predicted.items()}, single(len(x)))
         for i, prior in enumerate((edit, source))
     ]
     wanted, own = edit.model.schedule.x0_and_eps(torch.cat(guided), noisy, both)[1].chunk(2)

@@ -44,10 +44,10 @@ def noise_free_score_distillation(
 
     ``conds``: cond, uncond and negative, a row an image each. ``border``: part of the training's levels.
     """
-    told = noises(model, add_noise(x, noise, at), at, conds)
+    predicted = noises(model, add_noise(x, noise, at), at, conds)
     above = beside(at.t >= border * model.schedule.train_steps, x)
-    domain = told["uncond"] - above * told["negative"]
-    return weight(weighting, at, x) * (domain + guidance * (told["cond"] - told["uncond"]))
+    domain = predicted["uncond"] - above * predicted["negative"]
+    return weight(weighting, at, x) * (domain + guidance * (predicted["cond"] - predicted["uncond"]))
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ def bridge(
     weighting: Weighting = "one",
 ) -> Images:
     """w(t) s (target - source). ``conds``: source and target, a row an image each."""
-    told = noises(model, add_noise(x, noise, at), at, conds)
-    return guidance * weight(weighting, at, x) * (told["target"] - told["source"])
+    predicted = noises(model, add_noise(x, noise, at), at, conds)
+    return guidance * weight(weighting, at, x) * (predicted["target"] - predicted["source"])
 
 
 @dataclass(frozen=True)

@@ -75,16 +75,16 @@ class VariationalScoreDistillation(Weighted):
         copy: LowRank = now.learner
         at = self.level(now)
         prior = self.prior(now)
-        cond, told = self.prior(now, now.asked, guidance=1.0).conds["cond"], self.told(now)
+        cond, camera = self.prior(now, now.asked, guidance=1.0).conds["cond"], self.camera(now)
 
         def particles(noisy: Images, at: Level) -> Images:
-            return copy.noise(noisy, at, cond, told, self.particle_guidance)
+            return copy.noise(noisy, at, cond, camera, self.particle_guidance)
 
         found = variational(prior, particles, now.x, at, now.noise(), self.weighting)
-        copy.learn(now.x, cond, told, now.rng, self.dropout)
+        copy.learn(now.x, cond, camera, now.rng, self.dropout)
         return found
 
-    def told(self, now: Now) -> Told | None:
+    def camera(self, now: Now) -> Told | None:
         """What the copy is told of each image."""
         if not self.conditioned:
             return None

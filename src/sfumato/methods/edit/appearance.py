@@ -41,15 +41,15 @@ def roles(run: Run, who: str) -> tuple[str, list[str]]:
 
 
 def transfer(
-    model: Backbone, picture: Tensor, looks: Tensor, said: tuple[Said, Said], how: Inversion = START
+    model: Backbone, picture: Tensor, looks: Tensor, prompts: tuple[Said, Said], how: Inversion = START
 ) -> tuple[Path, dict[str, Said]]:
     """Where a run starts that paints a picture (or several) in another's looks, and its prompts.
 
-    ``said``: what the picture shows and what the looks' shows. Images are in [0, 1] and of one size.
+    ``prompts``: what the picture shows and what the looks' shows. Images are in [0, 1] and of one size.
     """
-    source, other = (invert(model, image, text, how) for image, text in zip((picture, looks), said, strict=True))
+    source, other = (invert(model, image, text, how) for image, text in zip((picture, looks), prompts, strict=True))
     path = together({("source", "target"): source, APPEARANCE: other})
-    return path, {"source": said[0], "target": said[0], APPEARANCE: said[1]}
+    return path, {"source": prompts[0], "target": prompts[0], APPEARANCE: prompts[1]}
 
 
 def in_decoder(run: Run, pair: str) -> Callable[[Any], bool]:
@@ -97,9 +97,9 @@ class Things:
         for stream, (cross, own) in self.pairs.items() if step.i < self.until else ():
             words = torch.stack([maps[stream, "cond"] for maps in step.maps[cross].values()]).mean(0)
             along = torch.stack([maps[stream, "cond"] for maps in step.maps[own].values()]).mean(0)
-            said = torch.stack([m[:, at].sum(-1) for m, at in zip(words, self.tokens[stream], strict=True)])
+            heard = torch.stack([m[:, at].sum(-1) for m, at in zip(words, self.tokens[stream], strict=True)])
             grid = next(iter(step.maps[own])).grid(self.run.grid)
-            heat = (along @ said[..., None]).view(-1, 1, *grid)
+            heat = (along @ heard[..., None]).view(-1, 1, *grid)
             self.heat[stream] = self.heat.get(stream, 0) + heat
 
     def at(self, stream: str, grid: Grid) -> Bool[Tensor, "each 1 h w"] | None:

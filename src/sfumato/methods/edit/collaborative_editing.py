@@ -104,8 +104,8 @@ class TogetherDown(Descent):
 
         def cond(step: Step, now: Cond) -> Cond:
             now = sees(step, now)
-            said, unsaid = run.rows[source, "cond"], run.rows[source, "image"]
-            return Cond.cat([now[: said.start], now[unsaid], now[said.stop :]])
+            prompted, unprompted = run.rows[source, "cond"], run.rows[source, "image"]
+            return Cond.cat([now[: prompted.start], now[unprompted], now[prompted.stop :]])
 
         return replace(phases, cond=cond)
 

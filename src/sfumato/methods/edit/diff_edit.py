@@ -74,8 +74,8 @@ class DiffEdit(Inversion):
             raise SfumatoError(f"at least one map and a clamp above 0, got {self.maps} and {self.clamp}")
         levels = model.levels(self.steps, image.shape[-2:])
         run = levels.last(float(self.strength))
-        said, scale = (prompts, self.scale) if self.scale else (("",) * len(image), 1.0)
-        track = DDIMInversion(scale, steps=self.steps).track(model, image, said, advance, len(run))
+        words, scale = (prompts, self.scale) if self.scale else (("",) * len(image), 1.0)
+        track = DDIMInversion(scale, steps=self.steps).track(model, image, words, advance, len(run))
         if self.mask is not None:
             mask = self.mask.at((image.shape[-2], image.shape[-1]))
             return Masked(track[0], run, prompts, image, track=track, mask=mask)

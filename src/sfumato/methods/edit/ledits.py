@@ -84,9 +84,9 @@ class Ledits(Inversion):
     has_source: ClassVar = False
     edit_guidance: ClassVar = 5.0
 
-    def concepts(self, said: str) -> list[tuple[str, str, float]]:
+    def concepts(self, prompt: str) -> list[tuple[str, str, float]]:
         """Condition, phrase and signed scale of each edit, the target's prompt the first."""
-        found = [("cond", said, 1), *((f"add {c}", c, 1) for c in self.also)]
+        found = [("cond", prompt, 1), *((f"add {c}", c, 1) for c in self.also)]
         found += [(f"remove {c}", c, -1) for c in self.remove]
         return [(row, c, sign * self.scales.get(c, self.scale)) for row, c, sign in found]
 
@@ -103,9 +103,9 @@ class Ledits(Inversion):
         if not self.skip >= 0 or not all(0 <= t <= 1 for t in (self.threshold, *self.thresholds.values())):
             raise SfumatoError("a threshold lies between 0 and 1, and skip is not negative")
         total = part_of(self.steps, 1 + self.skip)
-        said, scale = (prompts, self.source_scale) if self.source_scale else (("",) * len(image), 1.0)
+        words, scale = (prompts, self.source_scale) if self.source_scale else (("",) * len(image), 1.0)
         how = EditFriendly(scale, (total - self.steps) / total, self.seed, total)
-        path = how(model, image, said, advance, CFG(scale))
+        path = how(model, image, words, advance, CFG(scale))
         return Edited(**{**vars(path), "prompts": prompts}, how=self)
 
 

@@ -91,7 +91,7 @@ class _Regions:
         self.run, self.threshold = run, how.threshold
         self.source, *targets = run.rows.streams
         words = {self.source: word} | dict.fromkeys(targets, how.target or word)
-        found = {s: [spans(run.model.words(p), words[s]) for p in said] for s, said in run.prompts.items()}
+        found = {s: [spans(run.model.words(p), words[s]) for p in some] for s, some in run.prompts.items()}
         tokens = tuple(sorted({t for some in found.values() for each in some for t in each}))
         chosen = {s: torch.tensor([[t in each for t in tokens] for each in some]) for s, some in found.items()}
         self.weights = {s: run.rows.spread(w).float()[:, None] for s, w in chosen.items()}

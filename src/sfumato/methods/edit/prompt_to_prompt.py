@@ -135,8 +135,8 @@ def _mapping(run: Run, source: str, target: str) -> tuple[Tensor, Tensor]:
 
 def _blend(blend: LocalBlend, run: Run, need: Need):
     source, *targets = run.rows.streams
-    said = {s: run.model.words(run.prompts[s][0]) for s in run.rows.streams}
-    tokens = {s: spans(said[s], blend.source if s == source else blend.target) for s in run.rows.streams}
+    words = {s: run.model.words(run.prompts[s][0]) for s in run.rows.streams}
+    tokens = {s: spans(words[s], blend.source if s == source else blend.target) for s in run.rows.streams}
     first = span((0, blend.start), run.steps)[1]
     total: dict[str, Tensor] = {}
 

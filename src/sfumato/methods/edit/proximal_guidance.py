@@ -102,11 +102,11 @@ class InversionGuidance(Method):
         def guided(step: Step) -> Tensor:
             """Which images have other words than their negative prompt's: of the same ones the difference is rounding,
             of which a quantile would keep its part as well."""
-            without, told = (
+            without, edited = (
                 [p for name in run.rows.match(condition) for p in step.cond[run.rows[name]].prompts]
                 for condition in ("uncond", "cond")
             )
-            return torch.tensor([a != b for a, b in zip(without, told, strict=True)])
+            return torch.tensor([a != b for a, b in zip(without, edited, strict=True)])
 
         def after(step: Step) -> None:
             if step.level.t >= below:

@@ -109,10 +109,10 @@ def attribute(
     """
     model = reader.model
     sites = chosen(reader, "image->text", None, 0, "attribution") if sites is None else sites
-    said = model.words(prompt)
-    tokens = [spans(said, word) for word in words]
+    placed = model.words(prompt)
+    tokens = [spans(placed, word) for word in words]
     if compete:
-        tokens += [list(range(at.start, at.stop)) for _, at in said]
+        tokens += [list(range(at.start, at.stop)) for _, at in placed]
     with torch.no_grad():
         cond = model.embed([prompt])
     rows = 1

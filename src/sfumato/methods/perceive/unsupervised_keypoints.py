@@ -224,8 +224,8 @@ class UnsupervisedKeypoints:
         opened = [read(model, image, side) for image in images]
         shapes = {reader.seen for reader in opened}
         if not opened or len(shapes) > 1:
-            told = ", ".join(f"{w} x {h}" for h, w in sorted(shapes)) or "none"
-            raise SfumatoError(f"keypoints are learned of images of one shape, got {told}; crop them alike")
+            sizes = ", ".join(f"{w} x {h}" for h, w in sorted(shapes)) or "none"
+            raise SfumatoError(f"keypoints are learned of images of one shape, got {sizes}; crop them alike")
         return torch.stack([reader.shown for reader in opened])
 
 

@@ -170,15 +170,15 @@ def runs(state: Mapping[str, Any]) -> bool:
         return False
     if Path("/proc/self/cmdline").exists():
         try:
-            said = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="surrogateescape")
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="surrogateescape")
         except OSError:
             return False
-        return said.split("\0")[1:-1] == asked
+        return line.split("\0")[1:-1] == asked
     try:
-        said = subprocess.run(["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True).stdout
+        line = subprocess.run(["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True).stdout
     except OSError:
         return False
-    return said.strip().endswith(" ".join(asked))
+    return line.strip().endswith(" ".join(asked))
 
 
 # The supervisor
@@ -220,7 +220,7 @@ class Crew:
     def __call__(self, commands: Sequence[Sequence[str]]) -> int:
         """Run them; the code of the first that failed, or 0. When one fails, the others are told to stop."""
         children: list[subprocess.Popen[bytes]] = []
-        told, failed = None, 0
+        stopped, failed = None, 0
         tied, meeting = _tied(), _meeting(len(commands))
         try:
             for rank, command in enumerate(commands):
@@ -228,11 +228,11 @@ class Crew:
                 children.append(subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, preexec_fn=tied))
             while alive := [c for c in children if c.poll() is None]:
                 failed = failed or next((c.returncode for c in children if c.returncode), 0)
-                if told is None and (self.stopping or failed):
-                    told = time.monotonic()
+                if stopped is None and (self.stopping or failed):
+                    stopped = time.monotonic()
                     for child in alive:  # not SIGTERM: rendering ends its own workers on Ctrl-C
                         child.send_signal(signal.SIGINT)
-                if told is not None and time.monotonic() - told > PATIENCE:
+                if stopped is not None and time.monotonic() - stopped > PATIENCE:
                     break
                 time.sleep(0.2)
         finally:
@@ -275,13 +275,13 @@ def turns(place: Path) -> Iterator[tuple[str, list[list[str]]]]:
 
 
 def _rendering(place: Path, state: State, images: int) -> list[str]:
-    told = {"images": images, "val": PER_SHARD, "out": place / "data"}
-    return _trainer("data", {**told, "seed": state["seed"], "processes": state["processes"]})
+    options = {"images": images, "val": PER_SHARD, "out": place / "data"}
+    return _trainer("data", {**options, "seed": state["seed"], "processes": state["processes"]})
 
 
 def _training(place: Path, state: State) -> list[str]:
     """A slice: ``minutes`` are those of the whole run, and the shipped VAE and CLIP are taken wherever this runs."""
-    told = {
+    options = {
         "minutes": f"{progress(place)[1] / 60 + state['slice']:.4f}",
         "cooldown": 0.0,
         "rate": state["rate"],
@@ -297,11 +297,11 @@ def _training(place: Path, state: State) -> list[str]:
         "seed": state["seed"],
         **({"weighting": state["weighting"]} if state["weighting"] else {}),
     }
-    return [*_trainer("unet", told), "--resume"]
+    return [*_trainer("unet", options), "--resume"]
 
 
-def _trainer(name: str, told: Mapping[str, object]) -> list[str]:
-    words = [word for key, value in told.items() for word in (f"--{key}", str(value))]
+def _trainer(name: str, options: Mapping[str, object]) -> list[str]:
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     return [sys.executable, "-m", "sfumato.stilllife.train", name, *words]
 
 
@@ -455,38 +455,38 @@ def _afresh(place: Path) -> State:
 def status(args: StatusOptions) -> None:
     """Tell whether the run goes on and what it has gained since it began."""
     place, state = _known(args.place)
-    told = figures(place, state)
+    found = figures(place, state)
     if args.judge:
         quiet()
         judge = make_judge(place, 0)
         from sfumato.stilllife import weights
 
-        told["error"] = {
+        found["error"] = {
             "begun": state["judged"]["error"] if "judged" in state else None,
             "shipped": judge.errors(weights.module("unet"))["error"],
             "run": judge.errors(averaged(place))["error"],
         }
     if args.json:
-        print_json(told)
+        print_json(found)
         return
-    if told["running"]:
-        print(f"running: process {told['pid']}, since {_when(state['started'])}")
+    if found["running"]:
+        print(f"running: process {found['pid']}, since {_when(state['started'])}")
     else:
-        print(f"not running: {told['ended']}")
-    print(f"began {_when(state['began'])}; {told['images']} of {state['images']} images rendered")
+        print(f"not running: {found['ended']}")
+    print(f"began {_when(state['began'])}; {found['images']} of {state['images']} images rendered")
     print(
-        f"step {told['step']}: {told['samples']} samples, {told['samples_per_second'] or 0:.1f} a second lately; "
-        f"{told['minutes']:.1f} minutes of training, {told['processor_minutes']:.1f} of processors to the last turn"
+        f"step {found['step']}: {found['samples']} samples, {found['samples_per_second'] or 0:.1f} a second lately; "
+        f"{found['minutes']:.1f} minutes of training, {found['processor_minutes']:.1f} of processors to the last turn"
     )
-    if (noise := told["noise"]) is not None:
+    if (noise := found["noise"]) is not None:
         first, last, part = noise["first"], noise["last"], noise["records"]
         print(f"noise loss: {first:.5f} (first {part} records) to {last:.5f} (last {part}): {last / first - 1:+.2%}")
-    for name, error in told.get("error", {"begun": told["begun_error"]}).items():
+    for name, error in found.get("error", {"begun": found["begun_error"]}).items():
         if error is not None:
             print(f"held-out error of {_WHOSE[name]}: {error:.5f}")
-    if told["shipped"]:
-        print(f"shipped at step {told['shipped']['step']}, {_when(told['shipped']['when'])}")
-    print(f"preview: {told['preview'] or 'none yet'}\nlog: {told['log']}")
+    if found["shipped"]:
+        print(f"shipped at step {found['shipped']['step']}, {_when(found['shipped']['when'])}")
+    print(f"preview: {found['preview'] or 'none yet'}\nlog: {found['log']}")
 
 
 _WHOSE = {"begun": "what it began from", "shipped": "what ships", "run": "this run"}
@@ -539,7 +539,7 @@ def stop(args: PlaceOptions, wait: float = 90.0) -> None:
     os.kill(state["pid"], signal.SIGTERM)
     with suppress(OSError):  # what is about to end may have its share: beside other work it would take minutes to save
         Path(f"/proc/{state['pid']}/autogroup").write_text("0", encoding="ascii")
-    asked = said = time.monotonic()
+    asked = noted = time.monotonic()
     while runs(state):
         now = time.monotonic()
         if now - asked > wait:
@@ -547,8 +547,8 @@ def stop(args: PlaceOptions, wait: float = 90.0) -> None:
                 f"process {state['pid']} has not saved yet; it will, and end: `{HOW} status` tells. Beside much other "
                 f"work a step takes long; `kill -9 {state['pid']}` ends it and may lose its last minutes"
             )
-        if now - said > 5:
-            said = now
+        if now - noted > 5:
+            noted = now
             note(f"waiting until it has saved: {now - asked:.0f} s")
         time.sleep(0.2)
     print(f"stopped at step {progress(place)[0]}; `{HOW} start` goes on from there")
@@ -574,11 +574,11 @@ def ship(args: ShipOptions) -> None:
     if not args.dry_run:
         writable(target.parent)
     judge = make_judge(place, args.n)
-    told: dict[str, Verdict] = {}
+    verdicts: dict[str, Verdict] = {}
     for name, unet in (("shipped", weights.module("unet")), ("background", new)):
         note(f"judging {name}: the error of {len(judge.seen['scenes'])} images, {3 * args.n} paintings")
-        told[name] = judge.verdict(unet)
-    old, now = told.values()
+        verdicts[name] = judge.verdict(unet)
+    old, now = verdicts.values()
     print_table(table(old, now))
     if reasons := worse(old, now):
         print(f"not better at step {step}, nothing is written: {'; '.join(reasons)}")

@@ -63,11 +63,11 @@ def run(args: Options) -> None:
         images = shifted(data["images"].to(device), rng)
         with autocast(device):
             seen = image_features(images, model)
-            said = text_features(words + wrong, model, tokenizer)
-        logits = model.logit_scale.exp().clamp(max=_SHARPEST) * similarity(seen, said)
+            read = text_features(words + wrong, model, tokenizer)
+        logits = model.logit_scale.exp().clamp(max=_SHARPEST) * similarity(seen, read)
         loss, right = contrast(logits, words)
-        told = facts(words).to(device)
-        of_image, of_text = reader.loss(seen, told), reader.loss(said[:batch], told)
+        wanted = facts(words).to(device)
+        of_image, of_text = reader.loss(seen, wanted), reader.loss(read[:batch], wanted)
         figures = {"top1": right, "scale": model.logit_scale.exp(), "image facts": of_image, "text facts": of_text}
         return loss + _FACTS * (of_image + of_text), figures
 
@@ -115,13 +115,13 @@ def similarity(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor
 
 def swapped(text: str, rng: np.random.Generator) -> str | None:
     """The caption with the colours of its first two things exchanged; None unless that must be false."""
-    said = parse(text)
-    if len(said.things) < 2:
+    stated = parse(text)
+    if len(stated.things) < 2:
         return None
-    a, b, *rest = said.things
-    if None in (a.colour, b.colour) or a.colour == b.colour or (a.kind == b.kind and said.relation is None):
+    a, b, *rest = stated.things
+    if None in (a.colour, b.colour) or a.colour == b.colour or (a.kind == b.kind and stated.relation is None):
         return None
-    return replace(said, things=(replace(a, colour=b.colour), replace(b, colour=a.colour), *rest)).phrase(rng)
+    return replace(stated, things=(replace(a, colour=b.colour), replace(b, colour=a.colour), *rest)).phrase(rng)
 
 
 def shifted(images: Float[Tensor, "b 3 h w"], rng: np.random.Generator) -> Float[Tensor, "b 3 h w"]:
@@ -143,17 +143,17 @@ def judged(
     order = rng.permutation(len(words))
     parts = [order[i : i + 64] for i in range(0, len(order) - len(order) % 64, 64)] or [order]
     seen = clip_features(images, model)
-    said = text_features(words, model, tokenizer)
+    read = text_features(words, model, tokenizer)
     first = [
         words[part[row]] == words[part[int(best)]]
         for part in parts
-        for row, best in enumerate(similarity(seen[part], said[part]).argmax(1))
+        for row, best in enumerate(similarity(seen[part], read[part]).argmax(1))
     ]
     figures = {"top1 of 64": float(np.mean(first))}
     pairs = [(i, text) for i, w in enumerate(words) if (text := swapped(w, rng)) is not None]
     if pairs:
         at = [i for i, _ in pairs]
         other = text_features([text for _, text in pairs], model, tokenizer)
-        nearer = F.cosine_similarity(seen[at], said[at]) > F.cosine_similarity(seen[at], other)
+        nearer = F.cosine_similarity(seen[at], read[at]) > F.cosine_similarity(seen[at], other)
         figures["colours bound"] = float(nearer.float().mean())
     return figures

@@ -97,11 +97,11 @@ def run(args: Options) -> None:
             with autocast(device):
                 fooled = functional_call(judge, {k: p.detach() for k, p in judge.named_parameters()}, y)
                 true, false = judge(x), judge(y.detach())
-            told = (F.relu(1 - true) + F.relu(1 + false)).float().mean()
+            hinge = (F.relu(1 - true) + F.relu(1 + false)).float().mean()
             fooled = -fooled.float().mean()
             pulls = [torch.autograd.grad(term, y, retain_graph=True)[0].norm() for term in (loss, fooled)]
-            loss = loss + JUDGED * (pulls[0] / pulls[1].clamp_min(1e-8)) * fooled + told
-            figures["told"] = told
+            loss = loss + JUDGED * (pulls[0] / pulls[1].clamp_min(1e-8)) * fooled + hinge
+            figures["told"] = hinge
         return loss, figures
 
     def preview(ema: loop.Modules, path: Path) -> None:

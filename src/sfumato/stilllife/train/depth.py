@@ -31,14 +31,14 @@ def run(args: Options) -> None:
 
     def step(i: int) -> tuple[Tensor, dict[str, Tensor]]:
         drawn = draw(i, batch)
-        depth, said = drawn["depth"].to(device).float(), drawn["said"]
+        depth, text = drawn["depth"].to(device).float(), drawn["text"]
         noisy = diffuse(drawn["latents"])
         with autocast(device):
-            down, mid = model(noisy.z, noisy.t, said, networks.depth_image(depth), return_dict=False)
+            down, mid = model(noisy.z, noisy.t, text, networks.depth_image(depth), return_dict=False)
             prediction = unet(
                 noisy.z,
                 noisy.t,
-                said,
+                text,
                 down_block_additional_residuals=down,
                 mid_block_additional_residual=mid,
             ).sample

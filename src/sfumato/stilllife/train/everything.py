@@ -325,8 +325,8 @@ class Everything:
                 path, part = args.data / f"{split}-{number:05d}.safetensors", FIRST[split] if number == 0 else 1.0
                 counts[split] += drawn.shard(path, split, number, count, partial(late, part))
         row.samples = sum(counts.values())
-        told = [f"{k}: found" if k in found else f"{k}: {v}" for k, v in counts.items()]
-        row.why = ", ".join(told)
+        counted = [f"{k}: found" if k in found else f"{k}: {v}" for k, v in counts.items()]
+        row.why = ", ".join(counted)
 
     def _bench(self, row: Row) -> None:
         """Compare the UNet with the one that ships: its error on held-out images, and what it paints."""
@@ -416,7 +416,7 @@ class Everything:
     def _tell(self) -> None:
         """Write the report so far, beside the runs and beside what is packed."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
-        told = {
+        report = {
             "minutes": self.args.minutes,
             "used": round(self.budget.used(), 3),
             "device": name,
@@ -429,7 +429,7 @@ class Everything:
             "packed": [f.name for f in self.packed],
             "remarks": self.remarks,
         }
-        text = json.dumps(told, indent=1) + "\n"
+        text = json.dumps(report, indent=1) + "\n"
         write_text(self.out / "report.json", text)
         if self.packed:
             write_text(self.out / "ship" / "report.json", text)

@@ -72,15 +72,15 @@ def facts(captions: Sequence[str]) -> Int[Tensor, "b facts"]:
     return torch.tensor([_labels(parse(text)) for text in captions])
 
 
-def _labels(said: Said) -> list[int]:
+def _labels(stated: Said) -> list[int]:
     colours, places = dict.fromkeys(TRAINED, ABSENT), dict.fromkeys(TRAINED, UNSAID)
-    kinds = [thing.kind for thing in said.things]
-    for thing in said.things:
+    kinds = [thing.kind for thing in stated.things]
+    for thing in stated.things:
         clear = thing.colour is not None and kinds.count(thing.kind) == 1
         colours[thing.kind] = COLOURS.index(thing.colour) if clear and thing.colour else UNSAID
-    if said.relation is not None and kinds[0] != kinds[1]:
-        places[kinds[0]], places[kinds[1]] = PLACES[said.relation]
-    world = ((GROUNDS, said.ground), (LIGHTS, said.light), (STYLES, said.style))
+    if stated.relation is not None and kinds[0] != kinds[1]:
+        places[kinds[0]], places[kinds[1]] = PLACES[stated.relation]
+    world = ((GROUNDS, stated.ground), (LIGHTS, stated.light), (STYLES, stated.style))
     return [*colours.values(), *places.values(), *(UNSAID if w is None else of.index(w) for of, w in world)]
 
 
@@ -91,9 +91,9 @@ def nouns(captions: Sequence[str], ids: Int[Tensor, "b n"]) -> Int[Tensor, "b n 
     for row, text in enumerate(captions):
         things = parse(text).things
         kinds = [thing.kind for thing in things]
-        said = {t.kind: (t.colour, t.material, t.size) for t in things if kinds.count(t.kind) == 1}
+        traits_of = {t.kind: (t.colour, t.material, t.size) for t in things if kinds.count(t.kind) == 1}
         for place, token in enumerate(ids[row].tolist()):
-            if (traits := said.get(named.get(token, ""))) is not None:
+            if (traits := traits_of.get(named.get(token, ""))) is not None:
                 known = zip(traits, (COLOURS, MATERIALS, tuple(SIZES)), strict=True)
                 out[row, place] = torch.tensor([len(of) if w is None else of.index(w) for w, of in known])
     return out

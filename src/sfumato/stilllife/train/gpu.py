@@ -29,8 +29,8 @@ def compiled(model: nn.Module, *example: Tensor, backend: str = "inductor") -> C
     call = torch.compile(model, backend=backend)
     try:
         with autocast(example[0].device):
-            told = call(*example).sample
-        told.float().mean().backward()
+            predicted = call(*example).sample
+        predicted.float().mean().backward()
     except Exception as e:  # each backend, and each compiler that it calls, has its own
         if out_of_memory(e):
             raise

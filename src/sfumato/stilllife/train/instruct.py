@@ -46,14 +46,14 @@ def run(args: Options) -> None:
 
     def step(i: int) -> tuple[Tensor, dict[str, Tensor]]:
         rng = np.random.default_rng((args.seed, i, 5))
-        z, said = draw(i, batch)
+        z, text = draw(i, batch)
         chance = torch.from_numpy(rng.random(batch)).to(device).view(-1, 1, 1)
-        said = torch.where(chance < 2 * DROPPED, silence, said)
+        text = torch.where(chance < 2 * DROPPED, silence, text)
         seen = (chance < DROPPED) | (chance >= 3 * DROPPED)
         image = z[:, 0] / networks.SCALING * seen[..., None]
         noisy = diffuse(z[:, 1])
         with autocast(device):
-            prediction = model(torch.cat([noisy.z, image], 1), noisy.t, said).sample
+            prediction = model(torch.cat([noisy.z, image], 1), noisy.t, text).sample
         noise = noisy.loss(prediction, changed(z))
         return noise, {"plain": noisy.loss(prediction.detach())}
 
@@ -87,10 +87,10 @@ def pairs(args: Options, frozen: Frozen) -> Callable[[int, int], tuple[Tensor, T
         return fresh
     found = encode_shards(Shards(args.data, "pairs", args.seed, device), frozen.vae)
     words = [json.loads(found.line(i))["instruction"] for i in range(len(found))]
-    said = torch.cat([frozen.embed(words[i : i + 64]).half().cpu() for i in range(0, len(words), 64)])
+    text = torch.cat([frozen.embed(words[i : i + 64]).half().cpu() for i in range(0, len(words), 64)])
 
     def stored(step: int, size: int) -> tuple[Tensor, Tensor]:
         at = found.pick(step, size)
-        return found.rows("latents", at).to(device).float(), said[at].to(device).float()
+        return found.rows("latents", at).to(device).float(), text[at].to(device).float()
 
     return stored

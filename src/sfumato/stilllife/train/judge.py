@@ -17,8 +17,8 @@ import torch
 
 from sfumato.metrics.looks import detail
 from sfumato.stilllife import networks, weights
-from sfumato.stilllife.asking import PROMPTS, obeyed
 from sfumato.stilllife.captions import Said, caption
+from sfumato.stilllife.obedience import PROMPTS, obeyed
 from sfumato.stilllife.train.data import Batch, latents
 from sfumato.stilllife.train.precision import autocast
 
@@ -67,7 +67,7 @@ class Judge:
     @torch.no_grad()
     def errors(self, unet: Any) -> dict[str, float]:
         """Mean squared error of the predicted noise at each of ``LEVELS``, and their mean as ``error``."""
-        z, said = self._ready
+        z, text = self._ready
         alphas = networks.scheduler().alphas_cumprod
         noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(self.seed)).to(z)
         found = {}
@@ -76,20 +76,20 @@ class Judge:
             wrong = 0.0
             for part in torch.arange(len(z), device=z.device).split(PART):
                 with autocast(self.frozen.device):
-                    told = unet(x[part], t, said[part]).sample
-                wrong += float((told.float() - noise[part]).square().mean((1, 2, 3)).sum())
+                    predicted = unet(x[part], t, text[part]).sample
+                wrong += float((predicted.float() - noise[part]).square().mean((1, 2, 3)).sum())
             found[f"error at {t}"] = wrong / len(z)
         return {"error": float(np.mean(list(found.values()))), **found}
 
     def _prompts(self, key: str) -> list[tuple[Said, str]]:
         """What is asked of each painting of a class, and in which words."""
         rng = np.random.default_rng((self.seed, list(PROMPTS).index(key)))
-        return [(said := PROMPTS[key](rng, i), said.phrase(rng)) for i in range(self.n)]
+        return [(stated := PROMPTS[key](rng, i), stated.phrase(rng)) for i in range(self.n)]
 
     def verdicts(self, shown: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """Of each class, 1 for each painting that is what was asked, else 0: (n,)."""
-        said = {key: [said for said, _ in self._prompts(key)] for key in shown}
-        return {key: obeyed(key, self.oracle.read(images), said[key]) for key, images in shown.items()}
+        wanted = {key: [stated for stated, _ in self._prompts(key)] for key in shown}
+        return {key: obeyed(key, self.oracle.read(images), wanted[key]) for key, images in shown.items()}
 
     @torch.no_grad()
     def paintings(self, unet: Any, asked: Sequence[str] = ASKED) -> tuple[dict[str, float], Mapping[str, torch.Tensor]]:

@@ -279,10 +279,10 @@ def _agree(elapsed: float, stop: bool, world: int) -> tuple[float, bool]:
     """The longest time of all processes, and whether any was interrupted, so that all end at the same step."""
     if world == 1:
         return elapsed, stop
-    said = torch.tensor([elapsed, float(stop)], dtype=torch.float64)
-    said = said.cuda() if dist.get_backend() == "nccl" else said
-    dist.all_reduce(said, dist.ReduceOp.MAX)
-    return float(said[0]), bool(said[1])
+    both = torch.tensor([elapsed, float(stop)], dtype=torch.float64)
+    both = both.cuda() if dist.get_backend() == "nccl" else both
+    dist.all_reduce(both, dist.ReduceOp.MAX)
+    return float(both[0]), bool(both[1])
 
 
 def _trained(modules: Modules) -> Iterator[tuple[str, nn.Parameter]]:

@@ -110,8 +110,8 @@ def pack(networks: Mapping[str, Network], folder: Path, limit: int = SHARD) -> l
                 room = limit - _HEADER
             parts[-1][f"{name}.{key}"] = value
             room -= size
-    told = json.dumps({k: n.config for k, n in networks.items()})
-    metadata = {"configs": told, "sha256": json.dumps([_digest(part) for part in parts])}
+    configs = json.dumps({k: n.config for k, n in networks.items()})
+    metadata = {"configs": configs, "sha256": json.dumps([_digest(part) for part in parts])}
     writable(folder)
     for old in folder.glob("networks-*.safetensors"):
         old.unlink()
@@ -186,8 +186,8 @@ def _told(file: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The configurations and the digests that a packed file tells."""
     try:
         with safe_open(file, "pt") as f:
-            told = f.metadata() or {}
-            return json.loads(told["configs"]), json.loads(told["sha256"])
+            metadata = f.metadata() or {}
+            return json.loads(metadata["configs"]), json.loads(metadata["sha256"])
     except (OSError, SafetensorError, KeyError, ValueError) as e:
         raise SfumatoError(f"{file} is damaged, or no packed network ({e}); copy it again") from e
 

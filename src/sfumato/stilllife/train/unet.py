@@ -104,7 +104,7 @@ class Drawn(TypedDict):
     """
 
     latents: Tensor
-    said: Tensor
+    text: Tensor
     thing: Tensor
     depth: Tensor
     labels: Tensor
@@ -163,17 +163,17 @@ def run(args: Options) -> None:
     if device.type == "cuda" and args.compile:
         drawn = draw(0, batch)
         noisy = diffuse(drawn["latents"])
-        forward = compiled(model, noisy.z, noisy.t, drawn["said"])
+        forward = compiled(model, noisy.z, noisy.t, drawn["text"])
         layout.forget()
 
     def step(i: int) -> tuple[Tensor, dict[str, Tensor]]:
         drawn = draw(i, batch)
         noisy = diffuse(drawn["latents"])
         with autocast(device):
-            prediction = forward(noisy.z, noisy.t, drawn["said"]).sample
-            told = layout.loss(drawn["thing"].to(device), drawn["labels"])
+            prediction = forward(noisy.z, noisy.t, drawn["text"]).sample
+            placed = layout.loss(drawn["thing"].to(device), drawn["labels"])
         noise = noisy.loss(prediction)
-        return noise + LAYOUT * told, {"noise": noise, "layout": told}
+        return noise + LAYOUT * placed, {"noise": noise, "layout": placed}
 
     def preview(ema: loop.Modules, path: Path) -> None:
         live: Any = ema["unet"]
@@ -237,8 +237,8 @@ def images(
 
             def pooled(step: int, size: int) -> Drawn:
                 p = pool.pick(step, size, empty)
-                said = frozen.read(p.tokens)
-                return {"latents": p.latents, "said": said, "thing": p.thing, "depth": p.depth, "labels": p.labels}
+                text = frozen.read(p.tokens)
+                return {"latents": p.latents, "text": text, "thing": p.thing, "depth": p.depth, "labels": p.labels}
 
             return pooled
 
@@ -246,8 +246,8 @@ def images(
             at = found.pick(step, size)
             thing, depth = (found.rows(k, at) for k in ("thing", "depth"))
             z = found.rows("latents", at).to(frozen.device).float()
-            said, told = worded(step, [found.scene(i) for i in at])
-            return {"latents": z, "said": said, "thing": thing, "depth": depth, "labels": told}
+            text, labels = worded(step, [found.scene(i) for i in at])
+            return {"latents": z, "text": text, "thing": thing, "depth": depth, "labels": labels}
 
         return stored
     assert isinstance(found, Fresh)
@@ -255,8 +255,8 @@ def images(
     def fresh(step: int, size: int) -> Drawn:
         drawn = found.batch(step, size)
         z = latents(frozen.vae, drawn["images"])
-        said, told = worded(step, drawn["scenes"])
-        return {"latents": z, "said": said, "thing": drawn["thing"], "depth": drawn["depth"], "labels": told}
+        text, labels = worded(step, drawn["scenes"])
+        return {"latents": z, "text": text, "thing": drawn["thing"], "depth": drawn["depth"], "labels": labels}
 
     return fresh
 

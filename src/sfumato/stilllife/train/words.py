@@ -41,13 +41,13 @@ def run(args: Options) -> None:
         rng = np.random.default_rng((args.seed, i, 6))
         words = [caption(sample_scene(rng), rng) for _ in range(batch)]
         tokens = tokenizer(words, padding=True, return_tensors="pt").to(device)
-        told, named = facts(words).to(device), nouns(words, tokens["input_ids"]).to(device)
+        wanted, named = facts(words).to(device), nouns(words, tokens["input_ids"]).to(device)
         with autocast(device):
             read = model.text_model(**tokens, output_hidden_states=True)
             embedding = model.text_projection(read.pooler_output)
         early = readers[0].loss(read.hidden_states[MIDDLE], named)
         late = readers[1].loss(read.last_hidden_state, named)
-        whole = modules["facts"].loss(embedding, told)
+        whole = modules["facts"].loss(embedding, wanted)
         return early + late + whole, {"early": early, "late": late, "whole": whole}
 
     ema: Any = loop.fit("words", modules, step, args, rate=1e-3, batch=batch, ema=0.99, weight_decay=0.05)["clip"]

@@ -54,7 +54,7 @@ JUDGED = {  # which verdicts of ``oracle.matches`` must all be true
 }
 
 
-def obeyed(key: str, readings: Sequence[Reading], said: Sequence[Said]) -> np.ndarray:
+def obeyed(key: str, readings: Sequence[Reading], statements: Sequence[Said]) -> np.ndarray:
     """1 for each painting of the class ``key`` in which the oracle sees what was said, else 0."""
-    verdicts = (matches(r, s) for r, s in zip(readings, said, strict=True))
+    verdicts = (matches(r, s) for r, s in zip(readings, statements, strict=True))
     return np.array([all(v[judged] is True for judged in JUDGED[key]) for v in verdicts], float)
