@@ -18,7 +18,7 @@ class Guided(Distillation):
     """A distillation by guided predictions, at levels that are drawn."""
 
     guidance: float = 7.5
-    """Scale of guidance, as the model is guided."""
+    """Scale of classifier-free guidance; a network that reads its guidance is told it."""
     negative: str = ""
     """What takes the place of the empty prompt."""
     times: Times = DREAMFUSION

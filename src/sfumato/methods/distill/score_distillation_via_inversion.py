@@ -60,7 +60,7 @@ class ScoreDistillationViaInversion(Weighted):
     """SDI; of ``resampled`` noise it is score distillation with falling levels."""
 
     inversion_guidance: float = -7.5
-    """Its scale in the inversion."""
+    """Scale of guidance in the inversion."""
     kappa: Kappa = "inversion"
     """Inverted, drawn in each step or once, by 10 fixed-point rounds or gradient steps, or the last prediction."""
     times: Times | None = ANNEALED  # pyright: ignore[reportIncompatibleVariableOverride]: may be without
