@@ -12,7 +12,6 @@ import os
 import platform
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -109,11 +108,11 @@ def train(
     first, before = reached(checkpoint)
     accelerator = together(next(p for m in modules.values() for p in m.parameters()).device)
     problem, world = _Training(name, modules, step, timed, seed), processes()
-    alone = accelerator is None or accelerator.is_main_process
+    writes = accelerator is None or accelerator.is_main_process
     optimising = optimisers(problem.groups(), optimiser, rate, weight_decay, betas)
-    if alone:
+    if writes:
         write_text(log, "".join(json.dumps(r) + "\n" for r in read_log(out) if r["step"] <= first))
-    sums: Counter[str] = Counter()
+    sums: dict[str, Any] = {}
     shown, said, since = time.monotonic(), -math.inf, (first, before)
 
     def risen(own: float, i: int, fraction: float) -> float:
@@ -122,7 +121,7 @@ def train(
     def watch(run: Run) -> None:
         nonlocal shown, said, since
         for key, value in {"loss": run.loss, "norm": run.norm, **problem.figures}.items():
-            sums[key] += value.detach() if isinstance(value, Tensor) else value
+            sums[key] = sums.get(key, 0.0) + (value.detach() if isinstance(value, Tensor) else value)
         now = time.monotonic()
         if run.step % log_every == 0 or run.over:
             counted = run.step - since[0]
@@ -145,11 +144,11 @@ def train(
         run = learn(
             problem, optimising, steps=steps, minutes=minutes, rate=risen, clip=clip, ema=ema, check=log_every,
             keep=checkpoint, about=name, seconds=save_every, accelerator=accelerator,
-            on_progress=watch if alone else None,
+            on_progress=watch if writes else None,
         )  # fmt: skip
     except KeyboardInterrupt as e:
         raise KeyboardInterrupt(f"{e}; go on with --resume") from e
-    if not alone:
+    if accelerator is not None and not writes:
         accelerator.end_training()
         sys.exit()
     if preview is not None and run.step > first:
