@@ -728,3 +728,65 @@ def test_every_family_is_distilled_in_both_spaces(model, space):
     assert len(records) == 2 and after.isfinite().all() and (after - before).abs().max() > 1e-3
     parts = [model.network, *([model.vae] if hasattr(model, "vae") else [])]
     assert all(p.grad is None for part in parts for p in part.parameters())
+
+
+class Splats(Generator):
+    """Two layers with an opacity, of which a further one comes after step 1."""
+
+    space = "latent"
+    rates = {"layers": 0.5}  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Parameter(drawn(2, 3, 4, 4, seed=3))
+        self.opacity = nn.Parameter(torch.zeros(1, 1, 4, 4))
+
+    def render(self, viewpoints=None):
+        alpha = self.opacity.sigmoid()
+        return Rendering(alpha * self.layers.sum(0, keepdim=True), alpha=alpha)
+
+    def after_backward(self, step, optimisers):
+        assert optimisers.named["generator.layers"] is self.layers and self.layers.grad is not None
+
+    def after_step(self, step, optimisers):
+        if step == 1:
+            self.layers = nn.Parameter(torch.cat([self.layers.data, self.layers.data[:1] / 2]))
+            optimisers.replace("generator.layers", self.layers, lambda m: torch.cat([m, m[:1]]))
+
+    def _load_from_state_dict(self, state, prefix, *args):
+        if state["layers"].shape != self.layers.shape:
+            self.layers = nn.Parameter(torch.empty_like(state["layers"]))
+        super()._load_from_state_dict(state, prefix, *args)
+
+
+class Nothing(Distillation):
+    def gradient(self, now: Now):
+        return torch.zeros_like(now.x)
+
+
+def test_generators_have_rates_of_their_own_and_losses_are_of_all_that_they_render():
+    generator, before = Splats(), Splats()
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    losses = [lambda seen: seen.alpha.sum() + 3 * seen.images.sum()]  # the model's decoder halves
+    distil(exact(), generator, "one", Nothing(), 1, optimiser=sgd, regularisers=losses)
+    torch.testing.assert_close(generator.layers, before.layers - 0.5 * 3 * 0.5 / 2)
+    slope = 0.25 * (1 + 3 / 2 * before.layers.sum((0, 1)))
+    torch.testing.assert_close(generator.opacity, (-0.1 * slope)[None, None])
+
+
+@pytest.mark.parametrize("cut", [1, 2, 4])
+def test_a_generator_that_grows_goes_on_bit_for_bit(cut, tmp_path):
+    keep = tmp_path / "run.safetensors"
+
+    def fails(step, images):
+        if step == cut:
+            raise RuntimeError("cut off")
+
+    def run(**more):
+        distil(exact(), generator := Splats(), "one", Remembering(guidance=3.0), 6, **more)
+        return generator
+
+    with pytest.raises(RuntimeError, match="cut off"):
+        run(keep=keep, watch=fails)
+    again, whole = run(keep=keep), run()
+    assert torch.equal(values(again), values(whole)) and len(again.layers) == 3

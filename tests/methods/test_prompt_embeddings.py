@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from sfumato.bench.ports.prompt_embeddings import published_fit
 from sfumato.core.taps import Enough
 from sfumato.errors import SfumatoError
-from sfumato.learning.texts import Adam, conditions, drawn, frozen, readers, token_map
+from sfumato.learning.texts import conditions, drawn, frozen, readers, token_map
 from sfumato.methods.perceive.prompt_embeddings import PUBLISHED, PromptEmbeddings, enlarged, some, waves
 from sfumato.reading.reader import read
 
@@ -193,22 +193,6 @@ def test_learned_texts_stand_in_for_the_prompt_and_nothing_else(made):
         raise ZeroDivisionError
     assert weights[0].requires_grad
     weights[0].requires_grad_(False)
-
-
-def test_adam_is_torchs_and_rows_that_rest_keep_their_values():
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(4, 3, generator=generator)
-    gradients = torch.randn(5, 4, 3, generator=generator)
-    wanted = start.clone().requires_grad_()
-    adam, ours = torch.optim.Adam([wanted], lr=0.1), Adam.start(start, 0.1)
-    for gradient in gradients:
-        wanted.grad = gradient
-        adam.step()
-        ours = ours.step(gradient)
-    torch.testing.assert_close(ours.value, wanted.detach())
-    rested = ours.step(gradients[0, :2], torch.tensor([0, 1]))
-    assert torch.equal(rested.value[2:], ours.value[2:])
-    torch.testing.assert_close(rested.value[:2], ours.step(gradients[0]).value[:2])
 
 
 def test_what_it_cannot_do_is_said(made):

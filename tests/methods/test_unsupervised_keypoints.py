@@ -215,7 +215,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(made, tmp_path, monkeypatch):
     longer = replace(QUICK, steps=5).fit(model, pictures(), kept, side=64)
     assert ran[-1] == 4 and not torch.equal(longer.texts, whole.texts)
     for other, images in ((replace(QUICK, rate=0.1), pictures()), (QUICK, pictures()[:2])):
-        with pytest.raises(SfumatoError, match="of a run with other settings, images or another model"):
+        with pytest.raises(SfumatoError, match="is of another run, with other settings, data or another model"):
             other.fit(model, images, kept, side=64)
 
 

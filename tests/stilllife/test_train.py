@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 
 import numpy as np
 import pytest
@@ -202,16 +203,21 @@ def error(model, i):
     return (model(x) - x.sum(1, keepdim=True)).square().mean()
 
 
-def one_of_two(rank, out):
+def one_of_two(rank, out, port):
+    """As ``torchrun`` would start it."""
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     torch.manual_seed(rank)  # the second process starts elsewhere and must be told
-    torch.distributed.init_process_group("gloo", init_method=f"file://{out}/meet", rank=rank, world_size=2)
     line(out / "two", error)
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
-    torch.multiprocessing.spawn(one_of_two, (tmp_path,), nprocs=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(one_of_two, (tmp_path, port), nprocs=2)
     torch.manual_seed(0)
     alone = line(tmp_path / "one", lambda model, i: (error(model, 2 * i) + error(model, 2 * i + 1)) / 2)
     both = load_file(tmp_path / "two" / "checkpoint.safetensors")["live.net.weight"]
@@ -257,11 +263,9 @@ def test_orthogonal_matrices_have_even_singular_values(shape):
 
 
 def test_gains_and_biases_are_adam_s_and_never_decay():
-    several = optimise.optimisers(net().parameters(), "muon", 0.5, (0.9, 0.99))
+    several = optimise.optimisers(net().parameters(), "muon", 1e-3, 0.5, (0.9, 0.99))
     groups = [
-        (type(o).__name__, g["weight_decay"], {p.ndim for p in g["params"]})
-        for o in several.optimisers
-        for g in o.param_groups
+        (type(o).__name__, g["weight_decay"], {p.ndim for p in g["params"]}) for o in several for g in o.param_groups
     ]
     assert groups == [("Muon", 0.5, {2}), ("AdamW", 0.0, {1})]
 

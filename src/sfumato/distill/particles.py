@@ -21,6 +21,7 @@ from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import between
 from sfumato.distill.prior import Images, noises
 from sfumato.errors import SfumatoError
+from sfumato.learning.optimisers import Optimisers
 
 NAME = "particles"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -56,7 +57,8 @@ class LowRank:
         if self._embedding is not None:
             self._weights |= {f"embedding.{k}": v for k, v in self._embedding.named_parameters()}
         # threestudio's configs/prolificdreamer.yaml
-        self._optimiser = torch.optim.AdamW(self._weights.values(), lr=rate, betas=(0.9, 0.99), eps=1e-15)
+        adam = torch.optim.AdamW(self._weights.values(), lr=rate, betas=(0.9, 0.99), eps=1e-15)
+        self._optimisers = Optimisers(self._weights, adam)
         self.loss = float("nan")
         """Of what was learned last."""
 
@@ -93,23 +95,18 @@ class LowRank:
         self.loss = float(loss.detach())
 
     def step(self) -> None:
-        self._optimiser.step()
-        self._optimiser.zero_grad(set_to_none=True)
+        self._optimisers.step()
+        self._optimisers.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {k: v.detach() for k, v in self._weights.items()}
-        for key, weight in self._weights.items():
-            tensors |= {f"{key}:{k}": v for k, v in self._optimiser.state.get(weight, {}).items()}
-        return tensors
+        moments = {":".join(k.rsplit(".", 1)): v for k, v in self._optimisers.moments().items()}
+        return {k: v.detach() for k, v in self._weights.items()} | moments
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        moments: dict[int, dict[str, Tensor]] = {}
-        for i, (key, weight) in enumerate(self._weights.items()):
+        for key, weight in self._weights.items():
             weight.copy_(state[key])
-            found = {k.removeprefix(f"{key}:"): v for k, v in state.items() if k.startswith(f"{key}:")}
-            moments |= {i: found} if found else {}
-        self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": moments})
+        self._optimisers.restore({k.replace(":", "."): v for k, v in state.items() if ":" in k})
 
     @contextmanager
     def _on(self, camera: Told | None) -> Iterator[None]:

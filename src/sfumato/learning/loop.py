@@ -123,8 +123,8 @@ def learn(
     """Learn for so many ``steps``, or, where there are none, ``minutes``, those before an interruption included.
 
     ``rate``: a group's rate of (its first rate, step, part of the budget used). ``clip``: the greatest norm of all
-    gradients. ``ema``: what running means keep in a step, less in the first ones. ``check``: steps between two looks at
-    whether losses and gradients are finite. ``accelerator``: of ``accelerate``.
+    gradients. ``ema``: what running means keep in a step, less in the first ones; not of parameters that are replaced.
+    ``check``: steps between two looks at whether losses and gradients are finite. ``accelerator``: of ``accelerate``.
 
     ``keep``: a checkpoint, written each ``every`` steps, after so many ``seconds``, at the end and when the run is cut
     off, from which the same call goes on; ``about``: of which run it is. With it the first Ctrl-C or SIGTERM waits for
@@ -176,16 +176,16 @@ def learn(
                 for k in range(draws):
                     with autocast():
                         loss = problem.loss((step * draws + k) * world + rank)
-                    backward(loss, inputs=list(optimisers.named.values()))
+                    backward(loss, inputs=optimisers.parameters)
                     losses.append(loss.detach())
                 loss = torch.stack(losses).mean()
-                gradients = [p.grad for p in optimisers.named.values() if p.grad is not None]
+                gradients = [p.grad for p in optimisers.parameters if p.grad is not None]
                 _shared(gradients, accelerator, world)
                 if looked := (step + 1) % check == 0 or step + 1 == steps:
                     _look(problem, step, loss, gradients)
                 problem.after_backward(step, optimisers)
                 if clip is not None:
-                    run.norm = nn.utils.clip_grad_norm_(optimisers.named.values(), clip)
+                    run.norm = nn.utils.clip_grad_norm_(optimisers.parameters, clip)
                 sound = False
                 optimisers.step()
                 problem.after_step(step, optimisers)

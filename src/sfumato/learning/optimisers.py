@@ -38,6 +38,11 @@ class Optimisers:
         self._all = [optimisers] if isinstance(optimisers, torch.optim.Optimizer) else list(optimisers)
         self._rates = [[group["lr"] for group in each.param_groups] for each in self._all]
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What they move, in their own order."""
+        return [p for each in self._all for group in each.param_groups for p in group["params"]]
+
     def rate(self, of: Callable[[float], float]) -> None:
         """Set each group's rate, from the one that it began with."""
         for each, rates in zip(self._all, self._rates, strict=True):

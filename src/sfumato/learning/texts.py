@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -78,30 +78,3 @@ def token_map(call: Call, token: int, heads: slice = slice(None)) -> Float[Tenso
     if token >= logits.shape[-1]:
         raise SfumatoError(f"there is no token {token} in a text of {logits.shape[-1]} tokens")
     return (logits[..., token] - logits.logsumexp(-1)).exp().mean(1).unflatten(1, call.grid)
-
-
-@dataclass
-class Adam:
-    """Adam (Kingma and Ba 2015) on rows that are learned each for itself; no step leaves anything half done."""
-
-    value: Float[Tensor, "rows ..."]
-    rate: float
-    first: Float[Tensor, "rows ..."]
-    """Running mean of the gradients."""
-    second: Float[Tensor, "rows ..."]
-    """Running mean of their squares."""
-    steps: int = 0
-
-    @classmethod
-    def start(cls, value: Float[Tensor, "rows ..."], rate: float) -> Adam:
-        return cls(value, rate, torch.zeros_like(value), torch.zeros_like(value))
-
-    def step(self, gradient: Float[Tensor, "some ..."], rows: Any = slice(None)) -> Adam:
-        """After one step with the gradients of these rows; the others keep what they have."""
-        steps = self.steps + 1
-        first, second, value = self.first.clone(), self.second.clone(), self.value.clone()
-        first[rows] = 0.9 * first[rows] + 0.1 * gradient
-        second[rows] = 0.999 * second[rows] + 0.001 * gradient.square()
-        root = (second[rows] / (1 - 0.999**steps)).sqrt() + 1e-8
-        value[rows] = value[rows] - self.rate / (1 - 0.9**steps) * first[rows] / root
-        return Adam(value, self.rate, first, second, steps)

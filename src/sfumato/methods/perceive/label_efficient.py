@@ -36,6 +36,7 @@ from torch import Tensor
 from sfumato.core.sites import Layer
 from sfumato.errors import SfumatoError
 from sfumato.io.files import atomic
+from sfumato.learning import checkpoint
 from sfumato.ops.correspondence import middles, sampled
 from sfumato.reading.reader import Image, Noise, Reader, feature, read
 from sfumato.reading.results import Segments
@@ -371,17 +372,14 @@ class Classifier:
     @classmethod
     def load(cls, path: str | Path) -> Classifier:
         """From such a file. Raises ``SfumatoError`` for another."""
-        from safetensors import SafetensorError, safe_open
-
         try:
-            with safe_open(path, "pt") as file:
-                about = json.loads((file.metadata() or {})["sfumato"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors, header = checkpoint.read(path)
+            about = json.loads(header["sfumato"])
             fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["method"].items()}
             return cls(
                 LabelEfficient(**fields), Ensemble(tensors), tuple(about["names"]), about["model"], about["side"]
             )
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+        except (SfumatoError, KeyError, TypeError, ValueError) as e:
             raise SfumatoError(f"{path} is not a classifier that label-efficient has saved") from e
 
 

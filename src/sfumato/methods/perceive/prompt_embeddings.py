@@ -27,13 +27,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError
-from sfumato.io.progress import progress
-from sfumato.learning.texts import Adam, conditions, drawn, frozen, readers, token_map
+from sfumato.learning.loop import Problem, learn
+from sfumato.learning.optimisers import Optimisers
+from sfumato.learning.texts import conditions, drawn, frozen, readers, token_map
 from sfumato.reading.reader import Reader
 from sfumato.reading.results import Matches
 
@@ -110,35 +111,10 @@ class PromptEmbeddings:
         """The texts of each point (eq. 8)."""
         model, share = source.model, source.inside(points)
         sites = readers(model, source.grid, self.parts, "prompt embeddings")
-        latents, starts = self.crops(source)
-        within, side = (torch.tensor(size).flip(0) for size in (source.seen, self.sides(source.seen)))
-        texts = drawn(model, self.restarts, seed=self.seed).repeat(len(share), 1, 1)
-        fitted = Adam.start(texts, self.rate)
-        where = share.repeat_interleave(self.restarts, 0)
-        going = torch.arange(len(texts))
-        losses = torch.full((self.steps, len(texts)), torch.nan)
-        generator = torch.Generator().manual_seed(self.seed + 1)
-        with frozen(model.network), progress("fitting texts", self.steps) as advance:
-            for step in range(self.steps):
-                noise, luck = self.luck(latents.shape[1:], generator)
-                chosen = self.choose(where * within, luck.repeat(len(share), 1), within, side)
-                centre = (where * within - starts[chosen]) / side
-                x = self.noised(model, latents[chosen], noise.repeat(len(share), 1, 1, 1), self.t)
-                gradient = torch.empty_like(fitted.value[going])
-                for at in range(0, len(going), self.batch):
-                    rows = going[at : at + self.batch]
-                    text = fitted.value[rows].requires_grad_()
-                    with torch.enable_grad():
-                        maps = self.seen(model, x[rows], text, self.t, sites)
-                        loss = self.loss(maps, centre[rows], source.seen)
-                        (gradient[at : at + self.batch],) = torch.autograd.grad(loss.sum(), text)
-                    losses[step, rows] = loss.detach().cpu()
-                fitted = fitted.step(gradient, going)
-                going = self.going(losses[: step + 1], going)
-                advance()
-                if not len(going):
-                    break
-        return fitted.value.unflatten(0, (len(share), self.restarts))
+        problem = _Fitting(self, source, share, sites)
+        with frozen(model.network):
+            learn(problem, torch.optim.Adam(problem.groups(), self.rate), steps=self.steps)
+        return problem.texts.detach().unflatten(0, (len(share), self.restarts))
 
     @torch.no_grad()
     def maps(self, target: Reader, texts: Float[Tensor, "n r tokens d"]) -> Float[Tensor, "n h w"]:
@@ -246,6 +222,54 @@ class PromptEmbeddings:
             return rows
         now, before = losses[-n:, rows].mean(0), losses[-2 * n : -n, rows].mean(0)
         return rows[now < (1 - self.tolerance) * before]
+
+
+@dataclass(eq=False)
+class _Fitting(Problem):
+    """The texts of all points, as the run's problem: those that are done rest."""
+
+    method: PromptEmbeddings
+    source: Reader
+    share: Float[Tensor, "n 2"]
+    sites: tuple[Site, ...]
+    name: str = "prompt embeddings"
+    doing: str = "fitting texts"
+
+    def __post_init__(self) -> None:
+        texts = drawn(self.source.model, self.method.restarts, seed=self.method.seed).repeat(len(self.share), 1, 1)
+        self.texts, self.going = nn.Parameter(texts), torch.arange(len(texts))
+        self.modules = {"texts": nn.ParameterDict({"value": self.texts})}
+        self.losses = torch.full((self.method.steps, len(texts)), torch.nan)
+        self.rng = torch.Generator().manual_seed(self.method.seed + 1)
+        self.latents, self.starts = self.method.crops(self.source)
+
+    def loss(self, step: int) -> Tensor:
+        """It has the gradient that was found, some texts at a time."""
+        method, model, n = self.method, self.source.model, len(self.share)
+        within, side = (torch.tensor(size).flip(0) for size in (self.source.seen, method.sides(self.source.seen)))
+        where = self.share.repeat_interleave(method.restarts, 0)
+        noise, luck = method.luck(self.latents.shape[1:], self.rng)
+        chosen = method.choose(where * within, luck.repeat(n, 1), within, side)
+        centre = (where * within - self.starts[chosen]) / side
+        x = method.noised(model, self.latents[chosen], noise.repeat(n, 1, 1, 1), method.t)
+        gradient = torch.zeros_like(self.texts)
+        for rows in self.going.split(method.batch):
+            text = self.texts.detach()[rows].requires_grad_()
+            maps = method.seen(model, x[rows], text, method.t, self.sites)
+            loss = method.loss(maps, centre[rows], self.source.seen)
+            (gradient[rows],) = torch.autograd.grad(loss.sum(), text)
+            self.losses[step, rows] = loss.detach().cpu()
+        self.before = self.texts.detach().clone()
+        return (self.texts * gradient).sum()
+
+    @torch.no_grad()
+    def after_step(self, step: int, optimisers: Optimisers) -> None:
+        rests = torch.ones(len(self.texts), dtype=torch.bool).index_fill(0, self.going, False)
+        self.texts[rests] = self.before[rests]
+        self.going = self.method.going(self.losses[: step + 1], self.going)
+
+    def finished(self) -> bool:
+        return not len(self.going)
 
 
 def waves(

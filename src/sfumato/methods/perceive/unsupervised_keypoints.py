@@ -21,27 +21,27 @@ Families: UNets of Stable Diffusion 1, 2 and XL; others have no cross-attention 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as remade
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
 from sfumato.io.files import atomic
-from sfumato.io.progress import progress
-from sfumato.learning.texts import Adam, conditions, drawn, frozen, readers
+from sfumato.learning import checkpoint, seeds
+from sfumato.learning.loop import Problem, learn
+from sfumato.learning.texts import conditions, drawn, frozen, readers
 from sfumato.ops.memory import chunks
 from sfumato.ops.warps import affine, inverse
 from sfumato.reading.reader import Image, Reader, read
@@ -125,30 +125,25 @@ class UnsupervisedKeypoints:
         readers(model, _cells(model, shown), self.parts, "unsupervised keypoints")
         with torch.no_grad():
             latents = torch.cat([model.encode(image[None].to(model.device)) for image in shown])
-        run = _Run(resume, json.dumps({**asdict(self), "steps": 0, "model": model.name}), latents)
-        state = run.found() or Adam.start(drawn(model, 1, self.tokens, self.seed), self.rate)
-        with frozen(model.network), progress("learning keypoints", self.steps) as advance:
-            try:
-                advance(state.steps)
-                while state.steps < self.steps:
-                    state = state.step(self.gradient(model, state.value, shown, latents, state.steps))
-                    advance()
-                    if state.steps % every == 0:
-                        run.keep(state)
-            finally:  # also when interrupted
-                run.keep(state)
-            taken = torch.zeros(self.tokens, dtype=torch.long)
+        about = json.dumps({**asdict(self), "steps": 0, "model": model.name}).encode() + latents.cpu().numpy().tobytes()
+        problem = _Learning(self, model, shown, latents)
+        adam = torch.optim.Adam(problem.groups(), self.rate)
+        keep = None if resume is None else Path(resume)
+        taken = torch.zeros(self.tokens, dtype=torch.long)
+        with frozen(model.network):
+            learn(problem, adam, steps=self.steps, keep=keep, about=sha256(about).hexdigest(), every=every)
+            texts = problem.texts.detach()
             for i in range(len(shown)):
-                maps = self.maps(model, state.value, latents[i : i + 1], _generator(self.seed, -1, i))[0]
+                maps = self.maps(model, texts, latents[i : i + 1], seeds.generator(self.seed, -1, i))[0]
                 taken[self.chosen(maps, maps)] += 1
         order = taken.sort(descending=True, stable=True).indices[: self.keypoints]
-        return Keypoints(state.value[0].cpu(), tuple(order.tolist()), self)
+        return Keypoints(texts[0].cpu(), tuple(order.tolist()), self)
 
     def gradient(
         self, model: Backbone, texts: Tensor, shown: Tensor, latents: Tensor, step: int
     ) -> Float[Tensor, "1 tokens d"]:
         """Of a step's images. What is drawn depends on the seed and the step's number only."""
-        rng = _generator(self.seed, step)
+        rng = seeds.generator(self.seed, step)
         picked = torch.randperm(len(shown), generator=rng).repeat(self.images)[: self.images]
         moves = [self.transformation(rng, shown.shape[-2:]) for _ in picked]
         noise = torch.randn(2, self.images, *latents.shape[1:], generator=rng)
@@ -241,7 +236,7 @@ class Keypoints:
 
     def maps(self, reader: Reader) -> Float[Tensor, "k h w"]:
         """Of each keypoint, averaged over views of the image, at the size that the network sees."""
-        method, model, rng = self.method, reader.model, _generator(self.method.seed, -2)
+        method, model, rng = self.method, reader.model, seeds.generator(self.method.seed, -2)
         views = [method.transformation(rng, reader.seen) for _ in range(method.augmentations - 1)]
         total, seen = torch.zeros(1), torch.zeros(1)
         chosen, texts = torch.tensor(self.chosen), self.texts[None].to(model.device)
@@ -270,7 +265,7 @@ class Keypoints:
     @classmethod
     def load(cls, path: str | Path) -> Keypoints:
         """Read what ``save`` has written. Raises ``SfumatoError`` for any other file."""
-        tensors, about = _read(path)
+        tensors, about = checkpoint.read(path)
         if "texts" not in tensors or not {"chosen", "method"} <= set(about):
             raise SfumatoError(f"{path} holds no keypoints; write some with Keypoints.save")
         named: dict[str, Any] = {
@@ -279,52 +274,20 @@ class Keypoints:
         return cls(tensors["texts"], tuple(json.loads(about["chosen"])), UnsupervisedKeypoints(**named))
 
 
-@dataclass
-class _Run:
-    """The file in which a run is kept, of these settings and images."""
+class _Learning(Problem):
+    """The tokens, as the run's problem."""
 
-    path: str | Path | None
-    settings: str
-    latents: Tensor
+    name, doing = "unsupervised keypoints", "learning keypoints"
 
-    @property
-    def about(self) -> str:
-        return hashlib.sha256(self.settings.encode() + self.latents.cpu().numpy().tobytes()).hexdigest()
+    def __init__(self, method: UnsupervisedKeypoints, model: Backbone, shown: Tensor, latents: Tensor) -> None:
+        self.method, self.given = method, (shown, latents)
+        self.model, self.texts = model, nn.Parameter(drawn(model, 1, method.tokens, method.seed))
+        self.modules = {"texts": nn.ParameterDict({"value": self.texts})}
 
-    def keep(self, state: Adam) -> None:
-        if self.path is None:
-            return
-        from safetensors.torch import save_file
-
-        tensors = {"value": state.value, "first": state.first, "second": state.second}
-        with atomic(self.path) as part:
-            save_file(tensors, part, {"run": self.about, "steps": str(state.steps), "rate": repr(state.rate)})
-
-    def found(self) -> Adam | None:
-        if self.path is None or not Path(self.path).exists():
-            return None
-        tensors, about = _read(self.path)
-        if about.get("run") != self.about:
-            raise SfumatoError(
-                f"{self.path} is of a run with other settings, images or another model; name another file, or remove it"
-            )
-        value, first, second = (tensors[k].to(self.latents.device) for k in ("value", "first", "second"))
-        return Adam(value, float(about["rate"]), first, second, int(about["steps"]))
-
-
-def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:  # pyright: ignore[reportPrivateImportUsage]
-            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as e:
-        raise SfumatoError(f"cannot read {path}: {e}") from e
-
-
-def _generator(*of: int) -> torch.Generator:
-    seed = np.random.SeedSequence([n % 2**32 for n in of]).generate_state(1)[0]
-    return torch.Generator().manual_seed(int(seed))
+    def loss(self, step: int) -> Tensor:
+        """It has the gradient that was found, some images at a time."""
+        gradient = self.method.gradient(self.model, self.texts.detach(), *self.given, step)
+        return (self.texts * gradient).sum()
 
 
 def _cells(model: Backbone, shown: Tensor) -> Grid:
@@ -350,7 +313,7 @@ def shared_out(reads: Reads, size: Grid, chosen: Int[Tensor, " k"] | None = None
         for q, k in reads:
             each = math.prod(size) * k.shape[2]
             for part in zip(chunks(q[row], each), chunks(k[row], each), strict=True):
-                made = checkpoint(some, *part, use_reentrant=False) if q.requires_grad else some(*part)
+                made = remade(some, *part, use_reentrant=False) if q.requires_grad else some(*part)
                 total = total + made / (q.shape[1] * len(reads))
         rows.append(total.unflatten(1, size))
     return torch.stack(rows)

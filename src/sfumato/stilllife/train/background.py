@@ -17,7 +17,6 @@ import os
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_text
 from sfumato.io.terminal import note, print_json, print_table, quiet
+from sfumato.learning.checkpoint import reached
 from sfumato.stilllife.train import Options
 
 if TYPE_CHECKING:
@@ -133,16 +133,7 @@ def update(place: Path, **changes: Any) -> State:
 
 def progress(place: Path) -> tuple[int, float]:
     """Step and seconds of training of the checkpoint; zeros without one. Only its header is read."""
-    file = place / "unet" / "checkpoint.safetensors"
-    try:
-        with file.open("rb") as f:
-            (length,) = struct.unpack("<Q", f.read(8))
-            state = json.loads(json.loads(f.read(length))["__metadata__"]["state"])
-        return int(state["step"]), float(state["elapsed"])
-    except FileNotFoundError:
-        return 0, 0.0
-    except (OSError, ValueError, KeyError, struct.error, MemoryError, OverflowError) as e:
-        raise SfumatoError(f"{file} is damaged ({e}); remove it, or `{HOW} start --afresh`") from e
+    return reached(place / "unet" / "checkpoint.safetensors")
 
 
 def rendered(place: Path, split: str = "train") -> int:

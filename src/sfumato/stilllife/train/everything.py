@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 
 from sfumato.errors import SfumatoError, out_of_memory, unknown
 from sfumato.io.files import writable, write_text
 from sfumato.io.terminal import note, print_table, quiet
+from sfumato.learning.checkpoint import reached
 from sfumato.media import pictures
 from sfumato.stilllife import weights
 from sfumato.stilllife.train import AllOptions, Options, data, gpu, loop
@@ -227,14 +227,14 @@ class Everything:
         while True:
             self._free()
             rest = max(minutes - (self.budget.used() - began), FEWEST)
-            before = progress(checkpoint)[1] if resume else 0.0
+            before = reached(checkpoint)[1] / 60 if resume else 0.0
             try:
                 work(self._options(stage, before + rest, resume, row.batch))
                 break
             except (RuntimeError, MemoryError) as e:
                 if row.batch == 1 or not out_of_memory(e):
                     raise
-            step, _ = progress(checkpoint)
+            step, _ = reached(checkpoint)
             row.samples, counted = row.samples + (step - counted) * row.batch, step
             row.batch //= 2
             resume = True
@@ -500,18 +500,6 @@ def shards(wanted: Mapping[str, int]) -> Iterator[tuple[str, int, int]]:
 def trainer(stage: str) -> Callable[[Options], None]:
     """What trains a network."""
     return importlib.import_module(f"sfumato.stilllife.train.{stage}").run
-
-
-def progress(checkpoint: Path) -> tuple[int, float]:
-    """The steps and minutes that a checkpoint has behind it; none where there is no checkpoint."""
-    if not checkpoint.exists():
-        return 0, 0.0
-    try:
-        with safe_open(checkpoint, "pt") as file:
-            state = json.loads((file.metadata() or {})["state"])
-            return int(state["step"]), float(state["elapsed"]) / 60
-    except (OSError, SafetensorError, KeyError, ValueError) as e:
-        raise SfumatoError(f"cannot go on from {checkpoint}: damaged ({e}); remove it") from e
 
 
 def _line(e: BaseException) -> str:

@@ -1,7 +1,4 @@
-"""The training loop that all networks share: time budget, EMA, checkpoints that resume exactly, log, report.
-
-Randomness is drawn anew for every step from (seed, step), so a checkpoint needs no random state, and nothing that runs
-between two steps (a preview, a save) changes what is learned.
+"""How all networks train: as the options say, on the one run of what learns, with a log, previews and a report.
 
 Started by ``torchrun --nproc-per-node N -m sfumato.stilllife.train ...``, N processes (one a CPU core or a GPU) each
 work through a batch of their own and average their gradients: on two CPU cores a quarter faster than two threads.
@@ -9,41 +6,35 @@ work through a batch of their own and average their gradients: on two CPU cores 
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
 import platform
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError
-from sfumato.io.files import atomic, write_text
+from sfumato.io.files import write_text
+from sfumato.learning import seeds
+from sfumato.learning.checkpoint import reached
+from sfumato.learning.loop import Modules, Problem, Run, learn
 from sfumato.stilllife.train import Options
-from sfumato.stilllife.train.optimise import Several, optimisers
+from sfumato.stilllife.train.optimise import optimisers
 from sfumato.stilllife.train.precision import choose
 
-Modules = dict[str, nn.Module]
 Figures = Mapping[str, float | Tensor]
+SAID = 15.0  # seconds between two lines where there is no terminal
 
 
 def start(args: Options) -> torch.device:
     """Set threads and matmul precision; the device to train on. Raises ``SfumatoError`` if there is none such."""
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // processes))
     torch.set_float32_matmul_precision("high")
     local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     asked = args.device or (local if torch.cuda.is_available() else "cpu")
@@ -52,15 +43,24 @@ def start(args: Options) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:
         raise SfumatoError(f"cannot use the device {asked!r}: {str(e).splitlines()[0]}; try --device cpu") from e
-    if processes > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    together(device)
+    torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // processes()))
     choose(device, args.precision)
     return device
 
 
-def share() -> tuple[int, int]:
-    """This process's number and how many train together: (0, 1) unless ``torchrun`` started them."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+def together(device: torch.device) -> Any:
+    """The ``Accelerator`` of the processes that ``torchrun`` has started; None where this one is alone."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return None
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=device.type == "cpu")
+
+
+def processes() -> int:
+    """How many train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def train(
@@ -102,74 +102,72 @@ def train(
     steps), ``preview-*.png``. Ctrl-C saves after the current step and raises ``KeyboardInterrupt``. Raises
     ``SfumatoError`` when ``out`` holds a run and ``resume`` is false, or when the loss is not finite.
     """
-    rank, world = share()
     checkpoint, log = out / "checkpoint.safetensors", out / "log.jsonl"
     if checkpoint.exists() and not resume:
         raise SfumatoError(f"{out} holds a training run; go on with --resume, or give another --out, or remove it")
-    if world > 1:  # what is not loaded was drawn by each process for itself
-        for module in modules.values():
-            for tensor in module.state_dict().values():
-                dist.broadcast(tensor, 0)
-    averaged: Modules = {k: copy.deepcopy(m).eval().requires_grad_(False) for k, m in modules.items()}
-    optimizer = optimisers((p for _, p in _trained(modules)), optimiser, weight_decay, betas)
-    first, before = 0, 0.0
-    if resume and checkpoint.exists():
-        first, before = _load(checkpoint, modules, averaged, optimizer)
-    records = [r for r in read_log(out) if r["step"] <= first]
-    if rank == 0:
-        write_text(log, "".join(json.dumps(r) + "\n" for r in records))
-
-    began = saved = shown = time.monotonic()
-    elapsed = before
+    first, before = reached(checkpoint)
+    accelerator = together(next(p for m in modules.values() for p in m.parameters()).device)
+    problem, world = _Training(name, modules, step, timed, seed), processes()
+    writes = accelerator is None or accelerator.is_main_process
+    optimising = optimisers(problem.groups(), optimiser, rate, weight_decay, betas)
+    if writes:
+        write_text(log, "".join(json.dumps(r) + "\n" for r in read_log(out) if r["step"] <= first))
     sums: dict[str, Any] = {}
-    counted, since = 0, began
-    i = first
-    done = _fraction(i, elapsed, steps, minutes) >= 1.0
-    with _interrupts() as interrupted, _progress(name, rank == 0) as say:
-        while not done:
-            fraction = _fraction(i, elapsed, steps, minutes)
-            now_at = rate * min(1.0, (i + 1) / warmup) * _falling(fraction, cooldown)
-            optimizer.rate(now_at)
-            draw = i * world + rank
-            torch.manual_seed(_mix(seed, draw))
-            loss, figures = step(draw, fraction) if timed else step(draw)
-            optimizer.zero_grad()
-            loss.backward()
-            _share_gradients(optimizer.parameters, world)
-            norm = nn.utils.clip_grad_norm_(optimizer.parameters, clip)
-            optimizer.step()
-            _average(averaged, modules, min(ema, (1 + i) / (10 + i)))
-            for key, value in {"loss": loss, "norm": norm, **figures}.items():
-                sums[key] = sums.get(key, 0.0) + (value.detach() if isinstance(value, Tensor) else value)
-            counted += 1
-            i += 1
-            now = time.monotonic()
-            elapsed, stop = _agree(before + now - began, interrupted(), world)
-            done = _fraction(i, elapsed, steps, minutes) >= 1.0
-            if i % log_every == 0 or done:
-                record = {k: float(v) / counted for k, v in sums.items()}
-                if not math.isfinite(record["loss"]):
-                    raise SfumatoError(f"the loss of {name} is not finite at step {i}; lower --rate and --resume")
-                per_second = counted * batch * world / max(now - since, 1e-9)
-                speed = {"rate": now_at, "images_per_second": per_second}
-                if rank == 0:
-                    _append(log, {"step": i, "elapsed": elapsed, **speed, **record})
-                say(_fraction(i, elapsed, steps, minutes), i, record, per_second)
-                sums, counted, since = {}, 0, now
-            if rank == 0 and (now - saved > save_every or done or stop):
-                _save(checkpoint, modules, averaged, optimizer, i, elapsed)
-                saved = time.monotonic()
-            if stop:
-                raise KeyboardInterrupt(f"{name} stopped at step {i} and saved; go on with --resume")
-            if rank == 0 and preview is not None and now - shown > preview_every and not done:
-                preview(averaged, out / f"preview-{i:06d}.png")
-                shown = time.monotonic()
-    if rank:
-        dist.destroy_process_group()
+    shown, said, since = time.monotonic(), -math.inf, (first, before)
+
+    def risen(own: float, i: int, fraction: float) -> float:
+        return own * min(1.0, (i + 1) / warmup) * _falling(fraction, cooldown)
+
+    def watch(run: Run) -> None:
+        nonlocal shown, said, since
+        for key, value in {"loss": run.loss, "norm": run.norm, **problem.figures}.items():
+            sums[key] = sums.get(key, 0.0) + (value.detach() if isinstance(value, Tensor) else value)
+        now = time.monotonic()
+        if run.step % log_every == 0 or run.over:
+            counted = run.step - since[0]
+            record = {k: float(v) / counted for k, v in sums.items()}
+            speed = counted * batch * world / max(run.elapsed - since[1], 1e-9)
+            told = {"rate": optimising[0].param_groups[0]["lr"], "images_per_second": speed}
+            _append(log, {"step": run.step, "elapsed": run.elapsed, **told, **record})
+            figures = " ".join(f"{k} {v:.4g}" for k, v in record.items() if k != "norm")
+            run.say(words := f"{name} step {run.step} {figures} {speed:.1f} img/s")
+            if not sys.stderr.isatty() and (now - said > SAID or run.over):
+                print(f"{run.fraction:4.0%} {words}", file=sys.stderr, flush=True)
+                said = now
+            sums.clear()
+            since = run.step, run.elapsed
+        if preview is not None and now - shown > preview_every and not run.over:
+            preview(run.averaged, out / f"preview-{run.step:06d}.png")
+            shown = time.monotonic()
+
+    try:
+        run = learn(
+            problem, optimising, steps=steps, minutes=minutes, rate=risen, clip=clip, ema=ema, check=log_every,
+            keep=checkpoint, about=name, seconds=save_every, accelerator=accelerator,
+            on_progress=watch if writes else None,
+        )  # fmt: skip
+    except KeyboardInterrupt as e:
+        raise KeyboardInterrupt(f"{e}; go on with --resume") from e
+    if accelerator is not None and not writes:
+        accelerator.end_training()
         sys.exit()
-    if preview is not None and i > first:
-        preview(averaged, out / f"preview-{i:06d}.png")
-    return averaged
+    if preview is not None and run.step > first:
+        preview(run.averaged, out / f"preview-{run.step:06d}.png")
+    return run.averaged
+
+
+class _Training(Problem):
+    """A step of ``train`` as the run's problem: its draws come from torch's global generator."""
+
+    def __init__(self, name: str, modules: Modules, step: Callable[..., Any], timed: bool, seed: int) -> None:
+        self.name, self.doing, self.modules = name, name, modules
+        self.step, self.timed, self.seed = step, timed, seed
+        self.figures: Figures = {}
+
+    def loss(self, step: int) -> Tensor:
+        seeds.reseed(self.seed, step)
+        loss, self.figures = self.step(step, self.fraction) if self.timed else self.step(step)
+        return loss
 
 
 def fit(
@@ -218,7 +216,7 @@ def report(name: str, args: Options, modules: Mapping[str, nn.Module], batch: in
         f"# Training of {name}",
         "",
         *(f"- {k}: {sum(p.numel() for p in m.parameters()) / 1e6:.2f} M parameters" for k, m in modules.items()),
-        f"- {last['step']:,} steps of {batch * share()[1]} images, {last['elapsed'] / 60:.1f} minutes",
+        f"- {last['step']:,} steps of {batch * processes()} images, {last['elapsed'] / 60:.1f} minutes",
         f"- {_device_words(args)}",
         f"- torch {torch.__version__}, seed {args.seed}",
         *(f"- {k}: {v:.4g}" if isinstance(v, float) else f"- {k}: {v}" for k, v in results.items()),
@@ -245,12 +243,8 @@ _NOT_FIGURES = ("step", "elapsed", "rate", "images_per_second", "norm")
 
 def _device_words(args: Options) -> str:
     if args.device != "cpu" and torch.cuda.is_available():
-        return f"{share()[1]} x {torch.cuda.get_device_name()}"
-    return f"{share()[1]} x {torch.get_num_threads()} CPU threads ({platform.machine()})"
-
-
-def _fraction(step: int, elapsed: float, steps: int | None, minutes: float) -> float:
-    return min(1.0, step / steps if steps is not None else elapsed / (60 * minutes) if minutes > 0 else 1.0)
+        return f"{processes()} x {torch.cuda.get_device_name()}"
+    return f"{processes()} x {torch.get_num_threads()} CPU threads ({platform.machine()})"
 
 
 def _falling(fraction: float, cooldown: float | None) -> float:
@@ -260,144 +254,6 @@ def _falling(fraction: float, cooldown: float | None) -> float:
     return 1 - math.sqrt(max(0.0, (fraction - (1 - cooldown)) / cooldown)) if cooldown > 0 else 1.0
 
 
-def _mix(seed: int, step: int) -> int:
-    return (seed * 1_000_003 + step * 7919 + 12345) % 2**63
-
-
-def _share_gradients(params: list[nn.Parameter], world: int) -> None:
-    """Average the gradients of all processes, in one message."""
-    if world == 1:
-        return
-    grads = [p.grad for p in params if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in grads])
-    dist.all_reduce(flat)
-    for g, mean in zip(grads, (flat / world).split([g.numel() for g in grads]), strict=True):
-        g.copy_(mean.view_as(g))
-
-
-def _agree(elapsed: float, stop: bool, world: int) -> tuple[float, bool]:
-    """The longest time of all processes, and whether any was interrupted, so that all end at the same step."""
-    if world == 1:
-        return elapsed, stop
-    both = torch.tensor([elapsed, float(stop)], dtype=torch.float64)
-    both = both.cuda() if dist.get_backend() == "nccl" else both
-    dist.all_reduce(both, dist.ReduceOp.MAX)
-    return float(both[0]), bool(both[1])
-
-
-def _trained(modules: Modules) -> Iterator[tuple[str, nn.Parameter]]:
-    for name, module in modules.items():
-        for key, p in module.named_parameters():
-            if p.requires_grad:
-                yield f"{name}.{key}", p
-
-
-@torch.no_grad()
-def _average(averaged: Modules, modules: Modules, decay: float) -> None:
-    """EMA of what is trained; buffers are copied."""
-    for name, module in modules.items():
-        slow, fast = [], []
-        for a, p in zip(averaged[name].parameters(), module.parameters(), strict=True):
-            if p.requires_grad:
-                slow.append(a)
-                fast.append(p)
-        torch._foreach_lerp_(slow, fast, 1 - decay)
-        for a, b in zip(averaged[name].buffers(), module.buffers(), strict=True):
-            a.copy_(b)
-
-
-def _tensors(prefix: str, modules: Modules) -> dict[str, Tensor]:
-    return {f"{prefix}.{n}.{k}": v for n, m in modules.items() for k, v in m.state_dict().items()}
-
-
-def _save(path: Path, modules: Modules, averaged: Modules, optimizer: Several, step: int, elapsed: float) -> None:
-    tensors = _tensors("live", modules) | _tensors("ema", averaged)
-    for name, p in _trained(modules):
-        tensors |= {f"moments.{name}.{k}": v for k, v in optimizer.of(p).items()}
-    with atomic(path) as part:
-        state = json.dumps({"step": step, "elapsed": elapsed})
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata={"state": state})
-
-
-def _load(path: Path, modules: Modules, averaged: Modules, optimizer: Several) -> tuple[int, float]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
-            names = set(file.keys())
-            for prefix, group in (("live", modules), ("ema", averaged)):
-                for n, m in group.items():
-                    start_of = f"{prefix}.{n}."
-                    m.load_state_dict({k[len(start_of) :]: file.get_tensor(k) for k in names if k.startswith(start_of)})
-            for name, p in _trained(modules):
-                keys = optimizer.keys(p)
-                if f"moments.{name}.{keys[0]}" in names:  # what no loss has reached yet has no moments
-                    optimizer.of(p).update({k: _laid(file.get_tensor(f"moments.{name}.{k}"), p) for k in keys})
-    except (RuntimeError, KeyError, TypeError, ValueError, OSError) as e:
-        reason = str(e).splitlines()[0]
-        raise SfumatoError(f"cannot go on from {path}: damaged, or of another network ({reason}); remove it") from e
-    except Exception as e:  # safetensors raises its own error, which shares no base with the others
-        if type(e).__module__.startswith("safetensors"):
-            raise SfumatoError(f"cannot go on from {path}: damaged ({e}); remove it") from e
-        raise
-    return int(state["step"]), float(state["elapsed"])
-
-
-def _laid(moment: Tensor, p: Tensor) -> Tensor:
-    """The moment in its parameter's memory format: a fused optimiser pairs them by their place in memory."""
-    return torch.empty_like(p).copy_(moment) if moment.shape == p.shape else moment.to(p.device)
-
-
 def _append(path: Path, record: Mapping[str, float]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({k: float(f"{v:.6g}") if k != "step" else v for k, v in record.items()}) + "\n")
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C (or SIGTERM) into a flag, so that no step is torn; the second one acts as usual."""
-    seen: list[int] = []
-    old: dict[int, Any] = {}
-
-    def note(number: int, frame: Any) -> None:
-        seen.append(number)
-        signal.signal(number, old[number])
-
-    def install(numbers: Iterable[int]) -> None:
-        for number in numbers:
-            old[number] = signal.getsignal(number)
-            signal.signal(number, note)
-
-    with suppress(ValueError):  # not the main thread: signals are someone else's
-        install((signal.SIGINT, signal.SIGTERM))
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _progress(name: str, shown: bool) -> Iterator[Callable[[float, int, Mapping[str, float], float], None]]:
-    """A progress line on a terminal, else a plain line about each 15 seconds."""
-    console = Console(stderr=True)
-    last = 0.0
-
-    def words(step: int, record: Mapping[str, float], speed: float) -> str:
-        figures = " ".join(f"{k} {v:.4g}" for k, v in record.items() if k != "norm")
-        return f"{name} step {step} {figures} {speed:.1f} img/s"
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
-        task = bar.add_task(name, total=1.0)
-
-        def say(fraction: float, step: int, record: Mapping[str, float], speed: float) -> None:
-            nonlocal last
-            if not shown:
-                return
-            if console.is_terminal:
-                bar.update(task, completed=fraction, description=words(step, record, speed))
-            elif time.monotonic() - last > 15 or fraction >= 1:
-                last = time.monotonic()
-                console.print(f"{fraction:4.0%} {words(step, record, speed)}", highlight=False, soft_wrap=True)
-
-        yield say

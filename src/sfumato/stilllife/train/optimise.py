@@ -66,43 +66,9 @@ def orthogonal(matrices: Float[Tensor, "n a b"], steps: int = 5) -> Float[Tensor
     return x.mT if tall else x
 
 
-class Several:
-    """Optimisers that step together; ``groups`` and ``state`` are those of all."""
-
-    def __init__(self, *optimisers: torch.optim.Optimizer) -> None:
-        self.optimisers = optimisers
-        self._owner = {p: o for o in optimisers for g in o.param_groups for p in g["params"]}
-
-    @property
-    def groups(self) -> list[dict[str, Any]]:
-        return [g for o in self.optimisers for g in o.param_groups]
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return list(self._owner)
-
-    def rate(self, value: float) -> None:
-        for group in self.groups:
-            group["lr"] = value
-
-    def of(self, p: nn.Parameter) -> dict[str, Any]:
-        """The state of one parameter, to read and to write."""
-        return self._owner[p].state[p]
-
-    def keys(self, p: nn.Parameter) -> tuple[str, ...]:
-        """The names of what the state of one parameter holds."""
-        return ("momentum",) if isinstance(self._owner[p], Muon) else ("step", "exp_avg", "exp_avg_sq")
-
-    def step(self) -> None:
-        for optimiser in self.optimisers:
-            optimiser.step()
-
-    def zero_grad(self) -> None:
-        for optimiser in self.optimisers:
-            optimiser.zero_grad(set_to_none=True)
-
-
-def optimisers(params: Parameters, kind: str, weight_decay: float, betas: tuple[float, float]) -> Several:
+def optimisers(
+    params: Parameters, kind: str, rate: float, weight_decay: float, betas: tuple[float, float]
+) -> list[torch.optim.Optimizer]:
     """``adam``: AdamW for all. ``muon``: Muon for what has two dimensions or more, AdamW for gains and biases, which
     never decay."""
     params = list(params)
@@ -111,9 +77,8 @@ def optimisers(params: Parameters, kind: str, weight_decay: float, betas: tuple[
 
     def adam(*groups: tuple[list[nn.Parameter], float]) -> torch.optim.AdamW:
         listed = [{"params": p, "weight_decay": decay} for p, decay in groups if p]
-        return torch.optim.AdamW(listed, lr=0.0, betas=betas, fused=True)
+        return torch.optim.AdamW(listed, lr=rate, betas=betas, fused=True)
 
     if kind == "adam" or not large:
-        return Several(adam((large, weight_decay), (small, 0.0)))
-    matrices = Muon(large, lr=0.0, weight_decay=weight_decay)
-    return Several(matrices, adam((small, 0.0))) if small else Several(matrices)
+        return [adam((large, weight_decay), (small, 0.0))]
+    return [Muon(large, lr=rate, weight_decay=weight_decay), *([adam((small, 0.0))] if small else [])]
