@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image
 
 from sfumato.backbones.load import family
 from sfumato.core.denoising import denoise
-from sfumato.core.guidance import CFG
+from sfumato.core.method import Method, Phases, Run
 from sfumato.core.steppers import DDPM
 from sfumato.errors import SfumatoError
 from sfumato.inversion import DDIMInversion, Direct, invert
@@ -22,7 +22,7 @@ from sfumato.media.images import fit, tensor
 from sfumato.methods.edit import BlendedLatents, PromptToPrompt, SDEdit
 from sfumato.metrics.image import psnr
 from sfumato.prompts.layout import Mask
-from sfumato.tasks.edit import Edit, edit_pictures, fit_all, invert_picture, run_edits
+from sfumato.tasks.edit import PictureEdit, edit_pictures, fit_all, invert_picture, run_edits
 
 SOURCE, TARGET = "a red cube on grass", "a blue duck on grass"
 
@@ -40,6 +40,16 @@ def photos(model, n: int = 2):
     dice = np.random.default_rng(0)
     shown = [Image.fromarray(dice.integers(0, 256, (45, 70, 3), np.uint8)) for _ in range(n)]
     return [fit(picture, 32, model.multiple) for picture in shown]
+
+
+@dataclass(frozen=True, eq=False)
+class Seen(Method):
+    """Notes where each run begins."""
+
+    first: list[torch.Tensor] = field(default_factory=list)
+
+    def start(self, run: Run) -> Phases:
+        return Phases(before=lambda step: self.first.append(step.x.clone()) if step.i == 0 else None)
 
 
 def same(a, b) -> bool:
@@ -80,19 +90,19 @@ def test_without_a_source_it_is_beside_the_pictures_themselves(model):
 
 
 def test_an_edit_is_of_the_streams_that_its_start_follows(model):
-    asked = Edit(SOURCE, TARGET, DDIMInversion(steps=2))
+    asked = PictureEdit(SOURCE, TARGET, DDIMInversion(steps=2))
     assert asked.prompts == {"source": SOURCE, "target": TARGET}
-    assert Edit(SOURCE, TARGET, SDEdit()).prompts == {"target": TARGET}
+    assert PictureEdit(SOURCE, TARGET, SDEdit()).prompts == {"target": TARGET}
     assert set(replace(asked, looks="a duck").prompts) == {"source", "target", "appearance"}
-    assert replace(asked, looks="a duck", guidance=7.0).guide(model) == CFG(1.0)
+    assert replace(asked, looks="a duck", guidance=7.0).guide(model) == 1.0
     assert replace(asked, guidance=3.0).guide(model) == asked.start.guide(model, 3.0)
 
 
 def test_edits_side_by_side_are_each_as_alone_and_none_is_run_if_one_cannot_be(model):
     fitted = photos(model)
     edits = {
-        "plain": Edit(SOURCE, TARGET, DDIMInversion(steps=2), guidance=2.0),
-        "noised": Edit(SOURCE, TARGET, SDEdit(0.5, steps=4), guidance=3.0),
+        "plain": PictureEdit(SOURCE, TARGET, DDIMInversion(steps=2), guidance=2.0),
+        "noised": PictureEdit(SOURCE, TARGET, SDEdit(0.5, steps=4), guidance=3.0),
     }
     events: list[Progress] = []
     done = run_edits(model, fitted, edits, seed=1, preview_every=1, on_progress=events.append)
@@ -105,7 +115,7 @@ def test_edits_side_by_side_are_each_as_alone_and_none_is_run_if_one_cannot_be(m
     shown = [e.preview for e in events if e.preview is not None]
     assert len(shown) == 4 and shown[0].width > 2 * 32, "the edits alone, side by side"
     events.clear()
-    alone = Edit(SOURCE, TARGET, SDEdit(steps=2), [PromptToPrompt()])
+    alone = PictureEdit(SOURCE, TARGET, SDEdit(steps=2), [PromptToPrompt()])
     with pytest.raises(SfumatoError, match="edits one image a run"):
         run_edits(model, fitted, {**edits, "p2p": alone}, on_progress=events.append)
     assert not events
@@ -113,14 +123,17 @@ def test_edits_side_by_side_are_each_as_alone_and_none_is_run_if_one_cannot_be(m
 
 def test_where_words_look_and_whose_looks_are_taken(model):
     fitted = photos(model, 1)
-    edit = Edit(SOURCE, TARGET, DDIMInversion(steps=2))
+    edit = PictureEdit(SOURCE, TARGET, DDIMInversion(steps=2))
     plain = run_edits(model, fitted, {"": edit}, attention=True)[""]
     assert plain.attention is not None
     events: list[Progress] = []
-    edits, looks = {"": replace(edit, looks="a duck")}, torch.zeros(3, 32, 48)
+    seen = Seen()
+    edits, looks = {"": replace(edit, looks="a duck", methods=[seen])}, torch.zeros(3, 32, 48)
     taken = run_edits(model, fitted, edits, appearance=looks, on_progress=events.append)[""]
     assert taken.attention is None and taken.plan.run.rows.streams == ("source", "target", "appearance")
     assert [e.what for e in events if e.over] == ["inverting", "inverting", "painting"]
+    source, target, appearance = seen.first[-1]
+    assert torch.equal(source, target) and not torch.equal(source, appearance)
 
 
 def test_pictures_of_a_set_are_seen_at_one_size(model):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sfumato.media.images import Fitted
-    from sfumato.tasks.edit import Done
+    from sfumato.tasks.edit import EditRun
 
 
 def edit(
@@ -101,7 +101,7 @@ def edit(
     writable(out)
     quiet()
     from sfumato.media import images
-    from sfumato.tasks.edit import Edit, fit_all, run_edits
+    from sfumato.tasks.edit import PictureEdit, fit_all, run_edits
 
     net = loading.load(model, device)
     shown = {name: images.open_picture(file) for name, file in _named((image, *also)).items()}
@@ -109,16 +109,16 @@ def edit(
     other = None if appearance is None else _of_size(images.open_picture(appearance), fitted[image.stem])
     asked = (source, target, invert, steps, guidance, seed, None if other is None else looks)
     first, layout = fitted[image.stem], layout_of(box)
-    edits = {name: Edit.of(one.given(layout=layout).seeing(first), *asked) for name, one in chained.items()}
+    edits = {name: PictureEdit.of(one.given(layout=layout).seeing(first), *asked) for name, one in chained.items()}
     options = {"seed": seed, "memory": int(memory * 2**30), "appearance": other, "attention": show_attention}
     found = run_edits(net, tuple(fitted.values()), edits, **options)
-    about = {"source": source, "target": target, **({} if other is None else {"appearance": looks})}
-    about |= {"guidance": guidance, "seed": seed, "model": model}
+    words = {"source": source, "target": target, **({} if other is None else {"appearance": looks})}
+    words |= {"guidance": guidance, "seed": seed, "model": model}
     files: dict[str, str] = {}
     for name, done in found.items():
-        about = {**about, "method": name or chain.items, "steps": done.steps}
+        about = {**words, "method": name or chain.items, "steps": done.steps}
         files |= _write(done, out, list(fitted), name, about)
-    files |= _beside(out, fitted, found, about)
+    files |= _beside(out, fitted, found, words)
     runs = [{"method": name, "seconds": round(done.seconds, 2), "steps": done.steps} for name, done in found.items()]
     print_json({**files, "runs": runs}) if json else print("\n".join(files.values()))
 
@@ -132,24 +132,24 @@ def _named(files: tuple[Path, ...]) -> dict[str, Path]:
     return named
 
 
-def _write(done: Done, out: Path, stems: list[str], name: str, about: dict[str, Any]) -> dict[str, str]:
+def _write(done: EditRun, out: Path, stems: list[str], name: str, words: dict[str, Any]) -> dict[str, str]:
     """Each picture, the plan, and where the words looked."""
     from sfumato.media import pictures
 
     end, stems = f" {name}" if name else "", ["-".join(filter(None, (s, name.replace(":", "-")))) for s in stems]
     stem, plan = stems[0], out / f"{stems[0]}-plan.json"
     files = {
-        f"image{f' {i}' if i else ''}{end}": pictures.write(result, out / f"{each}-edited.png", about)
+        f"image{f' {i}' if i else ''}{end}": pictures.write(result, out / f"{each}-edited.png", words)
         for i, (each, result) in enumerate(zip(stems, done.edited.pictures, strict=True))
     }
     files[f"plan{end}"] = plan
     write_text(plan, dumps(done.plan.table(), indent=2) + "\n")
     if done.attention is not None:
-        files[f"attention{end}"] = pictures.write(done.attention, out / f"{stem}-attention.png", about)
+        files[f"attention{end}"] = pictures.write(done.attention, out / f"{stem}-attention.png", words)
     return {key: str(file) for key, file in files.items()}
 
 
-def _beside(out: Path, fitted: dict[str, Fitted], found: dict[str, Done], about: dict[str, Any]) -> dict[str, str]:
+def _beside(out: Path, fitted: dict[str, Fitted], found: dict[str, EditRun], words: dict[str, Any]) -> dict[str, str]:
     """Each picture beside its edit, or of several a sheet with their names."""
     from sfumato.media import pictures
 
@@ -158,10 +158,10 @@ def _beside(out: Path, fitted: dict[str, Fitted], found: dict[str, Done], about:
     first, columns = rows[0][0].size, 1 + len(found)
     shown = [picture if picture.size == first else picture.resize(first) for row in rows for picture in row]
     if list(found) == [""]:
-        return {"beside": str(pictures.write(pictures.grid(shown, columns), out / f"{stem}-beside.png", about))}
+        return {"beside": str(pictures.write(pictures.grid(shown, columns), out / f"{stem}-beside.png", words))}
     labels = ["the picture", *found] * len(rows)
     sheet = pictures.labelled(shown, labels, columns=min(4, columns) if len(rows) == 1 else columns)
-    return {"compare": str(pictures.write(sheet, out / f"{stem}-compare.png", about))}
+    return {"compare": str(pictures.write(sheet, out / f"{stem}-compare.png", words))}
 
 
 def _of_size(picture: Picture, like: Fitted) -> Tensor:

@@ -41,12 +41,12 @@ def plan(
         raise SfumatoError(f"plan takes methods, joined by +; they are: {', '.join(index.words())}")
     quiet()
     from sfumato.core import denoising
-    from sfumato.tasks.edit import Edit
+    from sfumato.tasks.edit import PictureEdit
 
     net = loading.load(model)
     side = net.size if size is None else size
     chain = chain.given(layout=layout_of(box))
-    edit = Edit.of(chain, source, target, "direct", steps, guidance)
+    edit = PictureEdit.of(chain, source, target, "direct", steps, guidance)
     planned = denoising.plan(
         net,
         edit.prompts,

@@ -77,7 +77,7 @@ def edit_pictures(
 
 
 @dataclass(frozen=True)
-class Edit:
+class PictureEdit:
     """An edit as it is asked for: what the picture shows and should show, from where, and by which methods."""
 
     source: str
@@ -100,13 +100,13 @@ class Edit:
         guidance: float | None = None,
         seed: int = 0,
         looks: str | None = None,
-    ) -> Edit:
+    ) -> PictureEdit:
         """By the methods of a chain, from where the one that says so starts, or else ``how``."""
         chain = chain.given(seed=seed).stepped(steps)
         start = start_of(how, steps, guidance, seed, looks is not None)
         return cls(source, target, chain.starter(start) if looks is None else start, chain.methods, guidance, looks)
 
-    def prepared(self, model: Backbone) -> Edit:
+    def prepared(self, model: Backbone) -> PictureEdit:
         """With what its methods find out beforehand."""
         prompts = {stream: (prompt,) for stream, prompt in self.prompts.items()}
         return replace(self, methods=[method.prepare(model, prompts) for method in self.methods])
@@ -132,7 +132,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Done:
+class EditRun:
     """An edit that was run."""
 
     edited: Edited
@@ -157,7 +157,7 @@ def fit_all(shown: Mapping[str, Picture], model: Sized, how: Fit = "whole") -> d
 def run_edits(
     model: Backbone,
     fitted: Sequence[Fitted],
-    edits: Mapping[str, Edit],
+    edits: Mapping[str, PictureEdit],
     *,
     appearance: Float[Tensor, "3 h w"] | None = None,
     attention: bool = False,
@@ -165,7 +165,7 @@ def run_edits(
     memory: int | None = None,
     preview_every: int = 0,
     on_progress: Listener | None = None,
-) -> dict[str, Done]:
+) -> dict[str, EditRun]:
     """The same pictures by several edits. What cannot be run is refused before the first is inverted.
 
     ``appearance``: the picture, of the size of ``fitted``, whose looks are taken.
@@ -174,7 +174,7 @@ def run_edits(
     for edit in edits.values():
         edit.plan(model, fitted, edit.start.steps, memory)
 
-    def run(edit: Edit) -> Done:
+    def run(edit: PictureEdit) -> EditRun:
         began = time.perf_counter()
         path = invert(model, torch.stack([one.pixels for one in fitted]), edit.source, edit.start)
         if appearance is not None and edit.looks is not None:
@@ -198,7 +198,7 @@ def run_edits(
         sheet = None
         if watch is not None:
             sheet = overlays.sheet(pictures.picture(edited.painted[0]), watch.maps(model.words(edit.target)))
-        return Done(edited, plan, steps, seconds, sheet)
+        return EditRun(edited, plan, steps, seconds, sheet)
 
     with heard(on_progress):
         return {name: run(edit) for name, edit in edits.items()}

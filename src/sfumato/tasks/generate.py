@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sfumato.core import denoising
 from sfumato.core.backbone import Backbone
-from sfumato.core.guidance import Guide
+from sfumato.core.guidance import Guide, Scales
 from sfumato.core.method import Method
 from sfumato.core.plan import Plan
 from sfumato.core.steppers import Stepper
@@ -41,7 +41,7 @@ def generate(
     seeds: Sequence[int],
     *,
     methods: Sequence[Method] = (),
-    guide: Guide | float = 5.0,
+    guide: Guide | Scales = 5.0,
     steps: int = 30,
     size: int | tuple[int, int] | None = None,
     views: Views | None = None,
