@@ -20,6 +20,7 @@ from sfumato.methods.perceive.graph_cut import GraphCut
 from sfumato.methods.perceive.label_efficient import LabelEfficient
 from sfumato.methods.perceive.prompt_embeddings import PromptEmbeddings
 from sfumato.reading.reader import read
+from sfumato.reading.results import Segments
 from sfumato.tasks.batch import Batch, pictures_in
 from sfumato.tasks.match import match
 from sfumato.tasks.segment import Segmenter, examples_in, ready, split
@@ -43,12 +44,17 @@ def labelled(tmp_path):
 
 
 def test_a_method_then_cuts_then_names(model):
-    image, method = photo(), DiffSeg(threshold=0.5)
+    image, scores = photo(), torch.rand(3, 8, 6, generator=torch.Generator().manual_seed(0))
+
+    def method(reader):
+        return Segments(scores, reader.size)
+
     with read(model, image, 64) as reader:
         plain = method(reader)
-        cut = GraphCut().refine(plain, reader.pixels)
+        cut = GraphCut(8.0).refine(plain, reader.pixels)
     assert torch.equal(Segmenter(model, method, side=64)(image).labels, plain.labels)
-    assert torch.equal(Segmenter(model, method, [GraphCut()], side=64)(image).labels, cut.labels)
+    assert torch.equal(Segmenter(model, method, [GraphCut(8.0)], side=64)(image).labels, cut.labels)
+    assert not torch.equal(cut.labels, plain.labels)
     named = Segmenter(model, method, names=("cube", "grass"), side=64)(image)
     assert set(named.names) <= {"cube", "grass"} and named.names
 
