@@ -89,12 +89,7 @@ _ROWS = (
     # 8 x 8 and 16 x 16 cells in place of 2 x 2 and 4 x 4; half the descents do as well.
     Recipe(
         "llm-grounded",
-        {
-            "guide": 4.0,
-            "iterations": (2, 1, 1, 1, 1, 0),
-            "layers": ("down_blocks.0", "up_blocks.3"),
-            "res": 1.0,
-        },
+        {"guide": 4.0, "iterations": (2, 1, 1, 1, 1, 0), "layers": ("down_blocks.0", "up_blocks.3"), "res": 1.0},
     ),
     # With a background prompt ("on grass"). Regions in half of the steps: things fade.
     Recipe("region-prompts", {"whole": 0.0, "until": 0.3}),
@@ -118,12 +113,7 @@ _ROWS = (
     # IoU 0.77 with one shot; fused at all sites 0.67.
     Recipe(
         "few-shot",
-        {
-            "t": 101,
-            "layers": ("up_blocks.3.attentions.0", "up_blocks.3.attentions.1"),
-            "fuse": False,
-            "threshold": 0.67,
-        },
+        {"t": 101, "layers": (*FINEST, "up_blocks.3.attentions.1"), "fuse": False, "threshold": 0.67},
         side=TWICE,
     ),
     # Without the coarse blocks and the last step IoU 0.53, here 0.58; longer, wider and more pixels are no better.
