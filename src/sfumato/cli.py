@@ -12,7 +12,6 @@ import tyro
 from sfumato import __version__
 from sfumato.commands import argv, fields
 from sfumato.commands import experiment as experiments
-from sfumato.commands.attribute import attribute
 from sfumato.commands.bench import bench
 from sfumato.commands.describe import describe
 from sfumato.commands.distill2d import distill2d
@@ -34,7 +33,7 @@ from sfumato.methods import index
 COMMANDS = {
     f.__name__: f
     for f in (
-        generate, edit, invert, segment, match, keypoints, attribute, features, distill2d, experiment,
+        generate, edit, invert, segment, match, keypoints, features, distill2d, experiment,
         render, describe, show, export, tour, bench,
     )
 }  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import operator
 import re
 import shlex
 from pathlib import Path
@@ -36,9 +35,9 @@ def split(*args: str, command: Grammar = COMMAND) -> tuple[list[str], list[list[
 
 def test_methods_begin_where_their_words_do():
     head, methods = split("x.png", "--json", "p2p", "--cross", "0.3", "+", "sdedit", "--strength", "0.5")
-    assert head == ["x.png", "--json"] and methods == [["p2p", "--cross", "0.3"], ["sdedit", "--strength", "0.5"]]
-    assert split("p2p", "--seed", "3") == (["p2p", "--seed", "3"], [])  # it is a prompt
-    assert split("--out", "sdedit", "a duck") == (["a duck", "--out", "sdedit"], [])
+    assert head == ["x.png", "--json"] and methods == [["p2p", "--cross=0.3"], ["sdedit", "--strength=0.5"]]
+    assert split("p2p", "--seed", "3") == (["p2p", "--seed=3"], [])  # it is a prompt
+    assert split("--out", "sdedit", "a duck") == (["a duck", "--out=sdedit"], [])
     assert split("sdedit", "sdedit") == (["sdedit"], [["sdedit"]])
     assert split("p2p", command=Grammar(COMMAND.options)) == ([], [["p2p"]])
     assert split("--json", "a.png", "b.png", "p2p", command=FILES) == (["a.png", "b.png", "--json"], [["p2p"]])
@@ -48,11 +47,11 @@ def test_methods_begin_where_their_words_do():
 
 def test_a_method_keeps_what_it_knows_and_hands_the_rest_back():
     assert split("x", "sdedit", "--out", "d", "--fresh", "--box", "a duck", "1,2,3,4", "+", "p2p", "--json") == (
-        ["x", "--out", "d", "--box", "a duck", "1,2,3,4", "--json"],
+        ["x", "--out=d", "--box", "a duck", "1,2,3,4", "--json"],
         [["sdedit", "--fresh"], ["p2p"]],
     )
     assert split("x", "sdedit", "+", "p2p", "--strength", "0.5", "--json")[1] == [
-        ["sdedit", "--strength", "0.5"],
+        ["sdedit", "--strength=0.5"],
         ["p2p"],
     ]
     assert split("x", "sdedit", "--out=d", "--strength=-1") == (["x", "--out=d"], [["sdedit", "--strength=-1"]])
@@ -60,31 +59,31 @@ def test_a_method_keeps_what_it_knows_and_hands_the_rest_back():
 
 def test_a_name_that_both_know_is_the_nearest_methods_before_it():
     line = ("--seed", "1", "x", "sdedit", "--seed", "2", "+", "p2p", "--seed", "3")
-    assert split(*line) == (["x", "--seed", "1"], [["sdedit", "--seed", "2"], ["p2p", "--seed", "3"]])
+    assert split(*line) == (["x", "--seed=1"], [["sdedit", "--seed=2"], ["p2p", "--seed=3"]])
     assert split("x", "--help", "p2p", "--help") == (["x", "--help"], [["p2p", "--help"]])
     assert split("sdedit", "--help") == ([], [["sdedit", "--help"]])
 
 
 def test_values_may_look_like_anything_else():
     assert split("x", "p2p", "--cross", "-3", "--out", "p2p", "+", "sdedit", "--strength", "+")[1] == [
-        ["p2p", "--cross", "-3"],
-        ["sdedit", "--strength", "+"],
+        ["p2p", "--cross=-3"],
+        ["sdedit", "--strength=+"],
     ]
-    assert split("x", "--out", "-ugly", "--seed", "-1")[0] == ["x", "--out=-ugly", "--seed", "-1"]
+    assert split("x", "--out", "-ugly", "--seed", "-1")[0] == ["x", "--out=-ugly", "--seed=-1"]
     assert split("- a sentence with a dash", "p2p")[0] == ["- a sentence with a dash"]
     assert split("x", "--also", "p2p", "a.png", "p2p", "--blend", "sdedit", "b", "+", "sdedit") == (
         ["x", "--also", "p2p", "a.png"],
         [["p2p", "--blend", "sdedit", "b"], ["sdedit"]],
     )
     assert split("x", "--also", "--json") == (["x", "--also", "--json"], [])
-    assert split("x", "--out_", "d", command=Grammar({"--out-": 1}, (1, 1)))[0] == ["x", "--out_", "d"]
+    assert split("x", "--out_", "d", command=Grammar({"--out-": 1}, (1, 1)))[0] == ["x", "--out_=d"]
 
 
 def test_two_dashes_end_options():
     assert split("--json", "--", "--odd", "p2p") == (["--json", "--", "--odd", "p2p"], [])
     assert split("--seed", "1", "p2p", "--cross", "1", "--", "-x-y") == (
-        ["--seed", "1", "--", "-x-y"],
-        [["p2p", "--cross", "1"]],
+        ["--seed=1", "--", "-x-y"],
+        [["p2p", "--cross=1"]],
     )
 
 
@@ -131,11 +130,8 @@ def test_the_order_of_options_changes_nothing(data):
         """As it is written, and as it is read."""
         count = grammar.options[name] or 0
         values = [data.draw(VALUES) for _ in range(count)]
-        if count == 1 and data.draw(st.booleans()):
-            return [f"{name}={values[0]}"], [f"{name}={values[0]}"]
-        if count == 1 and argv.OPTION.fullmatch(values[0]):
-            return [name, *values], [f"{name}={values[0]}"]
-        return [name, *values], [name, *values]
+        read = [f"{name}={values[0]}"] if count == 1 else [name, *values]
+        return read if data.draw(st.booleans()) else [name, *values], read
 
     lines = [[spelt(name, METHODS[word]) for name in names] for word, names in asked.items()]
     moving = [spelt(name, COMMAND) for name in shared]
@@ -218,17 +214,22 @@ def test_what_the_documents_say_can_be_asked_for_in_another_order(asked, line):
     if not methods:
         return
     positionals = len(head) - len(_options(head, own))
-    moved = [o for o in _grouped(_options(head, own)) if o[0] not in fields.of_method(methods[-1][0]).options]
-    kept = [o for o in _grouped(_options(head, own)) if o not in moved]
+    last = {option for word, *_ in methods for option in fields.of_method(word).options}
+    moved = [o for o in _grouped(_options(head, own)) if _name(o) not in last]
+    kept = [o for o in _grouped(_options(head, own)) if _name(o) in last]
     chained = [*methods[0], *(token for method in methods[1:] for token in ("+", *method))]
     flat = itertools.chain.from_iterable
-    again = [*head[:positionals], *flat(kept), *chained, *flat(sorted(moved, reverse=True, key=operator.itemgetter(0)))]
+    again = [*head[:positionals], *flat(kept), *chained, *flat(sorted(moved, reverse=True, key=_name))]
     assert repr(asked(*group, name, *again)) == repr(said)  # a mask is equal to itself alone
 
 
 def _options(head: list[str], own: Grammar) -> list[str]:
     at = next((i for i, token in enumerate(head) if token.partition("=")[0] in own.options), len(head))
     return head[at:]
+
+
+def _name(option: list[str]) -> str:
+    return option[0].partition("=")[0]
 
 
 def _grouped(tokens: list[str]) -> list[list[str]]:

@@ -23,7 +23,7 @@ def test_fields_are_options():
     ).items
     assert method == PromptToPrompt(0.5, words={"blue": 0.2, "cube": 1.0}, blend=LocalBlend("cube", "cube", 0.6))
     assert type(method) is PromptToPrompt
-    (method,) = parsed("p2p", "--self", "0.1", "--preset", "pie-bench").items
+    (method,) = parsed("p2p", "--self", "0.1", "--preset=pie-bench").items
     assert method == PromptToPrompt(PIE_BENCH.cross, 0.1)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from sfumato.media.labels import from_run_lengths, read_labels
 from sfumato.tasks.recipes import RECIPES, Recipe
@@ -142,7 +143,7 @@ def test_points_masks_and_edits_go_from_one_image_to_another(run, here, photos, 
 
 def test_words_are_shown_where_they_look(run, here, photos, tmp_path):
     out = tmp_path / "out"
-    call = ("attribute", photos / "a.png", "--side", 64, "--out", out)
+    call = ("segment", photos / "a.png", "--side", 64, "--out", out, "--show-attention", "text-attribution")
     code, _, err = run(*call, "--words", "red cube,grass", "--prompt", "a red cube on grass", "--preset", "still-life")
     assert code == 0, err
     assert {p.name for p in out.glob("a-*")} == {
@@ -150,10 +151,15 @@ def test_words_are_shown_where_they_look(run, here, photos, tmp_path):
         "a-grass.png",
         "a-attribution.png",
         "a-attribution.safetensors",
+        "a-labels.png",
+        "a-overlay.png",
     }
+    assert set(load_file(out / "a-attribution.safetensors")) == {"red cube", "grass"}
+    code, _, err = run("segment", photos / "a.png", "--side", 64, "--out", out, "--show-attention", "diff-seg")
+    assert code == 2 and "--show-attention is of text-attribution" in err
     for more, why in (
         (("--words", "duck", "--prompt", "a cube"), "the prompt has no 'duck'"),
-        (("--words", " , "), "names no word"),
+        (("--words", " , "), "attribution needs words"),
         (("--words", "cube", "--preset", "best"), "unknown preset of text-attribution 'best'"),
     ):
         code, _, err = run(*call, *more)
@@ -183,8 +189,6 @@ def test_keypoints_are_learned_once_and_found_again(run, here, tmp_path):
 
 
 def test_features_are_drawn_and_kept(run, here, photos, tmp_path):
-    from safetensors.torch import load_file
-
     out = tmp_path / "out"
     code, _, err = run("features", photos / "a.png", "--side", 64, "--layers", 0, 3, "--times", 1, 100, "--out", out)
     assert code == 0, err

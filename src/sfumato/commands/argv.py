@@ -37,7 +37,7 @@ class _Part:
 def split(
     args: Sequence[str], command: Grammar, words: Collection[str], of: Callable[[str], Grammar]
 ) -> tuple[list[str], list[list[str]]]:
-    """The arguments of a command, and for each method its word and its options.
+    """The arguments of a command, and for each method its word and its options; an option of one value as name=value.
 
     ``words`` are the methods', ``of`` gives a method's grammar. The first method is the first of their words that is
     neither an option's value nor the command's own positional argument. ``SfumatoError`` for a word that is none, and
@@ -88,14 +88,13 @@ def _give(
         more = takewhile(lambda value: value not in words and value != "+", rest[1:])
         count = len([*takewhile(lambda value: not OPTION.fullmatch(value), [*rest[:1], *more])])
     values, rest[:] = rest[:count], rest[count:]
-    if count != 1 or not values or not OPTION.fullmatch(values[0]):
+    if count != 1 or not values:
         part.options += [arg, *values]
-    elif any(part.knows(values[0].partition("=")[0]) for part in parts):
-        raise SfumatoError(
-            f"{name} takes a value, but the option {values[0]} follows; if it is meant: {name}={values[0]}"
-        )
-    else:
-        part.options.append(f"{name}={values[0]}")
+        return
+    (value,) = values
+    if any(part.knows(value.partition("=")[0]) for part in parts):
+        raise SfumatoError(f"{name} takes a value, but the option {value} follows; if it is meant: {name}={value}")
+    part.options.append(f"{name}={value}")
 
 
 def _unknown(name: str, parts: Sequence[_Part], later: dict[str, Grammar]) -> SfumatoError:

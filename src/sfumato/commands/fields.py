@@ -50,24 +50,20 @@ def of_method(word: str) -> Grammar:
 
 
 def methods(segments: Sequence[Sequence[str]], prog: str) -> Chain:
-    """The methods that were asked for, each by its word and its options; tyro says what is wrong with those."""
+    """The methods that were asked for, as ``argv.split`` gives them; tyro says what is wrong with options."""
     items = []
     for word, *options in segments:
         entry, cls = index.find(word), _class(word)
-        preset = None
-        for i in [i for i, option in enumerate(options) if option.partition("=")[0] == "--preset"][::-1]:
-            asked = options.pop(i).partition("=")
-            name = asked[2] if asked[1] or not options[i:] else options.pop(i)
-            preset = recipes.default(f"{word}:{name}")
+        presets = [o.removeprefix("--preset=") for o in options if o.startswith("--preset=")]
         known = ", ".join(f"--preset {name}" for name in recipes.presets(entry))
         more = f"\n\nPresets: {known}" if known else ""
         item = tyro.cli(
             cls,
             prog=f"{prog} ... {word}",
             description=(entry.method.__doc__ or "") + more,
-            args=options,
+            args=[o for o in options if not o.startswith("--preset=")],
             config=CONFIG,
-            **({} if preset is None else {"default": cls(**values(preset))}),
+            **({"default": cls(**values(recipes.default(f"{word}:{presets[-1]}")))} if presets else {}),
         )
         items.append(entry.method(**values(item)))
     return Chain(tuple(items), tuple(word for word, *_ in segments))

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_side
+from sfumato.commands.options import Device, Json, Model, Running, ShowAttention, Side, chosen_side, slug
 from sfumato.commands.reading import files_of, finish, page
+from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_text
 from sfumato.io.terminal import print_json, quiet
 from sfumato.tasks import chain as chains
 from sfumato.tasks import recipes
 from sfumato.tasks.batch import Batch, contents
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+    from sfumato.core.backbone import Backbone
+    from sfumato.methods.perceive.text_attribution import TextAttribution
 
 
 def segment(
@@ -36,6 +43,7 @@ def segment(
     names: Annotated[
         str, tyro.conf.arg(metavar="WORD,WORD", help="Give each segment one of these names, by where the words look.")
     ] = "",
+    show_attention: ShowAttention = False,
     side: Side = None,
     model: Model = "stilllife",
     loading: tyro.conf.OmitArgPrefixes[Running],
@@ -47,11 +55,12 @@ def segment(
 
     Writes for each image NAME-labels.png (a palette; a pixel's value is its segment) and NAME-overlay.png, and for
     all of them segments.json (COCO, run lengths) and index.html. Images that were done under the same settings are not
-    done again; one that fails does not stop the others.
+    done again; one that fails does not stop the others. With text-attribution --show-attention writes NAME-WORD.png for
+    each word, dark where it does not look, NAME-attribution.png of all, and NAME-attribution.safetensors with the maps.
 
     Example: sfumato segment photo.png diff-seg --preset still-life + graph-cut
 
-    Example: sfumato segment photos/ text-attribution --words cube,grass
+    Example: sfumato segment photos/ text-attribution --words cube,grass --show-attention
     """
     files = files_of(images)
     chosen_side(side)
@@ -60,6 +69,7 @@ def segment(
     from sfumato.media import pictures
     from sfumato.media.images import open_picture
     from sfumato.media.labels import Coco, overlay, read_labels, write_labels
+    from sfumato.methods.perceive.text_attribution import TextAttribution
     from sfumato.tasks.segment import Segmenter, ready, split
 
     items = list(chain.items)
@@ -67,6 +77,8 @@ def segment(
         method, side = recipes.suited("diff-seg", model, side)
         items = [method]
     first, cuts = split(items, chain.names or ("diff-seg",))
+    if show_attention and not isinstance(first, TextAttribution):
+        raise SfumatoError("--show-attention is of text-attribution, which reads where words look")
     vocabulary = tuple(w.strip() for w in names.split(",") if w.strip())
     net = loading.load(model, device)
     parts = ready(first, net, labelled=labelled, learned=learned, side=side)
@@ -79,6 +91,7 @@ def segment(
         "labelled": contents(labelled),
         "learned": contents(learned),
         "names": vocabulary,
+        "show_attention": show_attention,
     }
     batch = Batch(files, out, settings)
 
@@ -90,9 +103,10 @@ def segment(
         made = write_labels(labels, Path(f"{stem}-labels.png"), words)
         over = Path(f"{stem}-overlay.png")
         pictures.write(overlay(picture, labels), over)
+        looks = _looks(first, net, picture, side, stem) if show_attention else []
         sizes = labels.flatten().bincount().tolist()
         return {
-            "files": [str(made), str(over)],
+            "files": [str(file) for file in (made, over, *looks)],
             "shown": str(over),
             "segments": sum(n > 0 for n in sizes),
             "names": list(found.names),
@@ -106,12 +120,35 @@ def segment(
     coco = out / "segments.json"
     write_text(coco, _dumps(document.document()))
     shown = [(row["image"], [("as it is", Path(row["image"])), (_said(row), Path(row["files"][1]))]) for row in rows]
+    if show_attention:
+        for row, (_, figures) in zip(rows, shown, strict=True):
+            figures.append(("where the words look", Path(row["files"][-2])))
     report = page("Segments", f"{type(first).__name__} on {model}: {len(rows)} images.", shown, out / "index.html")
     if json:
         print_json({"images": rows, "coco": str(coco), "page": str(report), "failed": done.failed})
     else:
         print("\n".join([*(f for row in rows for f in row["files"]), str(coco), str(report)]))
     finish(batch, done.failed)
+
+
+def _looks(method: TextAttribution, model: Backbone, picture: Picture, side: int | None, stem: Path) -> list[Path]:
+    """Where each word looks: a picture a word, one of all, and the maps."""
+    from safetensors.torch import save_file
+
+    from sfumato.io.files import atomic
+    from sfumato.media import pictures
+    from sfumato.media.images import open_picture
+    from sfumato.media.overlays import heatmap
+    from sfumato.reading.reader import read
+
+    with read(model, picture, side) as reader:
+        maps = dict(zip(method.words, method.heat_maps(reader), strict=True))
+    made = [pictures.write(heatmap(picture, m), Path(f"{stem}-{slug(w)}.png")) for w, m in maps.items()]
+    sheet = pictures.labelled([picture, *map(open_picture, made)], ["", *maps])
+    tensors = Path(f"{stem}-attribution.safetensors")
+    with atomic(tensors) as part:
+        save_file({word: m.contiguous() for word, m in maps.items()}, part)
+    return [*made, pictures.write(sheet, Path(f"{stem}-attribution.png")), tensors]
 
 
 def _said(row: dict[str, Any]) -> str:
