@@ -167,8 +167,8 @@ def guided(model: Backbone, guide: Guide | Scales, negative: str = "", streams: 
 
 def told_as(cond: Cond, rows: Cond, of: Tensor) -> Cond:
     """A condition whose network, if it reads its guidance, is told what it is for some rows of another."""
-    told = rows.extra.get("guidance")
-    return cond if told is None else replace(cond, extra={**cond.extra, "guidance": told[of]})
+    scales = rows.extra.get("guidance")
+    return cond if scales is None else replace(cond, extra={**cond.extra, "guidance": scales[of]})
 
 
 def reads_scale(model: Backbone) -> bool:

@@ -27,8 +27,8 @@ class Guided(Distillation):
     def prior(self, now: Now, prompts: Sequence[str] | None = None, guidance: float | None = None) -> GuidedModel:
         """The model under the step's prompts and the guidance, or under others."""
         scale = self.guidance if guidance is None else guidance
-        said = now.prompts if prompts is None else tuple(prompts)
-        return GuidedModel(now.model, said, guided(now.model, scale, self.negative))
+        asked = now.prompts if prompts is None else tuple(prompts)
+        return GuidedModel(now.model, asked, guided(now.model, scale, self.negative))
 
     def level(self, now: Now, shared: bool = False) -> Level:
         """The step's, drawn for each image or for all."""
