@@ -43,6 +43,12 @@ def models(tmp_path_factory):
     return made(tmp_path_factory.mktemp("families"))
 
 
+@pytest.fixture
+def sd(models):
+    """A tiny Stable Diffusion."""
+    return models("sd")
+
+
 @pytest.fixture(scope="session")
 def shipped(tmp_path_factory):
     """A folder of weights such as ``ship`` writes, of tiny networks; and the networks."""

@@ -1,4 +1,4 @@
-"""The table of the methods that paint: settings that act, settings that do nothing, where they run, and what is not so."""
+"""The table of the methods that paint: settings that act and settings that do nothing, where they run, what is not so."""
 
 from __future__ import annotations
 
@@ -130,7 +130,6 @@ def moved(model: Any, **options: Any) -> dict[str, Any]:
     return {"features": float(unet), "attention": 1.0, "cross": 1.0, "right": 0.25, **options}
 
 
-REGIONS = {"res": 1.0, "words": ("cube", "duck")}
 METHODS = (
     Row(
         "blended-latents", BlendedLatents(LEFT, skip=0.0, steps=2), streams=EDIT,
@@ -218,7 +217,7 @@ METHODS = (
     ),
     Row("stable-flow", StableFlow(), off=(StableFlow(()),), streams=EDIT, families=JOINT),
     Row(
-        "attend-and-excite", AttendAndExcite(**REGIONS, scale=100.0, refine_at=(0.0,), refine_to=(0.9,), refinements=2),
+        "attend-and-excite", AttendAndExcite(refine_at=(0.0,), refine_to=(0.9,), refinements=2),
         off=(AttendAndExcite(scale=0.0), AttendAndExcite(until=0.0)), but=ALONE,
     ),
     Row("box-diff", BoxDiff(LAYOUT, res=1.0), off=(BoxDiff(LAYOUT, until=0.0), BoxDiff(LAYOUT, scale=0.0)), but=ALONE),
@@ -335,6 +334,7 @@ def painted(
     plain: bool = False,
     images: Sequence[int] = (1,),
     said: Mapping[str, Sequence[str]] = SAID,
+    streams: Sequence[str] = (),
     guide: float | None = None,
     size: tuple[int, int] | None = None,
     path: Path | None = None,
@@ -342,7 +342,7 @@ def painted(
 ) -> Painted:
     """A run of a row with these settings, or of the same without the method (``plain``); from this path, if given."""
     how = row.settings(model) if how is None else how(model) if isfunction(how) else how
-    prompts = {stream: [said[stream][i] for i in images] for stream in row.streams}
+    prompts = {stream: [said[stream][i] for i in images] for stream in streams or row.streams}
     if isinstance(how, Inversion):
         if hasattr(how, "seed"):
             how = replace(how, seed=how.seed + images[0])  # pyright: ignore

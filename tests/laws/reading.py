@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import families
@@ -105,7 +106,10 @@ class Row:
     """Do scores of a cell sum to one?"""
     whole: bool = False
     """Does every segment have a pixel?"""
-    but: dict[str, str] = field(default_factory=dict)
+    most: float = math.inf
+    """Of a score."""
+    highest: float | None = None
+    """What the highest score of each segment but the first is, which is the threshold everywhere."""
 
 
 METHODS = (
@@ -114,7 +118,7 @@ METHODS = (
         "dift", of_two, (DIFT(ensemble=2, cycle=0.1), DIFT(ensemble=1, blocks=(0, 1), refine="image")),
     ),
     Row(
-        "few-shot", of_shots, names=("background", "thing"),
+        "few-shot", of_shots, names=("background", "thing"), most=1 + 1e-5,
         ways=(FewShot(), FewShot(fuse=False, balance=True, noise="gaussian", t=50), FewShot(mask="multiply"),
               FeatureMatching(ensemble=1)),
     ),
@@ -137,7 +141,7 @@ METHODS = (
         ways=(Propagation((24, 24)), Propagation(box=(0, 0, 24, 24)), Propagation(box=(1, 1, 1.5, 1.5))),
     ),
     Row(
-        "text-attribution", of_one, names=("background", "red cube", "grass"),
+        "text-attribution", of_one, names=("background", "red cube", "grass"), highest=1.0,
         ways=(TextAttribution(("red cube", "grass"), PROMPT, steps=(1, 600)),
               TextAttribution(("red cube", "grass"), PROMPT, steps=(1, 600), read_with=OTHER, compete=True)),
     ),

@@ -89,7 +89,7 @@ def test_the_same_words_are_no_edit(models, exact, word, family):
 
 @table(everywhere("batch"))
 def test_an_image_of_a_batch_is_what_it_is_alone(models, runs, exact, word, family):
-    """The second of a batch on every family, the first as well on one."""
+    """The second of a batch on every family, the first as well on one; beside a stream that is told something else."""
     row, model = ROWS[word], models(family)
     second = runs.on(word, family)
     if not (second.path or row.settings(model)).requires.batch:
@@ -97,7 +97,9 @@ def test_an_image_of_a_batch_is_what_it_is_alone(models, runs, exact, word, fami
             painted(model, row, images=(0, 1))
         assert not rows
         return
-    both = painted(model, row, images=(0, 1)).latents
+    others = () if row.streams != ("main",) else ("main", "other")
+    said = {**SAID, "other": SAID["main"][::-1]}
+    both = painted(model, row, images=(0, 1), streams=others, said=said).latents
     alone = {1: second.latents}
     if family == row.families[0]:
         alone[0] = painted(model, row, images=(0,)).latents

@@ -21,7 +21,7 @@ def tensors(found: Any) -> list[torch.Tensor]:
     return list(vars(found).values()) if isinstance(found, Matches) else [found]
 
 
-def assert_right(row: Row, found: Any) -> None:
+def assert_right(row: Row, way: Any, found: Any) -> None:
     """Shapes and ranges, of what each kind of answer is."""
     assert all(x.isfinite().all() for x in tensors(found))
     if isinstance(found, Segments):
@@ -30,6 +30,11 @@ def assert_right(row: Row, found: Any) -> None:
         assert found.labels.min() >= 0 and found.labels.max() < len(found.scores)
         assert not row.names or found.names == row.names
         assert len(found.names) in (0, len(found.scores))
+        assert found.scores[1:].max() <= row.most
+        if hasattr(way, "threshold") and "background" in row.names:
+            assert (found.scores[0] == way.threshold).all()
+        if row.highest is not None:
+            torch.testing.assert_close(found.scores[1:].amax((1, 2)), torch.full((2,), row.highest))
         if row.whole:
             assert found.labels.unique().tolist() == list(range(len(found.scores)))
         if row.shares:
@@ -49,11 +54,11 @@ def test_its_answer_has_its_shape_and_range_and_nothing_is_left_behind(models, w
     row = ROWS[word]
     if not family:
         for way in row.ways:
-            assert_right(row, row.ask(way, None))
+            assert_right(row, way, row.ask(way, None))
         return
     with unchanged(models(family)):
         for way in row.ways:
-            assert_right(row, row.ask(way, models(family)))
+            assert_right(row, way, row.ask(way, models(family)))
 
 
 @pytest.mark.parametrize("word", ROWS)
