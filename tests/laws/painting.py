@@ -1,4 +1,4 @@
-"""The table of the methods that paint: settings that act and settings that do nothing, where they run, what is not so."""
+"""The table of the methods that paint: settings that act, settings that do nothing, where they run, what is not so."""
 
 from __future__ import annotations
 
