@@ -1,4 +1,4 @@
-"""Shared by all tests: no network, and a tiny random model of the shipped one's kind."""
+"""Shared by all tests: no network, tiny random models of every family and one of the shipped one's kind."""
 
 from __future__ import annotations
 
@@ -16,6 +16,37 @@ LEVELS = {
     "cross_attention_dim": 16,
     "attention_head_dim": 2,
 }
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="where the laws' models compute: cpu, cuda, cuda:1, mps")
+    parser.addoption("--dtype", default="float32", help="of their weights: float32, float16, bfloat16")
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    """``--device``."""
+    return request.config.getoption("device")
+
+
+@pytest.fixture(scope="session")
+def dtype(request):
+    """``--dtype``."""
+    return request.config.getoption("dtype")
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Name -> the family's tiny model, one for all tests; so they leave it as it was."""
+    from families import made
+
+    return made(tmp_path_factory.mktemp("families"))
+
+
+@pytest.fixture
+def sd(models):
+    """A tiny Stable Diffusion."""
+    return models("sd")
 
 
 @pytest.fixture(scope="session")

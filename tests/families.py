@@ -96,6 +96,27 @@ def stable_diffusion(**options: Any) -> Any:
     )  # fmt: skip
 
 
+def instruct() -> Any:
+    """Stable Diffusion's InstructPix2Pix: it reads a picture beside its latents."""
+    parts: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
+    return diffusers.StableDiffusionInstructPix2PixPipeline(
+        vae=vae(), text_encoder=clip_text(), tokenizer=networks.tokenizer(), unet=unet(in_channels=8), scheduler=ddim(),
+        requires_safety_checker=False, **parts,
+    )  # fmt: skip
+
+
+def instruct_xl() -> Any:
+    network = unet(
+        in_channels=8, cross_attention_dim=32, addition_embed_type="text_time", addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=16 + 6 * 4,
+    )  # fmt: skip
+    return diffusers.StableDiffusionXLInstructPix2PixPipeline(
+        vae=vae(), text_encoder=clip_text(), text_encoder_2=clip_text(projected=True),
+        tokenizer=networks.tokenizer(), tokenizer_2=networks.tokenizer(), unet=network, scheduler=ddim(),
+        force_zeros_for_empty_prompt=False, add_watermarker=False,
+    )  # fmt: skip
+
+
 def depth() -> Any:
     parts: dict[str, Any] = {"depth_estimator": None, "feature_extractor": None}
     return diffusers.StableDiffusionDepth2ImgPipeline(
@@ -190,20 +211,22 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     "pixart-sigma": lambda: pixart(diffusers.PixArtSigmaPipeline, 16),
 }
 """Relatives that differ from their family in what they read, or in their levels."""
+INSTRUCTED: dict[str, Callable[[], Any]] = {"instruct": instruct, "instruct-xl": instruct_xl}
+"""Those that read a picture, without which they paint nothing."""
 
 
 def write(name: str, place: Path) -> Path:
     """The family's tiny model as a folder."""
     torch.manual_seed(0)
-    pipe = (FAMILIES | VARIANTS)[name]()
+    pipe = (FAMILIES | VARIANTS | INSTRUCTED)[name]()
     randomised(*pipe.components.values())
     pipe.save_pretrained(place / name)
     return place / name
 
 
-def made(place: Path) -> Callable[[str], Any]:
+def made(place: Path, device: str = "cpu", dtype: str = "float32") -> Callable[[str], Any]:
     """Name -> the family's tiny model, written once and loaded as a user loads one."""
-    return cache(lambda name: load(str(write(name, place)), device="cpu"))
+    return cache(lambda name: load(str(write(name, place)), device=device, dtype=dtype))
 
 
 def side(model: Any) -> int:

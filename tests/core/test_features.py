@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 import torch
-from families import FAMILIES, write
+from families import FAMILIES
 
-from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.look import look
 from sfumato.core.method import Edit, Method, Need, Phases, Run, Step, Where
 from sfumato.errors import SfumatoError
 
 PROMPTS = {"a": "a red cube on grass", "b": "a duck"}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    place = tmp_path_factory.mktemp("families")
-    return cache(lambda name: load(str(write(name, place)), device="cpu"))
 
 
 @pytest.fixture(params=FAMILIES)

@@ -45,11 +45,6 @@ def exact(kind="epsilon"):
     return Exact({"one": one, "two": two, "": Mixture(means.mean(0, keepdim=True), 2.0)}, SCHEDULES[kind])
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return families.made(tmp_path_factory.mktemp("families"))
-
-
 def prior(model, n, prompt="one", guide=None):
     return GuidedModel(model, (prompt,) * n, guide or CFG(4.0))
 
@@ -293,14 +288,3 @@ def test_images_that_begin_alike_stay_together_and_each_alone_goes_its_own_way()
 def test_the_codes_settings_are_named():
     assert (EDITING.guidance, EDITING.bandwidth, EDITING.baseline) == (7.5, "code", "source")
     assert str(EDITING.times) == "0.02,0.5"
-
-
-@pytest.mark.parametrize("kind", families.FAMILIES)
-def test_all_families_run(made, kind):
-    model = made(kind)
-    side = families.side(model) // model.factor
-    for how in (CollaborativeScoreDistillation(), replace(EDITING, distance="pixels")):
-        generator = Latents(torch.randn(2, model.channels, side, side, generator=torch.Generator().manual_seed(0)))
-        before = generator.latents.detach().clone()
-        distil(model, generator, "a red cube", how, 1)
-        assert generator.latents.isfinite().all() and not torch.equal(generator.latents, before)

@@ -73,11 +73,6 @@ def model(request):
     return exact(request.param)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return families.made(tmp_path_factory.mktemp("families"))
-
-
 # -- the noise
 
 
@@ -300,8 +295,8 @@ def test_of_cached_noise_a_run_is_ddim_from_the_same_noise(model, guide, steps):
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd2-zero-snr", "sd3"])
-def test_of_cached_noise_a_run_is_ddim_on_networks(made, kind):
-    model = made(kind)
+def test_of_cached_noise_a_run_is_ddim_on_networks(models, kind):
+    model = models(kind)
     x = torch.zeros(2, model.channels, 8, 8)
     ours, theirs = cached_and_ddim(model, ["a red cube", "a blue duck"], x, 7.5, 10)
     assert same(ours, theirs)
@@ -376,13 +371,3 @@ def test_perp_neg_of_a_batch_is_that_of_each_image(model):
             n = prior(model, text)(one, level) - u
             total += w * (n - (n * d).sum() / d.square().sum() * d)
         torch.testing.assert_close(together[i : i + 1], u + scale * total)
-
-
-@pytest.mark.parametrize("kind", families.FAMILIES)
-def test_all_families_run(made, kind):
-    model = made(kind)
-    side = families.side(model) // model.factor
-    for kappa in ("inversion", "cached"):
-        generator = Latents(torch.zeros(2, model.channels, side, side))
-        distil(model, generator, "a red cube", ScoreDistillationViaInversion(kappa=kappa), 2)
-        assert generator.latents.any() and generator.latents.isfinite().all()

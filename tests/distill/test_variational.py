@@ -32,19 +32,14 @@ def drawn(*shape, seed=0):
     return torch.randn(*shape, generator=rng(seed))
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return families.made(tmp_path_factory.mktemp("families"))
-
-
 @pytest.fixture(params=families.FAMILIES)
-def model(request, made):
-    return made(request.param)
+def model(request, models):
+    return models(request.param)
 
 
 @pytest.fixture
-def sd(made):
-    return made("sd")
+def sd(models):
+    return models("sd")
 
 
 @pytest.fixture(params=SCHEDULES.values(), ids=SCHEDULES)
@@ -193,9 +188,9 @@ def test_only_the_particles_answer_knows_of_cameras_and_images(model):
 
 
 @pytest.mark.parametrize("name", ["sd", "sd2", "sd3"])
-def test_the_copy_learns_what_its_network_predicts(name, made):
+def test_the_copy_learns_what_its_network_predicts(name, models):
     """Noise, v = alpha noise - sigma x, or the velocity noise - x of flows: mean square error, a level an image."""
-    model = made(name)
+    model = models(name)
     x, cond = step(model).x, model.embed([PROMPT] * 2)
     with particles.low_rank(model, 4, 1e-4, 0) as copy:
         copy.learn(x, cond, None, rng(3))
@@ -224,9 +219,9 @@ def test_untold_images_are_learnt_as_zeros(sd):
 
 
 @pytest.mark.parametrize("name", ["sd2", "flux"])
-def test_entropic_is_variational_with_its_own_guidance(name, made):
+def test_entropic_is_variational_with_its_own_guidance(name, models):
     """The gradient is linear in what the copy says, u + s (c - u)."""
-    model = made(name)
+    model = models(name)
     x, told = step(model).x, particles.numbered(2)
     with particles.low_rank(model, 4, 1e-2, 0) as copy, torch.no_grad():
         learnt(model, copy, x, 3, told)
@@ -300,14 +295,6 @@ def unchanged(model):
     assert torch.equal(prior_of(model, x), said)
 
 
-def test_a_run_leaves_the_model_as_it_was(model):
-    x, method = step(model).x, EntropicScoreDistillation()  # which does all that the other does
-    with unchanged(model):
-        generator = Latents(x)
-        records = distil(model, generator, PROMPT, method, 2)
-    assert len(records) == 2 and (generator.latents - x).abs().max() > 1e-4
-
-
 def test_a_run_that_fails_leaves_the_model_as_it_was(sd):
     def stop(i, images):
         if i == 2:
@@ -348,9 +335,9 @@ def test_adapters_that_are_loaded_belong_to_the_prior_and_stay(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "where"), [("sd", "watch"), ("sd", "loss"), ("sd3", "loss")])
-def test_an_interrupted_run_goes_on_bit_for_bit(name, where, made, tmp_path):
+def test_an_interrupted_run_goes_on_bit_for_bit(name, where, models, tmp_path):
     """Also where it is cut off after the copy has learnt in a step that the images have not taken."""
-    model, method = made(name), EntropicScoreDistillation(rate=1e-2)
+    model, method = models(name), EntropicScoreDistillation(rate=1e-2)
     x = step(model).x
 
     def fails(i, *_):

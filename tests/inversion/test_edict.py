@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import families
 import pytest
 import torch
 from rounding import assert_same_but_for_rounding
@@ -69,8 +68,8 @@ def test_an_edit_follows_the_path_and_the_source_stays(model, images):
         denoise(model, PROMPTS[0], start=path, methods=[again])
 
 
-def test_a_level_without_signal_is_refused(tmp_path):
-    flow = load(str(families.write("sd3", tmp_path)), device="cpu")
+def test_a_level_without_signal_is_refused(models):
+    flow = models("sd3")
     images = torch.rand(1, 3, 64, 64)
     with pytest.raises(SfumatoError, match="take strength < 1"):
         invert(flow, images, PROMPTS[0], EDICT(steps=3, strength=1.0))

@@ -41,9 +41,9 @@ def small():
     return torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(scope="module", params=["sd3", "flux"])
-def model(request, tmp_path_factory):
-    return load(str(write(request.param, tmp_path_factory.mktemp("flows"))), device="cpu")
+@pytest.fixture(params=["sd3", "flux"])
+def model(request, models):
+    return models(request.param)
 
 
 @pytest.fixture

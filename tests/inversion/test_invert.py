@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import FAMILIES, write
+from families import FAMILIES
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
@@ -235,9 +235,9 @@ def test_null_text_asks_for_no_image_that_has_stopped(model, images, monkeypatch
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_is_inverted(family, tmp_path):
+def test_every_family_is_inverted(family, models):
     """Also where the network reads more than text, such as pooled words or a mask."""
-    model = load(str(write(family, tmp_path)), device="cpu")
+    model = models(family)
     side = 16 if model.factor == 1 else 64
     pictures = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     said = ("a red cube on grass", "a duck")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import families
 import pytest
 import torch
 
-from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.errors import SfumatoError
 from sfumato.inversion import (
@@ -23,12 +21,6 @@ from sfumato.inversion.together import together
 
 ONE, OTHER = "a red cube on grass", "a blue duck on grass"
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    place = tmp_path_factory.mktemp("families")
-    return {name: load(str(families.write(name, place)), device="cpu") for name in ("sd", "sd3")}
 
 
 def images(n, seed, size=64):
@@ -55,7 +47,7 @@ def paths(model, how, n=1):
     ids=lambda v: None if isinstance(v, str | float) else type(v).__name__,
 )
 def test_each_stream_follows_its_path_as_if_it_were_alone(models, family, how, scale):
-    model = models[family]
+    model = models(family)
     one, other = paths(model, how, 2)
     prompts = {"source": [ONE] * 2, "target": [OTHER] * 2}
     alone = denoise(model, prompts, start=one, guide=scale)
@@ -74,7 +66,7 @@ def test_each_stream_follows_its_path_as_if_it_were_alone(models, family, how, s
 
 
 def test_what_does_not_go_together_is_said(models):
-    model = models["sd"]
+    model = models("sd")
     one, other = paths(model, DDIMInversion(steps=2))
 
     def refused(match, call):

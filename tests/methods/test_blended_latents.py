@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, randomised
+from families import FAMILIES
 
-from sfumato.backbones.load import family
 from sfumato.core.denoising import denoise
 from sfumato.core.schedule import add_noise
 from sfumato.errors import SfumatoError
@@ -20,20 +19,9 @@ CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 HALF = Mask(torch.arange(48).expand(32, 48) > 23)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def model(request):
-    torch.manual_seed(0)
-    pipe = FAMILIES[request.param]()
-    randomised(*pipe.components.values())
-    return family(request.param, pipe)
-
-
-@pytest.fixture(scope="module")
-def sd():
-    torch.manual_seed(0)
-    pipe = FAMILIES["sd"]()
-    randomised(*pipe.components.values())
-    return family("sd", pipe)
+@pytest.fixture(params=FAMILIES)
+def model(request, models):
+    return models(request.param)
 
 
 def pixels(model, seed: int = 0) -> torch.Tensor:
@@ -52,11 +40,11 @@ def test_inside_is_painted_and_outside_is_the_image(model):
     torch.testing.assert_close(denoise(model, TARGET, start=path).latents, target, **CLOSE)
 
 
-def test_a_mask_of_everything_is_plain_sampling_from_the_noised_image(model):
-    path = invert(model, pixels(model), SOURCE, BlendedLatents(Mask(torch.ones(2, 2) > 0), steps=4, seed=3))
-    start = add_noise(path.image, noise_of(model, path.image, 3), path.levels[0])
-    plain = denoise(model, TARGET, start=start, levels=path.levels).latents
-    assert torch.equal(denoise(model, TARGET, start=path).latents, plain) and len(path.levels) == 3
+def test_a_mask_of_everything_is_plain_sampling_from_the_noised_image(sd):
+    path = invert(sd, pixels(sd), SOURCE, BlendedLatents(Mask(torch.ones(2, 2) > 0), steps=4, seed=3))
+    start = add_noise(path.image, noise_of(sd, path.image, 3), path.levels[0])
+    plain = denoise(sd, TARGET, start=start, levels=path.levels).latents
+    assert torch.equal(denoise(sd, TARGET, start=path).latents, plain) and len(path.levels) == 3
 
 
 def test_the_loop_is_algorithm_1(sd):
@@ -77,14 +65,6 @@ def test_the_loop_is_algorithm_1(sd):
         behind = image if last else scheduler.add_noise(image, noise, times[i + 1])
         x = x * mask + behind * (1 - mask)
     torch.testing.assert_close(denoise(sd, TARGET, start=path).latents, x, **CLOSE)
-
-
-def test_images_of_a_batch_are_edited_as_each_alone(sd):
-    images, wanted = torch.stack([pixels(sd, 1), pixels(sd, 2)]), [TARGET, "a red sphere"]
-    both = denoise(sd, wanted, start=invert(sd, images, SOURCE, BlendedLatents(HALF, steps=4, seed=5))).latents
-    for i in range(2):
-        path = invert(sd, images[i], SOURCE, BlendedLatents(HALF, steps=4, seed=5 + i))
-        torch.testing.assert_close(both[i : i + 1], denoise(sd, wanted[i], start=path).latents, **CLOSE)
 
 
 def test_what_it_cannot_do_is_said(sd):

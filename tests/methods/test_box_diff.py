@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, write
 
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
@@ -23,11 +22,6 @@ from sfumato.prompts.layout import Layout, Region
 PROMPT = "a red cube and a blue duck"
 LAYOUT = Layout((Region("a red cube", box=(0.0, 0.2, 0.5, 0.9)), Region("duck", box=(0.5, 0.1, 1.0, 1.0))))
 OPTIONS = {"steps": 2, "guide": 3.0}
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def model(request, tmp_path_factory):
-    return load(write(request.param, tmp_path_factory.mktemp("tiny")), device="cpu", dtype="float32")
 
 
 def painted(model, *methods, prompts: object = PROMPT, **options):
@@ -101,28 +95,6 @@ def test_maps_of_sites_are_averaged_and_joint_ones_made_whole():
     joint = Site("j", 0, "blocks", ("image", "text"), ("image", "text"), 2, 1)
     whole = word_maps({joint: maps[sites[0]]}, run)
     torch.testing.assert_close(whole.sum(-1), torch.ones(2, 2, 3))
-
-
-def test_switched_off_it_is_plain_sampling(model):
-    plain = painted(model).latents
-    assert torch.equal(painted(model, BoxDiff(LAYOUT, until=0.0)).latents, plain)
-    assert torch.equal(painted(model, BoxDiff(LAYOUT, scale=0.0)).latents, plain)
-
-
-def test_it_moves_the_latents_and_leaves_no_taps(model):
-    plain = painted(model).latents
-    moved = painted(model, BoxDiff(LAYOUT, until=1.0)).latents
-    assert moved.isfinite().all() and (moved - plain).abs().max() > 1e-4
-    assert torch.equal(painted(model).latents, plain)
-
-
-def test_a_batch_is_its_images_each_by_itself(model):
-    other = "a duck on the red cube"
-    layout = Layout((Region("red cube", box=(0.0, 0.0, 0.5, 1.0)), Region("duck", box=(0.5, 0.0, 1.0, 1.0))))
-    both = painted(model, BoxDiff(layout), prompts=[PROMPT, other], seed=[1, 2]).latents
-    for i, prompt in enumerate((PROMPT, other)):
-        alone = painted(model, BoxDiff(layout), prompts=prompt, seed=[1 + i]).latents
-        torch.testing.assert_close(both[i : i + 1], alone, atol=1e-4, rtol=1e-4)
 
 
 @pytest.fixture

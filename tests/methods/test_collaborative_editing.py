@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from sfumato.backbones.exact import Exact, Mixture
-from sfumato.backbones.load import family, load
+from sfumato.backbones.load import family
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG, ImageTextCFG
 from sfumato.core.rows import single
@@ -44,14 +44,9 @@ def run(model, how, said=(SOURCE, TARGET), n=3, pixels=None, scale=None):
     return path, out
 
 
-@pytest.fixture(scope="module", params=families.FAMILIES)
-def model(request, tmp_path_factory):
-    return load(str(families.write(request.param, tmp_path_factory.mktemp("families"))), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def sd(tmp_path_factory):
-    return load(str(families.write("sd", tmp_path_factory.mktemp("families"))), device="cpu")
+@pytest.fixture(params=families.FAMILIES)
+def model(request, models):
+    return models(request.param)
 
 
 @pytest.fixture(scope="module")

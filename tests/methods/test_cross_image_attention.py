@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato.backbones.load import load
 from sfumato.core.attention import Call
 from sfumato.core.denoising import denoise
 from sfumato.core.method import Run, Step
@@ -30,14 +29,9 @@ OFF = CrossImageAttention(fine=(1.0, 1.0), coarse=(1.0, 1.0), adain=(1.0, 1.0), 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
 
-@pytest.fixture(scope="module", params=families.FAMILIES)
-def model(request, tmp_path_factory):
-    return load(str(families.write(request.param, tmp_path_factory.mktemp("families"))), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def sd(tmp_path_factory):
-    return load(str(families.write("sd", tmp_path_factory.mktemp("families"))), device="cpu")
+@pytest.fixture(params=families.FAMILIES)
+def model(request, models):
+    return models(request.param)
 
 
 def picture(model, n, seed):
@@ -51,27 +45,6 @@ def run(model, method, n=1, other=2, said=OTHER, steps=3, **options):
     start, prompts = transfer(model, picture(model, n, 1), picture(model, n, other), ([SOURCE] * n, [said] * n), how)
     out = denoise(model, prompts, start=start, guide=1.0, methods=[method] if method else [], **options)
     return {name: painted.latents for name, painted in out.items()}, start
-
-
-def test_switched_off_it_is_plain_sampling(model):
-    plain, off = run(model, None)[0], run(model, OFF)[0]
-    assert all(torch.equal(off[name], plain[name]) for name in plain)
-    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.network.modules())
-
-
-def test_source_and_appearance_stay_and_the_target_changes(model):
-    method = replace(ALL, appearance_word="duck")
-    out, path = run(model, method, n=2)
-    torch.testing.assert_close(out["source"], path.image[:2], **CLOSE)
-    torch.testing.assert_close(out["appearance"], path.image[4:], **CLOSE)
-    assert (out["target"] - out["source"]).abs().max() > 1e-3
-
-
-def test_in_its_own_looks_an_image_stays_what_it_is(model):
-    """Queries that read the same keys and values, and statistics that are its own."""
-    method = replace(ALL, contrast=1.0)
-    out, path = run(model, method, other=1, said=SOURCE)
-    torch.testing.assert_close(out["target"], path.image[:1], atol=1e-3, rtol=1e-3)
 
 
 def test_a_step_that_goes_back_to_the_structure_is_no_edit(model):

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.errors import SfumatoError
 from sfumato.inversion import EditFriendly
@@ -22,14 +21,9 @@ ALL = EyeForAnEye(tokens=(0.0, 1.0), adain=(0.5, 1.0), every=0, word="cube", app
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
 
-@pytest.fixture(scope="module", params=families.FAMILIES)
-def model(request, tmp_path_factory):
-    return load(str(families.write(request.param, tmp_path_factory.mktemp("families"))), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def sd(tmp_path_factory):
-    return load(str(families.write("sd", tmp_path_factory.mktemp("families"))), device="cpu")
+@pytest.fixture(params=families.FAMILIES)
+def model(request, models):
+    return models(request.param)
 
 
 def picture(model, n, seed):
@@ -44,26 +38,10 @@ def run(model, method, n=1, other=2, said=OTHER, steps=3):
     return {name: painted.latents for name, painted in out.items()}, start
 
 
-def test_switched_off_it_is_plain_sampling(model):
+def test_a_words_maps_are_read_without_changing_anything(model):
     plain, off = run(model, None)[0], run(model, replace(ALL, tokens=(1.0, 1.0), adain=(1.0, 1.0)))[0]
     for name in plain:
-        torch.testing.assert_close(off[name], plain[name], atol=1e-5, rtol=1e-5)  # the word's maps are still read
-    off = run(model, EyeForAnEye(tokens=(1.0, 1.0), adain=(1.0, 1.0)))[0]
-    assert all(torch.equal(off[name], plain[name]) for name in plain)
-    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.network.modules())
-
-
-def test_source_and_appearance_stay_and_the_target_changes(model):
-    out, path = run(model, ALL, n=2)
-    torch.testing.assert_close(out["source"], path.image[:2], **CLOSE)
-    torch.testing.assert_close(out["appearance"], path.image[4:], **CLOSE)
-    assert (out["target"] - out["source"]).abs().max() > 1e-3
-
-
-def test_in_its_own_looks_an_image_stays_what_it_is(model):
-    """Each token is most like itself, and the statistics are its own."""
-    out, path = run(model, replace(ALL, appearance_word=None), other=1, said=SOURCE)
-    torch.testing.assert_close(out["target"], path.image[:1], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(off[name], plain[name], atol=1e-5, rtol=1e-5)
 
 
 def test_steps_that_take_the_structures_tokens_are_no_edit(model):

@@ -19,11 +19,6 @@ from sfumato.reading.reader import read
 SITE = Site("somewhere", 0, "up", ("image",), ("image",), 1, 2)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return families.made(tmp_path_factory.mktemp("shots"))
-
-
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -77,33 +72,19 @@ def test_shots_lie_side_by_side():
     assert torch.equal(both.inside, torch.cat([parts[0].inside, parts[1].inside]))
 
 
-@pytest.mark.parametrize("name", families.FAMILIES)
-def test_every_family_tells_a_score_for_each_token(made, name):
-    readers, masks = shots(made(name))
-    for method in (FewShot(), FewShot(fuse=False, balance=True, noise="gaussian", t=50), FewShot(mask="multiply")):
-        found = method(readers[2], readers[:2], masks[:2])
-        assert found.names == ("background", "thing") and found.labels.shape == (48, 56)
-        assert (found.scores[0] == method.threshold).all()
-        assert (found.scores[1] >= 0).all() and (found.scores[1] <= 1 + 1e-5).all()
-        assert found.scores[1].std() > 0
-    found = FeatureMatching(ensemble=1)(readers[2], readers[:2], masks[:2])
-    assert (found.scores[1] >= 0).all() and (found.scores[1] <= 1).all()
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in made(name).network.modules())
-
-
-def test_fusing_the_image_with_itself_changes_nothing_that_is_read(made):
+def test_fusing_the_image_with_itself_changes_nothing_that_is_read(models):
     """Its own keys twice give the same attention as once, so the pass with them is the pass without."""
-    readers, masks = shots(made("sd"))
+    readers, masks = shots(models("sd"))
     a, b = (FewShot(fuse=fuse)(readers[0], readers[:1], masks[:1]).scores for fuse in (True, False))
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-    last = made("sd").sites[-2].path
+    last = models("sd").sites[-2].path
     for layers in ((), (last,)):  # where it is read behind other sites, those are fused as well
         a, b = (FewShot(fuse=fuse, layers=layers)(readers[0], readers[1:], masks[1:]).scores for fuse in (True, False))
         assert (a - b).abs().max() > 1e-5
 
 
-def test_the_supports_order_does_not_matter_and_its_masks_do(made):
-    readers, masks = shots(made("sd"))
+def test_the_supports_order_does_not_matter_and_its_masks_do(models):
+    readers, masks = shots(models("sd"))
     method = FewShot()
     ab, ba = method(readers[2], readers[:2], masks[:2]), method(readers[2], readers[1::-1], masks[1::-1])
     torch.testing.assert_close(ab.scores, ba.scores, atol=1e-5, rtol=1e-5)
@@ -113,16 +94,16 @@ def test_the_supports_order_does_not_matter_and_its_masks_do(made):
     assert (cut.scores[1] - ab.scores[1]).abs().max() > 1e-5
 
 
-def test_feature_matching_is_the_nearest_cell_inside_or_out(made):
+def test_feature_matching_is_the_nearest_cell_inside_or_out(models):
     """An image is its own support: each cell's most alike is itself, so that its own mask comes out."""
-    readers, masks = shots(made("sd"))
+    readers, masks = shots(models("sd"))
     found = FeatureMatching(blocks=(1,), ensemble=1)(readers[0], readers[:1], masks[:1])
     cells = torch.nn.functional.interpolate(masks[0][None, None], found.scores.shape[1:], mode="area")[0, 0] >= 0.5
     assert torch.equal(found.scores[1] > 0.5, cells)
 
 
-def test_what_they_cannot_do_is_said(made):
-    readers, masks = shots(made("sd"))
+def test_what_they_cannot_do_is_said(models):
+    readers, masks = shots(models("sd"))
     for method in (FewShot(), FeatureMatching(ensemble=1)):
         for match, support, given in (
             ("each support image has a mask", readers[:1], masks[:2]),
@@ -133,7 +114,7 @@ def test_what_they_cannot_do_is_said(made):
             with pytest.raises(SfumatoError, match=match):
                 method(readers[2], support, given)
     with pytest.raises(SfumatoError, match="same model"):
-        FewShot()(readers[2], shots(made("sd2"))[0][:1], masks[:1])
+        FewShot()(readers[2], shots(models("sd2"))[0][:1], masks[:1])
     with pytest.raises(SfumatoError, match="by attention or multiply"):
         FewShot(mask="concatenate")  # pyright: ignore
     with pytest.raises(SfumatoError, match="leaves no site"):

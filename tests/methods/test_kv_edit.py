@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, write
+from families import FAMILIES
 
 from sfumato.backbones.load import load
 from sfumato.core.attention import Call
@@ -30,9 +30,9 @@ def square() -> Mask:
     return Mask(pixels)
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES])
-def model(request, tmp_path_factory):
-    return load(str(write(request.param, tmp_path_factory.mktemp("kv-edit"))), device="cpu")
+@pytest.fixture(params=[*FAMILIES])
+def model(request, models):
+    return models(request.param)
 
 
 def picture(model, n: int = 1):

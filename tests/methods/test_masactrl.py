@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from rounding import assert_same_but_for_rounding
 
-from sfumato.backbones.load import load
 from sfumato.core.attention import Call
 from sfumato.core.denoising import denoise
 from sfumato.core.method import Run, Step
@@ -23,14 +22,9 @@ WHOLE = MasaCtrl(after=0.0, layer=0.0)
 MASKED = MasaCtrl(after=0.0, layer=0.3, source="cube", threshold=0.5)
 
 
-@pytest.fixture(scope="module", params=families.FAMILIES)
-def model(request, tmp_path_factory):
-    return load(str(families.write(request.param, tmp_path_factory.mktemp("families"))), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def sd(tmp_path_factory):
-    return load(str(families.write("sd", tmp_path_factory.mktemp("families"))), device="cpu")
+@pytest.fixture(params=families.FAMILIES)
+def model(request, models):
+    return models(request.param)
 
 
 def run(model, method, source=SOURCE, target=TARGET, **options):
@@ -38,24 +32,6 @@ def run(model, method, source=SOURCE, target=TARGET, **options):
     options = {"steps": 2, "size": model.multiple * 4, **options}
     out = denoise(model, prompts, methods=[method] if method else [], **options)
     return out["source"].latents, out["target"].latents
-
-
-def test_switched_off_it_is_plain_sampling_and_on_it_leaves_the_source_alone(model):
-    plain = run(model, None)
-    off = run(model, replace(MASKED, after=1.0))
-    assert torch.equal(off[0], plain[0]) and torch.equal(off[1], plain[1])
-    for method in (WHOLE, MASKED):
-        source, target = run(model, method)
-        assert_same_but_for_rounding(source, plain[0])
-        assert (target - plain[1]).abs().max() > 1e-6
-    assert not model.network._forward_hooks and not any(m._forward_pre_hooks for m in model.network.modules())
-
-
-def test_the_same_prompt_is_no_edit(model):
-    plain = run(model, None, target=SOURCE)
-    source, target = run(model, WHOLE, target=SOURCE)
-    assert torch.equal(source, plain[0])
-    assert_same_but_for_rounding(target, source)
 
 
 def test_with_a_region_of_everything_the_masks_do_nothing(model):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-import families
 import pytest
 import torch
 
@@ -13,11 +12,6 @@ from sfumato.core.choice import choose
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.normalised_cut import NormalisedCut, affinity, bisected, heads, recursive_cut
 from sfumato.reading.reader import Noise, Reader
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return families.made(tmp_path_factory.mktemp("ncut"))
 
 
 def cost(graph, inside) -> float:
@@ -72,9 +66,9 @@ def test_affinities_are_cosines_from_zero_to_one_to_a_power():
     assert (affinity(f[:1].expand(5, -1), 10) == 1).all()
 
 
-def test_the_feature_is_what_the_encoders_last_self_attention_gives(tiny):
+def test_the_feature_is_what_the_encoders_last_self_attention_gives(models):
     """Its heads side by side, through its last linear map, are what its module returns."""
-    model = tiny("sd")
+    model = models("sd")
     reader = Reader(model, torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0)), 64)
     sites = [s for s in choose(model, "image->image", reader.grid) if s.stage == "down"]
     given: list[Any] = []
@@ -89,28 +83,15 @@ def test_the_feature_is_what_the_encoders_last_self_attention_gives(tiny):
     torch.testing.assert_close(module.to_out[0](found.flatten(1).T), given[-1][0], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
-def test_it_segments_on_every_family(tiny, family):
-    model = tiny(family)
-    side = families.side(model)
-    image = torch.rand(3, side, side + side // 2, generator=torch.Generator().manual_seed(1))
-    reader = Reader(model, image, side)
-    for method in (NormalisedCut(side=20), NormalisedCut(clusters=3, side=20), NormalisedCut(tau=1.5, which=0)):
-        out = method(reader)
-        assert out.scores.isfinite().all() and (out.scores >= 0).all() and out.labels.shape == image.shape[1:]
-        assert out.labels.unique().tolist() == list(range(len(out.scores)))
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules())
-
-
-def test_an_image_of_one_colour_is_sane(tiny):
-    out = NormalisedCut(side=16)(Reader(tiny("sd"), torch.full((3, 64, 64), 0.5), 64))
+def test_an_image_of_one_colour_is_sane(models):
+    out = NormalisedCut(side=16)(Reader(models("sd"), torch.full((3, 64, 64), 0.5), 64))
     assert out.scores.isfinite().all()
 
 
-def test_what_it_cannot_do_is_said(tiny):
+def test_what_it_cannot_do_is_said(models):
     options: tuple[dict[str, Any], ...] = ({"tau": 0}, {"tau": 3}, {"power": 0}, {"values": 1}, {"clusters": 0})
     for one in options:
         with pytest.raises(SfumatoError):
             NormalisedCut(**one)
     with pytest.raises(SfumatoError, match="no number 9"):
-        NormalisedCut(which=9)(Reader(tiny("sd"), torch.rand(3, 64, 64), 64))
+        NormalisedCut(which=9)(Reader(models("sd"), torch.rand(3, 64, 64), 64))

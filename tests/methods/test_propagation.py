@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import families
 import pytest
 import torch
 
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.propagation import Propagation, cell, grown
 from sfumato.reading.reader import Reader
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return families.made(tmp_path_factory.mktemp("propagation"))
 
 
 def two_parts(n: int = 20, within: float = 1.0, across: float = 0.1):
@@ -77,23 +71,8 @@ def test_a_point_lies_in_its_cell_up_to_the_edge():
     assert cell(torch.tensor([[0.0, 0.5]]), (2, 3)).nonzero().item() == 3
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
-def test_it_segments_on_every_family(tiny, family):
-    model = tiny(family)
-    side = families.side(model)
-    image = torch.rand(3, side, side + side // 2, generator=torch.Generator().manual_seed(1))
-    reader = Reader(model, image, side)
-    half = side / 2
-    for method in (Propagation((half, half)), Propagation(box=(0, 0, half, half)), Propagation(box=(1, 1, 1.5, 1.5))):
-        out = method(reader)
-        assert out.scores.isfinite().all() and out.names == ("background", "thing")
-        torch.testing.assert_close(out.scores.sum(0), torch.ones(out.scores.shape[1:]))
-        assert out.labels.shape == image.shape[1:]
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.network.modules())
-
-
-def test_what_it_cannot_do_is_said(tiny):
-    reader = Reader(tiny("sd"), torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)), 64)
+def test_what_it_cannot_do_is_said(models):
+    reader = Reader(models("sd"), torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)), 64)
     refused: tuple[tuple[str, dict[str, Any]], ...] = (
         ("give one of them", {}),
         ("give one of them", {"click": (1, 1), "box": (0, 0, 9, 9)}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import families
@@ -18,11 +17,6 @@ from sfumato.reading.reader import Noise, Reader
 PROMPT, OTHER = "a red cube on grass", "the blue duck and a cube"
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return families.made(tmp_path_factory.mktemp("attribution"))
-
-
 def reading(model, ratio: float = 1.5):
     side = families.side(model)
     image = torch.rand(3, side, int(side * ratio), generator=torch.Generator().manual_seed(0))
@@ -36,8 +30,8 @@ def seen(reader, prompt: str, t: float):
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl", "pixart"])
-def test_a_words_map_is_the_mean_over_steps_sites_heads_and_tokens(tiny, family):
-    model = tiny(family)
+def test_a_words_map_is_the_mean_over_steps_sites_heads_and_tokens(models, family):
+    model = models(family)
     reader = reading(model)
     at = model.words(PROMPT)[2][1]
     steps = (1, 400)
@@ -53,8 +47,8 @@ def test_a_words_map_is_the_mean_over_steps_sites_heads_and_tokens(tiny, family)
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux", "deepfloyd"])
-def test_in_joint_attention_the_texts_part_is_made_one(tiny, family):
-    model = tiny(family)
+def test_in_joint_attention_the_texts_part_is_made_one(models, family):
+    model = models(family)
     reader = reading(model)
     at = model.words(PROMPT)[2][1]
     of = []
@@ -66,17 +60,17 @@ def test_in_joint_attention_the_texts_part_is_made_one(tiny, family):
     torch.testing.assert_close(found[0], torch.stack(of).mean(0), atol=1e-5, rtol=1e-4)
 
 
-def test_words_that_compete_sum_to_one_over_the_sentence(tiny):
-    reader = reading(tiny("sd"))
+def test_words_that_compete_sum_to_one_over_the_sentence(models):
+    reader = reading(models("sd"))
     maps = attribute(reader, PROMPT, PROMPT.split(), (1, 500), compete=True)
     torch.testing.assert_close(maps.sum(0), torch.ones_like(maps[0]))
     plain = attribute(reader, PROMPT, PROMPT.split(), (1, 500))
     torch.testing.assert_close(maps, plain / plain.sum(0))
 
 
-def test_another_text_is_attended_to_by_the_images_own_queries(tiny):
+def test_another_text_is_attended_to_by_the_images_own_queries(models):
     """At the first site nothing has yet been read of either text: there the maps are those of the other text alone."""
-    model = tiny("sd")
+    model = models("sd")
     reader = reading(model)
     sites = choose(model, "image->text", reader.grid)
     first = attribute(reader, OTHER, ["duck"], (300,), sites[:1], read_with=PROMPT)
@@ -93,29 +87,16 @@ def test_another_text_is_attended_to_by_the_images_own_queries(tiny):
     torch.testing.assert_close(last, wanted, atol=1e-6, rtol=1e-4)
 
 
-def test_the_same_text_as_another_is_the_text_itself(tiny):
-    reader = reading(tiny("sd"))
+def test_the_same_text_as_another_is_the_text_itself(models):
+    reader = reading(models("sd"))
     steps: Any = (1, 300)
     torch.testing.assert_close(
         attribute(reader, PROMPT, ["cube"], steps, read_with=PROMPT), attribute(reader, PROMPT, ["cube"], steps)
     )
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
-def test_words_become_segments_on_every_family(tiny, family):
-    reader = reading(tiny(family))
-    method = TextAttribution(("red cube", "grass"), PROMPT, steps=(1, 600))
-    for one in (method, replace(method, read_with=OTHER, compete=True)):
-        out = one(reader)
-        assert out.names == ("background", "red cube", "grass") and out.size == reader.size
-        assert out.scores.shape == (3, *reader.grid) and out.scores.isfinite().all() and (out.scores >= 0).all()
-        assert (out.scores[0] == method.threshold).all()
-        torch.testing.assert_close(out.scores[1:].amax((1, 2)), torch.ones(2))
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in reader.model.network.modules())
-
-
-def test_the_threshold_is_a_part_of_the_maximum(tiny):
-    reader = reading(tiny("sd"))
+def test_the_threshold_is_a_part_of_the_maximum(models):
+    reader = reading(models("sd"))
     share = [
         float((TextAttribution(("cube",), threshold=t, steps=(1,))(reader).labels == 0).float().mean())
         for t in (0.0, 0.5, 0.9, 1.0)
@@ -127,8 +108,8 @@ def test_defaults_read_ten_levels_of_noise():
     assert len(STEPS) == 10 and STEPS[0] == 1 and STEPS[-1] == 991
 
 
-def test_what_it_cannot_do_is_said(tiny):
-    reader = reading(tiny("sd"))
+def test_what_it_cannot_do_is_said(models):
+    reader = reading(models("sd"))
     with pytest.raises(SfumatoError, match="has no 'teapot'"):
         TextAttribution(("teapot",), PROMPT)(reader)
     with pytest.raises(SfumatoError, match="needs words"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, made, side
+from families import FAMILIES, side
 from PIL import Image
 
 from sfumato.core.attention import Call
@@ -14,11 +14,6 @@ from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.ops import memory
 from sfumato.reading.reader import Noise, extract, feature, pixels, read, up_block
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return made(tmp_path_factory.mktemp("families"))
 
 
 @pytest.fixture(params=FAMILIES)

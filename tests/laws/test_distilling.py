@@ -1,0 +1,81 @@
+"""The laws of every method that distils, on every family that it runs on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import families
+import pytest
+import torch
+from laws.distilling import ROWS
+from laws.traces import breaking, unchanged
+
+from sfumato.distill import Latents, Pixels, distil
+
+EACH = [(word, family) for word, row in ROWS.items() for family in row.families]
+PROMPTS = ["a blue cube on grass", "a red cube on grass"]
+
+
+def generator(model: Any, space: str) -> Any:
+    """Two images."""
+    side, rng = families.side(model), torch.Generator().manual_seed(0)
+    if space == "pixel":
+        return Pixels(torch.rand(2, 3, side, side, generator=rng).to(model.device))
+    return Latents(
+        torch.randn(2, model.channels, side // model.factor, side // model.factor, generator=rng).to(model.device)
+    )
+
+
+def run(model: Any, method: Any, space: str = "latent", steps: int = 2, **options: Any) -> tuple[Any, Any, Any]:
+    """Images before and after, and what the steps were like."""
+    moved = generator(model, space)
+    (before,) = (p.detach().clone() for p in moved.parameters())
+    records = distil(model, moved, PROMPTS, method, steps, **options)
+    (after,) = (p.detach() for p in moved.parameters())
+    return before, after, records
+
+
+@pytest.mark.parametrize("space", ["latent", "pixel"])
+@pytest.mark.parametrize(("word", "family"), EACH, ids=[f"{a}-{b}" for a, b in EACH])
+def test_it_moves_images_of_either_space_and_leaves_the_model_as_it_was(models, word, family, space):
+    model = models(family)
+    for method in ROWS[word].ways:
+        with unchanged(model):
+            before, after, records = run(model, method, space)
+        assert len(records) == 2 and all(math.isfinite(r.strength) and r.strength > 0 for r in records)
+        assert after.shape == before.shape and after.isfinite().all()
+        assert ((after - before).abs().flatten(1).amax(1) > 1e-4).all()
+
+
+class Cut(Exception):
+    """Where a run is cut off."""
+
+
+@pytest.mark.parametrize("word", ROWS)
+def test_the_same_seed_is_the_same_result_also_where_a_run_was_cut_off(models, exact, word, tmp_path):
+    model = models("sd")
+
+    def cut(step: int, images: Any) -> None:
+        if step == 2:
+            raise Cut
+
+    for number, method in enumerate(ROWS[word].ways):
+        keep = tmp_path / f"{number}.safetensors"
+        _, whole, _ = run(model, method, steps=3, seed=5)
+        _, again, _ = run(model, method, steps=3, seed=5)
+        with unchanged(model), pytest.raises(Cut):
+            run(model, method, steps=3, seed=5, keep=keep, watch=cut)
+        _, resumed, records = run(model, method, steps=3, seed=5, keep=keep)
+        _, other, _ = run(model, method, steps=3, seed=6)
+        assert len(records) == 1
+        assert torch.equal(again, whole) and torch.equal(resumed, whole)
+        assert (other - whole).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("word", ROWS)
+def test_nothing_is_left_behind_after_an_error_inside_the_network(models, word):
+    model = models("sd")
+    for method in ROWS[word].ways:
+        with unchanged(model), breaking(model, 0, 2):
+            run(model, method)

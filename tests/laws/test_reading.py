@@ -1,0 +1,78 @@
+"""The laws of every method that reads images, on every family that it runs on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from laws.reading import POINTS, ROWS, Row
+from laws.traces import breaking, unchanged
+
+from sfumato.reading.results import Matches, Segments
+
+EACH = [(word, family) for word, row in ROWS.items() for family in row.families or ("",)]
+ONE = [(word, row.families[0]) for word, row in ROWS.items() if row.families]
+
+
+def tensors(found: Any) -> list[torch.Tensor]:
+    if isinstance(found, Segments):
+        return [found.scores, found.labels]
+    return list(vars(found).values()) if isinstance(found, Matches) else [found]
+
+
+def assert_right(row: Row, way: Any, found: Any) -> None:
+    """Shapes and ranges, of what each kind of answer is."""
+    assert all(x.isfinite().all() for x in tensors(found))
+    if isinstance(found, Segments):
+        assert found.scores.ndim == 3 and (found.scores >= 0).all() and found.scores.std() > 0
+        assert found.size == (48, 56) == tuple(found.labels.shape)
+        assert found.labels.min() >= 0 and found.labels.max() < len(found.scores)
+        assert not row.names or found.names == row.names
+        assert len(found.names) in (0, len(found.scores))
+        assert found.scores[1:].max() <= row.most
+        if hasattr(way, "threshold") and "background" in row.names:
+            assert (found.scores[0] == way.threshold).all()
+        if row.highest is not None:
+            torch.testing.assert_close(found.scores[1:].amax((1, 2)), torch.full((2,), row.highest))
+        if row.whole:
+            assert found.labels.unique().tolist() == list(range(len(found.scores)))
+        if row.shares:
+            torch.testing.assert_close(found.scores.sum(0), torch.ones(found.scores.shape[1:]))
+    elif isinstance(found, Matches):
+        assert torch.equal(found.source, POINTS) and found.target.shape == POINTS.shape
+        assert ((found.target >= 0) & (found.target <= torch.tensor([48.0, 56.0]))).all()
+        assert found.scores.shape == found.sure.shape == (len(POINTS),) and found.sure.dtype == torch.bool
+    elif row.word == "unsupervised-keypoints":
+        assert found.shape == (3, 2) and (found >= 0).all() and (found <= 64).all()
+    else:
+        assert found.shape == (1, 3, 48, 56)
+
+
+@pytest.mark.parametrize(("word", "family"), EACH, ids=[f"{a}-{b}" for a, b in EACH])
+def test_its_answer_has_its_shape_and_range_and_nothing_is_left_behind(models, word, family):
+    row = ROWS[word]
+    if not family:
+        for way in row.ways:
+            assert_right(row, way, row.ask(way, None))
+        return
+    with unchanged(models(family)):
+        for way in row.ways:
+            assert_right(row, way, row.ask(way, models(family)))
+
+
+@pytest.mark.parametrize("word", ROWS)
+def test_asked_twice_it_says_the_same(models, word):
+    row = ROWS[word]
+    model = models(row.families[0]) if row.families else None
+    for way in row.ways:
+        one, two = (tensors(row.ask(way, model)) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize(("word", "family"), ONE, ids=[f"{a}-{b}" for a, b in ONE])
+def test_nothing_is_left_behind_after_an_error_inside_the_network(models, word, family):
+    row, model = ROWS[word], models(family)
+    for way in row.ways:
+        with unchanged(model), breaking(model, 0, 1):
+            row.ask(way, model)
