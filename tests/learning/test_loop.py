@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sfumato.errors import SfumatoError
+from sfumato.io.progress import Stopped, heard
 from sfumato.learning import seeds
 from sfumato.learning.checkpoint import reached
 from sfumato.learning.loop import Problem, learn
@@ -124,6 +125,23 @@ def test_ctrl_c_waits_for_the_end_of_the_step_and_saves(tmp_path):
     with pytest.raises(KeyboardInterrupt) as raised:  # without a place to save to there is nothing to wait for
         ran(Points({3: stop}))
     assert not raised.value.args
+
+
+def test_each_step_is_heard_of_and_a_listener_may_stop_the_run(tmp_path):
+    keep, events = tmp_path / "run.safetensors", []
+    with heard(events.append):
+        whole, _ = ran(Points(), 4)
+    assert [(e.done, e.of, e.over) for e in events] == [*((k, 4, False) for k in range(5)), (4, 4, True)]
+
+    def two(event):
+        if event.done == 2 and not event.over:
+            raise Stopped
+
+    with pytest.raises(Stopped), heard(two):
+        ran(Points(), 4, keep=keep)
+    with heard(events.append):
+        assert reached(keep)[0] == 2 and torch.equal(ran(Points(), 4, keep=keep)[0], whole)
+    assert [e.done for e in events[6:]] == [0, 2, 3, 4, 4]
 
 
 def test_moments_go_by_names(tmp_path):
