@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sfumato.errors import SfumatoError
+from sfumato.io.progress import Stopped, heard
 from sfumato.learning import seeds
+from sfumato.learning.checkpoint import reached
 from sfumato.learning.loop import Problem, learn
 from sfumato.learning.optimisers import grouped
 
@@ -120,9 +122,26 @@ def test_ctrl_c_waits_for_the_end_of_the_step_and_saves(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     problem = Points()
     assert torch.equal(ran(problem, keep=keep)[0], whole) and problem.seen[0] == (4, 0.5)
-    with pytest.raises(KeyboardInterrupt):  # without a place to save to there is nothing to wait for
-        ran(interrupted := Points({3: stop}))
-    assert len(interrupted.seen) == 4
+    with pytest.raises(KeyboardInterrupt) as raised:  # without a place to save to there is nothing to wait for
+        ran(Points({3: stop}))
+    assert not raised.value.args
+
+
+def test_each_step_is_heard_of_and_a_listener_may_stop_the_run(tmp_path):
+    keep, events = tmp_path / "run.safetensors", []
+    with heard(events.append):
+        whole, _ = ran(Points(), 4)
+    assert [(e.done, e.of, e.over) for e in events] == [*((k, 4, False) for k in range(5)), (4, 4, True)]
+
+    def two(event):
+        if event.done == 2 and not event.over:
+            raise Stopped
+
+    with pytest.raises(Stopped), heard(two):
+        ran(Points(), 4, keep=keep)
+    with heard(events.append):
+        assert reached(keep)[0] == 2 and torch.equal(ran(Points(), 4, keep=keep)[0], whole)
+    assert [e.done for e in events[6:]] == [0, 2, 3, 4, 4]
 
 
 def test_moments_go_by_names(tmp_path):
@@ -182,7 +201,8 @@ def test_a_run_may_be_finished_early_and_time_is_a_budget(tmp_path, monkeypatch)
         def finished(self):
             return len(self.seen) == 3
 
-    assert ran(Enough())[1].step == 3
+    early = tmp_path / "early.safetensors"
+    assert ran(Enough(), check=10, keep=early)[1].step == 3 == reached(early)[0]
     clock = iter(float(k) for k in range(10_000))  # a second a look
     monkeypatch.setattr("sfumato.learning.loop.time.monotonic", lambda: next(clock))
     keep = tmp_path / "run.safetensors"

@@ -157,18 +157,23 @@ def learn(
             _checkpoint(problem, optimisers, run).save(keep, about)
             saved_step, saved = run.step, time.monotonic()
 
-    def used() -> float:
-        return min(1.0, run.step / steps if steps is not None else run.elapsed / (60 * minutes) if minutes > 0 else 1.0)
+    total = 60 * minutes if steps is None else steps
 
-    total, run.fraction = 60 * minutes if steps is None else steps, used()
+    def position() -> float:
+        return min(run.elapsed if steps is None else run.step, total)
+
+    def used() -> float:
+        return position() / total if total > 0 else 1.0
+
+    run.fraction = used()
     bar = progress(problem.doing, round(total)) if rank == 0 else nullcontext(lambda *_: None)
     with _interrupts(keep is not None) as interrupted, bar as advance:
-        run.say, shown = partial(advance, 0), 0.0
+        run.say = partial(advance, 0)
         try:
+            if shown := position():
+                advance(shown)
             while not run.over and not problem.finished():
-                advance(run.fraction * total - shown)
-                step, shown = run.step, run.fraction * total
-                problem.fraction = run.fraction
+                step, problem.fraction = run.step, run.fraction
                 if rate is not None:
                     optimisers.rate(lambda own: rate(own, run.step, run.fraction))
                 optimisers.zero_grad()
@@ -197,6 +202,8 @@ def learn(
                 run.fraction = used()
                 if on_progress is not None:
                     on_progress(run)
+                advance(position() - shown)
+                shown = position()
                 if stop or (every and run.step % every == 0) or (seconds is not None and now - saved > seconds):
                     save()
                 if stop:

@@ -30,7 +30,7 @@ from sfumato.stilllife.train.optimise import optimisers
 from sfumato.stilllife.train.precision import choose
 
 Figures = Mapping[str, float | Tensor]
-SAID = 15.0  # seconds between two lines where there is no terminal
+APART = 15.0  # seconds between two lines where there is no terminal
 
 
 def start(args: Options) -> torch.device:
@@ -113,13 +113,13 @@ def train(
     if writes:
         write_text(log, "".join(json.dumps(r) + "\n" for r in read_log(out) if r["step"] <= first))
     sums: dict[str, Any] = {}
-    shown, noted, since = time.monotonic(), -math.inf, (first, before)
+    shown, printed, since = time.monotonic(), -math.inf, (first, before)
 
     def risen(own: float, i: int, fraction: float) -> float:
         return own * min(1.0, (i + 1) / warmup) * _falling(fraction, cooldown)
 
     def watch(run: Run) -> None:
-        nonlocal shown, noted, since
+        nonlocal shown, printed, since
         for key, value in {"loss": run.loss, "norm": run.norm, **problem.figures}.items():
             sums[key] = sums.get(key, 0.0) + (value.detach() if isinstance(value, Tensor) else value)
         now = time.monotonic()
@@ -127,13 +127,13 @@ def train(
             counted = run.step - since[0]
             record = {k: float(v) / counted for k, v in sums.items()}
             speed = counted * batch * world / max(run.elapsed - since[1], 1e-9)
-            pace = {"rate": optimising[0].param_groups[0]["lr"], "images_per_second": speed}
-            _append(log, {"step": run.step, "elapsed": run.elapsed, **pace, **record})
+            rates = {"rate": optimising[0].param_groups[0]["lr"], "images_per_second": speed}
+            _append(log, {"step": run.step, "elapsed": run.elapsed, **rates, **record})
             figures = " ".join(f"{k} {v:.4g}" for k, v in record.items() if k != "norm")
             run.say(words := f"{name} step {run.step} {figures} {speed:.1f} img/s")
-            if not sys.stderr.isatty() and (now - noted > SAID or run.over):
+            if not sys.stderr.isatty() and (now - printed > APART or run.over):
                 print(f"{run.fraction:4.0%} {words}", file=sys.stderr, flush=True)
-                noted = now
+                printed = now
             sums.clear()
             since = run.step, run.elapsed
         if preview is not None and now - shown > preview_every and not run.over:
