@@ -390,7 +390,8 @@ def test_methods_are_chained_and_compared(run, here, tmp_path):
     files = json.loads(out)
     assert {r["method"] for r in files["runs"]} == {"sdedit", "p2p:pie-bench"} and Path(files["image sdedit"]).is_file()
     sheet = Image.open(files["compare"])
-    assert sheet.size == (3 * 72 - 2, 106) and "method" not in sheet.info, "it is of no single method"
+    assert sheet.size == (3 * 72 - 2, 106)
+    assert "method" not in sheet.info, "it is of no single one"
     refused(run(*edit), "edit takes methods", "masactrl")
     refused(run(*edit, "masa"), "unknown method 'masa'", "masactrl")
     refused(run(*edit, "--compare", "masa"), "unknown method 'masa'", "masactrl")

@@ -48,9 +48,11 @@ def test_previews_are_the_frames_and_a_run_that_was_ended_goes_on_to_the_same_im
     assert next(e.done for e in again if e.done) == 2, "what was done is not done again"
 
 
-def test_an_image_brings_its_size(model):
+def test_an_image_brings_its_size_and_a_seed_what_is_drawn(model):
     image = torch.full((3, 64, 96), 0.5)
     assert distill_images(model, PROMPT, SDS, 1, space="pixel", image=image).images.shape == (1, 3, 64, 96)
+    drawn = [distill_images(model, PROMPT, SDS, 2, space="pixel", image=image, seed=s).images for s in (0, 1)]
+    assert not torch.equal(*drawn), "what is drawn on the way is of the seed"
     with pytest.raises(SfumatoError, match="cannot start from an image"):
         distill_images(model, PROMPT, SDS, 1, space="coordinates", image=image)
 
