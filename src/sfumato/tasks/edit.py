@@ -149,10 +149,8 @@ def fit_all(shown: Mapping[str, Picture], model: Sized, how: Fit = "whole") -> d
     fitted = {name: images.fit(picture, model.size, model.multiple, how) for name, picture in shown.items()}
     sizes = {name: f"{one.pixels.shape[-1]} x {one.pixels.shape[-2]}" for name, one in fitted.items()}
     if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise SfumatoError(
-            f"pictures of a set are seen at one size, here: {listed}; crop them alike, or say --fit crop"
-        )
+        seen = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise SfumatoError(f"pictures of a set are seen at one size, here: {seen}; crop them alike, or say --fit crop")
     return fitted
 
 
