@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core.denoising import denoise
+from sfumato.core.guidance import CFG
 from sfumato.inversion import Inversion, Path, invert
 from sfumato.methods.control import (
     AttendAndExcite,
@@ -347,11 +348,12 @@ def painted(
         if hasattr(how, "seed"):
             how = replace(how, seed=how.seed + images[0])  # pyright: ignore
         path = path or invert(model, torch.stack([picture(model, i, size) for i in images]), prompts["source"], how)
-        options |= {"start": bare(path) if plain else path, "guide": how.guide(model) if guide is None else guide}
+        own = how.guide(model) if guide is None else CFG(guide)
+        options |= {"start": bare(path) if plain else path, "guide": own}
     else:
         size = size or (families.side(model),) * 2
         options |= {"methods": [] if plain else [how], "steps": STEPS, "size": size, "seed": [3 + i for i in images]}
-        options |= {"guide": row.guide if guide is None else guide}
+        options |= {"guide": CFG(row.guide if guide is None else guide)}
     out = denoise(model, prompts, **options)
     return Painted({stream: sample.latents for stream, sample in out.items()}, path)
 

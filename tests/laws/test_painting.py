@@ -13,6 +13,7 @@ from laws.traces import breaking, calls, unchanged
 from rounding import assert_same_but_for_rounding
 
 from sfumato.core.denoising import denoise, plan
+from sfumato.core.guidance import CFG
 from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Inversion, invert
@@ -127,7 +128,7 @@ def started(model: Any, word: str, size: Any) -> tuple[Any, dict[str, Any]]:
             model, torch.rand(3, *size, generator=torch.Generator().manual_seed(0)), SAID["source"][0], method
         )
         return path, {"start": path, "guide": method.guide(model)}
-    return method, {"methods": [method], "guide": row.guide, "steps": STEPS, "size": size, "seed": 3}
+    return method, {"methods": [method], "guide": CFG(row.guide), "steps": STEPS, "size": size, "seed": 3}
 
 
 @table([(word, family) for word, family in ONE if "windows" not in ROWS[word].but])
@@ -161,7 +162,7 @@ def test_what_it_requires_is_refused_before_the_network_is_asked(models, word, f
     if what.requires.source:
         refused.append(({"alone": SAID["source"][0]}, {}, "needs two prompts"))
     if what.requires.uncond:
-        refused.append(({stream: SAID[stream][0] for stream in row.streams}, {"guide": 1.0}, "an empty prompt"))
+        refused.append(({stream: SAID[stream][0] for stream in row.streams}, {"guide": CFG(1.0)}, "an empty prompt"))
     for prompts, more, match in refused:
         with calls(model) as rows, pytest.raises(SfumatoError, match=match) as error:
             denoise(model, prompts, **options | more)
@@ -227,5 +228,5 @@ def test_its_presets_can_be_planned(models, word, family):
         how = replace(preset, **given) if not hasattr(preset, "steps") else replace(preset, **given, steps=8)
         start = isinstance(how, Inversion)
         what = invert(model, picture(model, 0), SAID["source"][0], how) if start else how
-        guide = how.guide(model) if start else row.guide
+        guide = how.guide(model) if start else CFG(row.guide)
         assert plan(model, prompts, methods=[what], guide=guide, steps=8, size=64).run.steps == 8
