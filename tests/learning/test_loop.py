@@ -114,7 +114,15 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(tmp_path, kind, cut):
     assert len(problem.cloud.points) == (5 if kind is Growing else 4)
 
 
-def test_ctrl_c_waits_for_the_end_of_the_step_and_saves(tmp_path):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as at a terminal: a process in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_waits_for_the_end_of_the_step_and_saves(tmp_path, interruptible):
     keep = tmp_path / "run.safetensors"
     whole, _ = ran(Points())
     with pytest.raises(KeyboardInterrupt, match="points stopped at step 4 and saved"):

@@ -27,9 +27,13 @@ def image(h: int, w: int, seed: int = 0):
 
 def test_every_layer_gives_a_map_of_its_grid_and_width(model):
     reader = read(model, image(side(model), side(model)), side(model))
-    for layer, value in reader.features(model.layers, Noise(100)).items():
+    layers = [layer for layer in model.layers if layer.kind != "text"]
+    for layer, value in reader.features(layers, Noise(100)).items():
         assert value.shape == (layer.width, *layer.grid(reader.grid)), layer
         assert value.isfinite().all()
+    if texts := [layer for layer in model.layers if layer.kind == "text"]:
+        with pytest.raises(SfumatoError, match="is no map of the image"):
+            reader.features(texts)
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl", "deepfloyd"])

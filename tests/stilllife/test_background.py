@@ -356,6 +356,12 @@ sys.exit(background.main(["supervise", str(place)]))
 """
 
 
+def supervising(place):
+    """A supervisor in a session of its own, as it lowers that of all that is in it."""
+    command = [sys.executable, "-c", PARENT, str(place)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
 def until_ready(child):
     for line in child.stdout:
         if line == "ready\n":
@@ -366,7 +372,7 @@ def until_ready(child):
 @POSIX
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
 def test_a_signal_stops_the_supervisor_and_its_child_which_saves(place, number):
-    child = subprocess.Popen([sys.executable, "-c", PARENT, str(place)], stdout=subprocess.PIPE, text=True)
+    child = supervising(place)
     try:
         until_ready(child)
         child.send_signal(getattr(signal, number))
@@ -380,7 +386,7 @@ def test_a_signal_stops_the_supervisor_and_its_child_which_saves(place, number):
 
 @LINUX
 def test_a_killed_supervisor_takes_its_child_with_it(place):
-    child = subprocess.Popen([sys.executable, "-c", PARENT, str(place)], stdout=subprocess.PIPE, text=True)
+    child = supervising(place)
     until_ready(child)
     child.kill()
     assert child.stdout and child.stdout.read() == ""  # the child ended too

@@ -40,8 +40,9 @@ def _rows() -> Iterator[dict[str, Any]]:
     from sfumato import inversion
     from sfumato.methods import index
 
-    for kind in inversion.Inversion.__subclasses__():
-        if kind.__module__.startswith(inversion.__name__):  # others are methods, in files of their own
+    named = (getattr(inversion, name) for name in inversion.__all__)  # others are methods, in files of their own
+    for kind in (k for k in named if isinstance(k, type) and issubclass(k, inversion.Inversion)):
+        if kind is not inversion.Inversion:
             yield _row("inversion", kind, kind)
     for entry in index.METHODS:
         if not entry.is_function:

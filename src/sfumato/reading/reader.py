@@ -213,8 +213,10 @@ class Reader:
     def features(
         self, layers: Sequence[Layer] | None = None, noise: Noise = Noise(), prompt: str = ""
     ) -> dict[Layer, Float[Tensor, "c h w"]]:
-        """Maps of layers (unless said up block 1), read once."""
+        """Maps of layers (unless said up block 1), read once. ``SfumatoError`` for what is of the text."""
         layers = [up_block(self.model, 1)] if layers is None else layers
+        if of_text := [layer.path for layer in layers if layer.kind == "text"]:
+            raise SfumatoError(f"{of_text[0]} reads the text here, which is no map of the image; see Reader.extract")
         new = [layer for layer in layers if (layer, noise, prompt) not in self._kept]
         if new:
             found = self.extract(new, feature, noise, prompt)
