@@ -39,7 +39,7 @@ def quick(kind: Any, **options: Any) -> Any:
 METHODS = (
     Row("classifier-score-distillation", (ClassifierScoreDistillation(), IF)),
     Row("collaborative-score-distillation", (CollaborativeScoreDistillation(), replace(EDITING, distance="pixels"))),
-    Row("delta-score", (DeltaScore("a duck on grass"),)),
+    Row("delta-score", (DeltaScore(source="a duck on grass"),)),
     Row("entropic-score-distillation", (quick(EntropicScoreDistillation),)),
     Row("hifa", (HiFA(),)),
     Row("interval-score-matching", (IntervalScoreMatching(times=DREAMFUSION, stride=0.5),)),

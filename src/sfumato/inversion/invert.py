@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
-from sfumato.core.guidance import Guide, Scales
+from sfumato.core.guidance import CFG, Guide, Scales
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import Direct
 from sfumato.inversion.path import Inversion, Path
@@ -40,5 +40,7 @@ def invert(
 
 
 def reconstruct(model: Backbone, path: Path, guide: Guide | Scales = 1.0) -> Tensor:
-    """The latents that following a path with its own prompts leads to."""
+    """The latents that following a path with its own prompts leads to, under CFG where it replaces the empty one."""
+    if path.replaces and not isinstance(guide, Guide):
+        guide = CFG(guide)
     return denoise(model, path.prompts, start=path, guide=guide).latents

@@ -45,11 +45,15 @@ class Path(Start):
     ending: Float[Tensor, "b c h w"] | None = None
     """Added to every stream after the last step."""
 
+    @property
+    def replaces(self) -> bool:
+        """Does something take the place of the empty prompt?"""
+        return self.negative is not None or bool(self.uncond)
+
     def start(self, run: Run) -> Phases:
         first = run.images(run.rows.streams[0])
         streams = len(run.rows.streams)
-        replaces = self.negative is not None or bool(self.uncond)
-        if replaces and "uncond" not in run.rows.conditions:
+        if self.replaces and "uncond" not in run.rows.conditions:
             raise SfumatoError(
                 "this path replaces the empty prompt, so it takes a guidance with one; give a scale above 1, "
                 "or cfg(scale) to a network that reads its guidance"
@@ -74,7 +78,7 @@ class Path(Start):
                 step.x_next = step.x_next + self.ending.to(step.x_next).repeat(streams, 1, 1, 1)
 
         return Phases(
-            cond=cond if replaces else None,
+            cond=cond if self.replaces else None,
             noise=(lambda step: self.noises[step.i].repeat(streams, 1, 1, 1)) if self.noises else None,
             after=after if self.pinned or self.ending is not None else None,
         )
