@@ -23,6 +23,18 @@ def pytest_addoption(parser):
     parser.addoption("--dtype", default="float32", help="of their weights: float32, float16, bfloat16")
 
 
+@pytest.fixture(autouse=True)
+def settings_of_torch():
+    """Training sets threads and the precision of products, which other tests are not to meet."""
+    import torch
+
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+
+
 @pytest.fixture(scope="session")
 def device(request):
     """``--device``."""

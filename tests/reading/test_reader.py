@@ -101,7 +101,7 @@ def test_an_ensemble_is_the_mean_over_its_noises(models):
 def test_batches_of_images_share_their_noise_and_give_what_each_gives_alone(model):
     s = side(model)
     images = torch.stack([image(s, s, i) for i in range(3)])
-    layer = model.layers[-1]
+    layer = [layer for layer in model.layers if layer.kind != "text"][-1]
     with torch.no_grad():
         latents = model.encode(images)
         whole = extract(model, latents, model.embed([""]), Noise(200, ensemble=2), [layer], feature, batch=4)[layer]

@@ -27,7 +27,7 @@ class Options:
     batch: int | None = None
     """Images a step [default: the network's own]."""
     threads: int | None = None
-    """CPU threads [default: all cores]."""
+    """CPU threads [default: OMP_NUM_THREADS, or all cores]."""
     rate: float | None = None
     """Learning rate [default: the network's own]."""
     optimiser: Literal["adam", "muon"] | None = None
@@ -105,7 +105,7 @@ class AllOptions:
     compile: bool = True
     """On a GPU, compile the UNet."""
     threads: int | None = None
-    """CPU threads [default: all cores]."""
+    """CPU threads [default: OMP_NUM_THREADS, or all cores]."""
     n: int = 50
     """Paintings of each class by which the UNet is compared with the one that ships."""
 

@@ -44,7 +44,8 @@ def start(args: Options) -> torch.device:
     except (RuntimeError, AssertionError) as e:
         raise SfumatoError(f"cannot use the device {asked!r}: {str(e).splitlines()[0]}; try --device cpu") from e
     together(device)
-    torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // processes()))
+    asked_for = os.environ.get("OMP_NUM_THREADS", "") if processes() == 1 else ""  # torchrun sets it to 1
+    torch.set_num_threads(args.threads or int(asked_for or 0) or max(1, (os.cpu_count() or 1) // processes()))
     choose(device, args.precision)
     return device
 
