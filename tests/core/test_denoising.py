@@ -14,7 +14,7 @@ from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
 from sfumato.core import guidance
 from sfumato.core.attention import FUSED
-from sfumato.core.denoising import denoise
+from sfumato.core.denoising import denoise, plan
 from sfumato.core.method import Edit, Energy, Method, Need, Phases, Run, Where, span
 from sfumato.core.results import Trajectory, previews
 from sfumato.core.rows import single
@@ -278,3 +278,25 @@ def test_previews_are_pictures_of_the_way(model, tmp_path):
 def test_other_sizes_and_steppers(model):
     out = denoise(model, PROMPT, steps=2, size=(64, 96), stepper=DPMSolver())
     assert out.latents.shape == (1, 4, 8, 12) and out.images.shape == (1, 3, 64, 96)
+
+
+def test_each_image_has_the_noise_of_its_own_seed(model):
+    side = model.size
+    both, one, other = (model.latents(seeds, side, side) for seeds in ([3, 4], [3], [4]))
+    assert torch.equal(both, torch.cat([one, other])) and not torch.equal(one, other)
+
+
+def test_a_method_is_prepared_for_the_prompts_before_it_starts(model):
+    asked = []
+
+    class Asking(Method):
+        def prepare(self, model, prompts):
+            asked.append(prompts)
+            return Doing()
+
+        def start(self, run):
+            raise AssertionError("it was not prepared")
+
+    out = denoise(model, {"a": PROMPT, "b": "a duck"}, methods=[Asking()], steps=1, size=64)
+    plan(model, PROMPT, methods=[Asking()], steps=1)
+    assert asked == [{"a": (PROMPT,), "b": ("a duck",)}, {"main": (PROMPT,)}] and set(out) == {"a", "b"}
