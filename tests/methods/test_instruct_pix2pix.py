@@ -7,41 +7,21 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from families import clip_text, ddim, randomised, stable_diffusion, unet, vae
+from families import INSTRUCTED, instruct, randomised, stable_diffusion
 
 from sfumato.backbones.load import family, load
 from sfumato.core.denoising import denoise, plan
 from sfumato.errors import SfumatoError
 from sfumato.inversion import invert
 from sfumato.methods.edit.instruct_pix2pix import InstructPix2Pix
-from sfumato.stilllife import networks, weights
+from sfumato.stilllife import weights
 
 SOURCE, TARGET = "a red cube on grass", "make the cube blue"
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 PIXELS = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 
-def sd() -> Any:
-    parts: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
-    return diffusers.StableDiffusionInstructPix2PixPipeline(
-        vae=vae(), text_encoder=clip_text(), tokenizer=networks.tokenizer(), unet=unet(in_channels=8), scheduler=ddim(),
-        requires_safety_checker=False, **parts,
-    )  # fmt: skip
-
-
-def sdxl() -> Any:
-    network = unet(
-        in_channels=8, cross_attention_dim=32, addition_embed_type="text_time", addition_time_embed_dim=4,
-        projection_class_embeddings_input_dim=16 + 6 * 4,
-    )  # fmt: skip
-    return diffusers.StableDiffusionXLInstructPix2PixPipeline(
-        vae=vae(), text_encoder=clip_text(), text_encoder_2=clip_text(projected=True),
-        tokenizer=networks.tokenizer(), tokenizer_2=networks.tokenizer(), unet=network, scheduler=ddim(),
-        force_zeros_for_empty_prompt=False, add_watermarker=False,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module", params=[sd, sdxl])
+@pytest.fixture(scope="module", params=INSTRUCTED.values(), ids=list(INSTRUCTED))
 def pipe(request):
     torch.manual_seed(0)
     made = request.param()
@@ -78,7 +58,7 @@ def test_the_shipped_relative_is_diffusers(here):
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    made = sd()
+    made = instruct()
     randomised(*made.components.values())
     return family("tiny", made)
 

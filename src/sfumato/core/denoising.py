@@ -19,7 +19,7 @@ from sfumato.core.method import Energy, Method, Phases, Run, Start, Step, span
 from sfumato.core.plan import Plan
 from sfumato.core.results import Sample, Trajectory
 from sfumato.core.rows import Rows, streams_of
-from sfumato.core.schedule import Levels, noised
+from sfumato.core.schedule import Levels, noise_in, noised
 from sfumato.core.sites import Grid
 from sfumato.core.steppers import DDIM, Move, Stepper
 from sfumato.core.tapping import tapping
@@ -213,7 +213,7 @@ class _Running:
                 before = step.x0
                 p.denoised(step)
                 if step.x0 is not before:
-                    step.eps = (step.x - step.level.alpha * step.x0) / step.level.sigma
+                    step.eps = noise_in(step.x, step.x0, step.level)
         return move
 
     def _moved(self, step: Step, move: Move) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.method import Step
 from sfumato.core.rows import Rows
-from sfumato.core.schedule import Level
+from sfumato.core.schedule import Level, noise_in, without_noise
 from sfumato.core.sites import Grid
 from sfumato.core.steppers import Move, Noise
 from sfumato.core.views import Views
@@ -70,19 +70,18 @@ class Canvas:
         step.x0, step.eps = x0, eps
         if self.count == 1 and shown is step.x:  # there is nothing to agree with
             return move
-        _, alpha, sigma = step.level
         match self.views.fuse:
             case "eps":
                 step.eps = self._agreed(eps)
-                step.x0 = (step.x - sigma * step.eps) / alpha
+                step.x0 = without_noise(step.x, step.eps, step.level)
             case "x0" | "pixels":
                 step.x0 = self._agreed_x0(x0)
-                step.eps = (step.x - alpha * step.x0) / sigma
+                step.eps = noise_in(step.x, step.x0, step.level)
             case "x_prev" if self.apart:
                 return lambda *args: self.split(self.merge(move(*args)))
             case "x_prev":
                 step.x0 = self.merge(x0)
-                step.eps = (step.x - alpha * step.x0) / sigma
+                step.eps = noise_in(step.x, step.x0, step.level)
                 return self._moving_apart(move, shown, step, x0, eps)
         return move
 
