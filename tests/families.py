@@ -193,6 +193,31 @@ def flux() -> Any:
     )  # fmt: skip
 
 
+def wordless(**options: Any) -> diffusers.UNet2DModel:
+    settings: dict[str, Any] = {
+        "sample_size": 16, "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"), "block_out_channels": (8, 16), "layers_per_block": 1,
+        "norm_num_groups": 4, "attention_head_dim": 4,
+    }  # fmt: skip
+    return diffusers.UNet2DModel(**settings | options).eval()
+
+
+def ddpm() -> Any:
+    scheduler = diffusers.DDPMScheduler(clip_sample=False, beta_schedule="squaredcos_cap_v2")
+    return diffusers.DDPMPipeline(unet=wordless(), scheduler=scheduler)
+
+
+def ldm() -> Any:
+    """Unconditional latent diffusion: its autoencoder is a VQ-VAE, its attention has one head."""
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vqvae = diffusers.VQModel(
+        block_out_channels=(4, 4), norm_num_groups=2, latent_channels=3, num_vq_embeddings=32, scaling_factor=0.5,
+        **blocks,
+    ).eval()  # fmt: skip
+    network = wordless(attention_head_dim=None, downsample_padding=0, freq_shift=1, flip_sin_to_cos=False)
+    return diffusers.LDMPipeline(vqvae=vqvae, unet=network, scheduler=ddim(steps_offset=0))
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd": stable_diffusion,
     "sd2": lambda: stable_diffusion(prediction_type="v_prediction"),
@@ -213,12 +238,14 @@ VARIANTS: dict[str, Callable[[], Any]] = {
 """Relatives that differ from their family in what they read, or in their levels."""
 INSTRUCTED: dict[str, Callable[[], Any]] = {"instruct": instruct, "instruct-xl": instruct_xl}
 """Those that read a picture, without which they paint nothing."""
+WORDLESS: dict[str, Callable[[], Any]] = {"ddpm": ddpm, "ldm": ldm}
+"""Those that read no words."""
 
 
 def write(name: str, place: Path) -> Path:
     """The family's tiny model as a folder."""
     torch.manual_seed(0)
-    pipe = (FAMILIES | VARIANTS | INSTRUCTED)[name]()
+    pipe = (FAMILIES | VARIANTS | INSTRUCTED | WORDLESS)[name]()
     randomised(*pipe.components.values())
     pipe.save_pretrained(place / name)
     return place / name

@@ -83,6 +83,7 @@ def _built_in(name: str, variant: str | None, dtype: torch.dtype) -> Any:
 def family(name: str, pipe: Any) -> Backbone:
     """The adapter for a diffusers pipeline."""
     from sfumato.backbones.deepfloyd import DeepFloyd
+    from sfumato.backbones.pixels import Pixels
     from sfumato.backbones.transformers import SD3, Flux, PixArt
     from sfumato.backbones.unet import SDXL, Depth, UNet
 
@@ -95,7 +96,12 @@ def family(name: str, pipe: Any) -> Backbone:
             return SDXL(name, pipe)
         one_more = network.config.in_channels == pipe.vae.config.latent_channels + 1
         return Depth(name, pipe) if one_more else UNet(name, pipe)
-    families = {"PixArtTransformer2DModel": PixArt, "SD3Transformer2DModel": SD3, "FluxTransformer2DModel": Flux}
+    families = {
+        "UNet2DModel": Pixels,
+        "PixArtTransformer2DModel": PixArt,
+        "SD3Transformer2DModel": SD3,
+        "FluxTransformer2DModel": Flux,
+    }
     if kind not in families:
         raise SfumatoError(
             f"{name} is a {type(pipe).__name__} with a {kind}; known are the UNets of Stable Diffusion 1, 2, XL and "

@@ -195,6 +195,8 @@ def hiddens(network: Any) -> tuple[Layer, ...]:
 
     for part in ("down_blocks", "mid_block", "up_blocks"):
         if part == "mid_block":
+            if network.mid_block is None:
+                continue
             add(part, "mid", depth - 1, network.mid_block.resnets[-1].out_channels)
             continue
         for number, block in enumerate(getattr(network, part)):

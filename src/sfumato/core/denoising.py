@@ -138,6 +138,8 @@ def _prepared(
     seen: Canvas | None = None,
 ) -> tuple[Run, dict[str, Phases], Plan, Cond]:
     """A run with its methods started and its plan checked, and what the network will read."""
+    for method in methods:
+        method.requires.check_model(model, type(method).__name__)
     methods = [method.prepare(model, streams) for method in methods]
     for method in methods:
         guide = method.around(guide)

@@ -155,10 +155,13 @@ def guided(model: Backbone, guide: Guide | Scales, negative: str = "", streams: 
     """A guidance as it is; of a scale, or one a stream, the way in which this model is guided.
 
     A network that reads its guidance as an input is told it. Any other is asked as ``CFG``; so is, beside what it was
-    distilled with, one that reads it for what it cannot be told: a negative prompt, or a scale below 0.
+    distilled with, one that reads it for what it cannot be told: a negative prompt, or a scale below 0. One that reads
+    no words is not guided.
     """
     if isinstance(guide, Guide):
         return guide
+    if not model.text_tokens:
+        return CFG(1.0, negative)
     scales = list(guide.values()) if isinstance(guide, Mapping) else [float(guide)]
     if negative or min(scales) < 0 or not reads_scale(model):
         return CFG(guide if isinstance(guide, Mapping) else scales[0], negative)

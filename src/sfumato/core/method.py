@@ -158,12 +158,21 @@ class Requires:
     """What it is called, where its class has another name."""
     source: bool = False
     """A stream that is edited, and at least one that is the edit."""
+    words: bool = False
+    """A model that reads prompts."""
     uncond: bool = False
     """A guidance with an empty (or negative) prompt."""
     windows: bool = True
     """Does it work on a canvas that the network sees in windows?"""
     batch: bool = True
     """Does it work on several images of a stream?"""
+
+    def check_model(self, model: Backbone, name: str) -> None:
+        """Raise ``SfumatoError`` for a model that is none for the method of this name."""
+        if self.words and not model.text_tokens:
+            raise SfumatoError(
+                f"{self.who or name} works by words, and {model.name} paints without; take a model that reads prompts"
+            )
 
     def check(self, run: Run, name: str) -> None:
         """Raise ``SfumatoError`` for a run that is none for the method of this name."""

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.method import Requires
 from sfumato.distill.annealing import Ramp
 from sfumato.distill.generators import Generator, Rendering, Viewpoints
 from sfumato.distill.gradients import Reduction, apply_gradient, clipped
@@ -92,6 +93,8 @@ class Distillation:
     ``started``, and takes away from the model afterwards.
     """
 
+    requires: ClassVar[Requires] = Requires()
+
     @contextmanager
     def started(self, model: Backbone, seed: int) -> Iterator[Any]:
         """Around a run: yields a ``Learner``, or None."""
@@ -148,6 +151,7 @@ def distil(
     asked = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     if steps < 1:
         raise SfumatoError(f"a run has one step or more, got {steps}")
+    method.requires.check_model(model, type(method).__name__)
     problem = _Distilling(
         model, generator, asked, method, steps, viewpoints, tuple(regularisers), clip, reduction, seed, watch
     )

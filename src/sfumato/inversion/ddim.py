@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import CFG, Guide, guided
+from sfumato.core.method import Requires
 from sfumato.core.schedule import Level, Schedule, add_noise
 from sfumato.inversion.path import Advance, Inversion, Path, Replacing, predict
 
@@ -106,6 +108,8 @@ class NegativePrompt(Replacing):
 
     Families: all.
     """
+
+    requires: ClassVar = Requires(words=True)
 
     steps: int = 50
 

@@ -33,6 +33,7 @@ def invert(
         raise SfumatoError(f"{len(images)} images need a prompt each, got {len(prompts)}")
     model.check_size(*images.shape[-2:])
     how = how or Direct()
+    how.requires.check_model(model, type(how).__name__)
     with torch.no_grad():
         image = model.encode(images.to(model.device))
         with progress("inverting", how.steps) as advance:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import CFG
+from sfumato.core.method import Requires
 from sfumato.core.schedule import Level, add_noise
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.inversion.path import Advance, Path, Replacing
@@ -29,6 +31,8 @@ class NullText(Replacing):
 
     Families: all.
     """
+
+    requires: ClassVar = Requires(words=True)
 
     scale: float = 7.5
     inner: int = 10

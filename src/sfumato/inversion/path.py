@@ -12,7 +12,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import CFG, Guide, Scales
-from sfumato.core.method import Phases, Run, Start, Step
+from sfumato.core.method import Phases, Requires, Run, Start, Step
 from sfumato.core.rows import single
 from sfumato.core.schedule import Level, Levels
 from sfumato.core.steppers import DDIM, Stepper
@@ -88,6 +88,7 @@ class Inversion:
     """A way to invert, with its published defaults."""
 
     steps: int
+    requires: ClassVar[Requires] = Requires()
     has_source: ClassVar[bool] = True
     """Is a run's first stream the image itself, which is found again? If not, a run may be of the edit alone."""
     edit_guidance: ClassVar[float] = 7.5

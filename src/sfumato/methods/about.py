@@ -11,6 +11,7 @@ from sfumato.core.method import Requires
 
 _ASKED = {
     "source": "two prompts, of what is edited and of the edit",
+    "words": "a model that reads prompts",
     "uncond": "a guidance with an empty prompt",
     "windows": "whole images, not windows of a canvas",
     "batch": "one image at a time",

@@ -45,7 +45,7 @@ from sfumato.prompts.grammar import Parser, noun_phrases
 class AttendAndExcite(Method):
     """Makes each thing of the prompt appear, by its word's attention."""
 
-    requires: ClassVar = Requires(windows=False)
+    requires: ClassVar = Requires(words=True, windows=False)
 
     words: tuple[str, ...] = ()
     """Words or phrases of the prompt; empty: the head of each of its noun phrases."""

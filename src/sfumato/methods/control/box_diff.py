@@ -38,7 +38,7 @@ SIGMA = 2**-0.5  # of the blur, whose exponent the authors write as (x / 2 sigma
 class BoxDiff(Method):
     """Puts each phrase of a layout into its box, by three constraints on its maps."""
 
-    requires: ClassVar = Requires(windows=False)
+    requires: ClassVar = Requires(words=True, windows=False)
 
     layout: Layout | None = None
     """Phrases of the prompt and their boxes."""

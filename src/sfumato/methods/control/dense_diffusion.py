@@ -38,7 +38,7 @@ _MASKED = -5e3  # masks of text add -1e4 or minus infinity
 class DenseDiffusion(Method):
     """Ties each segment of a layout to its phrase."""
 
-    requires: ClassVar = Requires(windows=False)
+    requires: ClassVar = Requires(words=True, windows=False)
 
     layout: Layout | None = None
     """Phrases of the prompt and their segments: masks, or boxes."""

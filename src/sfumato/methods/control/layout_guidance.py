@@ -43,7 +43,7 @@ from sfumato.prompts.layout import Box, Layout
 class LayoutGuidance(Method):
     """Brings the attention of each phrase of a layout into its box."""
 
-    requires: ClassVar = Requires(windows=False)
+    requires: ClassVar = Requires(words=True, windows=False)
 
     layout: Layout | None = None
     """Phrases of the prompt and their boxes."""

@@ -49,7 +49,7 @@ class Bound:
 class LinguisticBinding(Method):
     """Draws the attention of adjectives and their nouns together, and away from all other words."""
 
-    requires: ClassVar = Requires(windows=False)
+    requires: ClassVar = Requires(words=True, windows=False)
 
     phrases: tuple[str, ...] = ()
     """Modifiers and their noun, the noun last ("pink horse"); empty: the noun phrases of the prompt."""

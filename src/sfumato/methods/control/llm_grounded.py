@@ -56,7 +56,7 @@ _SETTLED = 0.2  # part of the steps after which attention counts for the masks: 
 class LlmGrounded(Method):
     """Plans where things go, paints each alone and then all of them there."""
 
-    requires: ClassVar = Requires(windows=False)
+    requires: ClassVar = Requires(words=True, windows=False)
 
     layout: Layout | None = None
     """Phrases of the prompt and their boxes; without one, it is planned."""

@@ -42,7 +42,7 @@ from sfumato.prompts.layout import Layout
 class RegionPrompts(Method):
     """Regions of the picture read prompts of their own."""
 
-    requires: ClassVar = Requires(windows=False)
+    requires: ClassVar = Requires(words=True, windows=False)
 
     layout: Layout | None = None
     """Regions and their prompts."""

@@ -45,7 +45,7 @@ from sfumato.prompts.words import Words, spans
 class RichText(Method):
     """Words of the prompt with prompts, colours and sizes of their own."""
 
-    requires: ClassVar = Requires(windows=False)
+    requires: ClassVar = Requires(words=True, windows=False)
 
     regions: Mapping[str, str] = field(default_factory=dict)
     """Words or phrases and the text that their regions are painted from instead."""

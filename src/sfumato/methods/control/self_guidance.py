@@ -48,7 +48,7 @@ class Seen:
 class SelfGuidance(Method):
     """Goes down energies of where words' things are, how big, of what shape and look."""
 
-    requires: ClassVar = Requires(windows=False)
+    requires: ClassVar = Requires(words=True, windows=False)
 
     words: tuple[str, ...] = ()
     """Words or phrases of the prompt whose things are moved or resized."""

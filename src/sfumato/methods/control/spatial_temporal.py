@@ -47,7 +47,7 @@ from sfumato.prompts.layout import Layout
 class SpatialTemporal(Method):
     """Mixes attention to things' own sentences in around where they should be."""
 
-    requires: ClassVar = Requires(windows=False)
+    requires: ClassVar = Requires(words=True, windows=False)
 
     layout: Layout | None = None
     """Phrases of the prompt and their boxes."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -28,7 +29,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.choice import choose
 from sfumato.core.conditions import Cond
-from sfumato.core.method import Edit, Method, Phases, Run, Step, Where
+from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step, Where
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.own_words import occurrences, own_words, prompts_of
@@ -41,6 +42,8 @@ Paste = list[tuple[int, int]]
 @dataclass(frozen=True)
 class StructuredDiffusion(Method):
     """Values of cross-attention from the prompt and from each of its noun phrases by itself."""
+
+    requires: ClassVar = Requires(words=True)
 
     phrases: tuple[str, ...] = ()
     """Phrases of the prompt; empty: its noun phrases of more than one word."""

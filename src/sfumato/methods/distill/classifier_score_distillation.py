@@ -19,9 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
+from sfumato.core.method import Requires
 from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import Ramp, Times, between, constant, linear, piecewise
 from sfumato.distill.gradients import Weighting, weight
@@ -56,6 +58,8 @@ def classifier_score_distillation(
 @dataclass(frozen=True)
 class ClassifierScoreDistillation(Weighted):
     """Guidance alone, with the text's settings."""
+
+    requires: ClassVar = Requires(words=True)
 
     guidance: float = 1.0
     """Weight of the prompt's classifier; Adam does not see it while there is no other."""

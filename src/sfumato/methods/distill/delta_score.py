@@ -17,10 +17,12 @@ Families: all.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from sfumato.core.conditions import Cond
+from sfumato.core.method import Requires
 from sfumato.core.rows import single
 from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import Times, between
@@ -65,6 +67,8 @@ def delta_score(
 @dataclass(frozen=True)
 class DeltaScore(Weighted):
     """DDS with the notebook's settings."""
+
+    requires: ClassVar = Requires(words=True)
 
     source: str = ""
     """Says what the images of the first step show."""

@@ -18,9 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
+from sfumato.core.method import Requires
 from sfumato.core.schedule import Level, add_noise, beside
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.guided import Weighted
@@ -53,6 +55,8 @@ def noise_free_score_distillation(
 @dataclass(frozen=True)
 class NoiseFreeScoreDistillation(Weighted):
     """NFSD with the paper's settings."""
+
+    requires: ClassVar = Requires(words=True)
 
     guidance: float = 7.5
     """How much the prompt's direction weighs beside that to real images."""

@@ -19,9 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
+from sfumato.core.method import Requires
 from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import DREAMFUSION, Times, constant, piecewise
 from sfumato.distill.gradients import Weighting, weight
@@ -51,6 +53,8 @@ def bridge(
 @dataclass(frozen=True)
 class ScoreDistillationBridge(Weighted):
     """SDS-Bridge with the authors' settings for scenes."""
+
+    requires: ClassVar = Requires(words=True)
 
     guidance: float = 100.0
     """Scale of classifier-free guidance in the first stage, of the difference in the second."""

@@ -20,6 +20,7 @@ Families: all; Stable Diffusion's InstructPix2Pix for instructions.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from sfumato.backbones.latent import Latent
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import Guide, Scales
-from sfumato.core.method import Phases, Run, Step
+from sfumato.core.method import Phases, Requires, Run, Step
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.stein import PUBLISHED, Bandwidth, Division, Stein
 from sfumato.inversion.path import Advance, Inversion, Path
@@ -39,6 +40,8 @@ from sfumato.prompts.layout import Mask
 @dataclass(frozen=True)
 class CollaborativeEditing(Inversion):
     """The run's first stream is the sources, all others are their edits; the images of a stream are one set."""
+
+    requires: ClassVar = Requires(words=True)
 
     rate: float = 2.0
     """How much of the weighted gradient a step takes from each latent."""

@@ -38,6 +38,8 @@ CLEAN = Level.of(0, 1.0, 0.0)
 class DeltaDenoising(Inversion):
     """The run's first stream is the source, all others are its edits; guidance is the run's, 7.5 as published."""
 
+    requires: ClassVar = Requires(words=True)
+
     rate: float = 200 / 4096
     """How much of the gradient a step takes from each latent."""
     least: float = 0.05

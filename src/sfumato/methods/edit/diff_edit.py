@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
-from sfumato.core.method import Phases, Run, Step
+from sfumato.core.method import Phases, Requires, Run, Step
 from sfumato.core.schedule import Level, add_noise, part_of
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
@@ -72,6 +72,8 @@ class DiffEdit(Inversion):
             )
         if self.maps < 1 or self.clamp <= 0:
             raise SfumatoError(f"at least one map and a clamp above 0, got {self.maps} and {self.clamp}")
+        if self.mask is None:
+            Requires("DiffEdit without a mask", words=True).check_model(model, "")
         levels = model.levels(self.steps, image.shape[-2:])
         run = levels.last(float(self.strength))
         words, scale = (prompts, self.scale) if self.scale else (("",) * len(image), 1.0)

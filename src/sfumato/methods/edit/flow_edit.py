@@ -25,13 +25,14 @@ Families: all; flows, which are Stable Diffusion 3 and Flux, as published.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import Guide, Scales
-from sfumato.core.method import Phases, Run, Step
+from sfumato.core.method import Phases, Requires, Run, Step
 from sfumato.core.schedule import Level, add_noise, joined, part_of
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path
@@ -53,6 +54,8 @@ class Scaled(Inversion):
 @dataclass(frozen=True)
 class FlowEdit(Scaled):
     """Gives a start whose streams stay images; the run's guidance should be its own (``guide``)."""
+
+    requires: ClassVar = Requires(words=True)
 
     source_scale: float = 3.5
     """Guidance of the source."""

@@ -52,6 +52,8 @@ _ROWS = ("add ", "remove ")  # conditions of further edits begin so
 class Ledits(Inversion):
     """Adds and removes concepts."""
 
+    requires: ClassVar = Requires(words=True)
+
     also: tuple[str, ...] = ()
     """Phrases to add, beside the target's prompt."""
     remove: tuple[str, ...] = ()

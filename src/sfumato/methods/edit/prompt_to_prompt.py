@@ -47,7 +47,7 @@ class LocalBlend:
 class PromptToPrompt(Method):
     """The run's first stream is the source, all others are its edits."""
 
-    requires: ClassVar = Requires(source=True, batch=False)
+    requires: ClassVar = Requires(words=True, source=True, batch=False)
 
     cross: float = 0.8
     """Part of the steps in which cross-attention is the source's."""

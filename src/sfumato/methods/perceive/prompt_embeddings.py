@@ -21,7 +21,7 @@ Families: UNets of Stable Diffusion 1, 2 and XL; others have no cross-attention 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.method import Requires
 from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError
 from sfumato.learning.loop import Problem, learn
@@ -44,6 +45,8 @@ Maps = list[Float[Tensor, "rows h w"]]
 @dataclass(frozen=True)
 class PromptEmbeddings:
     """Matches points by texts that are fitted to them."""
+
+    requires: ClassVar = Requires(words=True)
 
     steps: int = 129
     """Of the optimisation, for each point and each text."""
@@ -110,6 +113,7 @@ class PromptEmbeddings:
     def fit(self, source: Reader, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n restarts tokens d"]:
         """The texts of each point (eq. 8)."""
         model, share = source.model, source.inside(points)
+        self.requires.check_model(model, "PromptEmbeddings")
         sites = readers(model, source.grid, self.parts, "prompt embeddings")
         problem = _Fitting(self, source, share, sites)
         with frozen(model.network):

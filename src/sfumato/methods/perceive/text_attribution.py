@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.conditions import Cond
+from sfumato.core.method import Requires
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.prompts.words import spans
@@ -42,6 +44,8 @@ STEPS = tuple(range(1, 1000, 110))
 @dataclass(frozen=True)
 class TextAttribution:
     """Segments by words: where a word's map is above a part of its own maximum, and above the other words'."""
+
+    requires: ClassVar = Requires(words=True)
 
     words: tuple[str, ...] = ()
     """Words or phrases of the sentence."""
@@ -79,6 +83,7 @@ class TextAttribution:
         """A map for each word, at the latents' size."""
         if not self.words:
             raise SfumatoError("attribution needs words: which things to look for")
+        self.requires.check_model(reader.model, "TextAttribution")
         prompt = " and ".join(self.words) if self.prompt is None else self.prompt
         sites = chosen(reader, "image->text", self.stage, self.least, "attribution")
         return attribute(

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as remade
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.method import Requires
 from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
 from sfumato.io.files import atomic
@@ -53,6 +54,8 @@ Reads = list[tuple[Float[Tensor, "rows heads d h w"], Float[Tensor, "rows heads 
 @dataclass(frozen=True)
 class UnsupervisedKeypoints:
     """Learns keypoints of images that show things of one kind."""
+
+    requires: ClassVar = Requires(words=True)
 
     keypoints: int = 10
     """How many."""
@@ -121,6 +124,7 @@ class UnsupervisedKeypoints:
         ``resume`` names a file that holds the state after ``every`` so many steps and when it is interrupted; where it
         is there, it is gone on from, with the result of never having stopped. ``side``: see ``Reader``.
         """
+        self.requires.check_model(model, "UnsupervisedKeypoints")
         shown = self._shown(model, images, side)
         readers(model, _cells(model, shown), self.parts, "unsupervised keypoints")
         with torch.no_grad():

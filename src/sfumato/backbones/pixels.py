@@ -1,0 +1,73 @@
+"""Models that paint without words: a UNet2DModel on pixels (DDPM and its kind), or on the latents of a VQ autoencoder.
+
+The diffusers pipelines of DDPM, DDIM, PNDM and unconditional latent diffusion. Their only prompt is the empty one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.backbones.unet import hiddens, residuals, sites
+from sfumato.core.backbone import Backbone, times
+from sfumato.core.conditions import Cond
+from sfumato.core.schedule import Schedule
+from sfumato.core.sites import Layer, token_layers
+from sfumato.errors import SfumatoError
+
+
+class Pixels(Backbone):
+    """Images are their own latents, in [-1, 1], unless the pipeline has an autoencoder (``vqvae``)."""
+
+    text_tokens = 0
+
+    def __init__(self, name: str, pipe: Any):
+        self.name, self.pipe, self.network = name, pipe, pipe.unet
+        config = self.network.config
+        if self.network.class_embedding is not None:
+            raise SfumatoError(f"{name} paints one of several classes, and of its kind only models without are known")
+        self.vae = getattr(pipe, "vqvae", None)
+        self.schedule = Schedule.read(pipe.scheduler.config)
+        self.factor = 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.multiple = self.factor * 2 ** (len(config.block_out_channels) - 1)
+        self.channels, self.size = config.in_channels, config.sample_size * self.factor
+        self.sites = sites(self.network)
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        return (*token_layers(self.sites, self.network), *residuals(self.network), *hiddens(self.network))
+
+    def embed(self, prompts: Sequence[str]) -> Cond:
+        if prompt := next(filter(None, prompts), None):
+            raise SfumatoError(f"{self.name} paints without words, so its only prompt is the empty one, not {prompt!r}")
+        return Cond(torch.zeros(len(prompts), 0, 1, device=self.device), tuple(prompts))
+
+    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
+        if len(cond) != len(x):
+            raise SfumatoError(f"{len(x)} images need {len(x)} rows of conditions, got {len(cond)}")
+        if cond.image is not None or cond.controls:
+            raise SfumatoError(f"{self.name} reads nothing beside its image: no picture and no controls")
+        time = times(t, x)
+        if self.network.config.time_embedding_type == "learned":
+            time = time.long()
+        return self.network(x.to(self.dtype), time, return_dict=False)[0][:, : self.channels].float()
+
+    def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+        x = images.to(self.device) * 2 - 1
+        if self.vae is None:
+            return x
+        return self.vae.encode(x.to(self.vae.dtype)).latents.float() * self.vae.config.scaling_factor
+
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        if self.vae is not None:
+            z = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+            latents = self.vae.decode(z, return_dict=False)[0].float()
+        return (latents / 2 + 0.5).clamp(0, 1)
+
+    def words(self, prompt: str) -> list[tuple[str, slice]]:
+        return []

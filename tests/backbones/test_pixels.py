@@ -1,0 +1,179 @@
+"""Models that paint without words: parity with diffusers' pipelines; each method runs on them, or asks for words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from inspect import isfunction
+from typing import Any
+
+import diffusers
+import families
+import pytest
+import torch
+from laws import distilling, painting, reading
+from laws.traces import unchanged
+
+from sfumato.backbones.load import family
+from sfumato.core.denoising import denoise
+from sfumato.core.guidance import cfg
+from sfumato.core.sites import Layer
+from sfumato.core.views import Ring
+from sfumato.distill import Latents, distil
+from sfumato.errors import SfumatoError
+from sfumato.inversion import EDICT, Direct, EditFriendly, Inversion, NegativePrompt, NullText, invert, reconstruct
+from sfumato.methods.edit import CrossImageAttention, DiffEdit, EyeForAnEye, MasaCtrl
+
+EMPTY = {stream: ("", "") for stream in painting.SAID}
+BY_WORDS = {
+    *("collaborative-editing", "delta-denoising", "flow-edit", "ledits", "prompt-to-prompt", "attend-and-excite"),
+    *("box-diff", "dense-diffusion", "layout-guidance", "linguistic-binding", "llm-grounded", "region-prompts"),
+    *("rich-text", "self-guidance", "spatial-temporal", "structured-diffusion"),
+}
+WORDLESS = {
+    "cross-image-attention": CrossImageAttention(fine=(0, 1), coarse=(0, 1), adain=(0.5, 1)),
+    "diff-edit": DiffEdit(painting.LEFT, strength=1.0, steps=2),
+    "eye-for-an-eye": EyeForAnEye(tokens=(0, 1), adain=(0.5, 1), every=0),
+    "masactrl": MasaCtrl(after=0.0, layer=0.0),
+}
+"""Settings that name no word, of methods that may be given some."""
+
+
+@pytest.mark.parametrize("name", families.WORDLESS)
+def test_it_samples_what_its_pipeline_does(models, name):
+    model = models(name)
+    scheduler = diffusers.DDIMScheduler.from_config(model.pipe.scheduler.config)
+    side = model.size // model.factor
+    x = model.latents([5, 6], model.size, model.size)
+    assert x.shape == (2, 3, side, side)
+    theirs = x
+    scheduler.set_timesteps(4)
+    for t in scheduler.timesteps:
+        theirs = scheduler.step(model.network(theirs, t).sample, t, theirs).prev_sample
+    ours = denoise(model, ["", ""], seed=5, steps=4)
+    torch.testing.assert_close(ours.latents, theirs, rtol=0, atol=2e-5)
+    if name == "ldm":
+        theirs = model.pipe.vqvae.decode(theirs / 0.5).sample
+    torch.testing.assert_close(ours.images, (theirs / 2 + 0.5).clamp(0, 1), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", families.WORDLESS)
+def test_images_are_encoded_as_they_were_in_training(models, name):
+    model = models(name)
+    image = painting.picture(model, 3, (model.size, model.size))[None]
+    found = model.encode(image)
+    wanted = image * 2 - 1 if name == "ddpm" else model.pipe.vqvae.encode(image * 2 - 1).latents * 0.5
+    assert torch.equal(found, wanted)
+    if name == "ddpm":
+        torch.testing.assert_close(model.decode(found), image)
+
+
+def test_a_learned_time_and_a_variance_are_known():
+    torch.manual_seed(0)
+    network = families.wordless(time_embedding_type="learned", num_train_timesteps=1000, out_channels=6)
+    families.randomised(network)
+    model = family("x", diffusers.DDPMPipeline(unet=network, scheduler=families.ddim()))
+    x = torch.randn(2, 3, 16, 16)
+    wanted = network(x, torch.tensor([7, 7])).sample[:, :3]
+    assert torch.equal(model.predict(x, 7.0, model.embed(["", ""])), wanted)
+
+
+def test_a_network_of_classes_is_refused():
+    pipe = diffusers.DDPMPipeline(unet=families.wordless(num_class_embeds=3), scheduler=families.ddim())
+    with pytest.raises(SfumatoError, match="one of several classes"):
+        family("x", pipe)
+
+
+def test_its_only_prompt_is_the_empty_one(models):
+    model = models("ddpm")
+    with pytest.raises(SfumatoError, match="paints without words, so its only prompt is the empty one, not 'a cat'"):
+        denoise(model, "a cat", steps=1)
+    with pytest.raises(SfumatoError, match="not 'a dog'"):
+        denoise(model, "", guide=cfg(3.0, "a dog"), steps=1)
+    assert model.words("") == []
+
+
+def test_a_number_for_its_guidance_costs_nothing(models):
+    model, seen = models("ddpm"), []
+    hook = model.network.register_forward_hook(lambda _, args, out: seen.append(len(args[0])))
+    with_default = denoise(model, "", steps=2).latents
+    hook.remove()
+    assert seen == [1, 1]
+    torch.testing.assert_close(denoise(model, "", steps=2, guide=cfg(7.5)).latents, with_default)
+
+
+def settings(model: Any, row: painting.Row) -> Any:
+    on = WORDLESS.get(row.word.partition(":")[0], row.on)
+    on = on(model) if isfunction(on) else on
+    return replace(on, cross=0.0) if row.word.startswith("feature-transfer") else on
+
+
+@pytest.mark.parametrize("word", [word for word, row in painting.ROWS.items() if row.families in (
+    painting.ALL, painting.CROSS, painting.UNETS)])  # fmt: skip
+def test_a_method_that_paints_runs_or_says_that_it_needs_words(models, word):
+    model, row = models("ddpm"), painting.ROWS[word]
+    if word.partition(":")[0] in BY_WORDS:
+        with pytest.raises(SfumatoError, match=r"works by words, and \S+ddpm paints without; take a model that reads"):
+            painting.painted(model, row, said=EMPTY)
+        return
+    on, apart = settings(model, row), {}
+    if not isinstance(on, Inversion):
+        apart["start"] = model.latents(range(len(row.streams)), 16, 16)
+    with unchanged(model):
+        out = painting.painted(model, row, on, said=EMPTY, **apart)
+    without = painting.painted(model, row, on, said=EMPTY, plain=True, path=out.path, **apart)
+    for stream, x in out.edits.items():
+        assert x.isfinite().all()
+        assert "acts" in row.but or stream == "appearance" or (x - without.latents[stream]).abs().max() > 1e-5, stream
+
+
+@pytest.mark.parametrize("word", [word for word, row in reading.ROWS.items() if row.families])
+def test_a_method_that_reads_runs_or_says_that_it_needs_words(models, word):
+    model, row = models("ddpm"), reading.ROWS[word]
+    way = row.ways[0]
+    if word in ("text-attribution", "prompt-embeddings", "unsupervised-keypoints"):
+        with pytest.raises(SfumatoError, match="works by words, and"):
+            row.ask(way, model)
+        return
+    with unchanged(model):
+        found = row.ask(way, model)
+    assert all(v.isfinite().all() for v in vars(found).values() if isinstance(v, torch.Tensor))
+
+
+@pytest.mark.parametrize("word", distilling.ROWS)
+def test_a_method_that_distils_runs_or_says_that_it_needs_words(models, word):
+    model, method = models("ddpm"), distilling.ROWS[word].ways[0]
+    if method.requires.words:
+        with pytest.raises(SfumatoError, match=f"{type(method).__name__} works by words"):
+            distil(model, Latents(model.latents([1], 16, 16)), [""], method, 2)
+        return
+    before = model.latents([1], 16, 16)
+    canvas = Latents(before.clone())
+    distil(model, canvas, [""], method, 2)
+    (after,) = canvas.parameters()
+    assert after.isfinite().all() and (after - before).abs().max() > 0
+
+
+@pytest.mark.parametrize("how", [Direct(steps=3), EditFriendly(steps=3), EDICT(steps=3)], ids=repr)
+@pytest.mark.parametrize("name", families.WORDLESS)
+def test_an_image_is_found_again(models, name, how):
+    model = models(name)
+    path = invert(model, painting.picture(model, 1, (model.size, model.size)), "", how)
+    torch.testing.assert_close(reconstruct(model, path), path.image, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", [NullText(), NegativePrompt(), DiffEdit()], ids=lambda how: type(how).__name__)
+def test_what_replaces_or_compares_prompts_is_refused(models, how):
+    model = models("ddpm")
+    with pytest.raises(SfumatoError, match=f"{type(how).__name__}.* works by words"):
+        invert(model, painting.picture(model, 1), "", how)
+
+
+def test_a_wide_canvas_is_painted_in_windows(models):
+    model = models("ddpm")
+    wide = denoise(model, "", size=(16, 32), views=Ring(8), steps=2).latents
+    assert wide.shape == (1, 3, 16, 32) and wide.isfinite().all()
+
+
+def test_its_features_are_of_all_kinds_but_text(models):
+    kinds = {layer.kind for layer in models("ldm").layers if isinstance(layer, Layer)}
+    assert kinds == {"tokens", "residual", "hidden"}
