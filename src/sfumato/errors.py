@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import Any
 
 
 class SfumatoError(Exception):
@@ -28,3 +30,13 @@ def whole(name: str, value: int, low: int, high: int) -> None:
 def out_of_memory(e: BaseException) -> bool:
     """Did the machine or the accelerator have no memory left? (torch says so on a CPU by a plain ``RuntimeError``.)"""
     return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(e)
+
+
+REMEDY = "take --dtype float32 or bfloat16 where it is float16, or weaker settings"
+
+
+def finite(values: Any, what: str, remedy: str = REMEDY) -> None:
+    """Raise ``SfumatoError`` unless a tensor's values, or a number, are finite: ``what`` they are, and what to do."""
+    sound = values.isfinite().all() if hasattr(values, "isfinite") else math.isfinite(values)
+    if not sound:
+        raise SfumatoError(f"{what} became not finite; {remedy}")

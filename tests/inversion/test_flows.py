@@ -110,7 +110,7 @@ def test_more_eta_is_nearer_to_the_image_and_decays(gaussian, small):
     assert gaps == sorted(gaps, reverse=True) and gaps[-1] < 0.9 * gaps[0]
     etas = invert(gaussian, small, SOURCE, RFInversion(decay=1.0, steps=8, stop=0.5)).etas
     assert etas == pytest.approx((0.9, 0.9 * 7 / 8, 0.9 * 6 / 8, 0.9 * 5 / 8, 0, 0, 0, 0))
-    assert sum(e > 0 for e in RFInversion()(gaussian, small, ("", ""), lambda: None).etas) == 7
+    assert sum(e > 0 for e in RFInversion()(gaussian, small, ("", ""), lambda x: None).etas) == 7
 
 
 def test_the_residual_cache_is_the_published_steps(model, images):

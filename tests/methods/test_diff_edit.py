@@ -138,7 +138,7 @@ def test_the_way_back_is_diffusers_but_for_the_background_that_is_there_a_level_
     model = family("tiny", pipe)
     image = model.encode(pixels(model)[None]).detach()
     with torch.no_grad():
-        path = DiffEdit(scale=DIFFUSERS.scale, steps=5)(model, image, (SOURCE,), lambda: None)
+        path = DiffEdit(scale=DIFFUSERS.scale, steps=5)(model, image, (SOURCE,), lambda x: None)
     told = {"num_inference_steps": 5, "guidance_scale": 7.5, "output_type": "latent"}
     track = pipe.invert(prompt=SOURCE, image=image, inpaint_strength=0.8, **told).latents
     torch.testing.assert_close(track[0], torch.cat(path.track[:-1]), **CLOSE)

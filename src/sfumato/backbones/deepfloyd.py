@@ -20,7 +20,7 @@ from sfumato.core.backbone import times
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Schedule
 from sfumato.core.sites import Layer, token_layers
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, finite
 
 
 class DeepFloyd(Latent):
@@ -76,4 +76,5 @@ class DeepFloyd(Latent):
         return images.to(self.device) * 2 - 1
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        finite(latents, "latents that are to be seen")
         return (latents / 2 + 0.5).clamp(0, 1)

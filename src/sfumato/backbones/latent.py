@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.backbones import autoencoders
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Schedule
@@ -24,6 +25,8 @@ class Latent(Backbone):
     """Channels that the network reads: of the latents, and of an image as condition."""
     steered = False
     """Does it take controls?"""
+    vae_reads: ClassVar[tuple[str, ...]] = ()
+    """What its pipeline reads of the VAE's config beside the scale (``autoencoders.SHIFTS``)."""
 
     _known: dict[str, dict[str, Tensor]]
     _of: tuple[object, ...] | None = None
@@ -31,9 +34,10 @@ class Latent(Backbone):
     def __init__(self, name: str, pipe: Any, network: Any, tokenizer: Any, cells: int | None = None):
         self.name, self.pipe, self.network, self.tokenizer = name, pipe, network, tokenizer
         self.vae = pipe.vae
+        autoencoders.check(self.vae, name, self.vae_reads)
         self.schedule = Schedule.read(pipe.scheduler.config)
         self.channels, self.reads = self.vae.config.latent_channels, network.config.in_channels
-        self.factor = self.multiple = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.factor = self.multiple = autoencoders.factor(self.vae)
         self.size = (cells or network.config.sample_size) * self.factor
         self.text_tokens = tokenizer.model_max_length
 
@@ -43,7 +47,7 @@ class Latent(Backbone):
             self._known, self._of = {}, now
         new = [p for p in dict.fromkeys(prompts) if p not in self._known]
         if new:
-            parts = self._encode(new)
+            parts = {k: v.float() if v.is_floating_point() else v for k, v in self._encode(new).items()}
             self._known |= {p: {k: v[i] for k, v in parts.items()} for i, p in enumerate(new)}
         rows = {k: torch.stack([self._known[p][k] for p in prompts]) for k in self._known[prompts[0]]}
         return Cond(rows.pop("text"), tuple(prompts), rows)
@@ -85,14 +89,10 @@ class Latent(Backbone):
         return both
 
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-        config = self.vae.config
-        mean = self.vae.encode((images * 2 - 1).to(self.device, self.vae.dtype)).latent_dist.mean.float()
-        return (mean - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+        return autoencoders.encode(self.vae, images.to(self.device))
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
-        config = self.vae.config
-        z = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-        return (self.vae.decode(z.to(self.vae.dtype), return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+        return autoencoders.decode(self.vae, latents)
 
     def words(self, prompt: str) -> list[tuple[str, slice]]:
         return words(prompt, self.tokenizer, self.text_tokens, self.name)

@@ -81,6 +81,8 @@ class PixArt(Transformer):
 class SD3(Transformer):
     """Stable Diffusion 3 and 3.5: image and text attend together, the image first."""
 
+    vae_reads = ("shift_factor",)
+
     def __init__(self, name: str, pipe: Any):
         super().__init__(name, pipe, pipe.transformer, pipe.tokenizer)
         self.patch = self.network.config.patch_size
@@ -120,6 +122,7 @@ class Flux(Transformer):
     """
 
     distilled: float = 3.5
+    vae_reads = ("shift_factor",)
 
     def __init__(self, name: str, pipe: Any):
         super().__init__(name, pipe, pipe.transformer, pipe.tokenizer_2, pipe.default_sample_size)

@@ -112,6 +112,8 @@ class Depth(UNet):
 class SDXL(UNet):
     """Stable Diffusion XL: two text encoders, a pooled text, and the size that an image was trained at."""
 
+    vae_reads = ("latents_mean", "latents_std")
+
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         text, _, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
         return {"text": text, "pooled": pooled}
@@ -119,7 +121,7 @@ class SDXL(UNet):
     def added(self, x: Tensor, cond: Cond) -> dict[str, Tensor]:
         height, width = (n * self.factor for n in x.shape[-2:])
         ids = torch.tensor([height, width, 0, 0, height, width], device=x.device, dtype=cond.text.dtype)
-        return {"text_embeds": cond.extra["pooled"], "time_ids": ids.expand(len(x), -1)}
+        return {"text_embeds": cond.extra["pooled"].to(self.dtype), "time_ids": ids.expand(len(x), -1)}
 
 
 @dataclass(frozen=True)

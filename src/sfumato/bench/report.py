@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
@@ -17,7 +16,7 @@ import torch
 from jaxtyping import Float
 
 from sfumato.errors import SfumatoError
-from sfumato.io.files import write_text
+from sfumato.io.files import write_json
 from sfumato.io.terminal import print_json
 
 Figure = Float[np.ndarray, " samples"] | float  # a value a sample, of which the mean is the figure, or a figure
@@ -115,7 +114,7 @@ def gather(
     report.compared |= getattr(session, "compared", {})
     report.seconds = time.monotonic() - began
     if out is not None:
-        write_text(out / f"{report.suite}.json", json.dumps(report.to_dict(), indent=2) + "\n")
+        write_json(out / f"{report.suite}.json", report.to_dict(), indent=2)
     return report
 
 

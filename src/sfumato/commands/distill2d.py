@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
-from json import dumps
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +11,7 @@ import tyro
 
 from sfumato.commands.options import Device, Json, Model, Running, Seed, check_size, seed_of, slug, whole
 from sfumato.errors import SfumatoError
-from sfumato.io.files import writable, write_text
+from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import note, print_json, quiet
 from sfumato.methods import index
 from sfumato.tasks import chain as chains
@@ -141,7 +140,7 @@ def distill2d(
         labels, grid = [f"{scale:g}" for scale in scales], out / f"{stem}-sweep.png"
         rows[-1]["files"].append(str(pictures.write(pictures.labelled(results, labels), grid, settings)))
     document = out / f"{stem}.json"
-    write_text(document, dumps({"runs": rows}, indent=1, allow_nan=False) + "\n")
+    write_json(document, {"runs": rows}, indent=1)
     if json:
         print_json({"runs": rows, "grid": str(grid), "record": str(document)})
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +22,7 @@ from sfumato.commands.options import (
     whole,
 )
 from sfumato.errors import SfumatoError
-from sfumato.io.files import writable, write_text
+from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import print_json, quiet
 from sfumato.methods import index
 from sfumato.tasks import chain as chains
@@ -143,7 +142,7 @@ def _write(done: EditRun, out: Path, stems: list[str], name: str, words: dict[st
         for i, (each, result) in enumerate(zip(stems, done.edited.pictures, strict=True))
     }
     files[f"plan{end}"] = plan
-    write_text(plan, dumps(done.plan.table(), indent=2) + "\n")
+    write_json(plan, done.plan.table(), indent=2)
     if done.attention is not None:
         files[f"attention{end}"] = pictures.write(done.attention, out / f"{stem}-attention.png", words)
     return {key: str(file) for key, file in files.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ import tyro
 from sfumato.commands.fields import spoken
 from sfumato.commands.options import Device, Json, Model, Running
 from sfumato.experiments.index import EXPERIMENTS, Entry
-from sfumato.io.files import writable, write_text
+from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import print_json, print_table, quiet
 
 
@@ -56,7 +55,7 @@ def _command(entry: Entry) -> Callable[..., None]:
         found.draw(path, experiment.about(model))
         document = experiment.document(model, found)
         numbers = path.with_suffix(".json")
-        write_text(numbers, dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_json(numbers, document, indent=1, ensure_ascii=False)
         figures = found.figures(path)
         if setting.json:
             print_json({**{name: str(file) for name, file in figures.items()}, **document})

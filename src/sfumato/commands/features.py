@@ -9,7 +9,7 @@ import tyro
 
 from sfumato.commands.options import Device, Json, Model, Running, Seed, Side, chosen_side, seed_of
 from sfumato.commands.reading import files_of
-from sfumato.io.files import writable
+from sfumato.io.files import save_tensors, writable
 from sfumato.io.terminal import print_json, print_table, quiet
 
 
@@ -50,10 +50,7 @@ def features(
     seed_of(seed)
     writable(out)
     quiet()
-    from safetensors.torch import save_file
-
     from sfumato.experiments import joint_pca
-    from sfumato.io.files import atomic
     from sfumato.media.images import open_picture
     from sfumato.reading.reader import read
 
@@ -66,8 +63,7 @@ def features(
     made = [picture]
     for i, file in enumerate(files):
         made.append(out / f"{file.stem}-features.safetensors")
-        with atomic(made[-1]) as part:
-            save_file({name: m[:, i].contiguous() for name, m in maps.items()}, part, {"times": str(list(times))})
+        save_tensors(made[-1], {name: m[:, i] for name, m in maps.items()}, {"times": str(list(times))})
     rows = [{"layer": name, "joint": round(c.joint, 3), "own": round(c.own, 3)} for name, c in found.items()]
     if json:
         print_json({"files": [str(f) for f in made], "layers": rows})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +25,7 @@ from sfumato.commands.options import (
 )
 from sfumato.commands.sampling import Sampling
 from sfumato.errors import SfumatoError
-from sfumato.io.files import writable, write_text
+from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import note, print_json, quiet
 from sfumato.tasks import chain as chains
 from sfumato.tasks.chain import Chain
@@ -120,6 +119,6 @@ def generate(
         files.append(found["grid"])
     if chain.items:
         found["plan"] = str(folder / f"{stem}-plan.json")
-        write_text(Path(found["plan"]), dumps(painted.plan.table(), indent=2) + "\n")
+        write_json(Path(found["plan"]), painted.plan.table(), indent=2)
         files.append(found["plan"])
     print_json(found) if json else print("\n".join(files))

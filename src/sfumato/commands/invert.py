@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from sfumato.commands.options import Device, Fit, Json, Model, Photo, Running, Seed, Steps, seed_of, whole
-from sfumato.io.files import writable
+from sfumato.io.files import save_tensors, writable
 from sfumato.io.terminal import print_json, quiet
 from sfumato.tasks.starts import How, inversion_of
 
@@ -37,9 +37,7 @@ def invert(
     writable(out)
     quiet()
     import torch
-    from safetensors.torch import save_file
 
-    from sfumato.io.files import atomic
     from sfumato.media import images, pictures
     from sfumato.tasks.edit import invert_picture
 
@@ -55,8 +53,7 @@ def invert(
     tensors |= {"uncond": torch.stack(path.uncond)} if path.uncond else {}
     tensors |= {"noises": torch.stack(path.noises)} if path.noises else {}
     file = out / f"{image.stem}-path.safetensors"
-    with atomic(file) as part:
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, part, {k: str(v) for k, v in words.items()})
+    save_tensors(file, tensors, {k: str(v) for k, v in words.items()})
     figures = {"psnr": done.psnr, "psnr_vae": done.psnr_best}
     if json:
         print_json({"image": str(sheet), "path": str(file), **figures})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ import tyro
 from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_side
 from sfumato.commands.reading import files_of, finish, page
 from sfumato.errors import SfumatoError
-from sfumato.io.files import writable, write_text
+from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import print_json, quiet
 from sfumato.tasks import chain as chains
 from sfumato.tasks.batch import Batch, contents
@@ -77,7 +76,7 @@ def keypoints(
     done = batch.run("locating", work)
     rows = done.rows
     document = out / "keypoints.json"
-    write_text(document, dumps(rows, indent=1, allow_nan=False) + "\n")
+    write_json(document, rows, indent=1)
     shown = [(row["image"], [("", Path(row["files"][0]))]) for row in rows]
     report = page("Keypoints", f"{len(found.chosen)} on {model}, {len(rows)} images", shown, out / "index.html")
     if json:

@@ -9,7 +9,7 @@ import tyro
 
 from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_side
 from sfumato.errors import SfumatoError
-from sfumato.io.files import writable, write_text
+from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import print_json, quiet
 from sfumato.tasks import chain as chains
 from sfumato.tasks import recipes
@@ -84,7 +84,7 @@ def match(
     ]
     record = {"first": str(first), "second": str(second), "model": model, "method": repr(done.method), "matches": rows}
     numbers = Path(f"{stem}.json")
-    write_text(numbers, _dumps(record))
+    write_json(numbers, record, indent=1)
     if json:
         print_json({**record, "shown": str(files[0]), "files": [str(f) for f in files]})
     else:
@@ -97,10 +97,3 @@ def _point(text: str) -> tuple[float, float]:
     except ValueError:
         raise SfumatoError(f"a point is X,Y in pixels, such as 60,40; got {text!r}") from None
     return x, y
-
-
-def _dumps(value: Any) -> str:
-
-    from json import dumps
-
-    return dumps(value, indent=1, allow_nan=False) + "\n"

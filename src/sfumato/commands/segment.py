@@ -10,7 +10,7 @@ import tyro
 from sfumato.commands.options import Device, Json, Model, Running, ShowAttention, Side, chosen_side, slug
 from sfumato.commands.reading import files_of, finish, page
 from sfumato.errors import SfumatoError
-from sfumato.io.files import writable, write_text
+from sfumato.io.files import save_tensors, writable, write_json
 from sfumato.io.terminal import print_json, quiet
 from sfumato.tasks import chain as chains
 from sfumato.tasks import recipes
@@ -118,7 +118,7 @@ def segment(
     for row in rows:
         document.add(row["image"], read_labels(row["files"][0]), tuple(row["names"]))
     coco = out / "segments.json"
-    write_text(coco, _dumps(document.document()))
+    write_json(coco, document.document())
     shown = [(row["image"], [("as it is", Path(row["image"])), (_said(row), Path(row["files"][1]))]) for row in rows]
     if show_attention:
         for row, (_, figures) in zip(rows, shown, strict=True):
@@ -133,9 +133,6 @@ def segment(
 
 def _looks(method: TextAttribution, model: Backbone, picture: Picture, side: int | None, stem: Path) -> list[Path]:
     """Where each word looks: a picture a word, one of all, and the maps."""
-    from safetensors.torch import save_file
-
-    from sfumato.io.files import atomic
     from sfumato.media import pictures
     from sfumato.media.images import open_picture
     from sfumato.media.overlays import heatmap
@@ -146,16 +143,9 @@ def _looks(method: TextAttribution, model: Backbone, picture: Picture, side: int
     made = [pictures.write(heatmap(picture, m), Path(f"{stem}-{slug(w)}.png")) for w, m in maps.items()]
     sheet = pictures.labelled([picture, *map(open_picture, made)], ["", *maps])
     tensors = Path(f"{stem}-attribution.safetensors")
-    with atomic(tensors) as part:
-        save_file({word: m.contiguous() for word, m in maps.items()}, part)
+    save_tensors(tensors, maps)
     return [*made, pictures.write(sheet, Path(f"{stem}-attribution.png")), tensors]
 
 
 def _said(row: dict[str, Any]) -> str:
     return ", ".join(row["names"]) if row["names"] else f"{row['segments']} segments"
-
-
-def _dumps(value: Any) -> str:
-    from json import dumps
-
-    return dumps(value, allow_nan=False) + "\n"

@@ -68,9 +68,9 @@ class Call:
         return self._tensors[which]
 
     def logits(self, name: Name) -> Float[Tensor, "each heads queries keys"]:
-        """What the softmax is taken of, mask added."""
+        """What the softmax is taken of, mask added; in float32 where the network computes in halves."""
         if name not in self._logits:
-            q, k = self.get("q", name), self.get("k", name)
+            q, k = (fine(self.get(which, name)) for which in "qk")
             scale = self._kernel.get("scale")
             logits = (q @ k.transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scale is None else scale)
             mask = self._kernel.get("attn_mask")
@@ -88,8 +88,7 @@ class Call:
     def probs(self, name: Name) -> Float[Tensor, "each heads queries keys"]:
         """The attention probabilities of a group, over all its keys."""
         if name not in self._probs:
-            logits = self.logits(name)
-            self._probs[name] = logits.float().softmax(-1).to(logits.dtype)
+            self._probs[name] = self.logits(name).softmax(-1)
         return self._probs[name]
 
     def set_probs(self, name: Name, value: Float[Tensor, "each heads queries keys"]) -> None:
@@ -153,7 +152,7 @@ class Call:
         if not self._written:
             return FUSED(q, k, v, **self._kernel)
         fused = [n for n in self.rows.names if n not in self._written]
-        parts: dict[Name, Tensor] = {n: self.probs(n) @ self.get("v", n) for n in self._written}
+        parts: dict[Name, Tensor] = {n: self.probs(n).to(v) @ self.get("v", n) for n in self._written}
         if fused:
             at = torch.cat([torch.arange(self.rows[n].start, self.rows[n].stop) for n in fused]).to(q.device)
             mask = self._kernel.get("attn_mask")
@@ -162,3 +161,8 @@ class Call:
             out = FUSED(q[at], k[at], v[at], **{**self._kernel, "attn_mask": mask})
             parts |= dict(zip(fused, out.split(self.rows.each), strict=True))
         return torch.cat([parts[n] for n in self.rows.names])
+
+
+def fine(values: Tensor) -> Tensor:
+    """In float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -30,8 +30,24 @@ from sfumato.core.conditions import Cond
 
 
 def dtype_of(network: Any) -> torch.dtype:
-    """Of a network's weights; diffusers' own way to ask for it visits every module, in each step."""
-    return next(p.dtype for p in network.parameters() if p.is_floating_point())
+    """In which a network computes: its first weights' type, or what they are cast to where they are stored in another.
+
+    diffusers' own way to ask for it visits every module, in each step. Raises ``SfumatoError`` for float8 weights that
+    nothing casts.
+    """
+    for module in network.modules():
+        hooks = getattr(module, "_diffusers_hook", None)
+        if hooks is not None and (casting := hooks.get_hook("layerwise_casting")):
+            return casting.compute_dtype
+        for weight in module._parameters.values():
+            if weight is not None and weight.is_floating_point():
+                if weight.dtype.itemsize > 1:
+                    return weight.dtype
+                raise SfumatoError(
+                    f"{type(network).__name__} has weights in {weight.dtype}, in which nothing computes; call "
+                    "enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16) on it"
+                )
+    raise SfumatoError(f"{type(network).__name__} has no weights to compute with")
 
 
 def times(t: float | Float[Tensor, "*b"], x: Float[Tensor, "b *shape"]) -> Float[Tensor, " b"]:
@@ -72,7 +88,8 @@ class Backbone(ABC):
     @property
     def device(self) -> torch.device:
         """Where its inputs go."""
-        return self.runs_on or next(self.network.parameters()).device
+        hook = getattr(self.network, "_hf_hook", None)  # accelerate's, where it was offloaded by hand
+        return self.runs_on or getattr(hook, "execution_device", None) or next(self.network.parameters()).device
 
     def given(self, change: Callable[[Cond], Cond]) -> Self:
         """This model with something changed in all that it reads: the same networks, another ``embed``.
@@ -85,8 +102,15 @@ class Backbone(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the network's weights."""
+        """In which the network computes."""
         return dtype_of(self.network)
+
+    @property
+    def remedy(self) -> str:
+        """What to do where its numbers are not finite."""
+        if self.dtype == torch.float16:
+            return "float16 ends at 65504: load it with dtype float32 or bfloat16"
+        return "take a lower guidance, or weaker settings of what takes part"
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:

@@ -24,6 +24,7 @@ class Cond:
     """What a network reads beside x and t, a row for each image."""
 
     text: Float[Tensor, "b n d"]
+    """In float32, as all that may be learned or averaged; the network reads it in its own precision."""
     prompts: tuple[str, ...]
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     """Further inputs under the network's own names, each with b rows."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from sfumato.core import plan as plans
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.fusing import Canvas
+from sfumato.core.gradients import gradients
 from sfumato.core.guidance import Guide, Scales, guided
 from sfumato.core.method import Energy, Method, Phases, Run, Start, Step, span
 from sfumato.core.plan import Plan
@@ -24,7 +25,7 @@ from sfumato.core.sites import Grid
 from sfumato.core.steppers import DDIM, Move, Stepper
 from sfumato.core.tapping import tapping
 from sfumato.core.views import Views
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, finite
 from sfumato.io.progress import progress
 
 Prompts = str | Sequence[str] | Mapping[str, str | Sequence[str]]
@@ -55,7 +56,8 @@ def denoise(
     ``guide`` is a guidance, or a scale, or one a stream, for the way in which the model is guided (``guided``). With
     ``views`` the image is a canvas of ``size``, which the network sees in windows of the model's own size, or as views
     say. ``steps`` (50 unless the path says) and ``levels`` exclude each other.
-    Ctrl-C and errors leave the model as it was. Raises ``SfumatoError`` for what cannot be run, before the first step.
+    Ctrl-C and errors leave the model as it was. Raises ``SfumatoError`` for what cannot be run, before the first step,
+    and after one that leads to what is not finite.
     """
     streams = _streams(prompts)
     names, each = tuple(streams), len(next(iter(streams.values())))
@@ -98,6 +100,7 @@ def denoise(
                     callback(step)
                 advance()
 
+            finite(x, "the latents that the run starts from", model.remedy)
             parts, noise = tuple(phases.values()), _noise(x, seed)
             if seen is not None:
                 x, noise = seen.entered(x), seen.drawing(noise)
@@ -189,6 +192,7 @@ class _Running:
                 for p in self.phases:
                     if p.after:
                         p.after(step)
+                self._check(step)
                 self.watch(step)
                 x = step.x_next
         return x
@@ -218,6 +222,24 @@ class _Running:
                     step.eps = noise_in(step.x, step.x0, step.level)
         return move
 
+    def _check(self, step: Step) -> None:
+        """Raise ``SfumatoError`` where the step led to what is not finite: what of it was the first, and who did it."""
+        if step.x_next.isfinite().all():
+            return
+        found: dict[str, tuple[Iterable[Tensor], tuple[str, ...]]] = {
+            "the latents before it": ([step.x], ("before",)),
+            "the network's prediction": (step.parts.values(), ("edits", "cond")),
+            "the guided prediction": ([step.x0, step.eps], ("energy", "denoised")),
+            "the latents after it": ([step.x_next], ("after", "noise")),
+        }
+        what, moments = next((what, by) for what, (of, by) in found.items() if not all(x.isfinite().all() for x in of))
+        names = zip(self.plan.calls, self.phases, strict=True)
+        who = ", ".join(name for name, p in names if any(getattr(p, moment) for moment in moments))
+        with_whom = f", with {who}" if who else ""
+        raise SfumatoError(
+            f"step {step.i + 1} of {step.run.steps}: {what} became not finite{with_whom}; {step.run.model.remedy}"
+        )
+
     def _moved(self, step: Step, move: Move) -> Tensor:
         chosen = next((z for p in self.phases if p.noise and (z := p.noise(step)) is not None), None)
         noise = self.draw if chosen is None else lambda: chosen
@@ -239,7 +261,7 @@ def _descend(step: Step, energies: Sequence[Energy]) -> None:
         total = [e.loss(step) for e in energies if e.through_network]
         held = step.x0 = step.x0.detach().requires_grad_()
         total += [e.loss(step) for e in energies if not e.through_network]
-        by_x, by_held = torch.autograd.grad(torch.stack(total).sum(), (step.x, held), materialize_grads=True)
+        by_x, by_held = gradients(step.run.model, torch.stack(total).sum(), (step.x, held), materialize_grads=True)
     gradient = by_x + (by_held / alpha if alpha else 0)
     step.x = step.x.detach()
     step.eps = step.eps.detach() + sigma * gradient

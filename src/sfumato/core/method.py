@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.attention import Call
+from sfumato.core.attention import Call, fine
 from sfumato.core.features import Activation
 from sfumato.core.rows import Name, Pattern, Rows
 from sfumato.core.schedule import part_of
@@ -239,7 +239,7 @@ def captured(
     if need.reduce is not None:
         return {name: need.reduce(call, name) for name in rows}
     if isinstance(call, Activation):
-        return {name: call.get(name) for name in rows}
+        return {name: fine(call.get(name)) for name in rows}
     out = {}
     for name in rows:
         mean = call.mean(name, need.where.pair)

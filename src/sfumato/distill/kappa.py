@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from sfumato.core.gradients import gradients
 from sfumato.core.schedule import Level, add_noise, noise_in
 from sfumato.distill.prior import GuidedModel, Images
 from sfumato.errors import SfumatoError
@@ -64,5 +65,5 @@ def regressed(prior: GuidedModel, x: Images, at: Level, start: Images, rounds: i
         with torch.enable_grad():
             asked = kappa.detach().requires_grad_()
             loss = (prior(add_noise(x, asked, at), at) - asked).square().sum() / 2
-        kappa = kappa - rate * torch.autograd.grad(loss, asked)[0]
+        kappa = kappa - rate * gradients(prior.model, loss, (asked,))[0]
     return kappa

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
+from sfumato.core.gradients import gradients
 from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import between
 from sfumato.distill.prior import Images, noises
@@ -89,7 +90,7 @@ class LowRank:
             predicted = self.model.predict(add_noise(x, noise, at), at.t, cond)
             loss = (predicted - target).square().mean()
             # of the frozen weights no gradients are asked, so that none are left on them
-            found = torch.autograd.grad(loss, list(self._weights.values()), allow_unused=True)
+            found = gradients(self.model, loss, list(self._weights.values()), allow_unused=True)
         for weight, gradient in zip(self._weights.values(), found, strict=True):
             weight.grad = gradient
         self.loss = float(loss.detach())

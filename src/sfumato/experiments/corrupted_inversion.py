@@ -22,6 +22,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.experiments.experiment import Experiment, Findings, within
 from sfumato.inversion.ddim import DDIMInversion
+from sfumato.inversion.invert import checked
 from sfumato.io.progress import progress
 from sfumato.media import plots
 from sfumato.media.images import Fit, read_image
@@ -141,10 +142,9 @@ def corrupted_inversion(
     """Invert an image, which the model can encode as it is, and its corruptions, in one batch."""
     shown = torch.cat([image, *(c.of(image) for c in corruptions)])
     latents = model.encode(shown.to(model.device))
-    with progress("inverting", steps) as advance:
-        track = DDIMInversion(steps=steps).track(model, latents, (prompt,) * len(shown), advance)[
-            ::-1
-        ]  # cleanest first
+    how = DDIMInversion(steps=steps)
+    with progress("inverting", steps) as bar:
+        track = how.track(model, latents, (prompt,) * len(shown), checked(model, how, bar))[::-1]  # cleanest first
     levels = model.levels(steps, latents.shape[-2:])
     estimates = []
     for i, (x, y) in enumerate(pairwise(track)):

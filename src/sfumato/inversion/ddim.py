@@ -61,7 +61,7 @@ class DDIMInversion(Inversion):
                 x0, eps = predict(model, x, to.t, to, conds, guide)
                 x = _before(model.schedule, track[-1], x0, eps, to, at)
             track.append(x)
-            advance()
+            advance(x)
         return tuple(reversed(track))
 
 

@@ -100,7 +100,7 @@ class EDICT(Inversion):
             second = undone(second, first, i)
             first = undone(first, second, i)
             one, other = _turned(first, second, i)
-            advance()
+            advance(one)
         waiting, now = _turned(one, other, 0)
         twice = Levels(levels.all.rows(torch.arange(2 * len(levels) + 1) // 2))
         return Path(now, twice, prompts, image, Coupled(levels, waiting, self.mixing))

@@ -91,7 +91,7 @@ class RFInversion(Inversion):
             v = model.predict(x, at.t, empty)
             straight = (noise - x) / at.alpha
             track.append(x + (to.sigma - at.sigma) * (v + self.gamma * (straight - v)))
-            advance()
+            advance(track[-1])
         first, last = span((float(self.start), float(self.stop)), self.steps)
         etas = (self.eta * (1 - i / self.steps) ** self.decay if first <= i < last else 0 for i in range(self.steps))
         return Pulled(track[-1], levels, prompts, image, track=tuple(reversed(track)), etas=tuple(etas))

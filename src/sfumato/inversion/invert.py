@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,9 +12,9 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG, Guide, Scales
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, finite
 from sfumato.inversion.ddim import Direct
-from sfumato.inversion.path import Inversion, Path
+from sfumato.inversion.path import Advance, Inversion, Path
 from sfumato.io.progress import progress
 
 
@@ -25,7 +26,8 @@ def invert(
 ) -> Path:
     """The path back from images in [0, 1], each described by its prompt. The default is ``Direct()``.
 
-    Raises ``SfumatoError`` when sides are not multiples of what the model works in, or prompts and images do not match.
+    Raises ``SfumatoError`` when sides are not multiples of what the model works in, or prompts and images do not match,
+    and where a step leads to what is not finite.
     """
     images = images[None] if images.ndim == 3 else images
     prompts = (prompt,) * len(images) if isinstance(prompt, str) else tuple(prompt)
@@ -36,8 +38,20 @@ def invert(
     how.requires.check_model(model, type(how).__name__)
     with torch.no_grad():
         image = model.encode(images.to(model.device))
-        with progress("inverting", how.steps) as advance:
-            return how(model, image, prompts, advance)
+        with progress("inverting", how.steps) as bar:
+            return how(model, image, prompts, checked(model, how, bar))
+
+
+def checked(model: Backbone, how: Inversion, bar: Callable[[], None]) -> Advance:
+    """An ``Advance`` of an inversion's bar, which raises ``SfumatoError`` for latents that are not finite."""
+    count = itertools.count(1)
+
+    def advance(x: Tensor) -> None:
+        step = next(count)
+        finite(x, f"step {step} of {how.steps} of {type(how).__name__}: the latents", model.remedy)
+        bar()
+
+    return advance
 
 
 def reconstruct(model: Backbone, path: Path, guide: Guide | Scales = 1.0) -> Tensor:

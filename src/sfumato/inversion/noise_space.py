@@ -88,6 +88,6 @@ class EditFriendly(Inversion):
             mean = to.alpha * x0 + (to.sigma**2 - std**2).clamp_min(0).sqrt() * eps
             noises.append((noisy[i + 1] - mean) / std if std else torch.zeros_like(x))
             x = mean + std * noises[-1]  # not noisy[i + 1]: errors must not add up
-            advance()
+            advance(x)
         ending = image - x  # all but rounding is in the last step's noise, if it has one
         return Path(noisy[0], levels, prompts, image, DDIM(1.0), track=(noisy[0],), noises=tuple(noises), ending=ending)

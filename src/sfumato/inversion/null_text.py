@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
+from sfumato.core.gradients import gradients
 from sfumato.core.guidance import CFG
 from sfumato.core.method import Requires
 from sfumato.core.schedule import Level, add_noise
@@ -45,7 +46,7 @@ class NullText(Replacing):
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         levels = model.levels(self.steps, image.shape[-2:])
-        track = DDIMInversion(1.0, 0, self.steps).track(model, image, prompts, lambda: None, guide=CFG(1.0))
+        track = DDIMInversion(1.0, 0, self.steps).track(model, image, prompts, lambda x: None, guide=CFG(1.0))
         cond, empty = model.embed(prompts), model.embed([""] * len(image))
         x, found = track[0], []
         for i in range(self.steps):
@@ -54,7 +55,7 @@ class NullText(Replacing):
             empty = replace(empty, text=self._fit(model, x, track[i + 1], at, to, prediction, empty, i))
             found.append(empty.text)
             x = self._step(model, x, at, to, prediction, model.predict(x, at.t, empty))
-            advance()
+            advance(x)
         return Path(track[0], levels, prompts, image, track=track, uncond=tuple(found))
 
     def _step(self, model: Backbone, x: Tensor, at: Level, to: Level, prediction: Tensor, empty: Tensor) -> Tensor:
@@ -74,8 +75,8 @@ class NullText(Replacing):
                 asked = replace(Cond.cat([empty[j : j + 1] for j in going]), text=torch.cat(fitted))
                 step = self._step(model, x[going], at, to, prediction[going], model.predict(x[going], at.t, asked))
                 error = (step - goal[going]).square().mean((1, 2, 3))
-                gradients = torch.autograd.grad(error.sum(), fitted)
-            for text, gradient in zip(fitted, gradients, strict=True):
+                found = gradients(model, error.sum(), fitted)
+            for text, gradient in zip(fitted, found, strict=True):
                 text.grad = gradient
             adam.step()
             for text in fitted:  # Adam passes over texts without a gradient

@@ -18,7 +18,8 @@ from sfumato.core.schedule import Level, Levels
 from sfumato.core.steppers import DDIM, Stepper
 from sfumato.errors import SfumatoError
 
-Advance = Callable[[], None]
+Advance = Callable[[Tensor], None]
+"""Called with the latents that a step led to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +106,8 @@ class Inversion:
         return paints if own == paints else {"source": own, "target": paints}
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
-        """``image``: latents. ``advance`` is called once for each prediction of the whole batch."""
+        """``image``: latents. ``advance`` is called once for each prediction of the whole batch, with the
+        latents that it led to."""
         raise NotImplementedError
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from sfumato.errors import SfumatoError
+from sfumato.errors import REMEDY, SfumatoError, finite
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -48,3 +55,38 @@ def writable(folder: str | Path) -> Path:
     except OSError as e:
         raise SfumatoError(f"cannot write to {folder}: {e.strerror or e}") from e
     return folder
+
+
+def as_json(value: Any, **style: Any) -> str:
+    """A strict JSON document. Raises ``SfumatoError`` that names the numbers in it that are not finite."""
+    try:
+        return json.dumps(value, allow_nan=False, **style)
+    except ValueError:
+        wrong = ", ".join(islice(_not_finite(value), 3))
+        raise SfumatoError(f"not finite, so that it cannot be written: {wrong}; {REMEDY}") from None
+
+
+def _not_finite(value: Any, place: str = "") -> Iterator[str]:
+    """Where in a document numbers are not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{place or 'it'} ({value})"
+    inside = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    )
+    for key, each in inside:
+        yield from _not_finite(each, f"{place}.{key}" if place else str(key))
+
+
+def write_json(path: str | Path, value: Any, **style: Any) -> None:
+    """Write a strict JSON document; see ``as_json``."""
+    write_text(path, as_json(value, **style) + "\n")
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+    """Write safetensors with a header. Raises ``SfumatoError`` for values that are not finite, by their name."""
+    from safetensors.torch import save_file
+
+    for name, values in tensors.items():
+        finite(values, f"{name}, which is to be written to {path},")
+    with atomic(path) as part:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, part, dict(about or {}))

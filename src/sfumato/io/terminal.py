@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from sfumato.io.files import as_json
 
 
 def note(text: str) -> None:
@@ -14,8 +15,8 @@ def note(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout, strict (no NaN)."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    """One JSON document on stdout, strict: ``SfumatoError`` names what is not finite."""
+    print(as_json(value, indent=2, ensure_ascii=False))
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfumato.errors import SfumatoError
-from sfumato.io.files import atomic
+from sfumato.io.files import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,12 +33,9 @@ class Checkpoint:
 
     def save(self, path: str | Path, about: str) -> None:
         """Write it; ``about`` says what the run is."""
-        from safetensors.torch import save_file
-
         tensors = {f"{part}.{name}": v for part, named in self.parts.items() for name, v in named.items()}
         header = {"run": about, "state": json.dumps({"step": self.step, "elapsed": self.elapsed})}
-        with atomic(path) as file:
-            save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, file, header)
+        save_tensors(path, tensors, header)
 
     @classmethod
     def load(cls, path: str | Path, about: str, learned: Sequence[str] = ()) -> Checkpoint:

@@ -11,11 +11,13 @@ from PIL import Image
 from PIL.Image import Image as Picture
 from torch import Tensor
 
+from sfumato.errors import finite
 from sfumato.media import pictures
 
 
 def heatmap(picture: Picture, map: Float[Tensor, "h w"]) -> Picture:
-    """The picture, dark where the map is weak beside its greatest value."""
+    """The picture, dark where the map is weak beside its greatest value. ``SfumatoError`` where it is not finite."""
+    finite(map, "a map")
     w, h = picture.size
     share = (map - map.min()) / (map.max() - map.min()).clamp_min(1e-8)
     light = F.interpolate(share[None, None].float(), (h, w), mode="bicubic").clamp(0, 1)[0, 0].numpy()[..., None]

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from sfumato.errors import finite
 from sfumato.io.files import atomic
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def picture(pixels: Float[Tensor, "3 h w"]) -> Picture:
-    """A tensor in [0, 1] as an RGB picture."""
+    """A tensor in [0, 1] as an RGB picture. Raises ``SfumatoError`` where it is not finite."""
+    finite(pixels, "a picture")
     values = (pixels.detach().float().clamp(0, 1) * 255).round().byte()
     return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
 

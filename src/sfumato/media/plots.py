@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from sfumato.errors import finite
+
 if TYPE_CHECKING:
     from jaxtyping import Float
     from matplotlib.axes import Axes
@@ -85,6 +87,7 @@ def figure(
 
 def image(axes: Axes, pixels: Float[Tensor, "3 h w"], title: str = "") -> None:
     """An image in [0, 1] in place of axes."""
+    finite(pixels, "a picture")
     axes.imshow(pixels.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
     axes.set_axis_off()
     axes.set_title(title)

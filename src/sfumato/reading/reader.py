@@ -19,11 +19,11 @@ from jaxtyping import Float
 from PIL.Image import Image as Picture
 from torch import Tensor
 
-from sfumato.core.attention import Call
+from sfumato.core.attention import Call, fine
 from sfumato.core.choice import choose
 from sfumato.core.method import Where
 from sfumato.core.sites import Layer, Site
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, finite
 from sfumato.media import images
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def extract(
         model.maps(x[at : at + batch], noise.t, rows[at : at + batch], what, reduce) for at in range(0, len(x), batch)
     ]
     whole = {site: torch.cat([part[site] for part in parts]) for site in what}
-    return {site: value.unflatten(0, (-1, each)).mean(1) for site, value in whole.items()}
+    return {site: fine(value).unflatten(0, (-1, each)).mean(1) for site, value in whole.items()}
 
 
 def feature(seen: Any) -> Float[Tensor, "rows c h w"]:
@@ -208,6 +208,8 @@ class Reader:
         """See ``sfumato.reading.extract``; one image, so without the first dimension. Nothing is kept."""
         with torch.no_grad():
             found = extract(self.model, self.latents, self.model.embed([prompt]), noise, what, reduce)
+        for site, value in found.items():
+            finite(value, f"what {self.model.name} has at {site.path} of this image", self.model.remedy)
         return {site: value[0] for site, value in found.items()}
 
     def features(

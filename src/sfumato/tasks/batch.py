@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.errors import SfumatoError
-from sfumato.io.files import write_text
+from sfumato.io.files import write_json
 from sfumato.io.progress import Listener, heard, progress
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -80,7 +80,7 @@ class Batch:
                     row = _kept(place)
                     if row is None:
                         row = {"image": str(file), **work(file)}
-                        write_text(place, json.dumps(row, allow_nan=False))
+                        write_json(place, row)
                     rows.append(row)
                 except SfumatoError as e:
                     failed[str(file)] = str(e)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.choice import choose, nearest_side
+from sfumato.core.gradients import gradients
 from sfumato.core.method import Maps, Run, Step
 
 
@@ -36,7 +37,7 @@ def descend(
             going = losses.detach() > enough
             if not going.any():
                 break
-            (gradient,) = torch.autograd.grad(losses[going].sum(), x)
+            (gradient,) = gradients(step.run.model, losses[going].sum(), (x,))
         step.x = torch.where(going.view(-1, 1, 1, 1), x.detach() - scale * gradient, x.detach())
     return losses.detach()
 

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.attention import Call
+from sfumato.core.attention import Call, fine
 from sfumato.core.rows import Name
 from sfumato.methods.control.perturbations import Perturbing
 
@@ -49,8 +49,8 @@ def alone(call: Call, name: Name) -> Float[Tensor, "each heads n d"]:
     v = call.get("v", name, "image")
     if "text" not in call.site.key:
         return v
-    q, k = call.get("q", name, "image"), call.get("k", name, "image")
-    text, text_v = call.get("k", name, "text"), call.get("v", name, "text")
+    q, k, text = (fine(call.get(*of)) for of in (("q", name, "image"), ("k", name, "image"), ("k", name, "text")))
+    text_v = call.get("v", name, "text")
     logits = torch.cat([q @ text.transpose(-1, -2), (q * k).sum(-1, keepdim=True)], -1) * q.shape[-1] ** -0.5
-    probs = logits.float().softmax(-1).to(v.dtype)
+    probs = logits.softmax(-1).to(v)
     return probs[..., :-1] @ text_v + probs[..., -1:] * v

@@ -204,7 +204,7 @@ def _weighed(stream: str, weights: Float[Tensor, "each 1 1 text"]) -> Callable[[
 
     def do(call: Call) -> None:
         pixels, text = call.segment("q", "image"), call.segment("k", "text")
-        probs, factor = call.probs((stream, "cond")).clone(), weights.to(call.get("q", (stream, "cond")))
+        probs, factor = call.probs((stream, "cond")).clone(), weights.to(call.logits((stream, "cond")))
         own = probs[..., pixels, :]
         own[..., text] *= factor.abs()
         own /= own.sum(-1, keepdim=True)

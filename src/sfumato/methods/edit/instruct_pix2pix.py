@@ -22,6 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sfumato.backbones import autoencoders
 from sfumato.backbones.latent import Latent
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
@@ -56,10 +57,8 @@ class InstructPix2Pix(Inversion):
                 "stilllife-instruct, instruct-pix2pix, or another UNet trained on instructions"
             )
         levels = model.levels(self.steps, image.shape[-2:])
-        config = model.vae.config
-        plain = image / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
         start, track = noise_of(model, image, self.seed), noisy(image, levels, self.seed)
-        return Instructed(start, levels, prompts, image, track=track, seen=plain)
+        return Instructed(start, levels, prompts, image, track=track, seen=autoencoders.plain(model.vae, image))
 
 
 class Instruction(ImageTextCFG):

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from sfumato.core.sites import Layer
 from sfumato.errors import SfumatoError
-from sfumato.io.files import atomic
+from sfumato.io.files import save_tensors
 from sfumato.learning import checkpoint
 from sfumato.ops.correspondence import middles, sampled
 from sfumato.reading.reader import Image, Noise, Reader, feature, read
@@ -363,11 +363,8 @@ class Classifier:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file."""
-        from safetensors.torch import save_file
-
         about = {"method": asdict(self.method), "names": self.names, "model": self.model, "side": self.side}
-        with atomic(path) as part:
-            save_file({k: v.contiguous() for k, v in self.net.tensors.items()}, part, {"sfumato": json.dumps(about)})
+        save_tensors(path, self.net.tensors, {"sfumato": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | Path) -> Classifier:

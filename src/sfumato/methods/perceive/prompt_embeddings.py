@@ -30,6 +30,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.gradients import gradients
 from sfumato.core.method import Requires
 from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError
@@ -261,7 +262,7 @@ class _Fitting(Problem):
             text = self.texts.detach()[rows].requires_grad_()
             maps = method.seen(model, x[rows], text, method.t, self.sites)
             loss = method.loss(maps, centre[rows], self.source.seen)
-            (gradient[rows],) = torch.autograd.grad(loss.sum(), text)
+            (gradient[rows],) = gradients(model, loss.sum(), (text,))
             self.losses[step, rows] = loss.detach().cpu()
         self.before = self.texts.detach().clone()
         return (self.texts * gradient).sum()

@@ -36,10 +36,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as remade
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.gradients import gradients
 from sfumato.core.method import Requires
 from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
-from sfumato.io.files import atomic
+from sfumato.io.files import save_tensors
 from sfumato.learning import checkpoint, seeds
 from sfumato.learning.loop import Problem, learn
 from sfumato.learning.texts import conditions, drawn, frozen, readers
@@ -162,7 +163,7 @@ class UnsupervisedKeypoints:
                 reads = self.reads(model, asked, x, noise[:, some].flatten(0, 1))
                 pairs = [[(q[j :: len(views)], k[j :: len(views)]) for q, k in reads] for j in range(len(views))]
                 losses = [self.loss(pair, move.to(x)) for pair, move in zip(pairs, moves[some], strict=True)]
-                total += torch.autograd.grad(torch.stack(losses).sum() / self.images, asked)[0]
+                total += gradients(model, torch.stack(losses).sum() / self.images, (asked,))[0]
         return total
 
     def loss(self, reads: Reads, theta: Float[Tensor, "2 3"]) -> Float[Tensor, ""]:
@@ -260,11 +261,8 @@ class Keypoints:
 
     def save(self, path: str | Path) -> None:
         """Write them as safetensors."""
-        from safetensors.torch import save_file
-
         about = {"chosen": json.dumps(self.chosen), "method": json.dumps(asdict(self.method))}
-        with atomic(path) as part:
-            save_file({"texts": self.texts.contiguous()}, part, about)
+        save_tensors(path, {"texts": self.texts}, about)
 
     @classmethod
     def load(cls, path: str | Path) -> Keypoints:

@@ -1,0 +1,109 @@
+"""Images as latents and back, by what a VAE's class and config say, in a precision that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sfumato.core.backbone import dtype_of
+from sfumato.errors import SfumatoError, finite, unknown
+
+KINDS = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")
+SHIFTS = {"shift_factor": "SD3 and Flux", "latents_mean": "SDXL", "latents_std": "SDXL"}
+"""What a config may say of latents beside their scale, and whose pipelines read it."""
+OVERFLOWS = (
+    "its numbers are too large for float16: load the model with dtype float32 or bfloat16, or another VAE, such as "
+    "sdxl-vae-fp16-fix, with vae="
+)
+
+
+def check(vae: Any, name: str, reads: tuple[str, ...] = ()) -> None:
+    """Raise ``SfumatoError`` for a VAE of another kind, or whose config says more of latents than the model ``reads``.
+
+    ``reads`` are those of ``SHIFTS`` that the family's pipeline reads.
+    """
+    if (kind := type(vae).__name__) not in KINDS and not any(c.__name__ in KINDS for c in type(vae).__mro__):
+        raise unknown(f"kind of VAE in {name}", kind, KINDS)
+    given = {key for key in SHIFTS if _says(vae, key)}
+    if others := sorted(given.difference(reads)):
+        raise SfumatoError(f"the VAE of {name} has {others[0]}, which only {SHIFTS[others[0]]} read")
+    if ("latents_mean" in given) != ("latents_std" in given):
+        raise SfumatoError(f"the VAE of {name} has one of latents_mean and latents_std, and they are read together")
+
+
+def factor(vae: Any) -> int:
+    """Pixels a side of a latent's cell."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def encode(vae: Any, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+    """Images in [0, 1] as latents, the mean of the encoder's distribution. ``SfumatoError`` where it is not finite."""
+    found = _computed(vae, "encode", images * 2 - 1)
+    raw = (found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents).float()
+    finite(raw, f"what the {type(vae).__name__} makes of a picture", _remedy(vae))
+    mean, scale = _normal(vae, raw)
+    return (raw - mean) * scale
+
+
+def decode(vae: Any, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+    """Latents as images in [0, 1]. ``SfumatoError`` where they are not finite."""
+    finite(latents, "latents that are to be seen")
+    images = _computed(vae, "decode", plain(vae, latents)).sample.float()
+    finite(images, f"the picture that the {type(vae).__name__} makes of finite latents", _remedy(vae))
+    return (images / 2 + 0.5).clamp(0, 1)
+
+
+def plain(vae: Any, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """Latents as the VAE itself has them, of which ``encode`` makes those of unit variance."""
+    mean, scale = _normal(vae, latents)
+    return latents / scale + mean
+
+
+def _normal(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """What is taken from the VAE's own latents, and what they are multiplied by then."""
+    scale, mean = vae.config.scaling_factor, vae.config.get("shift_factor") or 0.0
+    if _says(vae, "latents_mean") and _says(vae, "latents_std"):
+        mean, std = (
+            torch.tensor(vae.config[key], device=like.device).view(-1, 1, 1) for key in ("latents_mean", "latents_std")
+        )
+        return mean, scale / std
+    return mean, scale
+
+
+def _says(vae: Any, key: str) -> bool:
+    value = vae.config.get(key)
+    return value is not None and value != 0
+
+
+class _Part(nn.Module):
+    """One of a VAE's two ways as a module."""
+
+    def __init__(self, vae: Any, way: str):
+        super().__init__()
+        self.vae, self.way = vae, way
+
+    def forward(self, x: Tensor) -> Any:
+        return getattr(self.vae, self.way)(x)
+
+
+def _computed(vae: Any, way: str, x: Tensor) -> Any:
+    """``encode`` or ``decode`` in the VAE's own precision, or in float32 where its config forces that, as SDXL's does,
+    and where gradients go through float16, which has no numbers as small as theirs.
+
+    Its weights are copied for that and not changed: gradients of what was computed still find them.
+    """
+    dtype = dtype_of(vae)
+    learned = x.requires_grad and torch.is_grad_enabled()
+    if dtype != torch.float16 or not (learned or vae.config.get("force_upcast")):
+        return getattr(vae, way)(x.to(dtype))
+    weights: Mapping[str, Tensor] = {**dict(vae.named_parameters()), **dict(vae.named_buffers())}
+    finer = {f"vae.{k}": v.float() for k, v in weights.items() if v.dtype == torch.float16}
+    return torch.func.functional_call(_Part(vae, way), finer, (x.float(),))
+
+
+def _remedy(vae: Any) -> str:
+    return OVERFLOWS if dtype_of(vae) == torch.float16 else "its weights or what it was given are not sound"
