@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sfumato.core.backbone import dtype_of
 from sfumato.errors import SfumatoError, finite, unknown
 
-KINDS = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")
+KINDS = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL", "VQModel")
 SHIFTS = {"shift_factor": "SD3 and Flux", "latents_mean": "SDXL", "latents_std": "SDXL"}
 """What a config may say of latents beside their scale, and whose pipelines read it."""
 OVERFLOWS = (
@@ -21,22 +21,19 @@ OVERFLOWS = (
 )
 
 
-def check(vae: Any, name: str, reads: tuple[str, ...] = ()) -> None:
-    """Raise ``SfumatoError`` for a VAE of another kind, or whose config says more of latents than the model ``reads``.
+def factor(vae: Any, name: str, reads: tuple[str, ...] = ()) -> int:
+    """Pixels a side of a latent's cell, of the VAE of a model of this name.
 
-    ``reads`` are those of ``SHIFTS`` that the family's pipeline reads.
+    ``reads`` are those of ``SHIFTS`` that the family's pipeline reads. Raises ``SfumatoError`` for a VAE of another
+    kind, and where its config says more of latents than the pipeline reads.
     """
-    if (kind := type(vae).__name__) not in KINDS and not any(c.__name__ in KINDS for c in type(vae).__mro__):
-        raise unknown(f"kind of VAE in {name}", kind, KINDS)
+    if not any(c.__name__ in KINDS for c in type(vae).__mro__):
+        raise unknown(f"kind of VAE in {name}", type(vae).__name__, KINDS)
     given = {key for key in SHIFTS if _says(vae, key)}
     if others := sorted(given.difference(reads)):
         raise SfumatoError(f"the VAE of {name} has {others[0]}, which only {SHIFTS[others[0]]} read")
     if ("latents_mean" in given) != ("latents_std" in given):
         raise SfumatoError(f"the VAE of {name} has one of latents_mean and latents_std, and they are read together")
-
-
-def factor(vae: Any) -> int:
-    """Pixels a side of a latent's cell."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 

@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.backbones import autoencoders
 from sfumato.backbones.unet import hiddens, residuals, sites
 from sfumato.core.backbone import Backbone, times
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Schedule
 from sfumato.core.sites import Layer, token_layers
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, finite
 
 
 class Pixels(Backbone):
@@ -33,7 +34,7 @@ class Pixels(Backbone):
             raise SfumatoError(f"{name} paints one of several classes, and of its kind only models without are known")
         self.vae = getattr(pipe, "vqvae", None)
         self.schedule = Schedule.read(pipe.scheduler.config)
-        self.factor = 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.factor = 1 if self.vae is None else autoencoders.factor(self.vae, name)
         self.multiple = self.factor * 2 ** (len(config.block_out_channels) - 1)
         self.channels, self.size = config.in_channels, config.sample_size * self.factor
         self.sites = sites(self.network)
@@ -58,15 +59,14 @@ class Pixels(Backbone):
         return self.network(x.to(self.dtype), time, return_dict=False)[0][:, : self.channels].float()
 
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-        x = images.to(self.device) * 2 - 1
         if self.vae is None:
-            return x
-        return self.vae.encode(x.to(self.vae.dtype)).latents.float() * self.vae.config.scaling_factor
+            return images.to(self.device) * 2 - 1
+        return autoencoders.encode(self.vae, images.to(self.device))
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         if self.vae is not None:
-            z = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
-            latents = self.vae.decode(z, return_dict=False)[0].float()
+            return autoencoders.decode(self.vae, latents)
+        finite(latents, "latents that are to be seen")
         return (latents / 2 + 0.5).clamp(0, 1)
 
     def words(self, prompt: str) -> list[tuple[str, slice]]:
