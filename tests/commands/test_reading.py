@@ -134,7 +134,7 @@ def test_points_masks_and_edits_go_from_one_image_to_another(run, here, photos, 
     for more, why in (
         (("--points", "300,4"), "outside of the image of 30 x 40"),
         (("--points", "3;4"), "a point is X,Y"),
-        (("--mask", tmp_path / "small.png"), "9 x 9 pixels, its image is 30 x 40"),
+        (("--mask", tmp_path / "small.png"), "small.png: 9 x 9 pixels, of another shape than the image of 30 x 40"),
         (("--edited", photos / "a.png"), "--edited needs --mask"),
     ):
         code, _, err = run(*pair, *more)

@@ -115,6 +115,10 @@ def test_a_label_picture_is_a_layout(tmp_path, mode):
     (tmp_path / "l.json").write_text('{"2": "a duck"}')
     with pytest.raises(SfumatoError, match="has no label 2 for 'a duck'; it has 1, 7"):
         Layout.read(tmp_path / "l.png")
+    Image.fromarray(np.where(label == 7, 255, 0).astype(np.uint8)).convert("RGB").save(tmp_path / "l.png")
+    for number in ("1", "255"):  # black and white
+        (tmp_path / "l.json").write_text(json.dumps({number: "a duck"}))
+        assert Layout.read(tmp_path / "l.png").boxes() == [(20 / 30, 0.25, 1, 1)]
 
 
 def test_masks_are_white_or_opaque_parts_and_never_empty(tmp_path):
@@ -128,8 +132,15 @@ def test_masks_are_white_or_opaque_parts_and_never_empty(tmp_path):
         cells = Mask.read(tmp_path / name).at((4, 8))
         assert cells[:2].all() and not cells[2:].any()
     Image.new("L", (8, 8)).save(tmp_path / "black.png")
-    with pytest.raises(SfumatoError, match="a mask is empty"):
+    with pytest.raises(SfumatoError, match=r"black.png is empty"):
         Mask.read(tmp_path / "black.png")
+    with pytest.raises(SfumatoError, match=r"clear.png is empty"):  # of the part that is seen
+        Mask.read(tmp_path / "clear.png").within((0, 0.6, 1, 1))
+    layout = Layout((Region("a", mask=Mask.read(tmp_path / "grey.png")), Region("b", (0, 0, 8, 8))))
+    fitted = layout.of(32, 32)
+    assert fitted.boxes() == [(0, 0, 1, 0.5), (0, 0, 0.25, 0.25)]
+    with pytest.raises(SfumatoError, match=r"grey.png: 16 x 16 pixels, of another shape than the image of 32 x 20"):
+        layout.of(20, 32)
     dot = torch.zeros(32, 32, dtype=torch.bool)
     dot[3, 3] = True
     assert Mask(dot).at((4, 4)).sum() == 1

@@ -103,7 +103,7 @@ def edit(
     from sfumato.tasks.edit import PictureEdit, fit_all, run_edits
 
     net = loading.load(model, device)
-    shown = {name: images.open_picture(file) for name, file in _named((image, *also)).items()}
+    shown = {name: images.opened(file) for name, file in _named((image, *also)).items()}
     fitted = fit_all(shown, net, fit)
     other = None if appearance is None else _of_size(images.open_picture(appearance), fitted[image.stem])
     asked = (source, target, invert, steps, guidance, seed, None if other is None else looks)

@@ -64,7 +64,7 @@ def match(
         raise SfumatoError("--edited needs --mask, which says where the edit is")
     method, side = (chain.items[0], side) if chain.items else recipes.suited("dift", model, side)
     shown = open_picture(first), open_picture(second)
-    area = None if mask is None else Mask.read(mask).pixels.float()
+    area = None if mask is None else Mask.read(mask).of(shown[0].height, shown[0].width).pixels.float()
     changed = None if edited is None else pixels(edited)
     net = loading.load(model, device)
     done = task.match(net, *shown, method, points=asked, mask=area, edited=changed, side=side)

@@ -48,16 +48,14 @@ def page(title: str, about: str, rows: Sequence[tuple[str, Sequence[tuple[str, P
     """An HTML page that needs nothing else: a row of pictures, each with its words, for each image."""
     from html import escape
 
-    from PIL import Image
-
+    from sfumato.media.images import open_picture
     from sfumato.media.page import figure, page_of, row
 
     body = [f"<h1>{escape(title)}</h1>\n<p class='lead'>{escape(about)}</p>\n"]
     for name, pictures in rows:
         figures = []
         for label, file in pictures:
-            with Image.open(file) as found:
-                shown = found.convert("RGB")
+            shown = open_picture(file)
             shown.thumbnail((640, 384))
             figures.append(figure(shown, escape(label)))
         body.append(f"<h2>{escape(name)}</h2>\n{row(*figures)}")

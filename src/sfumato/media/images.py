@@ -1,18 +1,25 @@
-"""A person's image files: read whatever they are as RGB, fit them to what a model sees, and back to their own size."""
+"""A person's image files: read whatever they are in sRGB, fit them to what a model sees, and back to their own size."""
 
 from __future__ import annotations
 
+import stat
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from PIL import Image, ImageOps, UnidentifiedImageError
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, first_line
+from sfumato.io.terminal import note
+from sfumato.media import colours
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -20,6 +27,11 @@ if TYPE_CHECKING:
 
 MOST_PIXELS = 100_000_000
 Fit = Literal["crop", "whole", "stretch"]
+BRANDS = {b"avif": "AVIF", b"avis": "AVIF", **dict.fromkeys((b"heic", b"heix", b"heim", b"hevc", b"mif1"), "HEIF")}
+"""Kinds of picture that not every Pillow reads, by the word at byte 8 of their files."""
+ADVICE = {"AVIF": "a newer Pillow reads it: pip install -U pillow", "HEIF": "pip install pillow-heif reads it"}
+_NO_PICTURES = {"EPS", "MPEG"}  # the first is a program for Ghostscript, of the second only the size is read
+_LAYERS = {"MPO", "PSD"}  # formats whose further frames are not pictures of their own
 
 
 class Sized(Protocol):
@@ -31,29 +43,45 @@ class Sized(Protocol):
     """Of which sides are multiples."""
 
 
-def open_picture(path: str | Path) -> Picture:
-    """An image file in RGB, as a person sees it: see ``opened``.
+@cache
+def formats() -> tuple[str, ...]:
+    """What Pillow reads here, with pillow-heif where it is installed."""
+    with suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    stubs = {name for name, (kind, _) in Image.OPEN.items() if _is_stub(kind)}
+    return tuple(name for name in Image.OPEN if name not in _NO_PICTURES | stubs)
 
-    Transparency is laid over white, 16-bit greys are scaled (not clipped).
-    """
+
+def _is_stub(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, ImageFile.StubImageFile)
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """How names of picture files end, small: all that Pillow reads here, and AVIF and HEIF, to say what reads those."""
+    read = {suffix for suffix, name in Image.registered_extensions().items() if name in formats()}
+    return frozenset(read | {".avif", ".heic", ".heif"})
+
+
+def open_picture(path: str | Path) -> Picture:
+    """An image file in RGB, as a person sees it: see ``opened`` and ``flat``."""
     return flat(opened(path))
 
 
 def opened(path: str | Path) -> Picture:
-    """An image file in its own mode, with its rotation tag obeyed.
+    """An image file in its own mode, with its rotation tag obeyed; of an animation or of pages the first, with a note.
 
     Raises ``SfumatoError`` for what is missing, broken, no image, or larger than 100 million pixels.
     """
     path = Path(path)
     try:
-        with Image.open(path) as found:
-            if found.width * found.height > MOST_PIXELS:
-                raise SfumatoError(
-                    f"{path} has {found.width} x {found.height} pixels, more than {MOST_PIXELS // 10**6} million; "
-                    "make it smaller first"
-                )
-            found.load()
-            return ImageOps.exif_transpose(found)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise SfumatoError(f"{path} is {'a folder' if path.is_dir() else 'no plain file'}; a picture file is meant")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow's own limit of pixels, and of tags that are not read
+            with Image.open(path, formats=formats()) as found:
+                return _loaded(found, path)
     except FileNotFoundError:
         raise SfumatoError(f"there is no file {path}") from None
     except Image.DecompressionBombError:
@@ -61,21 +89,91 @@ def opened(path: str | Path) -> Picture:
             f"{path} has more than {MOST_PIXELS // 10**6} million pixels; make it smaller first"
         ) from None
     except UnidentifiedImageError:
-        raise SfumatoError(f"{path} is not an image that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF)") from None
-    except (OSError, SyntaxError, ValueError) as e:  # what decoders raise for broken files
-        raise SfumatoError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
+        raise _unread(path) from None
+    except SfumatoError:
+        raise
+    except Exception as e:  # decoders raise all kinds for broken files
+        raise SfumatoError(f"cannot read {path}: {getattr(e, 'strerror', None) or first_line(e)}") from e
+
+
+def _loaded(found: ImageFile.ImageFile, path: Path) -> Picture:
+    if not 0 < found.width * found.height <= MOST_PIXELS:
+        raise SfumatoError(
+            f"{path} has {found.width} x {found.height} pixels, "
+            + (f"more than {MOST_PIXELS // 10**6} million; make it smaller first" if found.width else "none at all")
+        )
+    frames = getattr(found, "n_frames", 1)
+    if frames > 1 and found.format not in _LAYERS:
+        note(f"{path} has {frames} frames or pages; the first is read")
+    found.load()
+    try:
+        picture = ImageOps.exif_transpose(found)
+    except Exception:  # a broken tag: the picture is read as it lies
+        picture = found.copy()
+    picture.format, picture.filename = found.format, str(path)  # type: ignore[attr-defined]
+    return picture
+
+
+def _unread(path: Path) -> SfumatoError:
+    """Why a file is no picture that can be read."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    if not head:
+        return SfumatoError(f"{path} is empty: a file of no bytes")
+    kind = BRANDS.get(head[8:12]) if head[4:8] == b"ftyp" else None
+    if kind is not None:
+        return SfumatoError(f"{path} is a picture in {kind}; {ADVICE[kind]}, or save it as PNG or JPEG")
+    return SfumatoError(f"{path} is not an image that can be read (PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF, ...)")
+
+
+def coloured(picture: Picture) -> Picture:
+    """Any mode in sRGB: RGBA where it has transparency, else RGB.
+
+    Greys of more than 8 bits are scaled, not clipped: by 255 or 65535, and floats by 1, whichever holds their values.
+    Raises ``SfumatoError`` for values that are below 0, above those or not finite.
+    """
+    alpha, eight = None, picture
+    if is_deep(picture):
+        values = np.asarray(picture)
+        eight = Image.fromarray(_bytes(values.astype(np.float64), picture))
+        eight.info = {k: v for k, v in picture.info.items() if k != "transparency"}
+        if "transparency" in picture.info:
+            alpha = Image.fromarray(np.uint8(255) * (values != picture.info["transparency"]))
+    elif picture.has_transparency_data:
+        alpha = picture.convert("RGBA").getchannel("A")
+    out = colours.srgb(eight)
+    out.info = {}
+    if alpha is not None:
+        out.putalpha(alpha)
+    return out
 
 
 def flat(picture: Picture) -> Picture:
-    """Any mode as RGB."""
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        values = np.asarray(picture, np.float64)
-        top = 65535.0 if picture.mode != "F" else max(1.0, float(values.max(initial=0)))
-        picture = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    """Any mode in RGB: as ``coloured``, with transparency laid over white."""
+    picture = coloured(picture)
+    if picture.mode == "RGB":
+        return picture
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def is_deep(picture: Picture) -> bool:
+    """Does it hold greys of more than 8 bits?"""
+    return picture.mode in ("I", "F") or picture.mode.startswith("I;16")
+
+
+def _bytes(values: Float[np.ndarray, "h w"], picture: Picture) -> UInt8[np.ndarray, "h w"]:
+    """Deep greys as 0 to 255."""
+    low, high = (float(f(values)) if values.size else 0.0 for f in (np.min, np.max))
+    tops = (1, 255, 65535) if picture.mode == "F" else (255, 65535)
+    if picture.mode.startswith("I;16") or picture.format in ("PNG", "PPM"):
+        tops = (65535,)  # by their format, however dark
+    top = next((top for top in tops if high <= 1.25 * top), None)
+    if top is None or not low >= -0.25 * top or (picture.mode == "F" and top > 1 and high < top / 8):
+        raise SfumatoError(
+            f"{colours.named(picture)} holds values from {low:g} to {high:g}; those of a picture lie in "
+            + " or ".join(f"0 to {top}" for top in tops)
+        )
+    return (values / top * 255).clip(0, 255).round().astype(np.uint8)
 
 
 def tensor(picture: Picture) -> Float[Tensor, "3 h w"]:
@@ -94,7 +192,9 @@ class Fitted:
     """An image at the size that a model works on, and the way back."""
 
     pixels: Float[Tensor, "3 h w"]
+    """With what is transparent in the original over white."""
     original: Picture
+    """In RGB or RGBA."""
     box: tuple[int, int, int, int]
     """What of the original the model sees: left, top, right, bottom."""
 
@@ -105,29 +205,42 @@ class Fitted:
         return left / w, top / h, right / w, bottom / h
 
     def restore(self, result: Picture, changed: Bool[Tensor, "h w"] | None = None) -> Picture:
-        """A result at the original's size; what the model did not see is the original's.
+        """A result at the original's size and with its transparency; what the model did not see is the original's.
 
         ``changed``: of the latents' cells, those that an edit changed. The others keep the original's pixels, which the
         autoencoder would blur; from one to the other it takes a cell.
         """
         left, top, right, bottom = self.box
-        size, out = (right - left, bottom - top), self.original.copy()
+        size, out = (right - left, bottom - top), self.original.convert("RGB")
+        alpha = self.original.getchannel("A") if self.original.mode == "RGBA" else None
         seen = result.resize(size, Image.Resampling.LANCZOS)
+        if alpha is not None:
+            seen = _off_white(seen, alpha.crop(self.box))
         mask = None
         if changed is not None:
             cells = Image.fromarray((changed.cpu().numpy() * 255).astype(np.uint8))
             mask = cells.resize(size, Image.Resampling.BILINEAR)
         out.paste(seen, (left, top), mask)
+        if alpha is not None:
+            out.putalpha(alpha)
         return out
 
 
+def _off_white(picture: Picture, alpha: Picture) -> Picture:
+    """The colours that over white, at this opacity, look like the picture."""
+    share = np.asarray(alpha, np.float32)[..., None] / 255
+    own = (np.asarray(picture, np.float32) - 255 * (1 - share)) / np.where(share, share, np.inf)
+    return Image.fromarray(own.clip(0, 255).round().astype(np.uint8))
+
+
 def fit(picture: Picture, size: int, factor: int = 8, how: Fit = "whole") -> Fitted:
-    """A picture for a model of images of ``size`` pixels a side.
+    """A picture in any mode for a model of images of ``size`` pixels a side.
 
     ``whole``: all of it, the shorter side ``size``, the longer as the picture's shape says, to multiples of ``factor``;
     ``crop``: its centre square; ``stretch``: all of it, as a square. Raises ``SfumatoError`` for a picture so long that
     its longer side would be over eight times ``size``.
     """
+    picture = coloured(picture)
     w, h = picture.size
     if how == "crop":
         side = min(w, h)
@@ -140,5 +253,5 @@ def fit(picture: Picture, size: int, factor: int = 8, how: Fit = "whole") -> Fit
             target = tuple(max(factor, round(n * scale / factor) * factor) for n in (w, h))
     if max(target) > 8 * size:
         raise SfumatoError(f"a picture of {w} x {h} pixels is too long to be seen whole; fit it with crop or stretch")
-    seen = picture.crop(box).resize((target[0], target[1]), Image.Resampling.LANCZOS)
+    seen = flat(picture.crop(box)).resize((target[0], target[1]), Image.Resampling.LANCZOS)
     return Fitted(tensor(seen), picture, box)

@@ -9,17 +9,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Shaped
 from PIL import Image, ImageDraw
 from PIL.Image import Image as Picture
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
 from sfumato.media import pictures
-from sfumato.media.images import opened
+from sfumato.media.images import is_deep, opened
 
 MOST = 255
 """Labels that a palette has room for; 255 itself means no label."""
+CONTRAST = 1 / 8
+"""Of black to white, the least by which a mask's inside differs."""
 
 
 def palette(n: int) -> Int[np.ndarray, "n 3"]:
@@ -45,26 +48,83 @@ def write_labels(labels: Int[Tensor, "h w"], path: Path, words: Mapping[str, obj
 def read_labels(path: str | Path, size: tuple[int, int] | None = None) -> Int[Tensor, "h w"]:
     """Labels of a picture: the values of one with a palette or of greys, -1 for 255 in a palette.
 
-    A mask in black and white is 0 and 1. Raises ``SfumatoError`` for colours, and for another ``size`` (h, w).
+    A mask in black and white, in two colours or in transparency is 0 and 1. Raises ``SfumatoError`` for more colours,
+    and for another ``size`` (h, w) that is not of the same shape.
     """
     picture = opened(path)
-    if picture.mode == "1":
-        values = np.asarray(picture).astype(np.int64)
-    elif picture.mode in ("P", "L", "I", "I;16"):
-        values = np.asarray(picture).astype(np.int64)
-        if picture.mode == "P":
-            values = np.where(values == MOST, -1, values)
-        elif set(np.unique(values)) <= {0, 255}:
-            values //= 255
-    else:
+    values = label_values(picture)
+    if values is None:
         raise SfumatoError(
             f"{path} has colours ({picture.mode}), so its labels cannot be read; write them as values of a grey or "
             "palette PNG"
         )
-    if size is not None and values.shape != size:
-        h, w = values.shape
-        raise SfumatoError(f"the labels {path} are {w} x {h} pixels, their image is {size[1]} x {size[0]}")
-    return torch.from_numpy(values)
+    if picture.mode == "P" and not np.array_equal(values, np.asarray(picture.convert("L"))):  # else it is a grey one
+        values = np.where(values == MOST, -1, values)
+    elif set(np.unique(values)) <= {0, 255}:
+        values //= 255
+    labels = torch.from_numpy(values)
+    return labels if size is None else of_size(labels, size, f"the labels of {path}")
+
+
+def label_values(picture: Picture) -> Int[np.ndarray, "h w"] | None:
+    """A picture's values where it is of greys or has a palette, 0 and 1 of two colours; of more colours none."""
+    if picture.mode in ("P", "L", "1") or (is_deep(picture) and picture.mode != "F"):
+        return np.asarray(picture).astype(np.int64)
+    levels, colours = _levels(picture, ""), np.asarray(picture.convert("RGB")).astype(np.int64)
+    if not picture.has_transparency_data and (colours == colours[..., :1]).all():
+        return colours[..., 0]
+    two = np.unique(levels)
+    return (levels == two[1]).astype(np.int64) if len(two) == 2 else None
+
+
+def read_mask(path: str | Path) -> Bool[Tensor, "h w"]:
+    """What is inside of a mask: its opaque part, or where opacity tells nothing its bright part.
+
+    Of two values, whatever they are, the greater is inside, of more those above the middle. Raises ``SfumatoError`` for
+    a single value, and for so little contrast that it is no mask.
+    """
+    levels = _levels(opened(path), str(path))
+    values = np.unique(levels)
+    low, high = float(values[0]), float(values[-1])
+    if len(values) == 1:
+        raise SfumatoError(f"the mask {path} is {'full' if high else 'empty'}: all of it is {high:g}, nothing differs")
+    if len(values) == 2:
+        return torch.from_numpy(levels == high)
+    if high - low < CONTRAST * max(255.0, high):
+        raise SfumatoError(
+            f"{path} is no mask: {len(values)} values from {low:g} to {high:g}; draw its inside white on black"
+        )
+    return torch.from_numpy(levels > (low + high) / 2)
+
+
+def _levels(picture: Picture, name: str) -> Float[np.ndarray, "h w"]:
+    """How bright each pixel is, or how opaque; of two colours 0 and 1."""
+    if is_deep(picture):
+        values = np.asarray(picture, np.float64)
+        if not np.isfinite(values).all():
+            raise SfumatoError(f"{name} holds values that are not finite")
+        return values
+    if picture.has_transparency_data:
+        alpha = np.asarray(picture.convert("RGBA").getchannel("A"), np.float64)
+        if np.ptp(alpha) >= CONTRAST * 255:
+            return alpha
+    if picture.mode in ("1", "L"):
+        return np.asarray(picture).astype(np.float64)
+    colours = np.asarray(picture.convert("RGB")).astype(np.int64)
+    bright = colours @ [299, 587, 114]
+    codes = (bright << 24) + colours @ [1 << 16, 1 << 8, 1]  # by their brightness, then by their channels
+    two = np.unique(codes)
+    return (codes == two[-1]).astype(np.float64) if len(two) == 2 else bright / 1000
+
+
+def of_size(values: Shaped[Tensor, "h w"], size: tuple[int, int], name: str) -> Shaped[Tensor, "H W"]:
+    """Labels or a mask of a picture of this ``size`` (h, w): another size of the same shape is fitted, else refused."""
+    (h, w), (height, width) = values.shape, size
+    if min(abs(h - height * w / width), abs(w - width * h / height)) > 1:
+        raise SfumatoError(f"{name}: {w} x {h} pixels, of another shape than the image of {width} x {height}")
+    if (h, w) == size:
+        return values
+    return F.interpolate(values[None, None].double(), size, mode="nearest-exact")[0, 0].to(values.dtype)
 
 
 def run_lengths(mask: Bool[Tensor, "h w"]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfumato.errors import finite
 from sfumato.io.files import atomic
+from sfumato.media.images import flat
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -27,12 +28,13 @@ def picture(pixels: Float[Tensor, "3 h w"]) -> Picture:
 
 
 def write(image: Picture, path: Path, words: Mapping[str, object] | None = None) -> Path:
-    """Write a PNG with ``words`` as its text entries. Raises ``SfumatoError`` where it cannot be written."""
+    """Write a PNG in sRGB with ``words`` as its text entries. Raises ``SfumatoError`` where it cannot be written."""
     info = PngInfo()
+    info.add(b"sRGB", b"\0")  # its byte is the rendering intent: perceptual
     for key, value in (words or {}).items():
         info.add_itxt(key, str(value))
     with atomic(path) as part:
-        image.save(part, format="PNG", pnginfo=info)
+        image.save(part, format="PNG", pnginfo=info, icc_profile=None)
     return path
 
 
@@ -45,13 +47,13 @@ def write_film(frames: Sequence[Picture], path: Path) -> Path:
 
 
 def grid(images: Sequence[Picture], columns: int | None = None, gap: int = 2) -> Picture:
-    """Pictures of one size side by side, row by row, on white."""
+    """Pictures of one size side by side, row by row, on white; what is transparent in them is white, too."""
     columns = columns or (len(images) if len(images) <= 3 else int(np.ceil(np.sqrt(len(images)))))
     rows = -(-len(images) // columns)
     w, h = images[0].size
     sheet = Image.new("RGB", (columns * (w + gap) - gap, rows * (h + gap) - gap), "white")
     for i, image in enumerate(images):
-        sheet.paste(image, (i % columns * (w + gap), i // columns * (h + gap)))
+        sheet.paste(flat(image), (i % columns * (w + gap), i // columns * (h + gap)))
     return sheet
 
 
@@ -62,7 +64,7 @@ def labelled(images: Sequence[Picture], labels: Sequence[str], columns: int | No
     for image, label in zip(images, labels, strict=True):
         card = Image.new("RGB", (image.width, image.height + 16), "white")
         ImageDraw.Draw(card).text((2, 1), label, fill="black", font=font)
-        card.paste(image, (0, 16))
+        card.paste(flat(image), (0, 16))
         out.append(card)
     return grid(out, columns)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from sfumato.core.method import Run
 from sfumato.errors import SfumatoError
 from sfumato.media.images import opened
+from sfumato.media.labels import label_values, of_size, read_mask
 from sfumato.prompts.words import spans
 
 Box = tuple[float, float, float, float]
@@ -28,16 +29,21 @@ class Mask:
     """A part of a picture, of any size."""
 
     pixels: Bool[Tensor, "h w"]
+    name: str = "a mask"
+    """What messages call it."""
 
     def __post_init__(self) -> None:
         if not self.pixels.any():
-            raise SfumatoError("a mask is empty: nothing of the picture is white in it")
+            raise SfumatoError(f"{self.name} is empty: nothing of the picture lies in it")
 
     @classmethod
     def read(cls, path: str | Path) -> Mask:
-        """A picture file whose white (of a picture with transparency, whose opaque) part is meant."""
-        grey, alpha = (np.asarray(c) for c in opened(path).convert("LA").split())
-        return cls(torch.from_numpy((alpha if (alpha < 255).any() else grey) > 127))
+        """A picture file's bright part, or its opaque one; see ``read_mask``."""
+        return cls(read_mask(path), f"the mask {path}")
+
+    def of(self, height: int, width: int) -> Mask:
+        """Of a picture of this size. ``SfumatoError`` for one of another shape."""
+        return replace(self, pixels=of_size(self.pixels, (height, width), self.name))
 
     def at(self, grid: tuple[int, int]) -> Bool[Tensor, "h w"]:
         """The cells of a grid that lie in it by half; where none does, those that it touches most."""
@@ -47,7 +53,7 @@ class Mask:
     def within(self, part: Box) -> Mask:
         """What of it is in this part of the picture."""
         height, width = self.pixels.shape
-        return Mask(self.pixels[_span(part[1], part[3], height), _span(part[0], part[2], width)])
+        return replace(self, pixels=self.pixels[_span(part[1], part[3], height), _span(part[0], part[2], width)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +105,11 @@ class Layout:
             return replace(region, box=(x0 / width, y0 / height, x1 / width, y1 / height))
 
         return Layout(tuple(map(scaled, self.regions)))
+
+    def of(self, height: int, width: int) -> Layout:
+        """Of a picture of this size: ``relative``, and with masks as of it. ``SfumatoError`` for what is not."""
+        regions = self.relative(height, width).regions
+        return Layout(tuple(replace(r, mask=r.mask.of(height, width)) if r.mask else r for r in regions))
 
     def within(self, part: Box) -> Layout:
         """Of a layout in parts of the sides, what is in this part of the picture, in parts of that one's sides."""
@@ -231,13 +242,19 @@ def _region(row: Any, beside: Path) -> Region:
 def _from_labels(path: Path) -> Layout:
     names = _json(path.with_suffix(".json"))
     picture = opened(path)
-    label = np.asarray(picture if picture.mode == "P" else picture.convert("L"))
+    label = label_values(picture)
+    if label is None:
+        raise SfumatoError(f"{path} has more than two colours; labels are values of a grey or palette picture")
     if not isinstance(names, Mapping) or not names:
         raise SfumatoError(f'{path.with_suffix(".json")} names the labels of {path.name}: {{"1": "a red cube", ...}}')
+    values = np.unique(label)
+    if len(values) == 2 and [*names] == ["1"]:  # a mask: its one thing is bright
+        label = (label == values[1]).astype(int)
     regions = []
     for number, phrase in names.items():
         if not str(number).isdigit() or not (label == int(number)).any():
             has = ", ".join(str(v) for v in np.unique(label) if v)
             raise SfumatoError(f"{path} has no label {number} for {phrase!r}; it has {has or 'none'}")
-        regions.append(Region(str(phrase), mask=Mask(torch.from_numpy(label == int(number)))))
+        mask = Mask(torch.from_numpy(label == int(number)), f"the label {number} of {path}")
+        regions.append(Region(str(phrase), mask=mask))
     return Layout(tuple(regions))

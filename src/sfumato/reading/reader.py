@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from PIL import ImageOps
 from PIL.Image import Image as Picture
 from torch import Tensor
 
@@ -263,16 +264,17 @@ def pixels(image: Image) -> Float[Tensor, "3 h w"]:
     if isinstance(image, (str, Path)):
         return images.tensor(images.open_picture(image))
     if isinstance(image, Picture):
-        return images.tensor(images.flat(image))
+        return images.tensor(images.flat(ImageOps.exif_transpose(image)))
     shape = tuple(image.shape)
     if isinstance(image, np.ndarray):
         if len(shape) == 2:
             image = np.repeat(image[..., None], 3, 2)
         if image.ndim != 3 or image.shape[2] not in (3, 4):
             raise SfumatoError(f"an image as numpy is (h, w, 3), got {shape}")
-        image = image[..., :3]
-        scale = 255.0 if image.dtype == np.uint8 else 1.0
-        image = torch.from_numpy(image.copy()).permute(2, 0, 1).float() / scale
+        image = image / 255.0 if image.dtype == np.uint8 else image
+        if shape[-1] == 4:  # what is transparent is over white
+            image = image[..., :3] * image[..., 3:] + (1 - image[..., 3:])
+        image = torch.from_numpy(image.copy()).permute(2, 0, 1).float()
     elif image.ndim == 4 and len(image) == 1:
         image = image[0]
     if image.ndim != 3 or image.shape[0] != 3:

@@ -13,15 +13,15 @@ from sfumato.errors import SfumatoError
 from sfumato.io.files import write_json
 from sfumato.io.progress import Listener, heard, progress
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-
 
 def pictures_in(folder: Path) -> tuple[list[Path], list[Path]]:
     """The pictures of a folder, by name, and what else lies in it. ``SfumatoError`` where there is no picture."""
+    from sfumato.media.images import suffixes
+
     inside = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    found = [p for p in inside if p.suffix.lower() in PICTURES]
+    found = [p for p in inside if p.suffix.lower() in suffixes()]
     if not found:
-        raise SfumatoError(f"there is no picture in {folder} ({', '.join(PICTURES)})")
+        raise SfumatoError(f"there is no picture in {folder}: none of {len(inside)} files there ends like one")
     return found, [p for p in inside if p not in found]
 
 

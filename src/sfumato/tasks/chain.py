@@ -53,9 +53,8 @@ class Chain:
 
         height, width = fitted.original.height, fitted.original.width
 
-        def seen(value: Any) -> Any:
-            value = value.relative(height, width) if isinstance(value, Layout) else value
-            return value.within(fitted.part) if isinstance(value, Layout | Mask) else value
+        def seen(value: Layout | Mask) -> Layout | Mask:
+            return value.of(height, width).within(fitted.part)
 
         def shown(item: Any) -> Any:
             return replace(item, **{name: seen(v) for name, v in values(item).items() if isinstance(v, Layout | Mask)})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
@@ -114,4 +114,11 @@ def ready(
             classifier.save(learned)
         return classifier.segments
     support = [read(model, image, side) for image in images]
-    return lambda reader: method(reader, support, [(one == 1).float() for one in labels])
+    masks = [_thing(one).float() for one in labels]
+    return lambda reader: method(reader, support, masks)
+
+
+def _thing(labels: Int[Tensor, "h w"]) -> Bool[Tensor, "h w"]:
+    """What a mask holds: the greater of two values, or of more the label 1."""
+    values = labels.unique()
+    return labels == (values[1] if len(values) == 2 else 1)
