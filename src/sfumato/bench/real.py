@@ -1,0 +1,142 @@
+"""``sfumato bench real``: what holds on real pretrained weights and photographs, which do not ship with the package.
+
+They are looked for in ``../shared/real``, or where ``SFUMATO_REAL`` says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.backbones.load import family
+from sfumato.bench.ports import faces
+from sfumato.bench.report import Figure, Report, Target, gather
+from sfumato.bench.session import Session
+from sfumato.core.backbone import Backbone
+from sfumato.core.denoising import denoise
+from sfumato.errors import SfumatoError
+from sfumato.inversion import EDICT, DDIMInversion, EditFriendly, Inversion, invert, reconstruct
+from sfumato.io.device import choose
+from sfumato.methods.control import SelfAttentionGuidance
+from sfumato.metrics.image import psnr
+from sfumato.metrics.looks import detail
+
+STEPS = 30
+BATCH = 4
+MEANINGS = {
+    "plain_error": "largest difference of sampled latents from a loop of diffusers' DDIMScheduler",
+    "plain_vs_diffusers": "time of denoise over that loop; median",
+    "ddim_psnr": "samples by DDIM inversion and back, 30 steps, dB",
+    "exact_psnr": "the same of the worse of edit-friendly and EDICT",
+    "sag_detail": "high-frequency energy of samples with self-attention guidance over without",
+}
+TARGETS = {
+    "plain_error": Target(1e-4, at_least=False),
+    "plain_vs_diffusers": Target(1.02, at_least=False),
+    "ddim_psnr": Target(27.0),
+    "exact_psnr": Target(45.0),
+    "sag_detail": Target(1.0),
+}
+
+
+def real(name: str) -> Path:
+    """A folder of real data. Raises ``SfumatoError`` where it is missing."""
+    place = Path(os.environ.get("SFUMATO_REAL", "../shared/real")) / name
+    if not place.exists():
+        raise SfumatoError(f"there is no {place}; SFUMATO_REAL names the folder that has {name}")
+    return place
+
+
+class RealSession(Session):
+    """The models, and samples that several measures start from."""
+
+    @cached_property
+    def faces(self) -> Backbone:
+        return family("ddpm64", faces.pipeline(real("ddpm64")).to(self.device))
+
+    @property
+    def batches(self) -> list[list[int]]:
+        """Seeds of the samples."""
+        seeds = [1000 * self.seed + i for i in range(self.n)]
+        return [seeds[i : i + BATCH] for i in range(0, self.n, BATCH)]
+
+    @cached_property
+    def samples(self) -> Float[Tensor, "n 3 64 64"]:
+        return self.painted()
+
+    def painted(self, **options: Any) -> Float[Tensor, "n 3 64 64"]:
+        found = [denoise(self.faces, [""] * len(seeds), seed=seeds, steps=STEPS, **options) for seeds in self.batches]
+        return torch.cat([sample.images for sample in found])
+
+
+def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Report:
+    """Measure everything."""
+    session = RealSession(n, seed, choose(device), out)
+    return gather(Report("real", n, seed, str(session.device), MEANINGS, TARGETS), MEASURES, session, out)
+
+
+def plain(session: RealSession) -> Mapping[str, Figure]:
+    """Sampling beside the plainest loop of diffusers, on the same network."""
+    from diffusers import DDIMScheduler
+
+    model: Any = session.faces
+    scheduler = DDIMScheduler.from_config(model.pipe.scheduler.config)
+    start = model.latents(session.batches[0], model.size, model.size)
+
+    @torch.no_grad()
+    def theirs() -> Tensor:
+        x = start
+        scheduler.set_timesteps(STEPS)
+        for t in scheduler.timesteps:
+            x = scheduler.step(model.network(x, t).sample, t, x).prev_sample
+        return x
+
+    def ours() -> Tensor:
+        return denoise(model, [""] * len(start), start=start, steps=STEPS).latents
+
+    error = float((ours() - theirs()).abs().max())
+    return {"plain_error": error, "plain_vs_diffusers": session.ratio(ours, theirs)}
+
+
+def found_again(session: RealSession, how: Inversion) -> Float[np.ndarray, " n"]:
+    """dB of samples that are inverted and painted again."""
+    out = []
+    for images in session.samples.split(BATCH):
+        path = invert(session.faces, images, "", how)
+        with torch.no_grad():
+            again = session.faces.decode(reconstruct(session.faces, path)).cpu()
+        out.append(psnr(again, images))
+    session.methods[type(how).__name__] = {"psnr": float(torch.cat(out).mean())}
+    return torch.cat(out).clamp(max=100).double().numpy()
+
+
+def inverted(session: RealSession) -> Mapping[str, Figure]:
+    session.keep("samples", session.samples)
+    return {"ddim_psnr": found_again(session, DDIMInversion(steps=STEPS))}
+
+
+def exactly(session: RealSession) -> Mapping[str, Figure]:
+    each = [found_again(session, how) for how in (EditFriendly(steps=STEPS), EDICT(steps=STEPS))]
+    return {"exact_psnr": np.minimum(*each)}
+
+
+def attended(session: RealSession) -> Mapping[str, Figure]:
+    guided = session.painted(methods=[SelfAttentionGuidance()])
+    session.keep("self-attention-guidance", guided)
+    return {"sag_detail": (detail(guided) / detail(session.samples)).double().numpy()}
+
+
+MEASURES = (
+    (("plain_error", "plain_vs_diffusers"), plain),
+    (("ddim_psnr",), inverted),
+    (("exact_psnr",), exactly),
+    (("sag_detail",), attended),
+)
