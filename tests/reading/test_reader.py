@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from families import FAMILIES, side
 from PIL import Image
 
+from sfumato.backbones.exact import Exact, Mixture
 from sfumato.core.attention import Call
 from sfumato.core.rows import single
+from sfumato.core.schedule import Schedule
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.ops import memory
@@ -111,7 +114,7 @@ def test_batches_of_images_share_their_noise_and_give_what_each_gives_alone(mode
 
 
 def test_noise_is_what_it_says():
-    model = type("M", (), {"schedule": type("S", (), {"at": staticmethod(lambda t: _Level(0.6, 0.8))})})()
+    model = type("M", (), {"schedule": type("S", (), {"thousandths": staticmethod(lambda t: _Level(0.6, 0.8))})})()
     latents = torch.ones(1, 4, 8, 8)
     assert torch.equal(Noise(300, "none").of(model, latents), latents)
     uniform = (Noise(300, "uniform").of(model, latents) - 0.6) / 0.8
@@ -127,6 +130,18 @@ def test_noise_is_what_it_says():
 class _Level:
     def __init__(self, alpha, sigma):
         self.alpha, self.sigma = alpha, sigma
+
+
+def test_a_step_is_a_thousandth_of_the_training():
+    """So that 261, say, is as noisy in a model of 300 steps as in one of 1000."""
+    levels = {steps: Noise(261).level(exact(steps)) for steps in (300, 1000)}
+    assert float(levels[1000].t) == 261 and float(levels[300].t) == 78
+    assert abs(levels[300].sigma - levels[1000].sigma) < 0.01
+
+
+def exact(steps: int) -> Exact:
+    scheduler = DDPMScheduler(num_train_timesteps=steps, beta_schedule="squaredcos_cap_v2", clip_sample=False)
+    return Exact({"": Mixture(torch.zeros(1, 1, 2, 2), 0.5)}, Schedule.read(scheduler.config))
 
 
 @pytest.mark.parametrize("masked", [False, True])

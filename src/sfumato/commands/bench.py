@@ -13,7 +13,9 @@ from sfumato.io.terminal import quiet
 
 
 def bench(
-    suite: tyro.conf.Positional[Literal["generate", "core", "edit", "control", "perceive", "distill", "real"]] = "generate",
+    suite: tyro.conf.Positional[
+        Literal["generate", "core", "edit", "control", "perceive", "distill", "real"]
+    ] = "generate",
     *,
     n: Annotated[int, tyro.conf.arg(help="Prompts of each class, or images.")] = 100,
     seed: Seed = 0,

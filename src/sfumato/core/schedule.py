@@ -130,6 +130,10 @@ class Schedule:
         t = torch.as_tensor(t, dtype=torch.float64)
         return self.at(t if self.prediction == "flow" else t.round())
 
+    def thousandths(self, t: float) -> Level:
+        """The level after so many thousandths of the training steps: what papers' numbers mean, of models of 1000."""
+        return self.at(t) if self.train_steps == 1000 else self.nearest(t * self.train_steps / 1000)
+
     def levels(self, steps: int, tokens: int = 4096) -> Levels:
         """The levels of a run of ``steps``, as the checkpoint's scheduler spaces them.
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from sfumato.core.backbone import Backbone
     from sfumato.core.conditions import Cond
+    from sfumato.core.schedule import Level
 
 Image = Float[Tensor, "3 h w"] | np.ndarray | Picture | str | Path
 BATCH = 8
@@ -43,7 +44,7 @@ class Noise:
     """What an image becomes before the network reads it."""
 
     t: float = 261
-    """What the network is told: a training step (of flows, sigma in thousandths of the way)."""
+    """What the network is told: a training step, in thousandths of all (of flows, sigma)."""
     kind: Literal["none", "gaussian", "uniform"] = "gaussian"
     """``none``: the latents as they are, whatever ``t`` says; ``uniform``: of [0, 1), where Gaussian noise belongs, as
     some authors' code has it."""
@@ -58,9 +59,13 @@ class Noise:
         if self.ensemble < 1 or (self.kind == "none" and self.ensemble > 1):
             raise SfumatoError(f"an ensemble has at least one noise, and without noise it is one; got {self.ensemble}")
 
+    def level(self, model: Backbone) -> Level:
+        """Of this noise, in a model."""
+        return model.schedule.thousandths(self.t)
+
     def of(self, model: Backbone, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "be c h w"]:
         """Latents with noise: the ensemble of the first image, that of the second, ..."""
-        level = model.schedule.at(self.t)
+        level = self.level(model)
         if self.kind == "none":
             return latents
         draw = torch.randn if self.kind == "gaussian" else torch.rand
@@ -85,12 +90,10 @@ def extract(
     ``cond`` has a row an image, or one for all. ``reduce`` gives a row for each row of the network, of which at most
     ``batch`` run at once. The network stops after the last of ``what``. Gradients flow where they are on.
     """
-    x = noise.of(model, latents)
+    x, t = noise.of(model, latents), noise.level(model).t
     each = len(x) // len(latents)
     rows = cond.repeat(len(x) if len(cond) == 1 else each)
-    parts = [
-        model.maps(x[at : at + batch], noise.t, rows[at : at + batch], what, reduce) for at in range(0, len(x), batch)
-    ]
+    parts = [model.maps(x[at : at + batch], t, rows[at : at + batch], what, reduce) for at in range(0, len(x), batch)]
     whole = {site: torch.cat([part[site] for part in parts]) for site in what}
     return {site: fine(value).unflatten(0, (-1, each)).mean(1) for site, value in whole.items()}
 

@@ -1,4 +1,4 @@
-"""A real denoiser of 64 x 64 pixels that was trained elsewhere: github.com/wangjia184/diffusion_model (MIT), 63 M weights.
+"""A real denoiser of 64 x 64 pixels, of 63 M weights: github.com/wangjia184/diffusion_model (MIT).
 
 Anime faces, unconditional, 300 training steps on a cosine schedule. Its weights are codes of 8 bits with a scale and a
 minimum each. Two things are not a ``UNet2DModel``'s own: the time enters as 256 sinusoids, and an attention adds what

@@ -48,7 +48,7 @@ class DiffSeg:
     refine: bool = False
     """Go on by k-means over all pixels' maps from there."""
     t: float = 300
-    """The step that the network is told; no noise is added."""
+    """The step that the network is told, of a thousand; no noise is added."""
     least: float = 0.0
     """Only maps of at least this part of the latents' side; 0 takes all."""
     stage: str | None = None

@@ -48,7 +48,7 @@ class DIFT:
     """Matches points by the cosine of features."""
 
     t: int = 261
-    """The step at which the images are read (of flows, sigma in thousandths); late steps of much noise see meaning."""
+    """The step, of a thousand, at which the images are read (of flows, sigma); late steps of much noise see meaning."""
     blocks: tuple[int, ...] = (1,)
     """Up blocks, from 0; of several the features, each of length one, side by side at the finest's resolution."""
     layers: tuple[str, ...] = ()

@@ -54,7 +54,7 @@ class LabelEfficient:
     """Learns classes of pixels from a few labelled images."""
 
     t: tuple[int, ...] = (50, 150, 250)
-    """The steps at which images are read (of flows, sigma in thousandths)."""
+    """The steps, of a thousand, at which images are read (of flows, sigma)."""
     blocks: tuple[int, ...] = (5, 6, 7, 8, 12)
     """Output blocks, numbered as the authors' 18."""
     of: Literal["features", "pixels"] = "features"

@@ -47,7 +47,7 @@ class NormalisedCut:
     clusters: int | None = None
     """So many segments instead, by spectral clustering, where their number is known."""
     t: float = 50
-    """The step whose noise the image gets."""
+    """The step whose noise the image gets, of a thousand."""
     seed: int = 0
     """Of the noise."""
     side: int = 128

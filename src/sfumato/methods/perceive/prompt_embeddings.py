@@ -190,13 +190,14 @@ class PromptEmbeddings:
         return row * self.bank + column
 
     def noised(self, model: Backbone, latents: Tensor, noise: Tensor, t: float) -> Float[Tensor, "rows c h w"]:
-        level = model.schedule.at(t)
+        level = model.schedule.thousandths(t)
         return level.alpha * latents + level.sigma * noise.to(latents)
 
     def seen(self, model: Backbone, x: Tensor, texts: Tensor, t: float, sites: tuple[Site, ...]) -> Maps:
         """The token's map at each site."""
         heads = {s: slice(s.heads // 2 if self.heads == "last half" else 0, None) for s in sites}
-        found = model.maps(x, t, conditions(model, texts), sites, lambda c: token_map(c, self.token, heads[c.site]))
+        time = model.schedule.thousandths(t).t
+        found = model.maps(x, time, conditions(model, texts), sites, lambda c: token_map(c, self.token, heads[c.site]))
         return [found[site] for site in sites]
 
     def loss(self, maps: Maps, centre: Float[Tensor, "rows 2"], size: Grid) -> Float[Tensor, " rows"]:

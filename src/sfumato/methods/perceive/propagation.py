@@ -46,7 +46,7 @@ class Propagation:
     rounds: int = 3
     """Walks one after the other, each from what the last one found."""
     t: float = 300
-    """The step that the network is told; no noise is added."""
+    """The step that the network is told, of a thousand; no noise is added."""
     least: float = 0.0
     """Only maps of at least this part of the latents' side; 0 takes all."""
     stage: str | None = None

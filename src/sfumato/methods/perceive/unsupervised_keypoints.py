@@ -192,7 +192,7 @@ class UnsupervisedKeypoints:
 
     def reads(self, model: Backbone, texts: Tensor, latents: Tensor, noise: Tensor) -> Reads:
         """Queries and keys of these latents with noise; the network ends at the last site."""
-        level, grid = model.schedule.at(self.t), (latents.shape[-2], latents.shape[-1])
+        level, grid = model.schedule.thousandths(self.t), (latents.shape[-2], latents.shape[-1])
         sites = readers(model, grid, self.parts, "unsupervised keypoints")
         cond = conditions(model, texts.expand(len(latents), -1, -1))
 
@@ -201,7 +201,7 @@ class UnsupervisedKeypoints:
             scale = call.get("q", name).shape[-1] ** -0.5
             return torch.cat([call.get("q", name).float() * scale, call.get("k", name).float()], 2)
 
-        found = model.maps(level.alpha * latents + level.sigma * noise.to(latents), self.t, cond, sites, both)
+        found = model.maps(level.alpha * latents + level.sigma * noise.to(latents), level.t, cond, sites, both)
         cells = {site: math.prod(site.grid(grid)) for site in sites}
         return [
             (v[:, :, : cells[s]].transpose(2, 3).unflatten(3, s.grid(grid)), v[:, :, cells[s] :])
