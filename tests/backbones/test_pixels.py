@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from inspect import isfunction
-from typing import Any
-
 import diffusers
 import families
 import pytest
 import torch
-from laws import distilling, painting, reading
+from laws import distilling, painting, reading, wordless
 from laws.traces import unchanged
+from laws.wordless import BY_WORDS, PAINTING
 
 from sfumato.backbones.load import family
 from sfumato.core.denoising import denoise
@@ -21,21 +18,7 @@ from sfumato.core.views import Ring
 from sfumato.distill import Latents, distil
 from sfumato.errors import SfumatoError
 from sfumato.inversion import EDICT, Direct, EditFriendly, Inversion, NegativePrompt, NullText, invert, reconstruct
-from sfumato.methods.edit import CrossImageAttention, DiffEdit, EyeForAnEye, MasaCtrl
-
-EMPTY = {stream: ("", "") for stream in painting.SAID}
-BY_WORDS = {
-    *("collaborative-editing", "delta-denoising", "flow-edit", "ledits", "prompt-to-prompt", "attend-and-excite"),
-    *("box-diff", "dense-diffusion", "layout-guidance", "linguistic-binding", "llm-grounded", "region-prompts"),
-    *("rich-text", "self-guidance", "spatial-temporal", "structured-diffusion"),
-}
-WORDLESS = {
-    "cross-image-attention": CrossImageAttention(fine=(0, 1), coarse=(0, 1), adain=(0.5, 1)),
-    "diff-edit": DiffEdit(painting.LEFT, strength=1.0, steps=2),
-    "eye-for-an-eye": EyeForAnEye(tokens=(0, 1), adain=(0.5, 1), every=0),
-    "masactrl": MasaCtrl(after=0.0, layer=0.0),
-}
-"""Settings that name no word, of methods that may be given some."""
+from sfumato.methods.edit import DiffEdit
 
 
 @pytest.mark.parametrize("name", families.WORDLESS)
@@ -101,26 +84,19 @@ def test_a_number_for_its_guidance_costs_nothing(models):
     torch.testing.assert_close(denoise(model, "", steps=2, guide=cfg(7.5)).latents, with_default)
 
 
-def settings(model: Any, row: painting.Row) -> Any:
-    on = WORDLESS.get(row.word.partition(":")[0], row.on)
-    on = on(model) if isfunction(on) else on
-    return replace(on, cross=0.0) if row.word.startswith("feature-transfer") else on
-
-
-@pytest.mark.parametrize("word", [word for word, row in painting.ROWS.items() if row.families in (
-    painting.ALL, painting.CROSS, painting.UNETS)])  # fmt: skip
+@pytest.mark.parametrize("word", [*PAINTING, *sorted(BY_WORDS)])
 def test_a_method_that_paints_runs_or_says_that_it_needs_words(models, word):
     model, row = models("ddpm"), painting.ROWS[word]
-    if word.partition(":")[0] in BY_WORDS:
+    if word in BY_WORDS:
         with pytest.raises(SfumatoError, match=r"works by words, and \S+ddpm paints without; take a model that reads"):
-            painting.painted(model, row, said=EMPTY)
+            painting.painted(model, row, said=wordless.EMPTY)
         return
-    on, apart = settings(model, row), {}
+    on, apart = wordless.settings(model, row), {}
     if not isinstance(on, Inversion):
         apart["start"] = model.latents(range(len(row.streams)), 16, 16)
     with unchanged(model):
-        out = painting.painted(model, row, on, said=EMPTY, **apart)
-    without = painting.painted(model, row, on, said=EMPTY, plain=True, path=out.path, **apart)
+        out = painting.painted(model, row, on, said=wordless.EMPTY, **apart)
+    without = painting.painted(model, row, on, said=wordless.EMPTY, plain=True, path=out.path, **apart)
     for stream, x in out.edits.items():
         assert x.isfinite().all()
         assert "acts" in row.but or stream == "appearance" or (x - without.latents[stream]).abs().max() > 1e-5, stream
@@ -130,7 +106,7 @@ def test_a_method_that_paints_runs_or_says_that_it_needs_words(models, word):
 def test_a_method_that_reads_runs_or_says_that_it_needs_words(models, word):
     model, row = models("ddpm"), reading.ROWS[word]
     way = row.ways[0]
-    if word in ("text-attribution", "prompt-embeddings", "unsupervised-keypoints"):
+    if word in wordless.READING_WORDS:
         with pytest.raises(SfumatoError, match="works by words, and"):
             row.ask(way, model)
         return
