@@ -231,6 +231,14 @@ def test_what_cannot_be_read_is_said():
         Schedule.read(diffusers.EDMEulerScheduler())
     with pytest.raises(SfumatoError, match=r"unknown scheduler 'EDMEulerScheduler'"):
         Schedule.read({"_class_name": "EDMEulerScheduler", "sigma_data": 0.5})
+
+    class Own(DDIMScheduler):
+        pass
+
+    assert Schedule.read(Own(**BETAS)) == Schedule.read(DDIMScheduler(**BETAS))
+    Own.set_timesteps = lambda self, steps: None
+    with pytest.raises(SfumatoError, match="unknown scheduler 'Own'"):
+        Schedule.read(Own(**BETAS))
     with pytest.raises(SfumatoError, match=r"does not say of which class it is; give the scheduler"):
         Schedule.read({"shift": 3.0})
     with pytest.raises(

@@ -46,7 +46,7 @@ def test_it_is_finite_at_every_spacing_and_number_of_steps(stepper, spacing, opt
     try:
         out = denoise(model, ["x", "x"], guide=1, steps=steps, stepper=stepper)
     except SfumatoError as error:
-        assert re.search(r"twice or at none|ancestral Euler divides by alpha", str(error))
+        assert "twice or at none" in str(error)
     else:
         assert out.latents.isfinite().all() and out.latents.abs().max() < 10
 

@@ -119,13 +119,14 @@ class Schedule:
 
     @classmethod
     def read(cls, scheduler: Any) -> Schedule:
-        """From a diffusers scheduler, or a config that names its class.
+        """From a diffusers scheduler, or a config that names its class; a class of one's own that leaves it to a known
+        one to space levels counts as that.
 
         Raises ``SfumatoError`` for a class, a kind of prediction or an option that is not known, and for options that
         exclude each other.
         """
         given = isinstance(scheduler, Mapping)
-        kind = scheduler.get("_class_name") if given else type(scheduler).__name__
+        kind = scheduler.get("_class_name") if given else _kind(type(scheduler))
         if kind is None:
             raise SfumatoError("a scheduler's config does not say of which class it is; give the scheduler")
         if kind not in KNOWN:
@@ -321,6 +322,12 @@ class Schedule:
     def predicting(self, prediction: Prediction) -> Schedule:
         """The same levels for a network that predicts something else."""
         return replace(self, prediction=prediction)
+
+
+def _kind(own: Any) -> str:
+    """The known class that spaces a scheduler's levels, or else its own."""
+    spacing = (c for c in own.__mro__ if c.__name__ in KNOWN and c.set_timesteps is own.set_timesteps)
+    return next(spacing, own).__name__
 
 
 def _made(kind: str, config: Mapping[str, Any]) -> Any:
