@@ -175,7 +175,7 @@ def test_flows_have_the_shift_of_their_checkpoint():
     ],
 )
 def test_flows_have_every_option_of_their_checkpoint(config):
-    scheduler = FlowMatchEulerDiscreteScheduler(**config)
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(**config)
     mu = {"mu": 0.5 + 0.65 * (1024 - 256) / 3840} if "use_dynamic_shifting" in config else {}
     scheduler.set_timesteps(8, **mu)
     levels = Schedule.read(scheduler).levels(8, 1024)
@@ -224,7 +224,7 @@ def test_only_the_last_steps():
         levels.last(51)
 
 
-def test_what_cannot_be_read_is_said():
+def test_what_cannot_be_read_is_said(monkeypatch):
     with pytest.raises(SfumatoError, match="unknown prediction type 'score'"):
         Schedule.read({**SD, "prediction_type": "score"})
     with pytest.raises(SfumatoError, match=r"unknown scheduler 'EDMEulerScheduler'; known: DDIMScheduler, "):
@@ -236,7 +236,7 @@ def test_what_cannot_be_read_is_said():
         pass
 
     assert Schedule.read(Own(**BETAS)) == Schedule.read(DDIMScheduler(**BETAS))
-    Own.set_timesteps = lambda self, steps: None
+    monkeypatch.setattr(Own, "set_timesteps", lambda self, steps: None)
     with pytest.raises(SfumatoError, match="unknown scheduler 'Own'"):
         Schedule.read(Own(**BETAS))
     with pytest.raises(SfumatoError, match=r"does not say of which class it is; give the scheduler"):
