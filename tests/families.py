@@ -25,12 +25,12 @@ from sfumato.stilllife import networks
 from sfumato.stilllife.tokenizer import special_ids, vocab_size
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-TRAINED = {"num_train_timesteps": 1000, "clip_sample": False, **BETAS}
+TRAINED = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "clip_sample": False, **BETAS}
 SCHEDULES = {
     "epsilon": Schedule.read(TRAINED),
     "v_prediction": Schedule.read({**TRAINED, "prediction_type": "v_prediction"}),
     "sample": Schedule.read({**TRAINED, "prediction_type": "sample"}),
-    "flow": Schedule.read({"shift": 1.0, "num_train_timesteps": 1000}),
+    "flow": Schedule.read(diffusers.FlowMatchEulerDiscreteScheduler()),
 }
 """The same levels for networks that predict noise, v and data, and a flow's; for exact denoisers."""
 WORDS = ["a", "red", "blue", "cube", "duck", "on", "grass", "sphere", "the", "of", "and"]

@@ -104,7 +104,7 @@ def test_the_instructed_relative_is_diffusers(here):
 
 def test_guided_points_are_where_the_algebra_puts_them():
     a, b = torch.full((1, 1, 2, 2), 0.2), torch.full((1, 1, 2, 2), 0.5)
-    config = {**networks.scheduler().config, "set_alpha_to_one": True}
+    config = {"_class_name": "DDIMScheduler", **networks.scheduler().config, "set_alpha_to_one": True}
     model = Exact({"": Mixture(a, 0.0), "b": Mixture(b, 0.0)}, Schedule.read(config))
     out = denoise(model, "b", steps=10, guide=3.0)
     torch.testing.assert_close(out.latents, a + 3 * (b - a), atol=1e-5, rtol=0)
@@ -112,7 +112,7 @@ def test_guided_points_are_where_the_algebra_puts_them():
 
 def test_an_energy_pulls_as_bayes_says():
     """With p(x0) = N(0, 1) and energy |x0 - y|^2 / 2, the score gains its gradient through x0-hat: a linear formula."""
-    config = {**networks.scheduler().config, "set_alpha_to_one": True}
+    config = {"_class_name": "DDIMScheduler", **networks.scheduler().config, "set_alpha_to_one": True}
     model = Exact({"": Mixture(torch.zeros(1, 1, 2, 2), 1.0)}, Schedule.read(config))
     goal = torch.full((1, 1, 2, 2), 2.0)
     levels = model.schedule.levels(25)

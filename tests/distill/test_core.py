@@ -116,8 +116,8 @@ def test_levels_are_an_image_each_and_noising_is_undone(schedule):
 
 
 def test_levels_that_a_model_has_not_are_said():
-    for t in (-1, 1000, 10.5):
-        with pytest.raises(SfumatoError, match=f"t is a whole number from 0 to 999, got {t}"):
+    for t in (-1, 1000, 999.5):
+        with pytest.raises(SfumatoError, match=f"t lies from 0 to 999 in this model, got {t}"):
             EPSILON.at(t)
     for t in (-5, 1000.1):
         with pytest.raises(SfumatoError, match=f"t lies from 0 to 1000 in this model, got {t}"):

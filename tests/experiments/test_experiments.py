@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from families import SCHEDULES
 from PIL import Image
 
 from sfumato import experiments
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.core.guidance import CFG
-from sfumato.core.schedule import Schedule
 from sfumato.distill import Distillation, GuidedModel
 from sfumato.errors import SfumatoError
 from sfumato.experiments import baseline, guidance_grid, index, kappa_error, saturation
@@ -23,20 +23,13 @@ from sfumato.methods.distill.score_distillation import ScoreDistillation
 from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
 from sfumato.metrics import looks
 
-BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-SCHEDULES = {
-    "epsilon": BETAS,
-    "v_prediction": {**BETAS, "prediction_type": "v_prediction"},
-    "sample": {**BETAS, "prediction_type": "sample"},
-    "flow": {"num_train_timesteps": 1000, "shift": 1.0},
-}
 STD = 0.5
 
 
 def exact(kind: str = "epsilon") -> Exact:
     mean = torch.linspace(-1, 1, 3 * 4 * 4).view(1, 3, 4, 4)
     one = Mixture(mean, STD)
-    return Exact({"one": one, "": one}, Schedule.read(SCHEDULES[kind]))
+    return Exact({"one": one, "": one}, SCHEDULES[kind])
 
 
 def images(n: int, size: int = 8) -> torch.Tensor:

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from families import SCHEDULES
 from PIL import Image
 
 from sfumato import cli
@@ -20,7 +21,7 @@ from sfumato.experiments import trajectory
 from sfumato.stilllife import networks
 
 PROMPT = "a red cube on grass"
-VP = {**networks.scheduler().config, "set_alpha_to_one": True}
+VP = {"_class_name": "DDIMScheduler", **networks.scheduler().config, "set_alpha_to_one": True}
 
 
 def turning(angles, shape=(1, 1, 2)):
@@ -30,7 +31,7 @@ def turning(angles, shape=(1, 1, 2)):
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_similarities_are_those_of_the_noise_whatever_the_network_predicts(prediction):
-    schedule = Schedule.read({"num_train_timesteps": 1000} if prediction == "flow" else VP).predicting(prediction)
+    schedule = SCHEDULES[prediction]
     levels = schedule.levels(4)
     x = torch.randn(4, 1, 1, 1, 2, generator=torch.Generator().manual_seed(0))
     eps = {"uncond": turning([0, 0.3, 0.9, 2.5]), "cond": turning([1, 1, 1.5, 4.0])}

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from families import write
 from PIL import Image
 
@@ -25,7 +26,7 @@ from sfumato.inversion import (
     reconstruct,
 )
 
-FLOW = Schedule.read({"num_train_timesteps": 1000, "shift": 3.0})
+FLOW = Schedule.read(FlowMatchEulerDiscreteScheduler(shift=3.0))
 SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 

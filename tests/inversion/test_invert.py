@@ -18,7 +18,7 @@ from sfumato.inversion import DDIMInversion, Direct, EditFriendly, NegativePromp
 from sfumato.stilllife import networks
 
 PROMPTS = ("a red cube on grass", "a duck")
-CONFIG = networks.scheduler().config
+CONFIG = {"_class_name": "DDIMScheduler", **networks.scheduler().config}
 
 
 @pytest.fixture

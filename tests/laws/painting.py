@@ -196,8 +196,7 @@ METHODS = (
     Row(
         "ledits", Ledits(remove=("grass",), steps=2, skip=0.0, threshold=0.5), streams=EDIT, guides_itself=True,
         off=(Ledits(steps=3, skip=0.4, warmup=3, source_scale=0.0),),
-        but={"same": "words are what to add, whatever the source's are",
-             "batch": "noises of a batch are drawn at once"},
+        but={"same": "words are what to add, whatever the source's are"},
     ),
     Row(
         "masactrl", MasaCtrl(after=0.0, layer=0.0), off=(MasaCtrl(after=1.0, layer=0.3, source="cube"),), streams=EDIT

@@ -39,13 +39,12 @@ class Row:
     """Of the laws ``back`` and ``batch`` those that it has not, and why."""
 
 
-DRAWN = {"batch": "noises of a batch are drawn at once"}
 ROWS = (
     Row(DDIMInversion(steps=3), 1.0, but={"back": "the network is told levels that the latents have not reached yet"}),
     Row(Direct(steps=3), 7.5),
     Row(EDICT(steps=3)),
-    Row(EditFriendly(steps=3, scale=3.0, skip=0.0), but=DRAWN),
-    Row(EditFriendly(steps=3, scale=1.0), 1.0, but=DRAWN),
+    Row(EditFriendly(steps=3, scale=3.0, skip=0.0)),
+    Row(EditFriendly(steps=3, scale=1.0), 1.0),
     Row(NegativePrompt(steps=3), but={"back": "its way back is DDIM's, which misses what is noted there"}),
     Row(Noise(1.0, steps=3), but={"back": "it asks the network for nothing and covers the image"}),
     Row(NullText(steps=2, inner=1), but={"back": "texts are fitted, and come as near as they do"}),
@@ -79,7 +78,8 @@ def test_the_way_back_leads_to_the_image_and_nothing_is_left_behind(models, exac
     if "batch" not in row.but:
         how = replace(row.on, seed=row.on.seed + 1) if hasattr(row.on, "seed") else row.on  # pyright: ignore
         alone = invert(model, images[1], said[1], how)
-        torch.testing.assert_close(path.latents[1:], alone.latents, atol=1e-4, rtol=1e-4)
+        for ours, theirs in zip((path.latents, *path.noises), (alone.latents, *alone.noises), strict=True):
+            torch.testing.assert_close(ours[1:], theirs, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("row", "family"), ONE)

@@ -14,6 +14,7 @@ from rounding import assert_same_but_for_rounding
 
 from sfumato.core.denoising import denoise, plan
 from sfumato.core.guidance import CFG
+from sfumato.core.steppers import Euler
 from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Inversion, invert
@@ -107,6 +108,19 @@ def test_an_image_of_a_batch_is_what_it_is_alone(models, runs, exact, word, fami
     for i, one in alone.items():
         for stream, x in one.items():
             torch.testing.assert_close(both[stream][i : i + 1], x, atol=row.close, rtol=1e-4)
+
+
+@table([(word, family) for word, family in everywhere("batch") if (word, family) in ONE])
+def test_noise_that_is_drawn_on_the_way_is_the_images_own(models, exact, word, family):
+    """With a stepper that draws, an image of a batch is what its seed gives alone, for all that start from noise."""
+    row, model = ROWS[word], models(family)
+    if isinstance(row.settings(model), Inversion) or not row.settings(model).requires.batch:
+        return
+    stepper = Euler(ancestral=True)
+    both = painted(model, row, images=(0, 1), stepper=stepper).latents
+    alone = painted(model, row, images=(1,), stepper=stepper).latents
+    for stream, x in alone.items():
+        torch.testing.assert_close(both[stream][1:], x, atol=row.close, rtol=1e-4)
 
 
 @table(ONE)

@@ -17,7 +17,7 @@ from sfumato.methods.control import ClassifierGuidance, DynamicThresholding, Uni
 from sfumato.methods.control.dynamic_thresholding import thresholded
 from sfumato.stilllife import networks
 
-CONFIG = {**networks.scheduler().config, "set_alpha_to_one": True}
+CONFIG = {"_class_name": "DDIMScheduler", **networks.scheduler().config, "set_alpha_to_one": True}
 PROMPT = "a red cube on grass"
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from families import FAMILIES
 
 from sfumato.backbones.exact import Exact, Mixture
@@ -14,13 +15,13 @@ from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG, Distilled, guided
 from sfumato.core.schedule import Schedule
 from sfumato.errors import SfumatoError
-from sfumato.inversion import invert
+from sfumato.inversion import Path, invert
 from sfumato.methods.edit import PromptToPrompt
 from sfumato.methods.edit.flow_edit import FLUX, FlowEdit
 from sfumato.stilllife import networks
 
-FLOW = Schedule.read({"num_train_timesteps": 1000, "shift": 3.0})
-NOISE = Schedule.read({**networks.scheduler().config, "set_alpha_to_one": True})
+FLOW = Schedule.read(FlowMatchEulerDiscreteScheduler(shift=3.0))
+NOISE = Schedule.read({"_class_name": "DDIMScheduler", **networks.scheduler().config, "set_alpha_to_one": True})
 SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
@@ -109,7 +110,9 @@ def test_without_moving_it_is_sdedit(model):
     level = start.levels[0]
     noise = torch.randn(start.image.shape[1:], generator=torch.Generator().manual_seed(7))
     x = level.alpha * start.image + level.sigma * noise
-    plain = denoise(model, TARGET, start=x, levels=start.levels, guide=guided(model, {"main": 13.5})).latents
+    plain = denoise(
+        model, TARGET, start=Path(x, start.levels, (TARGET,), x), guide=guided(model, {"main": 13.5})
+    ).latents
     torch.testing.assert_close(target, plain, **CLOSE)
     assert torch.equal(source, start.image)
     start, source, target = run(model, FlowEdit(skip=1.0, steps=4), n=1)
@@ -170,8 +173,8 @@ def test_what_it_cannot_do_is_said():
     for bad in ({"average": 0}, {"skip": -0.1}, {"skip": 0.6, "finish": 0.6}):
         with pytest.raises(SfumatoError, match="skip and finish are parts of the steps"):
             FlowEdit(**bad)(model, image, ("s",), lambda: None)
-    blind = Schedule.read({**networks.scheduler().config, "prediction_type": "v_prediction",
-                           "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})  # fmt: skip
+    blind = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    blind = Schedule.read(DDIMScheduler.from_config(networks.scheduler().config, **blind))
     with pytest.raises(SfumatoError, match="noise alone"):
         FlowEdit(skip=0.0)(gaussian(blind)[0], image, ("s",), lambda: None)
     assert len(FLUX(model, image, ("s",), lambda: None).levels) == 24

@@ -83,7 +83,7 @@ def test_streams_have_scales_of_their_own(parts):
 @pytest.mark.parametrize("prox", ["l0", "l1"])
 @pytest.mark.parametrize("other", ["v_prediction", "flow"])
 def test_models_that_predict_something_else_are_guided_alike(parts, prox, other):
-    noise = Schedule.read(networks.scheduler().config)
+    noise = Schedule.read(networks.scheduler())
     level, kind = noise.at(401), noise.predicting(other)
     if other == "flow":
         level = Level.of(float(level.t), 0.4, 0.6)

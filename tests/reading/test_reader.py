@@ -141,7 +141,7 @@ def test_a_step_is_a_thousandth_of_the_training():
 
 def exact(steps: int) -> Exact:
     scheduler = DDPMScheduler(num_train_timesteps=steps, beta_schedule="squaredcos_cap_v2", clip_sample=False)
-    return Exact({"": Mixture(torch.zeros(1, 1, 2, 2), 0.5)}, Schedule.read(scheduler.config))
+    return Exact({"": Mixture(torch.zeros(1, 1, 2, 2), 0.5)}, Schedule.read(scheduler))
 
 
 @pytest.mark.parametrize("masked", [False, True])

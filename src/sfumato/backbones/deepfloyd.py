@@ -18,6 +18,7 @@ from sfumato.backbones.latent import Latent
 from sfumato.backbones.unet import hiddens, residuals, sites
 from sfumato.core.backbone import times
 from sfumato.core.conditions import Cond
+from sfumato.core.noise import drawing
 from sfumato.core.schedule import Schedule
 from sfumato.core.sites import Layer, token_layers
 from sfumato.errors import SfumatoError, finite
@@ -28,7 +29,7 @@ class DeepFloyd(Latent):
 
     def __init__(self, name: str, pipe: Any):
         self.name, self.pipe, self.network, self.tokenizer = name, pipe, pipe.unet, pipe.tokenizer
-        self.schedule = Schedule.read(pipe.scheduler.config)
+        self.schedule = Schedule.read(pipe.scheduler)
         self.channels, self.factor, self.size = 3, 1, self.network.config.sample_size
         self.reads = self.network.config.in_channels
         self.multiple = 2 ** (len(self.network.config.block_out_channels) - 1)
@@ -58,7 +59,8 @@ class DeepFloyd(Latent):
     def enlarging(self, cond: Cond, image: Float[Tensor, "b 3 h w"], level: int = 250, seed: int = 0) -> Cond:
         """Conditions for a super-resolution stage: images in [0, 1], one or as many as ``cond``.
 
-        They are enlarged and noised to step ``level`` (diffusers' default), which the network is told.
+        They are enlarged and noised to step ``level`` (diffusers' default), which the network is told;
+        image i by noise from seed + i.
         """
         if not hasattr(self.pipe, "image_noising_scheduler"):
             raise SfumatoError(
@@ -66,8 +68,8 @@ class DeepFloyd(Latent):
             )
         side = (self.size, self.size)
         big = torch.nn.functional.interpolate(image.to(self.device) * 2 - 1, side, mode="bilinear", align_corners=True)
-        noise = torch.randn(big.shape, generator=torch.Generator().manual_seed(seed)).to(big)
-        at = Schedule.read(self.pipe.image_noising_scheduler.config).at(level)
+        noise = drawing([seed + i for i in range(len(big))], big.shape[1:])().to(big)
+        at = Schedule.read(self.pipe.image_noising_scheduler).at(level)
         levels = torch.full((len(cond),), level, device=self.device)
         noised = (at.alpha * big + at.sigma * noise).expand(len(cond), -1, -1, -1)
         return replace(cond, image=noised, extra={**cond.extra, "noise_level": levels})

@@ -34,7 +34,7 @@ class Latent(Backbone):
     def __init__(self, name: str, pipe: Any, network: Any, tokenizer: Any, cells: int | None = None):
         self.name, self.pipe, self.network, self.tokenizer = name, pipe, network, tokenizer
         self.vae = pipe.vae
-        self.schedule = Schedule.read(pipe.scheduler.config)
+        self.schedule = Schedule.read(pipe.scheduler)
         self.channels, self.reads = self.vae.config.latent_channels, network.config.in_channels
         self.factor = self.multiple = autoencoders.factor(self.vae, name, self.vae_reads)
         self.size = (cells or network.config.sample_size) * self.factor

@@ -33,7 +33,7 @@ class Pixels(Backbone):
         if self.network.class_embedding is not None:
             raise SfumatoError(f"{name} paints one of several classes, and of its kind only models without are known")
         self.vae = getattr(pipe, "vqvae", None)
-        self.schedule = Schedule.read(pipe.scheduler.config)
+        self.schedule = Schedule.read(pipe.scheduler)
         self.factor = 1 if self.vae is None else autoencoders.factor(self.vae, name)
         self.multiple = self.factor * 2 ** (len(config.block_out_channels) - 1)
         self.channels, self.size = config.in_channels, config.sample_size * self.factor

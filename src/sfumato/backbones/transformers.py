@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,12 +13,19 @@ from torch import Tensor
 from sfumato.backbones.latent import Latent
 from sfumato.core.backbone import times
 from sfumato.core.conditions import Cond
+from sfumato.core.schedule import Levels
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 
 
 class Transformer(Latent):
     """What the three have in common."""
+
+    patch: int
+    """Side of a token, in cells of the latents."""
+
+    def levels(self, steps: int, grid: Sequence[int]) -> Levels:
+        return self.schedule.levels(steps, (grid[0] // self.patch) * (grid[1] // self.patch))
 
     def inside(self, x: Float[Tensor, "b c h w"], cond: Cond) -> Float[Tensor, "b c h w"]:
         if any(getattr(self.network, part, None) is not None for part in ("encoder_hid_proj", "image_proj")):
@@ -136,6 +144,10 @@ class Flux(Transformer):
             Site(path, i, "double" if i < len(double) else "single", both, both, 2, heads)
             for i, path in enumerate(double + one)
         )
+
+    def levels(self, steps: int, grid: Sequence[int]) -> Levels:
+        """Its pipeline gives the scheduler sigmas to shift, 1 to 1 / steps."""
+        return self.schedule.levels(steps, grid[0] * grid[1] // 4, torch.linspace(1, 1 / steps, steps).tolist())
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         text, pooled, _ = self.pipe.encode_prompt(

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.core.noise import drawing
 from sfumato.core.rows import Rows, single
 from sfumato.core.schedule import Levels, Schedule
 from sfumato.core.sites import Grid, Layer, Site, token_layers
@@ -144,9 +145,7 @@ class Backbone(ABC):
         """
         self.check_size(height, width)
         shape = (self.channels, height // self.factor, width // self.factor)
-        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]).to(
-            self.device
-        )
+        return drawing(seeds, shape)().to(self.device)
 
     def levels(self, steps: int, grid: Sequence[int]) -> Levels:
         """The levels of a run on latents of this height and width: some flows shift theirs with the size."""

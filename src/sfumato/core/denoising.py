@@ -17,12 +17,13 @@ from sfumato.core.fusing import Canvas
 from sfumato.core.gradients import gradients
 from sfumato.core.guidance import Guide, Scales, guided
 from sfumato.core.method import Energy, Method, Phases, Run, Start, Step, span
+from sfumato.core.noise import drawing
 from sfumato.core.plan import Plan
 from sfumato.core.results import Sample, Trajectory
 from sfumato.core.rows import Rows, streams_of
 from sfumato.core.schedule import Levels, noise_in, noised
 from sfumato.core.sites import Grid
-from sfumato.core.steppers import DDIM, Move, Stepper
+from sfumato.core.steppers import Move, Stepper, limiting, suited
 from sfumato.core.tapping import tapping
 from sfumato.core.views import Views
 from sfumato.errors import SfumatoError, finite
@@ -71,16 +72,14 @@ def denoise(
         first = start
     if levels is not None and steps is not None and len(levels) != steps:
         raise SfumatoError(f"the start has {len(levels)} steps, so it cannot be run with {steps}")
-    if first is not None:
-        x = _spread(first.to(model.device), len(names), each)
-    else:
-        seeds = [seed + i for i in range(each)] if isinstance(seed, int) else list(seed)
-        if len(seeds) != each:
-            raise SfumatoError(f"{each} images need {each} seeds, got {len(seeds)}")
-        x = model.latents(seeds, height, width).repeat(len(names), 1, 1, 1)
-    grid = (x.shape[-2], x.shape[-1])
+    seeds = [seed + i for i in range(each)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != each:
+        raise SfumatoError(f"{each} images need {each} seeds, got {len(seeds)}")
+    noise = model.latents(seeds, height, width) if first is None else first.to(model.device)
+    grid = (noise.shape[-2], noise.shape[-1])
     if levels is None:
         levels = model.levels(50 if steps is None else steps, grid)
+    x = _spread(noise if first is not None else levels.spread * noise, len(names), each)
 
     with torch.no_grad():
         seen = Canvas(model, views, grid) if views else None
@@ -88,7 +87,7 @@ def denoise(
         guide = run.guide or guide
         if controls:
             cond = replace(cond, controls=tuple(controls))
-        stepper = stepper or DDIM()
+        stepper = stepper or suited(model.schedule)
         if stepper.remembers and any(p.energy and p.energy.repeats > 1 for p in phases.values()):
             raise SfumatoError(f"{type(stepper).__name__} remembers the last step and cannot repeat one; take DDIM")
         with progress("painting", len(levels)) as advance:
@@ -101,10 +100,11 @@ def denoise(
                 advance()
 
             finite(x, "the latents that the run starts from", model.remedy)
-            parts, noise = tuple(phases.values()), _noise(x, seed)
+            parts, noise = tuple(phases.values()), _noise(x, seeds)
             if seen is not None:
                 x, noise = seen.entered(x), seen.drawing(noise)
-            x = _Running(run, plan, parts, guide, levels, stepper, cond, noise, seen, watch)(x)
+            limited = not isinstance(start, Start)
+            x = _Running(run, plan, parts, guide, levels, stepper, cond, noise, seen, limited, watch)(x)
             x = (x if seen is None else seen.left(x)).float()
     out = {n: Sample(model, of, streams[n]) for n, of in zip(names, x.split(each), strict=True)}
     return out if isinstance(prompts, Mapping) else out["main"]
@@ -169,10 +169,15 @@ class _Running:
     cond: Cond
     draw: Callable[[], Tensor]
     seen: Canvas | None
+    limited: bool
+    """Is what a step takes for data limited as the scheduler says? Not along a path: an inversion undoes its steps, and
+    what a limit takes away cannot be found again."""
     watch: Callable[[Step], None]
 
     def __call__(self, x: Tensor) -> Tensor:
         move = self.stepper.start()
+        if self.limited:
+            move = limiting(move, self.run.model.schedule)
         with tapping(self.run.model, self.plan) as begin:
             for i in range(len(self.levels)):
                 step = Step(i, self.levels[i], self.levels[i + 1], x, self.run, self.cond)
@@ -292,11 +297,10 @@ def _spread(x: Tensor, streams: int, each: int) -> Tensor:
     raise SfumatoError(f"{streams} streams of {each} images cannot start from {len(x)} latents")
 
 
-def _noise(x: Tensor, seed: int | Sequence[int]) -> Callable[[], Tensor]:
-    """Unit noise of stochastic steps, from a generator of its own so that it is not the start's."""
-    first = seed if isinstance(seed, int) else seed[0]
-    generator = torch.Generator().manual_seed(first + 0x5F0)
-    return lambda: torch.randn(x.shape, generator=generator).to(x)
+def _noise(x: Tensor, seeds: Sequence[int]) -> Callable[[], Tensor]:
+    """Unit noise of stochastic steps, the same in all streams, from generators that are not the start's."""
+    draw = drawing([seed + 0x5F0 for seed in seeds], x.shape[1:])
+    return lambda: draw().to(x).repeat(len(x) // len(seeds), 1, 1, 1)
 
 
 def _start(methods: Sequence[Method], run: Run) -> dict[str, Phases]:

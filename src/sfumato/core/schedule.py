@@ -1,8 +1,9 @@
-"""Noise levels and the algebra of predictions: x = alpha x0 + sigma eps, read from a checkpoint's scheduler config.
+"""Noise levels and the algebra of predictions: x = alpha x0 + sigma eps, read from a checkpoint's scheduler.
 
 Two functions, alpha and sigma, are the one currency (after Karras et al. 2022, Table 1). Variance-preserving schedules
-have alpha^2 + sigma^2 = 1; flows have alpha + sigma = 1. The levels themselves come from diffusers' own schedulers, so
-betas, zero-terminal SNR, spacing, offset and shift are the checkpoint's; none of their ``step`` functions is used.
+have alpha^2 + sigma^2 = 1; flows have alpha + sigma = 1. The levels themselves come from the scheduler's own class in
+diffusers, so betas, zero-terminal SNR, spacing, offset, shift and rearranged sigmas are the checkpoint's; none of their
+``step`` functions is used. What a step does to the image that it believes in, ``limited`` does.
 """
 
 from __future__ import annotations
@@ -21,6 +22,31 @@ from sfumato.errors import SfumatoError, unknown
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "v_prediction", "sample", "flow")
+
+KNOWN = (
+    *("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "PNDMScheduler"),
+    *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler"),
+    *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverMultistepScheduler"),
+    *("DPMSolverSinglestepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler", "SASolverScheduler"),
+    *("LCMScheduler", "TCDScheduler"),
+    *("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"),
+)
+"""diffusers' schedulers whose configs are understood."""
+_LEVELS_OF = {
+    "PNDMScheduler": "DDIMScheduler",
+    "FlowMatchHeunDiscreteScheduler": "FlowMatchEulerDiscreteScheduler",
+    "HeunDiscreteScheduler": "EulerDiscreteScheduler",
+    "KDPM2DiscreteScheduler": "EulerDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler": "EulerDiscreteScheduler",
+}
+"""Those that ask the network more than once a step run at another's levels, of the same config."""
+_CLIPS = ("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "LCMScheduler")
+_THRESHOLDS = (
+    *_CLIPS,
+    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler"),
+    *("UniPCMultistepScheduler", "SASolverScheduler"),
+)
+_SAYS_NOTHING = {"tensor_format": "pt", "predict_epsilon": True}  # of old configs
 
 
 class Level(NamedTuple):
@@ -53,6 +79,8 @@ class Levels:
 
     all: Level
     """One more than there are steps."""
+    spread: float = 1.0
+    """Deviation of the noise that a run starts from: schedulers of k-diffusion's kind begin with sigma alone."""
 
     def __len__(self) -> int:
         """How many steps there are."""
@@ -84,45 +112,98 @@ class Levels:
 class Schedule:
     """How a checkpoint was noised, and what it predicts."""
 
+    kind: str
+    """diffusers' class of its scheduler, one of ``KNOWN``."""
     config: Mapping[str, Any]
     prediction: Prediction
 
     @classmethod
-    def read(cls, config: Mapping[str, Any]) -> Schedule:
-        """From a diffusers scheduler's config. ``SfumatoError`` for a kind of prediction that is not known."""
-        plain = {k: v for k, v in config.items() if not k.startswith("_")}
-        flow = "beta_start" not in plain  # only flows have none; a scheduler in memory does not tell its class
-        kind = "flow" if flow else plain.get("prediction_type", "epsilon")
-        if kind not in PREDICTIONS:
-            raise unknown("prediction type", kind, PREDICTIONS)
-        return cls(plain, cast("Prediction", kind))
+    def read(cls, scheduler: Any) -> Schedule:
+        """From a diffusers scheduler, or a config that names its class; a class of one's own that leaves it to a known
+        one to space levels counts as that.
+
+        Raises ``SfumatoError`` for a class, a kind of prediction or an option that is not known, and for options that
+        exclude each other.
+        """
+        given = isinstance(scheduler, Mapping)
+        kind = scheduler.get("_class_name") if given else _kind(type(scheduler))
+        if kind is None:
+            raise SfumatoError("a scheduler's config does not say of which class it is; give the scheduler")
+        if kind not in KNOWN:
+            raise unknown("scheduler", kind, KNOWN)
+        config = scheduler if given else scheduler.config
+        plain = _completed(kind, {k: v for k, v in config.items() if not k.startswith("_")})
+        flow = kind.startswith("FlowMatch") or plain.get("prediction_type") == "flow_prediction"
+        if not kind.startswith("FlowMatch") and flow != plain.get("use_flow_sigmas", False):
+            raise SfumatoError(
+                f"{kind} has prediction_type {plain['prediction_type']!r} with use_flow_sigmas "
+                f"{plain.get('use_flow_sigmas', False)}; a flow has 'flow_prediction' and True"
+            )
+        prediction = "flow" if flow else plain["prediction_type"]
+        if prediction not in PREDICTIONS:
+            raise unknown("prediction type", prediction, PREDICTIONS)
+        schedule = cls(kind, plain, cast("Prediction", prediction))
+        schedule._check()
+        return schedule
+
+    def _check(self) -> None:
+        """Refuse what diffusers refuses when it makes the scheduler."""
+        try:
+            scheduler = self._scheduler()
+        except (ValueError, NotImplementedError, ImportError) as error:
+            raise SfumatoError(f"{self.kind} cannot be made of its config: {' '.join(str(error).split())}") from error
+        if self.prediction != "flow" and len(scheduler.alphas_cumprod) != self.train_steps:
+            raise SfumatoError(
+                f"trained_betas are {len(scheduler.alphas_cumprod)} and num_train_timesteps is {self.train_steps}"
+            )
 
     @cached_property
-    def _alphas(self) -> Float[Tensor, " T"]:
+    def _squares(self) -> Float[Tensor, " T"]:
         """alpha^2 at every training step, float64."""
         return self._scheduler().alphas_cumprod.double()
 
     @property
     def train_steps(self) -> int:
-        return int(self.config.get("num_train_timesteps", 1000))
+        return int(self.config["num_train_timesteps"])
+
+    @property
+    def _continuous(self) -> bool:
+        """Is the network told a quarter of log(sigma / alpha), and not a training step?"""
+        return self.config.get("timestep_type") == "continuous" and self.prediction == "v_prediction"
+
+    @property
+    def distilled(self) -> bool:
+        """Is it such as few-step models ship with: LCM's and TCD's, Turbo's, a flow that is sampled with new noise?"""
+        turbo = self.kind in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+        turbo = turbo and self.prediction == "epsilon" and self.config["timestep_spacing"] == "trailing"
+        consistent = self.kind in ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler")
+        return turbo or consistent or bool(self.config.get("stochastic_sampling"))
 
     def _scheduler(self) -> Any:
-        from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-
-        kind: Any = FlowMatchEulerDiscreteScheduler if self.prediction == "flow" else DDIMScheduler
-        return kind.from_config({k: v for k, v in self.config.items() if k in inspect.signature(kind).parameters})
+        return _made(_LEVELS_OF.get(self.kind, self.kind), self.config)
 
     def at(self, t: float | Sequence[float] | Float[Tensor, "*b"]) -> Level:
-        """The levels of training steps (for flows, real numbers: sigma is t over the training steps)."""
+        """The levels of training steps. Between two whole ones sigma / alpha is linear, as it is in diffusers' Euler.
+
+        For flows sigma is t over the training steps.
+        """
         t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         if self.prediction == "flow":
             if not bool(((t >= 0) & (t <= self.train_steps)).all()):
                 raise SfumatoError(f"t lies from 0 to {self.train_steps} in this model, got {t.tolist()}")
             sigma = t / self.train_steps
             return Level(t, 1 - sigma, sigma)
-        if not bool(((t >= 0) & (t < self.train_steps) & (t == t.floor())).all()):
-            raise SfumatoError(f"t is a whole number from 0 to {self.train_steps - 1}, got {t.tolist()}")
-        square = self._alphas[t.long()]
+        if self._continuous:
+            return _level(t, (4 * t).exp())
+        last = self.train_steps - 1
+        if not bool(((t >= 0) & (t <= last)).all()):
+            raise SfumatoError(f"t lies from 0 to {last} in this model, got {t.tolist()}")
+        low, part = t.long(), t - t.floor()
+        square = self._squares[low]
+        if part.any():
+            below, above = ((1 / each - 1).sqrt() for each in (square, self._squares[(low + 1).clamp_max(last)]))
+            ratio = torch.where(part > 0, below + part * (above - below), below)
+            square = torch.where(part > 0, 1 / (1 + ratio**2), square)
         return Level(t, square.sqrt(), (1 - square).sqrt())
 
     def nearest(self, t: float | Float[Tensor, "*b"]) -> Level:
@@ -134,33 +215,81 @@ class Schedule:
         """The level after so many thousandths of the training steps: what papers' numbers mean, of models of 1000."""
         return self.at(t) if self.train_steps == 1000 else self.nearest(t * self.train_steps / 1000)
 
-    def levels(self, steps: int, tokens: int = 4096) -> Levels:
+    def levels(self, steps: int, tokens: int = 4096, sigmas: Sequence[float] | None = None) -> Levels:
         """The levels of a run of ``steps``, as the checkpoint's scheduler spaces them.
 
-        ``tokens`` (of the image) matters to flows whose shift depends on the resolution.
+        ``tokens`` (of the image) matters to flows whose shift depends on the resolution; ``sigmas`` are what a
+        pipeline gives a flow's scheduler to shift. Raises ``SfumatoError`` for more steps than there are levels.
         """
-        if not 1 <= steps <= self.train_steps:
-            raise SfumatoError(f"this model has between 1 and {self.train_steps} steps, got {steps}")
-        scheduler = self._scheduler()
-        if self.prediction == "flow":
-            return self._flow_levels(scheduler, steps, tokens)
-        scheduler.set_timesteps(steps)
-        final = float(scheduler.final_alpha_cumprod)
-        # a scheduler with an offset may run one past the end of training
-        times = self.at(scheduler.timesteps.clamp_max(self.train_steps - 1))
-        return joined(times, Level.of(-1, final**0.5, (1 - final) ** 0.5))
+        most = min(self.train_steps, self.config.get("original_inference_steps") or self.train_steps)
+        if not 1 <= steps <= most:
+            raise SfumatoError(f"this model has between 1 and {most} steps, got {steps}")
+        found = self._levels(steps, tokens, sigmas)
+        if not _falls(found, steps):
+            others = (*range(steps - 1, 0, -1), *range(steps + 1, most + 1))
+            other = next((n for n in others if _falls(self._levels(n, tokens, None), n)), None)
+            raise SfumatoError(
+                f"{self.kind}, by its config, is at a level twice or at none with {steps} steps"
+                + (f"; take {other}" if other else "")
+            )
+        return found
 
-    def _flow_levels(self, scheduler: Any, steps: int, tokens: int) -> Levels:
-        config = scheduler.config
-        if config.use_dynamic_shifting:  # as Flux: the shift grows with the number of tokens
-            slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-            mu = config.base_shift + slope * (tokens - config.base_image_seq_len)
-            scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), mu=mu)
+    def _levels(self, steps: int, tokens: int, sigmas: Sequence[float] | None) -> Levels:
+        scheduler, options = self._scheduler(), {}
+        if self.config.get("use_dynamic_shifting"):  # as Flux: the shift grows with the number of tokens
+            options["mu"] = self._shift(tokens)
+        if sigmas is not None and self.kind.startswith("FlowMatch"):
+            options["sigmas"] = list(sigmas)
         else:
-            scheduler.set_timesteps(steps)
-        sigmas = scheduler.sigmas.double()
-        times = torch.cat([scheduler.timesteps.double(), torch.zeros(1, dtype=torch.float64)])
-        return Levels(Level(times, 1 - sigmas, sigmas))
+            options["num_inference_steps"] = steps
+        scheduler.set_timesteps(**options)
+        times = scheduler.timesteps.double()
+        if not hasattr(scheduler, "sigmas"):
+            # a scheduler with an offset may run one past the end of training
+            found = self.at(times.clamp_max(self.train_steps - 1))
+            final = self._final(scheduler)
+            return joined(found, Level.of(-1, final**0.5, (1 - final) ** 0.5))
+        ratios, times = scheduler.sigmas.double()[: len(times) + 1], torch.cat([times, times.new_zeros(1)])
+        if self.prediction == "flow":
+            return Levels(Level(times, 1 - ratios, ratios))
+        scaled = isinstance(getattr(type(scheduler), "init_noise_sigma", None), property)
+        spread = float(scheduler.init_noise_sigma) / float((ratios[0] ** 2 + 1).sqrt()) if scaled else 1.0
+        return Levels(_level(times, ratios), spread)
+
+    def _shift(self, tokens: int) -> float:
+        """mu of a flow's shift, linear in the number of tokens."""
+        base, most = self.config.get("base_shift", 0.5), self.config.get("max_shift", 1.15)
+        first, last = self.config.get("base_image_seq_len", 256), self.config.get("max_image_seq_len", 4096)
+        return base + (most - base) / (last - first) * (tokens - first)
+
+    def _final(self, scheduler: Any) -> float:
+        """alpha^2 where a run ends."""
+        if self.kind == "TCDScheduler":
+            return float(scheduler.alphas_cumprod[0])
+        return 1.0 if self.kind == "LCMScheduler" else float(getattr(scheduler, "final_alpha_cumprod", 1.0))
+
+    def limited(
+        self,
+        x: Float[Tensor, "b *shape"],
+        x0: Float[Tensor, "b *shape"],
+        eps: Float[Tensor, "b *shape"],
+        level: Level,
+    ) -> tuple[Float[Tensor, "b *shape"], Float[Tensor, "b *shape"]]:
+        """Data and noise of a step as the scheduler's own step limits them: clipped, or thresholded (Saharia et al.
+        2022, section 2.3), where its config says so.
+
+        The noise follows the limited data, but for DDIM's, which keeps what the network said.
+        """
+        config = self.config
+        if config.get("thresholding") and self.kind in _THRESHOLDS:
+            most = x0.flatten(1).abs().quantile(config["dynamic_thresholding_ratio"], dim=1)
+            most = most.clamp(1, config["sample_max_value"]).view(-1, *[1] * (x0.ndim - 1))
+            limited = x0.clamp(-most, most) / most
+        elif config.get("clip_sample") and self.kind in _CLIPS:
+            limited = x0.clamp(-config["clip_sample_range"], config["clip_sample_range"])
+        else:
+            return x0, eps
+        return limited, eps if self.kind.startswith("DDIM") else noise_in(x, limited, level)
 
     def x0_and_eps(
         self, prediction: Float[Tensor, "b *shape"], x: Float[Tensor, "b *shape"], level: Level
@@ -193,6 +322,56 @@ class Schedule:
     def predicting(self, prediction: Prediction) -> Schedule:
         """The same levels for a network that predicts something else."""
         return replace(self, prediction=prediction)
+
+
+def _kind(own: Any) -> str:
+    """The known class that spaces a scheduler's levels, or else its own."""
+    spacing = (c for c in own.__mro__ if c.__name__ in KNOWN and c.set_timesteps is own.set_timesteps)
+    return next(spacing, own).__name__
+
+
+def _made(kind: str, config: Mapping[str, Any]) -> Any:
+    """A scheduler with what it reads of a config."""
+    import diffusers
+
+    made: Any = getattr(diffusers, kind)
+    return made(**{k: v for k, v in config.items() if k in _options(made)})
+
+
+def _options(kind: type) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(kind).parameters
+
+
+def _completed(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with the defaults of its scheduler, whose options it has; others' it does not read either.
+
+    Raises ``SfumatoError`` for an option that no known scheduler has, or that is none for a run from noise to images.
+    """
+    import diffusers
+
+    own = _options(getattr(diffusers, kind))
+    every = {option for each in KNOWN for option in _options(getattr(diffusers, each))}
+    for key, value in config.items():
+        if key not in every and value is not None and _SAYS_NOTHING.get(key) != value:
+            raise SfumatoError(f"{kind} has the option {key} ({value!r}), which no known scheduler has")
+    full = {k: config.get(k, p.default) for k, p in own.items()}
+    if full.get("invert_sigmas"):
+        raise SfumatoError(f"{kind} has invert_sigmas, so its flow runs from data to noise, which is not known")
+    if full.get("scale_factors"):
+        raise SfumatoError(f"{kind} has scale_factors, so its images grow from step to step, which is not known")
+    return full
+
+
+def _level(t: Float[Tensor, "*b"], ratio: Float[Tensor, "*b"]) -> Level:
+    """Variance-preserving levels where sigma / alpha is this."""
+    square = 1 / (1 + ratio**2)
+    return Level(t, square.sqrt(), (1 - square).sqrt())
+
+
+def _falls(levels: Levels, steps: int) -> bool:
+    """Are there so many steps, each beginning at less noise than the one before?"""
+    ratio = levels.all.sigma / levels.all.alpha
+    return len(levels) == steps and not ratio.isnan().any() and bool((ratio[1:-1] < ratio[:-2]).all())
 
 
 def beside(values: Float[Tensor, "*b"], x: Float[Tensor, "b *shape"]) -> Tensor:

@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.schedule import Level
-from sfumato.errors import SfumatoError
+from sfumato.core.schedule import Level, Schedule
 
 Noise = Callable[[], Tensor]
 Move = Callable[[Tensor, Tensor, Tensor, Level, Level, Noise], Tensor]
@@ -57,7 +56,7 @@ def DDPM() -> DDIM:
 
 def posterior_std(level: Level, to: Level) -> Float[Tensor, ""]:
     """Deviation of x at ``to`` given x at ``level`` and x0 (Song et al. 2021, eq. 16 with eta 1)."""
-    if to.sigma == 0:
+    if not 0 < to.sigma < level.sigma:
         return torch.zeros_like(to.sigma)
     ratio = level.alpha / to.alpha
     return to.sigma / level.sigma * (level.sigma**2 - (ratio * to.sigma) ** 2).clamp_min(0).sqrt()
@@ -75,8 +74,8 @@ class Euler(Stepper):
     def _move(self, x: Tensor, x0: Tensor, eps: Tensor, level: Level, to: Level, noise: Noise) -> Tensor:
         if not self.ancestral or to.sigma == 0:
             return to.alpha * x0 + to.sigma * eps
-        if level.alpha == 0:
-            raise SfumatoError("ancestral Euler divides by alpha, which is zero at this model's first level; take DDIM")
+        if level.alpha == 0:  # nothing of x is of the image, so nothing of it is kept
+            return to.alpha * x0 + to.sigma * noise()
         now, then = level.sigma / level.alpha, to.sigma / to.alpha
         up = then.minimum(then * (now**2 - then**2).clamp_min(0).sqrt() / now)
         down = (then**2 - up**2).sqrt()
@@ -100,12 +99,54 @@ class DPMSolver(Stepper):
                 return to.alpha * x0 + to.sigma * eps
             h = _log_snr(to) - now
             data = x0
-            if last is not None and last[0].isfinite():
+            if h and last is not None and last[0].isfinite() and now != last[0]:
                 r = (now - last[0]) / h
                 data = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * last[1]
             return to.sigma / level.sigma * x - to.alpha * torch.expm1(-h) * data
 
         return move
+
+
+@dataclass(frozen=True)
+class LCM(Stepper):
+    """Multistep consistency sampling (Luo et al. 2023, algorithm 3): to data, and to the next level by new noise.
+
+    ``scaling`` is of the times in the boundary condition that keeps x where there is no noise (``timestep_scaling`` in
+    diffusers); none of it where the network was distilled without, such as a flow.
+    """
+
+    scaling: float | None = 10.0
+
+    def start(self) -> Move:
+        return self._move
+
+    def _move(self, x: Tensor, x0: Tensor, eps: Tensor, level: Level, to: Level, noise: Noise) -> Tensor:
+        data = x0
+        if self.scaling is not None:
+            scaled, deviation = level.t * self.scaling, 0.5  # of data, as it was trained
+            size = scaled**2 + deviation**2
+            data = scaled / size.sqrt() * x0 + deviation**2 / size * x
+        return to.alpha * data + (to.sigma * noise() if to.sigma else 0)
+
+
+def limiting(move: Move, schedule: Schedule) -> Move:
+    """A stepper's move from the data as the scheduler's own step limits it (``Schedule.limited``)."""
+
+    def limited(x: Tensor, x0: Tensor, eps: Tensor, level: Level, to: Level, noise: Noise) -> Tensor:
+        return move(x, *schedule.limited(x, x0, eps, level), level, to, noise)
+
+    return limited
+
+
+def suited(schedule: Schedule) -> Stepper:
+    """The stepper that a checkpoint of few steps was distilled for, by its scheduler; DDIM for all others."""
+    if schedule.kind == "LCMScheduler":
+        return LCM(schedule.config["timestep_scaling"])
+    if schedule.kind == "FlowMatchLCMScheduler" or schedule.config.get("stochastic_sampling"):
+        return LCM(None)
+    if schedule.distilled and schedule.kind == "EulerAncestralDiscreteScheduler":
+        return Euler(ancestral=True)
+    return DDIM()
 
 
 def _log_snr(level: Level) -> Float[Tensor, ""]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import Guide, guided
+from sfumato.core.noise import drawing
 from sfumato.core.schedule import add_noise
 from sfumato.core.steppers import DDIM, posterior_std
 from sfumato.errors import SfumatoError
@@ -58,6 +59,7 @@ class EditFriendly(Inversion):
     skip: float = 0.36
     """Part of the steps that an edit leaves out."""
     seed: int = 0
+    """Of the noises; image i has its own from seed + i."""
     steps: int = 100
 
     edit_guidance: ClassVar = 15.0
@@ -77,8 +79,8 @@ class EditFriendly(Inversion):
         levels = model.levels(self.steps, image.shape[-2:]).without(self.skip)
         guide = guide or guided(model, self.scale)
         conds = guide.embed(model, prompts)
-        generator = torch.Generator().manual_seed(self.seed)
-        noisy = [add_noise(image, torch.randn(image.shape, generator=generator).to(image), level) for level in levels]
+        draw = drawing([self.seed + i for i in range(len(image))], image.shape[1:])
+        noisy = [add_noise(image, draw().to(image), level) for level in levels]
         noisy[-1] = image
         x, noises = noisy[0], []
         for i in range(len(levels)):

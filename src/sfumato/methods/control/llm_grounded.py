@@ -218,6 +218,7 @@ class LlmGrounded(Method):
             methods=[alone],
             guide=self.guide if "uncond" in run.rows.conditions else 1.0,
             start=noise,
+            seed=[self.seed + n for _, n in of],
             levels=Levels(levels.all.rows(slice(steps + 1))),
             controls=controls,
         )

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.method import Phases, Run, Step
+from sfumato.core.noise import drawing
 from sfumato.core.schedule import Levels, add_noise
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path
@@ -67,12 +68,8 @@ class Masked(Path):
 
 def noisy(image: Tensor, levels: Levels, seed: int) -> tuple[Tensor, ...]:
     """An image at every level, each with noise of its own, at the last without: image i of a batch from seed + i."""
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(image))]
-    track = []
-    for i in range(len(levels)):
-        noise = torch.stack([torch.randn(image.shape[1:], generator=g) for g in generators])
-        track.append(add_noise(image, noise.to(image), levels[i]))
-    return (*track, image)
+    draw = drawing([seed + i for i in range(len(image))], image.shape[1:])
+    return (*(add_noise(image, draw().to(image), levels[i]) for i in range(len(levels))), image)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.method import Phases, Requires, Run, Step
+from sfumato.core.noise import drawing
 from sfumato.core.schedule import Level, Levels, Schedule, add_noise, joined
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path
@@ -72,13 +73,12 @@ class Descent(Path):
     def start(self, run: Run) -> Phases:
         source, *edits = run.rows.streams
         first, streams = run.images(source), len(run.rows.streams)
-        generators = [_generator(self.seed + 1 + i) for i in range(first.stop - first.start)]
+        draw = drawing([self.seed + 1 + i for i in range(first.stop - first.start)], self.image.shape[1:])
         clean: list[Tensor] = []
 
         def before(step: Step) -> None:
             clean[:] = [step.x]
-            noise = torch.stack([torch.randn(step.x.shape[1:], generator=g) for g in generators]).to(step.x)
-            step.x = add_noise(step.x, noise.repeat(streams, 1, 1, 1), step.level)
+            step.x = add_noise(step.x, draw().to(step.x).repeat(streams, 1, 1, 1), step.level)
 
         def after(step: Step) -> None:
             x = clean[0].clone()
@@ -100,9 +100,5 @@ def drawn_levels(schedule: Schedule, least: float, most: float, steps: int, seed
     if not 0 <= least < most <= 1:
         raise SfumatoError(f"levels are drawn between two parts of the training's, got {least} to {most}")
     first, end = (round(part * schedule.train_steps) for part in (least, most))
-    drawn = torch.randint(first, max(first + 1, end - 1), (steps,), generator=_generator(seed))
+    drawn = torch.randint(first, max(first + 1, end - 1), (steps,), generator=torch.Generator().manual_seed(seed))
     return joined(schedule.at(drawn), CLEAN)
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

@@ -37,11 +37,11 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.method import Phases, Requires, Run, Step
-from sfumato.core.schedule import Levels, add_noise
 from sfumato.core.steppers import DDIM
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.inversion.path import Advance, Inversion, Path, noise_of
+from sfumato.methods.edit.blended_latents import noisy
 from sfumato.methods.edit.feature_injection import Injecting
 
 
@@ -72,16 +72,11 @@ class FeatureTransfer(Injecting, Inversion):
         if pictures:
             both = DDIMInversion(steps=self.steps).track(model, torch.cat(pictures), prompts * len(pictures), advance)
             tracks = list(zip(*(x.chunk(len(pictures)) for x in both), strict=True))
-        track = self._noised(image, levels) if self.extract == "noise" else tracks[0]
+        track = noisy(image, levels, self.seed) if self.extract == "noise" else tracks[0]
         first = tracks[-1][0] if again else self._first(track[0], noise_of(model, image, self.seed))
         seen = {"forward": track[1:], "reverse": (), "noise": track[:-1]}[self.extract]
         stepper = DDIM(1.0 if self.extract == "noise" else 0.0)
         return Transferred(track[0], levels, prompts, image, stepper, track, how=self, first=first, seen=seen)
-
-    def _noised(self, image: Tensor, levels: Levels) -> tuple[Tensor, ...]:
-        generator = torch.Generator().manual_seed(self.seed)
-        draws = [torch.randn(image.shape, generator=generator).to(image) for _ in range(len(levels))]
-        return (*(add_noise(image, z, levels[i]) for i, z in enumerate(draws)), image)
 
     def _first(self, start: Tensor, noise: Tensor) -> Tensor:
         """What an edit starts from, of the picture's latents and new noise."""
