@@ -370,7 +370,7 @@ def test_methods_are_listed_with_their_defaults(run):
     code, out, _ = run("show", "methods", "--json")
     rows = {row["method"]: row for row in json.loads(out)}
     assert code == 0 and {"PromptToPrompt", "EDICT", "Direct", "NullText", "Noise"} <= set(rows)
-    assert rows["PromptToPrompt"]["defaults"] == {"cross": 0.8, "self": 0.4, "self_res": 32}
+    assert rows["PromptToPrompt"]["defaults"] == {"cross": 0.8, "self": 0.4, "self_res": 0.5}
     assert {"UniversalGuidance", "DynamicThresholding", "RFInversion"} <= set(rows)
     assert all(len(row["about"]) > 40 and row["needs"] and row["families"] for row in rows.values())
     assert "pixels" in rows["DynamicThresholding"]["families"]

@@ -23,6 +23,9 @@ def test_fields_are_options():
     ).items
     assert method == PromptToPrompt(0.5, words={"blue": 0.2, "cube": 1.0}, blend=LocalBlend("cube", "cube", 0.6))
     assert type(method) is PromptToPrompt
+    for text, res in (("24", 24), ("0.5", 0.5)):
+        (method,) = parsed("p2p", "--blend", "cube", "cube", "0.6", text, "--self-res", text).items
+        assert (method.blend.res, method.self_res) == (res, res) and type(method.blend.res) is type(res)
     (method,) = parsed("p2p", "--self", "0.1", "--preset=pie-bench").items
     assert method == PromptToPrompt(PIE_BENCH.cross, 0.1)
 

@@ -76,7 +76,8 @@ def of_labels(method: LabelEfficient, model: Any) -> Any:
 
 def of_pictures(method: UnsupervisedKeypoints, model: Any) -> Any:
     images = [picture(64, 64, seed) for seed in range(3)]
-    return method.fit(model, images, side=64).locate(read(model, images[0], 64))
+    side = families.side(model)
+    return method.fit(model, images, side=side).locate(read(model, images[0], side))
 
 
 def refined(method: GraphCut, model: Any) -> Any:

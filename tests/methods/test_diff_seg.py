@@ -176,8 +176,9 @@ def test_k_means_goes_on_from_the_proposals():
 
 
 def test_what_it_cannot_do_is_said(models):
-    with pytest.raises(SfumatoError, match="at least one anchor"):
-        DiffSeg(anchors=0)
+    for anchors in (0, -0.5, 1.5):
+        with pytest.raises(SfumatoError, match=r"needs an anchor .* got "):
+            DiffSeg(anchors=anchors)
     with pytest.raises(SfumatoError, match="above 0"):
         DiffSeg(threshold=0)
     with pytest.raises(SfumatoError, match="leaves no site"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache, partial
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -85,15 +85,14 @@ def spoken(cls: Any) -> Any:
     from sfumato.prompts.layout import Layout, Mask
 
     def blended(args: list[str]) -> LocalBlend:
-        blend = LocalBlend(args[0], args[1])
-        return replace(blend, threshold=float(args[2])) if args[2:] else blend
+        return LocalBlend(args[0], args[1], **dict(zip(("threshold", "res"), map(_number, args[2:]), strict=False)))
 
     blend = tyro.constructors.PrimitiveConstructorSpec(
-        (2, 3),
-        "SOURCE TARGET [THRESHOLD]",
+        (2, 3, 4),
+        "SOURCE TARGET [THRESHOLD [RES]]",
         blended,
         lambda value: True,
-        lambda value: [value.source, value.target, str(value.threshold)] if value else ["none"],
+        lambda v: [v.source, v.target, str(v.threshold), str(v.res)] if v else ["none"],
     )
     hints, out = get_type_hints(cls), []
     for f in fields(cls):
@@ -119,6 +118,11 @@ def spoken(cls: Any) -> Any:
             continue
         out.append((f.name, Annotated[hint, spec], field(default=f.default, default_factory=f.default_factory)))
     return make_dataclass(cls.__name__, out, bases=(cls,), frozen=True) if out else cls
+
+
+def _number(text: str) -> int | float:
+    """Whole where it is written so: a number of cells, not a part of them."""
+    return int(text) if text.isdigit() else float(text)
 
 
 def _spec(metavar: str, read: Callable[[str], Any], write: Callable[[Any], str]) -> Any:

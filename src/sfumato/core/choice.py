@@ -52,6 +52,18 @@ def choose(model: Backbone, where: Where | str, grid: Grid, who: str = "this") -
     return tuple(found)
 
 
+FEWEST = 16
+"""Cells a side of which a part of small latents is made at least: fewer say little of where things are."""
+
+
+def side_of(sites: Sequence[Site | Layer], grid: Grid, res: int | float) -> int:
+    """A grid's shorter side: a number as it is; of a part of the latents' side the nearest that there is.
+
+    A part of small latents counts as 16 cells, as far as they have so many.
+    """
+    return res if isinstance(res, int) else nearest_side(sites, grid, min(1.0, max(res, FEWEST / min(grid))))
+
+
 def nearest_side(sites: Sequence[Site | Layer], grid: Grid, part: float) -> int:
     """Of the sides that sites have, for latents of this grid, that nearest to a part of the latents' shorter side."""
     if not 0 < part <= 1:

@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.core.choice import choose, side_of
 from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, Where
 
-SIDE = 16
-"""Maps are taken at the grid whose shorter side is nearest: there things are seen best (Hertz et al. 2023)."""
+PART = 0.25
+"""Maps are taken at the grid nearest to this part of the latents' side: there things are seen best (Hertz et al. 2023).
+"""
 
 
 @dataclass(eq=False)
@@ -26,8 +28,7 @@ class Attention(Method):
     """Of each step, (each, h, w, tokens)."""
 
     def start(self, run: Run) -> Phases:
-        sides = {min(s.grid(run.grid)) for s in run.model.sites if "image->text" in s.pairs}
-        side = min(sides, key=lambda n: abs(n - SIDE)) if sides else SIDE
+        side = side_of(choose(run.model, "image->text", run.grid, "the watch on words"), run.grid, PART)
         need = Need(Where("image->text", side, rows=(self.stream, "cond")))
 
         def after(step: Step) -> None:

@@ -99,8 +99,9 @@ class Regional(Guide):
 
     def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
         conds = self.base.embed(model, prompts)
-        own = {row: model.embed([regions] * len(prompts)) for row, regions in self.regions}
-        return {**conds, **{row: replace(c, image=conds["cond"].image) for row, c in own.items()}}
+        base, own = conds["cond"], {row: model.embed([regions] * len(prompts)) for row, regions in self.regions}
+        alike = {row: replace(c, image=base.image, extra={**base.extra, **c.extra}) for row, c in own.items()}
+        return conds | alike  # a guidance that the network reads is the same for all
 
     def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
         return self.base.combine(parts, rows)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.choice import FEWEST
 from sfumato.core.method import Need, Run, Step, Where, span
 from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
@@ -114,9 +115,13 @@ class Things:
 
 
 def _word_and_self(run: Run, stream: str, until: int) -> tuple[Need, Need]:
-    """Both kinds of maps of the decoder, where both are on one grid: the finest up to 32, as the authors'."""
+    """Both kinds of maps of the decoder, where both are on one grid: the finest up to half of the latents' side.
+
+    So it is in the authors' code, 32 of 64 cells; of small latents it is up to 16 cells.
+    """
     sides = [n for n in grids(run, "image->image") if n in grids(run, "image->text")]
-    side = next((n for n in sides if n <= 32), sides[-1])
+    most = max(min(run.grid) / 2, FEWEST)
+    side = next((n for n in sides if n <= most), sides[-1])
 
     def need(pair: str) -> Need:
         return Need(Where(pair, side, (0, until), (stream, "cond"), in_decoder(run, pair)))

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.core.attention import Call
+from sfumato.core.choice import choose, side_of
 from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where, span
 from sfumato.prompts.alignment import refinement, replacement
 from sfumato.prompts.words import spans
@@ -40,7 +41,8 @@ class LocalBlend:
     threshold: float = 0.3
     start: float = 0.2
     """From this part of the steps on."""
-    res: int = 16
+    res: int | float = 0.25
+    """Grid of the maps: cells a side, or the nearest to this part of the latents' side (of small ones to 16 cells)."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,9 @@ class PromptToPrompt(Method):
     blend: LocalBlend | None = None
     """A word of the source and one of the target: only where they are may the picture change; and how strong their maps
     must be there, of their maximum."""
-    self_res: int = 32
-    """Finest grid whose self-attention is replaced: 32 in the authors' later code, 16 in their first."""
+    self_res: int | float = 0.5
+    """Finest grid whose self-attention is replaced: cells a side, or a part of the latents' side (of small ones 16
+    cells). Half is the authors' later code, a quarter their first."""
 
     def start(self, run: Run) -> Phases:
         source, *targets = run.rows.streams
@@ -93,7 +96,8 @@ class PromptToPrompt(Method):
         )
         if self.blend is None:
             return Phases(edits)
-        need = Need(Where("image->text", self.blend.res, rows="cond"))
+        side = side_of(choose(run.model, "image->text", run.grid), run.grid, self.blend.res)
+        need = Need(Where("image->text", side, rows="cond"))
         return Phases(edits, (need,), after=_blend(self.blend, run, need))
 
     def _mixes(self, run: Run, source: str, stream: str) -> list[tuple[Tensor, Tensor]]:
@@ -122,8 +126,9 @@ EDIT_FRIENDLY = PromptToPrompt(cross=0.6, self=0.2)
 """With ``EditFriendly(skip=0.12)`` and guidance 9 (Huberman-Spiegelglas et al. 2024, their code)."""
 
 
-def _upto(run: Run, res: int):
-    return lambda site: min(site.grid(run.grid)) <= res
+def _upto(run: Run, res: int | float):
+    side = side_of(choose(run.model, "image->image", run.grid), run.grid, res)
+    return lambda site: min(site.grid(run.grid)) <= side
 
 
 def _mapping(run: Run, source: str, target: str) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ Families: all. In joint attention the part that goes from pixels to pixels is ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,6 +28,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sfumato.core.attention import Call
+from sfumato.core.choice import FEWEST
 from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError
 from sfumato.reading.reader import Noise, Reader, attended, chosen
@@ -41,8 +43,9 @@ class DiffSeg:
 
     threshold: float = 0.9
     """Maps that lie nearer to each other than this become one; more makes fewer segments."""
-    anchors: int = 16
-    """Rows and columns of anchors, as far as the grid has so many."""
+    anchors: int | float = 0.25
+    """Rows and columns of anchors, as far as the grid has so many; or their part of its rows and columns, of which 16
+    at least."""
     passes: int = 3
     """The first gathers pixels around the anchors, the others merge what came of it."""
     refine: bool = False
@@ -57,9 +60,11 @@ class DiffSeg:
     """How the pixels between those of a coarser map get theirs."""
 
     def __post_init__(self) -> None:
-        if self.anchors < 1 or self.passes < 1:
+        least, most = (1, math.inf) if isinstance(self.anchors, int) else (0, 1)
+        if not least <= self.anchors <= most or self.passes < 1:
             raise SfumatoError(
-                f"DiffSeg needs at least one anchor and one pass, got {self.anchors} anchors and {self.passes} passes"
+                "DiffSeg needs an anchor (or a part of the cells from 0 to 1) and a pass at least, got "
+                f"{self.anchors} anchors and {self.passes} passes"
             )
         if self.threshold <= 0:
             raise SfumatoError(f"a threshold of divergences is above 0, got {self.threshold}")
@@ -113,9 +118,10 @@ def brought(
     return F.interpolate(keys, to, mode=spread, **options)[0].flatten(1).T
 
 
-def anchored(grid: Grid, anchors: int) -> Int[Tensor, " a"]:
-    """Cells of an even grid of anchors, row by row."""
-    y, x = (((torch.arange(m) + 0.5) * n / m - 0.5).floor().long() for n, m in ((n, min(anchors, n)) for n in grid))
+def anchored(grid: Grid, anchors: int | float) -> Int[Tensor, " a"]:
+    """Cells of an even grid of anchors, row by row; their number a side, or their part of the shorter side."""
+    most = anchors if isinstance(anchors, int) else max(FEWEST, round(anchors * min(grid)))
+    y, x = (((torch.arange(m) + 0.5) * n / m - 0.5).floor().long() for n, m in ((n, min(most, n)) for n in grid))
     return (y[:, None] * grid[1] + x).flatten()
 
 
