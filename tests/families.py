@@ -218,6 +218,17 @@ def ldm() -> Any:
     return diffusers.LDMPipeline(vqvae=vqvae, unet=network, scheduler=ddim(steps_offset=0))
 
 
+def ncsnpp() -> Any:
+    """A score model whose variance explodes."""
+    network = wordless(
+        down_block_types=("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+        up_block_types=("AttnSkipUpBlock2D", "SkipUpBlock2D"), time_embedding_type="fourier",
+        center_input_sample=True, attention_head_dim=None, block_out_channels=(32, 64), norm_num_groups=None,
+        mid_block_scale_factor=2**0.5,
+    )  # fmt: skip
+    return diffusers.ScoreSdeVePipeline(unet=network, scheduler=diffusers.ScoreSdeVeScheduler(sigma_max=50.0))
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd": stable_diffusion,
     "sd2": lambda: stable_diffusion(prediction_type="v_prediction"),
@@ -238,7 +249,7 @@ VARIANTS: dict[str, Callable[[], Any]] = {
 """Relatives that differ from their family in what they read, or in their levels."""
 INSTRUCTED: dict[str, Callable[[], Any]] = {"instruct": instruct, "instruct-xl": instruct_xl}
 """Those that read a picture, without which they paint nothing."""
-WORDLESS: dict[str, Callable[[], Any]] = {"ddpm": ddpm, "ldm": ldm}
+WORDLESS: dict[str, Callable[[], Any]] = {"ddpm": ddpm, "ldm": ldm, "ncsnpp": ncsnpp}
 """Those that read no words."""
 
 

@@ -1,6 +1,7 @@
 """Models that paint without words: a UNet2DModel on pixels (DDPM and its kind), or on the latents of a VQ autoencoder.
 
-The diffusers pipelines of DDPM, DDIM, PNDM and unconditional latent diffusion. Their only prompt is the empty one.
+The diffusers pipelines of DDPM, DDIM, PNDM, unconditional latent diffusion, and score models whose variance explodes
+(NCSN++). Their only prompt is the empty one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ from sfumato.errors import SfumatoError, finite
 
 
 class Pixels(Backbone):
-    """Images are their own latents, in [-1, 1], unless the pipeline has an autoencoder (``vqvae``)."""
+    """Images are their own latents, in [-1, 1], unless the pipeline has an autoencoder (``vqvae``).
+
+    Of a score model whose variance explodes images are in [0, 1] (Song et al. 2021, arXiv 2011.13456), and what its
+    network says, the score, is given as the noise.
+    """
 
     text_tokens = 0
 
@@ -53,21 +58,26 @@ class Pixels(Backbone):
             raise SfumatoError(f"{len(x)} images need {len(x)} rows of conditions, got {len(cond)}")
         if cond.image is not None or cond.controls:
             raise SfumatoError(f"{self.name} reads nothing beside its image: no picture and no controls")
-        time = times(t, x)
+        time, scale = times(t, x), 1.0
+        if self.schedule.exploding:
+            alpha, sigma = self.schedule.at(t).like(x)
+            ratio = sigma / alpha
+            x, time, scale = x / alpha, times(ratio.flatten(), x), -ratio
         if self.network.config.time_embedding_type == "learned":
             time = time.long()
-        return self.network(x.to(self.dtype), time, return_dict=False)[0][:, : self.channels].float()
+        return scale * self.network(x.to(self.dtype), time, return_dict=False)[0][:, : self.channels].float()
 
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-        if self.vae is None:
-            return images.to(self.device) * 2 - 1
-        return autoencoders.encode(self.vae, images.to(self.device))
+        images = images.to(self.device)
+        if self.vae is not None:
+            return autoencoders.encode(self.vae, images)
+        return images if self.schedule.exploding else images * 2 - 1
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         if self.vae is not None:
             return autoencoders.decode(self.vae, latents)
         finite(latents, "latents that are to be seen")
-        return (latents / 2 + 0.5).clamp(0, 1)
+        return (latents if self.schedule.exploding else latents / 2 + 0.5).clamp(0, 1)
 
     def words(self, prompt: str) -> list[tuple[str, slice]]:
         return []

@@ -203,13 +203,20 @@ def hiddens(network: Any) -> tuple[Layer, ...]:
             continue
         for number, block in enumerate(getattr(network, part)):
             place, level = f"{part}.{number}", _level(part, str(number), depth)
-            attended = len(getattr(block, "attentions", ()))
+            last, attended = len(block.resnets) - 1, len(getattr(block, "attentions", ()))
             for i, resnet in enumerate(block.resnets):
-                inner = "attentions" if i < attended else "resnets"
-                add(f"{place}.{inner}.{i}", _STAGES[part], level, resnet.out_channels)
-            for key, by in (("downsamplers", 1), ("upsamplers", -1)):
-                if getattr(block, key, None):
-                    add(f"{place}.{key}.0", _STAGES[part], level + by, block.resnets[-1].out_channels)
+                inner = f"resnets.{i}"
+                if attended > last:
+                    inner = f"attentions.{i}"
+                elif attended and i == last:  # one for the whole block
+                    inner = "attentions.0"
+                add(f"{place}.{inner}", _STAGES[part], level, resnet.out_channels)
+            moved = (("downsamplers.0", 1), ("upsamplers.0", -1))
+            if hasattr(block, "skip_conv"):  # NCSN++'s, beside whose features an image goes down and up
+                moved = (("resnet_down", 1), ("resnet_up", -1))
+            for path, by in moved:
+                if getattr(block, path.split(".")[0], None):
+                    add(f"{place}.{path}", _STAGES[part], level + by, block.resnets[-1].out_channels)
     return tuple(found)
 
 

@@ -30,6 +30,7 @@ KNOWN = (
     *("DPMSolverSinglestepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler", "SASolverScheduler"),
     *("LCMScheduler", "TCDScheduler"),
     *("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"),
+    "ScoreSdeVeScheduler",
 )
 """diffusers' schedulers whose configs are understood."""
 _LEVELS_OF = {
@@ -139,7 +140,7 @@ class Schedule:
                 f"{kind} has prediction_type {plain['prediction_type']!r} with use_flow_sigmas "
                 f"{plain.get('use_flow_sigmas', False)}; a flow has 'flow_prediction' and True"
             )
-        prediction = "flow" if flow else plain["prediction_type"]
+        prediction = "flow" if flow else plain.get("prediction_type", "epsilon")
         if prediction not in PREDICTIONS:
             raise unknown("prediction type", prediction, PREDICTIONS)
         schedule = cls(kind, plain, cast("Prediction", prediction))
@@ -148,6 +149,8 @@ class Schedule:
 
     def _check(self) -> None:
         """Refuse what diffusers refuses when it makes the scheduler."""
+        if self.exploding:
+            return
         try:
             scheduler = self._scheduler()
         except (ValueError, NotImplementedError, ImportError) as error:
@@ -160,11 +163,19 @@ class Schedule:
     @cached_property
     def _squares(self) -> Float[Tensor, " T"]:
         """alpha^2 at every training step, float64."""
+        if self.exploding:  # Song et al. 2021, arXiv 2011.13456, appendix C: sigmas are a geometric sequence
+            low, high = self.config["sigma_min"], self.config["sigma_max"]
+            return 1 / (1 + (low * (high / low) ** torch.linspace(0, 1, self.train_steps, dtype=torch.float64)) ** 2)
         return self._scheduler().alphas_cumprod.double()
 
     @property
     def train_steps(self) -> int:
         return int(self.config["num_train_timesteps"])
+
+    @property
+    def exploding(self) -> bool:
+        """Does its network read x / alpha, images to which noise is added, and sigma / alpha as the time?"""
+        return self.kind == "ScoreSdeVeScheduler"
 
     @property
     def _continuous(self) -> bool:
@@ -235,6 +246,9 @@ class Schedule:
         return found
 
     def _levels(self, steps: int, tokens: int, sigmas: Sequence[float] | None) -> Levels:
+        if self.exploding:
+            part = torch.linspace(1, self.config["sampling_eps"], steps, dtype=torch.float64)
+            return joined(self.at(part * (self.train_steps - 1)), Level.of(-1, 1.0, 0.0))
         scheduler, options = self._scheduler(), {}
         if self.config.get("use_dynamic_shifting"):  # as Flux: the shift grows with the number of tokens
             options["mu"] = self._shift(tokens)
