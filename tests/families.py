@@ -279,3 +279,21 @@ def randomised(*networks: Any) -> None:
             for p in network.parameters():
                 if p.ndim > 1 and not p.detach().any():
                     torch.nn.init.normal_(p, std=0.1)
+
+
+def ip_adapter(network, seed: int) -> dict[str, Any]:
+    """Weights of a tiny IP-Adapter for images that are 12 numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    width = network.config.cross_attention_dim
+
+    def some(*shape: int):
+        return torch.randn(shape, generator=generator) * 0.3
+
+    image = {"proj.weight": some(4 * width, 12), "proj.bias": some(4 * width)}
+    image |= {"norm.weight": torch.ones(width), "norm.bias": some(width)}
+    layers = [s for s in network.attn_processors if not s.endswith("attn1.processor")]
+    attention = {}
+    for i, path in enumerate(layers):
+        inner = network.get_submodule(path.removesuffix(".processor")).to_k.out_features
+        attention |= {f"{2 * i + 1}.to_{p}_ip.weight": some(inner, width) for p in "kv"}
+    return {"image_proj": image, "ip_adapter": attention}

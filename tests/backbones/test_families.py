@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, VARIANTS, randomised, write
+from families import FAMILIES, VARIANTS, ip_adapter, randomised, write
 
 from sfumato.backbones.load import load
 from sfumato.backbones.unet import ControlNet
@@ -359,24 +359,6 @@ def test_controls_add_up_as_in_diffusers(model, folder, name):
     torch.testing.assert_close(out.latents, wanted, **CLOSE)
     one = denoise(model, SOURCE, steps=3, guide=4.0, start=x, controls=both[:1])
     assert (one.latents - wanted).abs().max() > 1e-3
-
-
-def ip_adapter(network, seed: int) -> dict[str, Any]:
-    """Weights of a tiny IP-Adapter for images that are 12 numbers."""
-    generator = torch.Generator().manual_seed(seed)
-    width = network.config.cross_attention_dim
-
-    def some(*shape: int):
-        return torch.randn(shape, generator=generator) * 0.3
-
-    image = {"proj.weight": some(4 * width, 12), "proj.bias": some(4 * width)}
-    image |= {"norm.weight": torch.ones(width), "norm.bias": some(width)}
-    layers = [s for s in network.attn_processors if not s.endswith("attn1.processor")]
-    attention = {}
-    for i, path in enumerate(layers):
-        inner = network.get_submodule(path.removesuffix(".processor")).to_k.out_features
-        attention |= {f"{2 * i + 1}.to_{p}_ip.weight": some(inner, width) for p in "kv"}
-    return {"image_proj": image, "ip_adapter": attention}
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.backbones.latent import Latent
+from sfumato.backbones.text import t5_text
 from sfumato.backbones.unet import hiddens, residuals, sites
-from sfumato.core.backbone import times
 from sfumato.core.conditions import Cond
 from sfumato.core.noise import drawing
 from sfumato.core.schedule import Schedule
@@ -28,33 +28,33 @@ class DeepFloyd(Latent):
     """Images are their own latents, in [-1, 1]."""
 
     def __init__(self, name: str, pipe: Any):
-        self.name, self.pipe, self.network, self.tokenizer = name, pipe, pipe.unet, pipe.tokenizer
+        self.name, self.pipe, self.network = name, pipe, pipe.unet
+        self.text = t5_text(name, pipe, 77)  # as it was trained, whatever T5 could read
         self.schedule = Schedule.read(pipe.scheduler)
         self.channels, self.factor, self.size = 3, 1, self.network.config.sample_size
         self.reads = self.network.config.in_channels
         self.multiple = 2 ** (len(self.network.config.block_out_channels) - 1)
-        self.text_tokens = 77
+        self.text_tokens = self.text.tokens
         self.sites = sites(self.network)
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         return (*token_layers(self.sites, self.network), *residuals(self.network), *hiddens(self.network))
 
-    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        text, _ = self.pipe.encode_prompt(prompts, do_classifier_free_guidance=False, device=self.device)
+    def _encode(self, prompts: list[str], skip: int | None) -> dict[str, Tensor]:
+        text, _ = self.pipe.encode_prompt(
+            prompts, do_classifier_free_guidance=False, device=self.device, clean_caption=True
+        )
         return {"text": text}
 
-    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
-        inside = self.inside(x, cond)
-        time = times(t, x)
-        predicted = self.network(
+    def _predict(self, x: Tensor, inside: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        return self.network(
             inside.to(self.dtype),
             time,
             encoder_hidden_states=cond.text.to(self.dtype),
             class_labels=cond.extra.get("noise_level"),
             return_dict=False,
         )[0]
-        return predicted[:, : self.channels].float()
 
     def enlarging(self, cond: Cond, image: Float[Tensor, "b 3 h w"], level: int = 250, seed: int = 0) -> Cond:
         """Conditions for a super-resolution stage: images in [0, 1], one or as many as ``cond``.

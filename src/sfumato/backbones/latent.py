@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
+from weakref import ref
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.backbones import autoencoders
-from sfumato.core.backbone import Backbone
+from sfumato.backbones.text import Text, quietly
+from sfumato.core.backbone import Backbone, times
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Schedule
+from sfumato.core.taps import weighed
 from sfumato.errors import SfumatoError
+from sfumato.io.terminal import note
+from sfumato.prompts.weights import plain
+from sfumato.prompts.words import WordsRead
 
 _MANY = 1000  # texts that are remembered
 
@@ -28,45 +35,80 @@ class Latent(Backbone):
     vae_reads: ClassVar[tuple[str, ...]] = ()
     """What its pipeline reads of the VAE's config beside the scale (``autoencoders.SHIFTS``)."""
 
-    _known: dict[str, dict[str, Tensor]]
-    _of: tuple[object, ...] | None = None
+    text: Text
+    """What its tokenizers make of prompts."""
+    skips = learns = False
+    """Can layers of its CLIPs be skipped, and can these learn words?"""
+    clip_skip: int | None = None
+    """How many of the last layers of its CLIPs are not run for prompts, as diffusers counts them. As there, the empty
+    and negative prompts are read by all of them."""
 
-    def __init__(self, name: str, pipe: Any, network: Any, tokenizer: Any, cells: int | None = None):
-        self.name, self.pipe, self.network, self.tokenizer = name, pipe, network, tokenizer
+    _known: dict[tuple[str, int | None], dict[str, Tensor]]
+    _of: tuple[list[ref[Any]], object] = ([], None)
+
+    def __init__(self, name: str, pipe: Any, network: Any, text: Text, cells: int | None = None):
+        self.name, self.pipe, self.network, self.text = name, pipe, network, text
         self.vae = pipe.vae
         self.schedule = Schedule.read(pipe.scheduler)
         self.channels, self.reads = self.vae.config.latent_channels, network.config.in_channels
         self.factor = self.multiple = autoencoders.factor(self.vae, name, self.vae_reads)
         self.size = (cells or network.config.sample_size) * self.factor
-        self.text_tokens = tokenizer.model_max_length
+        self.text_tokens = text.tokens
+
+    @property
+    def tokenizer(self) -> Any:
+        """That by which words are found among the text's tokens."""
+        return self.text.tokenizer
 
     @torch.no_grad()
-    def embed(self, prompts: Sequence[str]) -> Cond:
-        if self._of != (now := self._encoders()) or len(self._known) > _MANY:
-            self._known, self._of = {}, now
-        new = [p for p in dict.fromkeys(prompts) if p not in self._known]
-        if new:
-            parts = {k: v.float() if v.is_floating_point() else v for k, v in self._encode(new).items()}
-            self._known |= {p: {k: v[i] for k, v in parts.items()} for i, p in enumerate(new)}
-        rows = {k: torch.stack([self._known[p][k] for p in prompts]) for k in self._known[prompts[0]]}
-        return Cond(rows.pop("text"), tuple(prompts), rows)
+    def embed(self, prompts: Sequence[str], *, negative: bool = False) -> Cond:
+        self._forget()
+        asked = [(p, None if negative or not p else self.clip_skip) for p in prompts]
+        for skip in {skip for _, skip in asked}:
+            new = [p for p, skipped in dict.fromkeys(asked) if skipped == skip and (p, skip) not in self._known]
+            for remark in filter(None, map(self.text.remark, new)):
+                note(remark)
+            with quietly():
+                parts = self._encode([plain(p) for p in new], skip) if new else {}
+            parts = {k: v.float() if v.is_floating_point() else v for k, v in parts.items()}
+            self._known |= {(p, skip): {k: v[i] for k, v in parts.items()} for i, p in enumerate(new)}
+        rows = {k: torch.stack([self._known[a][k] for a in asked]) for k in self._known[asked[0]]}
+        text = rows.pop("text")
+        return Cond(text, tuple(prompts), rows, weights=self.text.weights(prompts, text))
 
-    def _encoders(self) -> tuple[object, ...]:
-        """Another one whenever a text encoder's weights or its low-rank changes do: what is remembered is old then."""
-        found = [getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
-        modules = [m for encoder in found if encoder is not None for m in encoder.modules()]
-        here = [p for m in modules for p in m.parameters(recurse=False) if not p.is_meta]  # none offloaded
-        weights = [(id(p), p._version) for p in here]
+    def _forget(self) -> None:
+        """Nothing that is remembered holds once an encoder, a tokenizer or anything in one of them is another."""
+        names = [f"{part}{number}" for part in ("text_encoder", "tokenizer") for number in ("", "_2", "_3")]
+        parts = [part for name in names if (part := getattr(self.pipe, name, None)) is not None]
+        modules: list[Any] = [m for part in parts if isinstance(part, torch.nn.Module) for m in part.modules()]
+        weights = [p for m in modules for p in m.parameters(recurse=False) if not p.is_meta]  # none offloaded
         changes = [
             (*m.scaling.items(), *m.active_adapters, *m.merged_adapters, m.disable_adapters)
             for m in modules
             if hasattr(m, "merged_adapters")
         ]
-        return (*weights, *changes)
+        sizes = [len(part) for part in parts if not isinstance(part, torch.nn.Module)]
+        now, state = [*parts, *weights], ([p._version for p in weights], changes, sizes)
+        before, then = self._of
+        same = len(before) == len(now) and all(old() is one for old, one in zip(before, now, strict=True))
+        if not same or then != state or len(self._known) > _MANY:
+            self._known, self._of = {}, ([ref(one) for one in now], state)
 
-    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        """``text`` and whatever else the family reads of prompts, a row each."""
-        raise NotImplementedError
+    @abstractmethod
+    def _encode(self, prompts: list[str], skip: int | None) -> dict[str, Tensor]:
+        """``text`` and whatever else the family reads of prompts without weights, a row each.
+
+        ``skip``: layers of the CLIPs that are left out, where the family can.
+        """
+
+    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
+        inside = self.inside(x, cond)
+        with weighed(self.network, self.sites, cond.weights):
+            return self._predict(x, inside, times(t, x), cond)[:, : self.channels].float()
+
+    @abstractmethod
+    def _predict(self, x: Tensor, inside: Float[Tensor, "b d h w"], time: Float[Tensor, " b"], cond: Cond) -> Tensor:
+        """What the network gives for ``inside``, the latents ``x`` with the image of their conditions."""
 
     def inside(self, x: Float[Tensor, "b c h w"], cond: Cond) -> Float[Tensor, "b d h w"]:
         """``x`` with the image of its conditions behind it.
@@ -93,24 +135,8 @@ class Latent(Backbone):
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         return autoencoders.decode(self.vae, latents)
 
-    def words(self, prompt: str) -> list[tuple[str, slice]]:
-        return words(prompt, self.tokenizer, self.text_tokens, self.name)
+    def words(self, prompt: str) -> WordsRead:
+        return self.text.words(prompt)
 
-
-def words(prompt: str, tokenizer: Any, tokens: int, name: str) -> list[tuple[str, slice]]:
-    """The words of a prompt and their tokens; those past the end of what the network reads are left out."""
-
-    def ids(text: str, special: bool = False) -> list[int]:
-        return tokenizer(text, add_special_tokens=special, verbose=False).input_ids
-
-    both, plain = ids(prompt, True), ids(prompt)
-    at = both.index(plain[0]) if plain else 0  # behind the start token, where there is one
-    out, begin = [], at
-    for word in prompt.split():
-        n = len(ids(word))
-        out.append((word, slice(at, at + n)))
-        at += n
-    if at - begin != len(plain):
-        raise SfumatoError(f"the tokenizer of {name} does not split {prompt!r} at its spaces")
-    most = min(tokens, tokenizer.model_max_length) - (len(both) - len(plain) - begin)  # what follows is the end token's
-    return [(word, span) for word, span in out if span.stop <= most]
+    def check_change(self, source: str, target: str) -> None:
+        self.text.check_change(source, target)

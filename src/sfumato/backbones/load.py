@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 import torch
 
+from sfumato.backbones import embeddings as learned
 from sfumato.backbones import folder, hub
+from sfumato.backbones.embeddings import Embeddings
 from sfumato.core.backbone import Backbone
-from sfumato.errors import SfumatoError, unknown
+from sfumato.errors import SfumatoError, unknown, whole
 from sfumato.io.device import choose
 
 Offload = Literal["model", "sequential"]
@@ -26,6 +28,8 @@ def load(
     offload: Offload | None = None,
     vae_tiling: bool = False,
     vae_slicing: bool = False,
+    clip_skip: int | None = None,
+    embeddings: Embeddings = (),
     compile: bool = False,
 ) -> Backbone:
     """A built-in model by its name, a diffusers folder, or a repository of the hub by its alias or id.
@@ -36,6 +40,8 @@ def load(
     - ``offload``: keep weights in main memory and bring to the GPU a whole network at a time (``model``) or a layer at
       a time (``sequential``, slow and smallest); needs accelerate.
     - ``vae_tiling``, ``vae_slicing``: encode and decode large images in tiles, and a batch an image at a time.
+    - ``clip_skip``: how many of the last layers of its CLIPs are not run for prompts, counted as diffusers counts.
+    - ``embeddings``: learned words (textual inversion): their files, or word -> file or vectors.
     - ``compile``: compile the network with torch; its attention cannot be tapped then.
 
     Only safetensors are read. Raises ``SfumatoError`` for a name that is not found, a folder that holds no model of a
@@ -55,6 +61,7 @@ def load(
     if name in weights.MODELS:
         model.similarity = similarity
     _vae(model, vae_tiling, vae_slicing)
+    _texts(model, clip_skip, embeddings)
     if compile:
         model.network.compile()
     if offload is not None:
@@ -131,3 +138,20 @@ def _vae(model: Any, tiling: bool, slicing: bool) -> None:
         model.vae.enable_tiling()
     if slicing:
         model.vae.enable_slicing()
+
+
+def _texts(model: Any, clip_skip: int | None, embeddings: Embeddings) -> None:
+    """How prompts are read beyond what the folder says."""
+    if clip_skip is not None:
+        if not getattr(model, "skips", False):
+            raise SfumatoError(f"{model.name} reads no layers of a CLIP that could be skipped; leave clip_skip out")
+        clips = [getattr(model.pipe, part, None) for part in ("text_encoder", "text_encoder_2")]
+        layers = min(clip.config.num_hidden_layers for clip in clips if clip is not None)
+        whole("clip_skip", clip_skip, 0, layers - 1)
+        model.clip_skip = clip_skip
+    if embeddings:
+        if not getattr(model, "learns", False):
+            raise SfumatoError(
+                f"{model.name} learns no words; embeddings are for Stable Diffusion 1, 2, XL; leave embeddings out"
+            )
+        learned.add(model.pipe, model.name, embeddings)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.backbones.latent import Latent
-from sfumato.core.backbone import times
+from sfumato.backbones.text import Reader, Text, t5_text
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Levels
 from sfumato.core.sites import Site
@@ -40,11 +40,12 @@ class PixArt(Transformer):
     """PixArt alpha and sigma: T5 text with a mask, and a variance beside the noise."""
 
     def __init__(self, name: str, pipe: Any):
-        super().__init__(name, pipe, pipe.transformer, pipe.tokenizer)
+        # alpha was trained on 120 tokens, sigma on 300; its pipeline's own default says which
+        super().__init__(
+            name, pipe, pipe.transformer, t5_text(name, pipe, default(pipe.__call__, "max_sequence_length"))
+        )
         self.patch = self.network.config.patch_size
         self.multiple = self.factor * self.patch
-        # alpha was trained on 120 tokens, sigma on 300; its pipeline's own default says which
-        self.text_tokens = inspect.signature(pipe.__call__).parameters["max_sequence_length"].default
         self.sites = tuple(
             Site(
                 f"transformer_blocks.{i}.attn{n}",
@@ -59,23 +60,25 @@ class PixArt(Transformer):
             for n, key in ((1, "image"), (2, "text"))
         )
 
-    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
+    def _encode(self, prompts: list[str], skip: int | None) -> dict[str, Tensor]:
         text, mask, *_ = self.pipe.encode_prompt(
-            prompts, do_classifier_free_guidance=False, device=self.device, max_sequence_length=self.text_tokens
+            prompts,
+            do_classifier_free_guidance=False,
+            device=self.device,
+            max_sequence_length=self.text_tokens,
+            clean_caption=True,
         )
         return {"text": text, "mask": mask}
 
-    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
-        inside = self.inside(x, cond)
-        predicted = self.network(
+    def _predict(self, x: Tensor, inside: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        return self.network(
             inside.to(self.dtype),
             encoder_hidden_states=cond.text.to(self.dtype),
             encoder_attention_mask=cond.extra["mask"],
-            timestep=times(t, x),
+            timestep=time,
             added_cond_kwargs=self._shape(x),
             return_dict=False,
         )[0]
-        return predicted[:, : self.channels].float()
 
     def _shape(self, x: Tensor) -> dict[str, Tensor | None]:
         """Height and width in pixels and their ratio, which alpha's network for 1024 pixels reads."""
@@ -89,13 +92,17 @@ class PixArt(Transformer):
 class SD3(Transformer):
     """Stable Diffusion 3 and 3.5: image and text attend together, the image first."""
 
+    skips = True
     vae_reads = ("shift_factor",)
 
     def __init__(self, name: str, pipe: Any):
-        super().__init__(name, pipe, pipe.transformer, pipe.tokenizer)
+        clip, t5 = pipe.tokenizer_max_length, default(pipe.__call__, "max_sequence_length")
+        readers = [Reader("tokenizer", clip), Reader("tokenizer_2", clip), Reader("tokenizer_3", t5, at=clip)]
+        have = [reader for reader in readers if getattr(pipe, reader.part, None) is not None]
+        super().__init__(name, pipe, pipe.transformer, Text(name, pipe, have))
+        self.text_tokens = clip + t5  # without a T5 its tokens are zeros
         self.patch = self.network.config.patch_size
         self.multiple = self.factor * self.patch
-        self.text_tokens = pipe.tokenizer.model_max_length + 256  # CLIP's and T5's
         found: list[Site] = []
         for i, block in enumerate(self.network.transformer_blocks):
             for part in ("attn", "attn2"):
@@ -105,22 +112,21 @@ class SD3(Transformer):
                     found.append(Site(path, len(found), "blocks", both, both, self.patch, heads))
         self.sites = tuple(found)
 
-    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
+    def _encode(self, prompts: list[str], skip: int | None) -> dict[str, Tensor]:
         text, _, pooled, _ = self.pipe.encode_prompt(
-            prompts, None, None, device=self.device, do_classifier_free_guidance=False
+            prompts, None, None, device=self.device, do_classifier_free_guidance=False, clip_skip=skip
         )
         return {"text": text, "pooled": pooled}
 
-    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
-        inside = self.inside(x, cond)
+    def _predict(self, x: Tensor, inside: Tensor, time: Tensor, cond: Cond) -> Tensor:
         dtype = self.dtype
         return self.network(
             hidden_states=inside.to(dtype),
-            timestep=times(t, x),
+            timestep=time,
             encoder_hidden_states=cond.text.to(dtype),
             pooled_projections=cond.extra["pooled"].to(dtype),
             return_dict=False,
-        )[0].float()
+        )[0]
 
 
 class Flux(Transformer):
@@ -133,9 +139,9 @@ class Flux(Transformer):
     vae_reads = ("shift_factor",)
 
     def __init__(self, name: str, pipe: Any):
-        super().__init__(name, pipe, pipe.transformer, pipe.tokenizer_2, pipe.default_sample_size)
+        readers = [Reader("tokenizer_2", default(pipe.__call__, "max_sequence_length"))]  # CLIP's is pooled
+        super().__init__(name, pipe, pipe.transformer, Text(name, pipe, readers), pipe.default_sample_size)
         self.multiple, self.reads = self.factor * 2, self.network.config.in_channels // 4  # packed
-        self.text_tokens = 512
         both = ("text", "image")
         double = [f"transformer_blocks.{i}.attn" for i in range(len(self.network.transformer_blocks))]
         one = [f"single_transformer_blocks.{i}.attn" for i in range(len(self.network.single_transformer_blocks))]
@@ -149,21 +155,20 @@ class Flux(Transformer):
         """Its pipeline gives the scheduler sigmas to shift, 1 to 1 / steps."""
         return self.schedule.levels(steps, grid[0] * grid[1] // 4, torch.linspace(1, 1 / steps, steps).tolist())
 
-    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
+    def _encode(self, prompts: list[str], skip: int | None) -> dict[str, Tensor]:
         text, pooled, _ = self.pipe.encode_prompt(
             prompts, None, device=self.device, max_sequence_length=self.text_tokens
         )
         return {"text": text, "pooled": pooled}
 
-    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
-        inside = self.inside(x, cond)
+    def _predict(self, x: Tensor, inside: Tensor, time: Tensor, cond: Cond) -> Tensor:
         dtype, (b, _, h, w) = self.dtype, x.shape
         guidance = None
         if self.network.config.guidance_embeds:
             guidance = cond.extra.get("guidance", torch.full((b,), self.distilled, device=x.device))
         predicted = self.network(
             hidden_states=packed(inside).to(dtype),
-            timestep=times(t, x) / 1000,
+            timestep=time / 1000,
             guidance=guidance,
             pooled_projections=cond.extra["pooled"].to(dtype),
             encoder_hidden_states=cond.text.to(dtype),
@@ -171,7 +176,12 @@ class Flux(Transformer):
             img_ids=positions(h // 2, w // 2).to(x.device),
             return_dict=False,
         )[0]
-        return unpacked(predicted.float(), h, w)
+        return unpacked(predicted, h, w)
+
+
+def default(function: Any, name: str) -> Any:
+    """Of a parameter of a function."""
+    return inspect.signature(function).parameters[name].default
 
 
 def packed(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.backbones.latent import Latent
-from sfumato.core.backbone import dtype_of, times
+from sfumato.backbones.text import Reader, Text
+from sfumato.core.backbone import dtype_of
 from sfumato.core.conditions import Cond
 from sfumato.core.sites import Layer, Site, token_layers
 from sfumato.errors import SfumatoError
@@ -24,32 +25,43 @@ _STAGES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 class UNet(Latent):
     """Its network is a ``UNet2DConditionModel``; taps see 32 sites in Stable Diffusion 1 and 2, 140 in SDXL."""
 
-    steered = True
+    steered = skips = learns = True
 
     def __init__(self, name: str, pipe: Any):
-        super().__init__(name, pipe, pipe.unet, pipe.tokenizer)
-        self.text_encoder = pipe.text_encoder
+        found = [part for part in ("tokenizer", "tokenizer_2") if getattr(pipe, part, None) is not None]
+        readers = [Reader(part, getattr(pipe, part).model_max_length) for part in found]
+        super().__init__(name, pipe, pipe.unet, Text(name, pipe, readers))
         self.sites = sites(self.network)
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         return (*token_layers(self.sites, self.network), *residuals(self.network), *hiddens(self.network))
 
-    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
+    @property
+    def text_encoder(self) -> Any:
+        return self.pipe.text_encoder
+
+    def _encode(self, prompts: list[str], skip: int | None) -> dict[str, Tensor]:
+        if (convert := getattr(self.pipe, "maybe_convert_prompt", None)) is not None:
+            prompts = convert(prompts, self.tokenizer)
         length = self.tokenizer.model_max_length
         tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         masked = getattr(self.text_encoder.config, "use_attention_mask", False)
         mask = tokens.attention_mask.to(self.device) if masked else None
-        return {"text": self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0]}
+        found = self.text_encoder(
+            tokens.input_ids.to(self.device), attention_mask=mask, output_hidden_states=skip is not None
+        )
+        if skip is None:
+            return {"text": found[0]}
+        inner = getattr(self.text_encoder, "text_model", self.text_encoder)  # as before transformers 5
+        return {"text": inner.final_layer_norm(found.hidden_states[-1 - skip])}
 
     def added(self, x: Tensor, cond: Cond) -> dict[str, Tensor]:
         """What the network reads beside text, by its own names."""
         return {}
 
-    def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
-        dtype = self.dtype
-        time = times(t, x)
-        inside, added = self.inside(x, cond), self.added(x, cond)
+    def _predict(self, x: Tensor, inside: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        dtype, added = self.dtype, self.added(x, cond)
         more: dict[str, Any] = {}
         for control in cond.controls:
             for key, value in control(x, time, replace(cond, extra={**cond.extra, **added})).items():
@@ -58,7 +70,7 @@ class UNet(Latent):
         if added or images:
             more["added_cond_kwargs"] = {**added, **({"image_embeds": images} if images else {})}
         text = cond.text.to(dtype)
-        return self.network(inside.to(dtype), time, encoder_hidden_states=text, return_dict=False, **more)[0].float()
+        return self.network(inside.to(dtype), time, encoder_hidden_states=text, return_dict=False, **more)[0]
 
     def with_image_prompt(self, cond: Cond, *embeds: Float[Tensor, "b n d"], blind: Sequence[str] = ("",)) -> Cond:
         """Conditions with image prompts for the IP-Adapters that diffusers has loaded, one ``embeds`` an adapter.
@@ -114,8 +126,13 @@ class SDXL(UNet):
 
     vae_reads = ("latents_mean", "latents_std")
 
-    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
-        text, _, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
+    def _encode(self, prompts: list[str], skip: int | None) -> dict[str, Tensor]:
+        text, _, pooled, _ = self.pipe.encode_prompt(
+            prompts, device=self.device, do_classifier_free_guidance=False, clip_skip=skip
+        )
+        if self.pipe.config.force_zeros_for_empty_prompt:
+            empty = [i for i, prompt in enumerate(prompts) if not prompt]
+            text[empty], pooled[empty] = 0, 0
         return {"text": text, "pooled": pooled}
 
     def added(self, x: Tensor, cond: Cond) -> dict[str, Tensor]:

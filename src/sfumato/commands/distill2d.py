@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from sfumato.commands.options import Device, Json, Model, Running, Seed, check_size, seed_of, slug, whole
+from sfumato.commands.options import Device, Json, Model, Running, Seed, check_size, remark, seed_of, slug, whole
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
-from sfumato.io.terminal import note, print_json, quiet
+from sfumato.io.terminal import print_json, quiet
 from sfumato.methods import index
 from sfumato.tasks import chain as chains
 from sfumato.tasks.chain import Chain
@@ -24,6 +24,7 @@ FRAMES, MOST_FRAMES = 40, 400  # of a preview
 def distill2d(
     prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT", help="What to paint, in quotes.")],
     *,
+    negative: Annotated[str, tyro.conf.arg(help="What the picture should not be [default: the method's].")] = "",
     space: Annotated[
         Literal["latent", "pixel", "coordinates"],
         tyro.conf.arg(help="What is moved: latents, pixels in [0, 1], or a small network from places to colours."),
@@ -92,20 +93,22 @@ def distill2d(
     if not all(math.isfinite(w) and w >= 0 for w in (saturation, hue, histogram)):
         raise SfumatoError("--saturation, --hue and --histogram are numbers from 0")
     method = chain.items[0]
-    if scales and "guidance" not in {f.name for f in fields(method)}:
+    has = {f.name for f in fields(method)}
+    if negative and "negative" not in has:
+        raise SfumatoError(f"{chain.names[0]} has no empty prompt whose place a negative one could take")
+    method = replace(method, negative=negative) if negative else method
+    if scales and "guidance" not in has:
         raise SfumatoError(f"{chain.names[0]} has no guidance to sweep")
     writable(out)
     quiet()
     from sfumato.distill import Ramp, RandomViews
     from sfumato.media import pictures
     from sfumato.media.images import read_image
-    from sfumato.stilllife import paint
     from sfumato.tasks.distill import distill_images, regularised
 
     limit = Ramp.read(clip) if clip else None
     net = loading.load(model, device)
-    for remark in paint.remarks(net, prompt, of_the_world=model == "stilllife"):
-        note(remark)
+    remark(model, prompt, negative)
     begin = None if init is None else read_image(init, net)
     if begin is not None and size is not None and begin.shape[-2:] != (size, size):
         raise SfumatoError("--init brings its own size; leave --size out")

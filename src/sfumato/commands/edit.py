@@ -13,11 +13,13 @@ from sfumato.commands.options import (
     Fit,
     Json,
     Model,
+    Negative,
     Photo,
     Running,
     Seed,
     ShowAttention,
     layout_of,
+    remark,
     seed_of,
     whole,
 )
@@ -43,6 +45,7 @@ def edit(
     *,
     source: Annotated[str, tyro.conf.arg(name="from", help="What the picture shows.")],
     target: Annotated[str, tyro.conf.arg(name="to", help="What it should show.")],
+    negative: Negative = "",
     steps: Annotated[int | None, tyro.conf.arg(help="DDIM steps [default: the method's, or 50].")] = None,
     guidance: Annotated[
         float | None, tyro.conf.arg(help="Classifier-free guidance of the edit [default: the method's, or 7.5].")
@@ -106,12 +109,14 @@ def edit(
     shown = {name: images.opened(file) for name, file in _named((image, *also)).items()}
     fitted = fit_all(shown, net, fit)
     other = None if appearance is None else _of_size(images.open_picture(appearance), fitted[image.stem])
-    asked = (source, target, invert, steps, guidance, seed, None if other is None else looks)
+    asked = (source, target, invert, steps, guidance, seed, None if other is None else looks, negative)
+    remark(model, source, target, negative)
     first, layout = fitted[image.stem], layout_of(box)
     edits = {name: PictureEdit.of(one.given(layout=layout).seeing(first), *asked) for name, one in chained.items()}
     options = {"seed": seed, "memory": int(memory * 2**30), "appearance": other, "attention": show_attention}
     found = run_edits(net, tuple(fitted.values()), edits, **options)
     words = {"source": source, "target": target, **({} if other is None else {"appearance": looks})}
+    words |= {"negative": negative} if negative else {}
     words |= {"guidance": guidance, "seed": seed, "model": model}
     files: dict[str, str] = {}
     for name, done in found.items():

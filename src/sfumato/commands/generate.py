@@ -13,12 +13,14 @@ from sfumato.commands.options import (
     Device,
     Json,
     Model,
+    Negative,
     Running,
     Seed,
     ShowAttention,
     check_size,
     is_image,
     layout_of,
+    remark,
     seed_of,
     slug,
     whole,
@@ -26,7 +28,7 @@ from sfumato.commands.options import (
 from sfumato.commands.sampling import Sampling
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
-from sfumato.io.terminal import note, print_json, quiet
+from sfumato.io.terminal import print_json, quiet
 from sfumato.tasks import chain as chains
 from sfumato.tasks.chain import Chain
 
@@ -34,7 +36,7 @@ from sfumato.tasks.chain import Chain
 def generate(
     prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT", help="What to paint, in quotes.")],
     *,
-    negative: Annotated[str, tyro.conf.arg(help="What the picture should not be.")] = "",
+    negative: Negative = "",
     n: Annotated[int, tyro.conf.arg(help="Images; image i is painted from seed + i.")] = 4,
     steps: Annotated[int, tyro.conf.arg(help="DDIM steps.")] = 30,
     guidance: Annotated[float, tyro.conf.arg(help="How closely to follow the words (classifier-free guidance).")] = 5.0,
@@ -82,13 +84,11 @@ def generate(
 
     quiet()
     from sfumato.media import pictures
-    from sfumato.stilllife import paint
     from sfumato.tasks import generate as task
 
     net = loading.load(model, device)
     side = net.size if size is None else size
-    for remark in paint.remarks(net, prompt, of_the_world=model == "stilllife"):
-        note(remark)
+    remark(model, prompt, negative)
     chain = chain.given(seed=seed, layout=layout_of(box))
     options = {"methods": chain.methods, "guide": sampling.guide(net, guidance, negative), "steps": steps}
     options |= {**sampling.options(side), "stepper": sampling.made()}

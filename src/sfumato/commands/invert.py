@@ -7,7 +7,20 @@ from typing import Annotated
 
 import tyro
 
-from sfumato.commands.options import Device, Fit, Json, Model, Photo, Running, Seed, Steps, seed_of, whole
+from sfumato.commands.options import (
+    Device,
+    Fit,
+    Json,
+    Model,
+    Negative,
+    Photo,
+    Running,
+    Seed,
+    Steps,
+    remark,
+    seed_of,
+    whole,
+)
 from sfumato.io.files import save_tensors, writable
 from sfumato.io.terminal import print_json, quiet
 from sfumato.tasks.starts import How, inversion_of
@@ -18,6 +31,7 @@ def invert(
     prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT", help="What it shows.")] = "",
     *,
     how: Annotated[How, tyro.conf.arg(help="The inversion.")] = "direct",
+    negative: Negative = "",
     guidance: Annotated[float, tyro.conf.arg(help="Classifier-free guidance of the way back.")] = 7.5,
     steps: Steps = 50,
     fit: Fit = "whole",
@@ -42,11 +56,13 @@ def invert(
     from sfumato.tasks.edit import invert_picture
 
     net = loading.load(model, device)
+    remark(model, prompt, negative)
     fitted = images.fit(images.open_picture(image), net.size, net.multiple, fit)
-    done = invert_picture(net, fitted.pixels, prompt, inversion_of(how, steps, guidance, seed), guidance)
+    done = invert_picture(net, fitted.pixels, prompt, inversion_of(how, steps, guidance, seed), guidance, negative)
     path = done.path
     beside = pictures.grid([pictures.picture(x) for x in (fitted.pixels, done.best, done.found)])
     words = {"prompt": prompt, "how": how, "steps": steps, "guidance": done.guidance, "seed": seed}
+    words |= {"negative": negative} if negative else {}
     sheet = pictures.write(beside, out / f"{image.stem}-inverted.png", words)
     tensors = {"start": path.latents, "image": path.image}
     tensors |= {"track": torch.stack(path.track)} if path.track else {}

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from sfumato.errors import SfumatoError, whole
+from sfumato.io.terminal import note
 
 if TYPE_CHECKING:
     from sfumato.core.backbone import Backbone
     from sfumato.prompts.layout import Layout
 
 Seed = Annotated[int, tyro.conf.arg(metavar="N", help="The same seed gives the same result.")]
+Negative = Annotated[str, tyro.conf.arg(help="What the picture should not be, in the place of the empty prompt.")]
 Device = Annotated[str, tyro.conf.arg(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
 Photo = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE", help="Any picture file.")]
 Fit = Annotated[Literal["whole", "crop", "stretch"], tyro.conf.arg(help="How the picture becomes what the model sees.")]
@@ -59,11 +61,17 @@ class Loading:
     """Which of several sets of weights the model has, such as fp16."""
     offline: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Download nothing: look only at the local cache of the hub."""
+    clip_skip: int | None = None
+    """Last layers of the model's CLIPs that are not run for prompts, as diffusers counts them (A1111's 2 is 1)."""
+    embedding: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[:WORD]")] = ()
+    """A learned word (textual inversion) as safetensors, and its name in prompts [default: what the file says]."""
 
     def load(self, name: str, device: str = "cpu") -> Backbone:
         from sfumato.backbones.load import load
 
-        return load(name, device=device, **vars(self))
+        options = {**vars(self), "embeddings": dict(map(_embedding, self.embedding))}
+        del options["embedding"]
+        return load(name, device=device, **options)
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,22 @@ class Running(Loading):
 
     offload: Literal["model", "sequential"] | None = None
     """Keep weights in main memory, and bring a network or a layer at a time to the GPU."""
+
+
+def _embedding(text: str) -> tuple[str, str]:
+    """A word and its file."""
+    from sfumato.backbones.embeddings import read
+
+    file, colon, word = (text, "", "") if Path(text).is_file() else text.rpartition(":")
+    return (word, file) if colon and word else (read(text)[0], text)
+
+
+def remark(model: str, *prompts: str) -> None:
+    """Say which words of prompts the built-in model never met."""
+    from sfumato.stilllife.paint import remark
+
+    if model == "stilllife" and (text := remark(*prompts)):
+        note(text)
 
 
 def seed_of(value: int) -> int:

@@ -51,13 +51,13 @@ class Sampling:
 
     def guide(self, model: Backbone, scale: float, negative: str) -> Guide:
         """Guidance of a prompt at a scale, and of the further ones."""
-        from sfumato.core.guidance import Composed, PerpNeg, guided
+        from sfumato.core.guidance import Composed, PerpNeg, against
 
         terms = [*map(_term, self.further), *((text, -weight) for text, weight in map(_term, self.without))]
         if self.perp_neg:
             return PerpNeg(tuple(terms), scale, negative)
         scaled = tuple((text, weight * scale) for text, weight in terms)
-        return Composed(scaled, scale, negative) if terms else guided(model, scale, negative)
+        return Composed(scaled, scale, negative) if terms else against(model, scale, negative)
 
     def options(self, side: int) -> dict[str, Any]:
         """Size and views of ``denoise`` and ``plan``; what is no canvas is a square of ``side`` pixels."""

@@ -98,7 +98,7 @@ class Backbone(ABC):
         Such as a depth map under every prompt: ``model.given(lambda cond: model.with_depth(cond, depth))``.
         """
         other, embed = copy(self), self.embed
-        other.embed = lambda prompts: change(embed(prompts))
+        other.embed = lambda prompts, **how: change(embed(prompts, **how))
         return other
 
     @property
@@ -119,8 +119,8 @@ class Backbone(ABC):
         return token_layers(self.sites, self.network)
 
     @abstractmethod
-    def embed(self, prompts: Sequence[str]) -> Cond:
-        """What the network reads of these prompts, a row each."""
+    def embed(self, prompts: Sequence[str], *, negative: bool = False) -> Cond:
+        """What the network reads of these prompts, a row each; ``negative``: they are what images should not be."""
 
     @abstractmethod
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
@@ -137,6 +137,9 @@ class Backbone(ABC):
     @abstractmethod
     def words(self, prompt: str) -> list[tuple[str, slice]]:
         """The words of a prompt and which tokens of the text each became."""
+
+    def check_change(self, source: str, target: str) -> None:  # noqa: B027 - who reads all of it refuses nothing
+        """Raise ``SfumatoError`` where two prompts differ only in what is cut off."""
 
     def latents(self, seeds: Sequence[int], height: int, width: int) -> Float[Tensor, "b c h w"]:
         """Unit normal noise, a generator an image, drawn on the CPU so that every device starts from the same.

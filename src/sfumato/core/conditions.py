@@ -32,6 +32,8 @@ class Cond:
     """Channels that are put behind x."""
     controls: tuple[Control, ...] = ()
     """Called in each prediction with the whole batch, and with conditions whose ``extra`` has all that it reads."""
+    weights: Float[Tensor, "b n"] | None = None
+    """What each token of the text counts where images attend to it; None: all the same."""
 
     def __len__(self) -> int:
         return len(self.text)
@@ -39,14 +41,17 @@ class Cond:
     def __getitem__(self, at: slice) -> Cond:
         image = None if self.image is None else self.image[at]
         extra = {k: v[at] for k, v in self.extra.items()}
-        return replace(self, text=self.text[at], prompts=self.prompts[at], extra=extra, image=image)
+        weights = None if self.weights is None else self.weights[at]
+        return replace(self, text=self.text[at], prompts=self.prompts[at], extra=extra, image=image, weights=weights)
 
     def repeat(self, n: int) -> Cond:
         """Each row ``n`` times in a row."""
         image = None if self.image is None else self.image.repeat_interleave(n, 0)
         extra = {k: v.repeat_interleave(n, 0) for k, v in self.extra.items()}
         prompts = tuple(p for p in self.prompts for _ in range(n))
-        return replace(self, text=self.text.repeat_interleave(n, 0), prompts=prompts, extra=extra, image=image)
+        text = self.text.repeat_interleave(n, 0)
+        weights = None if self.weights is None else self.weights.repeat_interleave(n, 0)
+        return replace(self, text=text, prompts=prompts, extra=extra, image=image, weights=weights)
 
     @staticmethod
     def cat(conds: Sequence[Cond]) -> Cond:
@@ -55,10 +60,12 @@ class Cond:
         images = [c.image for c in conds if c.image is not None]
         if images and len(images) != len(conds):
             raise SfumatoError("some of these conditions have an image and some do not; give all of them one")
+        weights = [c.text.new_ones(c.text.shape[:2]) if c.weights is None else c.weights for c in conds]
         return replace(
             first,
             text=torch.cat([c.text for c in conds]),
             prompts=tuple(p for c in conds for p in c.prompts),
             extra={k: torch.cat([c.extra[k] for c in conds]) for k in first.extra},
             image=torch.cat(images) if images else None,
+            weights=None if all(c.weights is None for c in conds) else torch.cat(weights),
         )

@@ -143,6 +143,8 @@ def _prepared(
     """A run with its methods started and its plan checked, and what the network will read."""
     for method in methods:
         method.requires.check_model(model, type(method).__name__)
+    for source, target in zip(streams.get("source", ()), streams.get("target", ()), strict=False):
+        model.check_change(source, target)
     methods = [method.prepare(model, streams) for method in methods]
     for method in methods:
         guide = method.around(guide)

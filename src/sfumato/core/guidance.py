@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -49,7 +50,7 @@ class CFG(Guide):
         cond = model.embed(prompts)
         if self.scale == 1:
             return {"cond": cond}
-        return {"uncond": model.embed([self.negative] * len(prompts)), "cond": cond}
+        return {"uncond": model.embed([self.negative] * len(prompts), negative=True), "cond": cond}
 
     def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
         c = parts["cond"]
@@ -78,9 +79,11 @@ class ImageTextCFG(Guide):
     """The image's latents as the network reads them: not scaled."""
     text_scale: float = 7.5
     image_scale: float = 1.5
+    negative: str = ""
+    """What takes the place of the empty prompt."""
 
     def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
-        empty, prompted = model.embed([""] * len(prompts)), model.embed(prompts)
+        empty, prompted = model.embed([self.negative] * len(prompts), negative=True), model.embed(prompts)
         seen = self.image.to(model.device).expand(len(prompts), -1, -1, -1)
         none = torch.zeros_like(seen)
         blind, sighted = replace(empty, image=none), replace(empty, image=seen)
@@ -106,7 +109,7 @@ class Composed(Guide):
     def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
         n = len(prompts)
         more = {f"term {i}": model.embed([text] * n) for i, (text, _) in enumerate(self.terms)}
-        return {"uncond": model.embed([self.negative] * n), "cond": model.embed(prompts), **more}
+        return {"uncond": model.embed([self.negative] * n, negative=True), "cond": model.embed(prompts), **more}
 
     def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
         u = parts["uncond"]
@@ -166,6 +169,21 @@ def guided(model: Backbone, guide: Guide | Scales, negative: str = "", streams: 
     if negative or min(scales) < 0 or not reads_scale(model):
         return CFG(guide if isinstance(guide, Mapping) else scales[0], negative)
     return Distilled(tuple(_scales_of(guide, streams or guide)) if isinstance(guide, Mapping) else (scales[0],))
+
+
+def against(model: Backbone, guide: Guide | Scales, negative: str, streams: Iterable[str] | None = None) -> Guide:
+    """A guidance away from a negative prompt.
+
+    Raises ``SfumatoError`` where there is no place for one, or where the prompt alone is asked for.
+    """
+    if not negative or not model.text_tokens:
+        return guided(model, guide, streams=streams)
+    scaled: Any = guided(model, guide, negative, streams)
+    if not hasattr(scaled, "negative"):
+        raise SfumatoError(f"{type(scaled).__name__} has no empty prompt whose place a negative one could take")
+    if getattr(scaled, "scale", None) == 1:
+        raise SfumatoError("at guidance 1 only the prompt is asked for, and no negative prompt; take another guidance")
+    return replace(scaled, negative=negative)
 
 
 def told_as(cond: Cond, rows: Cond, of: Tensor) -> Cond:

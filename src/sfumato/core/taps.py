@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ Handler = Callable[[Any], None]  # of a site's Call or a layer's Activation
 
 class _Local(threading.local):
     waiting: Callable[..., Tensor] | None = None
+    biased: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None
+    """Makes of queries, keys and mask the mask with the text's weights."""
 
 
 _local = _Local()
@@ -35,12 +38,35 @@ _lock = threading.Lock()
 _users = 0
 
 
-def _seam(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    waiting = _local.waiting
-    if waiting is None:
-        return FUSED(query, key, value, *args, **kwargs)
-    _local.waiting = None  # the site's attention is the first call; what follows (IP-Adapter's images) is not
-    return waiting(query, key, value, *args, **kwargs)
+def _seam(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Tensor:
+    attend, biased = _local.waiting or FUSED, _local.biased
+    # the site's attention is the first call; what follows (IP-Adapter's images) is not
+    _local.waiting = _local.biased = None
+    mask = attn_mask if biased is None else biased(query, key, attn_mask)
+    return attend(query, key, value, mask, *args, **kwargs)
+
+
+@contextmanager
+def _open_seam(network: nn.Module, instead: str) -> Iterator[list[Any]]:
+    """The seam in the kernel's place while the block runs; gives a list of hooks that are removed with it."""
+    global _users
+    if hasattr(network, "_orig_mod") or getattr(network, "_compiled_call_impl", None) is not None:
+        raise SfumatoError(f"attention of a compiled network cannot be {instead}; load the model with compile=False")
+    hooks: list[Any] = []
+    with _lock:
+        _users += 1
+        F.scaled_dot_product_attention = _seam
+    try:
+        yield hooks
+    finally:
+        for hook in hooks:
+            hook.remove()
+        with _lock:
+            _users -= 1
+            if not _users:
+                F.scaled_dot_product_attention = FUSED
 
 
 class Enough(Exception):
@@ -88,27 +114,69 @@ def tapped(network: nn.Module, tap: Tap) -> Iterator[Tap]:
 
     Raises ``SfumatoError`` for a compiled network and for a site whose attention never reaches the seam.
     """
-    global _users
-    if hasattr(network, "_orig_mod") or getattr(network, "_compiled_call_impl", None) is not None:
-        raise SfumatoError("attention of a compiled network cannot be tapped; load the model with compile=False")
-    hooks = []
-    with _lock:
-        _users += 1
-        F.scaled_dot_product_attention = _seam
-    try:
-        for site, handler in tap.handlers.items():
-            module = network.get_submodule(site.path)
-            tapping: Any = _at_site if isinstance(site, Site) else _at_layer
-            hooks += tapping(module, site, handler, tap)
-        yield tap
-    finally:
-        _local.waiting = None
-        for hook in hooks:
-            hook.remove()
-        with _lock:
-            _users -= 1
-            if not _users:
-                F.scaled_dot_product_attention = FUSED
+    with _open_seam(network, "tapped") as hooks:
+        try:
+            for site, handler in tap.handlers.items():
+                module = network.get_submodule(site.path)
+                tapping: Any = _at_site if isinstance(site, Site) else _at_layer
+                hooks += tapping(module, site, handler, tap)
+            yield tap
+        finally:
+            _local.waiting = None
+
+
+@contextmanager
+def weighed(network: nn.Module, sites: Sequence[Site], weights: Float[Tensor, "rows n"] | None) -> Iterator[None]:
+    """While the block runs, tokens of the text count ``weights`` times as much wherever the network attends to them.
+
+    log w is added to the logits of a token's key, so that its probability is proportional to w exp(logit); 0 takes it
+    away. The kernel stays fused, and taps see it as they see a mask. None does nothing. Raises ``SfumatoError`` for a
+    compiled network and for an attention that never reaches the seam.
+    """
+    if weights is None:
+        yield
+        return
+    with _open_seam(network, "weighed") as hooks:
+        try:
+            for site in sites:
+                if "text" in site.key:
+                    hooks += _weighed_at(network.get_submodule(site.path), site, weights.log()[:, None, None])
+            yield
+        finally:
+            _local.biased = None
+
+
+def _weighed_at(module: nn.Module, site: Site, bias: Float[Tensor, "rows 1 1 n"]) -> Sequence[Any]:
+    def biased(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+        image = key.shape[-2] - bias.shape[-1]
+        if len(bias) != len(query) or image < 0 or (image and len(site.key) == 1):
+            raise SfumatoError(
+                f"{site.path} attends from {len(query)} rows to {key.shape[-2]} tokens, and the weights are of "
+                f"{len(bias)} rows of {bias.shape[-1]}; leave the weights out of these prompts"
+            )
+        around = (0, image) if site.key[0] == "text" else (image, 0)
+        added = F.pad(bias, around).to(query)
+        if mask is None:
+            return added
+        return torch.where(mask, added, -torch.inf) if mask.dtype == torch.bool else added + mask
+
+    def before(*_: Any) -> None:
+        _local.biased = biased
+
+    def after(*_: Any) -> None:
+        if _local.biased is biased:
+            _local.biased = None
+            raise _unreached(module, site, "weighed")
+
+    return module.register_forward_pre_hook(before), module.register_forward_hook(after)
+
+
+def _unreached(module: nn.Module, site: Site, what: str) -> SfumatoError:
+    processor = type(getattr(module, "processor", module)).__name__
+    return SfumatoError(
+        f"the attention at {site.path} never reached scaled_dot_product_attention (processor {processor}), so "
+        f"it cannot be {what}; call set_default_attn_processor() or disable attention slicing"
+    )
 
 
 def _at_site(module: nn.Module, site: Site, handler: Callable[[Call], None], tap: Tap) -> Sequence[Any]:
@@ -131,11 +199,7 @@ def _at_site(module: nn.Module, site: Site, handler: Callable[[Call], None], tap
     def after(*_: Any) -> None:
         if _local.waiting is attend:
             _local.waiting = None
-            processor = type(getattr(module, "processor", module)).__name__
-            raise SfumatoError(
-                f"the attention at {site.path} never reached scaled_dot_product_attention (processor {processor}), so "
-                "it cannot be tapped; call set_default_attn_processor() or disable attention slicing"
-            )
+            raise _unreached(module, site, "tapped")
 
     return module.register_forward_pre_hook(before), module.register_forward_hook(after)
 

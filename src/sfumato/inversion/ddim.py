@@ -31,6 +31,8 @@ class DDIMInversion(Inversion):
     scale: float = 1.0
     refine: int = 0
     steps: int = 50
+    negative: str = ""
+    """What takes the place of the empty prompt."""
 
     def source_guidance(self, scale: float) -> float:
         return self.scale
@@ -50,7 +52,7 @@ class DDIMInversion(Inversion):
     ) -> tuple[Tensor, ...]:
         """The image at every level, the noisiest first, by the scale or another guidance; or of the ``last`` steps."""
         levels = model.levels(self.steps, image.shape[-2:])
-        guide = guide or guided(model, self.scale)
+        guide = guide or guided(model, self.scale, self.negative)
         conds = guide.embed(model, prompts)
         track = [image]
         for i in reversed(range(0 if last is None else self.steps - last, self.steps)):

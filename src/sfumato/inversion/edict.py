@@ -75,6 +75,8 @@ class EDICT(Inversion):
     """Part of the steps that are run."""
     scale: float = 3.0
     steps: int = 50
+    negative: str = ""
+    """What takes the place of the empty prompt."""
 
     edit_guidance: ClassVar = 3.0
 
@@ -85,7 +87,7 @@ class EDICT(Inversion):
         levels = model.levels(self.steps, image.shape[-2:]).last(float(self.strength))
         if not levels[0].alpha:
             raise SfumatoError("EDICT divides by alpha, which is zero at this model's first level; take strength < 1")
-        guide = guided(model, self.scale)
+        guide = guided(model, self.scale, self.negative)
         conds = guide.embed(model, prompts)
         one = other = image.double()
 

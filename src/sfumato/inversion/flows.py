@@ -137,6 +137,8 @@ class Residual(Inversion):
 
     scale: float = 1.0
     steps: int = 30
+    negative: str = ""
+    """What takes the place of the empty prompt."""
 
     edit_guidance: ClassVar = 2.0
 
@@ -145,5 +147,5 @@ class Residual(Inversion):
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         _flow(model, "the residual cache")
-        track = DDIMInversion(self.scale, 0, self.steps).track(model, image, prompts, advance)
+        track = DDIMInversion(self.scale, 0, self.steps, self.negative).track(model, image, prompts, advance)
         return Aligned(track[0], model.levels(self.steps, image.shape[-2:]), prompts, image, track=track)

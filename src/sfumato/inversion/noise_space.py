@@ -61,6 +61,8 @@ class EditFriendly(Inversion):
     seed: int = 0
     """Of the noises; image i has its own from seed + i."""
     steps: int = 100
+    negative: str = ""
+    """What takes the place of the empty prompt."""
 
     edit_guidance: ClassVar = 15.0
 
@@ -77,7 +79,7 @@ class EditFriendly(Inversion):
     ) -> Path:
         """By the scale, or another guidance."""
         levels = model.levels(self.steps, image.shape[-2:]).without(self.skip)
-        guide = guide or guided(model, self.scale)
+        guide = guide or guided(model, self.scale, self.negative)
         conds = guide.embed(model, prompts)
         draw = drawing([self.seed + i for i in range(len(image))], image.shape[1:])
         noisy = [add_noise(image, draw().to(image), level) for level in levels]

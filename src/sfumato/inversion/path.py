@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +17,9 @@ from sfumato.core.rows import single
 from sfumato.core.schedule import Level, Levels
 from sfumato.core.steppers import DDIM, Stepper
 from sfumato.errors import SfumatoError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Advance = Callable[[Tensor], None]
 """Called with the latents that a step led to."""
@@ -58,6 +61,11 @@ class Path(Start):
             raise SfumatoError(
                 "this path replaces the empty prompt, so it takes a guidance with one; give a scale above 1, "
                 "or cfg(scale) to a network that reads its guidance"
+            )
+        if self.replaces and getattr(run.guide, "negative", ""):
+            raise SfumatoError(
+                "this path replaces the empty prompt, so there is no place for a negative one; leave it out, or invert "
+                "in another way (Direct)"
             )
 
         def cond(step: Step, now: Cond) -> Cond:
@@ -105,6 +113,14 @@ class Inversion:
         own = self.source_guidance(paints)
         return paints if own == paints else {"source": own, "target": paints}
 
+    def against(self, negative: str) -> Self:
+        """With a negative prompt in the place of the empty one, where it is guided on the way to noise.
+
+        Raises ``SfumatoError`` where something else takes that place.
+        """
+        takes = is_dataclass(self) and any(f.name == "negative" for f in fields(self))
+        return replace(self, negative=negative) if takes else self  # pyright: ignore
+
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         """``image``: latents. ``advance`` is called once for each prediction of the whole batch, with the
         latents that it led to."""
@@ -117,6 +133,14 @@ class Replacing(Inversion):
     def guide(self, model: Backbone, scale: float | None = None) -> Guide:
         scales = super().guide(model, scale)
         return scales if isinstance(scales, Guide) else CFG(scales)
+
+    def against(self, negative: str) -> Self:
+        if negative:
+            raise SfumatoError(
+                f"{type(self).__name__} replaces the empty prompt, so there is no place for a negative one; leave it "
+                "out, or invert in another way (direct)"
+            )
+        return self
 
 
 def predict(

@@ -19,6 +19,7 @@ from sfumato.errors import SfumatoError
 from sfumato.prompts.chat import Chat, Message
 from sfumato.prompts.grammar import Parser, Phrase, bare, noun_phrases
 from sfumato.prompts.layout import Box, Layout, Region
+from sfumato.prompts.weights import plain
 
 CANVAS = 512
 MOST = 9
@@ -83,6 +84,7 @@ def planned(prompt: str, chat: Chat | None = None, parser: Parser | None = None)
 
     Raises ``SfumatoError`` when the prompt names nothing, contradicts itself, or the chat gives no layout.
     """
+    prompt = plain(prompt)
     return _by_grammar(prompt, parser) if chat is None else _by_chat(prompt, chat)
 
 
@@ -122,16 +124,16 @@ def _one(noun: str) -> str:
 
 def _by_grammar(prompt: str, parser: Parser | None) -> Planned:
     words = prompt.split()
-    plain = [bare(w) for w in words]
+    bares = [bare(w) for w in words]
     phrases = noun_phrases(prompt, parser)
-    mentions = [p for p in phrases if not _is_ground(p, plain)]
+    mentions = [p for p in phrases if not _is_ground(p, bares)]
     if not mentions:
         raise SfumatoError(f"{prompt!r} names no thing that could be given a box; say what is there, or give a layout")
     things, whose = _distinct(mentions)
     counts = [_count(p) for p in things]
     if sum(counts) > MOST:
         counts = [1] * len(things)
-    facts, places = _facts(plain, mentions, phrases)
+    facts, places = _facts(bares, mentions, phrases)
     facts = [(relation, *(whose[n] for n in others)) for relation, *others in facts]
     boxes = _boxes(counts, facts, {whose[n]: place for n, place in places.items()}, [_name(p) for p in things])
     layout = Layout(tuple(Region(_name(p), box) for p, some in zip(things, boxes, strict=True) for box in some))

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.io.progress import progress
+from sfumato.prompts.weights import plain
 from sfumato.stilllife import captions
 
 
@@ -66,15 +67,10 @@ def paint(
     return torch.cat(images)
 
 
-def remarks(pipe: Any, prompt: str, *, of_the_world: bool) -> list[str]:
-    """What a person should know of a prompt: words cut off at the end, words the built-in model never met."""
-    out = []
-    most = pipe.tokenizer.model_max_length
-    tokens = len(pipe.tokenizer(prompt, truncation=False, verbose=False).input_ids)
-    if tokens > most:
-        out.append(f"the prompt has {tokens - 2} tokens, the model reads the first {most - 2}; the rest is left out")
-    strange = captions.unknown_words(prompt) if of_the_world else []
-    if strange:
-        named = ", ".join(strange[:8]) + (f" and {len(strange) - 8} more" if len(strange) > 8 else "")
-        out.append(f"the built-in model never met: {named}; it paints what it knows")
-    return out
+def remark(*prompts: str) -> str | None:
+    """What a person should know of prompts for the built-in model: which words it never met."""
+    strange = captions.unknown_words(" ".join(map(plain, prompts)))
+    if not strange:
+        return None
+    named = ", ".join(strange[:8]) + (f" and {len(strange) - 8} more" if len(strange) > 8 else "")
+    return f"the built-in model never met: {named}; it paints what it knows"

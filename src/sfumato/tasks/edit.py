@@ -14,7 +14,7 @@ from torch import Tensor
 from sfumato.core import denoising
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
-from sfumato.core.guidance import Guide, Scales
+from sfumato.core.guidance import Guide, Scales, against
 from sfumato.core.method import Method
 from sfumato.core.plan import Plan
 from sfumato.core.results import Sample
@@ -88,6 +88,8 @@ class PictureEdit:
     """None is the start's own."""
     looks: str | None = None
     """What the picture shows whose appearance is taken; such an edit goes without guidance."""
+    negative: str = ""
+    """What the edit should not be, in the place of the empty prompt."""
 
     @classmethod
     def of(
@@ -100,11 +102,13 @@ class PictureEdit:
         guidance: float | None = None,
         seed: int = 0,
         looks: str | None = None,
+        negative: str = "",
     ) -> PictureEdit:
         """By the methods of a chain, from where the one that says so starts, or else ``how``."""
         chain = chain.given(seed=seed).stepped(steps)
         start = start_of(how, steps, guidance, seed, looks is not None)
-        return cls(source, target, chain.starter(start) if looks is None else start, chain.methods, guidance, looks)
+        start = (chain.starter(start) if looks is None else start).against(negative)
+        return cls(source, target, start, chain.methods, guidance, looks, negative)
 
     def prepared(self, model: Backbone) -> PictureEdit:
         """With what its methods find out beforehand."""
@@ -120,8 +124,9 @@ class PictureEdit:
             return {"source": self.source, "target": self.target}
         return {"target": self.target}
 
-    def guide(self, model: Backbone) -> Guide | Scales:
-        return 1.0 if self.looks is not None else self.start.guide(model, self.guidance)
+    def guide(self, model: Backbone) -> Guide:
+        scales = 1.0 if self.looks is not None else self.start.guide(model, self.guidance)
+        return against(model, scales, self.negative, self.prompts)
 
     def plan(self, model: Backbone, fitted: Sequence[Fitted], steps: int, memory: int | None = None) -> Plan:
         """What it reads, writes and costs. Raises ``SfumatoError`` for what cannot be run."""
@@ -172,6 +177,7 @@ def run_edits(
     """
     edits = {name: edit.prepared(model) for name, edit in edits.items()}
     for edit in edits.values():
+        model.check_change(edit.source, edit.target)
         edit.plan(model, fitted, edit.start.steps, memory)
 
     def run(edit: PictureEdit) -> EditRun:
@@ -226,14 +232,16 @@ def invert_picture(
     prompt: str,
     how: Inversion,
     guidance: float = 7.5,
+    negative: str = "",
     *,
     on_progress: Listener | None = None,
 ) -> Inverted:
     """Find the noise that a picture comes from, follow it back, and say how much of it is found again."""
-    own = how.source_guidance(guidance)
+    how, own = how.against(negative), how.source_guidance(guidance)
+    guide = against(model, own, negative) if negative else own
     with heard(on_progress), torch.no_grad():
         path = invert(model, pixels, prompt, how)
-        found = model.decode(reconstruct(model, path, own)).cpu()
+        found = model.decode(reconstruct(model, path, guide)).cpu()
         best = model.decode(path.image).cpu()
     seen = pixels[None]
     return Inverted(path, own, found[0], best[0], float(psnr(found, seen)), float(psnr(best, seen)))

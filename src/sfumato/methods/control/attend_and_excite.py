@@ -39,6 +39,7 @@ from sfumato.methods.control.latent_descent import (
 from sfumato.methods.control.own_words import occurrences, own_words, prompts_of
 from sfumato.ops.blur import blur
 from sfumato.prompts.grammar import Parser, noun_phrases
+from sfumato.prompts.weights import plain
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ class AttendAndExcite(Method):
 
     def _heads(self, run: Run, prompt: str) -> list[list[int]]:
         tokens = [[*range(at.start, at.stop)] for _, at in run.model.words(prompt)]
-        heads = [p.at(prompt, p.head) for p in noun_phrases(prompt, self.parser)]
+        text = plain(prompt)
+        heads = [p.at(text, p.head) for p in noun_phrases(text, self.parser)]
         return [tokens[i] for i in heads if i < len(tokens)]
 
     def _refine(self, step: Step, loss: Callable[[Tensor], Tensor], scale: float, enough: float) -> None:

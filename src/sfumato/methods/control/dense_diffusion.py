@@ -30,6 +30,7 @@ from sfumato.core.conditions import Cond
 from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step, Where, span
 from sfumato.methods.control.placed import among, phrase_tokens, placed
 from sfumato.prompts.layout import Layout
+from sfumato.prompts.weights import escaped
 
 _MASKED = -5e3  # masks of text add -1e4 or minus infinity
 
@@ -132,7 +133,7 @@ def _encoding(run: Run, tokens: Sequence[Sequence[Sequence[int]]]) -> Callable[[
             words = run.model.words(prompt)
             for named in phrases:
                 for here in _runs([n for n, (_, place) in enumerate(words) if place.start in named]):
-                    piece = " ".join(words[n][0] for n in here)
+                    piece = escaped(" ".join(words[n][0] for n in here))
                     own = run.model.words(piece)
                     text = run.model.embed([piece]).text[0, own[0][1].start : own[-1][1].stop]
                     found.append((row, slice(words[here[0]][1].start, words[here[-1]][1].stop), text))

@@ -32,6 +32,7 @@ from sfumato.errors import SfumatoError
 from sfumato.methods.control.latent_descent import descend, text_at, word_maps
 from sfumato.methods.control.own_words import occurrences, own_words, prompts_of
 from sfumato.prompts.grammar import Parser, noun_phrases
+from sfumato.prompts.weights import plain
 
 Tokens = list[int]
 
@@ -100,8 +101,9 @@ class LinguisticBinding(Method):
 
     def _read(self, prompt: str) -> list[list[int]]:
         """Modifiers and noun of each noun phrase as positions among the prompt's words."""
-        found = noun_phrases(prompt, self.parser)
-        return [[p.at(prompt, word) for word in (*p.modifiers, p.head)] for p in found]
+        text = plain(prompt)
+        found = noun_phrases(text, self.parser)
+        return [[p.at(text, word) for word in (*p.modifiers, p.head)] for p in found]
 
 
 def _named(run: Run, prompt: str, phrase: str) -> list[int]:

@@ -151,7 +151,12 @@ def _sentences(
     run, n = step.run, len(texts)
     one, texts_cond = step.cond[run.rows[stream, "cond"]][:1].repeat(n), run.model.embed(texts)
     cond = replace(
-        one, text=texts_cond.text, prompts=texts_cond.prompts, extra={**one.extra, **texts_cond.extra}, controls=()
+        one,
+        text=texts_cond.text,
+        prompts=texts_cond.prompts,
+        weights=texts_cond.weights,
+        extra={**one.extra, **texts_cond.extra},
+        controls=(),
     )
 
     def read(call: Call) -> Tensor:

@@ -34,6 +34,7 @@ from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.own_words import occurrences, own_words, prompts_of
 from sfumato.prompts.grammar import Parser, noun_phrases
+from sfumato.prompts.weights import escaped, plain
 
 Paste = list[tuple[int, int]]
 """Pairs of tokens: of the prompt, and of the phrase by itself."""
@@ -99,10 +100,10 @@ class StructuredDiffusion(Method):
     def _read(self, run: Run, prompt: str) -> list[tuple[str, list[int]]]:
         """A prompt's phrases of more than one word, with their tokens there."""
         all_words, out = run.model.words(prompt), []
-        for phrase in noun_phrases(prompt, self.parser, nested=self.nested):
+        for phrase in noun_phrases(plain(prompt), self.parser, nested=self.nested):
             words = all_words[phrase.words.start : phrase.words.stop]
             if len(words) > 1:
-                text = " ".join(word for word, _ in words).rstrip(",.;:!?")
+                text = escaped(" ".join(word for word, _ in words).rstrip(",.;:!?"))
                 out.append((text, [t for _, at in words for t in range(at.start, at.stop)]))
         return out
 

@@ -52,7 +52,8 @@ class ProximalCFG(CFG):
             raise SfumatoError(f"a quantile lies between 0 and 1, got {self.quantile}")
 
     def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
-        return {"uncond": model.embed([self.negative] * len(prompts)), "cond": model.embed(prompts)}
+        uncond = model.embed([self.negative] * len(prompts), negative=True)
+        return {"uncond": uncond, "cond": model.embed(prompts)}
 
     def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
         u, c = parts["uncond"], parts["cond"]
