@@ -184,7 +184,7 @@ def test_the_command_draws_and_tells(run, here, tmp_path):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--scales", "nan", "3"], ["scales", "nan 3"]),
+        (["--scales", "nan", "3"], ["scales", "a finite number, got nan"]),
         (["--scales", "3", "3"], ["different", "3 3"]),
         (["--scales", *map(str, range(9))], ["one to eight"]),
         (["--scales"], ["scales", "got none"]),
