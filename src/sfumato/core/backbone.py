@@ -107,23 +107,22 @@ class Backbone(ABC):
     similarity: Similarity | None = None
     """Of images in [0, 1] and texts, a number a pair, differentiable: by a CLIP that belongs to the model."""
 
-    runs_on: torch.device | None = None
-    """Where it computes, for a model whose weights wait elsewhere (``load(offload=...)``)."""
-
     @property
     def device(self) -> torch.device:
-        """Where its inputs go; of a network that accelerate offloads, where it computes."""
-        if self.runs_on is not None:
-            return self.runs_on
+        """Where its inputs go: where the network computes, wherever accelerate lets its weights wait."""
+        return self.waits_for or next(self.network.parameters()).device
+
+    @property
+    def waits_for(self) -> torch.device | None:
+        """The device that accelerate brings the weights to when they are needed; None where they are there."""
         for module in self.network.modules():
             hook = getattr(module, "_hf_hook", None)
             for each in (hook, *getattr(hook, "hooks", ())):  # one, or several as one
                 if place := getattr(each, "execution_device", None):
                     return torch.device(place)
-            weight = next(module.parameters(recurse=False), None)
-            if weight is not None and not weight.is_meta:
-                return weight.device
-        raise SfumatoError(f"the weights of {self.name} are nowhere")
+            if any(True for _ in module.parameters(recurse=False)):
+                return None
+        return None
 
     def given(self, change: Callable[[Cond], Cond]) -> Self:
         """This model with something changed in all that it reads: the same networks, another ``embed``.

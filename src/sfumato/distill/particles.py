@@ -176,7 +176,7 @@ def low_rank(model: Backbone, rank: int, rate: float, seed: int) -> Iterator[Low
         raise SfumatoError(
             f"the network of {model.name} has no attention, so there is nothing to adapt; it learns nothing"
         )
-    if model.runs_on is not None:
+    if model.waits_for is not None:
         raise SfumatoError(f"{model.name} is offloaded, and no copy of it can learn; load it without offload")
     graded = [(p, p.requires_grad) for p in network.parameters()]
     tuned: dict[str, Any] = {k: m for k, m in before.items() if isinstance(m, BaseTunerLayer)}
