@@ -15,6 +15,7 @@ from sfumato.backbones.load import load
 from sfumato.core import guidance
 from sfumato.core.attention import FUSED
 from sfumato.core.denoising import denoise, plan
+from sfumato.core.gradients import gradients
 from sfumato.core.method import Edit, Energy, Method, Need, Phases, Run, Where, span
 from sfumato.core.results import Trajectory, previews
 from sfumato.core.rows import single
@@ -300,3 +301,66 @@ def test_a_method_is_prepared_for_the_prompts_before_it_starts(model):
     out = denoise(model, {"a": PROMPT, "b": "a duck"}, methods=[Asking()], steps=1, size=64)
     plan(model, PROMPT, methods=[Asking()], steps=1)
     assert asked == [{"a": (PROMPT,), "b": ("a duck",)}, {"main": (PROMPT,)}] and set(out) == {"a", "b"}
+
+
+class Breaking:
+    """A network that gives what is not finite in one of its calls."""
+
+    def __init__(self, model, at: int):
+        self.predict, self.left = model.predict, at
+
+    def __call__(self, x, t, cond):
+        self.left -= 1
+        return self.predict(x, t, cond) * (torch.nan if self.left < 0 else 1)
+
+
+def lost(field: str):
+    def do(step) -> None:
+        if step.i == 1:
+            setattr(step, field, getattr(step, field) * torch.inf)
+
+    return do
+
+
+@pytest.mark.parametrize(
+    ("phases", "what"),
+    [
+        ({"before": lost("x")}, "the latents before it became not finite, with Doing"),
+        ({"denoised": lost("x0")}, "the guided prediction became not finite, with Doing"),
+        ({"after": lost("x_next")}, "the latents after it became not finite, with Doing"),
+        (
+            {"energy": Energy(lambda step: (step.x0 * 1e38).square().sum(), steps=(1, None))},
+            "the guided prediction became not finite, with Doing",
+        ),
+    ],
+)
+def test_a_step_that_leads_to_what_is_not_finite_is_named_and_who_did_it(sd, phases, what):
+    seen: list[int] = []
+    with pytest.raises(SfumatoError, match=f"step 2 of 3: {what}; take a lower guidance"):
+        denoise(sd, PROMPT, steps=3, size=64, methods=[Doing(**phases)], callback=lambda step: seen.append(step.i))
+    assert seen == [0]  # what was there before was seen
+
+
+def test_a_network_that_gives_what_is_not_finite_is_named_with_its_streams_and_what_helps(sd, monkeypatch):
+    monkeypatch.setattr(sd, "predict", Breaking(sd, 2))
+    with pytest.raises(SfumatoError, match="step 3 of 4: the network's prediction of source, target became not finite"):
+        denoise(sd, {"source": PROMPT, "target": PROMPT}, steps=4, size=64)
+    monkeypatch.undo()
+    half = load(sd.name, device="cpu", dtype="float16")
+    half.predict = Breaking(half, 0)
+    with pytest.raises(SfumatoError, match="float16 ends at 65504: load it with dtype float32 or bfloat16"):
+        denoise(half, PROMPT, steps=4, size=64)
+    with pytest.raises(SfumatoError, match="the latents that the run starts from became not finite"):
+        denoise(sd, PROMPT, steps=4, start=torch.full((1, 4, 8, 8), torch.nan))
+
+
+def test_gradients_in_halves_are_those_of_float32_however_small_or_large(sd):
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    half = load(sd.name, device="cpu", dtype="float16")
+    for scale in (1e-5, 1.0, 1e4):
+        found = []
+        for model in (half, sd):
+            asked = x.clone().requires_grad_()
+            loss = scale * model.predict(asked, 400.0, model.embed([PROMPT])).square().mean()
+            found.append(gradients(model, loss, (asked,))[0])
+        assert (found[0] - found[1]).norm() < 0.01 * found[1].norm()  # ten bits, some layers deep

@@ -544,7 +544,7 @@ def test_a_method_that_fails_leaves_its_memory_as_it_was(tmp_path):
         distil(exact(), generator, "one", Failing(guidance=3.0), 5, **more)
         return generator.latents
 
-    with pytest.raises(SfumatoError, match="step 3 of Failing: its gradient is not finite"):
+    with pytest.raises(SfumatoError, match="step 3 of Failing: its gradient became not finite"):
         run(keep=keep)
     Failing.fail = False
     assert torch.equal(run(keep=keep), run())

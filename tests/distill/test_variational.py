@@ -411,7 +411,7 @@ def test_what_cannot_be_done_is_said(sd, monkeypatch):
     with pytest.raises(SfumatoError, match="embeds its time in no known place"):
         distil(sd, Latents(x), PROMPT, VariationalScoreDistillation(), 1)
     assert len(distil(sd, Latents(x), PROMPT, VariationalScoreDistillation(conditioned=False), 1)) == 1
-    monkeypatch.setattr(sd, "runs_on", torch.device("cpu"))
+    monkeypatch.setattr(type(sd), "waits_for", torch.device("cpu"))
     with pytest.raises(SfumatoError, match="is offloaded"), particles.low_rank(sd, 4, 1e-4, 0):
         pass
     monkeypatch.setitem(sys.modules, "peft", None)

@@ -220,7 +220,7 @@ def test_the_same_seed_gives_the_same_numbers_and_json_is_one_document(run, here
         (("saturation", "--guidances", 3, 3), "guidances: different values are meant, got 3 3"),
         (("saturation", "--steps", 0), "steps lies between 1 and"),
         (("smoothness", "--steps", 1), "steps lies between 2 and 1000"),
-        (("one-noise", "--guidance", "nan"), "guidance is a number, got nan"),
+        (("one-noise", "--guidance", "nan"), "guidance of OneNoise is a finite number, got nan"),
         (("inversion-steps", "--counts"), "counts: different values are meant, got none"),
         (("one-noise", "--n", 0), "n lies between 1 and 64"),
         (("one-noise", "--high", 7.5), "guidance and high: different values"),

@@ -184,11 +184,11 @@ def test_the_command_draws_and_tells(run, here, tmp_path):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--scales", "nan", "3"], ["scales", "nan 3"]),
+        (["--scales", "nan", "3"], ["scales", "a finite number, got nan"]),
         (["--scales", "3", "3"], ["different", "3 3"]),
         (["--scales", *map(str, range(9))], ["one to eight"]),
         (["--scales"], ["scales", "got none"]),
-        (["--scales", "1", "1e38"], ["at guidance 1e+38", "smaller"]),
+        (["--scales", "1", "1e38"], ["1e+38", "not finite; take a lower guidance"]),
         (["--steps", "1"], ["steps", "between 2 and 1000, got 1"]),
         (["--points", "0"], ["points"]),
         (["--points", "7"], ["points", "between 1 and 6, got 7"]),

@@ -14,7 +14,17 @@ from sfumato.core.denoising import denoise
 from sfumato.core.guidance import cfg, reads_scale
 from sfumato.core.schedule import Schedule
 from sfumato.errors import SfumatoError
-from sfumato.inversion import DDIMInversion, Direct, EditFriendly, NegativePrompt, Noise, NullText, invert, reconstruct
+from sfumato.inversion import (
+    EDICT,
+    DDIMInversion,
+    Direct,
+    EditFriendly,
+    NegativePrompt,
+    Noise,
+    NullText,
+    invert,
+    reconstruct,
+)
 from sfumato.stilllife import networks
 
 PROMPTS = ("a red cube on grass", "a duck")
@@ -252,3 +262,20 @@ def test_every_family_is_inverted(family, models):
     assert gap(friendly, reconstruct(model, friendly, 3.5)) < 1e-4
     gaps = [float((reconstruct(model, path, cfg(7.5)) - path.image).norm()) for path in (fitted, plain)]
     assert gaps[0] < gaps[1]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [DDIMInversion(steps=3), Direct(steps=3), NullText(steps=3), EDICT(steps=3), EditFriendly(steps=3, skip=0.0)],
+    ids=lambda how: type(how).__name__,
+)
+def test_an_inversion_that_leaves_the_finite_numbers_says_at_which_step(sd, how, monkeypatch):
+    predict, calls = sd.predict, []
+
+    def broken(x, t, cond):
+        calls.append(t)
+        return predict(x, t, cond) * (torch.nan if len(calls) > 1 else 1)
+
+    monkeypatch.setattr(sd, "predict", broken)
+    with pytest.raises(SfumatoError, match=rf"step \d of 3 of {type(how).__name__}: the latents became not finite"):
+        invert(sd, torch.rand(3, 64, 64), "a cube", how)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import families
@@ -38,9 +39,11 @@ def run(model: Any, method: Any, space: str = "latent", steps: int = 2, **option
 
 @pytest.mark.parametrize("space", ["latent", "pixel"])
 @pytest.mark.parametrize(("word", "family"), EACH, ids=[f"{a}-{b}" for a, b in EACH])
-def test_it_moves_images_of_either_space_and_leaves_the_model_as_it_was(models, word, family, space):
+def test_it_moves_images_of_either_space_and_leaves_the_model_as_it_was(models, dtype, word, family, space):
     model = models(family)
     for method in ROWS[word].ways:
+        if (dtype, family) == ("float16", "flux"):
+            method = replace(method, guidance=min(method.guidance, 60.0))  # Flux reads up to 65 there
         with unchanged(model):
             before, after, records = run(model, method, space)
         assert len(records) == 2 and all(math.isfinite(r.strength) and r.strength > 0 for r in records)

@@ -67,7 +67,6 @@ def load(
     if offload is not None:
         start = pipe.enable_model_cpu_offload if offload == "model" else pipe.enable_sequential_cpu_offload
         start(device=place)
-        model.runs_on = place
     return model
 
 

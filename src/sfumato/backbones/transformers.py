@@ -15,7 +15,7 @@ from sfumato.backbones.text import Reader, Text, t5_text
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Levels
 from sfumato.core.sites import Site
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, finite
 
 
 class Transformer(Latent):
@@ -166,6 +166,8 @@ class Flux(Transformer):
         guidance = None
         if self.network.config.guidance_embeds:
             guidance = cond.extra.get("guidance", torch.full((b,), self.distilled, device=x.device))
+            if dtype == torch.float16:  # the network reads a thousand times of it
+                finite(guidance.to(dtype) * 1000, f"the guidance of {self.name} in float16", "it reads up to 65 there")
         predicted = self.network(
             hidden_states=packed(inside).to(dtype),
             timestep=time / 1000,

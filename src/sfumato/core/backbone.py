@@ -33,22 +33,46 @@ from sfumato.core.conditions import Cond
 def dtype_of(network: Any) -> torch.dtype:
     """In which a network computes: its first weights' type, or what they are cast to where they are stored in another.
 
-    diffusers' own way to ask for it visits every module, in each step. Raises ``SfumatoError`` for float8 weights that
-    nothing casts.
+    diffusers' own way to ask for it visits every module, in each step. Raises ``SfumatoError`` for weights in which
+    nothing computes, and for a casting that leaves layers out which then meet what they cannot read.
     """
-    for module in network.modules():
-        hooks = getattr(module, "_diffusers_hook", None)
-        if hooks is not None and (casting := hooks.get_hook("layerwise_casting")):
-            return casting.compute_dtype
-        for weight in module._parameters.values():
-            if weight is not None and weight.is_floating_point():
-                if weight.dtype.itemsize > 1:
-                    return weight.dtype
-                raise SfumatoError(
-                    f"{type(network).__name__} has weights in {weight.dtype}, in which nothing computes; call "
-                    "enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16) on it"
-                )
-    raise SfumatoError(f"{type(network).__name__} has no weights to compute with")
+    found = None
+    for path, module in network.named_modules():
+        if casts := _casting(module):
+            return _cast_to(network, casts)
+        own = next((p.dtype for p in module._parameters.values() if p is not None and p.is_floating_point()), None)
+        found = found or own
+        if own and isinstance(module, _LAYERS) and not any(part in path for part in _UNCAST):
+            break
+    if found is None or found.itemsize == 1:
+        raise SfumatoError(
+            f"{type(network).__name__} computes nothing in {found}; keep weights in float8 by "
+            "enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)"
+        )
+    return found
+
+
+_LAYERS = (torch.nn.Linear, torch.nn.Conv2d)
+_UNCAST = ("pos_embed", "patch_embed", "norm")
+"""Parts of the names of what diffusers' layerwise casting leaves as it is."""
+
+
+def _casting(module: Any) -> torch.dtype | None:
+    """What diffusers' layerwise casting computes in, where a layer has it."""
+    hooks = getattr(module, "_diffusers_hook", None)
+    hook = None if hooks is None else hooks.get_hook("layerwise_casting")
+    return None if hook is None else hook.compute_dtype
+
+
+def _cast_to(network: Any, dtype: torch.dtype) -> torch.dtype:
+    for path, module in network.named_modules():
+        plain = isinstance(module, _LAYERS) and not _casting(module)
+        if plain and module.weight.is_floating_point() and module.weight.dtype != dtype:
+            raise SfumatoError(
+                f"{path} of the {type(network).__name__} is in {module.weight.dtype}, while other layers compute in "
+                f"{dtype}; load the model with dtype={str(dtype).removeprefix('torch.')}, then enable its casting"
+            )
+    return dtype
 
 
 def times(t: float | Float[Tensor, "*b"], x: Float[Tensor, "b *shape"]) -> Float[Tensor, " b"]:
@@ -83,14 +107,22 @@ class Backbone(ABC):
     similarity: Similarity | None = None
     """Of images in [0, 1] and texts, a number a pair, differentiable: by a CLIP that belongs to the model."""
 
-    runs_on: torch.device | None = None
-    """Where it computes, for a model whose weights wait elsewhere (``load(offload=...)``)."""
-
     @property
     def device(self) -> torch.device:
-        """Where its inputs go."""
-        hook = getattr(self.network, "_hf_hook", None)  # accelerate's, where it was offloaded by hand
-        return self.runs_on or getattr(hook, "execution_device", None) or next(self.network.parameters()).device
+        """Where its inputs go: where the network computes, wherever accelerate lets its weights wait."""
+        return self.waits_for or next(self.network.parameters()).device
+
+    @property
+    def waits_for(self) -> torch.device | None:
+        """The device that accelerate brings the weights to when they are needed; None where they are there."""
+        for module in self.network.modules():
+            hook = getattr(module, "_hf_hook", None)
+            for each in (hook, *getattr(hook, "hooks", ())):  # one, or several as one
+                if place := getattr(each, "execution_device", None):
+                    return torch.device(place)
+            if any(True for _ in module.parameters(recurse=False)):
+                return None
+        return None
 
     def given(self, change: Callable[[Cond], Cond]) -> Self:
         """This model with something changed in all that it reads: the same networks, another ``embed``.

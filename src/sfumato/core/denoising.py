@@ -239,12 +239,15 @@ class _Running:
             "the guided prediction": ([step.x0, step.eps], ("energy", "denoised")),
             "the latents after it": ([step.x_next], ("after", "noise")),
         }
-        what, moments = next((what, by) for what, (of, by) in found.items() if not all(x.isfinite().all() for x in of))
+        what, moments = next((what, by) for what, (xs, by) in found.items() if not all(x.isfinite().all() for x in xs))
         names = zip(self.plan.calls, self.phases, strict=True)
         who = ", ".join(name for name, p in names if any(getattr(p, moment) for moment in moments))
-        with_whom = f", with {who}" if who else ""
+        streams = step.run.rows.streams
+        lost = [s for s, x in zip(streams, step.x_next.chunk(len(streams)), strict=True) if not x.isfinite().all()]
+        of = f" of {', '.join(lost)}" if len(streams) > 1 else ""
+        by = f", with {who}" if who else ""
         raise SfumatoError(
-            f"step {step.i + 1} of {step.run.steps}: {what} became not finite{with_whom}; {step.run.model.remedy}"
+            f"step {step.i + 1} of {step.run.steps}: {what}{of} became not finite{by}; {step.run.model.remedy}"
         )
 
     def _moved(self, step: Step, move: Move) -> Tensor:

@@ -18,6 +18,7 @@ from sfumato.core.attention import Call, fine
 from sfumato.core.features import Activation
 from sfumato.core.rows import Name, Pattern, Rows
 from sfumato.core.schedule import part_of
+from sfumato.core.settings import Settings
 from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
 
@@ -187,7 +188,7 @@ class Requires:
             raise SfumatoError(f"{who} edits one image a run; give several targets as further streams")
 
 
-class Method:
+class Method(Settings):
     """A paper's parameters with the paper's defaults. Subclasses are frozen dataclasses."""
 
     requires: ClassVar[Requires] = Requires()

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.method import Requires
+from sfumato.core.settings import Settings
 from sfumato.distill.annealing import Ramp
 from sfumato.distill.generators import Generator, Rendering, Viewpoints
 from sfumato.distill.gradients import Reduction, apply_gradient, clipped
 from sfumato.distill.prior import Images
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, finite
 from sfumato.learning import seeds
 from sfumato.learning.loop import Problem, learn
 from sfumato.learning.optimisers import Optimisers
@@ -86,7 +87,7 @@ class Gradient(NamedTuple):
     pixels: Images | None = None
 
 
-class Distillation:
+class Distillation(Settings):
     """A way to distil, with its published defaults: a frozen dataclass of settings.
 
     ``gradient`` is all that most have; it runs without autograd. What a method learns beside the images it makes in
@@ -218,10 +219,8 @@ class _Distilling(Problem):
         return loss
 
     def _limited(self, gradient: Images, step: int) -> Images:
-        if not gradient.isfinite().all():
-            raise SfumatoError(
-                f"step {step} of {self.name}: its gradient is not finite; take other levels or a lower guidance"
-            )
+        remedy = f"take other levels or a lower guidance; {self.model.remedy}"
+        finite(gradient, f"step {step} of {self.name}: its gradient", remedy)
         return gradient if self.clip is None else clipped(gradient, self.clip(step / self.steps))
 
     def after_backward(self, step: int, optimisers: Optimisers) -> None:

@@ -21,7 +21,7 @@ from sfumato.core.gradients import gradients
 from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import between
 from sfumato.distill.prior import Images, noises
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, finite
 from sfumato.learning.optimisers import Optimisers
 
 NAME = "particles"
@@ -91,6 +91,7 @@ class LowRank:
             loss = (predicted - target).square().mean()
             # of the frozen weights no gradients are asked, so that none are left on them
             found = gradients(self.model, loss, list(self._weights.values()), allow_unused=True)
+        finite(loss, "the loss of a low-rank copy", self.model.remedy)
         for weight, gradient in zip(self._weights.values(), found, strict=True):
             weight.grad = gradient
         self.loss = float(loss.detach())
@@ -175,7 +176,7 @@ def low_rank(model: Backbone, rank: int, rate: float, seed: int) -> Iterator[Low
         raise SfumatoError(
             f"the network of {model.name} has no attention, so there is nothing to adapt; it learns nothing"
         )
-    if model.runs_on is not None:
+    if model.waits_for is not None:
         raise SfumatoError(f"{model.name} is offloaded, and no copy of it can learn; load it without offload")
     graded = [(p, p.requires_grad) for p in network.parameters()]
     tuned: dict[str, Any] = {k: m for k, m in before.items() if isinstance(m, BaseTunerLayer)}

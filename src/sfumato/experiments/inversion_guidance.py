@@ -6,6 +6,7 @@ Lukoianov 2024, figures 6.4 and 6.5. A strategy is the guidance of the inversion
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,9 +147,10 @@ class InversionGuidance(OfSubjects):
             coded = model.decode(model.encode(renders.to(model.device))).cpu().clamp(0, 1)
         found = []
         for there, back in strategies(self.guidance):
-            path = invert(model, renders, subjects.prompts, DDIMInversion(scale=there, steps=self.trajectory))
-            with torch.no_grad():
-                again = model.decode(reconstruct(model, path, back)).cpu().nan_to_num(0.0).clamp(0, 1)
+            again = torch.zeros_like(coded)
+            with torch.no_grad(), suppress(SfumatoError):  # what runs away stays black
+                path = invert(model, renders, subjects.prompts, DDIMInversion(scale=there, steps=self.trajectory))
+                again = model.decode(reconstruct(model, path, back)).cpu().clamp(0, 1)
             near = float(psnr(again, coded).clamp_max(WORST).mean())
             method = ScoreDistillationViaInversion(guidance=back, inversion_guidance=there)
             try:

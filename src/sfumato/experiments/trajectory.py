@@ -207,9 +207,6 @@ def follow(
     )
     last = torch.stack([p.latents[0].cpu() for p in painted.values()])
     latents = torch.cat([kept["x"], last[None]])
-    for i, scale in enumerate(scales):
-        if not latents[:, i].isfinite().all():
-            raise SfumatoError(f"at guidance {scale:g} the latents leave the finite numbers; take a smaller scale")
     images, rgb = torch.empty(0), []
     with progress("decoding", len(levels) + 1) as advance:
         for shown in (*kept[decoded], last):

@@ -15,6 +15,7 @@ from sfumato.core.guidance import CFG, Guide, Scales
 from sfumato.core.method import Phases, Requires, Run, Start, Step
 from sfumato.core.rows import single
 from sfumato.core.schedule import Level, Levels
+from sfumato.core.settings import Settings
 from sfumato.core.steppers import DDIM, Stepper
 from sfumato.errors import SfumatoError
 
@@ -93,7 +94,7 @@ class Path(Start):
         )
 
 
-class Inversion:
+class Inversion(Settings):
     """A way to invert, with its published defaults."""
 
     steps: int

@@ -23,6 +23,7 @@ from torch import Tensor
 from sfumato.core.attention import Call, fine
 from sfumato.core.choice import choose
 from sfumato.core.method import Where
+from sfumato.core.settings import Settings
 from sfumato.core.sites import Layer, Site
 from sfumato.errors import SfumatoError, finite
 from sfumato.media import images
@@ -40,7 +41,7 @@ BATCH = 8
 
 
 @dataclass(frozen=True)
-class Noise:
+class Noise(Settings):
     """What an image becomes before the network reads it."""
 
     t: float = 261
@@ -54,6 +55,7 @@ class Noise:
     """How many noises, over which what is read is averaged."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kind not in ("none", "gaussian", "uniform"):
             raise SfumatoError(f"unknown noise {self.kind!r}; known: none, gaussian, uniform")
         if self.ensemble < 1 or (self.kind == "none" and self.ensemble > 1):
@@ -88,13 +90,16 @@ def extract(
     """What ``reduce`` makes of each site's ``Call`` and layer's ``Activation``, averaged over the noise's ensemble.
 
     ``cond`` has a row an image, or one for all. ``reduce`` gives a row for each row of the network, of which at most
-    ``batch`` run at once. The network stops after the last of ``what``. Gradients flow where they are on.
+    ``batch`` run at once. The network stops after the last of ``what``. Gradients flow where they are on. Raises
+    ``SfumatoError`` where one is not finite.
     """
     x, t = noise.of(model, latents), noise.level(model).t
     each = len(x) // len(latents)
     rows = cond.repeat(len(x) if len(cond) == 1 else each)
     parts = [model.maps(x[at : at + batch], t, rows[at : at + batch], what, reduce) for at in range(0, len(x), batch)]
     whole = {site: torch.cat([part[site] for part in parts]) for site in what}
+    for site, value in whole.items():
+        finite(value, f"what {model.name} has at {site.path} of an image", model.remedy)
     return {site: fine(value).unflatten(0, (-1, each)).mean(1) for site, value in whole.items()}
 
 
@@ -212,8 +217,6 @@ class Reader:
         """See ``sfumato.reading.extract``; one image, so without the first dimension. Nothing is kept."""
         with torch.no_grad():
             found = extract(self.model, self.latents, self.model.embed([prompt]), noise, what, reduce)
-        for site, value in found.items():
-            finite(value, f"what {self.model.name} has at {site.path} of this image", self.model.remedy)
         return {site: value[0] for site, value in found.items()}
 
     def features(

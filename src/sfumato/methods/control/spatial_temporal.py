@@ -37,7 +37,7 @@ from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step, Where
 from sfumato.core.rows import Name
 from sfumato.core.sites import Site
 from sfumato.core.steppers import DDIM
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, finite
 from sfumato.io.progress import progress
 from sfumato.methods.control.placed import placed
 from sfumato.prompts.layout import Layout
@@ -129,6 +129,7 @@ class SpatialTemporal(Method):
                     adam.zero_grad()
                     (self.weight * (1 - torch.stack(seen))).sum().backward()
                     adam.step()
+                    finite(coefficients, "the coefficients of things, learned through a run,", run.model.remedy)
                     advance()
             coefficients = coefficients.detach()
 

@@ -90,6 +90,7 @@ class IntervalScoreMatching(Weighted):
     weighting: Weighting = "noise-to-signal"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (self.stride > 0 and self.most >= 1):
             raise SfumatoError(f"the way has one step or more, each above 0, got {self.most} of {self.stride}")
 

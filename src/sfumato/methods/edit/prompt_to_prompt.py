@@ -26,12 +26,13 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.choice import choose, side_of
 from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where, span
+from sfumato.core.settings import Settings
 from sfumato.prompts.alignment import refinement, replacement
 from sfumato.prompts.words import spans
 
 
 @dataclass(frozen=True)
-class LocalBlend:
+class LocalBlend(Settings):
     """Where the words' maps are weak, the target keeps the source's latents (section 4, "local editing")."""
 
     source: str

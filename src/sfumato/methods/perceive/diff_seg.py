@@ -29,6 +29,7 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.choice import FEWEST
+from sfumato.core.settings import Settings
 from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError
 from sfumato.reading.reader import Noise, Reader, attended, chosen
@@ -38,7 +39,7 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
-class DiffSeg:
+class DiffSeg(Settings):
     """Segments by what the pixels' self-attention has in common; nothing is known of what they are."""
 
     threshold: float = 0.9
@@ -60,6 +61,7 @@ class DiffSeg:
     """How the pixels between those of a coarser map get theirs."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         least, most = (1, math.inf) if isinstance(self.anchors, int) else (0, 1)
         if not least <= self.anchors <= most or self.passes < 1:
             raise SfumatoError(

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.core.settings import Settings
 from sfumato.errors import SfumatoError, unknown
 from sfumato.ops.correspondence import (
     Refine,
@@ -44,7 +45,7 @@ from sfumato.reading.results import Matches, Segments
 
 
 @dataclass(frozen=True)
-class DIFT:
+class DIFT(Settings):
     """Matches points by the cosine of features."""
 
     t: int = 261
@@ -71,6 +72,7 @@ class DIFT:
     """How far from its point a match may be matched back to be sure, in parts of the image's longer side."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.blocks:
             raise SfumatoError("features are of one block or several, such as blocks=(1,)")
 

@@ -31,6 +31,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.choice import choose
 from sfumato.core.method import Where
+from sfumato.core.settings import Settings
 from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.dift import DIFT
@@ -41,7 +42,7 @@ from sfumato.reading.results import Segments
 
 
 @dataclass(frozen=True)
-class Supported:
+class Supported(Settings):
     """What segments the thing that masks show in other images."""
 
     threshold: float = 0.5
@@ -91,6 +92,7 @@ class FewShot(Supported):
     """Of the noise."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mask not in ("attention", "multiply"):
             raise SfumatoError(f"a mask is given by attention or multiply, not by {self.mask!r}: others need training")
 

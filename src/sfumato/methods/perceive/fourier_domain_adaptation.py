@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.core.settings import Settings
 from sfumato.errors import SfumatoError
 from sfumato.reading.reader import resized
 
@@ -52,7 +53,7 @@ def fourier_domain_adaptation(
 
 
 @dataclass(frozen=True)
-class FourierAugmentation:
+class FourierAugmentation(Settings):
     """Gives each image of a batch the low frequencies of one of the targets, for training."""
 
     betas: tuple[float, float] = (0.01, 0.09)
@@ -61,6 +62,7 @@ class FourierAugmentation:
     """Of an image to be changed at all."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.betas[0] <= self.betas[1] <= 0.5 or not 0 <= self.chance <= 1:
             raise SfumatoError(f"betas go from 0 to 0.5, the chance from 0 to 1; got {self.betas} and {self.chance}")
 

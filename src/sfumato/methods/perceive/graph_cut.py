@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sfumato.core.settings import Settings
 from sfumato.errors import SfumatoError
 from sfumato.reading.reader import resized
 from sfumato.reading.results import Segments
@@ -37,7 +38,7 @@ _MOST = 2**31 - 1  # scipy's flows are of 32 bits
 
 
 @dataclass(frozen=True)
-class GraphCut:
+class GraphCut(Settings):
     """Moves the borders of segments to the image's edges, and takes back what is scattered."""
 
     smooth: float = 1.0
@@ -56,6 +57,7 @@ class GraphCut:
     """The cut is made with the image's shorter side at most this long."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.smooth < 0 or self.sigma <= 0 or self.side < 1:
             raise SfumatoError(
                 "a graph cut has smooth at least 0, sigma above 0 and a side of at least 1, got "

@@ -33,8 +33,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sfumato.core.settings import Settings
 from sfumato.core.sites import Layer
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, finite
 from sfumato.io.files import save_tensors
 from sfumato.learning import checkpoint
 from sfumato.ops.correspondence import middles, sampled
@@ -50,7 +51,7 @@ _AT_ONCE = 2**13  # pixels whose features exist at once
 
 
 @dataclass(frozen=True)
-class LabelEfficient:
+class LabelEfficient(Settings):
     """Learns classes of pixels from a few labelled images."""
 
     t: tuple[int, ...] = (50, 150, 250)
@@ -83,6 +84,7 @@ class LabelEfficient:
     """Of the shared noise, the perceptrons and the batches."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.t or not self.blocks or not all(0 <= block < BLOCKS for block in self.blocks):
             raise SfumatoError(f"features are of at least one step and of blocks from 0 to {BLOCKS - 1}")
         if self.of not in ("features", "pixels"):
@@ -290,6 +292,9 @@ class Ensemble:
                     .mean(1)
                 )
                 optimizer.zero_grad()
+                finite(
+                    losses, f"epoch {epoch + 1} of {type(how).__name__}: the loss of a perceptron", "take a lower rate"
+                )
                 losses.sum().backward()
                 optimizer.step()
                 if epoch < how.sure:

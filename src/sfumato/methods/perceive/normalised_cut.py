@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sfumato.core.attention import Call
+from sfumato.core.settings import Settings
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.ops.regions import spectral
@@ -35,7 +36,7 @@ from sfumato.reading.results import Segments
 
 
 @dataclass(frozen=True)
-class NormalisedCut:
+class NormalisedCut(Settings):
     """Segments by recursive cuts of the graph of what the cells' features have in common."""
 
     tau: float = 0.5
@@ -60,6 +61,7 @@ class NormalisedCut:
     """Which one of them is read: the last, or counted from 0."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.tau <= 2:
             raise SfumatoError(f"a normalised cut costs from 0 to 2, and tau lies between, got {self.tau:g}")
         if self.power <= 0 or self.values < 2 or self.side < 1:

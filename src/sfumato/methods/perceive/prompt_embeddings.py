@@ -32,8 +32,9 @@ from torch import Tensor, nn
 from sfumato.core.backbone import Backbone
 from sfumato.core.gradients import gradients
 from sfumato.core.method import Requires
+from sfumato.core.settings import Settings
 from sfumato.core.sites import Grid, Site
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, finite
 from sfumato.learning.loop import Problem, learn
 from sfumato.learning.optimisers import Optimisers
 from sfumato.learning.texts import conditions, drawn, frozen, readers, token_map
@@ -44,7 +45,7 @@ Maps = list[Float[Tensor, "rows h w"]]
 
 
 @dataclass(frozen=True)
-class PromptEmbeddings:
+class PromptEmbeddings(Settings):
     """Matches points by texts that are fitted to them."""
 
     requires: ClassVar = Requires(words=True)
@@ -91,6 +92,7 @@ class PromptEmbeddings:
     """Rows of the network at once."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         low = {"steps": 1, "restarts": 1, "bank": 2, "found": 4, "token": 0, "batch": 1}
         for name, least in low.items():
             if getattr(self, name) < least:
@@ -144,6 +146,7 @@ class PromptEmbeddings:
                 total[(slice(None), i, *place)] += enlarged(mean, side)
             count[place] += 1
         total = total / count.clamp_min(1)
+        finite(total, "where texts light up", model.remedy)
         if self.layers == "each":
             total = total.flatten(2).softmax(-1).view_as(total)
         return total.mean(1)

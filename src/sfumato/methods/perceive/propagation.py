@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sfumato.core.settings import Settings
 from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.diff_seg import self_attention
@@ -32,7 +33,7 @@ from sfumato.reading.results import Segments
 
 
 @dataclass(frozen=True)
-class Propagation:
+class Propagation(Settings):
     """The thing at a click, or in a box."""
 
     click: tuple[float, float] | None = None
@@ -53,6 +54,7 @@ class Propagation:
     """Only maps of this stage, in UNets down, mid or up; all when none is given."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.walks < 1 or self.rounds < 1 or self.ratio <= 0:
             raise SfumatoError(
                 "propagation has at least one walk and one round and a ratio above 0, got "

@@ -31,6 +31,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.conditions import Cond
 from sfumato.core.method import Requires
+from sfumato.core.settings import Settings
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.prompts.words import spans
@@ -42,7 +43,7 @@ STEPS = tuple(range(1, 1000, 110))
 
 
 @dataclass(frozen=True)
-class TextAttribution:
+class TextAttribution(Settings):
     """Segments by words: where a word's map is above a part of its own maximum, and above the other words'."""
 
     requires: ClassVar = Requires(words=True)
@@ -67,6 +68,7 @@ class TextAttribution:
     """Of the noise."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.threshold <= 1:
             raise SfumatoError(f"a threshold is a part of the maximum, from 0 to 1, got {self.threshold:g}")
         if not self.steps:

@@ -38,8 +38,9 @@ from torch.utils.checkpoint import checkpoint as remade
 from sfumato.core.backbone import Backbone
 from sfumato.core.gradients import gradients
 from sfumato.core.method import Requires
+from sfumato.core.settings import Settings
 from sfumato.core.sites import Grid
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, finite
 from sfumato.io.files import save_tensors
 from sfumato.learning import checkpoint, seeds
 from sfumato.learning.loop import Problem, learn
@@ -53,7 +54,7 @@ Reads = list[tuple[Float[Tensor, "rows heads d h w"], Float[Tensor, "rows heads 
 
 
 @dataclass(frozen=True)
-class UnsupervisedKeypoints:
+class UnsupervisedKeypoints(Settings):
     """Learns keypoints of images that show things of one kind."""
 
     requires: ClassVar = Requires(words=True)
@@ -96,6 +97,7 @@ class UnsupervisedKeypoints:
     """Images that run at once, each with its transformed view."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.keypoints <= self.candidates <= self.tokens:
             raise SfumatoError(
                 f"of {self.tokens} tokens {self.candidates} are candidates for {self.keypoints} keypoints; "
@@ -253,6 +255,7 @@ class Keypoints:
             for maps, move in zip(method.maps(model, texts, latents, rng, chosen).cpu(), some, strict=True):
                 total = total + affine(maps[None], inverse(move))[0]
                 seen = seen + affine(torch.ones_like(maps[None, :1]), inverse(move))[0]
+        finite(total, "where keypoints light up", model.remedy)
         return F.interpolate((total / seen.clamp_min(1e-6))[None], reader.seen, mode="bilinear")[0]
 
     def locate(self, reader: Reader) -> Float[Tensor, "k 2"]:
