@@ -65,7 +65,10 @@ def test_an_unknown_command_or_option_is_a_user_error(run):
     ("args", "words"),
     [
         (["--size", "100"], ["multiple of 8", "got 100"]),
-        (["--size", "0"], ["multiple of 8"]),
+        (["--size", "100x64"], ["multiple of 8", "got 100x64; try 96x64"]),
+        (["--size", "0"], ["--size lies between 1 and 8192"]),
+        (["--size", "64x"], ["WIDTHxHEIGHT, such as 768x512, got '64x'"]),
+        (["--canvas", "100", "64"], ["--canvas is a multiple of 8", "got 100x64; try 96x64"]),
         (["--n", "0"], ["--n"]),
         (["--steps", "0"], ["--steps"]),
         (["--seed", "-1"], ["--seed"]),

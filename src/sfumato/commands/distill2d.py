@@ -9,7 +9,21 @@ from typing import Annotated, Literal
 
 import tyro
 
-from sfumato.commands.options import Device, Json, Model, Running, Seed, check_size, remark, seed_of, slug, whole
+from sfumato.commands import uses
+from sfumato.commands.options import (
+    Device,
+    Json,
+    Model,
+    Running,
+    Seed,
+    Size,
+    painted_size,
+    remark,
+    seed_of,
+    size_of,
+    slug,
+    whole,
+)
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import print_json, quiet
@@ -51,7 +65,7 @@ def distill2d(
     clip: Annotated[
         str, tyro.conf.arg(metavar="RAMP", help="Largest value of a gradient, such as 2, or 0.5>2 to let it grow.")
     ] = "",
-    size: Annotated[int | None, tyro.conf.arg(help="Side in pixels [default: the model's own].")] = None,
+    size: Size = None,
     every: Annotated[
         int | None, tyro.conf.arg(help="Steps between two frames of the preview [default: 40 frames in all].")
     ] = None,
@@ -82,8 +96,7 @@ def distill2d(
     every = max(1, steps // FRAMES) if every is None else every
     whole("--every", every, max(1, steps // MOST_FRAMES), 1_000_000)
     seed_of(seed)
-    if size is not None:
-        check_size(size)
+    asked = size_of(size)
     if len(chain.items) != 1:
         raise SfumatoError(f"distill2d takes one method; they are: {', '.join(index.words(index.DISTILLING))}")
     if rate is not None and not (math.isfinite(rate) and rate > 0):
@@ -92,6 +105,8 @@ def distill2d(
         raise SfumatoError(f"--turn lies in 0 to 180, --zoom in 0.1 to 10, got {turn:g} and {zoom[0]:g} {zoom[1]:g}")
     if not all(math.isfinite(w) and w >= 0 for w in (saturation, hue, histogram)):
         raise SfumatoError("--saturation, --hue and --histogram are numbers from 0")
+    weights = {"saturation": saturation, "hue": hue, "histogram": histogram}
+    uses.beside("--reference", reference, "--saturation, --hue or --histogram", any(weights.values()))
     method = chain.items[0]
     has = {f.name for f in fields(method)}
     if negative and "negative" not in has:
@@ -110,12 +125,12 @@ def distill2d(
     net = loading.load(model, device)
     remark(model, prompt, negative)
     begin = None if init is None else read_image(init, net)
-    if begin is not None and size is not None and begin.shape[-2:] != (size, size):
+    size_asked = None if asked is None else painted_size(net, asked)
+    if begin is not None and size_asked is not None and begin.shape[-2:] != size_asked:
         raise SfumatoError("--init brings its own size; leave --size out")
     like = begin if reference is None else read_image(reference, net)
-    weights = {"saturation": saturation, "hue": hue, "histogram": histogram}
     options = {
-        "n": n, "space": space, "size": None if size is None else (size, size), "image": begin,
+        "n": n, "space": space, "size": size_asked, "image": begin,
         "optimiser": optimiser, "rate": rate, "clip": limit, "seed": seed, "frame_every": every,
         "viewpoints": RandomViews(n, turn, zoom) if turn or zoom != (1.0, 1.0) else None,
         "regularisers": regularised(net, prompt, **weights, reference=like, seed=seed),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from sfumato.commands import uses
 from sfumato.commands.options import (
     Boxes,
     Device,
@@ -25,7 +26,7 @@ from sfumato.commands.options import (
 )
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
-from sfumato.io.terminal import print_json, quiet
+from sfumato.io.terminal import note, print_json, quiet
 from sfumato.methods import index
 from sfumato.tasks import chain as chains
 from sfumato.tasks import recipes
@@ -99,7 +100,13 @@ def edit(
         raise SfumatoError(
             f"{'--appearance' if appearance is not None else '--show-attention'} is of one picture alone"
         )
+    uses.beside("--looks", looks, "--appearance", appearance)
+    layout = layout_of(box)
     chained = {spec: Chain((recipes.default(spec),), (spec,)) for spec in specs} or {"": chain}
+    chained = {spec: one.given(layout=layout) for spec, one in chained.items()}
+    uses.boxes(layout, chained.values())
+    uses.appearance(appearance, guidance, chained.values())
+    uses.start(invert, chained.values())
     writable(out)
     quiet()
     from sfumato.media import images
@@ -111,8 +118,10 @@ def edit(
     other = None if appearance is None else _of_size(images.open_picture(appearance), fitted[image.stem])
     asked = (source, target, invert, steps, guidance, seed, None if other is None else looks, negative)
     remark(model, source, target, negative)
-    first, layout = fitted[image.stem], layout_of(box)
-    edits = {name: PictureEdit.of(one.given(layout=layout).seeing(first), *asked) for name, one in chained.items()}
+    first = fitted[image.stem]
+    if also and any(one.has_places for one in chained.values()):
+        note(f"the masks and boxes are of {image.name}, and are taken for the others as well")
+    edits = {name: PictureEdit.of(one.seeing(first), *asked) for name, one in chained.items()}
     options = {"seed": seed, "memory": int(memory * 2**30), "appearance": other, "attention": show_attention}
     found = run_edits(net, tuple(fitted.values()), edits, **options)
     words = {"source": source, "target": target, **({} if other is None else {"appearance": looks})}

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from sfumato.commands import uses
 from sfumato.commands.options import (
     Boxes,
     Device,
@@ -17,13 +18,16 @@ from sfumato.commands.options import (
     Running,
     Seed,
     ShowAttention,
-    check_size,
+    Size,
     is_image,
     layout_of,
+    painted_size,
     remark,
     seed_of,
+    size_of,
     slug,
     whole,
+    written,
 )
 from sfumato.commands.sampling import Sampling
 from sfumato.errors import SfumatoError
@@ -40,9 +44,7 @@ def generate(
     n: Annotated[int, tyro.conf.arg(help="Images; image i is painted from seed + i.")] = 4,
     steps: Annotated[int, tyro.conf.arg(help="DDIM steps.")] = 30,
     guidance: Annotated[float, tyro.conf.arg(help="How closely to follow the words (classifier-free guidance).")] = 5.0,
-    size: Annotated[
-        int | None, tyro.conf.arg(help="Side in pixels, a multiple of 8 [default: the model's own, 128].")
-    ] = None,
+    size: Size = None,
     sampling: tyro.conf.OmitArgPrefixes[Sampling],
     box: Boxes = (),
     show_attention: ShowAttention = False,
@@ -72,12 +74,15 @@ def generate(
     whole("--steps", steps, 1, 1000)
     seed_of(seed)
     seed_of(seed + n - 1)
-    if size is not None:
-        check_size(size)
+    asked = size_of(size)
     if not math.isfinite(guidance) or guidance < 0:
         raise SfumatoError(f"--guidance is a number from 0, got {guidance}")
     if size is not None and sampling.canvas is not None:
-        raise SfumatoError("--size is of a square and --canvas of a panorama; give one of them")
+        raise SfumatoError("--size is of an image that is seen whole, --canvas of a panorama; give one of them")
+    uses.painted(chain)
+    layout = layout_of(box)
+    chain = chain.given(seed=seed, layout=layout)
+    uses.boxes(layout, [chain])
     single = is_image(out)
     folder, stem = (out.parent, out.stem) if single else (out, slug(prompt))
     writable(folder)
@@ -87,11 +92,13 @@ def generate(
     from sfumato.tasks import generate as task
 
     net = loading.load(model, device)
-    side = net.size if size is None else size
+    height, width = painted_size(net, asked)
+    if sampling.canvas is not None:
+        height, width = painted_size(net, (sampling.canvas[1], sampling.canvas[0]), "--canvas")
     remark(model, prompt, negative)
-    chain = chain.given(seed=seed, layout=layout_of(box))
+    chain = chain.of(height, width)
     options = {"methods": chain.methods, "guide": sampling.guide(net, guidance, negative), "steps": steps}
-    options |= {**sampling.options(side), "stepper": sampling.made()}
+    options |= {**sampling.options((height, width)), "stepper": sampling.made()}
     options |= {"memory": int(memory * 2**30), "attention": show_attention}
     painted = task.generate(net, prompt, range(seed, seed + n), **options)
     settings = {
@@ -99,7 +106,7 @@ def generate(
         "negative": negative,
         "steps": steps,
         "guidance": guidance,
-        "size": side,
+        "size": height if height == width else written(height, width),
         **sampling.settings(),
         "model": model,
         **({"methods": " + ".join(map(repr, chain.items))} if chain.items else {}),

@@ -21,6 +21,7 @@ from sfumato.commands.options import (
     seed_of,
     whole,
 )
+from sfumato.errors import SfumatoError
 from sfumato.io.files import save_tensors, writable
 from sfumato.io.terminal import print_json, quiet
 from sfumato.tasks.starts import How, inversion_of
@@ -32,7 +33,9 @@ def invert(
     *,
     how: Annotated[How, tyro.conf.arg(help="The inversion.")] = "direct",
     negative: Negative = "",
-    guidance: Annotated[float, tyro.conf.arg(help="Classifier-free guidance of the way back.")] = 7.5,
+    guidance: Annotated[
+        float | None, tyro.conf.arg(help="Classifier-free guidance of the way back [default: the inversion's, or 7.5].")
+    ] = None,
     steps: Steps = 50,
     fit: Fit = "whole",
     model: Model = "stilllife",
@@ -50,6 +53,11 @@ def invert(
     seed_of(seed)
     writable(out)
     quiet()
+    scale = 7.5 if guidance is None else guidance
+    inversion = inversion_of(how, steps, scale, seed)
+    if guidance is not None and inversion.source_guidance(guidance) != guidance:
+        own = inversion.source_guidance(guidance)
+        raise SfumatoError(f"{how} has a guidance of its own for the way back, {own:g}; leave --guidance out")
     import torch
 
     from sfumato.media import images, pictures
@@ -58,7 +66,7 @@ def invert(
     net = loading.load(model, device)
     remark(model, prompt, negative)
     fitted = images.fit(images.open_picture(image), net.size, net.multiple, fit)
-    done = invert_picture(net, fitted.pixels, prompt, inversion_of(how, steps, guidance, seed), guidance, negative)
+    done = invert_picture(net, fitted.pixels, prompt, inversion, scale, negative)
     path = done.path
     beside = pictures.grid([pictures.picture(x) for x in (fitted.pixels, done.best, done.found)])
     words = {"prompt": prompt, "how": how, "steps": steps, "guidance": done.guidance, "seed": seed}

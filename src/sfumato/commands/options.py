@@ -32,6 +32,10 @@ Side = Annotated[
     int | None,
     tyro.conf.arg(metavar="PIXELS", help="Shorter side at which the network sees an image [default: the model's own]."),
 ]
+Size = Annotated[
+    str | None, tyro.conf.arg(metavar="PIXELS|WxH", help="Side, or width and height [default: the model's own].")
+]
+MOST = 8192  # pixels a side
 Boxes = Annotated[
     tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]],
     tyro.conf.arg(
@@ -110,12 +114,39 @@ def chosen_side(value: int | None) -> int | None:
     return value
 
 
-def check_size(size: int, name: str = "--size", most: int = 1024) -> int:
-    """Side of an image that the model paints: it works on blocks of 8 x 8 pixels."""
-    if size % 8 or not 64 <= size <= most:
-        near = min(most, max(64, round(size / 8) * 8))
-        raise SfumatoError(f"{name} must be a multiple of 8 from 64 to {most}, got {size}; try {near}")
-    return size
+def size_of(text: str | None) -> tuple[int, int] | None:
+    """Height and width of what ``--size`` says: a side, or WIDTHxHEIGHT."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)(?:[x×](\d+))?", text.strip().lower())
+    if found is None:
+        raise SfumatoError(f"--size is a side in pixels or WIDTHxHEIGHT, such as 768x512, got {text!r}")
+    width, height = int(found[1]), int(found[2] or found[1])
+    check_sides((height, width), "--size")
+    return height, width
+
+
+def check_sides(size: tuple[int, int], name: str) -> None:
+    """Refuse sides in pixels of which there is no image."""
+    for side in size:
+        whole(f"a side of {name}", side, 1, MOST)
+
+
+def painted_size(model: Backbone, size: tuple[int, int] | None, name: str = "--size") -> tuple[int, int]:
+    """Height and width, or a model's own. ``SfumatoError`` for what is none that it paints, with what is nearest."""
+    height, width = size or (model.size, model.size)
+    if height % model.multiple or width % model.multiple:
+        near = (max(model.multiple, round(n / model.multiple) * model.multiple) for n in (height, width))
+        raise SfumatoError(
+            f"each side of {name} is a multiple of {model.multiple} for {model.name}, got {written(height, width)}; "
+            f"try {written(*near)}"
+        )
+    return height, width
+
+
+def written(height: int, width: int) -> str:
+    """A size as ``--size`` takes it."""
+    return str(width) if height == width else f"{width}x{height}"
 
 
 def layout_of(boxes: tuple[tuple[str, str], ...]) -> Layout | None:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from sfumato.commands.options import Boxes, Json, Loading, Model, check_size, layout_of, whole
+from sfumato.commands import uses
+from sfumato.commands.options import Boxes, Json, Loading, Model, Size, layout_of, painted_size, size_of, whole
 from sfumato.errors import SfumatoError
 from sfumato.io.terminal import print_json, print_table, quiet
 from sfumato.methods import index
@@ -23,7 +24,7 @@ def plan(
         float | None, tyro.conf.arg(help="Classifier-free guidance [default: the method's, or 7.5].")
     ] = None,
     box: Boxes = (),
-    size: Annotated[int | None, tyro.conf.arg(help="Side of the image in pixels [default: the model's].")] = None,
+    size: Size = None,
     memory: Annotated[float, tyro.conf.arg(help="GiB that attention maps may take.")] = 8.0,
     model: Model = "stilllife",
     loading: tyro.conf.OmitArgPrefixes[Loading],
@@ -35,8 +36,9 @@ def plan(
     Example: sfumato show plan prompt-to-prompt --cross 0.5 --blend cube cube
     """
     whole("--steps", steps, 1, 1000)
-    if size is not None:
-        check_size(size)
+    asked, layout = size_of(size), layout_of(box)
+    chain = chain.given(layout=layout)
+    uses.boxes(layout, [chain])
     if not chain.items:
         raise SfumatoError(f"plan takes methods, joined by +; they are: {', '.join(index.words())}")
     quiet()
@@ -44,8 +46,8 @@ def plan(
     from sfumato.tasks.edit import PictureEdit
 
     net = loading.load(model)
-    side = net.size if size is None else size
-    chain = chain.given(layout=layout_of(box))
+    seen = painted_size(net, asked)
+    chain = chain.of(*seen)
     edit = PictureEdit.of(chain, source, target, "direct", steps, guidance)
     planned = denoising.plan(
         net,
@@ -53,7 +55,7 @@ def plan(
         methods=edit.methods,
         guide=edit.guide(net),
         steps=steps,
-        size=side,
+        size=seen,
         memory=int(memory * 2**30),
     )
     rows = planned.table()

@@ -45,6 +45,8 @@ def render(
     from sfumato.stilllife.scene import Scene, sample_scene
 
     whole("--size", size, 16, 2048)
+    if seed and scene != "random":
+        raise SfumatoError("--seed is of what is drawn, and a scene file leaves nothing open; leave --seed out")
     rng = np.random.default_rng(seed_of(seed))
     if caption is not None:
         if scene != "random":

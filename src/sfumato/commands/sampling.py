@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from sfumato.commands.options import check_size
+from sfumato.commands.options import check_sides
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.canvas is None and (self.views, self.stride) != ("tiles", None):
             raise SfumatoError("--views and --stride are of a panorama; give its pixels: --canvas 512 128")
-        for side in self.canvas or ():
-            check_size(side, "--canvas", most=8192)
+        if self.canvas is not None:
+            check_sides(self.canvas, "--canvas")
         if self.perp_neg and (self.further or not self.without):
             raise SfumatoError("--perp-neg takes what --not says, and no --and")
         for text in self.further + self.without:
@@ -59,10 +59,10 @@ class Sampling:
         scaled = tuple((text, weight * scale) for text, weight in terms)
         return Composed(scaled, scale, negative) if terms else against(model, scale, negative)
 
-    def options(self, side: int) -> dict[str, Any]:
-        """Size and views of ``denoise`` and ``plan``; what is no canvas is a square of ``side`` pixels."""
+    def options(self, size: tuple[int, int]) -> dict[str, Any]:
+        """Size and views of ``denoise`` and ``plan``; what is no canvas is an image of this height and width."""
         if self.canvas is None:
-            return {"size": side}
+            return {"size": size}
         from sfumato.core.views import Ring, Tiles
 
         views: Views = (Ring if self.views == "ring" else Tiles)(self.stride)

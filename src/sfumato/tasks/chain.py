@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sfumato.core.method import Method
     from sfumato.inversion import Inversion
     from sfumato.media.images import Fitted
+    from sfumato.prompts.layout import Layout, Mask
 
 
 @dataclass(frozen=True)
@@ -47,17 +50,27 @@ class Chain:
 
         return replace(self, items=tuple(map(filled, self.items)))
 
+    def of(self, height: int, width: int) -> Chain:
+        """With masks and layouts as those of a picture of this size. ``SfumatoError`` for masks of another shape."""
+        return self._placed(lambda place: place.of(height, width))
+
     def seeing(self, fitted: Fitted) -> Chain:
         """With the masks and layouts of a picture as those of what a model sees of it."""
+        original = fitted.original
+        return self.of(original.height, original.width)._placed(lambda place: place.within(fitted.part))
+
+    @property
+    def has_places(self) -> bool:
+        """Is there a mask or a layout among its settings?"""
         from sfumato.prompts.layout import Layout, Mask
 
-        height, width = fitted.original.height, fitted.original.width
+        return any(isinstance(value, Layout | Mask) for item in self.items for value in values(item).values())
 
-        def seen(value: Layout | Mask) -> Layout | Mask:
-            return value.of(height, width).within(fitted.part)
+    def _placed(self, new: Callable[[Layout | Mask], Layout | Mask]) -> Chain:
+        from sfumato.prompts.layout import Layout, Mask
 
         def shown(item: Any) -> Any:
-            return replace(item, **{name: seen(v) for name, v in values(item).items() if isinstance(v, Layout | Mask)})
+            return replace(item, **{name: new(v) for name, v in values(item).items() if isinstance(v, Layout | Mask)})
 
         return replace(self, items=tuple(map(shown, self.items)))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.errors import SfumatoError
 from sfumato.io.progress import Listener, heard
+from sfumato.io.terminal import note
 from sfumato.media.labels import read_labels
 from sfumato.methods.perceive.dift import DIFT
 from sfumato.methods.perceive.few_shot import Supported
@@ -99,7 +100,10 @@ def ready(
     if learned is not None and not isinstance(method, LabelEfficient):
         raise SfumatoError(f"{name} learns nothing that could be kept; leave --learned out")
     if learned is not None and labelled is None:
-        return Classifier.load(learned).segments
+        classifier = Classifier.load(learned)
+        if method not in (type(method)(), classifier.method):
+            note("what is learned has its own settings; those said here are not read")
+        return classifier.segments
     if not isinstance(method, Supported | LabelEfficient):
         if labelled is not None:
             raise SfumatoError(f"{name} takes no examples; leave --labelled out")

@@ -1,0 +1,87 @@
+"""Options that only another option or some methods read: where none of them is there, they are refused before the work.
+
+| option | is read by |
+| --- | --- |
+| ``--box`` (generate, edit, show plan) | methods with a layout that is not given behind their word |
+| ``--appearance`` (edit) | methods that take a picture's looks; these go without the command's ``--guidance`` |
+| ``--looks`` (edit) | ``--appearance`` |
+| ``--invert`` (edit) | methods without a start of their own |
+| ``--also`` (edit) | methods of several pictures (``Requires.batch``); masks and boxes of the first are all pictures' |
+| ``--negative`` | guidances with an empty prompt, at another scale than 1 (``core.guidance``) |
+| ``--canvas`` | all that is painted; not beside ``--size``, and not by methods of whole images (``Requires.windows``) |
+| ``--views``, ``--stride`` | ``--canvas`` |
+| ``--perp-neg`` | ``--not`` |
+| ``--show-attention`` | models that attend to words; in segment text-attribution |
+| ``--labelled``, ``--learned`` (segment, keypoints) | methods that learn |
+| ``--mask``, ``--edited`` (match) | dift; the edit is inside of the mask |
+| ``--sweep`` (distill2d) | methods with a guidance |
+| ``--reference`` (distill2d) | ``--saturation``, ``--hue``, ``--histogram`` |
+| ``--guidance`` (invert) | inversions without a guidance of their own |
+| ``--seed`` (render) | what is drawn: a caption, or a random scene |
+| ``--variant`` | models that do not ship |
+| ``--offload`` | a GPU |
+
+``--memory`` and ``--offline`` are limits, which hold in any case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from sfumato.errors import SfumatoError
+from sfumato.methods import index
+from sfumato.tasks.chain import Chain, values
+
+if TYPE_CHECKING:
+    from sfumato.prompts.layout import Layout
+
+
+def beside(option: str, given: object, other: str, there: object) -> None:
+    """Refuse an option that another one alone reads, which is not there."""
+    if given and not there:
+        raise SfumatoError(f"{option} is read with {other} alone; give that as well, or leave {option} out")
+
+
+def boxes(layout: Layout | None, chains: Iterable[Chain]) -> None:
+    """Refuse ``--box`` where no method of the chains, which were given it, has it for its layout."""
+    found = [values(item) for chain in chains for item in chain.items]
+    if layout is None or any(own.get("layout") is layout for own in found):
+        return
+    if any("layout" in own for own in found):
+        raise SfumatoError("--box and a --layout behind a method say the same; give one of them")
+    raise SfumatoError(f"--box is of methods with a layout: {', '.join(_with('layout'))}")
+
+
+def appearance(given: object, guidance: float | None, chains: Iterable[Chain]) -> None:
+    """Refuse ``--appearance`` where no method of the chains takes looks, and ``--guidance`` beside it."""
+    if given is None:
+        return
+    if not any("appearance_mask" in values(item) for chain in chains for item in chain.items):
+        raise SfumatoError(f"--appearance is of methods that take looks: {', '.join(_with('appearance_mask'))}")
+    if guidance is not None:
+        raise SfumatoError("--appearance goes without guidance; leave --guidance out, or say it behind the method")
+
+
+def start(invert: str | None, chains: Iterable[Chain]) -> None:
+    """Refuse ``--invert`` where every chain has a method that starts in a way of its own."""
+    from sfumato.inversion import Inversion
+
+    own = [next((n for n, i in zip(c.names, c.items, strict=True) if isinstance(i, Inversion)), None) for c in chains]
+    if invert is not None and None not in own:
+        raise SfumatoError(f"{own[0]} has a start of its own; leave --invert out")
+
+
+def painted(chain: Chain) -> None:
+    """Refuse methods that start from a picture where none is given."""
+    from sfumato.inversion import Inversion
+
+    for name, item in zip(chain.names, chain.items, strict=True):
+        if isinstance(item, Inversion):
+            raise SfumatoError(f"{name} starts from a picture; it is a method of sfumato edit")
+
+
+def _with(field: str) -> list[str]:
+    """Words of the painting methods with such a field."""
+    entries = [e for e in index.METHODS if e.group in index.PAINTING and not e.is_function]
+    return [e.word for e in entries if field in getattr(e.method, "__dataclass_fields__", {})]
