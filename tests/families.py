@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from sfumato.backbones.load import load
+from sfumato.core.denoising import denoise
 from sfumato.core.schedule import Schedule
 from sfumato.stilllife import networks
 from sfumato.stilllife.tokenizer import special_ids, vocab_size
@@ -297,3 +298,24 @@ def ip_adapter(network, seed: int) -> dict[str, Any]:
         inner = network.get_submodule(path.removesuffix(".processor")).to_k.out_features
         attention |= {f"{2 * i + 1}.to_{p}_ip.weight": some(inner, width) for p in "kv"}
     return {"image_proj": image, "ip_adapter": attention}
+
+
+def pipeline(folder: str | Path, **parts: Any) -> Any:
+    """A folder as diffusers loads it."""
+    pipe: Any = diffusers.DiffusionPipeline.from_pretrained(folder, **parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def seeded(make: Callable[[], Any], seed: int = 1) -> Any:
+    """A network with other random weights."""
+    torch.manual_seed(seed)
+    made = make()
+    randomised(made)
+    return made
+
+
+def painted(model: Any, prompt: str = "a red cube on grass", **options: Any) -> torch.Tensor:
+    """Latents of a short run at the size that the tiny model is quick with."""
+    settings = {"steps": 3, "size": side(model), "seed": 5, "guide": 3.0}
+    return denoise(model, prompt, **settings | options).latents

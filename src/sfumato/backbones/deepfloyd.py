@@ -7,37 +7,52 @@ noisy it was made (``Cond.extra["noise_level"]``).
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.backbones import kinds
 from sfumato.backbones.latent import Latent
-from sfumato.backbones.text import t5_text
+from sfumato.backbones.parts import of_parts
+from sfumato.backbones.text import Text, t5_text
 from sfumato.backbones.unet import hiddens, residuals, sites
 from sfumato.core.conditions import Cond
 from sfumato.core.noise import drawing
 from sfumato.core.schedule import Schedule
-from sfumato.core.sites import Layer, token_layers
+from sfumato.core.sites import Layer, Site, token_layers
 from sfumato.errors import SfumatoError, finite
 
 
 class DeepFloyd(Latent):
     """Images are their own latents, in [-1, 1]."""
 
-    def __init__(self, name: str, pipe: Any):
-        self.name, self.pipe, self.network = name, pipe, pipe.unet
-        self.text = t5_text(name, pipe, 77)  # as it was trained, whatever T5 could read
-        self.schedule = Schedule.read(pipe.scheduler)
-        self.channels, self.factor, self.size = 3, 1, self.network.config.sample_size
-        self.reads = self.network.config.in_channels
-        self.multiple = 2 ** (len(self.network.config.block_out_channels) - 1)
-        self.text_tokens = self.text.tokens
-        self.sites = sites(self.network)
+    kind = "DeepFloyd"
+    channels, factor = 3, 1  # pyright: ignore[reportAssignmentType]
 
-    @cached_property
+    @of_parts("pipe", "pipe.tokenizer")
+    def text(self) -> Text:
+        return t5_text(self.name, self.pipe, 77)  # as it was trained, whatever T5 could read
+
+    @of_parts("pipe.unet")
+    def network(self) -> Any:
+        kinds.check(self)
+        return self.pipe.unet
+
+    @property
+    def multiple(self) -> int:
+        return 2 ** (len(self.network.config.block_out_channels) - 1)
+
+    @of_parts("network")
+    def size(self) -> int:
+        return self.cells
+
+    @of_parts("network")
+    def sites(self) -> tuple[Site, ...]:
+        return sites(self.network)
+
+    @of_parts("network")
     def layers(self) -> tuple[Layer, ...]:
         return (*token_layers(self.sites, self.network), *residuals(self.network), *hiddens(self.network))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -16,39 +17,86 @@ UNUSED = ("safety_checker", "feature_extractor", "watermarker", "depth_estimator
 WEIGHTS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf"}
 
 
-def read(place: Path, variant: str | None, dtype: torch.dtype) -> Any:
-    """The diffusers pipeline that a folder holds.
+def read(place: Path, variant: str | None, dtype: torch.dtype, parts: Mapping[str, Any]) -> Any:
+    """The diffusers pipeline that a folder holds, with these parts in place of its own.
 
     Raises ``SfumatoError`` for a folder that holds none, for weights that are not safetensors or not of this variant,
     and for what does not load.
     """
     from diffusers import DiffusionPipeline
-    from safetensors import SafetensorError
 
-    listed = _parts(place)
-    _check(place, [part for part in listed if part not in UNUSED], variant)
-    options: dict[str, Any] = {part: None for part in listed if part in UNUSED}
+    listed = index(place)
+    check(place, [part for part in named(listed) if part not in {*UNUSED, *parts}], variant)
+    # a part that the folder lists as absent, such as T5, is absent
+    absent = [k for k, v in listed.items() if v == [None, None] or k in UNUSED]
+    options: dict[str, Any] = {**dict.fromkeys(absent), **{k: v for k, v in parts.items() if k in listed}}
     if "safety_checker" in options:
         options["requires_safety_checker"] = False
-    try:
+    with loading(place, "diffusers pipeline"):
         pipe: Any = DiffusionPipeline.from_pretrained(
-            place, local_files_only=True, use_safetensors=True, variant=variant, torch_dtype=dtype, **options
+            place, local_files_only=True, use_safetensors=True, variant=variant, dtype=dtype, **options
         )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError) as e:
-        raise SfumatoError(f"{place} does not load as a diffusers pipeline: {first_line(e)}") from e
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def _parts(place: Path) -> list[str]:
-    """What a diffusers folder lists."""
+@contextmanager
+def loading(place: Path, what: str) -> Iterator[None]:
+    """Whatever does not load is a ``SfumatoError`` of one line."""
+    from safetensors import SafetensorError
+
     try:
-        index = json.loads((place / "model_index.json").read_text(encoding="utf-8"))
+        yield
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError) as e:
+        raise SfumatoError(f"{place} does not load as a {what}: {first_line(e)}") from e
+
+
+def index(place: Path) -> dict[str, Any]:
+    """What a diffusers folder lists: its pipeline's class, its parts' classes and its settings."""
+    try:
+        return json.loads((place / "model_index.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SfumatoError(f"unknown model {str(place)!r}: {_instead(place)}") from None
     except (OSError, ValueError) as e:
         raise SfumatoError(f"{place / 'model_index.json'} cannot be read: {first_line(e)}") from e
-    return [k for k, v in index.items() if isinstance(v, list) and not k.startswith("_")]
+
+
+def named(listed: Mapping[str, Any]) -> list[str]:
+    """The parts that an index names."""
+    return [k for k, v in listed.items() if isinstance(v, list) and not k.startswith("_")]
+
+
+def part(place: Path, name: str, variant: str | None, dtype: torch.dtype) -> Any:
+    """A part of a folder of its own, or the part of this name of a folder that holds a whole model.
+
+    Raises ``SfumatoError`` for a folder without it, and as ``read`` does.
+    """
+    place = place / name if (place / "model_index.json").is_file() else place
+    kind = _class(name, place)
+    options: dict[str, Any] = {"local_files_only": True}
+    if issubclass(kind, torch.nn.Module):
+        check(place.parent, [place.name], variant)
+        options |= {"use_safetensors": True, "variant": variant, "dtype": dtype}
+    with loading(place, kind.__name__):
+        return cast("Any", kind).from_pretrained(place, **options)
+
+
+def _class(name: str, place: Path) -> Any:
+    """Of what a folder holds, as its config says."""
+    import diffusers
+    import transformers
+
+    for file in ("scheduler_config.json", "tokenizer_config.json", "config.json"):
+        try:
+            config = json.loads((place / file).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        words = [config.get("_class_name"), config.get("tokenizer_class"), *(config.get("architectures") or ())]
+        for word in filter(None, words):
+            for library in (diffusers, transformers):
+                if isinstance(found := getattr(library, word, None), type):
+                    return found
+    raise SfumatoError(f"{place} holds no {name}: it has no config that says of which class it is")
 
 
 def _instead(place: Path) -> str:
@@ -67,7 +115,7 @@ def _instead(place: Path) -> str:
     return "the folder has no model_index.json, so it holds no diffusers pipeline"
 
 
-def _check(place: Path, parts: Sequence[str], variant: str | None) -> None:
+def check(place: Path, parts: Sequence[str], variant: str | None) -> None:
     """Are the weights of these parts safetensors, of this variant?"""
     for part in parts:
         files = {p.name for p in (place / part).glob("*")} if (place / part).is_dir() else set()

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from sfumato.backbones.folder import UNUSED, WEIGHTS
+from sfumato.backbones.folder import UNUSED
 from sfumato.errors import SfumatoError, first_line
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
+_FILES = ("*.json", "*.txt", "*.model", "diffusion_pytorch_model*.safetensors", "model*.safetensors")
 _SECONDS = 10.0  # to wait for the hub's first answer
 
 
@@ -25,8 +26,16 @@ def aliases() -> dict[str, dict[str, list[str]]]:
     return json.loads((Path(__file__).parent / "aliases.json").read_text(encoding="utf-8"))
 
 
-def find(name: str, variant: str | None = None, offline: bool = False, built_in: Sequence[str] = ()) -> Path:
+def find(
+    name: str,
+    variant: str | None = None,
+    offline: bool = False,
+    built_in: Sequence[str] = (),
+    part: str | None = None,
+) -> Path:
     """The folder of a model: ``name`` itself, or what the hub or the local cache has under this alias or id.
+
+    Of a ``part`` of a model, such as ``vae``, its own folder or a model's, of which no more is downloaded.
 
     ``offline`` (or ``HF_HUB_OFFLINE``) looks only at the local cache. Raises ``SfumatoError`` when there is no such
     model, saying where it was looked for, where else it is known to be, and what is ``built_in``.
@@ -34,11 +43,6 @@ def find(name: str, variant: str | None = None, offline: bool = False, built_in:
     place = Path(name)
     if place.is_dir():
         return place
-    if place.suffix in WEIGHTS:
-        raise SfumatoError(
-            f"{name} is a single file, and a model is a diffusers folder; convert it once: "
-            "diffusers.StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
-        )
     moved = {old: known["ids"] for known in aliases().values() for old in known.get("gone", ())}
     if name in aliases():
         ids, gone = aliases()[name]["ids"], aliases()[name].get("gone", [])
@@ -51,11 +55,11 @@ def find(name: str, variant: str | None = None, offline: bool = False, built_in:
             f"unknown model {name!r}; known: {', '.join([*built_in, *aliases()])}, an id of the hub (owner/name), or a "
             "diffusers folder (with a model_index.json)"
         )
-    return _repository(name, ids, gone, moved.get(name, []), variant, offline)
+    return _repository(name, ids, gone, moved.get(name, []), variant, offline, part)
 
 
 def _repository(
-    name: str, ids: list[str], gone: list[str], mirrors: list[str], variant: str | None, offline: bool
+    name: str, ids: list[str], gone: list[str], mirrors: list[str], variant: str | None, offline: bool, part: str | None
 ) -> Path:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -65,7 +69,7 @@ def _repository(
     for repo in () if offline else ids:
         try:
             HfApi().model_info(repo, timeout=_SECONDS)  # diffusers only warns of a hub that does not answer
-            return _downloaded(repo, variant)
+            return _downloaded(repo, variant, part)
         except GatedRepoError:
             reasons.append(f"{repo} wants its licence accepted at https://huggingface.co/{repo}, and `hf auth login`")
         except RepositoryNotFoundError:
@@ -74,7 +78,7 @@ def _repository(
             reasons.append(f"{repo} cannot be downloaded ({first_line(e)})")
     for repo in (*ids, *gone):
         try:
-            return _downloaded(repo, variant, cached=True)
+            return _downloaded(repo, variant, part, cached=True)
         except (OSError, ValueError):
             continue
     others = mirrors or [i for known in aliases().values() if name in known["ids"] for i in known["ids"] if i != name]
@@ -88,9 +92,13 @@ def _repository(
     raise SfumatoError("; ".join([what, *reasons, f"the local cache ({constants.HF_HUB_CACHE}) does not have it"]))
 
 
-def _downloaded(repo: str, variant: str | None, cached: bool = False) -> Path:
+def _downloaded(repo: str, variant: str | None, part: str | None, cached: bool = False) -> Path:
     from diffusers import DiffusionPipeline
+    from huggingface_hub import snapshot_download
 
+    if part is not None:
+        wanted = [f"{where}{file}" for where in ("", f"{part}/") for file in _FILES]
+        return Path(snapshot_download(repo, allow_patterns=wanted, local_files_only=cached))
     unused = dict.fromkeys(UNUSED)
     return Path(
         DiffusionPipeline.download(repo, variant=variant, use_safetensors=True, local_files_only=cached, **unused)

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.backbones import autoencoders
+from sfumato.backbones import autoencoders, kinds
+from sfumato.backbones.parts import of_parts
 from sfumato.backbones.text import Text, quietly
 from sfumato.core.backbone import Backbone, times
 from sfumato.core.conditions import Cond
@@ -26,10 +27,10 @@ _MANY = 1000  # texts that are remembered
 
 
 class Latent(Backbone):
-    """``cells``: side of the latents that it was trained on, where the network does not say."""
+    """What it knows of its networks is read from ``pipe``: another part that is put in there is used, or refused."""
 
-    reads: int
-    """Channels that the network reads: of the latents, and of an image as condition."""
+    kind: ClassVar[str]
+    """Of network (``sfumato.backbones.kinds``)."""
     steered = False
     """Does it take controls?"""
     vae_reads: ClassVar[tuple[str, ...]] = ()
@@ -46,19 +47,59 @@ class Latent(Backbone):
     _known: dict[tuple[str, int | None], dict[str, Tensor]]
     _of: tuple[list[ref[Any]], object] = ([], None)
 
-    def __init__(self, name: str, pipe: Any, network: Any, text: Text, cells: int | None = None):
-        self.name, self.pipe, self.network, self.text = name, pipe, network, text
-        self.vae = pipe.vae
-        self.schedule = Schedule.read(pipe.scheduler)
-        self.channels, self.reads = self.vae.config.latent_channels, network.config.in_channels
-        self.factor = self.multiple = autoencoders.factor(self.vae, name, self.vae_reads)
-        self.size = (cells or network.config.sample_size) * self.factor
-        self.text_tokens = text.tokens
+    def __init__(self, name: str, pipe: Any):
+        self.name, self.pipe = name, pipe
+        _ = self.schedule, self.size  # what is not known is refused here
+
+    @of_parts("pipe.scheduler", "pipe.scheduler.config")
+    def schedule(self) -> Schedule:
+        return Schedule.read(self.pipe.scheduler)
+
+    @of_parts("pipe.unet", "pipe.vae")
+    def network(self) -> Any:
+        kinds.check(self)
+        return self.pipe.unet
+
+    @of_parts("pipe.vae", "network")
+    def vae(self) -> Any:
+        """The autoencoder."""
+        kinds.check(self)
+        return self.pipe.vae
 
     @property
     def tokenizer(self) -> Any:
         """That by which words are found among the text's tokens."""
         return self.text.tokenizer
+
+    @property
+    def channels(self) -> int:
+        return self.vae.config.latent_channels
+
+    @property
+    def reads(self) -> int:
+        """Channels that the network reads: of the latents, and of an image as condition."""
+        return self.network.config.in_channels
+
+    @property
+    def factor(self) -> int:
+        return autoencoders.factor(self.vae, self.name, self.vae_reads)
+
+    @property
+    def multiple(self) -> int:
+        return self.factor
+
+    @property
+    def cells(self) -> int:
+        """Side of the latents that it was trained on."""
+        return self.network.config.sample_size
+
+    @of_parts("network", "vae")
+    def size(self) -> int:
+        return self.cells * self.factor
+
+    @property
+    def text_tokens(self) -> int:
+        return self.text.tokens
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str], *, negative: bool = False) -> Cond:
@@ -125,9 +166,14 @@ class Latent(Backbone):
         if both.shape[1] != self.reads:
             raise SfumatoError(
                 f"{self.name} reads {self.reads} channels, got {both.shape[1]}; "
-                + ("it needs an image as condition" if cond.image is None else "it takes no image as condition")
+                + (self.beside if cond.image is None else "it takes no image as condition")
             )
         return both
+
+    @property
+    def beside(self) -> str:
+        """How a network is given what it reads beside latents and text."""
+        return "it needs an image as condition"
 
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         return autoencoders.encode(self.vae, images.to(self.device))

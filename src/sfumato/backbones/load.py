@@ -1,28 +1,39 @@
-"""``load``: a model by name, from a folder or from the hub, as the family that it is of."""
+"""``load``: a model by name, from a folder, a file or the hub, or in hand, as the family that it is of."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import copy
 from importlib.util import find_spec
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from sfumato.backbones import components, folder, hub, kinds, loras, single_file
 from sfumato.backbones import embeddings as learned
-from sfumato.backbones import folder, hub
 from sfumato.backbones.embeddings import Embeddings
+from sfumato.backbones.loras import LoRAs
 from sfumato.core.backbone import Backbone
 from sfumato.errors import SfumatoError, unknown, whole
 from sfumato.io.device import choose
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 Offload = Literal["model", "sequential"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def load(
-    name: str = "stilllife",
+    name: str | Path | DiffusionPipeline = "stilllife",
     *,
+    vae: Any = None,
+    scheduler: Any = None,
+    lora: LoRAs = (),
+    config: str | None = None,
     device: str | torch.device = "auto",
-    dtype: str | torch.dtype = torch.float32,
+    dtype: str | torch.dtype | None = None,
     variant: str | None = None,
     offline: bool = False,
     offload: Offload | None = None,
@@ -31,10 +42,19 @@ def load(
     clip_skip: int | None = None,
     embeddings: Embeddings = (),
     compile: bool = False,
+    **parts: Any,
 ) -> Backbone:
-    """A built-in model by its name, a diffusers folder, or a repository of the hub by its alias or id.
+    """A model of a known family: built in, from a folder, a file or the hub, or a diffusers pipeline in hand.
 
-    - ``dtype``: of the networks, also as a word: ``float32``, ``float16``, ``bfloat16``. Latents stay float32.
+    - ``name``: a built-in name, a diffusers folder, a single file (.safetensors), an id or an alias of the hub, or a
+      pipeline, whose parts are used as they are and where they are.
+    - ``vae``, ``scheduler``, and any other part of the pipeline by its name (``text_encoder``, ``tokenizer_2``): in
+      place of the model's own. In hand, or a folder or id of the hub that holds it or a model with it; a VAE's file; a
+      scheduler's class or its name, made by the config of the model's own.
+    - ``lora``: files, or files and weights, also as ``FILE:WEIGHT``, of kohya's and diffusers' layouts; needs peft.
+    - ``config``: for a single file, the diffusers folder with what is not in it, or a word of ``single_file.configs``.
+    - ``dtype``: of the networks (float32 unless said), also as a word: ``float32``, ``float16``, ``bfloat16``. Latents
+      stay float32.
     - ``variant``: which of several sets of weights, such as ``fp16``.
     - ``offline``: look only at the local cache of the hub.
     - ``offload``: keep weights in main memory and bring to the GPU a whole network at a time (``model``) or a layer at
@@ -44,20 +64,30 @@ def load(
     - ``embeddings``: learned words (textual inversion): their files, or word -> file or vectors.
     - ``compile``: compile the network with torch; its attention cannot be tapped then.
 
-    Only safetensors are read. Raises ``SfumatoError`` for a name that is not found, a folder that holds no model of a
-    known family, a device that is not there, an option that the model or the machine has no use for.
+    Only safetensors are read. Raises ``SfumatoError`` for a name that is not found, for what holds no model of a known
+    family, a device that is not there, an option that the model or the machine has no use for.
     """
     from sfumato.stilllife import weights
     from sfumato.stilllife.similarity import similarity
 
-    dtype, place = _dtype(dtype), choose(device) if isinstance(device, str) else device
+    in_hand = not isinstance(name, str | Path)
+    place = choose(device) if isinstance(device, str) else device
+    dtype = _dtype(dtype) if dtype is not None or in_hand else torch.float32
     if offload is not None:
         _check_offload(offload, place)
-    if name in weights.MODELS:
-        pipe: Any = _built_in(name, variant, dtype)
+    given = {k: v for k, v in (("vae", vae), ("scheduler", scheduler)) if v is not None} | parts
+    ready = components.read(given, variant, dtype or torch.float32, offline)
+    if in_hand:
+        pipe, name = _in_hand(name, variant, config, bool(given)), type(name).__name__
     else:
-        pipe = folder.read(hub.find(name, variant, offline, tuple(weights.MODELS)), variant, dtype)
-    model = family(name, pipe.to("cpu" if offload else place))
+        pipe, name = _read(str(name), variant, config, dtype, ready, offline), str(name)
+    components.put(pipe, given, ready, dtype)
+    if in_hand and dtype is not None:
+        pipe.to(dtype)
+    if not in_hand or device != "auto":
+        pipe.to("cpu" if offload else place)
+    model = family(name, pipe)
+    loras.add(pipe, loras.listed(lora))
     if name in weights.MODELS:
         model.similarity = similarity
     _vae(model, vae_tiling, vae_slicing)
@@ -70,7 +100,33 @@ def load(
     return model
 
 
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+def _read(
+    name: str, variant: str | None, config: str | None, dtype: Any, parts: Mapping[str, Any], offline: bool
+) -> DiffusionPipeline:
+    from sfumato.stilllife import weights
+
+    file = Path(name)
+    if file.is_file() or (file.suffix in folder.WEIGHTS and not file.is_dir()):
+        return single_file.read(file, config, dtype, parts)
+    if config is not None:
+        raise SfumatoError(f"config is of a single file (.safetensors), and {name} is none; leave it out")
+    if name in weights.MODELS:
+        return _built_in(name, variant, dtype)
+    return folder.read(hub.find(name, variant, offline, tuple(weights.MODELS)), variant, dtype, parts)
+
+
+def _in_hand(pipe: Any, variant: str | None, config: str | None, changed: bool) -> DiffusionPipeline:
+    """A pipeline as it is, or where parts of it are replaced another with the same parts."""
+    if not hasattr(pipe, "components"):
+        raise SfumatoError(f"load takes a name, a folder, a file or a diffusers pipeline, not a {type(pipe).__name__}")
+    if variant is not None or config is not None:
+        raise SfumatoError(
+            f"{'variant' if variant else 'config'} says how a model is read, and this one is in hand; leave it out"
+        )
+    return copy(pipe) if changed else pipe
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if not isinstance(dtype, str):
         return dtype
     if dtype not in DTYPES:
@@ -93,27 +149,8 @@ def family(name: str, pipe: Any) -> Backbone:
     from sfumato.backbones.transformers import SD3, Flux, PixArt
     from sfumato.backbones.unet import SDXL, Depth, UNet
 
-    network: Any = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
-    kind = type(network).__name__
-    if kind == "UNet2DConditionModel":
-        if getattr(pipe, "vae", None) is None:
-            return DeepFloyd(name, pipe)
-        if network.config.addition_embed_type == "text_time":
-            return SDXL(name, pipe)
-        one_more = network.config.in_channels == pipe.vae.config.latent_channels + 1
-        return Depth(name, pipe) if one_more else UNet(name, pipe)
-    families = {
-        "UNet2DModel": Pixels,
-        "PixArtTransformer2DModel": PixArt,
-        "SD3Transformer2DModel": SD3,
-        "FluxTransformer2DModel": Flux,
-    }
-    if kind not in families:
-        raise SfumatoError(
-            f"{name} is a {type(pipe).__name__} with a {kind}; known are the UNets of Stable Diffusion 1, 2, XL and "
-            f"DeepFloyd IF, and {', '.join(families)}"
-        )
-    return families[kind](name, pipe)
+    families = {each.kind: each for each in (UNet, Depth, SDXL, DeepFloyd, PixArt, SD3, Flux, Pixels)}
+    return families[kinds.kind(name, pipe)](name, pipe)
 
 
 def _check_offload(offload: str, place: torch.device) -> None:

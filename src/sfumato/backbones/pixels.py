@@ -7,19 +7,19 @@ The diffusers pipelines of DDPM, DDIM, PNDM, unconditional latent diffusion, and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.backbones import autoencoders
+from sfumato.backbones import autoencoders, kinds
+from sfumato.backbones.parts import of_parts
 from sfumato.backbones.unet import hiddens, residuals, sites
 from sfumato.core.backbone import Backbone, times
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Schedule
-from sfumato.core.sites import Layer, token_layers
+from sfumato.core.sites import Layer, Site, token_layers
 from sfumato.errors import SfumatoError, finite
 
 
@@ -32,19 +32,47 @@ class Pixels(Backbone):
 
     text_tokens = 0
 
-    def __init__(self, name: str, pipe: Any):
-        self.name, self.pipe, self.network = name, pipe, pipe.unet
-        config = self.network.config
-        if self.network.class_embedding is not None:
-            raise SfumatoError(f"{name} paints one of several classes, and of its kind only models without are known")
-        self.vae = getattr(pipe, "vqvae", None)
-        self.schedule = Schedule.read(pipe.scheduler)
-        self.factor = 1 if self.vae is None else autoencoders.factor(self.vae, name)
-        self.multiple = self.factor * 2 ** (len(config.block_out_channels) - 1)
-        self.channels, self.size = config.in_channels, config.sample_size * self.factor
-        self.sites = sites(self.network)
+    kind = "Pixels"
 
-    @cached_property
+    def __init__(self, name: str, pipe: Any):
+        self.name, self.pipe = name, pipe
+        _ = self.schedule, self.size  # what is not known is refused here
+
+    @of_parts("pipe.unet")
+    def network(self) -> Any:
+        kinds.check(self)
+        return self.pipe.unet
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder, where there is one."""
+        return getattr(self.pipe, "vqvae", None)
+
+    @of_parts("pipe.scheduler", "pipe.scheduler.config")
+    def schedule(self) -> Schedule:
+        return Schedule.read(self.pipe.scheduler)
+
+    @property
+    def channels(self) -> int:
+        return self.network.config.in_channels
+
+    @property
+    def factor(self) -> int:
+        return 1 if self.vae is None else autoencoders.factor(self.vae, self.name)
+
+    @property
+    def multiple(self) -> int:
+        return self.factor * 2 ** (len(self.network.config.block_out_channels) - 1)
+
+    @of_parts("network", "vae")
+    def size(self) -> int:
+        return self.network.config.sample_size * self.factor
+
+    @of_parts("network")
+    def sites(self) -> tuple[Site, ...]:
+        return sites(self.network)
+
+    @of_parts("network")
     def layers(self) -> tuple[Layer, ...]:
         return (*token_layers(self.sites, self.network), *residuals(self.network), *hiddens(self.network))
 

@@ -10,19 +10,36 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.backbones import kinds
 from sfumato.backbones.latent import Latent
+from sfumato.backbones.parts import of_parts
 from sfumato.backbones.text import Reader, Text, t5_text
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Levels
-from sfumato.core.sites import Site
+from sfumato.core.sites import Layer, Site, token_layers
 from sfumato.errors import SfumatoError, finite
 
 
 class Transformer(Latent):
     """What the three have in common."""
 
-    patch: int
-    """Side of a token, in cells of the latents."""
+    @of_parts("pipe.transformer", "pipe.vae")
+    def network(self) -> Any:
+        kinds.check(self)
+        return self.pipe.transformer
+
+    @property
+    def patch(self) -> int:
+        """Side of a token, in cells of the latents."""
+        return self.network.config.patch_size
+
+    @property
+    def multiple(self) -> int:
+        return self.factor * self.patch
+
+    @of_parts("network")
+    def layers(self) -> tuple[Layer, ...]:
+        return token_layers(self.sites, self.network)
 
     def levels(self, steps: int, grid: Sequence[int]) -> Levels:
         return self.schedule.levels(steps, (grid[0] // self.patch) * (grid[1] // self.patch))
@@ -39,23 +56,18 @@ class Transformer(Latent):
 class PixArt(Transformer):
     """PixArt alpha and sigma: T5 text with a mask, and a variance beside the noise."""
 
-    def __init__(self, name: str, pipe: Any):
+    kind = "PixArt"
+
+    @of_parts("pipe", "pipe.tokenizer")
+    def text(self) -> Text:
         # alpha was trained on 120 tokens, sigma on 300; its pipeline's own default says which
-        super().__init__(
-            name, pipe, pipe.transformer, t5_text(name, pipe, default(pipe.__call__, "max_sequence_length"))
-        )
-        self.patch = self.network.config.patch_size
-        self.multiple = self.factor * self.patch
-        self.sites = tuple(
-            Site(
-                f"transformer_blocks.{i}.attn{n}",
-                2 * i + n - 1,
-                "blocks",
-                ("image",),
-                (key,),
-                self.patch,
-                block.attn1.heads,
-            )
+        return t5_text(self.name, self.pipe, default(self.pipe.__call__, "max_sequence_length"))
+
+    @of_parts("network")
+    def sites(self) -> tuple[Site, ...]:
+        patch, at = self.patch, "transformer_blocks.{}.attn{}".format
+        return tuple(
+            Site(at(i, n), 2 * i + n - 1, "blocks", ("image",), (key,), patch, block.attn1.heads)
             for i, block in enumerate(self.network.transformer_blocks)
             for n, key in ((1, "image"), (2, "text"))
         )
@@ -92,25 +104,36 @@ class PixArt(Transformer):
 class SD3(Transformer):
     """Stable Diffusion 3 and 3.5: image and text attend together, the image first."""
 
+    kind = "SD3"
     skips = True
     vae_reads = ("shift_factor",)
 
-    def __init__(self, name: str, pipe: Any):
-        clip, t5 = pipe.tokenizer_max_length, default(pipe.__call__, "max_sequence_length")
+    @of_parts("pipe", "pipe.tokenizer", "pipe.tokenizer_2", "pipe.tokenizer_3")
+    def text(self) -> Text:
+        clip, t5 = self._tokens
         readers = [Reader("tokenizer", clip), Reader("tokenizer_2", clip), Reader("tokenizer_3", t5, at=clip)]
-        have = [reader for reader in readers if getattr(pipe, reader.part, None) is not None]
-        super().__init__(name, pipe, pipe.transformer, Text(name, pipe, have))
-        self.text_tokens = clip + t5  # without a T5 its tokens are zeros
-        self.patch = self.network.config.patch_size
-        self.multiple = self.factor * self.patch
-        found: list[Site] = []
+        have = [reader for reader in readers if getattr(self.pipe, reader.part, None) is not None]
+        return Text(self.name, self.pipe, have)
+
+    @property
+    def _tokens(self) -> tuple[int, int]:
+        """Of CLIP and of T5, which are zeros where there is none."""
+        return self.pipe.tokenizer_max_length, default(self.pipe.__call__, "max_sequence_length")
+
+    @property
+    def text_tokens(self) -> int:
+        return sum(self._tokens)
+
+    @of_parts("network")
+    def sites(self) -> tuple[Site, ...]:
+        patch, found = self.patch, list[Site]()
         for i, block in enumerate(self.network.transformer_blocks):
             for part in ("attn", "attn2"):
                 if getattr(block, part, None) is not None:
                     both = ("image", "text") if part == "attn" else ("image",)
                     path, heads = f"transformer_blocks.{i}.{part}", block.attn.heads
-                    found.append(Site(path, len(found), "blocks", both, both, self.patch, heads))
-        self.sites = tuple(found)
+                    found.append(Site(path, len(found), "blocks", both, both, patch, heads))
+        return tuple(found)
 
     def _encode(self, prompts: list[str], skip: int | None) -> dict[str, Tensor]:
         text, _, pooled, _ = self.pipe.encode_prompt(
@@ -136,17 +159,32 @@ class Flux(Transformer):
     """
 
     distilled: float = 3.5
+    kind = "Flux"
     vae_reads = ("shift_factor",)
 
-    def __init__(self, name: str, pipe: Any):
-        readers = [Reader("tokenizer_2", default(pipe.__call__, "max_sequence_length"))]  # CLIP's is pooled
-        super().__init__(name, pipe, pipe.transformer, Text(name, pipe, readers), pipe.default_sample_size)
-        self.multiple, self.reads = self.factor * 2, self.network.config.in_channels // 4  # packed
-        both = ("text", "image")
+    @of_parts("pipe", "pipe.tokenizer_2")
+    def text(self) -> Text:
+        readers = [Reader("tokenizer_2", default(self.pipe.__call__, "max_sequence_length"))]  # CLIP's is pooled
+        return Text(self.name, self.pipe, readers)
+
+    @property
+    def cells(self) -> int:
+        return self.pipe.default_sample_size
+
+    @property
+    def reads(self) -> int:
+        return self.network.config.in_channels // self.patch**2
+
+    @property
+    def patch(self) -> int:
+        return 2  # packed
+
+    @of_parts("network")
+    def sites(self) -> tuple[Site, ...]:
+        both, heads = ("text", "image"), self.network.config.num_attention_heads
         double = [f"transformer_blocks.{i}.attn" for i in range(len(self.network.transformer_blocks))]
         one = [f"single_transformer_blocks.{i}.attn" for i in range(len(self.network.single_transformer_blocks))]
-        heads = self.network.config.num_attention_heads
-        self.sites = tuple(
+        return tuple(
             Site(path, i, "double" if i < len(double) else "single", both, both, 2, heads)
             for i, path in enumerate(double + one)
         )

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sfumato.backbones import kinds
 from sfumato.backbones.latent import Latent
+from sfumato.backbones.parts import of_parts
 from sfumato.backbones.text import Reader, Text
 from sfumato.core.backbone import dtype_of
 from sfumato.core.conditions import Cond
 from sfumato.core.sites import Layer, Site, token_layers
 from sfumato.errors import SfumatoError
 
+_SCORE = "aesthetic score"  # in Cond.extra
 _PROMPT = "image prompt "  # in Cond.extra, and the number of the adapter
 _STAGES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 
@@ -25,15 +27,20 @@ _STAGES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 class UNet(Latent):
     """Its network is a ``UNet2DConditionModel``; taps see 32 sites in Stable Diffusion 1 and 2, 140 in SDXL."""
 
+    kind = "UNet"
     steered = skips = learns = True
 
-    def __init__(self, name: str, pipe: Any):
-        found = [part for part in ("tokenizer", "tokenizer_2") if getattr(pipe, part, None) is not None]
-        readers = [Reader(part, getattr(pipe, part).model_max_length) for part in found]
-        super().__init__(name, pipe, pipe.unet, Text(name, pipe, readers))
-        self.sites = sites(self.network)
+    @of_parts("pipe", "pipe.tokenizer", "pipe.tokenizer_2")
+    def text(self) -> Text:
+        found = [part for part in ("tokenizer", "tokenizer_2") if getattr(self.pipe, part, None) is not None]
+        readers = [Reader(part, getattr(self.pipe, part).model_max_length) for part in found]
+        return Text(self.name, self.pipe, readers)
 
-    @cached_property
+    @of_parts("network")
+    def sites(self) -> tuple[Site, ...]:
+        return sites(self.network)
+
+    @of_parts("network")
     def layers(self) -> tuple[Layer, ...]:
         return (*token_layers(self.sites, self.network), *residuals(self.network), *hiddens(self.network))
 
@@ -72,6 +79,38 @@ class UNet(Latent):
         text = cond.text.to(dtype)
         return self.network(inside.to(dtype), time, encoder_hidden_states=text, return_dict=False, **more)[0]
 
+    def with_mask(
+        self, cond: Cond, image: Float[Tensor, "b 3 H W"], mask: Float[Tensor, "b H W"] | Bool[Tensor, "b H W"]
+    ) -> Cond:
+        """Conditions of an inpainting checkpoint: images in [0, 1], and 1 where they are painted anew.
+
+        One of each or as many as ``cond``, at the size of what is painted. The network reads the mask and the latents
+        of the image without what is masked. Raises ``SfumatoError`` for other checkpoints and for sizes that differ.
+        """
+        if self.reads != 2 * self.channels + 1:
+            raise SfumatoError(
+                f"{self.name} reads {self.reads} channels and no mask; an inpainting checkpoint reads "
+                f"{2 * self.channels + 1}. BlendedLatents paints inside of a mask with any model"
+            )
+        if image.shape[-2:] != mask.shape[-2:]:
+            sizes = " and ".join(f"{x.shape[-2]} x {x.shape[-1]}" for x in (image, mask))
+            raise SfumatoError(f"an image and its mask are of one size, got {sizes}")
+        self.check_size(*image.shape[-2:])
+        masked = (mask >= 0.5 if mask.is_floating_point() else mask.bool()).to(self.device)[:, None]
+        with torch.no_grad():
+            seen = self.encode((image.to(self.device) * ~masked) + 0.5 * masked)  # grey: zero in [-1, 1]
+        small = torch.nn.functional.interpolate(masked.to(seen), seen.shape[-2:])
+        return replace(cond, image=torch.cat([_rows(each, cond) for each in (small, seen)], 1))
+
+    @property
+    def beside(self) -> str:
+        if self.reads == 2 * self.channels + 1:
+            return (
+                "it needs an image and a mask as condition: model.given(lambda cond: model.with_mask(cond, image, "
+                "mask)), or --inpaint and --mask"
+            )
+        return "it needs an image as condition, as InstructPix2Pix gives it"
+
     def with_image_prompt(self, cond: Cond, *embeds: Float[Tensor, "b n d"], blind: Sequence[str] = ("",)) -> Cond:
         """Conditions with image prompts for the IP-Adapters that diffusers has loaded, one ``embeds`` an adapter.
 
@@ -103,6 +142,8 @@ class UNet(Latent):
 class Depth(UNet):
     """Stable Diffusion 2's depth model: a depth map is a fifth channel beside the latents."""
 
+    kind = "Depth"
+
     def with_depth(
         self, cond: Cond, depth: Float[Tensor, "b h w"], height: int | None = None, width: int | None = None
     ) -> Cond:
@@ -118,13 +159,20 @@ class Depth(UNet):
         low, high = small.amin((1, 2, 3), keepdim=True), small.amax((1, 2, 3), keepdim=True)
         if (low == high).any():
             raise SfumatoError("a depth map is the same everywhere, so it says nothing of what is near")
-        return replace(cond, image=(2 * (small - low) / (high - low) - 1).expand(len(cond), -1, -1, -1))
+        return replace(cond, image=_rows(2 * (small - low) / (high - low) - 1, cond))
+
+    @property
+    def beside(self) -> str:
+        return "it needs an image as condition, a depth map: model.given(lambda cond: model.with_depth(cond, depth))"
 
 
 class SDXL(UNet):
     """Stable Diffusion XL: two text encoders, a pooled text, and the size that an image was trained at."""
 
+    kind = "SDXL"
     vae_reads = ("latents_mean", "latents_std")
+    scores = (6.0, 2.5)
+    """How beautiful images of prompts are, and of negative and empty ones, as the refiner reads it; diffusers' own."""
 
     def _encode(self, prompts: list[str], skip: int | None) -> dict[str, Tensor]:
         text, _, pooled, _ = self.pipe.encode_prompt(
@@ -135,35 +183,83 @@ class SDXL(UNet):
             text[empty], pooled[empty] = 0, 0
         return {"text": text, "pooled": pooled}
 
+    def embed(self, prompts: Sequence[str], *, negative: bool = False) -> Cond:
+        cond = super().embed(prompts, negative=negative)
+        if not self.scored:
+            return cond
+        scores = [self.scores[negative or not prompt] for prompt in prompts]
+        return replace(cond, extra={**cond.extra, _SCORE: torch.tensor(scores, device=self.device)})
+
+    @property
+    def scored(self) -> bool:
+        """Does it read how beautiful an image is, as the refiner does, in place of the image's size in the end?"""
+        numbers = self.network.add_embedding.linear_1.in_features - self.pipe.text_encoder_2.config.projection_dim
+        return numbers == 5 * self.network.config.addition_time_embed_dim
+
     def added(self, x: Tensor, cond: Cond) -> dict[str, Tensor]:
         height, width = (n * self.factor for n in x.shape[-2:])
         ids = torch.tensor([height, width, 0, 0, height, width], device=x.device, dtype=cond.text.dtype)
-        return {"text_embeds": cond.extra["pooled"].to(self.dtype), "time_ids": ids.expand(len(x), -1)}
+        ids = ids.expand(len(x), -1)
+        if self.scored:
+            ids = torch.cat([ids[:, :4], cond.extra[_SCORE].to(ids)[:, None]], 1)
+        return {"text_embeds": cond.extra["pooled"].to(self.dtype), "time_ids": ids}
 
 
 @dataclass(frozen=True)
 class ControlNet:
-    """A ControlNet on a picture of what it steers by, in [0, 1]; ``scale`` weighs what it adds."""
+    """A ControlNet on pictures of what it steers by, in [0, 1], one for all images or one each; ``scale`` weighs it.
+
+    A picture of another size is brought to the image's as diffusers brings tensors, to the nearest pixels: edges stay
+    hard. Raises ``SfumatoError`` for a picture of other channels, and for a network of another family.
+    """
 
     network: Any
-    image: Float[Tensor, "1 3 H W"]
+    image: Float[Tensor, "b 3 H W"]
     scale: float = 1.0
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Mapping[str, Any]:
-        dtype = dtype_of(self.network)
-        image = self.image.to(x.device, dtype).expand(len(x), -1, -1, -1)
-        text = cond.text.to(dtype)
+        if not kinds.is_a(self.network, ("ControlNetModel",)):
+            raise SfumatoError(f"a ControlNetModel steers an image, not a {type(self.network).__name__}")
+        dtype, text = dtype_of(self.network), cond.text
+        image = _rows(self._fitted(x).to(x.device, dtype), cond)
+        read = self.network.config.cross_attention_dim
+        if text.shape[-1] != read:
+            raise SfumatoError(
+                f"this ControlNet reads texts of width {read}, and the model's have {text.shape[-1]}: it is of another "
+                "family; take one that was made for this model"
+            )
         more = {k: cond.extra[k].to(dtype) for k in ("text_embeds", "time_ids") if k in cond.extra}  # SDXL's
         down, mid = self.network(
             x.to(dtype),
             t,
-            text,
+            text.to(dtype),
             image,
             conditioning_scale=self.scale,
             added_cond_kwargs=more or None,
             return_dict=False,
         )
         return {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": mid}
+
+    def _fitted(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "b 3 H W"]:
+        """The pictures at the size in pixels that makes the latents'."""
+        config = self.network.config
+        channels = config.get("conditioning_channels", 3)
+        if self.image.ndim != 4 or self.image.shape[1] != channels:
+            raise SfumatoError(
+                f"this ControlNet reads pictures of {channels} channels, (b, {channels}, H, W), got "
+                f"{tuple(self.image.shape)}"
+            )
+        by = 2 ** (len(config.conditioning_embedding_out_channels) - 1)
+        height, width = (n * by for n in x.shape[-2:])
+        return torch.nn.functional.interpolate(self.image, (height, width))
+
+
+def _rows(images: Float[Tensor, "b c h w"], cond: Cond) -> Float[Tensor, "n c h w"]:
+    """One for all rows of conditions, or one an image of each stream and condition."""
+    times, rest = divmod(len(cond), len(images))
+    if rest:
+        raise SfumatoError(f"{len(cond)} rows of conditions take as many images or one for all, got {len(images)}")
+    return images.repeat(times, 1, 1, 1)
 
 
 def _sum(a: Any, b: Any) -> Any:

@@ -334,8 +334,9 @@ def untrained(model: Backbone) -> Backbone:
 
     torch.manual_seed(0)
     network: Any = UNet2DConditionModel.from_config(cast("Any", model).network.config)
-    other = copy(model)
-    other.network = network.to(model.device).eval()
+    other: Any = copy(model)
+    other.pipe = copy(other.pipe)
+    other.pipe.unet = network.to(model.device).eval()
     other.name = f"{model.name}, untrained"
     return other
 
