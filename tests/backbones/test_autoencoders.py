@@ -8,12 +8,20 @@ import diffusers
 import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from families import FAMILIES, vae
+from families import FAMILIES, randomised, vae
 
 from sfumato.backbones import autoencoders
 from sfumato.backbones.load import family
 from sfumato.backbones.transformers import packed, unpacked
+from sfumato.core.denoising import denoise
+from sfumato.core.guidance import CFG
+from sfumato.core.views import Tiles
+from sfumato.distill.generators import Pixels
+from sfumato.distill.loop import distil
 from sfumato.errors import SfumatoError
+from sfumato.inversion import Direct, EditFriendly, NullText, invert
+from sfumato.methods.distill.score_distillation import ScoreDistillation
+from sfumato.methods.edit import PromptToPrompt
 
 IMG2IMG: dict[str, Any] = {
     "sd": diffusers.StableDiffusionImg2ImgPipeline,
@@ -187,3 +195,35 @@ def test_what_is_not_known_of_a_vae_is_refused_by_name():
         loaded(some)
     with pytest.raises(SfumatoError, match="one of latents_mean and latents_std"):
         loaded(some, name="sdxl")
+
+
+@pytest.mark.parametrize("channels", [16, 32])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "deepfloyd"])
+def test_latents_of_more_channels_and_another_scale_go_wherever_latents_do(name, channels):
+    torch.manual_seed(0)
+    pipe = FAMILIES[name]()
+    part = "unet" if hasattr(pipe, "unet") else "transformer"
+    network = getattr(pipe, part)
+    sizes = {"in_channels": channels, "out_channels": channels}
+    if name == "flux":
+        sizes = {"in_channels": 4 * channels}
+    if name == "pixart":
+        sizes["out_channels"] = 2 * channels
+    wider = type(network).from_config({**network.config, "_use_default_values": [], **sizes}).eval()
+    randomised(wider)
+    some = vae(channels, shift=0.06 if name in ("sd3", "flux") else None)
+    some.register_to_config(scaling_factor=3.7)
+    pipe.register_modules(**{part: wider, "vae": some})
+    model = family(name, pipe)
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert model.encode(images).shape == (1, channels, 8, 8) == (1, model.channels, 8, 8)
+
+    cube, sphere = "a red cube", "a red sphere"
+    for how in (Direct(steps=2), EditFriendly(steps=2, skip=0.0, scale=3.0), NullText(steps=2, inner=1)):
+        path = invert(model, images, cube, how)
+        out = denoise(model, {"source": cube, "target": sphere}, start=path, methods=[PromptToPrompt()], guide=CFG(3.0))
+        assert out["target"].images.isfinite().all() and out["target"].images.shape == (1, 3, 64, 64)
+    views = denoise(model, cube, steps=2, size=(64, 96), views=Tiles(), guide=3.0, seed=1)
+    assert views.images.shape == (1, 3, 64, 96)
+    moved = Pixels(images)
+    assert distil(model, moved, cube, ScoreDistillation(3.0), 2)[-1].strength > 0
