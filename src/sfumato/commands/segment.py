@@ -153,7 +153,7 @@ def _looks(method: TextAttribution, model: Backbone, picture: Picture, side: int
 
 def _figures(row: dict[str, Any], out: Path) -> list[tuple[str, Path]]:
     """A picture, if it is still there, its segments, and where words look."""
-    said = ", ".join(row["names"]) if row["names"] else f"{row['segments']} segments"
-    figures = [("as it is", Path(row["at"])), (said, Path(row["files"][1]))]
+    label = ", ".join(row["names"]) if row["names"] else f"{row['segments']} segments"
+    figures = [("as it is", Path(row["at"])), (label, Path(row["files"][1]))]
     figures += [("where the words look", out / row["looked"])] if row["looked"] else []
-    return [(label, file) for label, file in figures if file.exists()]
+    return [figure for figure in figures if figure[1].exists()]
