@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,3 +220,73 @@ def test_strange_images_are_read_or_refused_in_one_line(run, here, tmp_path):
     assert code == 2 and "no file or folder" in err
     code, _, err = run("segment", tmp_path / "plain.png", "--out", tmp_path / "out", "masactrl")
     assert code == 2
+
+
+def test_all_that_lies_in_a_folder_is_listed_and_none_is_lost(run, here, photos, tmp_path):
+    """Folders of like names, one after the other and again; other settings; a picture that is gone."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    other.mkdir()
+    Image.fromarray(np.random.default_rng(9).integers(0, 255, (20, 36, 3), dtype=np.uint8)).save(other / "a.png")
+
+    def segmented(*args: object) -> tuple[list[tuple[str, int, int]], str]:
+        code, _, err = run("segment", *args, "--side", 64, "--out", out, "diff-seg")
+        assert code == 0, err
+        document = json.loads((out / "segments.json").read_text())
+        return [(i["file_name"], i["width"], i["height"]) for i in document["images"]], err
+
+    first = segmented(photos / "a.png", photos / "c.png")[0]
+    before = (out / "a-labels.png").read_bytes()
+    both, err = segmented(other / "a.png")
+    assert not err and [name for name, *_ in both] == [*(str(photos / f"{n}.png") for n in "a"), str(other / "a.png"),
+                                                       str(photos / "c.png")]  # fmt: skip
+    assert (out / "a-labels.png").read_bytes() == before and read_labels(out / "a.2-labels.png").shape == (20, 36)
+    page = (out / "index.html").read_text()
+    assert all(name in page for name, *_ in both)
+    assert segmented(photos / "a.png", photos / "c.png")[0] == both and len(first) == 2
+    (other / "a.png").unlink()  # its result is still there
+    assert segmented(photos / "c.png")[0] == both
+    (out / "a.2-overlay.png").unlink()
+    assert segmented(photos / "c.png")[0] == first
+    code, told, err = run(
+        "segment", photos / "a.png", "--side", 64, "--out", out, "--json", "diff-seg", "--threshold", 2
+    )
+    assert code == 0 and "1 results of other settings in" in err and "are replaced" in err
+    assert json.loads(told)["images"][0]["files"][0] == str(out / "a-labels.png")
+    assert not segmented(photos / "c.png")[1]
+
+
+def test_results_of_earlier_settings_are_not_taken_for_those_of_now(run, here, photos, tmp_path):
+    from sfumato.media.labels import read_labels
+
+    call = ("segment", photos / "a.png", "--side", 64, "--out", tmp_path / "out", "diff-seg", "--threshold")
+    found = []
+    for threshold in (1e-6, 100, 1e-6):
+        assert run(*call, threshold)[0] == 0
+        found.append(read_labels(tmp_path / "out" / "a-labels.png"))
+    assert torch.equal(found[0], found[2]) and len(found[0].unique()) > 1 and len(found[1].unique()) == 1
+
+
+def test_matches_features_and_edits_of_other_settings_have_names_of_their_own(run, here, photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES, ("stilllife", "dift"), Recipe("dift", {"ensemble": 1}))
+    out = tmp_path / "out"
+    calls = {
+        "match": ("match", photos / "a.png", photos / "c.png", "--side", 64, "--points"),
+        "features": ("features", photos / "a.png", "--side", 64, "--layers", 0, "--times"),
+        "edit": ("edit", photos / "a.png", "--from", "a cube", "--to", "a duck", "p2p", "--steps"),
+        "invert": ("invert", photos / "a.png", "a cube", "--steps"),
+        "generate": ("generate", "a cube", "--n", 2, "--size", 64, "--steps"),
+    }
+    values = {"match": ("3,4", "5,6")}
+    for name, call in calls.items():
+        place, (one, other) = out / name, values.get(name, (1, 2))
+        made = []
+        for value in (one, other, one):
+            code, told, err = run(*call, value, "--out", place)
+            assert code == 0, err
+            made.append([line for line in told.splitlines() if line.startswith(str(place))])
+        assert made[0] == made[2] and made[0] and not {*made[0]} & {*made[1]}, name
+        assert all(Path(file).exists() for file in made[0] + made[1])
+    seeds = run(*calls["generate"], 1, "--seed", 1, "--n", 1, "--out", out / "generate")[1].split()
+    assert seeds == [str(out / "generate" / "a-cube-1.png")]  # image 2 of the first run is image 1 of this one
+    assert run(*calls["generate"], 1, "--out", tmp_path / "x.png")[0] == 0
+    assert run(*calls["generate"], 2, "--out", tmp_path / "x.png")[0] == 0 and not (tmp_path / "x.2.png").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from sfumato.methods.perceive.prompt_embeddings import PromptEmbeddings
 from sfumato.reading.reader import read
 from sfumato.reading.results import Segments
 from sfumato.tasks.batch import Batch, pictures_in
+from sfumato.tasks.kept import Kept
 from sfumato.tasks.match import match
 from sfumato.tasks.segment import Segmenter, examples_in, ready, split
 
@@ -119,17 +121,21 @@ def test_a_batch_is_heard_and_ended_and_what_was_done_is_kept(tmp_path):
     assert pictures_in(tmp_path) == (files, [tmp_path / "notes.txt"])
     done: list[str] = []
 
-    def work(file):
+    def work(file, stem):
         done.append(file.stem)
         if file.stem == "1":
             raise SfumatoError("not this one")
-        return {"files": [str(file)]}
+        made = Path(f"{stem}-x.png")
+        made.touch()
+        return {"files": [str(made)], "shown": str(made)}
 
     def stop(event: Progress) -> None:
         if event.done == 1 and not event.over:
             raise Stopped
 
-    batch = Batch(files, tmp_path / "out", {"side": 64})
+    out = tmp_path / "out"
+    out.mkdir()
+    batch = Batch(files, Kept(out, "x", "-x.png"), {"side": 64})
     with pytest.raises(Stopped):
         batch.run("reading", work, on_progress=stop)
     assert done == ["0"]

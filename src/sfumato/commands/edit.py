@@ -29,8 +29,9 @@ from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import note, print_json, quiet
 from sfumato.methods import index
 from sfumato.tasks import chain as chains
-from sfumato.tasks import recipes
+from sfumato.tasks import kept, recipes
 from sfumato.tasks.chain import Chain
+from sfumato.tasks.kept import settings_of
 from sfumato.tasks.starts import How
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def edit(
 
     Example: sfumato edit 1.png --also 2.png 3.png --from "a red cube" --to "a blue cube" csd-edit
     """
+    given = dict(locals())
     if steps is not None:
         whole("--steps", steps, 1, 1000)
     seed_of(seed)
@@ -127,11 +129,12 @@ def edit(
     words = {"source": source, "target": target, **({} if other is None else {"appearance": looks})}
     words |= {"negative": negative} if negative else {}
     words |= {"guidance": guidance, "seed": seed, "model": model}
+    settings = settings_of(given, list(chained.values()))
     files: dict[str, str] = {}
     for name, done in found.items():
         about = {**words, "method": name or chain.items, "steps": done.steps}
-        files |= _write(done, out, list(fitted), name, about)
-    files |= _beside(out, fitted, found, words)
+        files |= _write(done, out, list(fitted), name, about, {**settings, "compare": name})
+    files |= _beside(out, fitted, found, words, settings)
     runs = [{"method": name, "seconds": round(done.seconds, 2), "steps": done.steps} for name, done in found.items()]
     print_json({**files, "runs": runs}) if json else print("\n".join(files.values()))
 
@@ -145,11 +148,14 @@ def _named(files: tuple[Path, ...]) -> dict[str, Path]:
     return named
 
 
-def _write(done: EditRun, out: Path, stems: list[str], name: str, words: dict[str, Any]) -> dict[str, str]:
+def _write(
+    done: EditRun, out: Path, stems: list[str], name: str, words: dict[str, Any], settings: dict[str, Any]
+) -> dict[str, str]:
     """Each picture, the plan, and where the words looked."""
     from sfumato.media import pictures
 
     end, stems = f" {name}" if name else "", ["-".join(filter(None, (s, name.replace(":", "-")))) for s in stems]
+    stems = [kept.named(out, "edit", "-edited.png", stem, {**settings, "of": stem}) for stem in stems]
     stem, plan = stems[0], out / f"{stems[0]}-plan.json"
     files = {
         f"image{f' {i}' if i else ''}{end}": pictures.write(result, out / f"{each}-edited.png", words)
@@ -162,7 +168,9 @@ def _write(done: EditRun, out: Path, stems: list[str], name: str, words: dict[st
     return {key: str(file) for key, file in files.items()}
 
 
-def _beside(out: Path, fitted: dict[str, Fitted], found: dict[str, EditRun], words: dict[str, Any]) -> dict[str, str]:
+def _beside(
+    out: Path, fitted: dict[str, Fitted], found: dict[str, EditRun], words: dict[str, Any], settings: dict[str, Any]
+) -> dict[str, str]:
     """Each picture beside its edit, or of several a sheet with their names."""
     from sfumato.media import pictures
 
@@ -170,7 +178,9 @@ def _beside(out: Path, fitted: dict[str, Fitted], found: dict[str, EditRun], wor
     rows = [[one.original, *edited] for one, edited in zip(fitted.values(), results, strict=True)]
     first, columns = rows[0][0].size, 1 + len(found)
     shown = [picture if picture.size == first else picture.resize(first) for row in rows for picture in row]
-    if list(found) == [""]:
+    tail = "beside" if list(found) == [""] else "compare"
+    stem = kept.named(out, tail, f"-{tail}.png", stem, settings)
+    if tail == "beside":
         return {"beside": str(pictures.write(pictures.grid(shown, columns), out / f"{stem}-beside.png", words))}
     labels = ["the picture", *found] * len(rows)
     sheet = pictures.labelled(shown, labels, columns=min(4, columns) if len(rows) == 1 else columns)

@@ -11,6 +11,7 @@ from sfumato.commands.options import Device, Json, Model, Running, Seed, Side, c
 from sfumato.commands.reading import files_of
 from sfumato.io.files import save_tensors, writable
 from sfumato.io.terminal import print_json, print_table, quiet
+from sfumato.tasks import kept
 
 
 def features(
@@ -45,6 +46,7 @@ def features(
 
     Example: sfumato features view-1.png view-2.png --layers 10 19 23
     """
+    given = dict(locals())
     files = files_of(images)
     chosen_side(side)
     seed_of(seed)
@@ -58,11 +60,12 @@ def features(
     readers = [read(net, open_picture(file), side) for file in files]
     maps = joint_pca.read_features(readers, what, layers, times, seed)
     found = joint_pca.joint_pca(maps)
-    picture = out / "features.png"
+    name = kept.named(out, "features", ".png", "features", kept.settings_of(given))
+    picture, number = out / f"{name}.png", name.removeprefix("features")
     joint_pca.draw(readers, found, times, picture, f"{model}, {what}")
     made = [picture]
     for i, file in enumerate(files):
-        made.append(out / f"{file.stem}-features.safetensors")
+        made.append(out / f"{_stem(file, files)}-features{number}.safetensors")
         save_tensors(made[-1], {name: m[:, i] for name, m in maps.items()}, {"times": str(list(times))})
     rows = [{"layer": name, "joint": round(c.joint, 3), "own": round(c.own, 3)} for name, c in found.items()]
     if json:
@@ -70,3 +73,9 @@ def features(
     else:
         print_table(rows)
         print("\n".join(map(str, made)))
+
+
+def _stem(file: Path, files: list[Path]) -> str:
+    """What an image's features are called: its name; of several of that name also its number."""
+    same = [f for f in files if f.stem == file.stem]
+    return file.stem if len(same) == 1 else f"{file.stem}-{same.index(file) + 1}"

@@ -34,7 +34,9 @@ from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import print_json, quiet
 from sfumato.tasks import chain as chains
+from sfumato.tasks import kept
 from sfumato.tasks.chain import Chain
+from sfumato.tasks.kept import settings_of
 
 
 def generate(
@@ -70,6 +72,7 @@ def generate(
 
     Example: sfumato generate "things on a beach" --canvas 512 128 --views ring --stepper dpm-solver --not "a duck"
     """
+    given = dict(locals())
     whole("--n", n, 1, 1000)
     whole("--steps", steps, 1, 1000)
     seed_of(seed)
@@ -112,14 +115,18 @@ def generate(
         **({"methods": " + ".join(map(repr, chain.items))} if chain.items else {}),
     }
     rows: list[dict[str, Any]] = []
+    every = {**settings_of(given, [chain]), "n": None}
     for i, image in enumerate(painted.pictures):
-        path = out if single and n == 1 else folder / f"{stem}-{seed + i}.png"
+        own = {**every, "seed": seed + i}
+        name = f"{stem}-{seed + i}" if single else _named(folder, f"{stem}-{seed + i}", own)
+        path = out if single and n == 1 else folder / f"{name}.png"
         rows.append({"image": str(pictures.write(image, path, {**settings, "seed": seed + i})), "seed": seed + i})
         if painted.attention:
-            file = pictures.write(painted.attention[i], folder / f"{stem}-{seed + i}-attention.png", settings)
+            file = pictures.write(painted.attention[i], folder / f"{name}-attention.png", settings)
             rows[-1]["attention"] = str(file)
     files = [value for row in rows for key, value in row.items() if key != "seed"]
     found: dict[str, Any] = {"images": [{**settings, **row} for row in rows], "grid": None}
+    stem = stem if single else _named(folder, stem, {**every, "n": n})
     if n > 1:
         all_of = {**settings, "seed": f"{seed}-{seed + n - 1}"}
         found["grid"] = str(pictures.write(pictures.grid(painted.pictures), folder / f"{stem}.png", all_of))
@@ -129,3 +136,7 @@ def generate(
         write_json(Path(found["plan"]), painted.plan.table(), indent=2)
         files.append(found["plan"])
     print_json(found) if json else print("\n".join(files))
+
+
+def _named(folder: Path, stem: str, settings: dict[str, Any]) -> str:
+    return kept.named(folder, "generate", ".png", stem, settings)

@@ -24,6 +24,7 @@ from sfumato.commands.options import (
 from sfumato.errors import SfumatoError
 from sfumato.io.files import save_tensors, writable
 from sfumato.io.terminal import print_json, quiet
+from sfumato.tasks import kept
 from sfumato.tasks.starts import How, inversion_of
 
 
@@ -49,6 +50,7 @@ def invert(
 
     Example: sfumato invert photo.png "a red cube on grass" --how null-text
     """
+    given = dict(locals())
     whole("--steps", steps, 1, 1000)
     seed_of(seed)
     writable(out)
@@ -71,12 +73,13 @@ def invert(
     beside = pictures.grid([pictures.picture(x) for x in (fitted.pixels, done.best, done.found)])
     words = {"prompt": prompt, "how": how, "steps": steps, "guidance": done.guidance, "seed": seed}
     words |= {"negative": negative} if negative else {}
-    sheet = pictures.write(beside, out / f"{image.stem}-inverted.png", words)
+    stem = kept.named(out, "invert", "-inverted.png", image.stem, kept.settings_of(given))
+    sheet = pictures.write(beside, out / f"{stem}-inverted.png", words)
     tensors = {"start": path.latents, "image": path.image}
     tensors |= {"track": torch.stack(path.track)} if path.track else {}
     tensors |= {"uncond": torch.stack(path.uncond)} if path.uncond else {}
     tensors |= {"noises": torch.stack(path.noises)} if path.noises else {}
-    file = out / f"{image.stem}-path.safetensors"
+    file = out / f"{stem}-path.safetensors"
     save_tensors(file, tensors, {k: str(v) for k, v in words.items()})
     figures = {"psnr": done.psnr, "psnr_vae": done.psnr_best}
     if json:

@@ -11,9 +11,10 @@ from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_
 from sfumato.commands.reading import files_of, finish, page
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
-from sfumato.io.terminal import print_json, quiet
+from sfumato.io.terminal import note, print_json, quiet
 from sfumato.tasks import chain as chains
 from sfumato.tasks.batch import Batch, contents
+from sfumato.tasks.kept import Kept
 
 
 def keypoints(
@@ -58,27 +59,33 @@ def keypoints(
         method = chain.items[0] if chain.items else UnsupervisedKeypoints()
         learned = out / "keypoints.safetensors"
         found = method.fit(net, [open_picture(f) for f in files], out / ".learning.safetensors", side=side)
+        if learned.exists():
+            note(f"{learned} is learned anew, in place of the earlier one")
         found.save(learned)
     elif chain.items:
         raise SfumatoError("--learned has its own settings; leave the method out, or learn anew without --learned")
     else:
         found = Keypoints.load(learned)
     settings = {"learned": contents(learned), "model": model, "side": side, **vars(loading)}
-    batch = Batch(files, out, settings)
+    batch = Batch(files, Kept(out, "keypoints", "-keypoints.png"), settings)
 
-    def work(file: Path) -> dict[str, Any]:
+    def work(file: Path, stem: Path) -> dict[str, Any]:
         picture = open_picture(file)
         with read(net, picture, side) as reader:
             at = found.locate(reader).cpu()
-        made = pictures.write(points(picture, at), out / f"{batch.stem(file)}-keypoints.png")
+        made = pictures.write(points(picture, at), Path(f"{stem}-keypoints.png"))
         return {"files": [str(made)], "shown": str(made), "points": at.tolist()}
 
     done = batch.run("locating", work)
     rows = done.rows
-    document = out / "keypoints.json"
-    write_json(document, rows, indent=1)
-    shown = [(row["image"], [("", Path(row["files"][0]))]) for row in rows]
-    report = page("Keypoints", f"{len(found.chosen)} on {model}, {len(rows)} images", shown, out / "index.html")
+    document, report = out / "keypoints.json", out / "index.html"
+
+    def write(lying: list[dict[str, Any]]) -> None:
+        write_json(document, lying, indent=1)
+        shown = [(row["image"], [("", Path(row["files"][0]))]) for row in lying]
+        page("Keypoints", f"{len(found.chosen)} on {model}, {len(lying)} images", shown, report)
+
+    batch.lying(write)
     if json:
         print_json({"learned": str(learned), "images": rows, "page": str(report), "failed": done.failed})
     else:

@@ -12,7 +12,7 @@ from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import print_json, quiet
 from sfumato.tasks import chain as chains
-from sfumato.tasks import recipes
+from sfumato.tasks import kept, recipes
 
 
 def match(
@@ -47,6 +47,7 @@ def match(
 
     Example: sfumato match red-duck.png blue-duck.png --points 60,40 70,90 dift --preset still-life
     """
+    given = dict(locals())
     chosen_side(side)
     writable(out)
     asked = [_point(p) for p in points]
@@ -68,7 +69,8 @@ def match(
     changed = None if edited is None else pixels(edited)
     net = loading.load(model, device)
     done = task.match(net, *shown, method, points=asked, mask=area, edited=changed, side=side)
-    stem, found = out / f"{first.stem}-to-{second.stem}", done.matches
+    name = kept.named(out, "match", ".png", f"{first.stem}-to-{second.stem}", kept.settings_of(given, [chain]))
+    stem, found = out / name, done.matches
     drawn = lines(shown[0], shown[1], found.source, found.target, found.sure)
     files = [pictures.write(drawn, Path(f"{stem}.png"))]
     if done.mask is not None:

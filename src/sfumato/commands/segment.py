@@ -15,6 +15,7 @@ from sfumato.io.terminal import print_json, quiet
 from sfumato.tasks import chain as chains
 from sfumato.tasks import recipes
 from sfumato.tasks.batch import Batch, contents
+from sfumato.tasks.kept import Kept
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -93,12 +94,12 @@ def segment(
         "names": vocabulary,
         "show_attention": show_attention,
     }
-    batch = Batch(files, out, settings)
+    batch = Batch(files, Kept(out, "segment", "-labels.png"), settings)
 
-    def work(file: Path) -> dict[str, Any]:
+    def work(file: Path, stem: Path) -> dict[str, Any]:
         picture = open_picture(file)
         found = segmenter(picture)
-        labels, stem = found.labels.cpu(), out / batch.stem(file)
+        labels = found.labels.cpu()
         words = {"image": file.name, "model": model, "method": repr(first), "names": ", ".join(found.names)}
         made = write_labels(labels, Path(f"{stem}-labels.png"), words)
         over = Path(f"{stem}-overlay.png")
@@ -110,20 +111,23 @@ def segment(
             "shown": str(over),
             "segments": sum(n > 0 for n in sizes),
             "names": list(found.names),
+            "by": f"{type(first).__name__} on {model}",
+            "looked": looks[-2].name if looks else "",
         }
 
     done = batch.run("segmenting", work)
     rows = done.rows
-    document = Coco()
-    for row in rows:
-        document.add(row["image"], read_labels(row["files"][0]), tuple(row["names"]))
-    coco = out / "segments.json"
-    write_json(coco, document.document())
-    shown = [(row["image"], [("as it is", Path(row["image"])), (_said(row), Path(row["files"][1]))]) for row in rows]
-    if show_attention:
-        for row, (_, figures) in zip(rows, shown, strict=True):
-            figures.append(("where the words look", Path(row["files"][-2])))
-    report = page("Segments", f"{type(first).__name__} on {model}: {len(rows)} images.", shown, out / "index.html")
+    coco, report = out / "segments.json", out / "index.html"
+
+    def write(lying: list[dict[str, Any]]) -> None:
+        document = Coco()
+        for row in lying:
+            document.add(row["image"], read_labels(row["files"][0]), tuple(row["names"]))
+        write_json(coco, document.document())
+        by = ", ".join(dict.fromkeys(row["by"] for row in lying))
+        page("Segments", f"{by}: {len(lying)} images.", [(row["image"], _figures(row, out)) for row in lying], report)
+
+    batch.lying(write)
     if json:
         print_json({"images": rows, "coco": str(coco), "page": str(report), "failed": done.failed})
     else:
@@ -147,5 +151,9 @@ def _looks(method: TextAttribution, model: Backbone, picture: Picture, side: int
     return [*made, pictures.write(sheet, Path(f"{stem}-attribution.png")), tensors]
 
 
-def _said(row: dict[str, Any]) -> str:
-    return ", ".join(row["names"]) if row["names"] else f"{row['segments']} segments"
+def _figures(row: dict[str, Any], out: Path) -> list[tuple[str, Path]]:
+    """A picture, if it is still there, its segments, and where words look."""
+    label = ", ".join(row["names"]) if row["names"] else f"{row['segments']} segments"
+    figures = [("as it is", Path(row["at"])), (label, Path(row["files"][1]))]
+    figures += [("where the words look", out / row["looked"])] if row["looked"] else []
+    return [figure for figure in figures if figure[1].exists()]

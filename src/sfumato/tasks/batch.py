@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sfumato.errors import SfumatoError
-from sfumato.io.files import write_json
 from sfumato.io.progress import Listener, heard, progress
+from sfumato.io.terminal import note
+from sfumato.tasks.kept import Kept, content, digest
 
 
 def pictures_in(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -23,14 +22,6 @@ def pictures_in(folder: Path) -> tuple[list[Path], list[Path]]:
     if not found:
         raise SfumatoError(f"there is no picture in {folder}: none of {len(inside)} files there ends like one")
     return found, [p for p in inside if p not in found]
-
-
-def content(file: Path) -> str:
-    """A word for what a file holds now. ``SfumatoError`` where it cannot be read."""
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as e:
-        raise SfumatoError(f"cannot read {file}: {e.strerror or e}") from e
 
 
 def contents(place: Path | None) -> list[tuple[str, str]] | None:
@@ -53,44 +44,64 @@ class Worked:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that are worked through one by one. What was done under the same settings before is not done again."""
+    """Images that are worked through one by one. What was done under the same settings before is not done again.
+
+    In a folder a picture has one result of a kind: under other settings it takes the place of the earlier one, which is
+    noted. Results of another picture of that name stay; the newer ones get a number.
+    """
 
     files: Sequence[Path]
-    out: Path
+    kept: Kept
     settings: dict[str, Any]
     """All that changes a result."""
 
-    def stem(self, file: Path) -> str:
-        """What an image's results are called: its name; of several of that name also its folder, or its number."""
-        same = [f for f in self.files if f.stem == file.stem]
-        return file.stem if len(same) == 1 else f"{file.stem}-{same.index(file) + 1}"
+    def run(
+        self, what: str, work: Callable[[Path, Path], dict[str, Any]], *, on_progress: Listener | None = None
+    ) -> Worked:
+        """A record of each image, what ``work`` gives; an image that fails is noted and does not stop the others.
 
-    def key(self, file: Path) -> str:
-        """Of an image as it is now, under these settings."""
-        settings = json.dumps(self.settings, sort_keys=True, default=str)
-        return hashlib.sha256(f"{content(file)} {settings}".encode()).hexdigest()[:16]
-
-    def run(self, what: str, work: Callable[[Path], dict[str, Any]], *, on_progress: Listener | None = None) -> Worked:
-        """A record of each image, what ``work`` gives; an image that fails is noted and does not stop the others."""
-        rows, failed = [], {}
+        ``work`` gets an image and where its results go, without an ending: ``out/photo``.
+        """
+        rows, failed, replaced = [], {}, 0
         with heard(on_progress), progress(what, len(self.files)) as advance:
             for file in self.files:
                 try:
-                    place = self.out / f".{self.stem(file)}.{self.key(file)}.json"
-                    row = _kept(place)
-                    if row is None:
-                        row = {"image": str(file), **work(file)}
-                        write_json(place, row)
+                    row, before = self._done(file, work)
                     rows.append(row)
+                    replaced += before
                 except SfumatoError as e:
                     failed[str(file)] = str(e)
                 advance()
+        if replaced:
+            note(f"{replaced} results of other settings in {self.kept.folder} are replaced")
         return Worked(tuple(rows), failed)
 
+    def lying(self, write: Callable[[list[dict[str, Any]]], None]) -> None:
+        """Write a document of all results that lie in the folder; see ``Kept.listed``."""
+        self.kept.listed(lambda records: write([self._row(record) for record in records]))
 
-def _kept(place: Path) -> dict[str, Any] | None:
-    """The record of a result whose files are still there."""
-    if not place.exists():
-        return None
-    row = json.loads(place.read_text(encoding="utf-8"))
-    return row if all(Path(file).exists() for file in row["files"]) else None
+    def _done(self, file: Path, work: Callable[[Path, Path], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
+        """An image's row, and whether it has replaced one of other settings."""
+        key, at = digest({"image": file, "settings": self.settings}), str(file.resolve())
+        name, before = self.kept.claim(
+            file.stem, lambda found: key == found.get("key") or at == found.get("at"), key=None, at=at
+        )
+        whole = before is not None and before in self.kept.records()
+        if before is not None and whole and before["key"] == key:
+            return self._row(before), False
+        try:
+            row = {"image": str(file), **work(file, self.kept.folder / name)}
+            files = [Path(made).name for made in row["files"]]
+            record = {"key": key, "at": at, **row, "files": files, "shown": Path(row["shown"]).name}
+            self.kept.write(name, record)
+        except BaseException:
+            if before is None:
+                self.kept.drop(name)
+            raise
+        return self._row(record), whole
+
+    def _row(self, record: dict[str, Any]) -> dict[str, Any]:
+        """A record as a person sees it: with files where they are."""
+        at = self.kept.folder
+        row = {k: v for k, v in record.items() if k != "key"}
+        return row | {"files": [str(at / file) for file in record["files"]], "shown": str(at / record["shown"])}
