@@ -22,7 +22,7 @@ from sfumato.core.views import Ring
 from sfumato.inversion import EDICT, DDIMInversion, invert, reconstruct
 from sfumato.media import pictures
 from sfumato.methods.control import SelfAttentionGuidance
-from sfumato.methods.edit import BlendedLatents, CrossImageAttention, MasaCtrl, SDEdit
+from sfumato.methods.edit import BlendedLatents, MasaCtrl, SDEdit
 from sfumato.methods.perceive.diff_seg import DiffSeg
 from sfumato.methods.perceive.dift import DIFT
 from sfumato.prompts.layout import Mask
@@ -74,28 +74,12 @@ def masactrl() -> Any:
     return pictures.sheet(torch.cat([plain(), taken]), 4)
 
 
-def appearance() -> Any:
-    """The structure of the first two faces with the looks of the last two."""
-    start = model().latents(SEEDS, 64, 64)
-    rows = [plain()]
-    for look in (2, 3):
-        each = []
-        for face in (0, 1):
-            streams = dict.fromkeys(["source", "target", "appearance"], "")
-            at = torch.cat([start[face : face + 1]] * 2 + [start[look : look + 1]])
-            each.append(
-                denoise(model(), streams, start=at, methods=[CrossImageAttention()], steps=STEPS)["target"].images
-            )
-        rows += [*each, plain()[look : look + 1], plain()[look : look + 1]]
-    return pictures.sheet(torch.cat(rows), 4)
-
-
 def segments() -> Any:
     """Faces, and their segments by self-attention alone."""
     from sfumato.media.labels import overlay
 
     shown = [pictures.picture(x).resize((192, 192)) for x in plain()]
-    found = [DiffSeg(threshold=0.6)(read(model(), p, 64)) for p in shown]
+    found = [DiffSeg(threshold=0.4)(read(model(), p, 64)) for p in shown]
     return pictures.grid([*shown, *(overlay(p, s.labels) for p, s in zip(shown, found, strict=True))], 4)
 
 
@@ -112,7 +96,7 @@ def matches() -> Any:
     return pictures.grid(shown, 4)
 
 
-POINTS = [[21.0, 33.0], [44.0, 33.0], [32.0, 46.0], [32.0, 8.0], [8.0, 50.0]]
+POINTS = [[20.5, 28.0], [45.0, 28.0], [32.0, 45.0], [32.0, 8.0], [8.0, 50.0]]
 
 
 def guidance() -> Any:
@@ -165,7 +149,7 @@ def distilled() -> Any:
 DRAWN: dict[str, Callable[[], Any]] = {
     f.__name__: f
     for f in (
-        samples, inversion, masactrl, appearance, segments, matches, guidance, sdedit, blended, canvas, distilled,
+        samples, inversion, masactrl, segments, matches, guidance, sdedit, blended, canvas, distilled,
     )
 }  # fmt: skip
 
