@@ -89,7 +89,7 @@ def plain(session: RealSession) -> Mapping[str, Figure]:
     from diffusers import DDIMScheduler
 
     model: Any = session.faces
-    scheduler = DDIMScheduler.from_config(model.pipe.scheduler.config)
+    scheduler: Any = DDIMScheduler.from_config(model.pipe.scheduler.config)
     start = model.latents(session.batches[0], model.size, model.size)
 
     @torch.no_grad()
