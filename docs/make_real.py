@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.backbones.load import family
+from sfumato.backbones.load import load
 from sfumato.bench.ports import faces
 from sfumato.bench.real import real
 from sfumato.core.denoising import denoise
@@ -35,7 +35,7 @@ STEPS = 30
 
 @cache
 def model() -> Any:
-    return family("ddpm64", faces.pipeline(real("ddpm64")))
+    return load(faces.pipeline(real("ddpm64")))
 
 
 def sampled(seeds: list[int] = SEEDS, **options: Any) -> Tensor:

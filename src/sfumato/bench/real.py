@@ -6,7 +6,7 @@ They are looked for in ``../shared/real``, or where ``SFUMATO_REAL`` says.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.backbones.load import family
-from sfumato.bench.ports import faces
+from sfumato.backbones import autoencoders
+from sfumato.backbones.load import load
+from sfumato.bench.ports import faces, taef2
 from sfumato.bench.report import Figure, Report, Target, gather
 from sfumato.bench.session import Session
 from sfumato.core.backbone import Backbone
@@ -25,6 +26,7 @@ from sfumato.core.denoising import denoise
 from sfumato.errors import SfumatoError
 from sfumato.inversion import EDICT, DDIMInversion, EditFriendly, Inversion, invert, reconstruct
 from sfumato.io.device import choose
+from sfumato.media.images import read_image
 from sfumato.methods.control import SelfAttentionGuidance
 from sfumato.metrics.image import psnr
 from sfumato.metrics.looks import detail
@@ -37,6 +39,8 @@ MEANINGS = {
     "ddim_psnr": "samples by DDIM inversion and back, 30 steps, dB",
     "ddim_refined_psnr": "the same with each step of the inversion refined once",
     "exact_psnr": "the same of the worse of edit-friendly and EDICT",
+    "taef2_psnr": "photographs of 270 x 480 pixels by the tiny autoencoder of FLUX.2's latents and back, dB",
+    "taef2_small_psnr": "the same of objects that fill 256 x 256 pixels",
     "sag_detail": "high-frequency energy of samples with self-attention guidance over without",
 }
 TARGETS = {
@@ -44,6 +48,7 @@ TARGETS = {
     "plain_vs_diffusers": Target(1.02, at_least=False),
     "ddim_psnr": Target(27.0),
     "exact_psnr": Target(45.0),
+    "taef2_psnr": Target(32.0),
     "sag_detail": Target(1.0),
 }
 
@@ -61,7 +66,7 @@ class RealSession(Session):
 
     @cached_property
     def faces(self) -> Backbone:
-        return family("ddpm64", faces.pipeline(real("ddpm64")).to(self.device))
+        return load(faces.pipeline(real("ddpm64")).to(self.device))
 
     @property
     def batches(self) -> list[list[int]]:
@@ -137,9 +142,33 @@ def attended(session: RealSession) -> Mapping[str, Figure]:
     return {"sag_detail": (detail(guided) / detail(session.samples)).double().numpy()}
 
 
+def photographs(session: RealSession) -> Mapping[str, Figure]:
+    """n of a walk around a fox at 270 x 480 pixels, and one of each of n DreamBooth subjects at 256 x 256."""
+    vae = taef2.autoencoder(real("taef2")).to(session.device)
+    subjects = [folder for folder in sorted(real("dreambooth256").iterdir()) if folder.is_dir()]
+    files = {
+        "taef2_psnr": sorted((real("fox_quarter") / "images").iterdir()),
+        "taef2_small_psnr": [sorted(folder.glob("*.jpg"))[0] for folder in subjects],
+    }
+    return {key: _seen_by(vae, some[: session.n], session.device) for key, some in files.items()}
+
+
+@torch.no_grad()
+def _seen_by(vae: Any, files: Sequence[Path], device: torch.device) -> Float[np.ndarray, " n"]:
+    """dB of photographs that an autoencoder of 8 x 8 pixels a cell sees; what is over at their borders is left out."""
+    out = []
+    for file in files:
+        image = read_image(file)[None]
+        h, w = (n // 8 * 8 for n in image.shape[-2:])
+        image = image[..., :h, :w].to(device)
+        out.append(psnr(autoencoders.decode(vae, autoencoders.encode(vae, image)), image))
+    return torch.cat(out).double().cpu().numpy()
+
+
 MEASURES = (
     (("plain_error", "plain_vs_diffusers"), plain),
     (("ddim_psnr", "ddim_refined_psnr"), inverted),
     (("exact_psnr",), exactly),
+    (("taef2_psnr", "taef2_small_psnr"), photographs),
     (("sag_detail",), attended),
 )
