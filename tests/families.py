@@ -134,7 +134,7 @@ def sdxl() -> Any:
     return diffusers.StableDiffusionXLPipeline(
         vae=vae(), text_encoder=clip_text(), text_encoder_2=clip_text(projected=True),
         tokenizer=networks.tokenizer(), tokenizer_2=networks.tokenizer(), unet=network, scheduler=ddim(),
-        force_zeros_for_empty_prompt=False, add_watermarker=False,
+        force_zeros_for_empty_prompt=True, add_watermarker=False,
     )  # fmt: skip
 
 

@@ -56,7 +56,7 @@ class Exact(Backbone):
         self.network = nn.Module()
         self.network.register_parameter("device", nn.Parameter(torch.zeros(()), requires_grad=False))
 
-    def embed(self, prompts: Sequence[str], *, negative: bool = False) -> Cond:
+    def embed(self, prompts: Sequence[str]) -> Cond:
         for prompt in prompts:
             if prompt not in self.mixtures:
                 raise unknown("mixture", prompt, self.mixtures)

@@ -101,8 +101,14 @@ class Latent(Backbone):
     def text_tokens(self) -> int:
         return self.text.tokens
 
+    def embed(self, prompts: Sequence[str]) -> Cond:
+        return self._embed(prompts, negative=False)
+
+    def embed_negative(self, prompts: Sequence[str]) -> Cond:
+        return self._embed(prompts, negative=True)
+
     @torch.no_grad()
-    def embed(self, prompts: Sequence[str], *, negative: bool = False) -> Cond:
+    def _embed(self, prompts: Sequence[str], negative: bool) -> Cond:
         self._forget()
         asked = [(p, None if negative or not p else self.clip_skip) for p in prompts]
         for skip in {skip for _, skip in asked}:

@@ -180,7 +180,7 @@ def _texts(model: Any, clip_skip: int | None, embeddings: Embeddings) -> None:
     """How prompts are read beyond what the folder says."""
     if clip_skip is not None:
         if not getattr(model, "skips", False):
-            raise SfumatoError(f"{model.name} reads no layers of a CLIP that could be skipped; leave clip_skip out")
+            raise SfumatoError(f"{model.name} has no layers of a CLIP that could be skipped; leave clip_skip out")
         clips = [getattr(model.pipe, part, None) for part in ("text_encoder", "text_encoder_2")]
         layers = min(clip.config.num_hidden_layers for clip in clips if clip is not None)
         whole("clip_skip", clip_skip, 0, layers - 1)

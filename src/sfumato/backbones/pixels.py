@@ -76,7 +76,7 @@ class Pixels(Backbone):
     def layers(self) -> tuple[Layer, ...]:
         return (*token_layers(self.sites, self.network), *residuals(self.network), *hiddens(self.network))
 
-    def embed(self, prompts: Sequence[str], *, negative: bool = False) -> Cond:
+    def embed(self, prompts: Sequence[str]) -> Cond:
         if prompt := next(filter(None, prompts), None):
             raise SfumatoError(f"{self.name} paints without words, so its only prompt is the empty one, not {prompt!r}")
         return Cond(torch.zeros(len(prompts), 0, 1, device=self.device), tuple(prompts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -174,17 +175,22 @@ class SDXL(UNet):
     scores = (6.0, 2.5)
     """How beautiful images of prompts are, and of negative and empty ones, as the refiner reads it; diffusers' own."""
 
+    @property
+    def skips(self) -> bool:  # InstructPix2Pix's pipeline cannot
+        return "clip_skip" in inspect.signature(self.pipe.encode_prompt).parameters
+
     def _encode(self, prompts: list[str], skip: int | None) -> dict[str, Tensor]:
+        options = {} if skip is None else {"clip_skip": skip}
         text, _, pooled, _ = self.pipe.encode_prompt(
-            prompts, device=self.device, do_classifier_free_guidance=False, clip_skip=skip
+            prompts, device=self.device, do_classifier_free_guidance=False, **options
         )
         if self.pipe.config.force_zeros_for_empty_prompt:
             empty = [i for i, prompt in enumerate(prompts) if not prompt]
             text[empty], pooled[empty] = 0, 0
         return {"text": text, "pooled": pooled}
 
-    def embed(self, prompts: Sequence[str], *, negative: bool = False) -> Cond:
-        cond = super().embed(prompts, negative=negative)
+    def _embed(self, prompts: Sequence[str], negative: bool) -> Cond:
+        cond = super()._embed(prompts, negative)
         if not self.scored:
             return cond
         scores = [self.scores[negative or not prompt] for prompt in prompts]

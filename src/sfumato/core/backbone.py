@@ -129,8 +129,9 @@ class Backbone(ABC):
 
         Such as a depth map under every prompt: ``model.given(lambda cond: model.with_depth(cond, depth))``.
         """
-        other, embed = copy(self), self.embed
-        other.embed = lambda prompts, **how: change(embed(prompts, **how))
+        other, embed, negatives = copy(self), self.embed, self.embed_negative
+        other.embed = lambda prompts: change(embed(prompts))
+        other.embed_negative = lambda prompts: change(negatives(prompts))
         return other
 
     @property
@@ -151,8 +152,12 @@ class Backbone(ABC):
         return token_layers(self.sites, self.network)
 
     @abstractmethod
-    def embed(self, prompts: Sequence[str], *, negative: bool = False) -> Cond:
-        """What the network reads of these prompts, a row each; ``negative``: they are what images should not be."""
+    def embed(self, prompts: Sequence[str]) -> Cond:
+        """What the network reads of these prompts, a row each."""
+
+    def embed_negative(self, prompts: Sequence[str]) -> Cond:
+        """What it reads of what images should not be; some pipelines do not treat that as they treat prompts."""
+        return self.embed(prompts)
 
     @abstractmethod
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:

@@ -50,7 +50,7 @@ class CFG(Guide):
         cond = model.embed(prompts)
         if self.scale == 1:
             return {"cond": cond}
-        return {"uncond": model.embed([self.negative] * len(prompts), negative=True), "cond": cond}
+        return {"uncond": model.embed_negative([self.negative] * len(prompts)), "cond": cond}
 
     def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
         c = parts["cond"]
@@ -83,7 +83,7 @@ class ImageTextCFG(Guide):
     """What takes the place of the empty prompt."""
 
     def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
-        empty, prompted = model.embed([self.negative] * len(prompts), negative=True), model.embed(prompts)
+        empty, prompted = model.embed_negative([self.negative] * len(prompts)), model.embed(prompts)
         seen = self.image.to(model.device).expand(len(prompts), -1, -1, -1)
         none = torch.zeros_like(seen)
         blind, sighted = replace(empty, image=none), replace(empty, image=seen)
@@ -109,7 +109,7 @@ class Composed(Guide):
     def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
         n = len(prompts)
         more = {f"term {i}": model.embed([text] * n) for i, (text, _) in enumerate(self.terms)}
-        return {"uncond": model.embed([self.negative] * n, negative=True), "cond": model.embed(prompts), **more}
+        return {"uncond": model.embed_negative([self.negative] * n), "cond": model.embed(prompts), **more}
 
     def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
         u = parts["uncond"]
@@ -176,8 +176,10 @@ def against(model: Backbone, guide: Guide | Scales, negative: str, streams: Iter
 
     Raises ``SfumatoError`` where there is no place for one, or where the prompt alone is asked for.
     """
-    if not negative or not model.text_tokens:
+    if not negative:
         return guided(model, guide, streams=streams)
+    if not model.text_tokens:
+        raise SfumatoError(f"{model.name} paints without words, so it reads no negative prompt; leave it out")
     scaled: Any = guided(model, guide, negative, streams)
     if not hasattr(scaled, "negative"):
         raise SfumatoError(f"{type(scaled).__name__} has no empty prompt whose place a negative one could take")

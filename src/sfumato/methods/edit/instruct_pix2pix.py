@@ -65,7 +65,7 @@ class Instruction(ImageTextCFG):
     """The two guidances, for a path that has the image."""
 
     def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
-        empty = model.embed([self.negative] * len(prompts), negative=True)
+        empty = model.embed_negative([self.negative] * len(prompts))
         return {"uncond": empty, "image": empty, "cond": model.embed(prompts)}
 
 

@@ -52,7 +52,7 @@ class ProximalCFG(CFG):
             raise SfumatoError(f"a quantile lies between 0 and 1, got {self.quantile}")
 
     def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
-        uncond = model.embed([self.negative] * len(prompts), negative=True)
+        uncond = model.embed_negative([self.negative] * len(prompts))
         return {"uncond": uncond, "cond": model.embed(prompts)}
 
     def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
