@@ -16,8 +16,8 @@ KINDS = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL", "VQModel
 SHIFTS = {"shift_factor": "SD3 and Flux", "latents_mean": "SDXL", "latents_std": "SDXL"}
 """What a config may say of latents beside their scale, and whose pipelines read it."""
 OVERFLOWS = (
-    "its numbers are too large for float16: load the model with dtype float32 or bfloat16, or another VAE, such as "
-    "sdxl-vae-fp16-fix, with vae="
+    "its numbers are too large for float16: load the model with dtype float32 or bfloat16, or by load(vae=...) with "
+    "another VAE, such as sdxl-vae-fp16-fix"
 )
 
 

@@ -97,8 +97,10 @@ def _reads_more(config: Any) -> Iterator[str]:
 def _latents(name: str, pipe: Any) -> int:
     """Channels of the latents."""
     vae: Any = getattr(pipe, "vae", None)
+    if vae is None:
+        refuse(name, pipe, "without a vae")
     if not is_a(vae, autoencoders.KINDS):
-        refuse(name, pipe, f"whose autoencoder is a {type(vae).__name__}" if vae is not None else "without a vae")
+        refuse(name, pipe, f"whose autoencoder is a {type(vae).__name__}, none of {', '.join(autoencoders.KINDS)}")
     if vae.config.out_channels != 3:
         refuse(name, pipe, f"whose autoencoder gives {vae.config.out_channels} channels, not pictures")
     return vae.config.latent_channels

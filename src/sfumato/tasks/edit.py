@@ -210,6 +210,10 @@ def run_edits(
         return {name: run(edit) for name, edit in edits.items()}
 
 
+SAME = 100.0
+"""dB of identical pictures, which have infinitely many."""
+
+
 @dataclass(frozen=True)
 class Inverted:
     """A picture found again from the noise that it comes from."""
@@ -222,7 +226,7 @@ class Inverted:
     best: Float[Tensor, "3 h w"]
     """What the autoencoder alone makes of the picture."""
     psnr: float
-    """Of ``found``, dB."""
+    """Of ``found``, dB, up to ``SAME``."""
     psnr_best: float
 
 
@@ -244,4 +248,4 @@ def invert_picture(
         found = model.decode(reconstruct(model, path, guide)).cpu()
         best = model.decode(path.image).cpu()
     seen = pixels[None]
-    return Inverted(path, own, found[0], best[0], float(psnr(found, seen)), float(psnr(best, seen)))
+    return Inverted(path, own, found[0], best[0], *(min(SAME, float(psnr(x, seen))) for x in (found, best)))
