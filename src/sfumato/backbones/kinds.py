@@ -98,7 +98,7 @@ def _latents(name: str, pipe: Any) -> int:
     """Channels of the latents."""
     vae: Any = getattr(pipe, "vae", None)
     if not is_a(vae, autoencoders.KINDS):
-        refuse(name, pipe, f"whose autoencoder is a {type(vae).__name__}" if vae is not None else "without a vae")
+        refuse(name, pipe, f"whose vae is a {type(vae).__name__}, not one of {', '.join(autoencoders.KINDS)}")
     if vae.config.out_channels != 3:
         refuse(name, pipe, f"whose autoencoder gives {vae.config.out_channels} channels, not pictures")
     return vae.config.latent_channels
