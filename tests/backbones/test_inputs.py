@@ -267,7 +267,7 @@ STRANGERS: dict[str, tuple[Any, str]] = {
     ),
     "another autoencoder": (
         lambda: changed(families.stable_diffusion(), vae=torch.nn.Linear(2, 2)),
-        "whose autoencoder is a Linear",
+        "whose vae is a Linear, not one of AutoencoderKL, ",
     ),
     "depth and colour": (
         lambda: changed(families.stable_diffusion(), vae=diffusers.AutoencoderKL(out_channels=6)),

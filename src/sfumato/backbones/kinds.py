@@ -100,7 +100,7 @@ def _latents(name: str, pipe: Any) -> int:
     if vae is None:
         refuse(name, pipe, "without a vae")
     if not is_a(vae, autoencoders.KINDS):
-        refuse(name, pipe, f"whose autoencoder is a {type(vae).__name__}, none of {', '.join(autoencoders.KINDS)}")
+        refuse(name, pipe, f"whose vae is a {type(vae).__name__}, not one of {', '.join(autoencoders.KINDS)}")
     if vae.config.out_channels != 3:
         refuse(name, pipe, f"whose autoencoder gives {vae.config.out_channels} channels, not pictures")
     return vae.config.latent_channels
