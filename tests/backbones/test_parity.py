@@ -60,14 +60,13 @@ class Dice(random.Random):
         )
 
 
-def betas(dice: Dice) -> dict[str, Any]:
+def betas(dice: Dice, scaled: bool) -> dict[str, Any]:
+    """``scaled``: of a scheduler whose images grow with sigma / alpha, and so does their rounding."""
     if dice.random() < 0.2:
         return {"trained_betas": torch.linspace(0.001, 0.02, 500).tolist(), "num_train_timesteps": 500}
-    if (
-        dice.random() < 0.2
-    ):  # where there is next to nothing of the image, rounding is as large as what noise says of it
+    if dice.random() < 0.2 and not scaled:
         return {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
-    return dice.some(beta_schedule=("linear", "scaled_linear"), beta_start=(0.0001, 0.00085), beta_end=(0.012,))
+    return {"beta_end": 0.012, **dice.some(beta_schedule=("linear", "scaled_linear"), beta_start=(0.0001, 0.00085))}
 
 
 def limits(dice: Dice) -> dict[str, Any]:
@@ -80,7 +79,8 @@ def limits(dice: Dice) -> dict[str, Any]:
 def noising(dice: Dice, drawn: Drawn, kinds: tuple[str, ...]) -> Any:
     """A scheduler of a model that is noised by betas, and our stepper for it."""
     kind, spacing = dice.choice(kinds), dice.choice(("leading", "trailing", "linspace"))
-    common = {**dice.some(prediction_type=("epsilon", "v_prediction")), "timestep_spacing": spacing, **betas(dice)}
+    common = {**dice.some(prediction_type=("epsilon", "v_prediction")), "timestep_spacing": spacing}
+    common |= betas(dice, kind not in ("DDIM", "DDPM", "LCM", "TCD"))
     offset = dice.some(steps_offset=(0, 1, 3))
     zero = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"} if dice.random() < 0.3 else {}
     if kind == "DDIM":
@@ -145,8 +145,8 @@ def flowing(dice: Dice, drawn: Drawn, always: bool = False) -> Any:
 def autoencoder(dice: Dice, **more: tuple[Any, ...]) -> dict[str, Any]:
     return dice.some(
         scaling_factor=(0.13025, 0.18215, 1.5), levels=(2, 3, 4), force_upcast=(True, False),
-        use_quant_conv=(True, False), use_post_quant_conv=(True, False), mid_block_add_attention=(True, False), layers_per_block=(1, 2),
-        act_fn=("silu", "relu"), **more,
+        use_quant_conv=(True, False), use_post_quant_conv=(True, False), layers_per_block=(1, 2),
+        mid_block_add_attention=(True, False), act_fn=("silu", "relu"), **more,
     )  # fmt: skip
 
 
@@ -201,7 +201,7 @@ def drawn(family: str, number: int) -> Drawn:
         parts["autoencoder"] = {**autoencoder(dice, **more), "channels": channels}
         if family == "sdxl":
             parts["zeros"] = dice.random() < 0.5
-            if dice.random() < 0.3:
+            if channels == 4 and dice.random() < 0.4:  # theirs reads them as four
                 parts["autoencoder"] |= {"latents_mean": [0.1] * channels, "latents_std": [1.5] * channels}
         elif dice.random() < 0.5:
             width = dice.choice((16, 24))
