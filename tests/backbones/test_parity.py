@@ -203,15 +203,13 @@ def drawn(family: str, number: int) -> Drawn:
             parts["zeros"] = dice.random() < 0.5
             if channels == 4 and dice.random() < 0.4:  # theirs reads them as four
                 parts["autoencoder"] |= {"latents_mean": [0.1] * channels, "latents_std": [1.5] * channels}
-        elif dice.random() < 0.5:
+        elif dice.random() < 0.2:
             width = dice.choice((16, 24))
             parts["network"] |= {
                 "encoder_hid_dim": 16,
                 "encoder_hid_dim_type": "text_proj",
                 "cross_attention_dim": width,
             }
-        if family == "sd" and dice.random() < 0.3:
-            parts["network"] |= {"addition_embed_type": "text", "addition_embed_type_num_heads": 2}
     elif family == "deepfloyd":
         parts["network"] = dice.some(
             layers_per_block=(1, 2), resnet_time_scale_shift=("default", "scale_shift"), act_fn=("silu", "gelu"),

@@ -155,7 +155,6 @@ class SD3(Transformer):
 class Flux(Transformer):
     """Flux.1: text and image attend together, the text first; latents are packed two by two."""
 
-
     kind = "Flux"
     vae_reads = ("shift_factor",)
 
