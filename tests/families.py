@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,19 +37,23 @@ SCHEDULES = {
 WORDS = ["a", "red", "blue", "cube", "duck", "on", "grass", "sphere", "the", "of", "and"]
 
 
-def clip_text(width: int = 16, projected: bool = False) -> Any:
+NONE: Mapping[str, Any] = {}
+"""No options of a part beside those of its builder."""
+
+
+def clip_text(width: int = 16, projected: bool = False, **options: Any) -> Any:
     start, end = special_ids()
-    config = CLIPTextConfig(
-        hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=vocab_size(),
-        bos_token_id=start, eos_token_id=end, pad_token_id=end, projection_dim=width,
-    )  # fmt: skip
-    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
+    settings: dict[str, Any] = {
+        "hidden_size": width, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "vocab_size": vocab_size(), "bos_token_id": start, "eos_token_id": end, "pad_token_id": end,
+        "projection_dim": width,
+    }  # fmt: skip
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(CLIPTextConfig(**settings | options)).eval()
 
 
-def t5_text(width: int = 16) -> Any:
-    return T5EncoderModel(
-        T5Config(vocab_size=len(WORDS) + 3, d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    ).eval()
+def t5_text(width: int = 16, **options: Any) -> Any:
+    settings: dict[str, Any] = {"vocab_size": len(WORDS) + 3, "d_model": width, "d_kv": 8, "d_ff": 16, "num_heads": 2}
+    return T5EncoderModel(T5Config(**{**settings, "num_layers": 1, **options})).eval()
 
 
 def t5_tokenizer() -> PreTrainedTokenizerFast:
@@ -62,12 +66,14 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def vae(channels: int = 4, shift: float | None = None) -> diffusers.AutoencoderKL:
-    return diffusers.AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(4, 4, 4, 4), norm_num_groups=2, latent_channels=channels, mid_block_add_attention=False,
-        shift_factor=shift, scaling_factor=0.5, use_quant_conv=shift is None, use_post_quant_conv=shift is None,
-    ).eval()  # fmt: skip
+def vae(channels: int = 4, shift: float | None = None, levels: int = 4, **options: Any) -> diffusers.AutoencoderKL:
+    settings: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "block_out_channels": (4,) * levels, "norm_num_groups": 2, "latent_channels": channels, "scaling_factor": 0.5,
+        "mid_block_add_attention": False, "shift_factor": shift, "use_quant_conv": shift is None,
+        "use_post_quant_conv": shift is None,
+    }  # fmt: skip
+    return diffusers.AutoencoderKL(**settings | options).eval()
 
 
 def unet(**options: Any) -> diffusers.UNet2DConditionModel:
@@ -89,11 +95,18 @@ def ddim(**options: Any) -> diffusers.DDIMScheduler:
     return diffusers.DDIMScheduler(**settings | options)
 
 
-def stable_diffusion(**options: Any) -> Any:
+def stable_diffusion(
+    network: Mapping[str, Any] = NONE,
+    autoencoder: Mapping[str, Any] = NONE,
+    text: Mapping[str, Any] = NONE,
+    scheduler: Any = None,
+    **options: Any,
+) -> Any:
+    """``options`` are DDIM's, where no scheduler is given."""
     parts: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
     return diffusers.StableDiffusionPipeline(
-        vae=vae(), text_encoder=clip_text(), tokenizer=networks.tokenizer(), unet=unet(), scheduler=ddim(**options),
-        requires_safety_checker=False, **parts,
+        vae=vae(**autoencoder), text_encoder=clip_text(**text), tokenizer=networks.tokenizer(),
+        unet=unet(**network), scheduler=scheduler or ddim(**options), requires_safety_checker=False, **parts,
     )  # fmt: skip
 
 
@@ -126,71 +139,106 @@ def depth() -> Any:
     )  # fmt: skip
 
 
-def sdxl() -> Any:
-    network = unet(
-        cross_attention_dim=32, addition_embed_type="text_time", addition_time_embed_dim=4,
-        projection_class_embeddings_input_dim=16 + 6 * 4, transformer_layers_per_block=(2, 1),
-    )  # fmt: skip
+def sdxl(
+    network: Mapping[str, Any] = NONE,
+    autoencoder: Mapping[str, Any] = NONE,
+    text: Mapping[str, Any] = NONE,
+    scheduler: Any = None,
+    zeros: bool = True,
+) -> Any:
+    settings: dict[str, Any] = {
+        "cross_attention_dim": 32, "addition_embed_type": "text_time", "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 16 + 6 * 4, "transformer_layers_per_block": (2, 1),
+    }  # fmt: skip
     return diffusers.StableDiffusionXLPipeline(
-        vae=vae(), text_encoder=clip_text(), text_encoder_2=clip_text(projected=True),
-        tokenizer=networks.tokenizer(), tokenizer_2=networks.tokenizer(), unet=network, scheduler=ddim(),
-        force_zeros_for_empty_prompt=True, add_watermarker=False,
+        vae=vae(**autoencoder), text_encoder=clip_text(**text), text_encoder_2=clip_text(projected=True, **text),
+        tokenizer=networks.tokenizer(), tokenizer_2=networks.tokenizer(), unet=unet(**settings | dict(network)),
+        scheduler=scheduler or ddim(), force_zeros_for_empty_prompt=zeros, add_watermarker=False,
     )  # fmt: skip
 
 
-def deepfloyd(stage: int = 1) -> Any:
-    network = unet(
-        in_channels=3 * stage, out_channels=6, class_embed_type="timestep" if stage == 2 else None,
-        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-        addition_embed_type="text", addition_embed_type_num_heads=2, encoder_hid_dim=16,
-    )  # fmt: skip
-    scheduler = diffusers.DDPMScheduler(
+def deepfloyd(
+    stage: int = 1, network: Mapping[str, Any] = NONE, t5: Mapping[str, Any] = NONE, scheduler: Any = None
+) -> Any:
+    settings: dict[str, Any] = {
+        "in_channels": 3 * stage, "out_channels": 6, "class_embed_type": "timestep" if stage == 2 else None,
+        "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+        "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        "addition_embed_type": "text", "addition_embed_type_num_heads": 2, "encoder_hid_dim": 16,
+    }  # fmt: skip
+    scheduler = scheduler or diffusers.DDPMScheduler(
         beta_schedule="squaredcos_cap_v2", variance_type="learned_range", clip_sample=True, thresholding=True
     )
     parts: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "watermarker": None}
     if stage == 2:
         parts["image_noising_scheduler"] = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
     return (diffusers.IFSuperResolutionPipeline if stage == 2 else diffusers.IFPipeline)(
-        tokenizer=t5_tokenizer(), text_encoder=t5_text(), unet=network, scheduler=scheduler,
-        requires_safety_checker=False, **parts,
+        tokenizer=t5_tokenizer(), text_encoder=t5_text(**t5), unet=unet(**settings | dict(network)),
+        scheduler=scheduler, requires_safety_checker=False, **parts,
     )  # fmt: skip
 
 
-def pixart(kind: Any = diffusers.PixArtAlphaPipeline, size: int = 128) -> Any:
-    network = diffusers.PixArtTransformer2DModel(
-        sample_size=size, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=16,
-        in_channels=4, out_channels=8, cross_attention_dim=24, use_additional_conditions=size == 128,
-        norm_type="ada_norm_single",
-        norm_elementwise_affine=False, attention_bias=True,
-    ).eval()  # fmt: skip
-    return kind(tokenizer=t5_tokenizer(), text_encoder=t5_text(), vae=vae(), transformer=network, scheduler=ddim())
+def pixart(
+    kind: Any = diffusers.PixArtAlphaPipeline,
+    size: int = 128,
+    network: Mapping[str, Any] = NONE,
+    autoencoder: Mapping[str, Any] = NONE,
+    t5: Mapping[str, Any] = NONE,
+    scheduler: Any = None,
+) -> Any:
+    settings: dict[str, Any] = {
+        "sample_size": size, "num_layers": 2, "patch_size": 2, "attention_head_dim": 8, "num_attention_heads": 3,
+        "caption_channels": 16, "in_channels": 4, "out_channels": 8, "cross_attention_dim": 24,
+        "use_additional_conditions": size == 128, "norm_type": "ada_norm_single", "norm_elementwise_affine": False,
+        "attention_bias": True,
+    }  # fmt: skip
+    transformer = diffusers.PixArtTransformer2DModel(**settings | dict(network)).eval()
+    return kind(
+        tokenizer=t5_tokenizer(), text_encoder=t5_text(**t5), vae=vae(**autoencoder), transformer=transformer,
+        scheduler=scheduler or ddim(),
+    )  # fmt: skip
 
 
-def sd3() -> Any:
-    network = diffusers.SD3Transformer2DModel(
-        sample_size=16, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4,
-        joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=32, out_channels=4,
-        dual_attention_layers=(0,), qk_norm="rms_norm",  # as 3.5; 3 has neither
-    ).eval()  # fmt: skip
+def sd3(
+    network: Mapping[str, Any] = NONE,
+    autoencoder: Mapping[str, Any] = NONE,
+    text: Mapping[str, Any] = NONE,
+    t5: Mapping[str, Any] = NONE,
+    scheduler: Any = None,
+) -> Any:
+    settings: dict[str, Any] = {
+        "sample_size": 16, "patch_size": 2, "in_channels": 4, "num_layers": 2, "attention_head_dim": 8,
+        "num_attention_heads": 4, "joint_attention_dim": 32, "caption_projection_dim": 32, "pooled_projection_dim": 32,
+        "out_channels": 4, "dual_attention_layers": (0,), "qk_norm": "rms_norm",  # as 3.5; 3 has neither
+    }  # fmt: skip
     return diffusers.StableDiffusion3Pipeline(
-        transformer=network, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae(shift=0.06),
-        text_encoder=clip_text(projected=True), tokenizer=networks.tokenizer(),
-        text_encoder_2=clip_text(projected=True), tokenizer_2=networks.tokenizer(),
-        text_encoder_3=t5_text(32), tokenizer_3=t5_tokenizer(),
+        transformer=diffusers.SD3Transformer2DModel(**settings | dict(network)).eval(),
+        scheduler=scheduler or diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(**{"shift": 0.06, **autoencoder}),
+        text_encoder=clip_text(projected=True, **text), tokenizer=networks.tokenizer(),
+        text_encoder_2=clip_text(projected=True, **text), tokenizer_2=networks.tokenizer(),
+        text_encoder_3=t5_text(32, **t5), tokenizer_3=t5_tokenizer(),
     )  # fmt: skip
 
 
-def flux() -> Any:
-    network = diffusers.FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=16, pooled_projection_dim=16, axes_dims_rope=(4, 4, 8), guidance_embeds=True,
-    ).eval()  # fmt: skip
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+def flux(
+    network: Mapping[str, Any] = NONE,
+    autoencoder: Mapping[str, Any] = NONE,
+    text: Mapping[str, Any] = NONE,
+    t5: Mapping[str, Any] = NONE,
+    scheduler: Any = None,
+) -> Any:
+    settings: dict[str, Any] = {
+        "patch_size": 1, "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
+        "num_attention_heads": 2, "joint_attention_dim": 16, "pooled_projection_dim": 16,
+        "axes_dims_rope": (4, 4, 8), "guidance_embeds": True,
+    }  # fmt: skip
     return diffusers.FluxPipeline(
-        transformer=network, scheduler=scheduler, vae=vae(shift=0.06), text_encoder=clip_text(),
-        tokenizer=networks.tokenizer(), text_encoder_2=t5_text(), tokenizer_2=t5_tokenizer(),
+        transformer=diffusers.FluxTransformer2DModel(**settings | dict(network)).eval(),
+        scheduler=scheduler or diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae(**{"shift": 0.06, **autoencoder}), text_encoder=clip_text(**text), tokenizer=networks.tokenizer(),
+        text_encoder_2=t5_text(**t5), tokenizer_2=t5_tokenizer(),
     )  # fmt: skip
 
 

@@ -11,15 +11,15 @@ from PIL import Image
 from sfumato.backbones.load import load
 from sfumato.commands.sampling import Sampling
 from sfumato.core.guidance import CFG, Composed, Distilled, PerpNeg
-from sfumato.core.steppers import DDIM, DDPM, DPMSolver, Euler
+from sfumato.core.steppers import DDIM, DDPM, LCM, DPMSolver, Euler
 from sfumato.core.views import Ring, Tiles
 from sfumato.errors import SfumatoError
 
 
-def test_words_are_what_the_core_has():
+def test_words_are_what_the_core_has(sd):
     steppers = {"ddim": DDIM(), "ddpm": DDPM(), "euler": Euler()}
-    steppers |= {"euler-ancestral": Euler(True), "dpm-solver": DPMSolver()}
-    assert {word: Sampling(stepper=word).made() for word in steppers} == steppers  # pyright: ignore[reportArgumentType]
+    steppers |= {"euler-ancestral": Euler(True), "dpm-solver": DPMSolver(), "lcm": LCM(), "auto": DDIM()}
+    assert {word: Sampling(stepper=word).made(sd) for word in steppers} == steppers  # pyright: ignore[reportArgumentType]
     assert Sampling().options(128) == {"size": 128} and Sampling().settings() == {}
     wide = Sampling(canvas=(512, 128), stride=4)
     assert wide.options(128) == {"size": (128, 512), "views": Tiles(4)}

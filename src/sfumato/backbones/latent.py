@@ -90,8 +90,9 @@ class Latent(Backbone):
 
     @property
     def cells(self) -> int:
-        """Side of the latents that it was trained on."""
-        return self.network.config.sample_size
+        """Side of the latents that it was trained on, the shorter where they are no square."""
+        sides = self.network.config.sample_size
+        return sides if isinstance(sides, int) else min(sides)
 
     @of_parts("network", "vae")
     def size(self) -> int:

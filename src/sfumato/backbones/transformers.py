@@ -153,12 +153,8 @@ class SD3(Transformer):
 
 
 class Flux(Transformer):
-    """Flux.1: text and image attend together, the text first; latents are packed two by two.
+    """Flux.1: text and image attend together, the text first; latents are packed two by two."""
 
-    ``distilled`` is the guidance that dev reads as an input; schnell has none.
-    """
-
-    distilled: float = 3.5
     kind = "Flux"
     vae_reads = ("shift_factor",)
 
@@ -188,6 +184,11 @@ class Flux(Transformer):
             Site(path, i, "double" if i < len(double) else "single", both, both, 2, heads)
             for i, path in enumerate(double + one)
         )
+
+    @property
+    def distilled(self) -> float:
+        """Dev reads its guidance as an input; schnell has none."""
+        return 3.5 if self.network.config.guidance_embeds else 1.0
 
     def levels(self, steps: int, grid: Sequence[int]) -> Levels:
         """Its pipeline gives the scheduler sigmas to shift, 1 to 1 / steps."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -68,9 +70,26 @@ class UNet(Latent):
         """What the network reads beside text, by its own names."""
         return {}
 
+    @property
+    def distilled(self) -> float | None:
+        """LCM's networks read their guidance as an input."""
+        if self.network.config.time_cond_proj_dim is None:
+            return super().distilled
+        return inspect.signature(self.pipe.__call__).parameters["guidance_scale"].default
+
+    def _told(self, cond: Cond) -> dict[str, Tensor]:
+        """The guidance, of a network that reads it: waves of guidance - 1, as of a time."""
+        width = self.network.config.time_cond_proj_dim
+        if width is None:
+            return {}
+        scales = cond.extra.get("guidance", torch.full((len(cond),), self.distilled, device=cond.text.device))
+        waves = (-math.log(1e4) * torch.arange(width // 2, device=scales.device) / (width // 2 - 1)).exp()
+        at = 1000 * (scales.float() - 1)[:, None] * waves
+        return {"timestep_cond": F.pad(torch.cat([at.sin(), at.cos()], 1), (0, width % 2)).to(self.dtype)}
+
     def _predict(self, x: Tensor, inside: Tensor, time: Tensor, cond: Cond) -> Tensor:
         dtype, added = self.dtype, self.added(x, cond)
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = self._told(cond)
         for control in cond.controls:
             for key, value in control(x, time, replace(cond, extra={**cond.extra, **added})).items():
                 more[key] = _sum(more[key], value) if key in more else value

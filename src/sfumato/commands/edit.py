@@ -20,6 +20,7 @@ from sfumato.commands.options import (
     Seed,
     ShowAttention,
     layout_of,
+    note_guidance,
     remark,
     seed_of,
     whole,
@@ -115,6 +116,7 @@ def edit(
     from sfumato.tasks.edit import PictureEdit, fit_all, run_edits
 
     net = loading.load(model, device)
+    note_guidance(net, guidance)
     shown = {name: images.opened(file) for name, file in _named((image, *also)).items()}
     fitted = fit_all(shown, net, fit)
     other = None if appearance is None else _of_size(images.open_picture(appearance), fitted[image.stem])

@@ -21,6 +21,7 @@ from sfumato.commands.options import (
     Size,
     is_image,
     layout_of,
+    note_guidance,
     painted_size,
     remark,
     seed_of,
@@ -29,7 +30,7 @@ from sfumato.commands.options import (
     whole,
     written,
 )
-from sfumato.commands.sampling import Sampling
+from sfumato.commands.sampling import Sampling, suited
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import print_json, quiet
@@ -44,8 +45,13 @@ def generate(
     *,
     negative: Negative = "",
     n: Annotated[int, tyro.conf.arg(help="Images; image i is painted from seed + i.")] = 4,
-    steps: Annotated[int, tyro.conf.arg(help="DDIM steps.")] = 30,
-    guidance: Annotated[float, tyro.conf.arg(help="How closely to follow the words (classifier-free guidance).")] = 5.0,
+    steps: Annotated[
+        int | None, tyro.conf.arg(help="Steps [default: 30, or 4 of a model distilled to few steps].")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        tyro.conf.arg(help="How closely to follow the words [default: 5, or what the model was distilled for]."),
+    ] = None,
     size: Size = None,
     sampling: tyro.conf.OmitArgPrefixes[Sampling],
     box: Boxes = (),
@@ -74,11 +80,12 @@ def generate(
     """
     given = dict(locals())
     whole("--n", n, 1, 1000)
-    whole("--steps", steps, 1, 1000)
+    if steps is not None:
+        whole("--steps", steps, 1, 1000)
     seed_of(seed)
     seed_of(seed + n - 1)
     asked = size_of(size)
-    if not math.isfinite(guidance) or guidance < 0:
+    if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
         raise SfumatoError(f"--guidance is a number from 0, got {guidance}")
     if size is not None and sampling.canvas is not None:
         raise SfumatoError("--size is of an image that is seen whole, --canvas of a panorama; give one of them")
@@ -99,9 +106,11 @@ def generate(
     if sampling.canvas is not None:
         height, width = painted_size(net, (sampling.canvas[1], sampling.canvas[0]), "--canvas")
     remark(model, prompt, negative)
+    steps, guidance = suited(net, steps, guidance)
+    note_guidance(net, guidance, negative)
     chain = chain.of(height, width)
     options = {"methods": chain.methods, "guide": sampling.guide(net, guidance, negative), "steps": steps}
-    options |= {**sampling.options((height, width)), "stepper": sampling.made()}
+    options |= {**sampling.options((height, width)), "stepper": sampling.made(net)}
     options |= {"memory": int(memory * 2**30), "attention": show_attention}
     painted = task.generate(net, prompt, range(seed, seed + n), **options)
     settings = {

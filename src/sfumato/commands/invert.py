@@ -17,6 +17,7 @@ from sfumato.commands.options import (
     Running,
     Seed,
     Steps,
+    note_guidance,
     remark,
     seed_of,
     whole,
@@ -67,6 +68,7 @@ def invert(
 
     net = loading.load(model, device)
     remark(model, prompt, negative)
+    note_guidance(net, scale)
     fitted = images.fit(images.open_picture(image), net.size, net.multiple, fit)
     done = invert_picture(net, fitted.pixels, prompt, inversion, scale, negative)
     path = done.path

@@ -149,6 +149,15 @@ def written(height: int, width: int) -> str:
     return str(width) if height == width else f"{width}x{height}"
 
 
+def note_guidance(model: Backbone, scale: float | None, negative: str = "") -> None:
+    """Say what a guidance does here that one would not think."""
+    from sfumato.core.guidance import remark
+
+    text = None if scale is None else remark(model, scale, negative)
+    if text is not None:
+        note(text)
+
+
 def layout_of(boxes: tuple[tuple[str, str], ...]) -> Layout | None:
     """What ``--box`` said, if it was there."""
     from sfumato.prompts.layout import Layout, Region, box

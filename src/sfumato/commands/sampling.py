@@ -10,6 +10,7 @@ import tyro
 
 from sfumato.commands.options import check_sides
 from sfumato.errors import SfumatoError
+from sfumato.io.terminal import note
 
 if TYPE_CHECKING:
     from sfumato.core.backbone import Backbone
@@ -24,8 +25,9 @@ Terms = tyro.conf.UseAppendAction[tuple[str, ...]]
 class Sampling:
     """How a picture is painted, beyond its prompt."""
 
-    stepper: Literal["ddim", "ddpm", "euler", "euler-ancestral", "dpm-solver"] = "ddim"
-    """From noise level to noise level; ddpm and euler-ancestral draw new noise in each step."""
+    stepper: Literal["auto", "ddim", "ddpm", "euler", "euler-ancestral", "dpm-solver", "lcm"] = "auto"
+    """From noise level to noise level; ddpm, euler-ancestral and lcm draw new noise in each step. auto is ddim, or what
+    the model was distilled for."""
     canvas: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="WIDTH HEIGHT")] = None
     """A panorama of so many pixels, which the model sees in windows of its own size (MultiDiffusion)."""
     views: Literal["tiles", "ring"] = "tiles"
@@ -68,22 +70,33 @@ class Sampling:
         views: Views = (Ring if self.views == "ring" else Tiles)(self.stride)
         return {"size": self.canvas[::-1], "views": views}
 
-    def made(self) -> Stepper:
+    def made(self, model: Backbone) -> Stepper:
         """The stepper."""
         from sfumato.core import steppers
 
         return {
+            "auto": steppers.suited(model.schedule),
             "ddim": steppers.DDIM(),
             "ddpm": steppers.DDPM(),
             "euler": steppers.Euler(),
             "euler-ancestral": steppers.Euler(ancestral=True),
             "dpm-solver": steppers.DPMSolver(),
+            "lcm": steppers.LCM(),
         }[self.stepper]
 
     def settings(self) -> dict[str, Any]:
         """What differs from plain sampling."""
         names = {"further": "and", "without": "not"}
         return {names.get(f.name, f.name): v for f in fields(self) if (v := getattr(self, f.name)) != f.default}
+
+
+def suited(model: Backbone, steps: int | None, guidance: float | None) -> tuple[int, float]:
+    """Steps and guidance as they were asked for, or what the model was distilled for, which is noted; else 30 and 5."""
+    few = model.schedule.distilled or model.distilled == 1
+    found = 4 if few else 30, 5.0 if model.distilled is None else model.distilled
+    if model.distilled is not None and None in (steps, guidance):
+        note(f"{model.name} was distilled: unless said otherwise {found[0]} steps at guidance {found[1]:g}")
+    return found[0] if steps is None else steps, found[1] if guidance is None else guidance
 
 
 def _term(text: str) -> tuple[str, float]:

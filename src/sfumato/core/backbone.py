@@ -108,6 +108,11 @@ class Backbone(ABC):
     """Of images in [0, 1] and texts, a number a pair, differentiable: by a CLIP that belongs to the model."""
 
     @property
+    def distilled(self) -> float | None:
+        """The guidance that it was distilled to run at: 1 is none of it, and None that it was not."""
+        return 1.0 if self.schedule.distilled else None
+
+    @property
     def device(self) -> torch.device:
         """Where its inputs go: where the network computes, wherever accelerate lets its weights wait."""
         return self.waits_for or next(self.network.parameters()).device

@@ -37,7 +37,7 @@ def denoise(
     prompts: Prompts,
     *,
     methods: Sequence[Method] = (),
-    guide: Guide | Scales = 7.5,
+    guide: Guide | Scales | None = None,
     steps: int | None = None,
     seed: int | Sequence[int] = 0,
     size: int | tuple[int, int] | None = None,
@@ -54,7 +54,8 @@ def denoise(
 
     ``prompts`` of a stream may be several: a batch. ``seed`` is one for all streams (so that they start from the same
     noise; image i from seed + i) or one an image. ``start`` is an inversion's path or latents at the first level.
-    ``guide`` is a guidance, or a scale, or one a stream, for the way in which the model is guided (``guided``). With
+    ``guide`` is a guidance, or a scale, or one a stream, for the way in which the model is guided (``guided``), of 7.5
+    unless it was distilled to another; ``stepper`` the path's, or what the model was distilled for, or DDIM. With
     ``views`` the image is a canvas of ``size``, which the network sees in windows of the model's own size, or as views
     say. ``steps`` (50 unless the path says) and ``levels`` exclude each other.
     Ctrl-C and errors leave the model as it was. Raises ``SfumatoError`` for what cannot be run, before the first step,
@@ -115,7 +116,7 @@ def plan(
     prompts: Prompts,
     *,
     methods: Sequence[Method] = (),
-    guide: Guide | Scales = 7.5,
+    guide: Guide | Scales | None = None,
     steps: int = 50,
     size: int | tuple[int, int] | None = None,
     views: Views | None = None,

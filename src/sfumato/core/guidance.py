@@ -17,6 +17,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.rows import Rows
+from sfumato.core.settings import Settings
 from sfumato.errors import SfumatoError
 
 Parts = Mapping[str, Float[Tensor, "b *shape"]]
@@ -24,7 +25,7 @@ Scales = float | Mapping[str, float]
 """Of guidance: one, or each stream's own."""
 
 
-class Guide:
+class Guide(Settings):
     """The conditions of a run, and how their predictions (a row an image) become one."""
 
     def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
@@ -136,7 +137,7 @@ class PerpNeg(Composed):
 
 @dataclass(frozen=True)
 class Distilled(Guide):
-    """For a network that reads its guidance as an input (Flux dev): each stream its own, and no row beside its own."""
+    """For a network that reads its guidance as an input (Flux dev, LCM): each stream its own, and no further row."""
 
     scales: tuple[float, ...]
     """A stream's each, in their order; or one for all."""
@@ -154,8 +155,25 @@ class Distilled(Guide):
         return parts["cond"]
 
 
-def guided(model: Backbone, guide: Guide | Scales, negative: str = "", streams: Iterable[str] | None = None) -> Guide:
-    """A guidance as it is; of a scale, or one a stream, the way in which this model is guided.
+DEFAULT = 7.5
+"""Of guidance, for models that were not distilled to another."""
+
+
+def remark(model: Backbone, scale: float, negative: str = "") -> str | None:
+    """What a person should know of a guidance that does not do what other tools' of the same number does."""
+    if reads_scale(model):
+        return None
+    if 0 <= scale < 1:
+        does = "leaves the prompt out" if not scale else "follows the prompt only in part"
+        return f"guidance {scale:g} {does}; for models distilled to run without guidance say 1"
+    return "at guidance 1 the negative prompt is not read" if negative and scale == 1 else None
+
+
+def guided(
+    model: Backbone, guide: Guide | Scales | None, negative: str = "", streams: Iterable[str] | None = None
+) -> Guide:
+    """A guidance as it is; of a scale, or one a stream, the way in which this model is guided; of None, the model's
+    own.
 
     A network that reads its guidance as an input is told it. Any other is asked as ``CFG``; so is, beside what it was
     distilled with, one that reads it for what it cannot be told: a negative prompt, or a scale below 0. One that reads
@@ -165,6 +183,8 @@ def guided(model: Backbone, guide: Guide | Scales, negative: str = "", streams: 
         return guide
     if not model.text_tokens:
         return CFG(1.0, negative)
+    if guide is None:
+        guide = DEFAULT if model.distilled is None else model.distilled
     scales = list(guide.values()) if isinstance(guide, Mapping) else [float(guide)]
     if negative or min(scales) < 0 or not reads_scale(model):
         return CFG(guide if isinstance(guide, Mapping) else scales[0], negative)
@@ -195,8 +215,10 @@ def told_as(cond: Cond, rows: Cond, of: Tensor) -> Cond:
 
 
 def reads_scale(model: Backbone) -> bool:
-    """Is guidance an input of the network, distilled into it, and not a matter of two predictions?"""
-    return bool(getattr(getattr(model.network, "config", None), "guidance_embeds", False))
+    """Is guidance an input of the network, distilled into it (Flux dev, LCM), and not a matter of two predictions?"""
+    config = getattr(model.network, "config", None)
+    embeds, width = (getattr(config, option, None) for option in ("guidance_embeds", "time_cond_proj_dim"))
+    return bool(embeds) or width is not None
 
 
 def _scales_of(scales: Mapping[str, float], streams: Iterable[str]) -> list[float]:

@@ -267,8 +267,11 @@ class Schedule:
         if self.prediction == "flow":
             return Levels(Level(times, 1 - ratios, ratios))
         scaled = isinstance(getattr(type(scheduler), "init_noise_sigma", None), property)
-        spread = float(scheduler.init_noise_sigma) / float((ratios[0] ** 2 + 1).sqrt()) if scaled else 1.0
-        return Levels(_level(times, ratios), spread)
+        levels = _level(times, ratios)
+        if not scaled:
+            return Levels(levels)
+        levels.alpha[-1], levels.sigma[-1] = 1.0, ratios[-1]  # what it ends with is data and noise, and not scaled down
+        return Levels(levels, float(scheduler.init_noise_sigma) / float((ratios[0] ** 2 + 1).sqrt()))
 
     def _shift(self, tokens: int) -> float:
         """mu of a flow's shift, linear in the number of tokens."""

@@ -110,7 +110,8 @@ class Inversion(Settings):
 
     def guide(self, model: Backbone, scale: float | None = None) -> Guide | Scales:
         """The guidance of a run of the streams ``source`` and ``target`` that follows the path; else ``paints``."""
-        paints = self.edit_guidance if scale is None else scale
+        published = 1.0 if model.distilled == 1 else self.edit_guidance
+        paints = published if scale is None else scale
         own = self.source_guidance(paints)
         return paints if own == paints else {"source": own, "target": paints}
 
