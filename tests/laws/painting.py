@@ -307,6 +307,17 @@ def picture(model: Any, of: int, size: tuple[int, int] | None = None) -> Tensor:
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(of))
 
 
+def started(model: Any, word: str, size: Any) -> tuple[Any, dict[str, Any]]:
+    """What takes part in a run of a row on a canvas of this size, and the run's options."""
+    row, method = ROWS[word], ROWS[word].settings(model)
+    if isinstance(method, Inversion):
+        path = invert(
+            model, torch.rand(3, *size, generator=torch.Generator().manual_seed(0)), SAID["source"][0], method
+        )
+        return path, {"start": path, "guide": method.guide(model)}
+    return method, {"methods": [method], "guide": CFG(row.guide), "steps": STEPS, "size": size, "seed": 3}
+
+
 @dataclass(frozen=True)
 class Painted:
     """A run's latents by stream, and the path of one that starts from an image."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from laws.painting import ROWS, SAID, STEPS, Runs, everywhere, painted, picture
+from laws.painting import ROWS, SAID, STEPS, Runs, everywhere, painted, picture, started
 from laws.traces import breaking, calls, unchanged
 from rounding import assert_same_but_for_rounding
 
@@ -132,17 +132,6 @@ def test_the_same_seed_is_the_same_result_also_after_an_error_inside(models, run
     assert_equal(painted(model, row).latents, first.latents)
     other = painted(model, row, images=(0,))
     assert (other.latents[row.streams[-1]] - first.latents[row.streams[-1]]).abs().max() > 1e-3
-
-
-def started(model: Any, word: str, size: Any) -> tuple[Any, dict[str, Any]]:
-    """What takes part in a run of a row on a canvas of this size, and the run's options."""
-    row, method = ROWS[word], ROWS[word].settings(model)
-    if isinstance(method, Inversion):
-        path = invert(
-            model, torch.rand(3, *size, generator=torch.Generator().manual_seed(0)), SAID["source"][0], method
-        )
-        return path, {"start": path, "guide": method.guide(model)}
-    return method, {"methods": [method], "guide": CFG(row.guide), "steps": STEPS, "size": size, "seed": 3}
 
 
 @table([(word, family) for word, family in ONE if "windows" not in ROWS[word].but])

@@ -119,7 +119,7 @@ def test_anchors_are_a_quarter_of_the_cells_and_sixteen_at_least(cells, anchors)
 
 
 def scaled(*scales: int) -> list[Site]:
-    return [Site(str(s), 0, "up", ("image",), ("text",), s, 1) for s in scales]
+    return [Site(str(s), 0, "up", ("image",), ("text",), s, 1, 8) for s in scales]
 
 
 def test_a_side_is_a_number_or_the_nearest_to_a_part_and_to_sixteen_cells_of_small_latents():

@@ -87,12 +87,12 @@ def test_maps_are_smoothed_and_sharpened_as_in_attend_and_excite():
 
 def test_maps_of_sites_are_averaged_and_joint_ones_made_whole():
     run = Run(None, {"a": ("x",), "b": ("y",)}, Rows(("a", "b"), ("cond",)), 1, (4, 6))  # pyright: ignore
-    sites = [Site(f"s{i}", i, "blocks", ("image",), ("text",), 2, 1) for i in range(2)]
+    sites = [Site(f"s{i}", i, "blocks", ("image",), ("text",), 2, 1, 8) for i in range(2)]
     maps = {s: {(n, "cond"): torch.rand(1, 6, 5) for n in "ab"} for s in sites}
     out = word_maps(maps, run)
     assert out.shape == (2, 2, 3, 5)
     torch.testing.assert_close(out[1, 1, 2], (maps[sites[0]]["b", "cond"] + maps[sites[1]]["b", "cond"])[0, 5] / 2)
-    joint = Site("j", 0, "blocks", ("image", "text"), ("image", "text"), 2, 1)
+    joint = Site("j", 0, "blocks", ("image", "text"), ("image", "text"), 2, 1, 8)
     whole = word_maps({joint: maps[sites[0]]}, run)
     torch.testing.assert_close(whole.sum(-1), torch.ones(2, 2, 3))
 

@@ -16,7 +16,7 @@ from sfumato.methods.perceive.few_shot import FeatureMatching, FewShot, Support,
 from sfumato.ops import memory
 from sfumato.reading.reader import read
 
-SITE = Site("somewhere", 0, "up", ("image",), ("image",), 1, 2)
+SITE = Site("somewhere", 0, "up", ("image",), ("image",), 1, 2, 8)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

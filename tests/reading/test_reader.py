@@ -150,7 +150,7 @@ def test_the_mean_over_heads_is_the_same_one_head_at_a_time(monkeypatch, masked)
     torch.manual_seed(0)
     q, k = torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8)
     mask = torch.randn(2, 4, 9, 9) if masked else None
-    site = Site("x", 0, "up", ("image",), ("image",), 1, 4)
+    site = Site("x", 0, "up", ("image",), ("image",), 1, 4, 8)
 
     def call():
         return Call(site, single(2), (3, 3), 0, {"q": q, "k": k, "v": k}, attn_mask=mask)

@@ -66,9 +66,10 @@ class PixArt(Transformer):
     @of_parts("network")
     def sites(self) -> tuple[Site, ...]:
         patch, at = self.patch, "transformer_blocks.{}.attn{}".format
+        heads, dim = self.network.config.num_attention_heads, self.network.config.attention_head_dim
         return tuple(
-            Site(at(i, n), 2 * i + n - 1, "blocks", ("image",), (key,), patch, block.attn1.heads)
-            for i, block in enumerate(self.network.transformer_blocks)
+            Site(at(i, n), 2 * i + n - 1, "blocks", ("image",), (key,), patch, heads, dim, masked=n == 2)
+            for i in range(len(self.network.transformer_blocks))
             for n, key in ((1, "image"), (2, "text"))
         )
 
@@ -132,7 +133,8 @@ class SD3(Transformer):
                 if getattr(block, part, None) is not None:
                     both = ("image", "text") if part == "attn" else ("image",)
                     path, heads = f"transformer_blocks.{i}.{part}", block.attn.heads
-                    found.append(Site(path, len(found), "blocks", both, both, patch, heads))
+                    dim = block.attn.inner_dim // heads
+                    found.append(Site(path, len(found), "blocks", both, both, patch, heads, dim))
         return tuple(found)
 
     def _encode(self, prompts: list[str], skip: int | None) -> dict[str, Tensor]:
@@ -177,11 +179,12 @@ class Flux(Transformer):
 
     @of_parts("network")
     def sites(self) -> tuple[Site, ...]:
-        both, heads = ("text", "image"), self.network.config.num_attention_heads
+        both, config = ("text", "image"), self.network.config
+        heads, dim = config.num_attention_heads, config.attention_head_dim
         double = [f"transformer_blocks.{i}.attn" for i in range(len(self.network.transformer_blocks))]
         one = [f"single_transformer_blocks.{i}.attn" for i in range(len(self.network.single_transformer_blocks))]
         return tuple(
-            Site(path, i, "double" if i < len(double) else "single", both, both, 2, heads)
+            Site(path, i, "double" if i < len(double) else "single", both, both, 2, heads, dim)
             for i, path in enumerate(double + one)
         )
 

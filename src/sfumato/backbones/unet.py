@@ -304,7 +304,8 @@ def sites(network: Any) -> tuple[Site, ...]:
         key: tuple[str, ...] = ("text",) if path.endswith("attn2") else ("image",)
         if module.added_kv_proj_dim is not None:  # DeepFloyd IF: one attention over text and image
             key = ("text", "image")
-        out.append(Site(path, index, _STAGES[part], ("image",), key, 2 ** _level(part, number, depth), module.heads))
+        scale, dim = 2 ** _level(part, number, depth), module.inner_dim // module.heads
+        out.append(Site(path, index, _STAGES[part], ("image",), key, scale, module.heads, dim))
     return tuple(out)
 
 

@@ -35,6 +35,8 @@ class Call:
         self._probs: dict[Name, Tensor] = {}
         self._out: Tensor | None = None
         self._written: set[Name] = set()
+        self.writes = 0
+        """How often anything was written."""
 
     def get(self, which: str, name: Name, segment: str | None = None) -> Float[Tensor, "each heads tokens dim"]:
         """``q``, ``k`` or ``v`` of a group, or ``out`` in the last phase: of all its tokens, or of one segment's."""
@@ -46,6 +48,7 @@ class Call:
     ) -> None:
         """Replace ``q``, ``k``, ``v`` or ``out`` of a group; the others keep theirs."""
         tensor = self._of(which)
+        self.writes += 1
         if which not in self._owned:  # the network's own tensor is not written to
             tensor = tensor.clone()
             self._owned.add(which)
@@ -84,6 +87,7 @@ class Call:
         self._logits[name] = value
         self._probs.pop(name, None)
         self._written.add(name)
+        self.writes += 1
 
     def probs(self, name: Name) -> Float[Tensor, "each heads queries keys"]:
         """The attention probabilities of a group, over all its keys."""
@@ -94,6 +98,7 @@ class Call:
     def set_probs(self, name: Name, value: Float[Tensor, "each heads queries keys"]) -> None:
         self._probs[name] = value
         self._written.add(name)
+        self.writes += 1
 
     def segment(self, side: str, segment: str) -> slice:
         """Where a segment's tokens lie among the queries (``side="q"``) or keys (``"k"``)."""

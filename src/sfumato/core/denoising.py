@@ -156,7 +156,7 @@ def _prepared(
         streams = {n: tuple(p for p in some for _ in range(rows.of_stream // len(some))) for n, some in streams.items()}
     run = Run(model, streams, rows, len(levels), grid, guide, levels)
     phases = _start(methods, run)
-    return run, phases, plans.plan(run, phases, memory), cond
+    return run, phases, plans.plan(run, phases, lambda: _start(methods, run), memory), cond
 
 
 @dataclass(frozen=True)

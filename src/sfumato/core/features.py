@@ -14,7 +14,8 @@ class Activation:
     def __init__(self, layer: Layer, rows: Rows, grid: Grid, step: int, whole: Tensor):
         self.site, self.rows, self.grid, self.step = layer, rows, grid, step
         self.value = whole
-        self._owned = False
+        self.writes = 0
+        """How often anything was written."""
 
     @property
     def layer(self) -> Layer:
@@ -26,6 +27,7 @@ class Activation:
 
     def set(self, name: Name, value: Tensor) -> None:
         """Replace a group's; the others keep theirs."""
-        if not self._owned:  # the network's own tensor is not written to
-            self.value, self._owned = self.value.clone(), True
+        if not self.writes:  # the network's own tensor is not written to
+            self.value = self.value.clone()
+        self.writes += 1
         self.value[self.rows[name]] = value

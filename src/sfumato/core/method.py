@@ -95,6 +95,8 @@ class Phases:
     needs: tuple[Need, ...] = ()
     looks: tuple[Need, ...] = ()
     """What it asks ``look`` for: checked and priced like the needs, but not read in the step's own prediction."""
+    descends: bool = True
+    """Are gradients taken through what it looks at?"""
     cond: Callable[[Step, Cond], Cond] | None = None
     """May replace the conditions of all rows."""
     before: Callable[[Step], None] | None = None

@@ -30,6 +30,10 @@ class Site:
     scale: int
     """Side of a token in cells of the latents."""
     heads: int
+    dim: int
+    """Numbers of a head's query."""
+    masked: bool = False
+    """Are keys hidden by a mask?"""
 
     @property
     def pairs(self) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from typing import Any
 from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.features import Activation
-from sfumato.core.method import Need, Step, captured
-from sfumato.core.plan import Entry, Plan
+from sfumato.core.method import Step
+from sfumato.core.plan import Entry, Plan, act
 from sfumato.core.sites import Layer, Site
 from sfumato.core.taps import Handler, Tap, tapped
 
@@ -22,12 +22,7 @@ def tapping(model: Backbone, plan: Plan) -> Iterator[Callable[[Step], Any]]:
     now: list[Step] = []
 
     def handle(call: Call | Activation) -> None:
-        for entry in active[call.site]:
-            if isinstance(entry.what, Need):
-                maps = captured(call, entry.what, entry.rows)
-                now[0].maps.setdefault(entry.what, {})[call.site] = maps
-            else:
-                entry.what.do(call)
+        act(call, active[call.site], now[0].maps)
 
     sites = plan.sites
     handlers: dict[Site | Layer, Handler] = dict.fromkeys(sites, handle)

@@ -117,9 +117,8 @@ class LlmGrounded(Method):
         frozen, descents = span((0, self.frozen), run.steps)[1], self.descents(run.steps)
         if not frozen and not descents:
             return Phases()
-        need = Need(
-            Where("image->text", steps=(0, len(descents)), rows="cond", sites=among(self.layers) or middle(run))
-        )
+        where = Where("image->text", steps=(0, len(descents)), rows="cond", sites=among(self.layers) or middle(run))
+        need = Need(where, reduce=lambda call, name: blocks(call))
         sites = choose(run.model, need.where, run.grid, _WHO)
         pictures = [self._picture(run, stream, n) for stream, some in run.prompts.items() for n in range(len(some))]
         of = run.rows.match("cond")

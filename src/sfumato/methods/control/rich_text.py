@@ -34,6 +34,7 @@ from sfumato.core.conditions import Cond
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import told_as
 from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where
+from sfumato.core.rows import Pattern
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.formats import nearest_name, read, rgb
@@ -125,7 +126,8 @@ class RichText(Method):
         part = len(targets) / len(run.rows.streams)
         return Phases(
             edits,
-            looks=watching.needs(run),
+            looks=tuple(need for t in targets for need in watching.needs(run, (t, "cond"))),
+            descends=False,
             before=before,
             denoised=denoised,
             after=after,
@@ -166,12 +168,10 @@ class _Watching(Method):
     sums: dict[str, dict[Site, Tensor]] = field(default_factory=dict)
     kept: list[Tensor] = field(default_factory=list)
 
-    def needs(self, run: Run) -> tuple[Need, Need]:
+    def needs(self, run: Run, rows: Pattern = "cond") -> tuple[Need, Need]:
         side, steps = round(self.res * min(run.grid)), (self.first, None)
-        words = Need(
-            Where("image->text", steps=steps, rows="cond", sites=lambda site: min(site.grid(run.grid)) <= side)
-        )
-        return Need(Where("image->image", self.res, steps, "cond")), words
+        words = Need(Where("image->text", steps=steps, rows=rows, sites=lambda site: min(site.grid(run.grid)) <= side))
+        return Need(Where("image->image", self.res, steps, rows)), words
 
     def start(self, run: Run) -> Phases:
         needs = self.needs(run)

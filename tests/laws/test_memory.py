@@ -1,0 +1,49 @@
+"""What a plan says of memory is what torch measures, for every method that paints, on every family that it runs on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from laws.painting import ROWS, SAID, started
+
+from sfumato.bench.memory import allocated
+from sfumato.core.denoising import denoise, plan
+
+APART = {"llm-grounded": {"frozen": 0.0, "transfer": 0.0}}
+"""Settings without runs of a method's own, whose plans are their own."""
+BOUNDS = {"masactrl: masks", "spatial-temporal", "structured-diffusion"}
+"""Methods with handlers that need what the step has found by then; their plans say at most."""
+
+
+def workspace() -> int:
+    """Bytes in which torch's fused kernel works on a CPU: blocks of 256 queries by 512 keys, and of their outputs."""
+    return torch.get_num_threads() * 4 * 256 * (512 + 2 + 32)
+
+
+EACH = [
+    pytest.param(word, family, marks=[] if family in (row.families[0], row.families[-1]) else pytest.mark.slow)
+    for word, row in ROWS.items()
+    for family in row.families
+]
+"""Every day on a UNet and on a transformer, where there are both."""
+
+
+@pytest.mark.parametrize(("word", "family"), EACH)
+def test_a_plan_says_what_is_measured(models, exact, word, family):
+    row, model = ROWS[word], models(family)
+    side = 256 if model.factor > 1 else 32
+    method, options = started(model, word, (side, side))
+    if word in APART:
+        method = replace(method, **APART[word])
+        options["methods"] = [method]
+    prompts = {stream: SAID[stream][0] for stream in row.streams}
+    steps = options["steps"] if "steps" in options else len(method.levels)
+    planned = plan(model, prompts, methods=[method], guide=options["guide"], steps=steps, size=side)
+    measured = allocated(lambda: denoise(model, prompts, **options)).tapped
+    if any(price.bound for price in planned.prices):
+        assert word in BOUNDS
+        assert measured <= planned.bytes + workspace()
+    else:
+        assert planned.bytes == pytest.approx(measured, rel=0.15, abs=workspace())
