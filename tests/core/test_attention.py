@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from sfumato.backbones.load import load
 from sfumato.core.attention import FUSED, Call
 from sfumato.core.rows import Rows, single
+from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 
 GRID = (16, 16)
@@ -210,3 +211,21 @@ def test_rows_have_names():
     for ask in (lambda: rows["other", "cond"], lambda: rows.match("image"), lambda: rows.stream("other")):
         with pytest.raises(SfumatoError, match="source"):
             ask()
+
+
+def test_probabilities_of_halves_are_those_of_float32_also_where_products_are_beyond_them():
+    """Queries and keys whose products leave float16 (65504) before they are scaled, as Stable Diffusion 2's do."""
+    site = Site("attn1", 0, "mid", ("image",), ("image",), 1, 1)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 4, 64, generator=generator).half() for _ in "qkv")
+    q, k = q + 40, k + 40
+    assert (q @ k.transpose(-1, -2)).isinf().any()
+    name = ("main", "cond")
+    half, fine = (
+        Call(site, single(1), (2, 2), 0, dict(zip("qkv", (some.to(dtype) for some in (q, k, v)), strict=True)))
+        for dtype in (torch.float16, torch.float32)
+    )
+    assert half.probs(name).dtype == torch.float32 and torch.equal(half.probs(name), fine.probs(name))
+    half.set_probs(name, half.probs(name))
+    assert half.output().dtype == torch.float16
+    torch.testing.assert_close(half.output().float(), fine.output(), atol=2e-3, rtol=2e-3)

@@ -194,3 +194,10 @@ def test_points_and_sizes_are_checked(models):
         read(model, image(7, 20))
     with pytest.raises(SfumatoError, match="too long to be read whole"):
         read(model, image(8, 100))
+
+
+def test_what_is_not_finite_in_an_image_is_said_with_where_it_was_read(sd, monkeypatch):
+    predict = sd.predict
+    monkeypatch.setattr(sd, "predict", lambda x, t, cond: predict(x * torch.inf, t, cond))
+    with pytest.raises(SfumatoError, match=r"what .*sd has at up_blocks\.\S+ of an image became not finite; take"):
+        read(sd, image(64, 64), 64).features()
