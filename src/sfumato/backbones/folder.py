@@ -123,7 +123,7 @@ def check(place: Path, parts: Sequence[str], variant: str | None) -> None:
         if not tensors and any(Path(f).suffix in WEIGHTS for f in files):
             raise SfumatoError(
                 f"{place / part} has only pickled weights, which are not read; write them as safetensors once: "
-                "diffusers.DiffusionPipeline.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(NEW)"
+                "diffusers.DiffusionPipeline.from_pretrained(FOLDER).save_pretrained(NEW)"
             )
         stems = {f.partition("-0")[0] for f in tensors}  # of shards, their common name
         have = {s.partition(".")[2] for s in stems}

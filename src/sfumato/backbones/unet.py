@@ -127,7 +127,7 @@ class UNet(Latent):
         if self.reads == 2 * self.channels + 1:
             return (
                 "it needs an image and a mask as condition: model.given(lambda cond: model.with_mask(cond, image, "
-                "mask)), or --inpaint and --mask"
+                "mask)), or sfumato generate --inpaint PICTURE --mask MASK"
             )
         return "it needs an image as condition, as InstructPix2Pix gives it"
 

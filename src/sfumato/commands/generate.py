@@ -54,6 +54,13 @@ def generate(
     ] = None,
     size: Size = None,
     sampling: tyro.conf.OmitArgPrefixes[Sampling],
+    inpaint: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="IMAGE", help="A picture of which an inpainting checkpoint paints a part anew."),
+    ] = None,
+    mask: Annotated[
+        Path | None, tyro.conf.arg(metavar="IMAGE", help="That part: white, or opaque, of the picture's shape.")
+    ] = None,
     box: Boxes = (),
     show_attention: ShowAttention = False,
     memory: Annotated[float, tyro.conf.arg(help="GiB that attention maps may take.")] = 8.0,
@@ -77,6 +84,8 @@ def generate(
     Example: sfumato generate "a red cube and a blue duck" attend-and-excite --words cube,duck
 
     Example: sfumato generate "things on a beach" --canvas 512 128 --views ring --stepper dpm-solver --not "a duck"
+
+    Example: sfumato generate "a duck" --model inpainting.safetensors --inpaint photo.png --mask hole.png
     """
     given = dict(locals())
     whole("--n", n, 1, 1000)
@@ -89,6 +98,10 @@ def generate(
         raise SfumatoError(f"--guidance is a number from 0, got {guidance}")
     if size is not None and sampling.canvas is not None:
         raise SfumatoError("--size is of an image that is seen whole, --canvas of a panorama; give one of them")
+    if (inpaint is None) != (mask is None):
+        raise SfumatoError("--inpaint PICTURE and --mask MASK go together: what is painted anew, and where")
+    if inpaint is not None and (size is not None or sampling.canvas is not None):
+        raise SfumatoError("--inpaint paints at the picture's own size; leave --size and --canvas out")
     uses.painted(chain)
     layout = layout_of(box)
     chain = chain.given(seed=seed, layout=layout)
@@ -100,9 +113,12 @@ def generate(
     quiet()
     from sfumato.media import pictures
     from sfumato.tasks import generate as task
+    from sfumato.tasks.inpaint import Inpainting
 
     net = loading.load(model, device)
-    height, width = painted_size(net, asked)
+    part = None if inpaint is None or mask is None else Inpainting.read(inpaint, mask, net)
+    net = net if part is None else part.given(net)
+    height, width = painted_size(net, asked if part is None else part.size)
     if sampling.canvas is not None:
         height, width = painted_size(net, (sampling.canvas[1], sampling.canvas[0]), "--canvas")
     remark(model, prompt, negative)
@@ -113,6 +129,7 @@ def generate(
     options |= {**sampling.options((height, width)), "stepper": sampling.made(net)}
     options |= {"memory": int(memory * 2**30), "attention": show_attention}
     painted = task.generate(net, prompt, range(seed, seed + n), **options)
+    shown = [image if part is None else part.restore(image, net) for image in painted.pictures]
     settings = {
         "prompt": prompt,
         "negative": negative,
@@ -120,12 +137,13 @@ def generate(
         "guidance": guidance,
         "size": height if height == width else written(height, width),
         **sampling.settings(),
+        **({} if inpaint is None else {"inpaint": str(inpaint), "mask": str(mask)}),
         "model": model,
         **({"methods": " + ".join(map(repr, chain.items))} if chain.items else {}),
     }
     rows: list[dict[str, Any]] = []
     every = {**settings_of(given, [chain]), "n": None}
-    for i, image in enumerate(painted.pictures):
+    for i, image in enumerate(shown):
         own = {**every, "seed": seed + i}
         name = f"{stem}-{seed + i}" if single else _named(folder, f"{stem}-{seed + i}", own)
         path = out if single and n == 1 else folder / f"{name}.png"
@@ -138,7 +156,7 @@ def generate(
     stem = stem if single else _named(folder, stem, {**every, "n": n})
     if n > 1:
         all_of = {**settings, "seed": f"{seed}-{seed + n - 1}"}
-        found["grid"] = str(pictures.write(pictures.grid(painted.pictures), folder / f"{stem}.png", all_of))
+        found["grid"] = str(pictures.write(pictures.grid(shown), folder / f"{stem}.png", all_of))
         files.append(found["grid"])
     if chain.items:
         found["plan"] = str(folder / f"{stem}-plan.json")

@@ -25,7 +25,7 @@ Steps = Annotated[int, tyro.conf.arg(help="DDIM steps.")]
 Model = Annotated[
     str,
     tyro.conf.arg(
-        help="stilllife, an alias such as sd-1.5 or sdxl, an id of the Hugging Face hub, or a diffusers folder."
+        help="stilllife, a diffusers folder, a file (.safetensors), an alias such as sdxl, or an id of the hub."
     ),
 ]
 Side = Annotated[
@@ -69,6 +69,14 @@ class Loading:
     """Last layers of the model's CLIPs that are not run for prompts, as diffusers counts them (A1111's 2 is 1)."""
     embedding: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[:WORD]")] = ()
     """A learned word (textual inversion) as safetensors, and its name in prompts [default: what the file says]."""
+    lora: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[:WEIGHT]")] = ()
+    """A low-rank change of the model as safetensors, of kohya's or diffusers' layout."""
+    vae: Annotated[str | None, tyro.conf.arg(metavar="PLACE")] = None
+    """Another VAE: a diffusers folder or an id of the hub, or a file."""
+    scheduler: Annotated[str | None, tyro.conf.arg(metavar="PLACE")] = None
+    """Another schedule: a diffusers folder, or a scheduler's class such as EulerDiscreteScheduler."""
+    config: Annotated[str | None, tyro.conf.arg(metavar="PLACE")] = None
+    """For a model in one file: a diffusers folder with what is not in it, or which model it is, such as sd-2-base."""
 
     def load(self, name: str, device: str = "cpu") -> Backbone:
         from sfumato.backbones.load import load

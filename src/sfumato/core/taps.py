@@ -104,7 +104,7 @@ class Tap:
         if missed:
             raise SfumatoError(
                 f"{len(missed)} of {len(self.handlers)} tapped attention sites of {type(network).__name__} did not run "
-                f"once (first: {missed[0].path}); a block cache or torch.compile skips them: switch it off to tap"
+                f"once (first: {missed[0].path}); a block cache skips them: call disable_cache() of the network"
             )
 
 
@@ -175,8 +175,18 @@ def _unreached(module: nn.Module, site: Site, what: str) -> SfumatoError:
     processor = type(getattr(module, "processor", module)).__name__
     return SfumatoError(
         f"the attention at {site.path} never reached scaled_dot_product_attention (processor {processor}), so "
-        f"it cannot be {what}; call set_default_attn_processor() or disable attention slicing"
+        f"it cannot be {what}; call set_attn_processor({_fused(module, site)}()) of its network, or "
+        "pipe.disable_attention_slicing()"
     )
+
+
+def _fused(module: Any, site: Site) -> str:
+    """diffusers' processor that reaches the seam at a site."""
+    if own := getattr(module, "_default_processor_cls", None):
+        return own.__name__
+    if module.added_kv_proj_dim is None:
+        return "AttnProcessor2_0"
+    return "JointAttnProcessor2_0" if "text" in site.query else "AttnAddedKVProcessor2_0"
 
 
 def _at_site(module: nn.Module, site: Site, handler: Callable[[Call], None], tap: Tap) -> Sequence[Any]:

@@ -1,0 +1,111 @@
+"""Commands load models from files, with parts and LoRAs of one's own, and paint parts of pictures anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import families
+import layouts
+import numpy as np
+import pytest
+import torch
+from families import pipeline, seeded, write
+from PIL import Image
+from safetensors.torch import save_file
+
+PROMPT = "a red cube on grass"
+OPTIONS = ("--steps", 2, "--n", 1, "--size", 64, "--device", "cpu", "--json")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write("sd", tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def paint(run, tmp_path) -> Any:
+    """The picture that ``generate`` paints with further options."""
+
+    def painted(model: object, *options: object) -> np.ndarray:
+        code, out, err = run("generate", PROMPT, "--model", model, *OPTIONS, *options, "--out", tmp_path / "out")
+        assert code == 0, err
+        return np.asarray(Image.open(json.loads(out)["images"][0]["image"]))
+
+    return painted
+
+
+def test_a_checkpoint_file_is_painted_from(folder, paint, run, tmp_path):
+    save_file(layouts.checkpoint(pipeline(folder)), tmp_path / "model.safetensors")
+    own = paint(tmp_path / "model.safetensors", "--config", folder)
+    assert (own == paint(folder)).all()
+    code, _, err = run("show", "plan", "--model", tmp_path / "model.safetensors", "--config", "nothing", "sdedit")
+    assert code == 2 and "unknown config 'nothing'; known: sd-1" in err and len(err.splitlines()) == 1
+
+
+def test_another_vae_schedule_and_loras_are_taken(folder, paint, run, tmp_path):
+    plain = paint(folder)
+    seeded(families.vae).save_pretrained(tmp_path / "vae")
+    families.ddim(prediction_type="v_prediction").save_pretrained(tmp_path / "scheduler")
+    pipe, changes = pipeline(folder), {}
+    for path, layer in pipe.unet.named_modules():
+        if path.endswith("to_q"):
+            shapes = {"A": (2, layer.in_features), "B": (layer.out_features, 2)}
+            changes |= {f"unet.{path}.lora_{k}.weight": torch.randn(s) * 3 for k, s in shapes.items()}
+    save_file(changes, tmp_path / "lora.safetensors")
+    lora = tmp_path / "lora.safetensors"
+    for options in (["--vae", tmp_path / "vae"], ["--scheduler", tmp_path / "scheduler"], ["--lora", lora]):
+        assert (paint(folder, *options) != plain).any(), options
+    assert (paint(folder, "--lora", f"{lora}:0") == plain).all()
+    assert (
+        paint(folder, "--lora", f"{lora}:0.5", "--lora", f"{lora}:0.5") == paint(folder, "--lora", lora)
+    ).mean() > 0.9
+    assert (paint(folder, "--scheduler", "EulerDiscreteScheduler") != plain).any()
+    for options, words in (
+        (["--lora", tmp_path / "no.safetensors"], "there is no file"),
+        (["--scheduler", "Nope"], "diffusers has no scheduler 'Nope'"),
+        (["--vae", lora], "holds no VAE: it is a LoRA"),
+    ):
+        code, _, err = run("generate", PROMPT, "--model", folder, *OPTIONS, *options, "--out", tmp_path / "out")
+        assert code == 2 and words in err and len(err.splitlines()) == 1, err
+
+
+def test_a_part_of_a_picture_is_painted_anew(folder, run, tmp_path):
+    pipe = pipeline(folder)
+    parts = {**pipe.components, "unet": seeded(lambda: families.unet(in_channels=9))}
+    diffusers.StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False).save_pretrained(tmp_path / "model")
+    picture = np.random.default_rng(0).integers(0, 255, (150, 200, 3), np.uint8)
+    hole = np.zeros((150, 200), np.uint8)
+    hole[40:80, 60:120] = 255
+    Image.fromarray(picture).save(tmp_path / "photo.png")
+    Image.fromarray(hole).save(tmp_path / "hole.png")
+    Image.fromarray(hole[:100]).save(tmp_path / "other.png")
+
+    def call(*options: object) -> tuple[int, str, str]:
+        given = ("--steps", 2, "--n", 1, "--device", "cpu", "--json", "--out", tmp_path / "out")
+        return run("generate", PROMPT, "--model", tmp_path / "model", *given, *options)
+
+    part = ("--inpaint", tmp_path / "photo.png", "--mask", tmp_path / "hole.png")
+    code, out, err = call(*part)
+    assert code == 0, err
+    found = np.asarray(Image.open(json.loads(out)["images"][0]["image"]))
+    assert (
+        found.shape == picture.shape
+        and (found[:20] == picture[:20]).all()
+        and (found[:, 160:] == picture[:, 160:]).all()
+    )
+    assert (found[50:70, 70:110] != picture[50:70, 70:110]).mean() > 0.9
+    for options, words in (
+        ((), "it needs an image and a mask as condition"),
+        (part[:2], "--inpaint PICTURE and --mask MASK go together"),
+        ((*part, "--size", "64"), "leave --size and --canvas out"),
+        ((*part[:3], tmp_path / "other.png"), "other.png"),
+    ):
+        code, _, err = call(*options)
+        assert code == 2 and words in err and len(err.splitlines()) == 1, err
+    code, _, err = run(
+        "generate", PROMPT, "--model", folder, *part, "--device", "cpu", "--n", 1, "--out", tmp_path / "out"
+    )
+    assert code == 2 and "reads 4 channels and no mask; an inpainting checkpoint reads 9" in err
