@@ -128,6 +128,15 @@ def test_points_masks_and_edits_go_from_one_image_to_another(run, here, photos, 
     assert all(0 <= m["target"][0] <= 50 and 0 <= m["target"][1] <= 30 for m in found["matches"])
     assert read_labels(out / "a-to-b-mask.png").shape == (30, 50)
     assert Image.open(out / "a-to-b-edited.png").size == (50, 30)
+    clear = Image.open(photos / "b.png").convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    clear.save(tmp_path / "clear.png")
+    code, told, err = run(
+        "match", photos / "a.png", tmp_path / "clear.png", "--mask", tmp_path / "mask.png", "--edited",
+        photos / "a.png", "--side", 64, "--out", out, "--json", "dift", "--ensemble", 1,
+    )  # fmt: skip
+    carried = Image.open(out / "a-to-clear-edited.png")
+    assert code == 0 and carried.getchannel("A").tobytes() == clear.getchannel("A").tobytes(), err
     code, told, _ = run("match", photos / "a.png", photos / "b.png", "--side", 64, "--out", out, "--json")
     assert code == 0 and len(json.loads(told)["matches"]) == 36
     mask.resize((9, 9)).save(tmp_path / "small.png")

@@ -17,6 +17,7 @@ from sfumato.backbones.loras import LoRAs
 from sfumato.core.backbone import Backbone
 from sfumato.errors import SfumatoError, unknown, whole
 from sfumato.io.device import choose
+from sfumato.io.terminal import without
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -85,7 +86,7 @@ def load(
     if in_hand and dtype is not None:
         pipe.to(dtype)
     if not in_hand or device != "auto":
-        pipe.to("cpu" if offload else place)
+        _move(pipe, torch.device("cpu") if offload else place)
     model = family(name, pipe)
     loras.add(pipe, loras.listed(lora))
     if name in weights.MODELS:
@@ -100,6 +101,7 @@ def load(
     return model
 
 
+@without("transformers.utils.import_utils", "requires torchvision")  # of image processors, which nothing here uses
 def _read(
     name: str, variant: str | None, config: str | None, dtype: Any, parts: Mapping[str, Any], offline: bool
 ) -> DiffusionPipeline:
@@ -113,6 +115,13 @@ def _read(
     if name in weights.MODELS:
         return _built_in(name, variant, dtype)
     return folder.read(hub.find(name, variant, offline, tuple(weights.MODELS)), variant, dtype, parts)
+
+
+def _move(pipe: Any, place: torch.device) -> None:
+    """Bring a pipeline to a device, unless it is there: of float16 on a CPU diffusers says that it cannot run."""
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    if any(p.device.type != place.type for part in parts for p in part.parameters()) or place.type != "cpu":
+        pipe.to(place)
 
 
 def _in_hand(pipe: Any, variant: str | None, config: str | None, changed: bool) -> DiffusionPipeline:

@@ -53,7 +53,7 @@ def match(
     asked = [_point(p) for p in points]
     quiet()
     from sfumato.media import pictures
-    from sfumato.media.images import open_picture
+    from sfumato.media.images import Fitted, coloured, open_picture, opened
     from sfumato.media.labels import lines, overlay, write_labels
     from sfumato.prompts.layout import Mask
     from sfumato.reading.reader import pixels
@@ -77,7 +77,8 @@ def match(
         files.append(write_labels(done.mask, Path(f"{stem}-mask.png")))
         files.append(pictures.write(overlay(shown[1], done.mask - 1), Path(f"{stem}-mask-overlay.png")))
     if done.edited is not None:
-        files.append(pictures.write(pictures.picture(done.edited), Path(f"{stem}-edited.png")))
+        own = Fitted(done.edited, coloured(opened(second)), (0, 0, *shown[1].size))
+        files.append(pictures.write(own.restore(pictures.picture(done.edited)), Path(f"{stem}-edited.png")))
     rows: list[dict[str, Any]] = [
         {"source": s, "target": t, "score": c, "sure": bool(u)}
         for s, t, c, u in zip(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from sfumato.io.files import as_json
@@ -30,6 +32,20 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         cells = [row.get(key, "") for key in columns]
         table.add_row(*(", ".join(map(str, cell)) if isinstance(cell, list) else str(cell) for cell in cells))
     Console().print(table)
+
+
+@contextmanager
+def without(logger: str, words: str) -> Iterator[None]:
+    """Keep one remark of a library, known by some of its words, from being logged while the block runs."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return words not in record.getMessage()
+
+    logging.getLogger(logger).addFilter(other)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).removeFilter(other)
 
 
 def quiet() -> None:

@@ -200,7 +200,10 @@ def pipeline(
     """
     pipe = assemble(MODELS[name].pipeline, load(name)) if name in MODELS else _foreign(Path(name))
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device, dtype)
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            torch.nn.Module.to(part, device, dtype)  # diffusers' own warns of parts that nobody keeps
+    return pipe
 
 
 def assemble(kind: str, parts: Mapping[str, Any]) -> Any:

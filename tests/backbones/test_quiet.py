@@ -1,0 +1,30 @@
+"""Loading a model says nothing on stderr but how far it is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from families import write
+
+LOADING = "from sfumato import load\nfor dtype in ('float32', 'float16'):\n    load({!r}, device='cpu', dtype=dtype)"
+PAINTING = "import sys\nfrom sfumato import cli\nsys.exit(cli.main(['generate', 'a cube', '--model', {!r}, *{!r}]))"
+
+
+def said(code: str) -> list[str]:
+    """What a new process says on stderr, without bars."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stderr.replace("\r", "\n").splitlines()
+    return [line for line in lines if line.strip() and "it/s]" not in line and "?it/s" not in line]
+
+
+@pytest.mark.parametrize("name", ["stilllife", "sd"])
+def test_loading_says_nothing(tmp_path, name):
+    model = name if name == "stilllife" else str(write(name, tmp_path))
+    assert not said(LOADING.format(model))
+
+
+def test_a_command_says_nothing(tmp_path):
+    options = ["--n", "1", "--steps", "1", "--size", "64", "--out", str(tmp_path / "out")]
+    assert not [line for line in said(PAINTING.format(str(write("sdxl", tmp_path)), options)) if "images" not in line]
