@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from families import write
+from diffusers import LCMScheduler
+from families import randomised, stable_diffusion, write
 from PIL import Image
 
 from sfumato.backbones.load import load
@@ -25,6 +26,30 @@ def test_words_are_what_the_core_has(sd):
     assert wide.options(128) == {"size": (128, 512), "views": Tiles(4)}
     assert Sampling(canvas=(512, 128), views="ring").options(128)["views"] == Ring()
     assert wide.settings() == {"canvas": (512, 128), "stride": 4}
+
+
+def test_a_distilled_model_is_painted_with_as_it_was_distilled(run, tmp_path):
+    pipe = stable_diffusion(scheduler=LCMScheduler(), network={"time_cond_proj_dim": 8})
+    randomised(*pipe.components.values())
+    pipe.save_pretrained(tmp_path / "lcm")
+    options = ("--model", tmp_path / "lcm", "--size", 64, "--n", 1, "--json", "--device", "cpu")
+    code, out, err = run("generate", "a red cube", *options, "--out", tmp_path / "out")
+    (image,) = json.loads(out)["images"]
+    assert code == 0 and (image["steps"], image["guidance"]) == (4, 7.5)
+    assert "was distilled: unless said otherwise 4 steps at guidance 7.5" in err
+    asked = ("--steps", 2, "--guidance", 0, "--stepper", "ddim")
+    code, out, err = run("generate", "a red cube", *options, "--out", tmp_path / "out", *asked)
+    (image,) = json.loads(out)["images"]
+    assert (image["steps"], image["guidance"], image["stepper"]) == (2, 0, "ddim") and "distilled" not in err
+
+
+def test_a_guidance_of_0_is_noted_in_all_commands(run, here, tmp_path):
+    options = ("--guidance", 0, "--steps", 2, "--device", "cpu", "--out", tmp_path / "out")
+    code, _, err = run("generate", "a red cube", "--n", 1, "--size", 64, *options)
+    assert code == 0 and err.count("guidance 0 leaves the prompt out") == 1
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    code, _, err = run("invert", tmp_path / "red.png", "a red cube", *options)
+    assert code == 0 and err.count("guidance 0 leaves the prompt out") == 1
 
 
 def test_further_prompts_weigh_by_guidance(tmp_path):

@@ -6,20 +6,26 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
+import diffusers
+import families
 import pytest
 import torch
 from families import FAMILIES, write
 from torch import Tensor
 
-from sfumato.backbones.load import load
+from sfumato.backbones.load import family, load
 from sfumato.core.denoising import denoise, plan
-from sfumato.core.guidance import CFG, Distilled, cfg, guided, reads_scale
+from sfumato.core.guidance import CFG, Composed, Distilled, ImageTextCFG, PerpNeg, cfg, guided, reads_scale, remark
+from sfumato.core.schedule import Schedule
+from sfumato.core.steppers import DDIM, LCM, Euler, suited
 from sfumato.distill import Latents, distil
 from sfumato.errors import SfumatoError
-from sfumato.inversion import EDICT, DDIMInversion, EditFriendly, NullText, RFInversion, invert, reconstruct
+from sfumato.inversion import EDICT, DDIMInversion, Direct, EditFriendly, NullText, RFInversion, invert, reconstruct
+from sfumato.methods.control.perturbations import Perturbed
 from sfumato.methods.distill.interval_score_matching import IntervalScoreMatching
 from sfumato.methods.distill.score_distillation import ScoreDistillation
 from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
+from sfumato.methods.edit.proximal_guidance import ProximalCFG
 
 PROMPT = "a red cube on grass"
 
@@ -124,3 +130,65 @@ def test_a_distillation_is_told_its_scale(flux, method, wanted: Callable[[Any], 
     with told(flux) as found:
         distil(flux, latents, PROMPT, method, 1)
     assert wanted(found)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda x: CFG(x),
+        lambda x: CFG({"source": 1.0, "target": x}),
+        lambda x: CFG(5.0, rescale=x),
+        lambda x: Distilled((3.5, x)),
+        lambda x: Composed((("a duck", x),)),
+        lambda x: PerpNeg((), x),
+        lambda x: ImageTextCFG(torch.zeros(1, 4, 8, 8), image_scale=x),
+        lambda x: ProximalCFG(x),
+        lambda x: Perturbed(CFG(5.0), "perturbed", x),
+    ],
+)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_no_guidance_is_other_than_a_number(made, bad):
+    with pytest.raises(SfumatoError, match=f"is a finite number, got {bad}"):
+        made(bad)
+    made(2.0)
+
+
+def test_a_scale_that_is_no_number_is_refused_before_the_network_is_asked(sd):
+    with pytest.raises(SfumatoError, match="scale of CFG is a finite number, got nan"):
+        denoise(sd, PROMPT, guide=float("nan"), steps=2, size=64)
+
+
+TURBO = {"timestep_spacing": "trailing", **families.BETAS}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "network", "stepper", "scale"),
+    [
+        (diffusers.LCMScheduler(), {}, LCM(), 1.0),
+        (diffusers.LCMScheduler(timestep_scaling=5.0), {"time_cond_proj_dim": 8}, LCM(5.0), 7.5),
+        (diffusers.EulerAncestralDiscreteScheduler(**TURBO), {}, Euler(ancestral=True), 1.0),
+        (diffusers.EulerDiscreteScheduler(**TURBO), {}, DDIM(), 1.0),
+        (diffusers.TCDScheduler(), {}, DDIM(), 1.0),
+        (diffusers.EulerDiscreteScheduler(**TURBO, prediction_type="v_prediction"), {}, DDIM(), None),
+        (diffusers.EulerAncestralDiscreteScheduler(**families.BETAS), {}, DDIM(), None),
+        (families.ddim(), {}, DDIM(), None),
+    ],
+)
+def test_a_distilled_model_runs_by_what_it_was_distilled_for(scheduler, network, stepper, scale):
+    model = family("tiny", families.stable_diffusion(network=network, scheduler=scheduler))
+    assert suited(model.schedule) == stepper and model.distilled == scale
+    told = Distilled((7.5,)) if network else CFG(scale or 7.5)
+    assert guided(model, None) == told
+    own, said = (
+        denoise(model, PROMPT, steps=2, size=64, **options).latents
+        for options in ({}, {"guide": told, "stepper": stepper})
+    )
+    assert torch.equal(own, said)
+    assert Direct().guide(model) == (1.0 if scale == 1 else 7.5)
+    assert suited(Schedule.read(diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True))) == LCM(None)
+
+
+def test_a_guidance_that_leaves_words_out_is_remarked(sd, flux):
+    assert "leaves the prompt out; for models distilled to run without guidance say 1" in str(remark(sd, 0.0))
+    assert "only in part" in str(remark(sd, 0.5)) and "negative prompt is not read" in str(remark(sd, 1.0, "rain"))
+    assert remark(sd, 1.0) is remark(sd, 5.0, "rain") is remark(flux, 0.5) is None

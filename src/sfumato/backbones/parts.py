@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import reduce
 from typing import Any, Generic, TypeVar
@@ -36,3 +37,8 @@ class OfParts(Generic[T]):
 def of_parts(*parts: str) -> Callable[[Callable[[Any], T]], OfParts[T]]:
     """Decorates what works an attribute out of these parts, such as ``vae`` or ``pipe.scheduler.config``."""
     return lambda work: OfParts(parts, work)
+
+
+def default(function: Any, name: str) -> Any:
+    """Of a parameter of a function."""
+    return inspect.signature(function).parameters[name].default

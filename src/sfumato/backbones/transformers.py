@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from sfumato.backbones import kinds
 from sfumato.backbones.latent import Latent
-from sfumato.backbones.parts import of_parts
+from sfumato.backbones.parts import default, of_parts
 from sfumato.backbones.text import Reader, Text, t5_text
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Levels
@@ -221,11 +220,6 @@ class Flux(Transformer):
             return_dict=False,
         )[0]
         return unpacked(predicted, h, w)
-
-
-def default(function: Any, name: str) -> Any:
-    """Of a parameter of a function."""
-    return inspect.signature(function).parameters[name].default
 
 
 def packed(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:

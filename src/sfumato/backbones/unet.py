@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from sfumato.backbones import kinds
 from sfumato.backbones.latent import Latent
-from sfumato.backbones.parts import of_parts
+from sfumato.backbones.parts import default, of_parts
 from sfumato.backbones.text import Reader, Text
 from sfumato.core.backbone import dtype_of
 from sfumato.core.conditions import Cond
@@ -75,7 +74,7 @@ class UNet(Latent):
         """LCM's networks read their guidance as an input."""
         if self.network.config.time_cond_proj_dim is None:
             return super().distilled
-        return inspect.signature(self.pipe.__call__).parameters["guidance_scale"].default
+        return default(self.pipe.__call__, "guidance_scale")
 
     def _told(self, cond: Cond) -> dict[str, Tensor]:
         """The guidance, of a network that reads it: waves of guidance - 1, as of a time."""

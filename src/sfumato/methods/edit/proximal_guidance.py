@@ -46,6 +46,7 @@ class ProximalCFG(CFG):
     """A fixed one in place of the quantile."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.prox not in get_args(Prox):
             raise unknown("prox", self.prox, get_args(Prox))
         if not 0 <= self.quantile <= 1:
