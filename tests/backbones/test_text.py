@@ -276,6 +276,7 @@ def test_what_is_cut_off_is_said_once_and_named_words_in_it_are_refused(models, 
         model.embed([words + " ", words + " ", SOURCE])
         model.embed([words + " "])
     (note,) = capsys.readouterr().err.splitlines()
+    assert model.text.remark(words + " ") is None, "also where the text is encoded again"
     assert note.startswith("note: the prompt has ") and "the rest is left out" in note and "duck and" in note
     total, most = (int(part.split()[0].strip(";")) for part in (note.split("has ")[1], note.split("first ")[1]))
     assert total == len(words.split()) and most < total
@@ -332,7 +333,9 @@ def test_what_is_remembered_is_forgotten_when_a_word_is_learned_or_an_encoder_sw
     learned = model.embed(["a mycube"]).text
     assert (learned - before).abs().max() > 1e-4
     torch.testing.assert_close(learned, theirs(model.pipe, ["a mycube"])["text"], **CLOSE)
-    model.pipe.tokenizer = networks.tokenizer()
+    other = networks.tokenizer()
+    other.add_tokens(["one", "two", "three", "four"])  # as many, of other names
+    model.pipe.tokenizer = other
     torch.testing.assert_close(model.embed(["a mycube"]).text, before, **CLOSE)
     torch.manual_seed(5)
     model.pipe.text_encoder = clip_text()
