@@ -16,6 +16,7 @@ import diffusers
 import families
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 from families import FAMILIES, painted, pipeline, seeded, write
 from PIL import Image
 from safetensors.torch import load_file
@@ -110,8 +111,6 @@ def test_attention_that_was_out_of_reach_is_reached_as_it_says(folders, name):
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_sliced_and_old_attention_is_reached_as_it_says(folders, name):
-    from diffusers.models.attention_processor import AttnProcessor2_0
-
     model: Any = load(str(folders(name)), device="cpu")
     plain, unet, pipe = tapped(model), model.network, model.pipe
     pipe.enable_attention_slicing(1)
@@ -230,7 +229,7 @@ def variant(folders, given: str | None) -> Any:
 
 def weighed(folders, prompt: str, own: bool) -> Any:
     model = sd(folders)
-    model.network.set_attn_processor(Own() if own else diffusers.models.attention_processor.AttnProcessor2_0())
+    model.network.set_attn_processor(Own() if own else AttnProcessor2_0())
     return painted(model, prompt)
 
 
