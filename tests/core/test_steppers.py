@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.core.denoising import denoise
 from sfumato.core.schedule import Schedule, joined
-from sfumato.core.steppers import DDIM, DDPM, LCM, DPMSolver, Euler
+from sfumato.core.steppers import DDIM, DDPM, LCM, DPMSolver, Euler, limiting
 from sfumato.errors import SfumatoError
 from sfumato.stilllife import networks
 
@@ -148,6 +148,23 @@ def test_steps_are_diffusers_steps(ours, scheduler, options, monkeypatch):
     b = theirs(scheduler, 20, noises, network, monkeypatch, **options)
     a = run(ours, scheduler.timesteps.tolist(), noises, network)
     torch.testing.assert_close(a, b, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler])
+@pytest.mark.parametrize("limit", [{"clip_sample": True, "clip_sample_range": 0.7}, {"thresholding": True}])
+def test_data_is_limited_as_in_the_schedulers_own_step(kind, limit, monkeypatch):
+    """DDIM's keeps the noise that the network said, DDPM's takes it from the limited data."""
+    scheduler = kind(**{k: v for k, v in SD.items() if k.startswith("beta")}, **limit, dynamic_thresholding_ratio=0.9)
+    scheduler.set_timesteps(10)
+    schedule, noise = Schedule.read(scheduler), torch.zeros(2, 4, 8, 8)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: noise)
+    move = limiting((DDIM() if kind is DDIMScheduler else DDPM()).start(), schedule)
+    x, levels = 2 * torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), schedule.levels(10)
+    eps = network(x, 500.0)
+    wanted = scheduler.step(eps, scheduler.timesteps[5], x).prev_sample
+    x0, eps = schedule.x0_and_eps(eps, x, levels[5])
+    torch.testing.assert_close(move(x, x0, eps, levels[5], levels[6], lambda: noise), wanted, atol=1e-4, rtol=1e-4)
+    assert (DDIM().start()(x, x0, eps, levels[5], levels[6], lambda: noise) - wanted).abs().max() > 1e-2
 
 
 def test_ddpm_is_the_ancestral_sampler_of_the_paper(monkeypatch):

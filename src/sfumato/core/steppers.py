@@ -56,7 +56,7 @@ def DDPM() -> DDIM:
 
 def posterior_std(level: Level, to: Level) -> Float[Tensor, ""]:
     """Deviation of x at ``to`` given x at ``level`` and x0 (Song et al. 2021, eq. 16 with eta 1)."""
-    if not 0 < to.sigma < level.sigma:
+    if to.sigma == 0:
         return torch.zeros_like(to.sigma)
     ratio = level.alpha / to.alpha
     return to.sigma / level.sigma * (level.sigma**2 - (ratio * to.sigma) ** 2).clamp_min(0).sqrt()
@@ -99,7 +99,7 @@ class DPMSolver(Stepper):
                 return to.alpha * x0 + to.sigma * eps
             h = _log_snr(to) - now
             data = x0
-            if h and last is not None and last[0].isfinite() and now != last[0]:
+            if last is not None and last[0].isfinite():
                 r = (now - last[0]) / h
                 data = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * last[1]
             return to.sigma / level.sigma * x - to.alpha * torch.expm1(-h) * data
