@@ -453,12 +453,14 @@ def test_a_controls_picture_is_brought_to_the_images_size_as_diffusers_does(fold
     pipe.set_progress_bar_config(disable=True)
     x = model.latents([3, 4], 64, 64)
     options: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent"}
+    seen: list[torch.Tensor] = []
+    network.controlnet_cond_embedding.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     for pictures in (torch.rand(1, 3, 40, 100), torch.rand(2, 3, 128, 128)):
+        seen.clear()
         wanted = pipe([PROMPT] * 2, image=pictures, latents=x, height=64, width=64, **options).images
-        ours = denoise(
-            model, [PROMPT] * 2, steps=3, guide=3.0, start=x, controls=[ControlNet(network, pictures)]
-        ).latents  # fmt: skip
-        torch.testing.assert_close(ours, wanted, **CLOSE)
+        both, run = [PROMPT] * 2, {"steps": 3, "guide": 3.0, "controls": [ControlNet(network, pictures)]}
+        torch.testing.assert_close(denoise(model, both, start=x, **run).latents, wanted, **CLOSE)
+        assert all(torch.equal(picture, seen[0]) for picture in seen) and len(seen) == 6
 
 
 def test_controls_of_another_kind_say_what_they_are(folder, folders):
