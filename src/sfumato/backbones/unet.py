@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -81,7 +82,8 @@ class UNet(Latent):
         width = self.network.config.time_cond_proj_dim
         if width is None:
             return {}
-        scales = cond.extra.get("guidance", torch.full((len(cond),), self.distilled, device=cond.text.device))
+        own = torch.full((len(cond),), self.distilled or 1.0, device=cond.text.device)
+        scales = cond.extra.get("guidance", own)
         waves = (-math.log(1e4) * torch.arange(width // 2, device=scales.device) / (width // 2 - 1)).exp()
         at = 1000 * (scales.float() - 1)[:, None] * waves
         return {"timestep_cond": F.pad(torch.cat([at.sin(), at.cos()], 1), (0, width % 2)).to(self.dtype)}
