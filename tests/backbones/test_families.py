@@ -396,7 +396,6 @@ def test_an_ip_adapter_that_would_be_passed_over_is_refused(folder, part):
 
 @pytest.mark.parametrize("name", ["sd"])
 def test_a_lora_loaded_by_diffusers_stays_in_force(folder, tmp_path):
-    pytest.importorskip("peft")
     from safetensors.torch import save_file
 
     pipe, model = theirs(folder), load(str(folder), device="cpu")

@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from sfumato.backbones.load import load
 from sfumato.errors import SfumatoError
 
-pytest.importorskip("peft")
 CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
 TAKING = [name for name in FAMILIES if name != "pixart"]
 

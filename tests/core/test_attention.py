@@ -174,7 +174,7 @@ def test_two_threads_do_not_disturb_one_another(here):
 
 
 def test_low_rank_changes_stay_in_force(model):
-    peft = pytest.importorskip("peft")
+    import peft
 
     plain = model.predict(*inputs(model))
     model.network.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
@@ -184,7 +184,7 @@ def test_low_rank_changes_stay_in_force(model):
 
 
 def test_texts_are_remembered_until_their_encoder_changes(model):
-    peft = pytest.importorskip("peft")
+    import peft
 
     encoder, calls = model.pipe.text_encoder, []
     encoder.register_forward_hook(lambda *_: calls.append(1))

@@ -176,13 +176,6 @@ def test_a_start_takes_over_from_what_was_killed(place, here, monkeypatch, capsy
 
 
 @POSIX
-def test_processes_that_cannot_train_together_are_not_started(place, monkeypatch):
-    monkeypatch.setattr(background, "find_spec", lambda name: None)
-    with pytest.raises(SfumatoError, match=r"accelerate: pip install 'sfumato\[train\]', or --processes 1"):
-        background.start(StartOptions(place=place, processes=2))
-
-
-@POSIX
 def test_a_start_that_ends_at_once_says_so(place, here, monkeypatch):
     monkeypatch.setattr(background, "supervisor", lambda place: [sys.executable, "-c", "raise SystemExit(3)"])
     monkeypatch.setattr(subprocess.Popen, "wait", lambda self, timeout=None: 3)

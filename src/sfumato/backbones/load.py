@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,14 +51,14 @@ def load(
     - ``vae``, ``scheduler``, and any other part of the pipeline by its name (``text_encoder``, ``tokenizer_2``): in
       place of the model's own. In hand, or a folder or id of the hub that holds it or a model with it; a VAE's file; a
       scheduler's class or its name, made by the config of the model's own.
-    - ``lora``: files, or files and weights, also as ``FILE:WEIGHT``, of kohya's and diffusers' layouts; needs peft.
+    - ``lora``: files, or files and weights, also as ``FILE:WEIGHT``, of kohya's and diffusers' layouts.
     - ``config``: for a single file, the diffusers folder with what is not in it, or a word of ``single_file.configs``.
     - ``dtype``: of the networks (float32 unless said), also as a word: ``float32``, ``float16``, ``bfloat16``. Latents
       stay float32.
     - ``variant``: which of several sets of weights, such as ``fp16``.
     - ``offline``: look only at the local cache of the hub.
     - ``offload``: keep weights in main memory and bring to the GPU a whole network at a time (``model``) or a layer at
-      a time (``sequential``, slow and smallest); needs accelerate.
+      a time (``sequential``, slow and smallest).
     - ``vae_tiling``, ``vae_slicing``: encode and decode large images in tiles, and a batch an image at a time.
     - ``clip_skip``: how many of the last layers of its CLIPs are not run for prompts, counted as diffusers counts.
     - ``embeddings``: learned words (textual inversion): their files, or word -> file or vectors.
@@ -170,8 +169,6 @@ def _check_offload(offload: str, place: torch.device) -> None:
             f"offload={offload!r} keeps weights in main memory until a GPU needs them, and this model runs on the "
             f"{place.type}; leave offload out"
         )
-    if find_spec("accelerate") is None:
-        raise SfumatoError("offload is done by accelerate, which is not installed; pip install accelerate")
 
 
 def _vae(model: Any, tiling: bool, slicing: bool) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,14 +47,12 @@ def _one(lora: LoRA) -> tuple[Path, float]:
 def add(pipe: Any, given: Sequence[tuple[Path, float]]) -> None:
     """Load them into the networks of a pipeline.
 
-    Raises ``SfumatoError`` for a file that holds none, for one of another family, and without peft.
+    Raises ``SfumatoError`` for a file that holds none, and for one of another family.
     """
     if not given:
         return
     if not hasattr(pipe, "load_lora_weights"):
         raise SfumatoError(f"diffusers loads no LoRA into a {type(pipe).__name__}")
-    if find_spec("peft") is None:
-        raise SfumatoError("a LoRA needs peft; install it with: pip install 'sfumato[train]'")
     if there := {name for names in pipe.get_list_adapters().values() for name in names}:
         raise SfumatoError(
             f"the pipeline carries LoRAs ({', '.join(sorted(there))}); call pipe.unload_lora_weights() and give all as "

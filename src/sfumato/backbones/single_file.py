@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -209,8 +208,6 @@ def _write_tokenizer(place: Path, pad: str) -> None:
 
 def _converted(file: Path, place: Path, dtype: torch.dtype, parts: Mapping[str, Any]) -> Any:
     """By diffusers' converter and the configs of a folder, from which texts are read that are not in the file."""
-    if find_spec("accelerate") is None:  # without it, diffusers leaves random numbers where a file has none
-        raise SfumatoError("a single file needs accelerate; install it with: pip install 'sfumato[train]'")
     import diffusers
 
     listed = folder.index(place)

@@ -158,14 +158,11 @@ def numbered(n: int) -> Told:
 def low_rank(model: Backbone, rank: int, rate: float, seed: int) -> Iterator[LowRank]:
     """A low-rank copy in the model's network, at first equal to it; afterwards the network is as it was.
 
-    ``rate``: of its own AdamW. Raises ``SfumatoError`` without peft, and for models that have no attention, are
-    offloaded, or carry adapters that are switched off.
+    ``rate``: of its own AdamW. Raises ``SfumatoError`` for models that have no attention, are offloaded, or
+    carry adapters that are switched off.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-        from peft.tuners.tuners_utils import BaseTunerLayer
-    except ImportError:
-        raise SfumatoError("a low-rank copy needs peft; install it with: pip install 'sfumato[train]'") from None
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     if rank < 1:
         raise SfumatoError(f"a low-rank copy has rank 1 or more, got {rank}")

@@ -6,7 +6,7 @@ is told the camera and u is not, with s below 1 (lambda = 1 - s).
 
 Defaults: s = 0.5 (the authors' configuration), all else as in variational score distillation.
 
-Needs: four rows an image and step, and a row forwards and backwards for the copy. peft.
+Needs: four rows an image and step, and a row forwards and backwards for the copy.
 
 Families: as variational score distillation.
 """

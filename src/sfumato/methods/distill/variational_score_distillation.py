@@ -12,7 +12,7 @@ told the camera with probability 0.1 (section 4, appendix C and threestudio's pr
 threestudio draws whether cameras are told once for a batch; here it is once an image. The layer that tells them starts
 at zero here, so that at first the copy is the model; there it starts at random.
 
-Needs: three rows an image and step, and a row forwards and backwards for the copy. peft.
+Needs: three rows an image and step, and a row forwards and backwards for the copy.
 
 Families: all whose network is a UNet or a transformer of diffusers; not offloaded.
 """

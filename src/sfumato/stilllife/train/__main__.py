@@ -36,7 +36,7 @@ def _command(name: str, words: str, options: type, work: str = "run") -> Callabl
         try:
             module = importlib.import_module(f"sfumato.stilllife.train.{name}")
         except ModuleNotFoundError as e:
-            raise SfumatoError(f"this needs {e.name}: pip install 'sfumato[train]'") from e
+            raise SfumatoError(f"this needs {e.name}; install it with: pip install {e.name}") from e
         getattr(module, work)(args)
 
     command.__doc__ = words

@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -373,8 +372,6 @@ def start(args: StartOptions) -> None:
     for name in ("images", "first", "processes", "slice", "rate", "batch"):
         if getattr(args, name) <= 0:
             raise SfumatoError(f"--{name} must be more than 0, got {getattr(args, name)}")
-    if args.processes > 1 and find_spec("accelerate") is None:
-        raise SfumatoError("processes train together by accelerate: pip install 'sfumato[train]', or --processes 1")
     place = writable(args.place.expanduser()).resolve()
     state = read_state(place)
     if runs(state):
