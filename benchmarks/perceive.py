@@ -10,12 +10,10 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Callable
-from typing import Any
 
-import diffusers
 import numpy as np
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel
+from shapes import empty, fill, sd15
 
 from sfumato.backbones.unet import UNet
 from sfumato.bench.truth import renders
@@ -25,30 +23,6 @@ from sfumato.methods.perceive.diff_seg import DiffSeg
 from sfumato.methods.perceive.dift import DIFT
 from sfumato.methods.perceive.text_attribution import TextAttribution
 from sfumato.reading.reader import read
-from sfumato.stilllife import networks
-from sfumato.stilllife.tokenizer import special_ids, vocab_size
-
-
-def stable_diffusion() -> UNet:
-    """Stable Diffusion 1.5's networks as its configuration has them, drawn at random; the built-in words."""
-    torch.manual_seed(0)
-    start, end = special_ids()
-    text = CLIPTextConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, vocab_size=vocab_size(),
-        bos_token_id=start, eos_token_id=end, pad_token_id=end,
-    )  # fmt: skip
-    unet = diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-    vae = diffusers.AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
-    )  # fmt: skip
-    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    parts: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
-    pipe = diffusers.StableDiffusionPipeline(
-        vae=vae.eval(), text_encoder=CLIPTextModel(text).eval(), tokenizer=networks.tokenizer(), unet=unet.eval(),
-        scheduler=diffusers.DDIMScheduler(**betas), requires_safety_checker=False, **parts,
-    )  # fmt: skip
-    return UNet("Stable Diffusion 1.5, random", pipe)
 
 
 def main() -> None:
@@ -56,7 +30,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
-    device, model = choose(args.device), stable_diffusion()
+    device, model = choose(args.device), UNet("Stable Diffusion 1.5, random", fill(empty(sd15)))
     model.pipe.to(device)
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, {device}, {args.side} pixels")
     images = renders(np.random.default_rng(0), 2, args.side).images

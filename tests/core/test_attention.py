@@ -215,7 +215,7 @@ def test_rows_have_names():
 
 def test_probabilities_of_halves_are_those_of_float32_also_where_products_are_beyond_them():
     """Queries and keys whose products leave float16 (65504) before they are scaled, as Stable Diffusion 2's do."""
-    site = Site("attn1", 0, "mid", ("image",), ("image",), 1, 1)
+    site = Site("attn1", 0, "mid", ("image",), ("image",), 1, 1, 8)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 1, 4, 64, generator=generator).half() for _ in "qkv")
     q, k = q + 40, k + 40

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 from laws.painting import ROWS, SAID, started
 
 from sfumato.bench.memory import allocated
@@ -17,9 +16,8 @@ BOUNDS = {"masactrl: masks", "spatial-temporal", "structured-diffusion"}
 """Methods with handlers that need what the step has found by then; their plans say at most."""
 
 
-def workspace() -> int:
-    """Bytes in which torch's fused kernel works on a CPU: blocks of 256 queries by 512 keys, and of their outputs."""
-    return torch.get_num_threads() * 4 * 256 * (512 + 2 + 32)
+SMALL = 2**12
+"""Bytes that are not looked for: masks' indices, and numbers by themselves."""
 
 
 EACH = [
@@ -44,6 +42,6 @@ def test_a_plan_says_what_is_measured(models, exact, word, family):
     measured = allocated(lambda: denoise(model, prompts, **options)).tapped
     if any(price.bound for price in planned.prices):
         assert word in BOUNDS
-        assert measured <= planned.bytes + workspace()
+        assert measured <= planned.bytes
     else:
-        assert planned.bytes == pytest.approx(measured, rel=0.15, abs=workspace())
+        assert planned.bytes == pytest.approx(measured, rel=0.15, abs=SMALL)

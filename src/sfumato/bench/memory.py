@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from sfumato.core import taps
+from sfumato.core import attention, taps
 from sfumato.core.features import Activation
 from sfumato.core.sites import Layer
 
@@ -53,6 +53,13 @@ class _Marks:
         finally:
             _mark("end", network)
 
+    def fused(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The kernel's own workspace, which the network's has as well, is not counted."""
+        _mark("kernel")
+        out = _FUSED(*args, **kwargs)
+        _mark("done")
+        return out
+
     def activate(self, layer: Any, rows: Any, grid: Any, step: int, whole: Tensor) -> Activation:
         self.begin(whole)
         self.activation = Activation(layer, rows, grid, step, whole)
@@ -79,7 +86,7 @@ class _Marks:
         _mark("begin")
 
 
-_SEAM, _COUNT, _CHECK = taps._seam, taps.Tap.count, taps.Tap.check
+_FUSED, _SEAM, _COUNT, _CHECK = attention.FUSED, taps._seam, taps.Tap.count, taps.Tap.check
 
 
 def _mark(what: str, size: int = 0) -> None:
@@ -91,6 +98,7 @@ def allocated(work: Callable[[], Any]) -> Allocated:
     """Run ``work`` on the CPU and account for what it allocates."""
     marks = _Marks()
     with ExitStack() as stack:
+        stack.enter_context(patch.object(attention, "FUSED", marks.fused))
         stack.enter_context(patch.object(taps, "_seam", marks.seam))
         stack.enter_context(patch.object(taps, "Activation", marks.activate))
         stack.enter_context(patch.object(taps.Tap, "count", lambda tap, what: marks.count(tap, what)))
@@ -98,11 +106,14 @@ def allocated(work: Callable[[], Any]) -> Allocated:
         seen = stack.enter_context(profile(activities=[ProfilerActivity.CPU], profile_memory=True))
         work()
     now = peak = most = kept = made = begun = 0
-    inside = False
+    inside = kernel = False
     for _, what, value in sorted(_events(seen), key=lambda event: event[0]):
         if what == "bytes":
             now += value
-            peak, made = max(peak, now), max(made, now - begun)
+            peak = max(peak, now)
+            made = made if kernel else max(made, now - begun)
+        elif what in ("kernel", "done"):
+            kernel, made = what == "kernel", max(made, now - begun)
         elif what == "begin":
             inside, begun, made = True, now, 0
         elif what == "end" and inside:

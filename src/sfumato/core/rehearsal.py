@@ -77,7 +77,8 @@ class _Kernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         out = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
-        ctx.save_for_backward(q, k, v, out, _sums(q))
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(q, k, v, out, _sums(q))
         return out
 
 
@@ -130,17 +131,22 @@ def _given(what: Site | Layer, run: Run, rows: Rows) -> dict[str, Tensor]:
     dtype, (height, width) = run.model.dtype, what.grid(run.grid)
     tokens = {"image": height * width, "text": run.model.text_tokens}
 
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(len(rows), *shape, device="meta", dtype=dtype, requires_grad=torch.is_grad_enabled())
+    def empty(*shape: int, of: Sequence[str]) -> Tensor:
+        needs = torch.is_grad_enabled() and tuple(of) != ("text",)  # gradients are taken by the latents
+        return torch.empty(len(rows), *shape, device="meta", dtype=dtype, requires_grad=needs)
 
     if isinstance(what, Layer):
-        flat = {"tokens": tokens["image"], "text": tokens["text"]}.get(what.kind)
-        return {"whole": empty(what.width, height, width) if flat is None else empty(flat, what.width)}
+        of = ("text" if what.kind == "text" else "image",)
+        if what.kind in ("tokens", "text"):
+            return {"whole": empty(tokens[of[0]], what.width, of=of)}
+        return {"whole": empty(what.width, height, width, of=of)}
     out = {}
-    for which, segments in zip("qkv", (what.query, what.key, what.key), strict=True):
-        n = sum(tokens[segment] for segment in segments)
-        together = len(segments) > 1  # segments are put one behind the other, which puts the heads first in memory
-        out[which] = empty(what.heads, n, what.dim) if together else empty(n, what.heads, what.dim).transpose(1, 2)
+    for which, of in zip("qkv", (what.query, what.key, what.key), strict=True):
+        n = sum(tokens[segment] for segment in of)
+        if len(of) > 1:  # segments are put one behind the other, which puts the heads first in memory
+            out[which] = empty(what.heads, n, what.dim, of=of)
+        else:
+            out[which] = empty(n, what.heads, what.dim, of=of).transpose(1, 2)
     return out
 
 
