@@ -311,6 +311,7 @@ def test_a_run_that_fails_leaves_the_model_as_it_was(sd):
 
 def test_adapters_that_are_loaded_belong_to_the_prior_and_stay(tmp_path):
     import peft
+
     model = families.made(tmp_path)("sd")
     config = peft.LoraConfig(r=2, target_modules=["to_q", "proj_in"], init_lora_weights=False)
     model.network.add_adapter(config, "style")
