@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -333,7 +334,7 @@ def test_what_is_remembered_is_forgotten_when_a_word_is_learned_or_an_encoder_sw
     learned = model.embed(["a mycube"]).text
     assert (learned - before).abs().max() > 1e-4
     torch.testing.assert_close(learned, theirs(model.pipe, ["a mycube"])["text"], **CLOSE)
-    other = networks.tokenizer()
+    other = deepcopy(networks.tokenizer())  # which all tests share
     other.add_tokens(["one", "two", "three", "four"])  # as many, of other names
     model.pipe.tokenizer = other
     torch.testing.assert_close(model.embed(["a mycube"]).text, before, **CLOSE)

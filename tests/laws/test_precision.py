@@ -13,6 +13,7 @@ from laws.painting import picture
 from sfumato.backbones.load import load
 from sfumato.core.backbone import dtype_of
 from sfumato.core.denoising import denoise
+from sfumato.core.guidance import reads_scale
 from sfumato.distill.generators import Latents
 from sfumato.distill.loop import distil
 from sfumato.errors import SfumatoError
@@ -51,7 +52,8 @@ def cast(folder: str, dtype: str = "bfloat16") -> Any:
 def made(folder: str, precision: str) -> Any:
     other = {"offloaded": offloaded, "float8": cast}
     model = other[precision](folder) if precision in other else load(folder, device="cpu", dtype=precision)
-    model.distilled = SCALE
+    if reads_scale(model):
+        model.distilled = SCALE
     return model
 
 

@@ -73,6 +73,9 @@ class Counting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tokenizer, name)
 
+    def __len__(self) -> int:
+        return len(self.tokenizer)
+
     def __call__(self, *args: Any, **options: Any) -> Any:
         out = self.tokenizer(*args, **options)
         if "length" in out:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from sfumato.backbones.load import family
 from sfumato.core.denoising import denoise
+from sfumato.core.guidance import CFG
 from sfumato.core.method import Method, Phases, Run
 from sfumato.core.steppers import DDPM
 from sfumato.errors import SfumatoError
@@ -94,8 +95,8 @@ def test_an_edit_is_of_the_streams_that_its_start_follows(model):
     assert asked.prompts == {"source": SOURCE, "target": TARGET}
     assert PictureEdit(SOURCE, TARGET, SDEdit()).prompts == {"target": TARGET}
     assert set(replace(asked, looks="a duck").prompts) == {"source", "target", "appearance"}
-    assert replace(asked, looks="a duck", guidance=7.0).guide(model) == 1.0
-    assert replace(asked, guidance=3.0).guide(model) == asked.start.guide(model, 3.0)
+    assert replace(asked, looks="a duck", guidance=7.0).guide(model) == CFG(1.0)
+    assert replace(asked, guidance=3.0).guide(model) == CFG(asked.start.guide(model, 3.0))
 
 
 def test_edits_side_by_side_are_each_as_alone_and_none_is_run_if_one_cannot_be(model):

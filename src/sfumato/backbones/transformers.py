@@ -187,9 +187,9 @@ class Flux(Transformer):
             for i, path in enumerate(double + one)
         )
 
-    @property
+    @of_parts("network")
     def distilled(self) -> float:
-        """Dev reads its guidance as an input; schnell has none."""
+        """Dev reads its guidance as an input, unless told this one; schnell has none."""
         return 3.5 if self.network.config.guidance_embeds else 1.0
 
     def levels(self, steps: int, grid: Sequence[int]) -> Levels:

@@ -70,7 +70,7 @@ class UNet(Latent):
         """What the network reads beside text, by its own names."""
         return {}
 
-    @property
+    @of_parts("network", "schedule")
     def distilled(self) -> float | None:
         """LCM's networks read their guidance as an input."""
         if self.network.config.time_cond_proj_dim is None:
