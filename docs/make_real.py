@@ -126,8 +126,8 @@ def blended() -> Any:
 
 
 def canvas() -> Any:
-    """A ring of 64 x 320 pixels in windows of 64."""
-    wide = denoise(model(), "", seed=7, size=(64, 320), views=Ring(16), steps=STEPS).images
+    """A ring of 64 x 288 pixels in windows of 64, a new one every 48."""
+    wide = denoise(model(), "", seed=7, size=(64, 288), views=Ring(48), steps=STEPS).images
     return pictures.sheet(wide, 1)
 
 
