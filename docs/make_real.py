@@ -131,25 +131,10 @@ def canvas() -> Any:
     return pictures.sheet(wide, 1)
 
 
-def distilled() -> Any:
-    """An image by score distillation, after 0, 100, 200 and 400 steps."""
-    from sfumato.distill import Latents, distil
-    from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
-
-    canvas, seen = Latents(torch.zeros(2, 3, 64, 64)), []
-
-    def watch(step: int, images: Tensor) -> None:
-        if step in (0, 50, 100, 199):
-            seen.append(images.detach().clone())
-
-    distil(model(), canvas, "", ScoreDistillationViaInversion(), 200, watch=watch)
-    return pictures.sheet((torch.stack(seen, 1).flatten(0, 1) / 2 + 0.5).clamp(0, 1), 4)
-
-
 DRAWN: dict[str, Callable[[], Any]] = {
     f.__name__: f
     for f in (
-        samples, inversion, masactrl, segments, matches, guidance, sdedit, blended, canvas, distilled,
+        samples, inversion, masactrl, segments, matches, guidance, sdedit, blended, canvas,
     )
 }  # fmt: skip
 
