@@ -17,15 +17,14 @@ from sfumato.backbones import kinds
 from sfumato.backbones.latent import Latent
 from sfumato.backbones.parts import of_parts
 from sfumato.backbones.text import Text, t5_text
-from sfumato.backbones.unet import hiddens, residuals, sites
+from sfumato.backbones.unet import OfUNet
 from sfumato.core.conditions import Cond
 from sfumato.core.noise import drawing
 from sfumato.core.schedule import Schedule
-from sfumato.core.sites import Layer, Site, token_layers
 from sfumato.errors import SfumatoError, finite
 
 
-class DeepFloyd(Latent):
+class DeepFloyd(OfUNet, Latent):
     """Images are their own latents, in [-1, 1]."""
 
     kind = "DeepFloyd"
@@ -47,14 +46,6 @@ class DeepFloyd(Latent):
     @of_parts("network")
     def size(self) -> int:
         return self.cells
-
-    @of_parts("network")
-    def sites(self) -> tuple[Site, ...]:
-        return sites(self.network)
-
-    @of_parts("network")
-    def layers(self) -> tuple[Layer, ...]:
-        return (*token_layers(self.sites, self.network), *residuals(self.network), *hiddens(self.network))
 
     def _encode(self, prompts: list[str], skip: int | None) -> dict[str, Tensor]:
         text, _ = self.pipe.encode_prompt(

@@ -15,15 +15,14 @@ from torch import Tensor
 
 from sfumato.backbones import autoencoders, kinds
 from sfumato.backbones.parts import of_parts
-from sfumato.backbones.unet import hiddens, residuals, sites
+from sfumato.backbones.unet import OfUNet
 from sfumato.core.backbone import Backbone, times
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Schedule
-from sfumato.core.sites import Layer, Site, token_layers
 from sfumato.errors import SfumatoError, finite
 
 
-class Pixels(Backbone):
+class Pixels(OfUNet, Backbone):
     """Images are their own latents, in [-1, 1], unless the pipeline has an autoencoder (``vqvae``).
 
     Of a score model whose variance explodes images are in [0, 1] (Song et al. 2021, arXiv 2011.13456), and what its
@@ -67,14 +66,6 @@ class Pixels(Backbone):
     @of_parts("network", "vae")
     def size(self) -> int:
         return self.network.config.sample_size * self.factor
-
-    @of_parts("network")
-    def sites(self) -> tuple[Site, ...]:
-        return sites(self.network)
-
-    @of_parts("network")
-    def layers(self) -> tuple[Layer, ...]:
-        return (*token_layers(self.sites, self.network), *residuals(self.network), *hiddens(self.network))
 
     def embed(self, prompts: Sequence[str]) -> Cond:
         if prompt := next(filter(None, prompts), None):

@@ -27,7 +27,21 @@ _PROMPT = "image prompt "  # in Cond.extra, and the number of the adapter
 _STAGES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 
 
-class UNet(Latent):
+class OfUNet:
+    """What taps find in a UNet of diffusers', with or without words."""
+
+    network: Any
+
+    @of_parts("network")
+    def sites(self) -> tuple[Site, ...]:
+        return sites(self.network)
+
+    @of_parts("network")
+    def layers(self) -> tuple[Layer, ...]:
+        return (*token_layers(self.sites, self.network), *residuals(self.network), *hiddens(self.network))
+
+
+class UNet(OfUNet, Latent):
     """Its network is a ``UNet2DConditionModel``; taps see 32 sites in Stable Diffusion 1 and 2, 140 in SDXL."""
 
     kind = "UNet"
@@ -38,14 +52,6 @@ class UNet(Latent):
         found = [part for part in ("tokenizer", "tokenizer_2") if getattr(self.pipe, part, None) is not None]
         readers = [Reader(part, getattr(self.pipe, part).model_max_length) for part in found]
         return Text(self.name, self.pipe, readers)
-
-    @of_parts("network")
-    def sites(self) -> tuple[Site, ...]:
-        return sites(self.network)
-
-    @of_parts("network")
-    def layers(self) -> tuple[Layer, ...]:
-        return (*token_layers(self.sites, self.network), *residuals(self.network), *hiddens(self.network))
 
     @property
     def text_encoder(self) -> Any:
