@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from sfumato.methods.control import AttendAndExcite
 from sfumato.methods.edit import LocalBlend, MasaCtrl, PlugAndPlay, PromptToPrompt
 from sfumato.methods.perceive.diff_seg import DiffSeg
 from sfumato.methods.perceive.dift import DIFT
+from sfumato.reading.price import price
 from sfumato.reading.reader import read
 
 PAGE = Path(__file__).parents[1] / "docs" / "real-sizes.md"
@@ -149,10 +150,19 @@ class Task:
         images = renders(np.random.default_rng(0), 2, self.side).images
         if gradient:
             return self._measured(lambda: invert(model, images[:1], ALONE, NullText(steps=1, inner=1)))
+        row = self._priced(model)
         with torch.no_grad(), read(model, images[0], self.side) as one, read(model, images[1], self.side) as other:
             _ = one.latents, other.latents  # encoded before anything is measured
             points = torch.rand(100, 2) * self.side
-            return self._measured(lambda: DiffSeg()(one) if self.what == "DiffSeg" else DIFT()(one, other, points))
+            work = partial(DiffSeg(), one) if self.what == "DiffSeg" else partial(DIFT(), one, other, points)
+            return row | self._measured(work)
+
+    def _priced(self, model: Backbone) -> dict[str, Any]:
+        """What a reading is said to take."""
+        began = time.perf_counter()
+        reading = DiffSeg() if self.what == "DiffSeg" else DIFT().features
+        planned = price(model, reading, (self.side, self.side), self.side)
+        return {"plan_mib": planned / 2**20, "plan_ms": 1e3 * (time.perf_counter() - began)}
 
     def _diffusers(self, pipe: Any) -> dict[str, Any]:
         pipe.set_progress_bar_config(disable=True)
@@ -285,7 +295,8 @@ an edit four.
 
 *Peak* is of the process (on a GPU, of torch) beyond the weights. *Planned* is `Plan.bytes`: what taps take at most,
 beyond what the network has without them; *in taps* is what torch's own account of each allocation has there. A plan is
-made and priced before the first step, in the milliseconds of *plan*. Where a run descends (Attend-and-Excite), the
+made and priced before the first step, in the milliseconds of *plan*; what reads is priced by
+`sfumato.reading.price`. Where a run descends (Attend-and-Excite), the
 network keeps what its way back needs; that is in the peak and not in the plan. Null-text is one step of the inversion
 with one fit of the empty prompt, and the encoding of the image before it. DiffSeg and DIFT read images that were
 encoded before.
@@ -323,7 +334,7 @@ def line(row: dict[str, Any]) -> str:
         (planned, ".1f"),
         (tapped, ".1f"),
         (planned / tapped if planned and tapped else None, ".2f"),
-        (row["plan_ms"] + row["price_ms"] if "plan_ms" in row else None, ".0f"),
+        (row["plan_ms"] + row.get("price_ms", 0.0) if "plan_ms" in row else None, ".0f"),
     ]
     return f"| {row['what']} | " + " | ".join("" if x is None else f"{x:{form}}" for x, form in figures) + " |"
 
