@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +155,9 @@ class Task:
         with torch.no_grad(), read(model, images[0], self.side) as one, read(model, images[1], self.side) as other:
             _ = one.latents, other.latents  # encoded before anything is measured
             points = torch.rand(100, 2) * self.side
-            work = partial(DiffSeg(), one) if self.what == "DiffSeg" else partial(DIFT(), one, other, points)
-            return row | self._measured(work)
+            seeds = count()  # what was read with a seed is kept by the readers
+            matched = lambda: DIFT(seed=next(seeds))(one, other, points)  # noqa: E731
+            return row | self._measured(partial(DiffSeg(), one) if self.what == "DiffSeg" else matched)
 
     def _priced(self, model: Backbone) -> dict[str, Any]:
         """What a reading is said to take."""
