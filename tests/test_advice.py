@@ -21,8 +21,8 @@ from families import FAMILIES, painted, pipeline, seeded, write
 from PIL import Image
 from safetensors.torch import load_file
 
+from sfumato.backbones.controlnets import ControlNet
 from sfumato.backbones.load import load
-from sfumato.backbones.unet import ControlNet
 from sfumato.core.conditions import Cond
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import Distilled, against, cfg
@@ -351,7 +351,7 @@ CASES: dict[str, Case] = {
         lambda f: run(sd(f), BOTH, methods=[PromptToPrompt()]),
     ),
     "a controls' picture": Case(
-        lambda f: run(sd(f), controls=[ControlNet(None, torch.zeros(1, 3, 8, 8))]), "a ControlNetModel steers an image",
+        lambda f: run(sd(f), controls=[ControlNet(None, torch.zeros(1, 3, 8, 8))]), "by a ControlNetModel, .*made for",
         lambda f: controlled(f, "sd"),
     ),
 }  # fmt: skip

@@ -10,8 +10,8 @@ import torch
 from families import randomised
 from torch import Tensor
 
+from sfumato.backbones.controlnets import ControlNet
 from sfumato.backbones.load import load
-from sfumato.backbones.unet import ControlNet
 from sfumato.core.conditions import Cond
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG

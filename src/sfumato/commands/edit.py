@@ -25,6 +25,7 @@ from sfumato.commands.options import (
     seed_of,
     whole,
 )
+from sfumato.commands.steering import Steering
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import note, print_json, quiet
@@ -36,9 +37,6 @@ from sfumato.tasks.kept import settings_of
 from sfumato.tasks.starts import How
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
-    from torch import Tensor
-
     from sfumato.media.images import Fitted
     from sfumato.tasks.edit import EditRun
 
@@ -65,6 +63,7 @@ def edit(
         tuple[Path, ...],
         tyro.conf.arg(metavar="IMAGE ...", help="Further pictures of the same, edited with the first as one set."),
     ] = (),
+    steering: tyro.conf.OmitArgPrefixes[Steering],
     box: Boxes = (),
     compare: Annotated[
         str, tyro.conf.arg(metavar="METHOD,METHOD:PRESET", help="Run several, and lay their results side by side.")
@@ -99,10 +98,9 @@ def edit(
     specs = [spec.strip() for spec in compare.split(",") if spec.strip()]
     if bool(specs) == bool(chain.items):
         raise SfumatoError(f"edit takes methods, or --compare with several; they are: {', '.join(index.words())}")
-    if also and (appearance is not None or show_attention):
-        raise SfumatoError(
-            f"{'--appearance' if appearance is not None else '--show-attention'} is of one picture alone"
-        )
+    single = {"--appearance": appearance, "--show-attention": show_attention, "--control": steering.control}
+    if also and (one := next(filter(single.get, single), None)):
+        raise SfumatoError(f"{one} is of one picture alone; leave it or --also out")
     uses.beside("--looks", looks, "--appearance", appearance)
     layout = layout_of(box)
     chained = {spec: Chain((recipes.default(spec),), (spec,)) for spec in specs} or {"": chain}
@@ -119,10 +117,12 @@ def edit(
     note_guidance(net, guidance)
     shown = {name: images.opened(file) for name, file in _named((image, *also)).items()}
     fitted = fit_all(shown, net, fit)
-    other = None if appearance is None else _of_size(images.open_picture(appearance), fitted[image.stem])
+    first = fitted[image.stem]
+    height, width = first.pixels.shape[-2:]
+    other = None if appearance is None else images.cropped(images.open_picture(appearance), height, width)
     asked = (source, target, invert, steps, guidance, seed, None if other is None else looks, negative)
     remark(model, source, target, negative)
-    first = fitted[image.stem]
+    net = steering.steer(net, loading, steering.beside(net, first, fit), negative)
     if also and any(one.has_places for one in chained.values()):
         note(f"the masks and boxes are of {image.name}, and are taken for the others as well")
     edits = {name: PictureEdit.of(one.seeing(first), *asked) for name, one in chained.items()}
@@ -130,7 +130,7 @@ def edit(
     found = run_edits(net, tuple(fitted.values()), edits, **options)
     words = {"source": source, "target": target, **({} if other is None else {"appearance": looks})}
     words |= {"negative": negative} if negative else {}
-    words |= {"guidance": guidance, "seed": seed, "model": model}
+    words |= {"guidance": guidance, "seed": seed, "model": model, **steering.settings()}
     settings = settings_of(given, list(chained.values()))
     files: dict[str, str] = {}
     for name, done in found.items():
@@ -187,13 +187,3 @@ def _beside(
     labels = ["the picture", *found] * len(rows)
     sheet = pictures.labelled(shown, labels, columns=min(4, columns) if len(rows) == 1 else columns)
     return {"compare": str(pictures.write(sheet, out / f"{stem}-compare.png", words))}
-
-
-def _of_size(picture: Picture, like: Fitted) -> Tensor:
-    """The middle of a picture, at the size at which another is seen, in [0, 1]."""
-    from PIL import Image, ImageOps
-
-    from sfumato.media.images import tensor
-
-    height, width = like.pixels.shape[-2:]
-    return tensor(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))

@@ -31,6 +31,7 @@ from sfumato.commands.options import (
     written,
 )
 from sfumato.commands.sampling import Sampling, suited
+from sfumato.commands.steering import Steering
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import print_json, quiet
@@ -54,6 +55,7 @@ def generate(
     ] = None,
     size: Size = None,
     sampling: tyro.conf.OmitArgPrefixes[Sampling],
+    steering: tyro.conf.OmitArgPrefixes[Steering],
     inpaint: Annotated[
         Path | None,
         tyro.conf.arg(metavar="IMAGE", help="A picture of which an inpainting checkpoint paints a part anew."),
@@ -102,6 +104,8 @@ def generate(
         raise SfumatoError("--inpaint PICTURE and --mask MASK go together: what is painted anew, and where")
     if inpaint is not None and (size is not None or sampling.canvas is not None):
         raise SfumatoError("--inpaint paints at the picture's own size; leave --size and --canvas out")
+    if steering.control and sampling.canvas is not None:
+        raise SfumatoError("--control is of an image that is seen whole; leave it or --canvas out")
     uses.painted(chain)
     layout = layout_of(box)
     chain = chain.given(seed=seed, layout=layout)
@@ -118,9 +122,10 @@ def generate(
     net = loading.load(model, device)
     part = None if inpaint is None or mask is None else Inpainting.read(inpaint, mask, net)
     net = net if part is None else part.given(net)
-    height, width = painted_size(net, asked if part is None else part.size)
+    height, width = painted_size(net, part.size if part is not None else asked or steering.size(net))
     if sampling.canvas is not None:
         height, width = painted_size(net, (sampling.canvas[1], sampling.canvas[0]), "--canvas")
+    net = steering.steer(net, loading, steering.cropped(height, width), negative)
     remark(model, prompt, negative)
     steps, guidance = suited(net, steps, guidance)
     note_guidance(net, guidance, negative)
@@ -137,6 +142,7 @@ def generate(
         "guidance": guidance,
         "size": height if height == width else written(height, width),
         **sampling.settings(),
+        **steering.settings(),
         **({} if inpaint is None else {"inpaint": str(inpaint), "mask": str(mask)}),
         "model": model,
         **({"methods": " + ".join(map(repr, chain.items))} if chain.items else {}),

@@ -22,6 +22,7 @@ from sfumato.commands.options import (
     seed_of,
     whole,
 )
+from sfumato.commands.steering import Steering
 from sfumato.errors import SfumatoError
 from sfumato.io.files import save_tensors, writable
 from sfumato.io.terminal import print_json, quiet
@@ -39,6 +40,7 @@ def invert(
         float | None, tyro.conf.arg(help="Classifier-free guidance of the way back [default: the inversion's, or 7.5].")
     ] = None,
     steps: Steps = 50,
+    steering: tyro.conf.OmitArgPrefixes[Steering],
     fit: Fit = "whole",
     model: Model = "stilllife",
     loading: tyro.conf.OmitArgPrefixes[Running],
@@ -70,11 +72,13 @@ def invert(
     remark(model, prompt, negative)
     note_guidance(net, scale)
     fitted = images.fit(images.open_picture(image), net.size, net.multiple, fit)
+    net = steering.steer(net, loading, steering.beside(net, fitted, fit), negative)
     done = invert_picture(net, fitted.pixels, prompt, inversion, scale, negative)
     path = done.path
     beside = pictures.grid([pictures.picture(x) for x in (fitted.pixels, done.best, done.found)])
     words = {"prompt": prompt, "how": how, "steps": steps, "guidance": done.guidance, "seed": seed}
     words |= {"negative": negative} if negative else {}
+    words |= steering.settings()
     stem = kept.named(out, "invert", "-inverted.png", image.stem, kept.settings_of(given))
     sheet = pictures.write(beside, out / f"{stem}-inverted.png", words)
     tensors = {"start": path.latents, "image": path.image}
