@@ -197,12 +197,7 @@ def with_image_prompt(folders, given: bool) -> Any:
 
 def controlled(folders, of: str) -> Any:
     model, other = sd(folders), load(str(folders(of)), device="cpu")
-    network = seeded(
-        lambda: diffusers.ControlNetModel.from_unet(
-            other.network,
-            conditioning_embedding_out_channels=(4, 4, 8, 8),  # pyright: ignore
-        )
-    )
+    network = families.controlnet(of, other.network)
     return run(model, controls=[ControlNet(network, torch.rand(1, 3, 64, 64))])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, VARIANTS, ip_adapter, randomised, write
+from families import FAMILIES, VARIANTS, controlnet, ip_adapter, write
 
 from sfumato.backbones.controlnets import ControlNet
 from sfumato.backbones.load import load
@@ -330,24 +330,12 @@ def test_super_resolution_reads_what_diffusers_gives_it(model, models, folder, m
         models("deepfloyd")[1].enlarging(cond, image)
 
 
-def controlnets(model) -> list[Any]:
-    from diffusers import ControlNetModel
-
-    made = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        network = ControlNetModel.from_unet(model.network, conditioning_embedding_out_channels=(4, 4, 8, 8)).eval()
-        randomised(network)
-        made.append(network)
-    return made
-
-
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_controls_add_up_as_in_diffusers(model, folder, name):
     import diffusers
 
     kind = {"sd": "StableDiffusionControlNetPipeline", "sdxl": "StableDiffusionXLControlNetPipeline"}[name]
-    networks = controlnets(model)
+    networks = [controlnet(name, model.network, seed) for seed in (1, 2)]
     pipe: Any = getattr(diffusers, kind).from_pretrained(folder, controlnet=networks)
     pipe.set_progress_bar_config(disable=True)
     pictures = list(torch.rand(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))

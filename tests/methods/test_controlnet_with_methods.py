@@ -63,10 +63,10 @@ class Counted:
     def count(self, *_: Any) -> None:
         self.predictions += 1
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Mapping[str, Any]:
+    def __call__(self, model: Any, x: Tensor, t: Tensor, cond: Cond) -> Mapping[str, Any]:
         assert len(x) == len(cond)
         self.calls += 1
-        return self.inner(x, t, cond)
+        return self.inner(model, x, t, cond)
 
 
 @pytest.fixture

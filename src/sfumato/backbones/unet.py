@@ -102,6 +102,11 @@ class UNet(OfUNet, Latent):
         text = cond.text.to(dtype)
         return self.network(inside.to(dtype), time, encoder_hidden_states=text, return_dict=False, **more)[0]
 
+    @property
+    def masks(self) -> bool:
+        """Does it read a mask and what of an image is outside of it, as inpainting checkpoints do?"""
+        return self.reads == 2 * self.channels + 1
+
     def with_mask(
         self, cond: Cond, image: Float[Tensor, "b 3 H W"], mask: Float[Tensor, "b H W"] | Bool[Tensor, "b H W"]
     ) -> Cond:
@@ -110,7 +115,7 @@ class UNet(OfUNet, Latent):
         One of each or as many as ``cond``, at the size of what is painted. The network reads the mask and the latents
         of the image without what is masked. Raises ``SfumatoError`` for other checkpoints and for sizes that differ.
         """
-        if self.reads != 2 * self.channels + 1:
+        if not self.masks:
             raise SfumatoError(
                 f"{self.name} reads {self.reads} channels and no mask; an inpainting checkpoint reads "
                 f"{2 * self.channels + 1}. BlendedLatents paints inside of a mask with any model"
@@ -127,10 +132,10 @@ class UNet(OfUNet, Latent):
 
     @property
     def beside(self) -> str:
-        if self.reads == 2 * self.channels + 1:
+        if self.masks:
             return (
                 "it needs an image and a mask as condition: model.given(lambda cond: model.with_mask(cond, image, "
-                "mask)), or sfumato generate --inpaint PICTURE --mask MASK"
+                "mask)), sfumato generate --inpaint PICTURE --mask MASK, or sfumato edit PICTURE --mask MASK"
             )
         return "it needs an image as condition, as InstructPix2Pix gives it"
 

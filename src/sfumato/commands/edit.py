@@ -20,8 +20,8 @@ from sfumato.commands.options import (
     Seed,
     ShowAttention,
     layout_of,
+    mask_of,
     note_guidance,
-    remark,
     seed_of,
     whole,
 )
@@ -63,6 +63,13 @@ def edit(
         tuple[Path, ...],
         tyro.conf.arg(metavar="IMAGE ...", help="Further pictures of the same, edited with the first as one set."),
     ] = (),
+    mask: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="IMAGE",
+            help="The part that may change, white or opaque: for inpainting checkpoints and methods with a mask.",
+        ),
+    ] = None,
     steering: tyro.conf.OmitArgPrefixes[Steering],
     box: Boxes = (),
     compare: Annotated[
@@ -104,7 +111,8 @@ def edit(
     uses.beside("--looks", looks, "--appearance", appearance)
     layout = layout_of(box)
     chained = {spec: Chain((recipes.default(spec),), (spec,)) for spec in specs} or {"": chain}
-    chained = {spec: one.given(layout=layout) for spec, one in chained.items()}
+    hole = mask_of(mask)
+    chained = {spec: one.given(layout=layout, mask=hole) for spec, one in chained.items()}
     uses.boxes(layout, chained.values())
     uses.appearance(appearance, guidance, chained.values())
     uses.start(invert, chained.values())
@@ -112,6 +120,7 @@ def edit(
     quiet()
     from sfumato.media import images
     from sfumato.tasks.edit import PictureEdit, fit_all, run_edits
+    from sfumato.tasks.inpaint import Inpainting
 
     net = loading.load(model, device)
     note_guidance(net, guidance)
@@ -121,13 +130,25 @@ def edit(
     height, width = first.pixels.shape[-2:]
     other = None if appearance is None else images.cropped(images.open_picture(appearance), height, width)
     asked = (source, target, invert, steps, guidance, seed, None if other is None else looks, negative)
-    remark(model, source, target, negative)
+    loading.remark(model, source, target, negative)
     net = steering.steer(net, loading, steering.beside(net, first, fit), negative)
+    hole = uses.mask(hole, net, chained.values())
+    if hole is not None and (also or other is not None):
+        raise SfumatoError(
+            f"{model} is an inpainting checkpoint and sees one picture; leave --also and --appearance out"
+        )
+    part = None if hole is None else Inpainting.of(first, hole)
+    net = net if part is None else part.given(net)
     if also and any(one.has_places for one in chained.values()):
         note(f"the masks and boxes are of {image.name}, and are taken for the others as well")
     edits = {name: PictureEdit.of(one.seeing(first), *asked) for name, one in chained.items()}
+    uses.seed(seed, [(edit.start, *edit.methods) for edit in edits.values()])
     options = {"seed": seed, "memory": int(memory * 2**30), "appearance": other, "attention": show_attention}
+    options |= {} if part is None else {"inside": part.cells(net)}
     found = run_edits(net, tuple(fitted.values()), edits, **options)
+    for name, done in found.items():
+        if not done.read_source:
+            note(f"{name or ' + '.join(chain.names)} does not read --from, what the picture shows")
     words = {"source": source, "target": target, **({} if other is None else {"appearance": looks})}
     words |= {"negative": negative} if negative else {}
     words |= {"guidance": guidance, "seed": seed, "model": model, **steering.settings()}

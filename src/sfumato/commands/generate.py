@@ -23,7 +23,6 @@ from sfumato.commands.options import (
     layout_of,
     note_guidance,
     painted_size,
-    remark,
     seed_of,
     size_of,
     slug,
@@ -126,7 +125,7 @@ def generate(
     if sampling.canvas is not None:
         height, width = painted_size(net, (sampling.canvas[1], sampling.canvas[0]), "--canvas")
     net = steering.steer(net, loading, steering.cropped(height, width), negative)
-    remark(model, prompt, negative)
+    loading.remark(model, prompt, negative)
     steps, guidance = suited(net, steps, guidance)
     note_guidance(net, guidance, negative)
     chain = chain.of(height, width)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from sfumato.commands import uses
 from sfumato.commands.options import (
     Device,
     Fit,
@@ -18,7 +19,6 @@ from sfumato.commands.options import (
     Seed,
     Steps,
     note_guidance,
-    remark,
     seed_of,
     whole,
 )
@@ -63,13 +63,14 @@ def invert(
     if guidance is not None and inversion.source_guidance(guidance) != guidance:
         own = inversion.source_guidance(guidance)
         raise SfumatoError(f"{how} has a guidance of its own for the way back, {own:g}; leave --guidance out")
+    uses.seed(seed, [(inversion,)])
     import torch
 
     from sfumato.media import images, pictures
     from sfumato.tasks.edit import invert_picture
 
     net = loading.load(model, device)
-    remark(model, prompt, negative)
+    loading.remark(model, prompt, negative)
     note_guidance(net, scale)
     fitted = images.fit(images.open_picture(image), net.size, net.multiple, fit)
     net = steering.steer(net, loading, steering.beside(net, fitted, fit), negative)

@@ -14,7 +14,7 @@ from sfumato.io.terminal import note
 
 if TYPE_CHECKING:
     from sfumato.core.backbone import Backbone
-    from sfumato.prompts.layout import Layout
+    from sfumato.prompts.layout import Layout, Mask
 
 Seed = Annotated[int, tyro.conf.arg(metavar="N", help="The same seed gives the same result.")]
 Negative = Annotated[str, tyro.conf.arg(help="What the picture should not be, in the place of the empty prompt.")]
@@ -85,6 +85,16 @@ class Loading:
         del options["embedding"]
         return load(name, device=device, **options)
 
+    def remark(self, model: str, *prompts: str) -> None:
+        """Say which words of prompts the built-in model never met, and which learned words no prompt has."""
+        from sfumato.stilllife.paint import remark
+
+        if model == "stilllife" and (text := remark(*prompts)):
+            note(text)
+        for word, file in map(_embedding, self.embedding):
+            if not any(word in prompt for prompt in prompts):
+                note(f"no prompt says {word!r}, the word of --embedding {file}, so it is not read")
+
 
 @dataclass(frozen=True)
 class Running(Loading):
@@ -100,14 +110,6 @@ def _embedding(text: str) -> tuple[str, str]:
 
     file, colon, word = (text, "", "") if Path(text).is_file() else text.rpartition(":")
     return (word, file) if colon and word else (read(text)[0], text)
-
-
-def remark(model: str, *prompts: str) -> None:
-    """Say which words of prompts the built-in model never met."""
-    from sfumato.stilllife.paint import remark
-
-    if model == "stilllife" and (text := remark(*prompts)):
-        note(text)
 
 
 def seed_of(value: int) -> int:
@@ -171,6 +173,13 @@ def layout_of(boxes: tuple[tuple[str, str], ...]) -> Layout | None:
     from sfumato.prompts.layout import Layout, Region, box
 
     return Layout(tuple(Region(phrase, box(sides)) for phrase, sides in boxes)) if boxes else None
+
+
+def mask_of(file: Path | None) -> Mask | None:
+    """What ``--mask`` said, if it was there."""
+    from sfumato.prompts.layout import Mask
+
+    return None if file is None else Mask.read(file)
 
 
 def slug(text: str, most: int = 60) -> str:
