@@ -121,8 +121,10 @@ def test_a_part_of_a_picture_is_painted_anew(folder, inpainting, run, tmp_path):
 
 
 REFUSED = {
+    "cross-image-attention": "takes a picture's looks; give it --appearance",
+    "eye-for-an-eye": "takes a picture's looks; give it --appearance",
     "instruct-pix2pix": "does not read an image beside its latents",
-    "kv-edit": "",
+    "stable-flow": "is for transformers",
 }
 """Methods that no inpainting checkpoint runs, and why."""
 
@@ -151,3 +153,27 @@ def test_inpainting_checkpoints_edit_inside_of_a_mask(inpainting, run, tmp_path,
     found = np.asarray(Image.open(json.loads(out)["image"]))
     assert found.shape == picture.shape and (found[:20] == picture[:20]).all()
     assert (found[:, 160:] == picture[:, 160:]).all() and (found[50:70, 70:110] != picture[50:70, 70:110]).any()
+
+
+def test_a_mask_of_an_edit_is_read_or_refused(inpainting, folder, run, tmp_path):
+    def call(model: Path, *options: object) -> tuple[int, str, str]:
+        given = ("--from", "a cube", "--to", "a duck", "--steps", 2, "--model", model, "--device", "cpu")
+        return run("edit", inpainting / "photo.png", *given, "--out", tmp_path, "--json", *options)
+
+    hole, own = ("--mask", inpainting / "hole.png"), inpainting / "model"
+    for model, options, says in (
+        (own, ("sdedit",), "is an inpainting checkpoint; give --mask PICTURE, the part that may change"),
+        (folder, (*hole, "p2p"), "--mask is of inpainting checkpoints and methods with a mask: "),
+        (folder, (*hole, "blended-latents", *hole), "--mask and a --mask behind a method say the same"),
+        (own, ("--mask", inpainting / "other.png", "sdedit"), "other.png: 200 x 100 pixels, of another shape"),
+        (own, (*hole, "--also", inpainting / "hole.png", "--fit", "crop", "sdedit"), "sees one picture; leave --also"),
+        (own, (*hole, "--appearance", inpainting / "photo.png", "eye-for-an-eye"), "sees one picture; leave --also"),
+    ):
+        code, out, err = call(model, *options)
+        assert code == 2 and not out and says in err and len(err.splitlines()) == 1, err
+    assert not list(tmp_path.rglob("*.png"))
+    for model in (own, folder):
+        (first, _, _), (second, _, _) = call(model, *hole, "blended-latents"), call(model, "blended-latents", *hole)
+        assert first == second == 0
+    found = [json.loads(call(folder, *some)[1])["image"] for some in ((*hole, "diff-edit"), ("diff-edit", *hole))]
+    assert np.array_equal(*(np.asarray(Image.open(file)) for file in found))

@@ -19,6 +19,8 @@ from sfumato.commands.options import (
     Running,
     Seed,
     ShowAttention,
+    bytes_of,
+    guidance_of,
     layout_of,
     mask_of,
     note_guidance,
@@ -102,6 +104,8 @@ def edit(
     if steps is not None:
         whole("--steps", steps, 1, 1000)
     seed_of(seed)
+    limit = bytes_of(memory)
+    guidance_of(guidance)
     specs = [spec.strip() for spec in compare.split(",") if spec.strip()]
     if bool(specs) == bool(chain.items):
         raise SfumatoError(f"edit takes methods, or --compare with several; they are: {', '.join(index.words())}")
@@ -143,7 +147,7 @@ def edit(
         note(f"the masks and boxes are of {image.name}, and are taken for the others as well")
     edits = {name: PictureEdit.of(one.seeing(first), *asked) for name, one in chained.items()}
     uses.seed(seed, [(edit.start, *edit.methods) for edit in edits.values()])
-    options = {"seed": seed, "memory": int(memory * 2**30), "appearance": other, "attention": show_attention}
+    options = {"seed": seed, "memory": limit, "appearance": other, "attention": show_attention}
     options |= {} if part is None else {"inside": part.cells(net)}
     found = run_edits(net, tuple(fitted.values()), edits, **options)
     for name, done in found.items():

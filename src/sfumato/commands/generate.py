@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +18,8 @@ from sfumato.commands.options import (
     Seed,
     ShowAttention,
     Size,
+    bytes_of,
+    guidance_of,
     is_image,
     layout_of,
     note_guidance,
@@ -93,10 +94,10 @@ def generate(
     if steps is not None:
         whole("--steps", steps, 1, 1000)
     seed_of(seed)
+    limit = bytes_of(memory)
     seed_of(seed + n - 1)
     asked = size_of(size)
-    if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
-        raise SfumatoError(f"--guidance is a number from 0, got {guidance}")
+    guidance_of(guidance)
     if size is not None and sampling.canvas is not None:
         raise SfumatoError("--size is of an image that is seen whole, --canvas of a panorama; give one of them")
     if (inpaint is None) != (mask is None):
@@ -131,7 +132,7 @@ def generate(
     chain = chain.of(height, width)
     options = {"methods": chain.methods, "guide": sampling.guide(net, guidance, negative), "steps": steps}
     options |= {**sampling.options((height, width)), "stepper": sampling.made(net)}
-    options |= {"memory": int(memory * 2**30), "attention": show_attention}
+    options |= {"memory": limit, "attention": show_attention}
     painted = task.generate(net, prompt, range(seed, seed + n), **options)
     shown = [image if part is None else part.restore(image, net) for image in painted.pictures]
     settings = {

@@ -18,6 +18,7 @@ from sfumato.commands.options import (
     Running,
     Seed,
     Steps,
+    guidance_of,
     note_guidance,
     seed_of,
     whole,
@@ -56,6 +57,7 @@ def invert(
     given = dict(locals())
     whole("--steps", steps, 1, 1000)
     seed_of(seed)
+    guidance_of(guidance)
     writable(out)
     quiet()
     scale = 7.5 if guidance is None else guidance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,20 @@ def _embedding(text: str) -> tuple[str, str]:
 
 def seed_of(value: int) -> int:
     whole("--seed", value, 0, 2**31 - 1)
+    return value
+
+
+def bytes_of(memory: float) -> int:
+    """What ``--memory`` allows."""
+    if not (math.isfinite(memory) and memory > 0):
+        raise SfumatoError(f"--memory is a number of GiB above 0, got {memory:g}")
+    return int(memory * 2**30)
+
+
+def guidance_of(value: float | None) -> float | None:
+    """Refuse a guidance that is no number from 0."""
+    if value is not None and not (math.isfinite(value) and value >= 0):
+        raise SfumatoError(f"--guidance is a number from 0, got {value:g}")
     return value
 
 

@@ -82,10 +82,13 @@ def mask(given: Mask | None, model: Backbone, chains: Iterable[Chain]) -> Mask |
 
 
 def appearance(given: object, guidance: float | None, chains: Iterable[Chain]) -> None:
-    """Refuse ``--appearance`` where no method of the chains takes looks, and ``--guidance`` beside it."""
+    """Refuse ``--appearance`` where no method takes looks, methods that do without it, and ``--guidance`` beside it."""
+    taking = [n for c in chains for n, i in zip(c.names, c.items, strict=True) if "appearance_mask" in values(i)]
     if given is None:
+        if taking:
+            raise SfumatoError(f"{taking[0]} takes a picture's looks; give it --appearance PICTURE")
         return
-    if not any("appearance_mask" in values(item) for chain in chains for item in chain.items):
+    if not taking:
         raise SfumatoError(f"--appearance is of methods that take looks: {', '.join(_with('appearance_mask'))}")
     if start := next(filter(None, map(_starts, chains)), None):
         raise SfumatoError(f"--appearance starts in a way of its own, and so does {start}; leave one of them out")

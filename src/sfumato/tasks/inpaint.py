@@ -45,11 +45,8 @@ class Inpainting:
 
     def given(self, model: Any) -> Backbone:
         """The model with the picture and the mask under every prompt. ``SfumatoError`` for one that reads none."""
-        if not inpaints(model):
-            raise SfumatoError(
-                f"{model.name} reads no picture and no mask; an inpainting checkpoint does, and blended-latents paints "
-                "inside of a mask with any model"
-            )
+        if not hasattr(model, "with_mask"):
+            raise SfumatoError(f"{model.name} reads no picture and no mask; an inpainting checkpoint does")
         return model.given(lambda cond: model.with_mask(cond, self.fitted.pixels[None], self.mask[None]))
 
     def cells(self, model: Backbone) -> Bool[Tensor, "h w"]:
