@@ -14,6 +14,7 @@ from sfumato.commands.options import (
     Model,
     Size,
     bytes_of,
+    guidance_of,
     layout_of,
     painted_size,
     size_of,
