@@ -330,6 +330,26 @@ def randomised(*networks: Any) -> None:
                     torch.nn.init.normal_(p, std=0.1)
 
 
+def controlnet(name: str, network: Any, seed: int = 1, **options: Any) -> Any:
+    """A tiny ControlNet for a family's network; behind a hyphen what is special about it."""
+    family, _, special = name.partition("-")
+    config = dict(network.config)
+    if family == "sd3":
+        config |= {"extra_conditioning_channels": 0, "dual_attention_layers": (), "qk_norm": None, "num_layers": 1}
+        config |= {"force_zeros_for_pooled_projection": special != "plain"}
+        if special == "large":
+            config |= {"use_pos_embed": False, "joint_attention_dim": None}
+        return seeded(lambda: diffusers.SD3ControlNetModel.from_config(config, **options).eval(), seed)
+    if family == "flux":
+        config |= {"num_mode": 4 if special == "union" else None, "guidance_embeds": special != "union"}
+        config |= {"conditioning_embedding_channels": 4, "patch_size": 2} if special == "hint" else {}
+        return seeded(lambda: diffusers.FluxControlNetModel.from_config(config, **options).eval(), seed)
+    kind = diffusers.ControlNetUnionModel if special == "union" else diffusers.ControlNetModel
+    config |= {"conditioning_embedding_out_channels": (4, 4, 8, 8), "global_pool_conditions": special == "pooled"}
+    config |= {"num_trans_channel": 8, "num_trans_head": 2, "num_proj_channel": 8} if special == "union" else {}
+    return seeded(lambda: kind.from_config(config, **options).eval(), seed)
+
+
 def ip_adapter(network, seed: int) -> dict[str, Any]:
     """Weights of a tiny IP-Adapter for images that are 12 numbers."""
     generator = torch.Generator().manual_seed(seed)

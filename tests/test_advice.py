@@ -21,8 +21,8 @@ from families import FAMILIES, painted, pipeline, seeded, write
 from PIL import Image
 from safetensors.torch import load_file
 
+from sfumato.backbones.controlnets import ControlNet
 from sfumato.backbones.load import load
-from sfumato.backbones.unet import ControlNet
 from sfumato.core.conditions import Cond
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import Distilled, against, cfg
@@ -197,12 +197,7 @@ def with_image_prompt(folders, given: bool) -> Any:
 
 def controlled(folders, of: str) -> Any:
     model, other = sd(folders), load(str(folders(of)), device="cpu")
-    network = seeded(
-        lambda: diffusers.ControlNetModel.from_unet(
-            other.network,
-            conditioning_embedding_out_channels=(4, 4, 8, 8),  # pyright: ignore
-        )
-    )
+    network = families.controlnet(of, other.network)
     return run(model, controls=[ControlNet(network, torch.rand(1, 3, 64, 64))])
 
 
@@ -351,7 +346,7 @@ CASES: dict[str, Case] = {
         lambda f: run(sd(f), BOTH, methods=[PromptToPrompt()]),
     ),
     "a controls' picture": Case(
-        lambda f: run(sd(f), controls=[ControlNet(None, torch.zeros(1, 3, 8, 8))]), "a ControlNetModel steers an image",
+        lambda f: run(sd(f), controls=[ControlNet(None, torch.zeros(1, 3, 8, 8))]), "by a ControlNetModel, .*made for",
         lambda f: controlled(f, "sd"),
     ),
 }  # fmt: skip

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
+from typing import Any
 
 import tyro
 
@@ -23,6 +24,7 @@ from sfumato.commands.generate import generate
 from sfumato.commands.invert import invert
 from sfumato.commands.keypoints import keypoints
 from sfumato.commands.match import match
+from sfumato.commands.oneline import oneline
 from sfumato.commands.render import render
 from sfumato.commands.segment import segment
 from sfumato.commands.show import SHOWN, show
@@ -68,9 +70,13 @@ def main(args: Sequence[str]) -> int:
         if args[0] in CHAINED:
             name, words = args[0], index.words(CHAINED[args[0]], aliases=True)
             head, methods = argv.split(args[1:], fields.grammar(commands[name]), words, fields.of_method)
-            args, chain = [name, *head], fields.methods(methods, f"{prog} {name}")
+            with oneline():
+                args, chain = [name, *head], fields.methods(methods, f"{prog} {name}")
             commands[name] = partial(commands[name], chain=chain)
-        tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=ABOUT, args=args)
+        later = {name: _later(f) for name, f in commands.items()}
+        with oneline():
+            run = tyro.extras.subcommand_cli_from_dict(later, prog=prog, description=ABOUT, args=args)
+        run()
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else 2 if e.code else 0
     except SfumatoError as e:
@@ -92,6 +98,16 @@ def main(args: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return 0
+
+
+def _later(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """A command that is parsed now and run then."""
+
+    @wraps(command)
+    def parsed(*args: Any, **options: Any) -> Callable[[], None]:
+        return partial(command, *args, **options)
+
+    return parsed
 
 
 def entry() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, VARIANTS, ip_adapter, randomised, write
+from families import FAMILIES, VARIANTS, controlnet, ip_adapter, write
 
+from sfumato.backbones.controlnets import ControlNet
 from sfumato.backbones.load import load
-from sfumato.backbones.unet import ControlNet
 from sfumato.core.attention import FUSED, Call
 from sfumato.core.denoising import denoise
 from sfumato.core.rows import Rows, single
@@ -147,9 +147,9 @@ def test_what_a_network_does_not_take_is_refused(model, name):
         model.predict(x, 401.0, replace(cond, image=x))
     with pytest.raises(SfumatoError, match="1 images need 1 rows of conditions, got 2"):
         model.predict(x, 401.0, cond.repeat(2))
-    if not name.startswith("sd") or name == "sd3":
+    if name in ("deepfloyd", "pixart"):
         with pytest.raises(SfumatoError, match="takes no controls"):
-            model.predict(x, 401.0, replace(cond, controls=(lambda x, t, cond: {},)))
+            model.predict(x, 401.0, replace(cond, controls=(lambda model, x, t, cond: {},)))
 
 
 @ALL
@@ -330,24 +330,12 @@ def test_super_resolution_reads_what_diffusers_gives_it(model, models, folder, m
         models("deepfloyd")[1].enlarging(cond, image)
 
 
-def controlnets(model) -> list[Any]:
-    from diffusers import ControlNetModel
-
-    made = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        network = ControlNetModel.from_unet(model.network, conditioning_embedding_out_channels=(4, 4, 8, 8)).eval()
-        randomised(network)
-        made.append(network)
-    return made
-
-
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_controls_add_up_as_in_diffusers(model, folder, name):
     import diffusers
 
     kind = {"sd": "StableDiffusionControlNetPipeline", "sdxl": "StableDiffusionXLControlNetPipeline"}[name]
-    networks = controlnets(model)
+    networks = [controlnet(name, model.network, seed) for seed in (1, 2)]
     pipe: Any = getattr(diffusers, kind).from_pretrained(folder, controlnet=networks)
     pipe.set_progress_bar_config(disable=True)
     pictures = list(torch.rand(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))

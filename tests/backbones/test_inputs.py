@@ -14,8 +14,9 @@ import pytest
 import torch
 from families import BETAS, FAMILIES, painted, pipeline, seeded, write
 
+from sfumato.backbones.controlnets import ControlNet
 from sfumato.backbones.load import load
-from sfumato.backbones.unet import SDXL, ControlNet, UNet
+from sfumato.backbones.unet import SDXL, UNet
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import cfg
 from sfumato.errors import SfumatoError
@@ -437,18 +438,9 @@ def test_a_refiner_paints_as_diffusers_paints(negative, tmp_path):
     assert (painted(model, guide=cfg(3.0, negative), start=x) - wanted).abs().max() > 1e-4
 
 
-def controlnet(model: Any, **options: Any) -> Any:
-    torch.manual_seed(1)
-    network = diffusers.ControlNetModel.from_unet(
-        model.network, conditioning_embedding_out_channels=(4, 4, 8, 8), **options
-    ).eval()
-    families.randomised(network)
-    return network
-
-
 def test_a_controls_picture_is_brought_to_the_images_size_as_diffusers_does(folder):
     model: Any = load(str(folder), device="cpu")
-    network = controlnet(model)
+    network = families.controlnet("sd", model.network)
     pipe: Any = diffusers.StableDiffusionControlNetPipeline.from_pipe(pipeline(folder), controlnet=network)
     pipe.set_progress_bar_config(disable=True)
     x = model.latents([3, 4], 64, 64)
@@ -465,7 +457,7 @@ def test_a_controls_picture_is_brought_to_the_images_size_as_diffusers_does(fold
 
 def test_controls_of_another_kind_say_what_they_are(folder, folders):
     model: Any = load(str(folder), device="cpu")
-    network = controlnet(model)
+    network, sdxl = families.controlnet("sd", model.network), load(str(folders["sdxl"]), device="cpu")
     for control, words in (
         (
             ControlNet(network, torch.rand(1, 1, 64, 64)),
@@ -474,10 +466,13 @@ def test_controls_of_another_kind_say_what_they_are(folder, folders):
         (ControlNet(network, torch.rand(3, 64, 64)), r"got \(3, 64, 64\)"),
         (ControlNet(network, torch.rand(3, 3, 64, 64)), "2 rows of conditions take as many images or one .*got 3"),
         (
-            ControlNet(controlnet(load(str(folders["sdxl"]), device="cpu")), torch.rand(1, 3, 64, 64)),
+            ControlNet(families.controlnet("sdxl", sdxl.network), torch.rand(1, 3, 64, 64)),
             "texts of width 32",
         ),
-        (ControlNet(torch.nn.Linear(2, 2), torch.rand(1, 3, 64, 64)), "a ControlNetModel steers .*not a Linear"),
+        (
+            ControlNet(torch.nn.Linear(2, 2), torch.rand(1, 3, 64, 64)),
+            "is steered by a ControlNetModel, not by a Linear",
+        ),
     ):
         with pytest.raises(SfumatoError, match=words):
             denoise(model, PROMPT, steps=1, size=64, guide=3.0, controls=[control])

@@ -180,7 +180,7 @@ def test_single_files_parts_and_other_folders_are_not_models(copied, tmp_path):
         with pytest.raises(SfumatoError, match=words):
             load(str(name), device="cpu")
     (copied / "unet" / "config.json").write_text(json.dumps({"_class_name": "ControlNetModel"}))
-    with pytest.raises(SfumatoError, match=r"holds a ControlNet, which steers a model.*controls="):
+    with pytest.raises(SfumatoError, match=r"holds a ControlNet, which steers a model.*--controlnet F.*controls="):
         load(str(copied / "unet"), device="cpu")
     (copied / "model_index.json").write_text("{")
     with pytest.raises(SfumatoError, match=r"model_index\.json cannot be read"):

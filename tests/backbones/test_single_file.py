@@ -319,7 +319,10 @@ def test_other_families_files_say_what_they_need(folders, named, tmp_path, kind,
         (["emb_params"], r"it is an embedding; give it to a model as embedding \(--embedding FILE\)"),
         (["clip_l", "clip_g"], "it is an embedding"),
         (["<cat>"], "it is an embedding"),
-        (["control_model.input_blocks.0.0.weight"], "it is a ControlNet, which steers a model.*controls="),
+        (
+            ["control_model.input_blocks.0.0.weight"],
+            "it is a ControlNet, which steers a model.*--controlnet F.*controls=",
+        ),
         (["controlnet_cond_embedding.conv_in.weight", "down_blocks.0.x"], "it is a ControlNet"),
         (["image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"], "it is an IP-Adapter.*load_ip_adapter"),
         (

@@ -284,8 +284,11 @@ def test_matches_features_and_edits_of_other_settings_have_names_of_their_own(ru
         "edit": ("edit", photos / "a.png", "--from", "a cube", "--to", "a duck", "p2p", "--steps"),
         "invert": ("invert", photos / "a.png", "a cube", "--steps"),
         "generate": ("generate", "a cube", "--n", 2, "--size", 64, "--steps"),
+        "distill2d": ("distill2d", "a cube", "--n", 2, "--size", 64, "sds", "--steps"),
+        "sweep": ("distill2d", "a cube", "--n", 1, "--size", 64, "--sweep", "1,5", "sds", "--steps"),
+        "render": ("render", "a red cube", "--buffers", "--size"),
     }
-    values = {"match": ("3,4", "5,6")}
+    values = {"match": ("3,4", "5,6"), "render": (16, 32)}
     for name, call in calls.items():
         place, (one, other) = out / name, values.get(name, (1, 2))
         made = []

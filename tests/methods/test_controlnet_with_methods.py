@@ -10,8 +10,8 @@ import torch
 from families import randomised
 from torch import Tensor
 
+from sfumato.backbones.controlnets import ControlNet
 from sfumato.backbones.load import load
-from sfumato.backbones.unet import ControlNet
 from sfumato.core.conditions import Cond
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
@@ -63,10 +63,10 @@ class Counted:
     def count(self, *_: Any) -> None:
         self.predictions += 1
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Mapping[str, Any]:
+    def __call__(self, model: Any, x: Tensor, t: Tensor, cond: Cond) -> Mapping[str, Any]:
         assert len(x) == len(cond)
         self.calls += 1
-        return self.inner(x, t, cond)
+        return self.inner(model, x, t, cond)
 
 
 @pytest.fixture

@@ -105,10 +105,10 @@ def _instead(place: Path) -> str:
         kind = json.loads((place / "config.json").read_text(encoding="utf-8")).get("_class_name")
     except (OSError, ValueError, AttributeError):
         kind = None
-    if kind == "ControlNetModel":
+    if "ControlNet" in (kind or ""):
         return (
-            "the folder holds a ControlNet, which steers a model; load the model, and give denoise "
-            "controls=[ControlNet(diffusers.ControlNetModel.from_pretrained(FOLDER), picture)]"
+            "the folder holds a ControlNet, which steers a model; give it beside the model (--controlnet FOLDER "
+            "--control PICTURE, or denoise(controls=[ControlNet(controlnets.read(FOLDER, model), picture)]))"
         )
     if kind:
         return f"the folder holds a {kind}, one part of a model; give the folder above it, with a model_index.json"

@@ -26,6 +26,11 @@ def aliases() -> dict[str, dict[str, list[str]]]:
     return json.loads((Path(__file__).parent / "aliases.json").read_text(encoding="utf-8"))
 
 
+def is_id(name: str) -> bool:
+    """Is it written as ids of the hub are?"""
+    return _ID.fullmatch(name) is not None
+
+
 def find(
     name: str,
     variant: str | None = None,
@@ -48,7 +53,7 @@ def find(
         ids, gone = aliases()[name]["ids"], aliases()[name].get("gone", [])
     elif name in moved:
         ids, gone = [], [name]
-    elif _ID.fullmatch(name):
+    elif is_id(name):
         ids, gone = [name], []
     else:
         raise SfumatoError(

@@ -41,7 +41,7 @@ def kind(name: str, pipe: Any) -> str:
             refuse(name, pipe, f"whose {part} is a {type(encoder).__name__}")
     if all(getattr(pipe, part, None) is None for part in ENCODERS):
         refuse(name, pipe, "without a text encoder")
-    if more := next(_reads_more(network.config), None):
+    if more := next(reads_more(network.config), None):
         refuse(name, pipe, f"whose {type(network).__name__} reads {more}")
     if not transformer and network.config.addition_embed_type == "text":
         return "DeepFloyd"
@@ -73,13 +73,20 @@ def refuse(name: str, pipe: Any, what: str) -> NoReturn:
     raise SfumatoError(f"{name} is a {type(pipe).__name__} {what}; known are {KNOWN}")
 
 
+def unsteered(name: str) -> SfumatoError:
+    """The error for controls of a model that takes none."""
+    return SfumatoError(
+        f"{name} takes no controls; ControlNets steer Stable Diffusion 1, 2, XL and 3, and Flux; leave them out"
+    )
+
+
 def is_a(module: Any, names: Any) -> str | None:
     """Which of these classes it is, compiled or not."""
     bases = type(getattr(module, "_orig_mod", module)).__mro__
     return next((base.__name__ for base in bases if base.__name__ in names), None)
 
 
-def _reads_more(config: Any) -> Iterator[str]:
+def reads_more(config: Any) -> Iterator[str]:
     """What a network reads that no adapter gives."""
     added = config.get("addition_embed_type")
     if added not in (None, "text_time", "text"):

@@ -31,8 +31,8 @@ class Latent(Backbone):
 
     kind: ClassVar[str]
     """Of network (``sfumato.backbones.kinds``)."""
-    steered = False
-    """Does it take controls?"""
+    steered: ClassVar[tuple[str, ...]] = ()
+    """Classes of the ControlNets that it takes."""
     vae_reads: ClassVar[tuple[str, ...]] = ()
     """What its pipeline reads of the VAE's config beside the scale (``autoencoders.SHIFTS``)."""
 
@@ -158,6 +158,14 @@ class Latent(Backbone):
     def _predict(self, x: Tensor, inside: Float[Tensor, "b d h w"], time: Float[Tensor, " b"], cond: Cond) -> Tensor:
         """What the network gives for ``inside``, the latents ``x`` with the image of their conditions."""
 
+    def controlled(self, x: Tensor, time: Float[Tensor, " b"], cond: Cond) -> dict[str, Any]:
+        """What the controls of conditions add to the network's inputs, by its own names: residuals add up."""
+        more: dict[str, Any] = {}
+        for control in cond.controls:
+            for key, value in control(self, x, time, cond).items():
+                more[key] = _sum(more[key], value) if key in more else value
+        return more
+
     def inside(self, x: Float[Tensor, "b c h w"], cond: Cond) -> Float[Tensor, "b d h w"]:
         """``x`` with the image of its conditions behind it.
 
@@ -166,9 +174,7 @@ class Latent(Backbone):
         if len(cond) != len(x):
             raise SfumatoError(f"{len(x)} images need {len(x)} rows of conditions, got {len(cond)}")
         if cond.controls and not self.steered:
-            raise SfumatoError(
-                f"{self.name} takes no controls; ControlNets steer the UNets of Stable Diffusion 1, 2, XL"
-            )
+            raise kinds.unsteered(self.name)
         both = x if cond.image is None else torch.cat([x, cond.image.to(x)], 1)
         if both.shape[1] != self.reads:
             raise SfumatoError(
@@ -193,3 +199,14 @@ class Latent(Backbone):
 
     def check_change(self, source: str, target: str) -> None:
         self.text.check_change(source, target)
+
+
+def _sum(a: Any, b: Any) -> Any:
+    """Residuals of several controls."""
+    if isinstance(a, tuple | list) and len(a) == len(b):
+        return [_sum(x, y) for x, y in zip(a, b, strict=True)]
+    if isinstance(a, Tensor):
+        return a + b
+    if a is not b:
+        raise SfumatoError("these ControlNets steer different layers, so they do not add up; take one of them")
+    return a

@@ -52,8 +52,8 @@ _OTHERS = (
     (_LORA, "a LoRA; give it to a model as lora (--lora FILE)"),
     (
         r"^(control_model\.|controlnet_\w+\.|input_hint_block\.)",
-        "a ControlNet, which steers a model; load the model, and give denoise "
-        "controls=[ControlNet(diffusers.ControlNetModel.from_single_file(FILE), picture)]",
+        "a ControlNet, which steers a model; give it beside the model (--controlnet FILE --control PICTURE, or "
+        "denoise(controls=[ControlNet(controlnets.read(FILE, model), picture)]))",
     ),
     (r"^(image_proj|ip_adapter)\.", "an IP-Adapter; load a model, and call model.pipe.load_ip_adapter"),
     (r"motion_modules\.", "a motion module of AnimateDiff, and nothing here paints videos by one"),

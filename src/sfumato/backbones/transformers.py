@@ -13,6 +13,7 @@ from sfumato.backbones import kinds
 from sfumato.backbones.latent import Latent
 from sfumato.backbones.parts import default, of_parts
 from sfumato.backbones.text import Reader, Text, t5_text
+from sfumato.core.backbone import dtype_of
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Levels
 from sfumato.core.sites import Layer, Site, token_layers
@@ -106,6 +107,7 @@ class SD3(Transformer):
 
     kind = "SD3"
     skips = True
+    steered = ("SD3ControlNetModel",)
     vae_reads = ("shift_factor",)
 
     @of_parts("pipe", "pipe.tokenizer", "pipe.tokenizer_2", "pipe.tokenizer_3")
@@ -142,21 +144,26 @@ class SD3(Transformer):
         )
         return {"text": text, "pooled": pooled}
 
+    def inputs(self, network: Any, x: Tensor, time: Tensor, cond: Cond) -> dict[str, Any]:
+        """What its network, or a ControlNet of it, reads, in its own precision."""
+        dtype = dtype_of(network)
+        return {
+            "hidden_states": x.to(dtype),
+            "timestep": time,
+            "encoder_hidden_states": cond.text.to(dtype),
+            "pooled_projections": cond.extra["pooled"].to(dtype),
+        }
+
     def _predict(self, x: Tensor, inside: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        dtype = self.dtype
-        return self.network(
-            hidden_states=inside.to(dtype),
-            timestep=time,
-            encoder_hidden_states=cond.text.to(dtype),
-            pooled_projections=cond.extra["pooled"].to(dtype),
-            return_dict=False,
-        )[0]
+        more = self.controlled(x, time, cond)
+        return self.network(**self.inputs(self.network, inside, time, cond), **more, return_dict=False)[0]
 
 
 class Flux(Transformer):
     """Flux.1: text and image attend together, the text first; latents are packed two by two."""
 
     kind = "Flux"
+    steered = ("FluxControlNetModel",)
     vae_reads = ("shift_factor",)
 
     @of_parts("pipe", "pipe.tokenizer_2")
@@ -202,24 +209,28 @@ class Flux(Transformer):
         )
         return {"text": text, "pooled": pooled}
 
-    def _predict(self, x: Tensor, inside: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        dtype, (b, _, h, w) = self.dtype, x.shape
+    def inputs(self, network: Any, x: Tensor, time: Tensor, cond: Cond) -> dict[str, Any]:
+        """What its network, or a ControlNet of it, reads, in its own precision."""
+        dtype, (b, _, h, w) = dtype_of(network), x.shape
         guidance = None
-        if self.network.config.guidance_embeds:
+        if network.config.guidance_embeds:
             guidance = cond.extra.get("guidance", torch.full((b,), self.distilled, device=x.device))
             if dtype == torch.float16:  # the network reads a thousand times of it
                 finite(guidance.to(dtype) * 1000, f"the guidance of {self.name} in float16", "it reads up to 65 there")
-        predicted = self.network(
-            hidden_states=packed(inside).to(dtype),
-            timestep=time / 1000,
-            guidance=guidance,
-            pooled_projections=cond.extra["pooled"].to(dtype),
-            encoder_hidden_states=cond.text.to(dtype),
-            txt_ids=torch.zeros(cond.text.shape[1], 3, device=x.device),
-            img_ids=positions(h // 2, w // 2).to(x.device),
-            return_dict=False,
-        )[0]
-        return unpacked(predicted, h, w)
+        return {
+            "hidden_states": packed(x).to(dtype),
+            "timestep": time / 1000,
+            "guidance": guidance,
+            "pooled_projections": cond.extra["pooled"].to(dtype),
+            "encoder_hidden_states": cond.text.to(dtype),
+            "txt_ids": torch.zeros(cond.text.shape[1], 3, device=x.device),
+            "img_ids": positions(h // 2, w // 2).to(x.device),
+        }
+
+    def _predict(self, x: Tensor, inside: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        more = self.controlled(x, time, cond)
+        predicted = self.network(**self.inputs(self.network, inside, time, cond), **more, return_dict=False)[0]
+        return unpacked(predicted, *x.shape[-2:])
 
 
 def packed(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,11 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sfumato.backbones import kinds
 from sfumato.backbones.latent import Latent
 from sfumato.backbones.parts import default, of_parts
 from sfumato.backbones.text import Reader, Text
-from sfumato.core.backbone import dtype_of
 from sfumato.core.conditions import Cond
 from sfumato.core.sites import Layer, Site, token_layers
 from sfumato.errors import SfumatoError
@@ -45,7 +43,8 @@ class UNet(OfUNet, Latent):
     """Its network is a ``UNet2DConditionModel``; taps see 32 sites in Stable Diffusion 1 and 2, 140 in SDXL."""
 
     kind = "UNet"
-    steered = skips = learns = True
+    skips = learns = True
+    steered = ("ControlNetModel",)
 
     @of_parts("pipe", "pipe.tokenizer", "pipe.tokenizer_2")
     def text(self) -> Text:
@@ -96,15 +95,17 @@ class UNet(OfUNet, Latent):
 
     def _predict(self, x: Tensor, inside: Tensor, time: Tensor, cond: Cond) -> Tensor:
         dtype, added = self.dtype, self.added(x, cond)
-        more: dict[str, Any] = self._told(cond)
-        for control in cond.controls:
-            for key, value in control(x, time, replace(cond, extra={**cond.extra, **added})).items():
-                more[key] = _sum(more[key], value) if key in more else value
+        more = self._told(cond) | self.controlled(x, time, cond)
         images = self._image_prompts(cond)
         if added or images:
             more["added_cond_kwargs"] = {**added, **({"image_embeds": images} if images else {})}
         text = cond.text.to(dtype)
         return self.network(inside.to(dtype), time, encoder_hidden_states=text, return_dict=False, **more)[0]
+
+    @property
+    def masks(self) -> bool:
+        """Does it read a mask and what of an image is outside of it, as inpainting checkpoints do?"""
+        return self.reads == 2 * self.channels + 1
 
     def with_mask(
         self, cond: Cond, image: Float[Tensor, "b 3 H W"], mask: Float[Tensor, "b H W"] | Bool[Tensor, "b H W"]
@@ -114,7 +115,7 @@ class UNet(OfUNet, Latent):
         One of each or as many as ``cond``, at the size of what is painted. The network reads the mask and the latents
         of the image without what is masked. Raises ``SfumatoError`` for other checkpoints and for sizes that differ.
         """
-        if self.reads != 2 * self.channels + 1:
+        if not self.masks:
             raise SfumatoError(
                 f"{self.name} reads {self.reads} channels and no mask; an inpainting checkpoint reads "
                 f"{2 * self.channels + 1}. BlendedLatents paints inside of a mask with any model"
@@ -127,14 +128,14 @@ class UNet(OfUNet, Latent):
         with torch.no_grad():
             seen = self.encode((image.to(self.device) * ~masked) + 0.5 * masked)  # grey: zero in [-1, 1]
         small = torch.nn.functional.interpolate(masked.to(seen), seen.shape[-2:])
-        return replace(cond, image=torch.cat([_rows(each, cond) for each in (small, seen)], 1))
+        return replace(cond, image=torch.cat([cond.spread(each) for each in (small, seen)], 1))
 
     @property
     def beside(self) -> str:
-        if self.reads == 2 * self.channels + 1:
+        if self.masks:
             return (
                 "it needs an image and a mask as condition: model.given(lambda cond: model.with_mask(cond, image, "
-                "mask)), or sfumato generate --inpaint PICTURE --mask MASK"
+                "mask)), sfumato generate --inpaint PICTURE --mask MASK, or sfumato edit PICTURE --mask MASK"
             )
         return "it needs an image as condition, as InstructPix2Pix gives it"
 
@@ -186,7 +187,7 @@ class Depth(UNet):
         low, high = small.amin((1, 2, 3), keepdim=True), small.amax((1, 2, 3), keepdim=True)
         if (low == high).any():
             raise SfumatoError("a depth map is the same everywhere, so it says nothing of what is near")
-        return replace(cond, image=_rows(2 * (small - low) / (high - low) - 1, cond))
+        return replace(cond, image=cond.spread(2 * (small - low) / (high - low) - 1))
 
     @property
     def beside(self) -> str:
@@ -197,6 +198,7 @@ class SDXL(UNet):
     """Stable Diffusion XL: two text encoders, a pooled text, and the size that an image was trained at."""
 
     kind = "SDXL"
+    steered = ("ControlNetModel", "ControlNetUnionModel")
     vae_reads = ("latents_mean", "latents_std")
     scores = (6.0, 2.5)
     """How beautiful images of prompts are, and of negative and empty ones, as the refiner reads it; diffusers' own."""
@@ -235,68 +237,6 @@ class SDXL(UNet):
         if self.scored:
             ids = torch.cat([ids[:, :4], cond.extra[_SCORE].to(ids)[:, None]], 1)
         return {"text_embeds": cond.extra["pooled"].to(self.dtype), "time_ids": ids}
-
-
-@dataclass(frozen=True)
-class ControlNet:
-    """A ControlNet on pictures of what it steers by, in [0, 1], one for all images or one each; ``scale`` weighs it.
-
-    A picture of another size is brought to the image's as diffusers brings tensors, to the nearest pixels: edges stay
-    hard. Raises ``SfumatoError`` for a picture of other channels, and for a network of another family.
-    """
-
-    network: Any
-    image: Float[Tensor, "b 3 H W"]
-    scale: float = 1.0
-
-    def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Mapping[str, Any]:
-        if not kinds.is_a(self.network, ("ControlNetModel",)):
-            raise SfumatoError(f"a ControlNetModel steers an image, not a {type(self.network).__name__}")
-        dtype, text = dtype_of(self.network), cond.text
-        image = _rows(self._fitted(x).to(x.device, dtype), cond)
-        read = self.network.config.cross_attention_dim
-        if text.shape[-1] != read:
-            raise SfumatoError(
-                f"this ControlNet reads texts of width {read}, and the model's have {text.shape[-1]}: it is of another "
-                "family; take one that was made for this model"
-            )
-        more = {k: cond.extra[k].to(dtype) for k in ("text_embeds", "time_ids") if k in cond.extra}  # SDXL's
-        down, mid = self.network(
-            x.to(dtype),
-            t,
-            text.to(dtype),
-            image,
-            conditioning_scale=self.scale,
-            added_cond_kwargs=more or None,
-            return_dict=False,
-        )
-        return {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": mid}
-
-    def _fitted(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "b 3 H W"]:
-        """The pictures at the size in pixels that makes the latents'."""
-        config = self.network.config
-        channels = config.get("conditioning_channels", 3)
-        if self.image.ndim != 4 or self.image.shape[1] != channels:
-            raise SfumatoError(
-                f"this ControlNet reads pictures of {channels} channels, (b, {channels}, H, W), got "
-                f"{tuple(self.image.shape)}"
-            )
-        by = 2 ** (len(config.conditioning_embedding_out_channels) - 1)
-        height, width = (n * by for n in x.shape[-2:])
-        return torch.nn.functional.interpolate(self.image, (height, width))
-
-
-def _rows(images: Float[Tensor, "b c h w"], cond: Cond) -> Float[Tensor, "n c h w"]:
-    """One for all rows of conditions, or one an image of each stream and condition."""
-    times, rest = divmod(len(cond), len(images))
-    if rest:
-        raise SfumatoError(f"{len(cond)} rows of conditions take as many images or one for all, got {len(images)}")
-    return images.repeat(times, 1, 1, 1)
-
-
-def _sum(a: Any, b: Any) -> Any:
-    """Residuals of several controls add up."""
-    return tuple(_sum(x, y) for x, y in zip(a, b, strict=True)) if isinstance(a, tuple) else a + b
 
 
 def sites(network: Any) -> tuple[Site, ...]:

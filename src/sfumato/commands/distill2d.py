@@ -18,7 +18,6 @@ from sfumato.commands.options import (
     Seed,
     Size,
     painted_size,
-    remark,
     seed_of,
     size_of,
     slug,
@@ -26,9 +25,10 @@ from sfumato.commands.options import (
 )
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
-from sfumato.io.terminal import print_json, quiet
+from sfumato.io.terminal import note, print_json, quiet
 from sfumato.methods import index
 from sfumato.tasks import chain as chains
+from sfumato.tasks import kept
 from sfumato.tasks.chain import Chain
 
 MOST = 64  # images at once
@@ -88,6 +88,7 @@ def distill2d(
 
     Example: sfumato distill2d "a red cube on grass" --space pixel --turn 30 --zoom 0.6 1.2 --sweep 7.5,30,100 sds
     """
+    given = dict(locals())
     scales = _scales(sweep)
     if not prompt.strip():
         raise SfumatoError("the prompt is empty, so there is nothing to distil; say what to paint")
@@ -114,6 +115,8 @@ def distill2d(
     method = replace(method, negative=negative) if negative else method
     if scales and "guidance" not in has:
         raise SfumatoError(f"{chain.names[0]} has no guidance to sweep")
+    if scales and method.guidance != type(method).guidance:
+        note(f"--sweep takes the place of the guidance of {chain.names[0]}, {method.guidance:g}")
     writable(out)
     quiet()
     from sfumato.distill import Ramp, RandomViews
@@ -123,7 +126,7 @@ def distill2d(
 
     limit = Ramp.read(clip) if clip else None
     net = loading.load(model, device)
-    remark(model, prompt, negative)
+    loading.remark(model, prompt, negative)
     begin = None if init is None else read_image(init, net)
     size_asked = None if asked is None else painted_size(net, asked)
     if begin is not None and size_asked is not None and begin.shape[-2:] != size_asked:
@@ -137,11 +140,14 @@ def distill2d(
     }  # fmt: skip
     settings = {"prompt": prompt, "space": space, "steps": steps, "optimiser": optimiser, "seed": seed, "model": model}
     stem, rows, results = f"{slug(prompt)}-{chain.names[0]}", [], []
+    every_setting, name = kept.settings_of(given, [chain]), ""
     for scale in scales or [None]:
         how = method if scale is None else replace(method, guidance=scale)
+        own = {**every_setting, "sweep": None, "methods": how}
         name = stem if scale is None else f"{stem}-{scale:g}"
-        kept = out / f".{name}.safetensors"
-        done = distill_images(net, prompt, how, steps, keep=kept, **options)
+        name = kept.named(out, "distill2d", ".gif", name, own)
+        so_far = out / f".{name}.{kept.digest(own)[:8]}.safetensors"
+        done = distill_images(net, prompt, how, steps, keep=so_far, **options)
         about = {**settings, "method": repr(how)}
         files = [
             pictures.write(pictures.picture(image), out / f"{name}-{seed + i}.png", about)
@@ -150,14 +156,15 @@ def distill2d(
         sheet = done.frames[-1]
         files += [pictures.write(sheet, out / f"{name}.png", about)] if n > 1 else []
         files.append(pictures.write_film(done.frames, out / f"{name}.gif"))
-        kept.unlink(missing_ok=True)
+        so_far.unlink(missing_ok=True)
         results.append(sheet)
         rows.append({**about, "guidance": scale, "files": [str(f) for f in files], "strength": done.strength})
-    grid = out / f"{stem}.png" if n > 1 else out / f"{stem}-{seed}.png"
+    grid = out / f"{name}.png" if n > 1 else out / f"{name}-{seed}.png"
     if scales:
-        labels, grid = [f"{scale:g}" for scale in scales], out / f"{stem}-sweep.png"
+        name = kept.named(out, "sweep", ".png", f"{stem}-sweep", every_setting)
+        labels, grid = [f"{scale:g}" for scale in scales], out / f"{name}.png"
         rows[-1]["files"].append(str(pictures.write(pictures.labelled(results, labels), grid, settings)))
-    document = out / f"{stem}.json"
+    document = out / f"{name}.json"
     write_json(document, {"runs": rows}, indent=1)
     if json:
         print_json({"runs": rows, "grid": str(grid), "record": str(document)})

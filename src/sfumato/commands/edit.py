@@ -19,12 +19,15 @@ from sfumato.commands.options import (
     Running,
     Seed,
     ShowAttention,
+    bytes_of,
+    guidance_of,
     layout_of,
+    mask_of,
     note_guidance,
-    remark,
     seed_of,
     whole,
 )
+from sfumato.commands.steering import Steering
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import note, print_json, quiet
@@ -36,9 +39,6 @@ from sfumato.tasks.kept import settings_of
 from sfumato.tasks.starts import How
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
-    from torch import Tensor
-
     from sfumato.media.images import Fitted
     from sfumato.tasks.edit import EditRun
 
@@ -65,6 +65,14 @@ def edit(
         tuple[Path, ...],
         tyro.conf.arg(metavar="IMAGE ...", help="Further pictures of the same, edited with the first as one set."),
     ] = (),
+    mask: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="IMAGE",
+            help="The part that may change, white or opaque: for inpainting checkpoints and methods with a mask.",
+        ),
+    ] = None,
+    steering: tyro.conf.OmitArgPrefixes[Steering],
     box: Boxes = (),
     compare: Annotated[
         str, tyro.conf.arg(metavar="METHOD,METHOD:PRESET", help="Run several, and lay their results side by side.")
@@ -96,17 +104,19 @@ def edit(
     if steps is not None:
         whole("--steps", steps, 1, 1000)
     seed_of(seed)
+    limit = bytes_of(memory)
+    guidance_of(guidance)
     specs = [spec.strip() for spec in compare.split(",") if spec.strip()]
     if bool(specs) == bool(chain.items):
         raise SfumatoError(f"edit takes methods, or --compare with several; they are: {', '.join(index.words())}")
-    if also and (appearance is not None or show_attention):
-        raise SfumatoError(
-            f"{'--appearance' if appearance is not None else '--show-attention'} is of one picture alone"
-        )
+    single = {"--appearance": appearance, "--show-attention": show_attention, "--control": steering.control}
+    if also and (one := next(filter(single.get, single), None)):
+        raise SfumatoError(f"{one} is of one picture alone; leave it or --also out")
     uses.beside("--looks", looks, "--appearance", appearance)
     layout = layout_of(box)
     chained = {spec: Chain((recipes.default(spec),), (spec,)) for spec in specs} or {"": chain}
-    chained = {spec: one.given(layout=layout) for spec, one in chained.items()}
+    hole = mask_of(mask)
+    chained = {spec: one.given(layout=layout, mask=hole) for spec, one in chained.items()}
     uses.boxes(layout, chained.values())
     uses.appearance(appearance, guidance, chained.values())
     uses.start(invert, chained.values())
@@ -114,23 +124,38 @@ def edit(
     quiet()
     from sfumato.media import images
     from sfumato.tasks.edit import PictureEdit, fit_all, run_edits
+    from sfumato.tasks.inpaint import Inpainting
 
     net = loading.load(model, device)
     note_guidance(net, guidance)
     shown = {name: images.opened(file) for name, file in _named((image, *also)).items()}
     fitted = fit_all(shown, net, fit)
-    other = None if appearance is None else _of_size(images.open_picture(appearance), fitted[image.stem])
-    asked = (source, target, invert, steps, guidance, seed, None if other is None else looks, negative)
-    remark(model, source, target, negative)
     first = fitted[image.stem]
+    height, width = first.pixels.shape[-2:]
+    other = None if appearance is None else images.cropped(images.open_picture(appearance), height, width)
+    asked = (source, target, invert, steps, guidance, seed, None if other is None else looks, negative)
+    loading.remark(model, source, target, negative)
+    net = steering.steer(net, loading, steering.beside(net, first, fit), negative)
+    hole = uses.mask(hole, net, chained.values())
+    if hole is not None and (also or other is not None):
+        raise SfumatoError(
+            f"{model} is an inpainting checkpoint and sees one picture; leave --also and --appearance out"
+        )
+    part = None if hole is None else Inpainting.of(first, hole)
+    net = net if part is None else part.given(net)
     if also and any(one.has_places for one in chained.values()):
         note(f"the masks and boxes are of {image.name}, and are taken for the others as well")
     edits = {name: PictureEdit.of(one.seeing(first), *asked) for name, one in chained.items()}
-    options = {"seed": seed, "memory": int(memory * 2**30), "appearance": other, "attention": show_attention}
+    uses.seed(seed, [(edit.start, *edit.methods) for edit in edits.values()])
+    options = {"seed": seed, "memory": limit, "appearance": other, "attention": show_attention}
+    options |= {} if part is None else {"inside": part.cells(net)}
     found = run_edits(net, tuple(fitted.values()), edits, **options)
+    for name, done in found.items():
+        if not done.read_source:
+            note(f"{name or ' + '.join(chain.names)} does not read --from, what the picture shows")
     words = {"source": source, "target": target, **({} if other is None else {"appearance": looks})}
     words |= {"negative": negative} if negative else {}
-    words |= {"guidance": guidance, "seed": seed, "model": model}
+    words |= {"guidance": guidance, "seed": seed, "model": model, **steering.settings()}
     settings = settings_of(given, list(chained.values()))
     files: dict[str, str] = {}
     for name, done in found.items():
@@ -187,13 +212,3 @@ def _beside(
     labels = ["the picture", *found] * len(rows)
     sheet = pictures.labelled(shown, labels, columns=min(4, columns) if len(rows) == 1 else columns)
     return {"compare": str(pictures.write(sheet, out / f"{stem}-compare.png", words))}
-
-
-def _of_size(picture: Picture, like: Fitted) -> Tensor:
-    """The middle of a picture, at the size at which another is seen, in [0, 1]."""
-    from PIL import Image, ImageOps
-
-    from sfumato.media.images import tensor
-
-    height, width = like.pixels.shape[-2:]
-    return tensor(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,11 +18,12 @@ from sfumato.commands.options import (
     Seed,
     ShowAttention,
     Size,
+    bytes_of,
+    guidance_of,
     is_image,
     layout_of,
     note_guidance,
     painted_size,
-    remark,
     seed_of,
     size_of,
     slug,
@@ -31,6 +31,7 @@ from sfumato.commands.options import (
     written,
 )
 from sfumato.commands.sampling import Sampling, suited
+from sfumato.commands.steering import Steering
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import print_json, quiet
@@ -54,6 +55,7 @@ def generate(
     ] = None,
     size: Size = None,
     sampling: tyro.conf.OmitArgPrefixes[Sampling],
+    steering: tyro.conf.OmitArgPrefixes[Steering],
     inpaint: Annotated[
         Path | None,
         tyro.conf.arg(metavar="IMAGE", help="A picture of which an inpainting checkpoint paints a part anew."),
@@ -92,16 +94,18 @@ def generate(
     if steps is not None:
         whole("--steps", steps, 1, 1000)
     seed_of(seed)
+    limit = bytes_of(memory)
     seed_of(seed + n - 1)
     asked = size_of(size)
-    if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
-        raise SfumatoError(f"--guidance is a number from 0, got {guidance}")
+    guidance_of(guidance)
     if size is not None and sampling.canvas is not None:
         raise SfumatoError("--size is of an image that is seen whole, --canvas of a panorama; give one of them")
     if (inpaint is None) != (mask is None):
         raise SfumatoError("--inpaint PICTURE and --mask MASK go together: what is painted anew, and where")
     if inpaint is not None and (size is not None or sampling.canvas is not None):
         raise SfumatoError("--inpaint paints at the picture's own size; leave --size and --canvas out")
+    if steering.control and sampling.canvas is not None:
+        raise SfumatoError("--control is of an image that is seen whole; leave it or --canvas out")
     uses.painted(chain)
     layout = layout_of(box)
     chain = chain.given(seed=seed, layout=layout)
@@ -118,16 +122,17 @@ def generate(
     net = loading.load(model, device)
     part = None if inpaint is None or mask is None else Inpainting.read(inpaint, mask, net)
     net = net if part is None else part.given(net)
-    height, width = painted_size(net, asked if part is None else part.size)
+    height, width = painted_size(net, part.size if part is not None else asked or steering.size(net))
     if sampling.canvas is not None:
         height, width = painted_size(net, (sampling.canvas[1], sampling.canvas[0]), "--canvas")
-    remark(model, prompt, negative)
+    net = steering.steer(net, loading, steering.cropped(height, width), negative)
+    loading.remark(model, prompt, negative)
     steps, guidance = suited(net, steps, guidance)
     note_guidance(net, guidance, negative)
     chain = chain.of(height, width)
     options = {"methods": chain.methods, "guide": sampling.guide(net, guidance, negative), "steps": steps}
     options |= {**sampling.options((height, width)), "stepper": sampling.made(net)}
-    options |= {"memory": int(memory * 2**30), "attention": show_attention}
+    options |= {"memory": limit, "attention": show_attention}
     painted = task.generate(net, prompt, range(seed, seed + n), **options)
     shown = [image if part is None else part.restore(image, net) for image in painted.pictures]
     settings = {
@@ -137,6 +142,7 @@ def generate(
         "guidance": guidance,
         "size": height if height == width else written(height, width),
         **sampling.settings(),
+        **steering.settings(),
         **({} if inpaint is None else {"inpaint": str(inpaint), "mask": str(mask)}),
         "model": model,
         **({"methods": " + ".join(map(repr, chain.items))} if chain.items else {}),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from sfumato.commands import uses
 from sfumato.commands.options import (
     Device,
     Fit,
@@ -17,11 +18,12 @@ from sfumato.commands.options import (
     Running,
     Seed,
     Steps,
+    guidance_of,
     note_guidance,
-    remark,
     seed_of,
     whole,
 )
+from sfumato.commands.steering import Steering
 from sfumato.errors import SfumatoError
 from sfumato.io.files import save_tensors, writable
 from sfumato.io.terminal import print_json, quiet
@@ -39,6 +41,7 @@ def invert(
         float | None, tyro.conf.arg(help="Classifier-free guidance of the way back [default: the inversion's, or 7.5].")
     ] = None,
     steps: Steps = 50,
+    steering: tyro.conf.OmitArgPrefixes[Steering],
     fit: Fit = "whole",
     model: Model = "stilllife",
     loading: tyro.conf.OmitArgPrefixes[Running],
@@ -54,6 +57,7 @@ def invert(
     given = dict(locals())
     whole("--steps", steps, 1, 1000)
     seed_of(seed)
+    guidance_of(guidance)
     writable(out)
     quiet()
     scale = 7.5 if guidance is None else guidance
@@ -61,20 +65,23 @@ def invert(
     if guidance is not None and inversion.source_guidance(guidance) != guidance:
         own = inversion.source_guidance(guidance)
         raise SfumatoError(f"{how} has a guidance of its own for the way back, {own:g}; leave --guidance out")
+    uses.seed(seed, [(inversion,)])
     import torch
 
     from sfumato.media import images, pictures
     from sfumato.tasks.edit import invert_picture
 
     net = loading.load(model, device)
-    remark(model, prompt, negative)
+    loading.remark(model, prompt, negative)
     note_guidance(net, scale)
     fitted = images.fit(images.open_picture(image), net.size, net.multiple, fit)
+    net = steering.steer(net, loading, steering.beside(net, fitted, fit), negative)
     done = invert_picture(net, fitted.pixels, prompt, inversion, scale, negative)
     path = done.path
     beside = pictures.grid([pictures.picture(x) for x in (fitted.pixels, done.best, done.found)])
     words = {"prompt": prompt, "how": how, "steps": steps, "guidance": done.guidance, "seed": seed}
     words |= {"negative": negative} if negative else {}
+    words |= steering.settings()
     stem = kept.named(out, "invert", "-inverted.png", image.stem, kept.settings_of(given))
     sheet = pictures.write(beside, out / f"{stem}-inverted.png", words)
     tensors = {"start": path.latents, "image": path.image}

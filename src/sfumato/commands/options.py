@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from sfumato.io.terminal import note
 
 if TYPE_CHECKING:
     from sfumato.core.backbone import Backbone
-    from sfumato.prompts.layout import Layout
+    from sfumato.prompts.layout import Layout, Mask
 
 Seed = Annotated[int, tyro.conf.arg(metavar="N", help="The same seed gives the same result.")]
 Negative = Annotated[str, tyro.conf.arg(help="What the picture should not be, in the place of the empty prompt.")]
@@ -85,6 +86,16 @@ class Loading:
         del options["embedding"]
         return load(name, device=device, **options)
 
+    def remark(self, model: str, *prompts: str) -> None:
+        """Say which words of prompts the built-in model never met, and which learned words no prompt has."""
+        from sfumato.stilllife.paint import remark
+
+        if model == "stilllife" and (text := remark(*prompts)):
+            note(text)
+        for word, file in map(_embedding, self.embedding):
+            if not any(word in prompt for prompt in prompts):
+                note(f"no prompt says {word!r}, the word of --embedding {file}, so it is not read")
+
 
 @dataclass(frozen=True)
 class Running(Loading):
@@ -102,16 +113,22 @@ def _embedding(text: str) -> tuple[str, str]:
     return (word, file) if colon and word else (read(text)[0], text)
 
 
-def remark(model: str, *prompts: str) -> None:
-    """Say which words of prompts the built-in model never met."""
-    from sfumato.stilllife.paint import remark
-
-    if model == "stilllife" and (text := remark(*prompts)):
-        note(text)
-
-
 def seed_of(value: int) -> int:
     whole("--seed", value, 0, 2**31 - 1)
+    return value
+
+
+def bytes_of(memory: float) -> int:
+    """What ``--memory`` allows."""
+    if not (math.isfinite(memory) and memory > 0):
+        raise SfumatoError(f"--memory is a number of GiB above 0, got {memory:g}")
+    return int(memory * 2**30)
+
+
+def guidance_of(value: float | None) -> float | None:
+    """Refuse a guidance that is no number from 0."""
+    if value is not None and not (math.isfinite(value) and value >= 0):
+        raise SfumatoError(f"--guidance is a number from 0, got {value:g}")
     return value
 
 
@@ -171,6 +188,13 @@ def layout_of(boxes: tuple[tuple[str, str], ...]) -> Layout | None:
     from sfumato.prompts.layout import Layout, Region, box
 
     return Layout(tuple(Region(phrase, box(sides)) for phrase, sides in boxes)) if boxes else None
+
+
+def mask_of(file: Path | None) -> Mask | None:
+    """What ``--mask`` said, if it was there."""
+    from sfumato.prompts.layout import Mask
+
+    return None if file is None else Mask.read(file)
 
 
 def slug(text: str, most: int = 60) -> str:

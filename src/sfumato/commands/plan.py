@@ -7,7 +7,19 @@ from typing import Annotated
 import tyro
 
 from sfumato.commands import uses
-from sfumato.commands.options import Boxes, Json, Loading, Model, Size, layout_of, painted_size, size_of, whole
+from sfumato.commands.options import (
+    Boxes,
+    Json,
+    Loading,
+    Model,
+    Size,
+    bytes_of,
+    guidance_of,
+    layout_of,
+    painted_size,
+    size_of,
+    whole,
+)
 from sfumato.errors import SfumatoError
 from sfumato.io.terminal import print_json, print_table, quiet
 from sfumato.methods import index
@@ -36,6 +48,8 @@ def plan(
     Example: sfumato show plan prompt-to-prompt --cross 0.5 --blend cube cube
     """
     whole("--steps", steps, 1, 1000)
+    limit = bytes_of(memory)
+    guidance_of(guidance)
     asked, layout = size_of(size), layout_of(box)
     chain = chain.given(layout=layout)
     uses.boxes(layout, [chain])
@@ -56,7 +70,7 @@ def plan(
         guide=edit.guide(net),
         steps=steps,
         size=seen,
-        memory=int(memory * 2**30),
+        memory=limit,
     )
     rows = planned.table()
     if json:

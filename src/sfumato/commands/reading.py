@@ -18,6 +18,8 @@ def files_of(given: Sequence[Path]) -> list[Path]:
     What else lies in a folder is named on stderr. Raises ``SfumatoError`` for what is missing and for a folder without
     a picture.
     """
+    if not given:
+        raise SfumatoError("no picture is given: name files, or folders of pictures")
     out: list[Path] = []
     for place in given:
         if not place.exists():

@@ -10,6 +10,7 @@ import tyro
 from sfumato.commands.options import Device, Json, Seed, is_image, seed_of, slug, whole
 from sfumato.errors import SfumatoError
 from sfumato.io.terminal import print_json
+from sfumato.tasks import kept
 
 
 def render(
@@ -70,6 +71,8 @@ def render(
             "" if scene != "random" else f"-{seed}"
         )
     writable(folder)
+    if folder == out:
+        stem = kept.named(folder, "render", ".png", stem, {"scene": drawn.to_json(), "size": size})
 
     from sfumato.io.device import choose
     from sfumato.media import pictures

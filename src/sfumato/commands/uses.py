@@ -3,9 +3,13 @@
 | option | is read by |
 | --- | --- |
 | ``--box`` (generate, edit, show plan) | methods with a layout that is not given behind their word |
+| ``--mask`` (edit) | inpainting checkpoints, which need it; methods with a mask that is not given behind their word |
 | ``--appearance`` (edit) | methods that take a picture's looks; these go without the command's ``--guidance`` |
 | ``--looks`` (edit) | ``--appearance`` |
 | ``--invert`` (edit) | methods without a start of their own |
+| ``--from`` (edit) | methods that tell the network what the picture shows; of the others it is noted |
+| ``--seed`` (edit, invert) | what is drawn; where nothing is, it is noted |
+| ``--embedding`` | prompts that say its word; where none does, it is noted |
 | ``--also`` (edit) | methods of several pictures (``Requires.batch``); masks and boxes of the first are all pictures' |
 | ``--negative`` | guidances with an empty prompt, at another scale than 1 (``core.guidance``) |
 | ``--canvas`` | all that is painted; not beside ``--size``, and not by methods of whole images (``Requires.windows``) |
@@ -26,15 +30,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from sfumato.errors import SfumatoError
+from sfumato.io.terminal import note
 from sfumato.methods import index
 from sfumato.tasks.chain import Chain, values
 
 if TYPE_CHECKING:
-    from sfumato.prompts.layout import Layout
+    from sfumato.core.backbone import Backbone
+    from sfumato.prompts.layout import Layout, Mask
 
 
 def beside(option: str, given: object, other: str, there: object) -> None:
@@ -53,32 +59,67 @@ def boxes(layout: Layout | None, chains: Iterable[Chain]) -> None:
     raise SfumatoError(f"--box is of methods with a layout: {', '.join(_with('layout'))}")
 
 
+def mask(given: Mask | None, model: Backbone, chains: Iterable[Chain]) -> Mask | None:
+    """What an inpainting checkpoint paints anew: ``--mask``, or a method's own. None of another model.
+
+    Refuses an inpainting checkpoint without it, and ``--mask`` where nothing reads it.
+    """
+    from sfumato.tasks.inpaint import inpaints
+
+    own = [values(item).get("mask") for chain in chains for item in chain.items]
+    found = given if given is not None else next((one for one in own if one is not None), None)
+    if inpaints(model):
+        if found is None:
+            raise SfumatoError(
+                f"{model.name} is an inpainting checkpoint; give --mask PICTURE, the part that may change"
+            )
+        return found
+    if given is not None and not any(one is given for one in own):
+        if any(one is not None for one in own):
+            raise SfumatoError("--mask and a --mask behind a method say the same; give one of them")
+        raise SfumatoError(f"--mask is of inpainting checkpoints and methods with a mask: {', '.join(_with('mask'))}")
+    return None
+
+
 def appearance(given: object, guidance: float | None, chains: Iterable[Chain]) -> None:
-    """Refuse ``--appearance`` where no method of the chains takes looks, and ``--guidance`` beside it."""
+    """Refuse ``--appearance`` where no method takes looks, methods that do without it, and ``--guidance`` beside it."""
+    taking = [n for c in chains for n, i in zip(c.names, c.items, strict=True) if "appearance_mask" in values(i)]
     if given is None:
+        if taking:
+            raise SfumatoError(f"{taking[0]} takes a picture's looks; give it --appearance PICTURE")
         return
-    if not any("appearance_mask" in values(item) for chain in chains for item in chain.items):
+    if not taking:
         raise SfumatoError(f"--appearance is of methods that take looks: {', '.join(_with('appearance_mask'))}")
+    if start := next(filter(None, map(_starts, chains)), None):
+        raise SfumatoError(f"--appearance starts in a way of its own, and so does {start}; leave one of them out")
     if guidance is not None:
         raise SfumatoError("--appearance goes without guidance; leave --guidance out, or say it behind the method")
 
 
 def start(invert: str | None, chains: Iterable[Chain]) -> None:
     """Refuse ``--invert`` where every chain has a method that starts in a way of its own."""
-    from sfumato.inversion import Inversion
-
-    own = [next((n for n, i in zip(c.names, c.items, strict=True) if isinstance(i, Inversion)), None) for c in chains]
+    own = list(map(_starts, chains))
     if invert is not None and None not in own:
         raise SfumatoError(f"{own[0]} has a start of its own; leave --invert out")
 
 
+def seed(given: int, runs: Iterable[Sequence[Any]]) -> None:
+    """Say where nothing of any run is drawn, so that another ``--seed`` gives the same."""
+    if given and not any("seed" in values(item) for run in runs for item in run):
+        note("nothing is drawn here, so --seed changes nothing")
+
+
 def painted(chain: Chain) -> None:
     """Refuse methods that start from a picture where none is given."""
+    if name := _starts(chain):
+        raise SfumatoError(f"{name} starts from a picture; it is a method of sfumato edit")
+
+
+def _starts(chain: Chain) -> str | None:
+    """The method of a chain that has a start of its own."""
     from sfumato.inversion import Inversion
 
-    for name, item in zip(chain.names, chain.items, strict=True):
-        if isinstance(item, Inversion):
-            raise SfumatoError(f"{name} starts from a picture; it is a method of sfumato edit")
+    return next((n for n, item in zip(chain.names, chain.items, strict=True) if isinstance(item, Inversion)), None)
 
 
 def _with(field: str) -> list[str]:

@@ -14,9 +14,9 @@ from sfumato.errors import SfumatoError
 
 
 class Control(Protocol):
-    """Something that adds to a network's inputs in each call, such as a ControlNet."""
+    """Something that adds to a network's inputs in each call, such as a ControlNet; ``model`` is the backbone."""
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Mapping[str, Any]: ...
+    def __call__(self, model: Any, x: Tensor, t: Tensor, cond: Cond) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Cond:
     image: Float[Tensor, "b c h w"] | None = None
     """Channels that are put behind x."""
     controls: tuple[Control, ...] = ()
-    """Called in each prediction with the whole batch, and with conditions whose ``extra`` has all that it reads."""
+    """Called in each prediction with the whole batch."""
     weights: Float[Tensor, "b n"] | None = None
     """What each token of the text counts where images attend to it; None: all the same."""
 
@@ -52,6 +52,13 @@ class Cond:
         text = self.text.repeat_interleave(n, 0)
         weights = None if self.weights is None else self.weights.repeat_interleave(n, 0)
         return replace(self, text=text, prompts=prompts, extra=extra, image=image, weights=weights)
+
+    def spread(self, images: Float[Tensor, "n *shape"]) -> Float[Tensor, "b *shape"]:
+        """One image for all rows, or one an image of each stream and condition. ``SfumatoError`` for other numbers."""
+        times, rest = divmod(len(self), len(images))
+        if rest:
+            raise SfumatoError(f"{len(self)} rows of conditions take as many images or one for all, got {len(images)}")
+        return images.repeat(times, *[1] * (images.ndim - 1))
 
     @staticmethod
     def cat(conds: Sequence[Cond]) -> Cond:

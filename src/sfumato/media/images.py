@@ -181,6 +181,11 @@ def tensor(picture: Picture) -> Float[Tensor, "3 h w"]:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
 
 
+def cropped(picture: Picture, height: int, width: int) -> Float[Tensor, "3 h w"]:
+    """The middle of a picture in RGB, of this shape and at this size, in [0, 1]."""
+    return tensor(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))
+
+
 def read_image(path: str | Path, model: Sized | None = None, how: Fit = "whole") -> Float[Tensor, "3 H W"]:
     """An image file in [0, 1], at its own size, or as ``model`` sees it; see ``open_picture`` and ``fit``."""
     picture = open_picture(path)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfumato.core import denoising
 from sfumato.core.backbone import Backbone
+from sfumato.core.conditions import Cond
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import Guide, Scales, against
 from sfumato.core.method import Method
@@ -57,12 +58,14 @@ def edit_pictures(
     guide: Guide | Scales = 7.5,
     seed: int = 0,
     memory: int | None = None,
+    inside: Bool[Tensor, "h w"] | None = None,
     preview_every: int = 0,
     on_progress: Listener | None = None,
 ) -> Edited:
     """Paint the stream ``target`` of ``prompts`` (one for all pictures) along a path found from ``fitted``.
 
-    An edit changes what differs from the stream ``source``, or, in a run without one, from the pictures themselves.
+    An edit changes what differs from the stream ``source``, or, in a run without one, from the pictures themselves; of
+    that what is ``inside`` of these cells, where they are said.
     Raises ``SfumatoError`` for what ``denoise`` refuses.
     """
     each = {stream: [prompt] * len(fitted) for stream, prompt in prompts.items()}
@@ -72,6 +75,7 @@ def edit_pictures(
     target = out["target"]
     source = out["source"] if "source" in out else Sample(model, path.image.to(target.latents), path.prompts)
     changed, painted = target.differs(source), target.images
+    changed = changed if inside is None else changed & inside.to(changed.device)
     results = (f.restore(pictures.picture(x), c) for f, x, c in zip(fitted, painted, changed, strict=True))
     return Edited(tuple(results), painted, changed)
 
@@ -147,6 +151,8 @@ class EditRun:
     seconds: float
     attention: Picture | None = None
     """Where each word of the target looks in the first picture, where that was asked for."""
+    read_source: bool = True
+    """Was what the picture shows read at all?"""
 
 
 def fit_all(shown: Mapping[str, Picture], model: Sized, how: Fit = "whole") -> dict[str, Fitted]:
@@ -168,20 +174,23 @@ def run_edits(
     attention: bool = False,
     seed: int = 0,
     memory: int | None = None,
+    inside: Bool[Tensor, "h w"] | None = None,
     preview_every: int = 0,
     on_progress: Listener | None = None,
 ) -> dict[str, EditRun]:
     """The same pictures by several edits. What cannot be run is refused before the first is inverted.
 
-    ``appearance``: the picture, of the size of ``fitted``, whose looks are taken.
+    ``appearance``: the picture, of the size of ``fitted``, whose looks are taken. ``inside``: cells of the latents
+    outside of which pictures keep their pixels.
     """
-    edits = {name: edit.prepared(model) for name, edit in edits.items()}
+    net, edits = model, {name: edit.prepared(model) for name, edit in edits.items()}
     for edit in edits.values():
         model.check_change(edit.source, edit.target)
         edit.plan(model, fitted, edit.start.steps, memory)
 
     def run(edit: PictureEdit) -> EditRun:
-        began = time.perf_counter()
+        began, read = time.perf_counter(), set[str]()
+        model = _noting(net, read)
         path = invert(model, torch.stack([one.pixels for one in fitted]), edit.source, edit.start)
         if appearance is not None and edit.looks is not None:
             other = invert(model, appearance, edit.looks, edit.start)
@@ -197,6 +206,7 @@ def run_edits(
             guide=edit.guide(model),
             seed=seed,
             memory=memory,
+            inside=inside,
             preview_every=preview_every,
         )
         seconds, steps = time.perf_counter() - began, len(path.levels)
@@ -204,10 +214,20 @@ def run_edits(
         sheet = None
         if watch is not None:
             sheet = overlays.sheet(pictures.picture(edited.painted[0]), watch.maps(model.words(edit.target)))
-        return EditRun(edited, plan, steps, seconds, sheet)
+        return EditRun(edited, plan, steps, seconds, sheet, edit.source in {*read, edit.target})
 
     with heard(on_progress):
         return {name: run(edit) for name, edit in edits.items()}
+
+
+def _noting(model: Backbone, read: set[str]) -> Backbone:
+    """The model, which adds the prompts that it reads to a set."""
+
+    def noted(cond: Cond) -> Cond:
+        read.update(cond.prompts)
+        return cond
+
+    return model.given(noted)
 
 
 SAME = 100.0

@@ -30,10 +30,13 @@ class Inpainting:
     @classmethod
     def read(cls, picture: Path, mask: Path, model: Backbone) -> Inpainting:
         """From two picture files; the mask is of the picture's shape. Raises ``SfumatoError`` as they do."""
-        fitted = images.fit(images.opened(picture), model.size, model.multiple)
-        height, width = fitted.original.height, fitted.original.width
-        whole = Mask.read(mask).of(height, width).within(fitted.part)
-        return cls(fitted, whole.at((fitted.pixels.shape[-2], fitted.pixels.shape[-1])))
+        return cls.of(images.fit(images.opened(picture), model.size, model.multiple), Mask.read(mask))
+
+    @classmethod
+    def of(cls, fitted: Fitted, mask: Mask) -> Inpainting:
+        """Of a picture and a mask of its shape. ``SfumatoError`` for another."""
+        seen = mask.of(fitted.original.height, fitted.original.width).within(fitted.part)
+        return cls(fitted, seen.at((fitted.pixels.shape[-2], fitted.pixels.shape[-1])))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -46,7 +49,15 @@ class Inpainting:
             raise SfumatoError(f"{model.name} reads no picture and no mask; an inpainting checkpoint does")
         return model.given(lambda cond: model.with_mask(cond, self.fitted.pixels[None], self.mask[None]))
 
+    def cells(self, model: Backbone) -> Bool[Tensor, "h w"]:
+        """Those of the latents that the mask touches."""
+        return torch.nn.functional.max_pool2d(self.mask[None].float(), model.factor)[0] > 0
+
     def restore(self, painted: Picture, model: Backbone) -> Picture:
         """What was painted at the picture's own size, with its own pixels outside of the mask."""
-        cells = torch.nn.functional.max_pool2d(self.mask[None].float(), model.factor)[0]
-        return self.fitted.restore(painted, cells > 0)
+        return self.fitted.restore(painted, self.cells(model))
+
+
+def inpaints(model: Any) -> bool:
+    """Is it an inpainting checkpoint, which reads a picture and a mask?"""
+    return getattr(model, "masks", False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -50,4 +51,4 @@ def start_of(
         return inversion_of(how, steps, 1.0, seed)
     from sfumato.methods.edit.appearance import START
 
-    return START
+    return replace(START, steps=START.steps if steps is None else steps, seed=seed)

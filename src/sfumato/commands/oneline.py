@@ -1,0 +1,61 @@
+"""What tyro says of a command line in a box, said in one line as every other error."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+
+from sfumato.errors import SfumatoError
+
+_KINDS = {"INT": "a whole number", "FLOAT": "a number"}
+_QUOTED = "'([^']*)'"
+
+
+@contextmanager
+def oneline() -> Iterator[None]:
+    """While a command line is parsed: what tyro refuses is a ``SfumatoError`` of one line."""
+    box = io.StringIO()
+    try:
+        with redirect_stderr(box):
+            yield
+    except SystemExit as e:
+        if not e.code or not (lines := _inside(box.getvalue())):
+            raise
+        raise SfumatoError(_said(lines)) from None
+    finally:
+        if not _inside(box.getvalue()):
+            sys.stderr.write(box.getvalue())
+
+
+def _inside(text: str) -> list[str]:
+    """The lines of a box, which tyro draws without lines where the terminal has none; of what is no box, nothing."""
+    lines = re.sub(r"\x1b\[[\d;]*m", "", text).splitlines()
+    return [line[2:].rstrip("│ ") for line in lines if line.startswith(("│ ", "  ")) and line.strip()]
+
+
+def _said(lines: list[str]) -> str:
+    what, *more = (_words(part) for part in re.split("[─-]{8,}", " ".join(lines)))
+    if lines[0].startswith("Missing from"):
+        command = lines[0].removeprefix("Missing from ").partition(":")[0]
+        named = [line.strip() for line in lines if re.match(r" {4}(?!sfumato )\S", line)]
+        return f"{command} needs {' and '.join(named)}; see {command} --help"
+    if found := re.match(r"Error parsing ([\w-]+): (.*)", what):
+        given = found[2].partition("could be instantiated from")[2].partition("Got errors")[0] or found[2]
+        taken = next((line for line in lines if line.startswith(f"    {found[1]} ")), "").split(maxsplit=1)[1:]
+        names = " ".join(taken).replace("{None}|", "") or "another value"
+        return f"{found[1]} takes {_KINDS.get(names, names)}, got {' '.join(re.findall(_QUOTED, given))!r}"
+    if found := re.match(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)\.", what):
+        return f"unknown {found[2]} {found[1]}; known: {', '.join(re.findall(_QUOTED, found[3]))}"
+    if found := re.match(r"Missing value for argument '(.*)'", what):
+        return f"{found[1]} takes a value, and none follows"
+    if found := re.match(r"Unrecognized options: (.*)", what):
+        known = next((f"known: {m.partition(': ')[2]}" for m in more if m.startswith("Available subcommands")), "")
+        return f"unknown {'command' if known else 'option'} {found[1]}; {known or 'see --help'}"
+    return "; ".join(filter(None, (what.rstrip("."), *more[-1:])))
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
