@@ -42,7 +42,7 @@ MEANINGS = {
     "exact_psnr": "the same of the worse of edit-friendly and EDICT",
     "taef2_psnr": "photographs of 270 x 480 pixels by the tiny autoencoder of FLUX.2's latents and back, dB",
     "taef2_small_psnr": "the same of objects that fill 256 x 256 pixels",
-    "sag_detail": "high-frequency energy of samples with self-attention guidance, in the later half of steps, over without",
+    "sag_detail": "high-frequency energy with self-attention guidance in the later half of the steps over without",
     "sag_published_detail": "the same with it in all steps, as published",
 }
 TARGETS = {
