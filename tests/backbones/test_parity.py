@@ -1,7 +1,8 @@
 """Models whose configs vary every key, drawn by a seed, against diffusers' own pipelines on the same noise.
 
 What differs by intent is left out. DDIM's own step with ``linspace``, or with steps that do not divide the training's,
-goes to another level than the network is told next, where ours goes to that one. DDPM's learned variance is not read.
+goes to another level than the network is told next, where ours goes to that one. DDPM's own adds noise in a last step
+from above zero as well, as far as its variance is not the posterior's.
 Multistep solvers of higher order, and those that ask the network twice a step, have their levels compared alone
 (tests/core/test_schedule.py).
 """
@@ -76,7 +77,7 @@ def limits(dice: Dice) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def noising(dice: Dice, drawn: Drawn, kinds: tuple[str, ...]) -> Any:
+def noising(dice: Dice, drawn: Drawn, kinds: tuple[str, ...], variances: tuple[str, ...] = ()) -> Any:
     """A scheduler of a model that is noised by betas, and our stepper for it."""
     kind, spacing = dice.choice(kinds), dice.choice(("leading", "trailing", "linspace"))
     common = {**dice.some(prediction_type=("epsilon", "v_prediction")), "timestep_spacing": spacing}
@@ -92,9 +93,10 @@ def noising(dice: Dice, drawn: Drawn, kinds: tuple[str, ...]) -> Any:
         return diffusers.DDIMScheduler(**{**common, "clip_sample": False, **limits(dice), **offset, **zero})
     if kind == "DDPM":
         drawn.stepper = DDPM()
-        return diffusers.DDPMScheduler(
-            **{**common, **dice.some(variance_type=("fixed_small", "fixed_small_log")), **limits(dice), **offset}
-        )
+        variance = dice.some(variance_type=("fixed_small", "fixed_small_log", "fixed_large", *variances))
+        if variance.get("variance_type", "fixed_small") not in ("fixed_small", "fixed_small_log"):
+            common["timestep_spacing"], offset = "leading", {}
+        return diffusers.DDPMScheduler(**{**common, **variance, **limits(dice), **offset})
     if kind == "Euler":
         more = dice.sigmas() | dice.some(final_sigmas_type=("zero", "sigma_min"))
         return diffusers.EulerDiscreteScheduler(**{**common, **more, **offset})
@@ -216,7 +218,7 @@ def drawn(family: str, number: int) -> Drawn:
             addition_embed_type_num_heads=(2, 4), sample_size=(16,), attention_head_dim=(2, (2, 4)),
             only_cross_attention=(True, False), class_embed_type=(None,), cross_attention_norm=(None, "layer_norm"),
         )  # fmt: skip
-        parts["t5"], parts["scheduler"] = t5(dice), noising(dice, out, ("DDPM",))
+        parts["t5"], parts["scheduler"] = t5(dice), noising(dice, out, ("DDPM",), ("learned_range",) * 3)
     elif family == "pixart":
         parts["network"] = dice.some(
             num_layers=(1, 3), patch_size=(1, 2), interpolation_scale=(1, 2), attention_bias=(True, False),

@@ -15,7 +15,9 @@ from laws.wordless import BY_WORDS, PAINTING
 from sfumato.backbones.load import family
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import cfg
+from sfumato.core.noise import drawing
 from sfumato.core.sites import Layer
+from sfumato.core.steppers import DDIM, DDPM
 from sfumato.core.views import Ring
 from sfumato.distill import Latents, distil
 from sfumato.errors import SfumatoError
@@ -92,6 +94,37 @@ def test_a_learned_time_and_a_variance_are_known():
     x = torch.randn(2, 3, 16, 16)
     wanted = network(x, torch.tensor([7, 7])).sample[:, :3]
     assert torch.equal(model.predict(x, 7.0, model.embed(["", ""])), wanted)
+
+
+@pytest.mark.parametrize("kind", ["fixed_small", "fixed_large", "learned", "learned_range"])
+def test_ddpm_adds_as_much_noise_as_the_checkpoint_has_it(kind, monkeypatch):
+    torch.manual_seed(0)
+    network = families.wordless(out_channels=6)
+    families.randomised(network)
+    if kind == "learned":  # a variance, as it is
+        network.register_forward_hook(lambda _, args, out: (torch.cat([out[0][:, :3], out[0][:, 3:].sigmoid()], 1),))
+    scheduler = diffusers.DDPMScheduler(variance_type=kind, clip_sample=False)
+    model = family("x", diffusers.DDPMPipeline(unet=network, scheduler=scheduler))
+    ours = denoise(model, ["", ""], seed=5, steps=4, stepper=DDPM()).latents
+    x, draw = model.latents([5, 6], 16, 16), drawing([5 + 0x5F0, 6 + 0x5F0], (3, 16, 16))
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: draw())
+    scheduler.set_timesteps(4)
+    for t in scheduler.timesteps:
+        said = network(x, t, return_dict=False)[0].detach()
+        x = scheduler.step(said if "learned" in kind else said[:, :3], t, x).prev_sample
+    torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
+    plain = denoise(model, ["", ""], seed=5, steps=4, stepper=DDIM(1.0)).latents
+    assert torch.equal(plain, ours) == (kind == "fixed_small")
+
+
+def test_a_learned_variance_that_nobody_says_is_refused():
+    scheduler = diffusers.DDPMScheduler(variance_type="learned_range")
+    model = family("x", diffusers.DDPMPipeline(unet=families.wordless(), scheduler=scheduler))
+    assert denoise(model, "", steps=1).latents.isfinite().all()  # DDIM asks for none
+    with pytest.raises(SfumatoError, match="variance_type 'learned_range', and the network of x says nothing of it"):
+        denoise(model, "", steps=1, stepper=DDPM())
+    with pytest.raises(SfumatoError, match="of whole images, not of windows"):
+        denoise(model, "", steps=1, stepper=DDPM(), size=(16, 32), views=Ring(8))
 
 
 def test_a_network_of_classes_is_refused():

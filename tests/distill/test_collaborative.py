@@ -228,15 +228,21 @@ def test_of_a_set_that_is_its_source_the_delta_is_the_repulsion_alone(model):
 
 def now(model, n=3, memory=None, prompt="one", x=None):
     x = drawn(n, 3, 2, 2) if x is None else x
-    return Now(model, x, (prompt,) * n, 0, 4, seeds.generator(5, 0), {} if memory is None else memory)
+    return Now(model, x, (prompt,) * n, 0, 4, seeds.Draws(5, 0), {} if memory is None else memory)
+
+
+def luck():
+    """What three images draw in that step: a number for the level, and noise."""
+    rngs = [seeds.generator(5 + i, 0) for i in range(3)]
+    u = [float(torch.rand((), generator=rng, dtype=torch.float64)) for rng in rngs]
+    return u, torch.stack([torch.randn(3, 2, 2, generator=rng) for rng in rngs]).double()
 
 
 def test_the_default_is_the_published_step_with_one_level_for_the_set(model):
     how = CollaborativeScoreDistillation(times=Times.read("0.2,0.8"))
-    given, rng, x = how.gradient(now(model)), seeds.generator(5, 0), drawn(3, 3, 2, 2)
-    u = float(torch.rand(1, generator=rng, dtype=torch.float64))
+    given, x, (u, *_), noise = how.gradient(now(model)), drawn(3, 3, 2, 2), *luck()
     t = (0.2 + 0.6 * u) * 1000 if model.schedule.prediction == "flow" else 200 + math.floor(u * 601)
-    noise, at = torch.randn(x.shape, generator=rng).to(x), model.schedule.at(t)
+    at = model.schedule.at(t)
     torch.testing.assert_close(given, collaborative_score_distillation(prior(model, 3, guide=CFG(20.0)), x, at, noise))
 
 
@@ -264,9 +270,7 @@ def test_the_source_is_the_runs_beginning_and_of_one_prompt_its_first_step_is_th
 def test_pixels_are_compared_without_noise():
     model, x = exact(), drawn(3, 3, 2, 2)
     how = CollaborativeScoreDistillation(times=STEADY, distance="pixels")
-    rng = seeds.generator(5, 0)
-    torch.rand(1, generator=rng, dtype=torch.float64)
-    noise, at = torch.randn(x.shape, generator=rng).to(x), model.schedule.at(500)
+    noise, at = luck()[1], model.schedule.at(500)
     expected = collaborative_score_distillation(
         prior(model, 3, guide=CFG(20.0)), x, at, noise, features=lambda images: images / 2 + 0.5
     )

@@ -17,6 +17,7 @@ from sfumato.core.schedule import Level, add_noise
 from sfumato.distill import DREAMFUSION, GuidedModel, Latents, between, constant, distil, weight
 from sfumato.distill.loop import Now
 from sfumato.errors import SfumatoError
+from sfumato.learning.seeds import Draws
 from sfumato.methods.distill import classifier_score_distillation as classifier
 from sfumato.methods.distill import hifa as hifas
 from sfumato.methods.distill import noise_free_score_distillation as noise_free
@@ -330,8 +331,7 @@ def counting(*names):
 
 
 def now(model, step=0, steps=100, n=2, seed=0):
-    x, rng = drawn(n, 3, 2, 2), torch.Generator().manual_seed(seed)
-    return Now(model, x, ("edit",) * n, step, steps, rng)
+    return Now(model, drawn(n, 3, 2, 2), ("edit",) * n, step, steps, Draws(seed, step))
 
 
 def test_a_bridge_is_score_distillation_until_it_is_switched():
@@ -340,7 +340,7 @@ def test_a_bridge_is_score_distillation_until_it_is_switched():
 
     def again(step):
         asks = now(model, step)
-        return asks.x, DREAMFUSION.draw(model.schedule, asks.progress, 2, asks.rng), asks.noise()
+        return asks.x, DREAMFUSION.draw(model.schedule, asks.progress, 2, asks.draws), asks.noise()
 
     for step in (0, 79):
         x, at, noise = again(step)
@@ -398,11 +398,10 @@ def test_a_step_costs_the_rows_that_are_said(method, rows):
     assert len(model.rows) == 1 or isinstance(method, IntervalScoreMatching)
 
 
-@pytest.mark.parametrize("method", [HiFA(), IntervalScoreMatching()])
-def test_methods_of_one_level_take_it_for_all_images(method):
+def test_hifas_level_is_not_drawn():
     model = counting("edit", "")
-    times = {step: method.times.draw(model.schedule, step / 100, 5, torch.Generator(), shared=True) for step in (0, 50)}
-    assert all(len(at.t.unique()) == 1 for at in times.values())
+    times = [HiFA().times.draw(model.schedule, step / 100, 5, Draws(0, step)) for step in (0, 50)]
+    assert all(len(at.t.unique()) == 1 for at in times)
 
 
 SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
@@ -517,7 +516,7 @@ def test_published_settings_are_what_was_published():
     assert [ism.interval(p) for p in (0.0, 0.15, 0.3, 1.0)] == pytest.approx([0.1, 0.09, 0.08, 0.08])
     dds = DeltaScore()
     assert (dds.guidance, dds.weighting) == (7.5, "one")
-    drawn = dds.times.draw(SCHEDULES["epsilon"], 0.0, 20000, torch.Generator().manual_seed(0))
+    drawn = dds.times.draw(SCHEDULES["epsilon"], 0.0, 20000, Draws(0, 0))
     assert set(drawn.t.tolist()) == set(range(50, 949))
 
 

@@ -181,7 +181,7 @@ def test_the_network_is_told_levels_of_the_training_upwards_from_its_cleanest():
     model = exact("epsilon")
     told = []
     predict = model.predict
-    model.predict = lambda x, t, cond: told.append(float(t)) or predict(x, t, cond)
+    model.predict = lambda x, t, cond: told.append(t.unique().item()) or predict(x, t, cond)
     inverted(prior(model, "one"), drawn(1, 3, 2, 2), model.schedule.at(999), 10)
     assert told == [round(99.9 * i) for i in range(10)]
 
@@ -205,22 +205,23 @@ def test_of_random_noise_the_gradient_is_that_of_score_distillation(model, weigh
 
 def now(model, step=0, steps=4, n=2, memory=None):
     x = drawn(n, 3, 2, 2)
-    return Now(model, x, ("one",) * n, step, steps, seeds.generator(5, step), {} if memory is None else memory)
+    return Now(model, x, ("one",) * n, step, steps, seeds.Draws(5, step), {} if memory is None else memory)
 
 
 def test_the_default_is_the_published_step_written_plainly(model):
     """Algorithm 3: t falls, tau is drawn, kappa is inverted at -7.5 in int(10 t) steps, noise is added once."""
     how, step, steps = ScoreDistillationViaInversion(), 2, 4
     given = how.gradient(now(model, step, steps))
-    flow, x, rng = model.schedule.prediction == "flow", drawn(2, 3, 2, 2), seeds.generator(5, step)
+    flow, x = model.schedule.prediction == "flow", drawn(2, 3, 2, 2)
+    rngs = [seeds.generator(5 + i, step) for i in range(2)]
     t = 0.6 * 1000
-    torch.rand(1, generator=rng, dtype=torch.float64)  # the level's, which is not drawn here
-    further = t + float(torch.rand((), generator=rng, dtype=torch.float64)) * 1000 / 30
-    up_to = model.schedule.at(further if flow else round(further))
+    # the first number is the level's, which is not drawn here
+    further = t + torch.stack([torch.rand(2, generator=rng, dtype=torch.float64)[1] for rng in rngs]) * 1000 / 30
+    up_to = model.schedule.at(further if flow else further.round())
     kappa = inverted(prior(model, "one", "one", guide=CFG(-7.5)), x, up_to, 6)
     at = model.schedule.at(t)
     alpha, sigma = at.like(x)
-    kappa = kappa + 0.3 * sigma * torch.randn(x.shape, generator=rng).to(x)
+    kappa = kappa + 0.3 * sigma * torch.stack([torch.randn(x.shape[1:], generator=rng) for rng in rngs]).to(x)
     eps = prior(model, "one", "one", guide=CFG(7.5))(add_noise(x, kappa, at), at)
     torch.testing.assert_close(given, sigma / alpha * (eps - kappa))
 
@@ -228,7 +229,7 @@ def test_the_default_is_the_published_step_written_plainly(model):
 def test_the_first_step_is_at_the_models_last_level_in_ten_steps_of_inversion(model):
     told = []
     predict = model.predict
-    model.predict = lambda x, t, cond: told.append(float(t)) or predict(x, t, cond)
+    model.predict = lambda x, t, cond: told.append(t.unique().item()) or predict(x, t, cond)
     given = ScoreDistillationViaInversion().gradient(now(model))
     assert len(told) == 11 and told[0] == 0 and told[-1] == (1000 if model.schedule.prediction == "flow" else 999)
     assert given.isfinite().all()
@@ -278,7 +279,7 @@ def cached_and_ddim(model, prompts, x, guide, steps, how=CACHED, repeat=1):
     generator = Latents(x)
     how = replace(how, guidance=guide)
     distil(model, generator, prompts, how, steps * repeat, optimiser=PLAIN, seed=3)
-    noise = torch.randn(x.shape, generator=seeds.generator(3, 0))
+    noise = torch.stack([torch.randn(x.shape[1:], generator=seeds.generator(3 + i, 0)) for i in range(len(x))])
     return generator.latents.detach(), denoise(model, prompts, start=noise, guide=guide, steps=steps).latents
 
 

@@ -16,6 +16,8 @@ from sfumato.core.schedule import add_noise
 from sfumato.distill import GuidedModel, Latents, Now, distil, noises, particles, weight
 from sfumato.distill.gradients import Weighting
 from sfumato.errors import SfumatoError
+from sfumato.learning import seeds
+from sfumato.learning.seeds import Draws
 from sfumato.methods.distill.entropic_score_distillation import EntropicScoreDistillation
 from sfumato.methods.distill.variational_score_distillation import VariationalScoreDistillation, variational
 
@@ -49,7 +51,7 @@ def schedule(request):
 def step(model, copy=None, n=2, seed=0, **more):
     """A step of a run as a method sees it."""
     side = families.side(model)
-    return Now(model, model.latents(range(n), side, side), (PROMPT,) * n, 0, 10, rng(seed), learner=copy, **more)
+    return Now(model, model.latents(range(n), side, side), (PROMPT,) * n, 0, 10, Draws(seed, 0), learner=copy, **more)
 
 
 def at_two(model):
@@ -68,7 +70,7 @@ def prior_of(model, x):
 
 def learnt(model, copy, x, times=3, told=None, **more):
     for i in range(times):
-        copy.learn(x, model.embed([PROMPT] * len(x)), told, rng(i), **more)
+        copy.learn(x, model.embed([PROMPT] * len(x)), told, Draws(i, 0), **more)
         copy.step()
 
 
@@ -158,7 +160,7 @@ def test_the_copy_learns_the_images_and_the_prior_stays_as_it_was(model):
     def losses(copy):
         found = []
         for i in range(3):
-            copy.learn(x, model.embed([PROMPT] * 2), told, rng(100 + i))
+            copy.learn(x, model.embed([PROMPT] * 2), told, Draws(100 + i, 0))
             found.append(copy.loss)
         return sum(found)
 
@@ -192,11 +194,11 @@ def test_the_copy_learns_what_its_network_predicts(name, models):
     model = models(name)
     x, cond = step(model).x, model.embed([PROMPT] * 2)
     with particles.low_rank(model, 4, 1e-4, 0) as copy:
-        copy.learn(x, cond, None, rng(3))
-    generator = rng(3)
-    u = torch.rand(2, generator=generator, dtype=torch.float64)
+        copy.learn(x, cond, None, Draws(3, 0))
+    generators = [seeds.generator(3 + i, 0) for i in range(2)]
+    u = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
     t = u * 1000 if name == "sd3" else (u * 1000).floor()
-    noise, errors = torch.randn(x.shape, generator=generator), []
+    noise, errors = torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]), []
     for i in range(2):
         level = model.schedule.at(float(t[i]))
         target = {"sd": noise, "sd2": level.alpha * noise - level.sigma * x, "sd3": noise - x}[name][i]
@@ -250,7 +252,7 @@ def test_views_change_what_the_prior_is_asked_and_not_the_copy(sd):
         now.prompts = ("a blue sphere", "a duck")
         found = method.gradient(now)
     again = step(sd)
-    at = method.times.draw(sd.schedule, 0.0, 2, again.rng)
+    at = method.times.draw(sd.schedule, 0.0, 2, again.draws)
     noisy = add_noise(again.x, again.noise(), at)
     with torch.no_grad():
         said = noises(sd, noisy, at, {"seen": sd.embed(["a blue sphere", "a duck"]), "asked": sd.embed([PROMPT] * 2)})
@@ -260,12 +262,12 @@ def test_views_change_what_the_prior_is_asked_and_not_the_copy(sd):
 def test_cameras_are_told_where_a_run_has_them():
     method, x = VariationalScoreDistillation(), torch.zeros(2, 1, 1, 1)
     cameras = drawn(2, 4, 4)
-    told = method.camera(Now(None, x, ("", ""), 0, 1, rng(), cameras=cameras))  # type: ignore[arg-type]
+    told = method.camera(Now(None, x, ("", ""), 0, 1, Draws(0, 0), cameras=cameras))  # type: ignore[arg-type]
     assert torch.equal(told, cameras.flatten(1))
-    by_index = method.camera(Now(None, x, ("", ""), 0, 1, rng()))  # type: ignore[arg-type]
+    by_index = method.camera(Now(None, x, ("", ""), 0, 1, Draws(0, 0)))  # type: ignore[arg-type]
     assert by_index.shape == (2, 16) and not torch.equal(by_index[0], by_index[1])
     none = VariationalScoreDistillation(conditioned=False)
-    assert none.camera(Now(None, x, ("", ""), 0, 1, rng(), cameras=cameras)) is None  # type: ignore[arg-type]
+    assert none.camera(Now(None, x, ("", ""), 0, 1, Draws(0, 0), cameras=cameras)) is None  # type: ignore[arg-type]
 
 
 # the model afterwards
@@ -383,7 +385,7 @@ def test_defaults_are_the_published_ones():
     assert (method.times.low(0.0), method.times.high(0.0), method.times.high(0.1999)) == (0.02, 0.98, 0.98)
     assert (method.times.low(0.5), method.times.high(0.2), method.times.high(1.0)) == (0.02, 0.5, 0.5)
     schedule = SCHEDULES["epsilon"]
-    times = particles.EVERY.draw(schedule, 0.0, 20000, rng()).t
+    times = particles.EVERY.draw(schedule, 0.0, 20000, Draws(0, 0)).t
     assert times.min() == 0 and times.max() == 999
     assert (times == 999).sum() < 60 and times.mean().item() == pytest.approx(499.5, abs=10)
     at = schedule.at([20, 980])

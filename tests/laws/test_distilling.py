@@ -12,7 +12,7 @@ import torch
 from laws.distilling import ROWS
 from laws.traces import breaking, unchanged
 
-from sfumato.distill import Latents, Pixels, distil
+from sfumato.distill import Latents, Pixels, RandomViews, between, distil
 
 EACH = [(word, family) for word, row in ROWS.items() for family in row.families]
 PROMPTS = ["a blue cube on grass", "a red cube on grass"]
@@ -74,6 +74,27 @@ def test_the_same_seed_is_the_same_result_also_where_a_run_was_cut_off(models, e
         assert len(records) == 1
         assert torch.equal(again, whole) and torch.equal(resumed, whole)
         assert (other - whole).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+@pytest.mark.parametrize("word", ROWS)
+def test_images_of_a_batch_are_what_their_seeds_give_alone(models, word, family):
+    model = models(family)
+    together = generator(model, "latent").latents.detach()
+    for method in ROWS[word].ways:
+        if word == "collaborative-score-distillation":  # images of a set share their level and their gradients
+            method = replace(method, bandwidth="off", times=between(0.5, 0.5))
+        steps = 1 if hasattr(method, "rank") else 2  # a copy learns from all images
+        prompts = dict(zip((5, 6), PROMPTS, strict=True))
+
+        def moved(x, *which, method=method, steps=steps, prompts=prompts):
+            canvas, views = Latents(x), RandomViews(len(which))
+            asked = [prompts[seed] for seed in which]
+            distil(model, canvas, asked, method, steps, seed=which[0], viewpoints=views, optimiser=torch.optim.SGD)
+            return canvas.latents.detach()
+
+        alone = [moved(x, seed) for x, seed in zip(together.split(1), (5, 6), strict=True)]
+        torch.testing.assert_close(moved(together, 5, 6), torch.cat(alone), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("word", ROWS)

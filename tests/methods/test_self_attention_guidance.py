@@ -13,7 +13,7 @@ from sfumato.core.method import Step
 from sfumato.core.schedule import add_noise
 from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
-from sfumato.methods.control.self_attention_guidance import SelfAttentionGuidance, salience
+from sfumato.methods.control.self_attention_guidance import IMAGENET, SelfAttentionGuidance, salience
 from sfumato.ops.blur import blur
 from sfumato.stilllife import weights
 
@@ -84,6 +84,41 @@ def test_it_is_diffusers(here, guide):
     assert (run(model, prompts=[PROMPT, "a duck"], guide=guide, steps=4, size=128).latents - wanted).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("method", "side", "sigma", "radius"),
+    [
+        *((SelfAttentionGuidance(), *wanted) for wanted in ((64, 1.0, 4), (128, 2.0, 8), (16, 1.0, 4))),
+        *((IMAGENET, *wanted) for wanted in ((256, 9.0, 15), (64, 2.25, 4))),
+    ],
+)
+def test_a_blur_is_a_part_of_the_image_and_no_less_than_a_cell(method, side, sigma, radius):
+    x = torch.randn(1, 2, side, side + 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(method.blurred(x), blur(x, sigma, radius, "reflect"))
+
+
+def test_of_an_exact_denoiser_it_takes_the_detail_that_the_network_would_sharpen_again(models):
+    """x0 - s sigma^2 / (alpha^2 v + sigma^2) (x0 - blur x0), of a Gaussian of variance v."""
+    model, v, seen = models("ddpm"), 0.3, []
+    method = SelfAttentionGuidance(0.75, threshold=-1.0)
+    real = model.predict
+
+    def predict(x, t, cond):
+        real(x, t, cond)  # for its maps
+        alpha, sigma = model.schedule.at(t).like(x)
+        return sigma / (alpha**2 * v + sigma**2) * x
+
+    model.predict = predict
+    try:
+        denoise(model, "", steps=4, methods=[method], callback=seen.append)
+    finally:
+        model.predict = real
+    for step in seen:
+        alpha, sigma = step.level.like(step.x)
+        kept = sigma**2 / (alpha**2 * v + sigma**2)
+        x0 = alpha * v / (alpha**2 * v + sigma**2) * step.x
+        torch.testing.assert_close(step.x0, x0 - 0.75 * kept * (x0 - method.blurred(x0)), atol=1e-5, rtol=1e-4)
+
+
 def test_salience_is_one_on_average_also_beside_text():
     map = torch.rand(2, 12, 12, generator=torch.Generator().manual_seed(0)) * 0.1
     torch.testing.assert_close(salience(map).mean(1), torch.ones(2))
@@ -93,7 +128,7 @@ def test_salience_is_one_on_average_also_beside_text():
 
 def test_what_it_cannot_do_is_said(here):
     model = load("stilllife", device="cpu")
-    with pytest.raises(SfumatoError, match="an odd size"):
-        run(model, SelfAttentionGuidance(size=8))
+    with pytest.raises(SfumatoError, match="a reach above 0"):
+        run(model, SelfAttentionGuidance(reach=0.0))
     with pytest.raises(SfumatoError, match="seen in windows"):
         run(model, SelfAttentionGuidance(), views=Tiles(fuse="x0"), size=256)

@@ -150,9 +150,12 @@ class Latent(Backbone):
         """
 
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
+        return self.with_variance(x, t, cond)[:, : self.channels]
+
+    def with_variance(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
         inside = self.inside(x, cond)
         with weighed(self.network, self.sites, cond.weights):
-            return self._predict(x, inside, times(t, x), cond)[:, : self.channels].float()
+            return self._predict(x, inside, times(t, x), cond).float()
 
     @abstractmethod
     def _predict(self, x: Tensor, inside: Float[Tensor, "b d h w"], time: Float[Tensor, " b"], cond: Cond) -> Tensor:

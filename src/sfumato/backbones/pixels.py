@@ -73,6 +73,9 @@ class Pixels(OfUNet, Backbone):
         return Cond(torch.zeros(len(prompts), 0, 1, device=self.device), tuple(prompts))
 
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
+        return self.with_variance(x, t, cond)[:, : self.channels]
+
+    def with_variance(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
         if len(cond) != len(x):
             raise SfumatoError(f"{len(x)} images need {len(x)} rows of conditions, got {len(cond)}")
         if cond.image is not None or cond.controls:
@@ -84,7 +87,7 @@ class Pixels(OfUNet, Backbone):
             x, time, scale = x / alpha, times(ratio.flatten(), x), -ratio
         if self.network.config.time_embedding_type == "learned":
             time = time.long()
-        return scale * self.network(x.to(self.dtype), time, return_dict=False)[0][:, : self.channels].float()
+        return scale * self.network(x.to(self.dtype), time, return_dict=False)[0].float()
 
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         images = images.to(self.device)

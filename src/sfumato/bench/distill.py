@@ -414,7 +414,7 @@ def costs(session: DistillSession) -> Mapping[str, Figure]:
     def ours(method: Any) -> Callable[[], None]:
         def loss(part: float, x: Tensor) -> Tensor:
             with torch.no_grad():
-                now = Now(model, x.detach(), (PROMPT,), 0, 1, seeds.generator(0, round(part * whole)))
+                now = Now(model, x.detach(), (PROMPT,), 0, 1, seeds.Draws(0, round(part * whole)))
                 gradient = replace(method, times=Times(constant(part))).gradient(now)
             return apply_gradient(x, gradient)
 

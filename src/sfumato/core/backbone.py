@@ -168,6 +168,10 @@ class Backbone(ABC):
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
         """The network's own prediction (see ``schedule.prediction``), float32, without what it says of variance."""
 
+    def with_variance(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
+        """``predict``, and as further channels what the network says of variance, where it does."""
+        return self.predict(x, t, cond)
+
     @abstractmethod
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         """Images in [0, 1] as latents of unit variance: the mean of the encoder's distribution."""

@@ -23,7 +23,7 @@ from sfumato.core.results import Sample, Trajectory
 from sfumato.core.rows import Rows, streams_of
 from sfumato.core.schedule import Levels, noise_in, noised
 from sfumato.core.sites import Grid
-from sfumato.core.steppers import Move, Stepper, limiting, suited
+from sfumato.core.steppers import DDPM, Move, Stepper, limiting, suited
 from sfumato.core.tapping import tapping
 from sfumato.core.views import Views
 from sfumato.errors import SfumatoError, finite
@@ -91,6 +91,8 @@ def denoise(
         stepper = stepper or suited(model.schedule)
         if stepper.remembers and any(p.energy and p.energy.repeats > 1 for p in phases.values()):
             raise SfumatoError(f"{type(stepper).__name__} remembers the last step and cannot repeat one; take DDIM")
+        if _varied(stepper, model) and seen is not None:
+            raise SfumatoError(f"the variance that {model.name} learned is of whole images, not of windows; take DDIM")
         with progress("painting", len(levels)) as advance:
 
             def watch(step: Step) -> None:
@@ -214,7 +216,7 @@ class _Running:
             with begin(step):
                 n = len(step.run.rows.conditions)
                 batch = shown.repeat(n, *[1] * (shown.ndim - 1)) if n > 1 else shown
-                predicted = self.run.model.predict(batch, step.level.t, step.cond)
+                predicted = self._predicted(batch, step)
             step.parts = dict(zip(step.run.rows.conditions, predicted.split(len(shown)), strict=True))
             prediction = self.guide.combine(step.parts, step.run.rows)
             step.x0, step.eps = x0, eps = self.run.model.schedule.x0_and_eps(prediction, shown, step.level)
@@ -229,6 +231,22 @@ class _Running:
                 if step.x0 is not before:
                     step.eps = noise_in(step.x, step.x0, step.level)
         return move
+
+    def _predicted(self, batch: Tensor, step: Step) -> Tensor:
+        """The network's prediction, its word on the variance put aside."""
+        model = self.run.model
+        if not _varied(self.stepper, model):
+            return model.predict(batch, step.level.t, step.cond)
+        whole = model.with_variance(batch, step.level.t, step.cond)
+        predicted, variance = whole[:, : model.channels], whole[:, model.channels :]
+        if variance.shape != predicted.shape:
+            raise SfumatoError(
+                f"{model.schedule.kind} has variance_type {model.schedule.config['variance_type']!r}, and the network "
+                f"of {model.name} says nothing of it; take DDIM"
+            )
+        conditions = step.run.rows.conditions
+        step.variance = variance.chunk(len(conditions))[conditions.index("cond")].detach()  # the prompt's own
+        return predicted
 
     def _check(self, step: Step) -> None:
         """Raise ``SfumatoError`` where the step led to what is not finite: what of it was the first, and who did it."""
@@ -254,7 +272,14 @@ class _Running:
     def _moved(self, step: Step, move: Move) -> Tensor:
         chosen = next((z for p in self.phases if p.noise and (z := p.noise(step)) is not None), None)
         noise = self.draw if chosen is None else lambda: chosen
+        if isinstance(self.stepper, DDPM) and chosen is None:
+            strength = self.stepper.strength(self.run.model.schedule, step.level, step.next, step.variance)
+            noise = lambda: strength * self.draw()  # noqa: E731
         return move(step.x, step.x0, step.eps, step.level, step.next, noise)
+
+
+def _varied(stepper: Stepper, model: Backbone) -> bool:
+    return isinstance(stepper, DDPM) and model.schedule.learns_variance
 
 
 def _acts(energy: Energy, step: Step) -> bool:

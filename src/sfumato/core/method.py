@@ -148,6 +148,8 @@ class Step:
     x_next: Tensor = field(default_factory=lambda: torch.empty(0))
     parts: dict[str, Tensor] = field(default_factory=dict)
     """Predictions by condition, before guidance."""
+    variance: Tensor | None = None
+    """What the network says of the noise that this step adds, where the stepper asks."""
     maps: dict[Need, Maps] = field(default_factory=dict)
     split: Callable[[Tensor], Tensor] = lambda x: x
     """From images to what the network sees of them: windows, where a run has ``Views``."""

@@ -178,6 +178,11 @@ class Schedule:
         return self.kind == "ScoreSdeVeScheduler"
 
     @property
+    def learns_variance(self) -> bool:
+        """Does the network say how much noise a step of DDPM adds?"""
+        return self.config.get("variance_type") in ("learned", "learned_range")
+
+    @property
     def _continuous(self) -> bool:
         """Is the network told a quarter of log(sigma / alpha), and not a training step?"""
         return self.config.get("timestep_type") == "continuous" and self.prediction == "v_prediction"

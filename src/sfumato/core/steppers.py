@@ -49,9 +49,25 @@ class DDIM(Stepper):
         return to.alpha * x0 + (to.sigma**2 - std**2).clamp_min(0).sqrt() * eps + (std * noise() if std else 0)
 
 
-def DDPM() -> DDIM:
-    """Ho et al. 2020, eqs. 6 and 7, with the posterior's variance: DDIM with ``eta`` 1."""
-    return DDIM(1.0)
+@dataclass(frozen=True)
+class DDPM(DDIM):
+    """Ho et al. 2020, eqs. 6 and 7: DDIM with ``eta`` 1, and as much noise as the checkpoint has it."""
+
+    eta: float = 1.0
+
+    def strength(self, schedule: Schedule, level: Level, to: Level, said: Tensor | None) -> Tensor | float:
+        """Deviation of a step's noise over the posterior's, by the scheduler's ``variance_type``.
+
+        ``said``: what the network says of it, for ``learned_range`` (Nichol and Dhariwal 2021, eq. 15) from -1, the
+        posterior's variance, to 1, beta; for ``learned`` the variance.
+        """
+        kind = schedule.config.get("variance_type") or "fixed_small"
+        if to.sigma == 0 or kind.startswith("fixed_small"):
+            return 1.0
+        most = level.sigma / to.sigma
+        if said is None:
+            return most
+        return most ** ((said + 1) / 2) if kind == "learned_range" else said.sqrt() / posterior_std(level, to)
 
 
 def posterior_std(level: Level, to: Level) -> Float[Tensor, ""]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfumato.core.schedule import Level, Schedule
 from sfumato.errors import SfumatoError
+from sfumato.learning.seeds import Draws
 
 Shape = Literal["linear", "sqrt", "steps"]
 FORMS = "A number, A>B, A>B:sqrt, or points such as 0=0.98;0.2=0.5 (progress=value), :steps to jump between them"
@@ -113,13 +114,13 @@ class Times:
             raise SfumatoError(f"{text!r} are no levels; they are one ramp, or two with a comma. A ramp: {FORMS}")
         return cls(*map(Ramp.read, parts))
 
-    def draw(self, schedule: Schedule, progress: float, n: int, rng: torch.Generator, shared: bool = False) -> Level:
-        """Levels for n images, or one for all if ``shared``. Of models with whole steps both ends are included."""
+    def draw(self, schedule: Schedule, progress: float, n: int, draws: Draws, shared: bool = False) -> Level:
+        """Levels for n images, or the first's for all if ``shared``. Of whole steps both ends are included."""
         low, high = self.low(progress), self.high(progress)
         if low > high:
             raise SfumatoError(f"levels are drawn upwards, got {low:g} to {high:g} at {progress:.0%} of the run")
-        u = torch.rand(() if shared else n, generator=rng, dtype=torch.float64)
-        return schedule.at(steps_of(schedule, low, high, u))
+        u = draws.each(n, lambda rng: torch.rand((), generator=rng, dtype=torch.float64))
+        return schedule.at(steps_of(schedule, low, high, u[0] if shared else u))
 
     def __str__(self) -> str:
         return str(self.low) if self.low == self.high else f"{self.low},{self.high}"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sfumato.distill.prior import Images
 from sfumato.errors import SfumatoError
 from sfumato.learning.optimisers import Optimisers
+from sfumato.learning.seeds import Draws
 from sfumato.ops.warps import Similarity
 
 Space = Literal["pixel", "latent"]
@@ -52,7 +53,7 @@ class ViewpointBatch(Protocol):
 class Viewpoints(Protocol):
     """Where a run may look from."""
 
-    def draw(self, rng: torch.Generator) -> ViewpointBatch:
+    def draw(self, draws: Draws) -> ViewpointBatch:
         """Those of a step."""
         ...
 
@@ -104,9 +105,9 @@ class RandomViews:
     angle: float = 30.0
     zoom: tuple[float, float] = (0.6, 1.2)
 
-    def draw(self, rng: torch.Generator) -> FlatViews:
+    def draw(self, draws: Draws) -> FlatViews:
         """A view an image."""
-        u = torch.rand(self.n, 2, generator=rng, dtype=torch.float64).tolist()
+        u = draws.each(self.n, lambda rng: torch.rand(2, generator=rng, dtype=torch.float64)).tolist()
         low, high = self.zoom
         return FlatViews(View((2 * a - 1) * self.angle, low + z * (high - low)) for a, z in u)
 
@@ -154,7 +155,8 @@ class Latents(Generator):
 class Coordinates(Generator):
     """A small network an image, from a place in it to its colour: Fourier features (Tancik et al. 2020), two layers.
 
-    Pixels leave it through a sigmoid, latents as they are. ``size``: height and width of what it renders.
+    Pixels leave it through a sigmoid, latents as they are. ``size``: height and width of what it renders. Image i is of
+    seed + i.
     """
 
     def __init__(
@@ -172,13 +174,14 @@ class Coordinates(Generator):
         if n < 1 or min(size) < 1:
             raise SfumatoError(f"a coordinate network renders one image or more of a size, got {n} of {size}")
         self.space, self.size = space, size
-        rng = torch.Generator().manual_seed(seed)
+        rngs = [torch.Generator().manual_seed(seed + i) for i in range(n)]
 
-        def drawn(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.randn(n, *shape, generator=rng) / math.sqrt(shape[0]))
+        def drawn(*shape: int) -> Tensor:
+            return torch.stack([torch.randn(shape, generator=rng) for rng in rngs])
 
-        self.register_buffer("waves", torch.randn(2, frequencies, generator=rng) * scale)
-        self.first, self.second, self.last = drawn(2 * frequencies, width), drawn(width, width), drawn(width, channels)
+        self.register_buffer("waves", drawn(2, frequencies) * scale)
+        shapes = ((2 * frequencies, width), (width, width), (width, channels))
+        self.first, self.second, self.last = (nn.Parameter(drawn(*shape) / math.sqrt(shape[0])) for shape in shapes)
         self.shifts = nn.ParameterList([nn.Parameter(torch.zeros(n, 1, k)) for k in (width, width, channels)])
 
     def render(self, viewpoints: Sequence[View] | None = None) -> Rendering:
@@ -187,7 +190,7 @@ class Coordinates(Generator):
         x = (torch.arange(w, device=self.first.device) + 0.5) / w * 2 - 1
         places = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).view(-1, 2)
         phase = math.pi * places @ self.waves  # pyright: ignore[reportOperatorIssue]
-        at = torch.cat([phase.sin(), phase.cos()], -1).expand(len(self.first), -1, -1)
+        at = torch.cat([phase.sin(), phase.cos()], -1)
         for layer, shift in zip((self.first, self.second), self.shifts, strict=False):
             at = F.relu(at @ layer + shift)
         out = (at @ self.last + self.shifts[2]).transpose(1, 2).reshape(len(self.first), -1, h, w)

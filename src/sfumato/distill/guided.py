@@ -32,7 +32,7 @@ class Guided(Distillation):
 
     def level(self, now: Now, shared: bool = False) -> Level:
         """The step's, drawn for each image or for all."""
-        return self.times.draw(now.model.schedule, now.progress, len(now.x), now.rng, shared=shared)
+        return self.times.draw(now.model.schedule, now.progress, len(now.x), now.draws, shared=shared)
 
 
 @dataclass(frozen=True)

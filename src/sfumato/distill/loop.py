@@ -22,9 +22,9 @@ from sfumato.distill.generators import Generator, Rendering, Viewpoints
 from sfumato.distill.gradients import Reduction, apply_gradient, clipped
 from sfumato.distill.prior import Images
 from sfumato.errors import SfumatoError, finite
-from sfumato.learning import seeds
 from sfumato.learning.loop import Problem, learn
 from sfumato.learning.optimisers import Optimisers
+from sfumato.learning.seeds import Draws
 
 ADAM = partial(torch.optim.Adam, lr=0.01, betas=(0.9, 0.99), eps=1e-15)
 """threestudio's optimiser."""
@@ -54,8 +54,8 @@ class Now:
     """One an image, as its viewpoint wants it."""
     step: int
     steps: int
-    rng: torch.Generator
-    """Of this step, on the CPU."""
+    draws: Draws
+    """Of this step."""
     memory: dict[str, Tensor] = field(default_factory=dict)
     """What a method keeps from step to step; it is part of a checkpoint. Tensors are replaced, not written to."""
     learner: Any = None
@@ -77,7 +77,8 @@ class Now:
 
     def noise(self) -> Images:
         """Unit normal noise of the images' shape."""
-        return torch.randn(self.x.shape, generator=self.rng).to(self.x)
+        shape = self.x.shape[1:]
+        return self.draws.each(len(self.x), lambda rng: torch.randn(shape, generator=rng)).to(self.x)
 
 
 class Gradient(NamedTuple):
@@ -141,6 +142,7 @@ def distil(
 
     ``prompts``: one for all images, or one each. ``optimiser``: of the parameters, or of groups where the generator has
     ``rates``. ``viewpoints``: where images are seen from, drawn in each step; None renders all that there are.
+    ``seed``: image i draws what seed + i draws alone.
     ``clip``: largest value of a gradient. ``regularisers``: losses on renderings, added.
 
     ``keep``: a checkpoint, written each ``every`` steps and when the run is cut off, from which the same call goes on.
@@ -192,8 +194,8 @@ class _Distilling(Problem):
 
     def loss(self, step: int) -> Tensor:
         model, pixel = self.model, self.generator.space == "pixel"
-        rng = seeds.generator(self.seed, step)
-        batch = None if self.viewpoints is None else self.viewpoints.draw(rng)
+        draws = Draws(self.seed, step)
+        batch = None if self.viewpoints is None else self.viewpoints.draw(draws)
         shown = self.generator.render(batch)
         images = shown.images
         _check(images, len(self.asked), self.generator, model, self.name, step)
@@ -203,7 +205,7 @@ class _Distilling(Problem):
         latents = model.encode(images) if pixel else images
         with torch.no_grad():
             prompts = asked if batch is None else tuple(batch.prompts(asked))
-            now = Now(model, latents.detach(), prompts, step, self.steps, rng, dict(self.memory), self.learner)
+            now = Now(model, latents.detach(), prompts, step, self.steps, draws, dict(self.memory), self.learner)
             now.pixels = images.detach() if pixel else None
             now.asked, now.cameras = asked, None if batch is None else batch.matrices
             given = self.method.gradient(now)

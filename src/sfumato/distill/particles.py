@@ -23,6 +23,7 @@ from sfumato.distill.annealing import between
 from sfumato.distill.prior import Images, noises
 from sfumato.errors import SfumatoError, finite
 from sfumato.learning.optimisers import Optimisers
+from sfumato.learning.seeds import Draws
 
 NAME = "particles"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -76,15 +77,15 @@ class LowRank:
             predicted = noises(self.model, x, at, {"blind": cond, "told": cond})
         return predicted["blind"] + guidance * (predicted["told"] - predicted["blind"])
 
-    def learn(self, x: Images, cond: Cond, camera: Told | None, rng: torch.Generator, dropout: float = 0.0) -> None:
+    def learn(self, x: Images, cond: Cond, camera: Told | None, draws: Draws, dropout: float = 0.0) -> None:
         """Prepare a step towards these images, each noised to some level: ``step`` takes it.
 
         The loss is the mean square of the error in what the network itself predicts. ``dropout``: probability that an
         image is not told where it was seen from.
         """
-        at = EVERY.draw(self.model.schedule, 0.0, len(x), rng)
-        noise = torch.randn(x.shape, generator=rng).to(x)
-        kept = torch.rand(len(x), 1, generator=rng) >= dropout
+        at = EVERY.draw(self.model.schedule, 0.0, len(x), draws)
+        noise = draws.each(len(x), lambda rng: torch.randn(x.shape[1:], generator=rng)).to(x)
+        kept = draws.each(len(x), lambda rng: torch.rand(1, generator=rng)) >= dropout
         target = self.model.schedule.prediction_of(x, noise, at)
         with torch.enable_grad(), self._on(None if camera is None else camera * kept.to(camera)):
             predicted = self.model.predict(add_noise(x, noise, at), at.t, cond)

@@ -25,6 +25,7 @@ from sfumato.errors import SfumatoError, whole
 from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, logarithmic, ranked
 from sfumato.experiments.experiment import Findings, within
 from sfumato.io.progress import progress
+from sfumato.learning.seeds import Draws
 from sfumato.media import plots
 from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
 
@@ -66,7 +67,7 @@ def along(
 
     def watch(step: int, x: Images) -> None:
         if step in wanted:
-            at = times.draw(model.schedule, step / steps, len(x), torch.Generator(), shared=True)
+            at = times.draw(model.schedule, step / steps, len(x), Draws(seed, step), shared=True)
             kept.append(State(at, x.clone()))
 
     canvas = canvases.canvas(model, "latent", len(subjects.stated), seed)

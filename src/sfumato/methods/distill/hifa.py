@@ -63,10 +63,10 @@ class HiFA(Weighted):
     image: float = 0.01
     """Weight of the term of pixels."""
     times: Times = FALLING
-    """Levels, as parts of the training's; one for all images."""
+    """Levels, as parts of the training's."""
 
     def gradient(self, now: Now) -> Gradient:
-        at = self.level(now, shared=True)
+        at = self.level(now)
         return hifa(self.prior(now), now.x, now.pixels, at, now.noise(), self.image, self.weighting)
 
 

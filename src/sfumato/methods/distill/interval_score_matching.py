@@ -80,7 +80,7 @@ class IntervalScoreMatching(Weighted):
     negative: str = ""
     """What takes the place of the empty prompt, on the way as well."""
     times: Times = WARMING
-    """Levels t, as parts of the training's; one for all images."""
+    """Levels t, as parts of the training's."""
     interval: Ramp = SHRINKING
     """From s to t, as a part of the training's levels."""
     stride: float = 0.2
@@ -95,7 +95,7 @@ class IntervalScoreMatching(Weighted):
             raise SfumatoError(f"the way has one step or more, each above 0, got {self.most} of {self.stride}")
 
     def gradient(self, now: Now) -> Images:
-        at = self.level(now, shared=True)
+        at = self.level(now)
         prior = self.prior(now)
         uncond = prior.embedded(uncond=self.negative)["uncond"]
         interval = self.interval(now.progress)

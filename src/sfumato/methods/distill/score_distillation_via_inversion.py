@@ -91,7 +91,7 @@ class ScoreDistillationViaInversion(Weighted):
     def _at(self, now: Now) -> tuple[Level, Level | None]:
         """The step's level; for the last of the sampler's, where its step leads to as well."""
         if self.times is not None:
-            return self.level(now, shared=True), None
+            return self.level(now), None
         turns, turn = -(-now.steps // self.refresh), now.step // self.refresh
         levels = now.model.levels(turns, now.x.shape[-2:])
         return levels[turn], levels[turns] if turn + 1 == turns else None
@@ -130,7 +130,7 @@ class ScoreDistillationViaInversion(Weighted):
 
     def _inverted(self, now: Now, at: Level) -> Images:
         schedule = now.model.schedule
-        tau = float(torch.rand((), generator=now.rng, dtype=torch.float64)) * self.tau
+        tau = now.draws.each(len(now.x), lambda rng: torch.rand((), generator=rng, dtype=torch.float64)) * self.tau
         up_to = schedule.nearest((at.t + tau * schedule.train_steps).clamp_max(_noisiest(schedule)))
         steps = self.inversion_steps(schedule, at)
         return inverted(self.prior(now, guidance=self.inversion_guidance), now.x, up_to, steps)

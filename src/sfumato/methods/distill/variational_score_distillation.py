@@ -81,7 +81,7 @@ class VariationalScoreDistillation(Weighted):
             return copy.noise(noisy, at, cond, camera, self.particle_guidance)
 
         found = variational(prior, particles, now.x, at, now.noise(), self.weighting)
-        copy.learn(now.x, cond, camera, now.rng, self.dropout)
+        copy.learn(now.x, cond, camera, now.draws, self.dropout)
         return found
 
     def camera(self, now: Now) -> Told | None:
