@@ -125,13 +125,9 @@ def test_a_lora_that_finds_only_some_layers_is_refused(folders, tmp_path):
 def test_what_is_no_lora_is_named(folders, tmp_path):
     sd, file = str(folders["sd"]), tmp_path / "it.safetensors"
     whole = lora(pipeline(sd), tmp_path / "lora.safetensors")
-    for keys, words in (
-        (["emb_params"], "holds no LoRA: it is an embedding"),
-        (["unet.to_q.lora_A.weight", "unet.to_q.dora_scale"], "is a DoRA"),
-    ):
-        save_file({key: torch.zeros(2, 2) for key in keys}, file)
-        with pytest.raises(SfumatoError, match=words):
-            load(sd, device="cpu", lora=file)
+    save_file({"emb_params": torch.zeros(2, 2)}, file)
+    with pytest.raises(SfumatoError, match="holds no LoRA: it is an embedding"):
+        load(sd, device="cpu", lora=file)
     (tmp_path / "it.pt").write_bytes(b"no")
     for given, words in (
         (str(tmp_path / "it.pt"), "is a pickle, which is not read"),

@@ -1,31 +1,47 @@
-"""LoRAs: low-rank changes of a model's networks in files of kohya's or diffusers' layouts, read by diffusers.
+"""LoRAs: low-rank changes of a model's networks, each of which has its layer, or the file is refused.
 
-diffusers only warns of changes that find no layer, and paints without them; here each change has its layer or the file
-is refused.
+Files are read here (``lora_files``), as diffusers leaves out what it does not know and scales some otherwise; what is
+read is attached by PEFT, so that ``pipe.set_adapters`` and ``pipe.unload_lora_weights`` work as ever.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
-from sfumato.backbones import single_file
-from sfumato.errors import SfumatoError, first_line
+from sfumato.backbones import embeddings, lora_files, single_file
+from sfumato.backbones.lora_files import Changes
+from sfumato.errors import SfumatoError
 
 LoRA = str | Path | tuple[str | Path, float]
 LoRAs = LoRA | Sequence[LoRA]
-_CHANGE = re.compile(r"[._](lora_A|lora\.down|lora_down|lokr_w1|hada_w1)\b|[._](lokr|hada)_w1_a$")
 
 
 def listed(lora: LoRAs) -> list[tuple[Path, float]]:
-    """Files and their weights; ``FILE:WEIGHT`` is both. ``SfumatoError`` for a weight that is no number."""
+    """Files and their weights; ``FILE:WEIGHT`` is both, a folder is the one LoRA in it.
+
+    Raises ``SfumatoError`` for a weight that is no number, and a folder with none or several.
+    """
     if isinstance(lora, str | Path) or _is_pair(lora):
         lora = [cast("LoRA", lora)]
-    return [_one(each) for each in cast("Sequence[LoRA]", lora)]
+    found = [_one(each) for each in cast("Sequence[LoRA]", lora)]
+    if wrong := next((weight for _, weight in found if not math.isfinite(weight)), None):
+        raise SfumatoError(f"the weight of a LoRA is a number such as 0.8, got {wrong}")
+    return [(_inside(file) if file.is_dir() else file, weight) for file, weight in found]
+
+
+def _inside(folder: Path) -> Path:
+    """The LoRA that a folder holds."""
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise SfumatoError(
+            f"{folder} is a folder with {len(files)} .safetensors files; give one of them as the LoRA"
+            + (f": {', '.join(file.name for file in files[:5])}" if files else "")
+        )
+    return files[0]
 
 
 def _is_pair(lora: Any) -> bool:
@@ -59,38 +75,35 @@ def add(pipe: Any, given: Sequence[tuple[Path, float]]) -> None:
             "lora, or add this one by pipe.load_lora_weights and pipe.set_adapters"
         )
     names = [f"lora-{i}" for i in range(len(given))]
-    try:
-        for (file, _), name in zip(given, names, strict=True):
-            _load(pipe, file, name)
-    except SfumatoError:
-        pipe.unload_lora_weights()
-        raise
+    changes = [_read(pipe, file) for file, _ in given]
+    for (file, _), name, change in zip(given, names, changes, strict=True):
+        _attach(pipe, name, change)
+        if change.words:
+            embeddings.add(pipe, f"the model of {file}", change.words)
     pipe.set_adapters(names, [weight for _, weight in given])
 
 
-def _load(pipe: Any, file: Path, name: str) -> None:
+def _read(pipe: Any, file: Path) -> Changes:
     shapes = single_file.tensors(file)
     if not single_file.is_lora(shapes):
         raise SfumatoError(f"{file} holds no LoRA: {single_file.instead(shapes)}")
-    if any("dora_scale" in key for key in shapes):
-        raise SfumatoError(f"{file} is a DoRA, whose magnitudes diffusers leaves out, so it would be another change")
-    other = f"{file} is a LoRA of another family than {type(pipe).__name__}"
-    try:
-        state: Any = pipe.lora_state_dict(str(file))
-        state = state[0] if isinstance(state, tuple) else state
-        pipe.load_lora_weights(str(file), adapter_name=name)
-    except (ValueError, KeyError, RuntimeError, AttributeError, TypeError, IndexError) as e:
-        raise SfumatoError(f"{other}: {first_line(e)}") from e
-    changes = {key[: found.start()] for key in state if (found := _CHANGE.search(key))}
-    missed = len(changes) - _carrying(pipe, name)
-    if missed:
-        raise SfumatoError(f"{other}: {missed} of its {len(changes)} changes find no layer")
+    return lora_files.read(file, pipe)
 
 
-def _carrying(pipe: Any, name: str) -> int:
-    """How many layers carry the change of this name."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+def _attach(pipe: Any, name: str, changes: Changes) -> None:
+    from diffusers.loaders import PeftAdapterMixin
+    from peft import LoraConfig
 
-    modules = [m for part in pipe.components.values() if isinstance(part, torch.nn.Module) for m in part.modules()]
-    layers = [m for m in modules if isinstance(m, BaseTunerLayer)]
-    return sum(any(name in getattr(m, part) for part in m.adapter_layer_names) for m in layers)
+    for part, layers in changes.layers.items():
+        state = {f"{layer}.{key}": values for layer, made in layers.items() for key, values in made.items()}
+        network: Any = getattr(pipe, part)
+        if isinstance(network, PeftAdapterMixin):
+            whole: Any = None  # no prefix
+            network.load_lora_adapter(state, prefix=whole, adapter_name=name, _pipeline=pipe)
+            continue
+        ranks = {f"^{re.escape(layer)}": len(made["lora_A.weight"]) for layer, made in layers.items()}
+        biased = any(key.endswith(".bias") for key in state)
+        config = LoraConfig(
+            r=1, lora_alpha=1, rank_pattern=ranks, alpha_pattern=ranks, target_modules=list(layers), lora_bias=biased
+        )
+        network.load_adapter(peft_config=config, adapter_state_dict=state, adapter_name=name)

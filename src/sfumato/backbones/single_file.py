@@ -47,7 +47,7 @@ _BESIDE = {
     9: {"UNet": "StableDiffusionInpaintPipeline", "SDXL": "StableDiffusionXLInpaintPipeline"},
     8: {"UNet": "StableDiffusionInstructPix2PixPipeline", "SDXL": "StableDiffusionXLInstructPix2PixPipeline"},
 }  # what networks of so many channels are
-_LORA = r"lora_(up|down|A|B)\b|\.lora\.(up|down)\b|\.(hada|lokr)_w1"
+_LORA = r"lora_(up|down|A|B)\b|[._]lora\.(up|down)\b|lora_linear_layer\.|\.(hada|lokr)_w1|^lora_\w+\.diff$"
 _OTHERS = (
     (_LORA, "a LoRA; give it to a model as lora (--lora FILE)"),
     (
