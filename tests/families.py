@@ -256,11 +256,11 @@ def ddpm() -> Any:
     return diffusers.DDPMPipeline(unet=wordless(), scheduler=scheduler)
 
 
-def ldm() -> Any:
+def ldm(latents: int = 3) -> Any:
     """Unconditional latent diffusion: its autoencoder is a VQ-VAE, its attention has one head."""
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     vqvae = diffusers.VQModel(
-        block_out_channels=(4, 4), norm_num_groups=2, latent_channels=3, num_vq_embeddings=32, scaling_factor=0.5,
+        block_out_channels=(4, 4), norm_num_groups=2, latent_channels=latents, num_vq_embeddings=32, scaling_factor=0.5,
         **blocks,
     ).eval()  # fmt: skip
     network = wordless(attention_head_dim=None, downsample_padding=0, freq_shift=1, flip_sin_to_cos=False)

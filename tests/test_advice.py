@@ -240,6 +240,30 @@ def enlarged(model: Any) -> Any:
     return model.enlarging(model.embed([PROMPT]), torch.rand(1, 3, 4, 4))
 
 
+def lacking(folders, given: bool) -> Any:
+    pipe = pipeline(folders("sd"))
+    tokenizer, pipe.tokenizer = pipe.tokenizer, None
+    return painted(load(pipe, **({"tokenizer": tokenizer} if given else {})))
+
+
+def sworn(folders, learned: bool) -> Any:
+    model: Any = load(str(folders("sd")), device="cpu", embeddings={"sks": torch.ones(16)} if learned else ())
+    if not learned:
+        model.pipe.tokenizer.add_tokens(["sks"])
+    return painted(model, "a sks cube")
+
+
+def rescaled(folders, **options: Any) -> Any:
+    scheduler = families.ddim(timestep_spacing="trailing", **options)
+    return run(load(str(folders("sd")), device="cpu", scheduler=scheduler))
+
+
+def made_in(folders, mode: Any) -> Any:
+    with mode():
+        pipe = pipeline(folders("sd"))
+    return load(pipe)
+
+
 CASES: dict[str, Case] = {
     "sides": Case(odd_size, r"multiples of 8 .*read_image\(path, model\) fits a picture", fitted),
     "images of some conditions": Case(
@@ -344,6 +368,28 @@ CASES: dict[str, Case] = {
         lambda f: run(sd(f), BOTH, methods=[PromptToPrompt(), PromptToPrompt()]),
         "give them disjoint steps, or use one of them",
         lambda f: run(sd(f), BOTH, methods=[PromptToPrompt()]),
+    ),
+    "a missing part": Case(
+        lambda f: lacking(f, False), r"load\(\.\.\., tokenizer=\.\.\.\) gives it one", lambda f: lacking(f, True)
+    ),
+    "a generator": Case(
+        lambda f: run(sd(f), seed=torch.Generator()), r"give generator.initial_seed\(\)",
+        lambda f: run(sd(f), seed=torch.Generator().initial_seed()),
+    ),
+    "a word without a vector": Case(
+        lambda f: sworn(f, False), "load the word's file by embeddings", lambda f: sworn(f, True)
+    ),
+    "a VAE that is not tiled": Case(
+        lambda f: load(str(f("sd")), device="cpu", vae=families.ldm(latents=4).vqvae, vae_tiling=True),
+        "leave vae_tiling and vae_slicing out",
+        lambda f: load(str(f("sd")), device="cpu"),
+    ),
+    "a beginning without an image": Case(
+        lambda f: rescaled(f, rescale_betas_zero_snr=True), "with one without rescale_betas_zero_snr",
+        lambda f: (rescaled(f), rescaled(f, rescale_betas_zero_snr=True, prediction_type="v_prediction")),
+    ),
+    "a pipeline of inference mode": Case(
+        lambda f: made_in(f, torch.inference_mode), "use torch.no_grad", lambda f: made_in(f, torch.no_grad)
     ),
     "a controls' picture": Case(
         lambda f: run(sd(f), controls=[ControlNet(None, torch.zeros(1, 3, 8, 8))]), "by a ControlNetModel, .*made for",

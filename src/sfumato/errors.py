@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +26,14 @@ def whole(name: str, value: int, low: int, high: int) -> None:
     """Refuse a number outside [low, high]."""
     if not low <= value <= high:
         raise SfumatoError(f"{name} lies between {low} and {high}, got {value}")
+
+
+def integer(name: str, value: Any) -> int:
+    """A whole number of any type (numpy's, a tensor's). ``SfumatoError`` for what is none."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise SfumatoError(f"{name} is a whole number, got {value!r}") from None
 
 
 def out_of_memory(e: BaseException) -> bool:

@@ -328,6 +328,45 @@ def test_networks_that_look_alike_are_refused_by_name(what):
     assert f"is a {type(pipe).__name__}" in str(e.value) and "known are" in str(e.value) and "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("sd", "tokenizer"), ("sdxl", "tokenizer_2"), ("sdxl", "text_encoder_2"), ("sd3", "text_encoder"),
+        ("sd3", "tokenizer_3"), ("flux", "text_encoder"), ("flux", "text_encoder_2"), ("flux", "tokenizer_2"),
+        ("pixart", "tokenizer"), ("deepfloyd", "tokenizer"),
+    ],
+)  # fmt: skip
+def test_a_part_that_prompts_need_is_named_and_may_be_given(folders, name, part):
+    pipe = pipeline(folders[name])
+    there = getattr(pipe, part)
+    with pytest.raises(SfumatoError, match=rf"has no {part}, .* load\(\.\.\., {part}=\.\.\.\) gives it one"):
+        load(changed(pipe, **{part: None}))
+    assert load(pipe, **{part: there}).embed([PROMPT]).text.isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "side"), [("sd", 512), ("sdxl", 1024)])
+def test_a_network_that_does_not_say_its_size_has_diffusers_usual_one(name, side):
+    assert load(families.FAMILIES[name](network={"sample_size": None})).size == side
+
+
+@pytest.mark.parametrize("sides", [(16, 8), (8, 16), [8, 16]])
+def test_a_network_trained_on_no_square_paints_its_shorter_side(sides):
+    pipe = diffusers.DDPMPipeline(unet=families.wordless(sample_size=sides), scheduler=diffusers.DDPMScheduler())
+    model = load(pipe)
+    assert model.size == 8 and denoise(model, "", steps=1, size=(16, 24)).latents.shape == (1, 3, 16, 24)
+
+
+def test_pixels_of_no_known_size_and_networks_of_inference_mode_are_refused():
+    pipe = diffusers.DDPMPipeline(unet=families.wordless(sample_size=None), scheduler=diffusers.DDPMScheduler())
+    with pytest.raises(SfumatoError, match="does not say its sample_size"):
+        load(pipe)
+    with torch.inference_mode():
+        pipes = [families.stable_diffusion(), families.ddpm()]
+    for pipe in pipes:
+        with pytest.raises(SfumatoError, match=r"made in torch.inference_mode, .*; use torch.no_grad"):
+            load(pipe)
+
+
 def test_a_pipeline_that_paints_no_pictures_is_refused():
     class MarigoldDepthPipeline(diffusers.StableDiffusionPipeline):
         pass
@@ -453,6 +492,31 @@ def test_a_controls_picture_is_brought_to_the_images_size_as_diffusers_does(fold
         both, run = [PROMPT] * 2, {"steps": 3, "guide": 3.0, "controls": [ControlNet(network, pictures)]}
         torch.testing.assert_close(denoise(model, both, start=x, **run).latents, wanted, **CLOSE)
         assert all(torch.equal(picture, seen[0]) for picture in seen) and len(seen) == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_control_may_be_of_another_precision_than_the_network(folder, dtype, own):
+    model = load(str(folder), device="cpu", dtype=dtype)
+    control = seeded(
+        lambda: diffusers.ControlNetModel.from_unet(model.network, conditioning_embedding_out_channels=(4, 4, 8, 8))
+    )
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    latents = [painted(model, controls=[ControlNet(control.to(each), picture)] * 2) for each in (own, torch.float32)]
+    assert (latents[0] - painted(model)).abs().max() > 0.01
+    torch.testing.assert_close(latents[0], latents[1], atol=0.3, rtol=0.1)
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x * 2 - 1, lambda x: x * 255])
+def test_pictures_beside_the_latents_lie_in_0_1(folder, wrong):
+    picture, mask = wrong(torch.rand(1, 3, 64, 64)), torch.ones(1, 64, 64)
+    with pytest.raises(SfumatoError, match=r"a picture to steer by lies in \[0, 1\]"):
+        ControlNet(None, picture)
+    pipe = pipeline(folder)
+    pipe.unet = families.unet(in_channels=9)
+    model: Any = load(pipe)
+    with pytest.raises(SfumatoError, match=r"an image lies in \[0, 1\]"):
+        model.with_mask(model.embed([PROMPT]), picture, mask)
 
 
 def test_controls_of_another_kind_say_what_they_are(folder, folders):

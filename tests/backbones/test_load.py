@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import write
+from families import ldm, write
 
 from sfumato import cli
 from sfumato.backbones import hub
@@ -269,6 +269,10 @@ def test_vaes_tile_and_slice_when_asked(folder, tmp_path):
     torch.testing.assert_close(sliced.decode(latents), plain.decode(latents), atol=1e-5, rtol=1e-5)
     with pytest.raises(SfumatoError, match="without a VAE"):
         load(str(write("deepfloyd", tmp_path)), device="cpu", vae_slicing=True)
+    vqvae = ldm(latents=4).vqvae
+    for option in ("vae_tiling", "vae_slicing"):
+        with pytest.raises(SfumatoError, match="neither tiles nor slices a VQModel; leave vae_tiling and vae_slicing"):
+            load(str(folder), vae=vqvae, device="cpu", **{option: True})
 
 
 def test_a_compiled_network_is_asked_for_and_not_tapped(folder, monkeypatch):

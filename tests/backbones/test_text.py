@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -86,8 +87,6 @@ def test_texts_are_what_the_pipeline_makes_of_them(models, name):
     prompts = [SOURCE, "", LONG, "a  Blue duck’s (head), ok"]
     plain = [*prompts[:3], "a  Blue duck’s head, ok"]
     wanted = theirs(model.pipe, plain)
-    if name == "sdxl":  # what its pipeline takes for the empty prompt
-        wanted["text"][1], wanted["pooled"][1] = 0, 0
     torch.testing.assert_close(ours(model.embed(prompts)), wanted, **CLOSE)
     assert model.embed(prompts).text.shape[1] == model.text_tokens
 
@@ -122,13 +121,14 @@ def test_captions_are_cleaned_as_the_pipeline_cleans_them(models, name, monkeypa
 def test_the_empty_prompt_of_sdxl_is_zeros_where_its_config_says_so(fresh, zeros):
     model = fresh("sdxl")
     model.pipe.register_to_config(force_zeros_for_empty_prompt=zeros)
-    empty = model.embed(["", SOURCE])
+    said, empty = model.embed(["", SOURCE]), model.embed_negative(["", SOURCE])
+    assert said.text[0].any() and said.extra["pooled"][0].any(), "as a prompt it is read"
     assert (not empty.text[0].any() and not empty.extra["pooled"][0].any()) == zeros and empty.text[1].any()
     x = model.latents([3], 64, 64)
     options: dict[str, Any] = {"num_inference_steps": 3, "height": 64, "width": 64, "output_type": "latent"}
-    for negative in ("", "a duck"):
-        wanted = model.pipe(SOURCE, latents=x, guidance_scale=4.0, negative_prompt=negative or None, **options).images
-        out = denoise(model, SOURCE, steps=3, guide=cfg(4.0, negative), start=x)
+    for prompt, negative in ((SOURCE, ""), (SOURCE, "a duck"), ("", "")):
+        wanted = model.pipe(prompt, latents=x, guidance_scale=4.0, negative_prompt=negative or None, **options).images
+        out = denoise(model, prompt, steps=3, guide=cfg(4.0, negative), start=x)
         torch.testing.assert_close(out.latents, wanted, atol=1e-4, rtol=1e-4)
 
 
@@ -143,7 +143,7 @@ def test_layers_of_clip_are_skipped_as_diffusers_does(fresh, name, skip):
     torch.testing.assert_close(ours(model.embed([SOURCE])), wanted, **CLOSE)
     assert torch.equal(model.embed([SOURCE]).text, plain.embed([SOURCE]).text) == (skip == 0)
     for negative in ("", "a duck"):  # which is read by all layers
-        both = [model.embed_negative([negative]), plain.embed([negative])]
+        both = [model.embed_negative([negative]), plain.embed_negative([negative])]
         torch.testing.assert_close(ours(both[0]), ours(both[1]), **CLOSE)
     model.clip_skip = None
     assert torch.equal(model.embed([SOURCE]).text, plain.embed([SOURCE]).text)
@@ -292,6 +292,58 @@ def test_what_is_cut_off_is_said_once_and_named_words_in_it_are_refused(models, 
     model.check_change(SOURCE, SOURCE.upper())
     if name != "sd3":
         model.check_change(words, words.replace("the red", "the (red:1.2)"))
+
+
+def test_what_is_pooled_from_the_beginning_alone_is_said_once(models, capsys):
+    model, words = models("flux"), "the " + "blue duck and " * 30 + "a cube"
+    capsys.readouterr()
+    for _ in range(2):
+        model.embed([words])
+    (note,) = capsys.readouterr().err.splitlines()
+    assert "has 93 tokens" in note and "pools the first 75; the rest is left out (but not by tokenizer_2): " in note
+    assert not model.words(words).cut and spans(model.words(words), "cube") == [92]
+    model.check_change(words, words.replace("a cube", "a sphere"))
+    assert model.text.remark(SOURCE) is None
+
+
+def test_without_t5_nothing_is_said_to_be_read_by_it(fresh):
+    model = fresh("sd3", text_encoder_3=None)
+    note = model.text.remark("the " + "blue duck and " * 30 + "a cube")
+    assert "reads the first 75; the rest is left out: " in note
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("most", [248, int(1e30)])
+def test_a_tokenizer_gives_a_clip_no_more_than_it_has_positions_for(tmp_path, name, most):
+    """Repositories whose tokenizer does not say how much it reads, or says more than the encoder can."""
+    folder = write(name, tmp_path)
+    wanted = load(str(folder), device="cpu").embed([SOURCE, LONG])
+    for config in folder.glob("tokenizer*/tokenizer_config.json"):
+        if (folder / config.parent.name / "vocab.json").is_file() or "77" in config.read_text():
+            settings = json.loads(config.read_text())
+            config.write_text(json.dumps({**settings, "model_max_length": most}))
+    model = load(str(folder), device="cpu")
+    cond = model.embed([SOURCE, LONG])
+    assert torch.equal(cond.text, wanted.text) and all(torch.equal(v, wanted.extra[k]) for k, v in cond.extra.items())
+
+
+def test_a_longer_clip_is_read_to_its_end():
+    pipe = stable_diffusion(text={"max_position_embeddings": 248})
+    pipe.tokenizer = deepcopy(pipe.tokenizer)  # which all tests share
+    pipe.tokenizer.model_max_length = 248
+    model = load(pipe)
+    assert model.text_tokens == 248 and not model.words(LONG).cut
+    assert model.embed([SOURCE]).text.shape[1] == 248
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
+def test_a_token_without_a_vector_is_named(fresh, name):
+    model = fresh(name)
+    part = {"sdxl": "tokenizer_2"}.get(name, "tokenizer")
+    getattr(model.pipe, part).add_tokens(["sks"])
+    with pytest.raises(SfumatoError, match=f"'sks' is a token of the {part} .* no vector of it; load .* by embeddings"):
+        model.embed(["a sks cube"])
+    model.embed(["a cube"])
 
 
 def test_what_t5_reads_behind_clip_is_no_change_in_vain(models):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from families import painted
 
 from sfumato.backbones.load import load
 from sfumato.core.attention import FUSED, Call
 from sfumato.core.rows import Rows, single
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
+from sfumato.methods.control import AttendAndExcite
 
 GRID = (16, 16)
 
@@ -171,6 +174,48 @@ def test_two_threads_do_not_disturb_one_another(here):
     assert not seen[0] and seen[1] == [s.index for s in models[1].sites] * 5
     assert all(torch.equal(x, plain[k]) for k in range(2) for x in out[k])
     assert F.scaled_dot_product_attention is FUSED
+
+
+def test_a_tap_is_of_its_thread_and_others_run_the_network_meanwhile(model):
+    plain, out = model.predict(*inputs(model)), []
+    weighed = replace(model.embed(["a red cube on grass"] * 2), weights=torch.full((2, model.text_tokens), 0.5))
+
+    def halved(call: Call) -> None:
+        call.set("q", call.rows.names[0], call.get("q", call.rows.names[0]) / 2)
+
+    def beside(*_) -> None:
+        thread = threading.Thread(target=lambda: out.append(model.predict(*inputs(model))))
+        thread.start()
+        thread.join()
+
+    layers = {layer.kind: layer for layer in model.layers}.values()
+    with model.tap({**dict.fromkeys(model.sites, halved), **dict.fromkeys(layers, halved_layer)}, single(2), GRID):
+        beside()
+    hook = model.network.conv_in.register_forward_pre_hook(
+        lambda *_: beside() if threading.current_thread() is threading.main_thread() else None
+    )
+    model.predict(*inputs(model)[:2], weighed)
+    hook.remove()
+    assert len(out) == 2 and all(torch.equal(x, plain) for x in out)
+
+
+def halved_layer(activation) -> None:
+    activation.set(activation.rows.names[0], activation.get(activation.rows.names[0]) / 2)
+
+
+@pytest.mark.parametrize("family", ["sd", "pixart", "sd3", "flux"])
+def test_gradients_see_what_is_tapped_also_where_layers_are_checkpointed(models, family):
+    model = models(family)
+    options = {"methods": [AttendAndExcite(words=("cube", "grass"))]}
+    prompts = ("a red cube on grass", "a (red:1.5) cube on grass")
+    plain = [painted(model, prompt, **options) for prompt in prompts]
+    model.network.enable_gradient_checkpointing()
+    try:
+        seen = [painted(model, prompt, **options) for prompt in prompts]
+        assert model.network.is_gradient_checkpointing, "as it was"
+    finally:
+        model.network.disable_gradient_checkpointing()
+    assert all(torch.equal(a, b) for a, b in zip(plain, seen, strict=True))
 
 
 def test_low_rank_changes_stay_in_force(model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -267,6 +268,25 @@ def test_what_cannot_be_run_is_said(model):
     refused("2 images need 2 seeds, got 3", [PROMPT, PROMPT], seed=[1, 2, 3])
     refused("1 streams of 1 images cannot start from 3", start=torch.zeros(3, 4, 16, 16))
     refused("has 10 steps, so it cannot be run with 4", levels=model.schedule.levels(10), steps=4)
+    refused("a prompt is a text, or several for a batch, got None", None)
+    refused("a prompt is a text, got 3", [PROMPT, 3])
+    refused("a number of steps is a whole number, got 2.5", steps=2.5)
+    refused("a side in pixels is a whole number, got 64.0", size=64.0)
+    refused(r"a size is a side in pixels or \(height, width\), got \(64,\)", size=(64,))
+    refused(
+        r"starts from latents \(b, 4, h, w\) or an inversion's path, got \(4, 16, 16\)", start=torch.zeros(4, 16, 16)
+    )
+    refused(r"got \(1, 5, 16, 16\)", start=torch.zeros(1, 5, 16, 16))
+    refused("got a ndarray", start=np.zeros((1, 4, 16, 16)))
+    refused("multiples of 8 pixels|multiples of 16 pixels", start=torch.zeros(1, 4, 0, 16))
+    refused(
+        "the start is of 128 x 128 pixels, so it cannot be painted at 64 x 64", start=torch.zeros(1, 4, 16, 16), size=64
+    )
+
+
+def test_a_start_of_a_size_that_is_none_of_the_models_is_said(models):
+    with pytest.raises(SfumatoError, match=r"multiples of 16 pixels .*got 72 x 64"):
+        denoise(models("flux"), PROMPT, start=torch.zeros(1, 4, 9, 8), steps=1)
 
 
 def test_previews_are_pictures_of_the_way(model, tmp_path):

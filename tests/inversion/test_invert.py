@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from copy import copy
 from dataclasses import replace
 
+import diffusers
+import numpy as np
 import pytest
 import torch
-from families import FAMILIES
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from families import BETAS, FAMILIES
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import cfg, reads_scale
+from sfumato.core.noise import drawing
 from sfumato.core.schedule import Schedule
 from sfumato.errors import SfumatoError
 from sfumato.inversion import (
@@ -25,6 +31,7 @@ from sfumato.inversion import (
     invert,
     reconstruct,
 )
+from sfumato.media.pictures import picture
 from sfumato.stilllife import networks
 
 PROMPTS = ("a red cube on grass", "a duck")
@@ -191,6 +198,50 @@ def test_what_cannot_be_inverted_is_said(model, images):
         invert(model, images, ["a", "b", "c"])
     with pytest.raises(SfumatoError, match="multiples of 8 pixels for stilllife, got 100 x 128"):
         invert(model, images[..., :100, :])
+    with pytest.raises(SfumatoError, match=r"images are \(b, 3, H, W\), got \(2, 128, 128, 3\)"):
+        invert(model, images.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x * 2 - 1, lambda x: x * 255, lambda x: (x * 255).byte(), lambda x: x / 0])
+def test_values_that_are_no_pictures_are_refused_and_not_read_as_others(model, images, wrong):
+    with pytest.raises(SfumatoError, match=r"an image lies in \[0, 1\], got"):
+        invert(model, wrong(images))
+
+
+def test_one_image_may_be_what_a_reader_reads(model, images, tmp_path):
+    one = (images[0] * 255).round() / 255
+    seen = picture(one)
+    seen.save(tmp_path / "one.png")
+    wanted = invert(model, one, how=Direct(steps=2)).latents
+    for given in (seen, tmp_path / "one.png", np.asarray(seen), one[None].double()):
+        torch.testing.assert_close(invert(model, given, how=Direct(steps=2)).latents, wanted)
+
+
+CLIPPED = {"clip_sample": True, "clip_sample_range": 0.7, "timestep_spacing": "leading", "steps_offset": 1}
+
+
+@pytest.mark.parametrize(
+    "scheduler", [diffusers.DDIMScheduler(**CLIPPED), diffusers.LCMScheduler(**BETAS, original_inference_steps=50)]
+)
+def test_noise_alone_is_taken_away_as_the_models_scheduler_does(models, monkeypatch, images, scheduler):
+    """An image of one level of noise is painted on as any noise is: limited, and by the stepper that suits."""
+    pipe = copy(models("sdxl").pipe)
+    pipe.scheduler, image = scheduler, images[:1, :, :64, :64]
+    model, draw = load(pipe), drawing([0x5F0], (4, 8, 8))
+    stepping = sys.modules[type(scheduler).__module__]
+    monkeypatch.setattr(stepping, "randn_tensor", lambda *_, **__: draw())
+    path = invert(model, image, PROMPTS[0], Noise(0.5, steps=4))
+    out = denoise(model, PROMPTS[0], start=path, guide=3.0)
+    theirs = diffusers.StableDiffusionXLImg2ImgPipeline(**pipe.components, add_watermarker=False)
+    theirs.set_progress_bar_config(disable=True)
+    monkeypatch.setattr(
+        sys.modules[type(theirs).__module__], "randn_tensor", lambda *_, **__: drawing([0], (4, 8, 8))()
+    )
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mean)
+    wanted = theirs(
+        PROMPTS[0], image=image, strength=0.5, num_inference_steps=4, guidance_scale=3.0, output_type="latent"
+    ).images
+    torch.testing.assert_close(out.latents, wanted, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [3.0, -1.0])

@@ -19,6 +19,7 @@ from sfumato.core.backbone import Backbone, dtype_of
 from sfumato.core.conditions import Cond
 from sfumato.errors import SfumatoError, whole
 from sfumato.io.files import write_json
+from sfumato.media.images import check_range
 from sfumato.stilllife import weights
 
 BUILT_IN = "stilllife-depth"
@@ -57,6 +58,9 @@ class ControlNet:
     blind: tuple[str, ...] = ("",)
     """Prompts that one with ``global_pool_conditions`` does not steer: the empty one, and a negative one."""
     _seen: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_range(self.image, "a picture to steer by")
 
     def __call__(self, model: Any, x: Tensor, t: Tensor, cond: Cond) -> Mapping[str, Any]:
         self.check(model)

@@ -73,6 +73,10 @@ class Exact(Backbone):
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         return images * 2 - 1
 
+    def check_images(self, images: Tensor) -> None:
+        """Of any channels and values: what a mixture is of."""
+        self.check_size(*images.shape[-2:])
+
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         return latents / 2 + 0.5
 

@@ -16,6 +16,13 @@ ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 _TEXTS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
 _TRANSFORMERS = {"PixArtTransformer2DModel": "PixArt", "SD3Transformer2DModel": "SD3", "FluxTransformer2DModel": "Flux"}
+_NEEDS = {
+    "Pixels": (),
+    "SDXL": ("text_encoder_2",),  # its refiner has no first one
+    "SD3": ("text_encoder", "text_encoder_2"),
+    "Flux": ("text_encoder", "text_encoder_2"),
+}
+"""Encoders without which a kind has nothing to read; of others the first."""
 KNOWN = (
     "the UNets of Stable Diffusion 1, 2, XL and DeepFloyd IF, UNet2DModel without classes, and "
     f"{', '.join(_TRANSFORMERS)}"
@@ -28,6 +35,10 @@ def kind(name: str, pipe: Any) -> str:
     network = next((each for each in found if each is not None), None)
     if network is None:
         refuse(name, pipe, "without a unet or a transformer")
+    if next(network.parameters()).is_inference():
+        raise SfumatoError(
+            f"{name} was made in torch.inference_mode, so there are no gradients of it; use torch.no_grad"
+        )
     if is_a(network, ("UNet2DModel",)):
         if network.config.class_embed_type or network.config.num_class_embeds:
             refuse(name, pipe, "that paints one of several classes")
@@ -67,6 +78,7 @@ def check(model: Any) -> None:
             f"{model.name} was loaded as {model.kind}, and what its pipeline now has is {found}; load(model.pipe) "
             "gives a model of that"
         )
+    check_texts(model.name, model.pipe, found)
 
 
 def refuse(name: str, pipe: Any, what: str) -> NoReturn:
@@ -99,6 +111,17 @@ def reads_more(config: Any) -> Iterator[str]:
         yield f"class labels (class_embed_type {labels!r})"
     if config.get("attention_type", "default") != "default":
         yield f"boxes ({config['attention_type']} attention)"
+
+
+def check_texts(name: str, pipe: Any, kind: str) -> None:
+    """Raise ``SfumatoError`` for a pipeline that lacks an encoder which its kind reads, or a tokenizer of one."""
+    there = {part for part in ENCODERS + TOKENIZERS if getattr(pipe, part, None) is not None}
+    for encoder, tokenizer in zip(ENCODERS, TOKENIZERS, strict=True):
+        wanted = (encoder, tokenizer) if encoder in there.union(_NEEDS.get(kind, ("text_encoder",))) else ()
+        if missing := next((part for part in wanted if part not in there), None):
+            raise SfumatoError(
+                f"{name} has no {missing}, which its prompts need; load(..., {missing}=...) gives it one"
+            )
 
 
 def _latents(name: str, pipe: Any) -> int:

@@ -16,6 +16,7 @@ from sfumato.backbones.parts import of_parts
 from sfumato.backbones.text import Text, quietly
 from sfumato.core.backbone import Backbone, times
 from sfumato.core.conditions import Cond
+from sfumato.core.modes import unmoded
 from sfumato.core.schedule import Schedule
 from sfumato.core.taps import weighed
 from sfumato.errors import SfumatoError
@@ -36,13 +37,15 @@ class Latent(Backbone):
     vae_reads: ClassVar[tuple[str, ...]] = ()
     """What its pipeline reads of the VAE's config beside the scale (``autoencoders.SHIFTS``)."""
 
+    usual_cells = 64
+    """Side of the latents where the network does not say what it was trained on; diffusers' own."""
     text: Text
     """What its tokenizers make of prompts."""
     skips = learns = False
     """Can layers of its CLIPs be skipped, and can these learn words?"""
     clip_skip: int | None = None
-    """How many of the last layers of its CLIPs are not run for prompts, as diffusers counts them. As there, the empty
-    and negative prompts are read by all of them."""
+    """How many of the last layers of its CLIPs are not run for prompts, as diffusers counts them. As there, negative
+    prompts, and the empty one in their place, are read by all of them."""
 
     _known: dict[tuple[str, int | None], dict[str, Tensor]]
     _of: tuple[list[ref[Any]], object] = ([], None)
@@ -91,7 +94,7 @@ class Latent(Backbone):
     @property
     def cells(self) -> int:
         """Side of the latents that it was trained on, the shorter where they are no square."""
-        sides = self.network.config.sample_size
+        sides = self.network.config.sample_size or self.usual_cells
         return sides if isinstance(sides, int) else min(sides)
 
     @of_parts("network", "vae")
@@ -108,14 +111,17 @@ class Latent(Backbone):
     def embed_negative(self, prompts: Sequence[str]) -> Cond:
         return self._embed(prompts, negative=True)
 
+    @unmoded()
     @torch.no_grad()
     def _embed(self, prompts: Sequence[str], negative: bool) -> Cond:
         self._forget()
-        asked = [(p, None if negative or not p else self.clip_skip) for p in prompts]
+        asked = [(p, None if negative else self.clip_skip) for p in prompts]
         for skip in {skip for _, skip in asked}:
             new = [p for p, skipped in dict.fromkeys(asked) if skipped == skip and (p, skip) not in self._known]
-            for remark in filter(None, map(self.text.remark, new)):
-                note(remark)
+            for prompt in new:
+                self.text.check_known(prompt)
+                if remark := self.text.remark(prompt):
+                    note(remark)
             with quietly():
                 parts = self._encode([plain(p) for p in new], skip) if new else {}
             parts = {k: v.float() if v.is_floating_point() else v for k, v in parts.items()}
@@ -149,6 +155,7 @@ class Latent(Backbone):
         ``skip``: layers of the CLIPs that are left out, where the family can.
         """
 
+    @unmoded()
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
         return self.with_variance(x, t, cond)[:, : self.channels]
 
@@ -166,7 +173,8 @@ class Latent(Backbone):
         more: dict[str, Any] = {}
         for control in cond.controls:
             for key, value in control(self, x, time, cond).items():
-                more[key] = _sum(more[key], value) if key in more else value
+                own = _of_type(value, self.dtype)
+                more[key] = _sum(more[key], own) if key in more else own
         return more
 
     def inside(self, x: Float[Tensor, "b c h w"], cond: Cond) -> Float[Tensor, "b d h w"]:
@@ -191,9 +199,11 @@ class Latent(Backbone):
         """How a network is given what it reads beside latents and text."""
         return "it needs an image as condition"
 
+    @unmoded()
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         return autoencoders.encode(self.vae, images.to(self.device))
 
+    @unmoded()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         return autoencoders.decode(self.vae, latents)
 
@@ -202,6 +212,13 @@ class Latent(Backbone):
 
     def check_change(self, source: str, target: str) -> None:
         self.text.check_change(source, target)
+
+
+def _of_type(value: Any, dtype: torch.dtype) -> Any:
+    """Residuals of a control, which may compute in another precision than what it steers."""
+    if isinstance(value, tuple | list):
+        return [_of_type(each, dtype) for each in value]
+    return value.to(dtype) if isinstance(value, Tensor) else value
 
 
 def _sum(a: Any, b: Any) -> Any:

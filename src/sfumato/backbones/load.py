@@ -14,6 +14,7 @@ from sfumato.backbones import embeddings as learned
 from sfumato.backbones.embeddings import Embeddings
 from sfumato.backbones.loras import LoRAs
 from sfumato.core.backbone import Backbone
+from sfumato.core.modes import unmoded
 from sfumato.errors import SfumatoError, unknown, whole
 from sfumato.io.device import choose
 from sfumato.io.terminal import without
@@ -25,6 +26,7 @@ Offload = Literal["model", "sequential"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+@unmoded()
 def load(
     name: str | Path | DiffusionPipeline = "stilllife",
     *,
@@ -54,7 +56,7 @@ def load(
     - ``lora``: files, or files and weights, also as ``FILE:WEIGHT``, of kohya's and diffusers' layouts.
     - ``config``: for a single file, the diffusers folder with what is not in it, or a word of ``single_file.configs``.
     - ``dtype``: of the networks (float32 unless said), also as a word: ``float32``, ``float16``, ``bfloat16``. Latents
-      stay float32.
+      stay float32. It alone says what they compute in: ``torch.autocast`` around a call does not reach inside.
     - ``variant``: which of several sets of weights, such as ``fp16``.
     - ``offline``: look only at the local cache of the hub.
     - ``offload``: keep weights in main memory and bring to the GPU a whole network at a time (``model``) or a layer at
@@ -158,7 +160,9 @@ def family(name: str, pipe: Any) -> Backbone:
     from sfumato.backbones.unet import SDXL, Depth, UNet
 
     families = {each.kind: each for each in (UNet, Depth, SDXL, DeepFloyd, PixArt, SD3, Flux, Pixels)}
-    return families[kinds.kind(name, pipe)](name, pipe)
+    kind = kinds.kind(name, pipe)
+    kinds.check_texts(name, pipe, kind)
+    return families[kind](name, pipe)
 
 
 def _check_offload(offload: str, place: torch.device) -> None:
@@ -176,10 +180,15 @@ def _vae(model: Any, tiling: bool, slicing: bool) -> None:
         return
     if getattr(model, "vae", None) is None:
         raise SfumatoError(f"{model.name} paints pixels without a VAE, so there is nothing to tile or to slice")
-    if tiling:
-        model.vae.enable_tiling()
-    if slicing:
-        model.vae.enable_slicing()
+    try:
+        if tiling:
+            model.vae.enable_tiling()
+        if slicing:
+            model.vae.enable_slicing()
+    except NotImplementedError:
+        raise SfumatoError(
+            f"diffusers neither tiles nor slices a {type(model.vae).__name__}; leave vae_tiling and vae_slicing out"
+        ) from None
 
 
 def _texts(model: Any, clip_skip: int | None, embeddings: Embeddings) -> None:

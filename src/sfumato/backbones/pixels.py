@@ -18,6 +18,7 @@ from sfumato.backbones.parts import of_parts
 from sfumato.backbones.unet import OfUNet
 from sfumato.core.backbone import Backbone, times
 from sfumato.core.conditions import Cond
+from sfumato.core.modes import unmoded
 from sfumato.core.schedule import Schedule
 from sfumato.errors import SfumatoError, finite
 
@@ -65,13 +66,21 @@ class Pixels(OfUNet, Backbone):
 
     @of_parts("network", "vae")
     def size(self) -> int:
-        return self.network.config.sample_size * self.factor
+        sides = self.network.config.sample_size
+        if sides is None:
+            raise SfumatoError(f"the UNet2DModel of {self.name} does not say its sample_size, the side of its images")
+        return (sides if isinstance(sides, int) else min(sides)) * self.factor
+
+    @property
+    def colours(self) -> int:
+        return self.channels if self.vae is None else 3
 
     def embed(self, prompts: Sequence[str]) -> Cond:
         if prompt := next(filter(None, prompts), None):
             raise SfumatoError(f"{self.name} paints without words, so its only prompt is the empty one, not {prompt!r}")
         return Cond(torch.zeros(len(prompts), 0, 1, device=self.device), tuple(prompts))
 
+    @unmoded()
     def predict(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
         return self.with_variance(x, t, cond)[:, : self.channels]
 
@@ -89,12 +98,14 @@ class Pixels(OfUNet, Backbone):
             time = time.long()
         return scale * self.network(x.to(self.dtype), time, return_dict=False)[0].float()
 
+    @unmoded()
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         images = images.to(self.device)
         if self.vae is not None:
             return autoencoders.encode(self.vae, images)
         return images if self.schedule.exploding else images * 2 - 1
 
+    @unmoded()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         if self.vae is not None:
             return autoencoders.decode(self.vae, latents)

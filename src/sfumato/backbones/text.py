@@ -38,6 +38,18 @@ def quietly() -> Iterator[None]:
             library.set_verbosity(level)
 
 
+def bound(pipe: Any) -> None:
+    """Let no tokenizer of a pipeline give a CLIP more tokens than it has positions for; some do not say how many."""
+    for number in ("", "_2", "_3"):
+        tokenizer, encoder = (getattr(pipe, part + number, None) for part in ("tokenizer", "text_encoder"))
+        most = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
+        if most is None or tokenizer is None or tokenizer.model_max_length <= most:
+            continue
+        tokenizer.model_max_length = most
+        if not number and hasattr(pipe, "tokenizer_max_length"):
+            pipe.tokenizer_max_length = most
+
+
 @dataclass(frozen=True)
 class Reader:
     """One of a pipeline's tokenizers: how many tokens of it the network reads, and where."""
@@ -48,6 +60,11 @@ class Reader:
     """With start and end."""
     at: int = 0
     """Where the first of them lies in the text that the network reads."""
+
+    @property
+    def encoder(self) -> str:
+        """The part of the pipeline that reads these tokens."""
+        return self.part.replace("tokenizer", "text_encoder")
 
 
 @dataclass(frozen=True)
@@ -73,11 +90,19 @@ class Text:
     """The prompts of a pipeline.
 
     ``readers``: the tokenizers whose tokens the network attends to; the first says where words lie.
-    ``clean``: what the pipeline makes of a text before it is tokenized.
+    ``clean``: what the pipeline makes of a text before it is tokenized. ``pooled``: the tokenizer whose tokens the
+    network reads as one vector alone.
     """
 
-    def __init__(self, name: str, pipe: Any, readers: Sequence[Reader], clean: Callable[[str], str] = str):
-        self.name, self.pipe, self.readers, self.clean = name, pipe, tuple(readers), clean
+    def __init__(
+        self,
+        name: str,
+        pipe: Any,
+        readers: Sequence[Reader],
+        clean: Callable[[str], str] = str,
+        pooled: Reader | None = None,
+    ):
+        self.name, self.pipe, self.readers, self.clean, self.pooled = name, pipe, tuple(readers), clean, pooled
         self.noted: set[str] = set()
 
     @property
@@ -91,10 +116,12 @@ class Text:
 
     def words(self, prompt: str) -> WordsRead:
         """The words of a prompt, without their weights, and which tokens of the text each became."""
-        read, words = self._read(prompt, self.readers[0]), weights.plain(prompt).split()
+        return self._words(prompt, self.readers[0])
+
+    def _words(self, prompt: str, reader: Reader) -> WordsRead:
+        read, words = self._read(prompt, reader), weights.plain(prompt).split()
         kept = sum(span.stop <= read.stop for span in read.words)
-        at = self.readers[0].at
-        spans = [slice(at + span.start, at + span.stop) for span in read.words]
+        spans = [slice(reader.at + span.start, reader.at + span.stop) for span in read.words]
         return WordsRead(zip(words[:kept], spans[:kept], strict=True), words[kept:])
 
     def weights(self, prompts: Sequence[str], text: Float[Tensor, "b n d"]) -> Float[Tensor, "b n"] | None:
@@ -110,19 +137,36 @@ class Text:
 
     def remark(self, prompt: str) -> str | None:
         """What a person should know of a prompt that is not seen to its end; said once."""
-        cut = [] if prompt in self.noted else self.words(prompt).cut
+        if prompt in self.noted:
+            return None
+        first, last = self.readers[0], self.readers[-1]
+        if not (cut := self.words(prompt).cut):
+            first, last = self.pooled or first, first
+            cut = self._words(prompt, first).cut
         if not cut:
             return None
         self.noted.add(prompt)
-        read, longest = self._read(prompt, self.readers[0]), self._read(prompt, self.readers[-1])
+        read, longest = self._read(prompt, first), self._read(prompt, last)
         named = " ".join(cut[:_NAMED]) + (f" and {len(cut) - _NAMED} more" if len(cut) > _NAMED else "")
         begin = read.words[0].start
-        whole = self.readers[-1].at and longest.stop >= longest.words[-1].stop
-        but = f" (but not by {self.readers[-1].part})" if whole else ""
+        whole = last is not first and longest.stop >= longest.words[-1].stop
+        what = "reads" if first in self.readers else "pools"
+        but = f" (but not by {last.part})" if whole else ""
         return (
-            f"the prompt has {read.words[-1].stop - begin} tokens, {self.name} reads the first {read.stop - begin}; "
+            f"the prompt has {read.words[-1].stop - begin} tokens, {self.name} {what} the first {read.stop - begin}; "
             f"the rest is left out{but}: {named}"
         )
+
+    def check_known(self, prompt: str) -> None:
+        """Raise ``SfumatoError`` for a token of which an encoder has no vector."""
+        for reader in (*self.readers, *([self.pooled] if self.pooled else [])):
+            rows = getattr(self.pipe, reader.encoder).get_input_embeddings().num_embeddings
+            if missing := [i for i in self._read(prompt, reader).ids if i >= rows]:
+                word = getattr(self.pipe, reader.part).convert_ids_to_tokens(missing[0])
+                raise SfumatoError(
+                    f"{word!r} is a token of the {reader.part} of {self.name}, and the {reader.encoder} has no vector "
+                    "of it; load the word's file by embeddings, or the tokenizer that the encoder was trained with"
+                )
 
     def check_change(self, source: str, target: str) -> None:
         """Raise ``SfumatoError`` where two prompts differ only in what is cut off, so that nothing can change."""

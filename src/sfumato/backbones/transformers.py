@@ -12,7 +12,7 @@ from torch import Tensor
 from sfumato.backbones import kinds
 from sfumato.backbones.latent import Latent
 from sfumato.backbones.parts import default, of_parts
-from sfumato.backbones.text import Reader, Text, t5_text
+from sfumato.backbones.text import Reader, Text, bound, t5_text
 from sfumato.core.backbone import dtype_of
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Levels
@@ -110,16 +110,17 @@ class SD3(Transformer):
     steered = ("SD3ControlNetModel",)
     vae_reads = ("shift_factor",)
 
-    @of_parts("pipe", "pipe.tokenizer", "pipe.tokenizer_2", "pipe.tokenizer_3")
+    @of_parts("pipe", "pipe.tokenizer", "pipe.tokenizer_2", "pipe.tokenizer_3", "pipe.text_encoder_3")
     def text(self) -> Text:
         clip, t5 = self._tokens
         readers = [Reader("tokenizer", clip), Reader("tokenizer_2", clip), Reader("tokenizer_3", t5, at=clip)]
-        have = [reader for reader in readers if getattr(self.pipe, reader.part, None) is not None]
+        have = [reader for reader in readers if getattr(self.pipe, reader.encoder, None) is not None]
         return Text(self.name, self.pipe, have)
 
     @property
     def _tokens(self) -> tuple[int, int]:
         """Of CLIP and of T5, which are zeros where there is none."""
+        bound(self.pipe)
         return self.pipe.tokenizer_max_length, default(self.pipe.__call__, "max_sequence_length")
 
     @property
@@ -166,10 +167,11 @@ class Flux(Transformer):
     steered = ("FluxControlNetModel",)
     vae_reads = ("shift_factor",)
 
-    @of_parts("pipe", "pipe.tokenizer_2")
+    @of_parts("pipe", "pipe.tokenizer", "pipe.tokenizer_2")
     def text(self) -> Text:
-        readers = [Reader("tokenizer_2", default(self.pipe.__call__, "max_sequence_length"))]  # CLIP's is pooled
-        return Text(self.name, self.pipe, readers)
+        bound(self.pipe)
+        readers = [Reader("tokenizer_2", default(self.pipe.__call__, "max_sequence_length"))]
+        return Text(self.name, self.pipe, readers, pooled=Reader("tokenizer", self.pipe.tokenizer_max_length))
 
     @property
     def cells(self) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sfumato.backbones.latent import Latent
 from sfumato.backbones.parts import default, of_parts
-from sfumato.backbones.text import Reader, Text
+from sfumato.backbones.text import Reader, Text, bound
 from sfumato.core.conditions import Cond
 from sfumato.core.sites import Layer, Site, token_layers
 from sfumato.errors import SfumatoError
@@ -48,6 +48,7 @@ class UNet(OfUNet, Latent):
 
     @of_parts("pipe", "pipe.tokenizer", "pipe.tokenizer_2")
     def text(self) -> Text:
+        bound(self.pipe)
         found = [part for part in ("tokenizer", "tokenizer_2") if getattr(self.pipe, part, None) is not None]
         readers = [Reader(part, getattr(self.pipe, part).model_max_length) for part in found]
         return Text(self.name, self.pipe, readers)
@@ -123,7 +124,7 @@ class UNet(OfUNet, Latent):
         if image.shape[-2:] != mask.shape[-2:]:
             sizes = " and ".join(f"{x.shape[-2]} x {x.shape[-1]}" for x in (image, mask))
             raise SfumatoError(f"an image and its mask are of one size, got {sizes}")
-        self.check_size(*image.shape[-2:])
+        self.check_images(image)
         masked = (mask >= 0.5 if mask.is_floating_point() else mask.bool()).to(self.device)[:, None]
         with torch.no_grad():
             seen = self.encode((image.to(self.device) * ~masked) + 0.5 * masked)  # grey: zero in [-1, 1]
@@ -199,6 +200,7 @@ class SDXL(UNet):
 
     kind = "SDXL"
     steered = ("ControlNetModel", "ControlNetUnionModel")
+    usual_cells = 128
     vae_reads = ("latents_mean", "latents_std")
     scores = (6.0, 2.5)
     """How beautiful images of prompts are, and of negative and empty ones, as the refiner reads it; diffusers' own."""
@@ -212,13 +214,14 @@ class SDXL(UNet):
         text, _, pooled, _ = self.pipe.encode_prompt(
             prompts, device=self.device, do_classifier_free_guidance=False, **options
         )
-        if self.pipe.config.force_zeros_for_empty_prompt:
-            empty = [i for i, prompt in enumerate(prompts) if not prompt]
-            text[empty], pooled[empty] = 0, 0
         return {"text": text, "pooled": pooled}
 
     def _embed(self, prompts: Sequence[str], negative: bool) -> Cond:
         cond = super()._embed(prompts, negative)
+        if negative and self.pipe.config.force_zeros_for_empty_prompt:
+            kept = torch.tensor([bool(prompt) for prompt in prompts], device=cond.text.device)
+            pooled = cond.extra["pooled"] * kept[:, None]
+            cond = replace(cond, text=cond.text * kept[:, None, None], extra={**cond.extra, "pooled": pooled})
         if not self.scored:
             return cond
         scores = [self.scores[negative or not prompt] for prompt in prompts]

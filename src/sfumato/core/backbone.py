@@ -22,6 +22,7 @@ from sfumato.core.schedule import Levels, Schedule
 from sfumato.core.sites import Grid, Layer, Site, token_layers
 from sfumato.core.taps import Enough, Handler, Tap, tapped
 from sfumato.errors import SfumatoError
+from sfumato.media.images import check_range
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -207,6 +208,18 @@ class Backbone(ABC):
                 f"sides are multiples of {self.multiple} pixels for {self.name}, got {height} x {width}; "
                 "read_image(path, model) fits a picture"
             )
+
+    @property
+    def colours(self) -> int:
+        """Channels of its images."""
+        return 3
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise ``SfumatoError`` unless these are images in [0, 1] of a size that it paints."""
+        if images.ndim != 4 or images.shape[1] != self.colours:
+            raise SfumatoError(f"images are (b, {self.colours}, H, W), got {tuple(images.shape)}")
+        check_range(images)
+        self.check_size(*images.shape[-2:])
 
     @contextmanager
     def tap(self, handlers: Mapping[Any, Handler], rows: Rows | None = None, grid: Grid = (0, 0)) -> Iterator[Tap]:

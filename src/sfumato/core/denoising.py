@@ -17,7 +17,8 @@ from sfumato.core.fusing import Canvas
 from sfumato.core.gradients import gradients
 from sfumato.core.guidance import Guide, Scales, guided
 from sfumato.core.method import Energy, Method, Phases, Run, Start, Step, span
-from sfumato.core.noise import drawing
+from sfumato.core.modes import unmoded
+from sfumato.core.noise import drawing, seeds_of
 from sfumato.core.plan import Plan
 from sfumato.core.results import Sample, Trajectory
 from sfumato.core.rows import Rows, streams_of
@@ -26,12 +27,13 @@ from sfumato.core.sites import Grid
 from sfumato.core.steppers import DDPM, Move, Stepper, limiting, suited
 from sfumato.core.tapping import tapping
 from sfumato.core.views import Views
-from sfumato.errors import SfumatoError, finite
+from sfumato.errors import SfumatoError, finite, integer
 from sfumato.io.progress import progress
 
 Prompts = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 
 
+@unmoded()
 def denoise(
     model: Backbone,
     prompts: Prompts,
@@ -64,18 +66,17 @@ def denoise(
     streams = _streams(prompts)
     names, each = tuple(streams), len(next(iter(streams.values())))
     guide = guided(model, guide, streams=names)
-    height, width = (size, size) if isinstance(size, int) else size or (model.size, model.size)
+    height, width = _sides(model, size)
     first = None
-    if start is not None and not isinstance(start, Tensor):
+    if isinstance(start, Start):
         levels, stepper = start.levels if levels is None else levels, stepper or start.stepper
         methods, first = (start, *methods), start.latents
-    elif start is not None:
+    else:
         first = start
+    _check_start(model, first, size)
     if levels is not None and steps is not None and len(levels) != steps:
         raise SfumatoError(f"the start has {len(levels)} steps, so it cannot be run with {steps}")
-    seeds = [seed + i for i in range(each)] if isinstance(seed, int) else list(seed)
-    if len(seeds) != each:
-        raise SfumatoError(f"{each} images need {each} seeds, got {len(seeds)}")
+    seeds = seeds_of(seed, each)
     noise = model.latents(seeds, height, width) if first is None else first.to(model.device)
     grid = (noise.shape[-2], noise.shape[-1])
     if levels is None:
@@ -106,13 +107,14 @@ def denoise(
             parts, noise = tuple(phases.values()), _noise(x, seeds)
             if seen is not None:
                 x, noise = seen.entered(x), seen.drawing(noise)
-            limited = not isinstance(start, Start)
+            limited = not isinstance(start, Start) or not start.undoes
             x = _Running(run, plan, parts, guide, levels, stepper, cond, noise, seen, limited, watch)(x)
             x = (x if seen is None else seen.left(x)).float()
     out = {n: Sample(model, of, streams[n]) for n, of in zip(names, x.split(each), strict=True)}
     return out if isinstance(prompts, Mapping) else out["main"]
 
 
+@unmoded()
 def plan(
     model: Backbone,
     prompts: Prompts,
@@ -125,7 +127,7 @@ def plan(
     memory: int | None = None,
 ) -> Plan:
     """What ``denoise`` would do with the same arguments, checked and priced, nothing run."""
-    height, width = (size, size) if isinstance(size, int) else size or (model.size, model.size)
+    height, width = _sides(model, size)
     grid = (height // model.factor, width // model.factor)
     levels = model.levels(steps, grid)
     seen, streams = Canvas(model, views, grid) if views else None, _streams(prompts)
@@ -175,7 +177,7 @@ class _Running:
     draw: Callable[[], Tensor]
     seen: Canvas | None
     limited: bool
-    """Is what a step takes for data limited as the scheduler says? Not along a path: an inversion undoes its steps, and
+    """Is what a step takes for data limited as the scheduler says? Not along a path that undoes an inversion's steps:
     what a limit takes away cannot be found again."""
     watch: Callable[[Step], None]
 
@@ -311,12 +313,38 @@ def _descend(step: Step, energies: Sequence[Energy]) -> None:
 def _streams(prompts: Prompts) -> dict[str, tuple[str, ...]]:
     named = prompts if isinstance(prompts, Mapping) else {"main": prompts}
     streams_of(list(named))
+    if not all(isinstance(some, str | Sequence) for some in named.values()):
+        raise SfumatoError(f"a prompt is a text, or several for a batch, got {prompts!r}")
     out = {name: (some,) if isinstance(some, str) else tuple(some) for name, some in named.items()}
+    if wrong := [prompt for some in out.values() for prompt in some if not isinstance(prompt, str)]:
+        raise SfumatoError(f"a prompt is a text, got {wrong[0]!r}")
     if len({len(some) for some in out.values()}) > 1 or not all(out.values()):
         raise SfumatoError(
             f"streams have equally many prompts, got {', '.join(f'{n}: {len(s)}' for n, s in out.items())}"
         )
     return out
+
+
+def _sides(model: Backbone, size: Any) -> tuple[int, int]:
+    """Height and width in pixels of what is asked for: a side or both, or the model's own."""
+    both = (model.size,) * 2 if size is None else tuple(size) if isinstance(size, Sequence) else (size,) * 2
+    if len(both) != 2:
+        raise SfumatoError(f"a size is a side in pixels or (height, width), got {size!r}")
+    return integer("a side in pixels", both[0]), integer("a side in pixels", both[1])
+
+
+def _check_start(model: Backbone, first: Any, size: Any) -> None:
+    """Refuse latents to start from that are none of the model's, or of another size than is asked for."""
+    if first is None:
+        return
+    if not isinstance(first, Tensor) or first.ndim != 4 or first.shape[1] != model.channels:
+        got = tuple(first.shape) if isinstance(first, Tensor) else f"a {type(first).__name__}"
+        raise SfumatoError(f"a run starts from latents (b, {model.channels}, h, w) or an inversion's path, got {got}")
+    height, width = (n * model.factor for n in first.shape[-2:])
+    model.check_size(height, width)
+    if size is not None and _sides(model, size) != (height, width):
+        asked = " x ".join(map(str, _sides(model, size)))
+        raise SfumatoError(f"the start is of {height} x {width} pixels, so it cannot be painted at {asked}")
 
 
 def _spread(x: Tensor, streams: int, each: int) -> Tensor:

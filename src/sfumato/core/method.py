@@ -220,6 +220,8 @@ class Start(Method):
     """At the first level."""
     levels: Levels
     stepper: Stepper
+    undoes: bool = True
+    """Are its steps those of an inversion, undone?"""
 
 
 def span(steps: Span, of: int) -> tuple[int, int]:

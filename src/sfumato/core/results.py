@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.method import Step
+from sfumato.core.modes import unmoded
 from sfumato.errors import SfumatoError
 from sfumato.media import pictures
 
@@ -27,7 +28,7 @@ class Sample:
     @property
     def images(self) -> Float[Tensor, "b 3 H W"]:
         """In [0, 1], on the CPU."""
-        with torch.no_grad():
+        with unmoded(), torch.no_grad():
             return self.model.decode(self.latents).cpu()
 
     def differs(self, other: Sample) -> Bool[Tensor, "b h w"]:

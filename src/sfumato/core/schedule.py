@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.errors import SfumatoError, unknown
+from sfumato.core.modes import unmoded
+from sfumato.errors import SfumatoError, integer, unknown
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "v_prediction", "sample", "flow")
@@ -60,7 +61,7 @@ class Level(NamedTuple):
     @classmethod
     def of(cls, t: float, alpha: float, sigma: float) -> Level:
         """From numbers."""
-        return cls(*torch.tensor((t, alpha, sigma), dtype=torch.float64))
+        return cls(*torch.tensor((t, alpha, sigma), dtype=torch.float64, device="cpu"))
 
     def rows(self, at: Any) -> Level:
         """Some of several."""
@@ -224,19 +225,21 @@ class Schedule:
 
     def nearest(self, t: float | Float[Tensor, "*b"]) -> Level:
         """The levels nearest to these times: flows have any, other models whole steps."""
-        t = torch.as_tensor(t, dtype=torch.float64)
+        t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         return self.at(t if self.prediction == "flow" else t.round())
 
     def thousandths(self, t: float) -> Level:
         """The level after so many thousandths of the training steps: what papers' numbers mean, of models of 1000."""
         return self.at(t) if self.train_steps == 1000 else self.nearest(t * self.train_steps / 1000)
 
+    @unmoded()
     def levels(self, steps: int, tokens: int = 4096, sigmas: Sequence[float] | None = None) -> Levels:
         """The levels of a run of ``steps``, as the checkpoint's scheduler spaces them.
 
         ``tokens`` (of the image) matters to flows whose shift depends on the resolution; ``sigmas`` are what a
         pipeline gives a flow's scheduler to shift. Raises ``SfumatoError`` for more steps than there are levels.
         """
+        steps = integer("a number of steps", steps)
         most = min(self.train_steps, self.config.get("original_inference_steps") or self.train_steps)
         if not 1 <= steps <= most:
             raise SfumatoError(f"this model has between 1 and {most} steps, got {steps}")
@@ -320,7 +323,11 @@ class Schedule:
         alpha, sigma = level.like(x)
         if self.prediction == "epsilon":
             if (alpha == 0).any():
-                raise SfumatoError("a network that predicts the noise knows nothing of the image where alpha is zero")
+                raise SfumatoError(
+                    "a network that predicts the noise knows nothing of the image where alpha is zero, and there the "
+                    f"levels of {self.kind} begin; load(scheduler=...) with one without rescale_betas_zero_snr, or, "
+                    "where the network was trained so, of prediction_type v_prediction"
+                )
             return (x - sigma * prediction) / alpha, prediction
         if self.prediction == "v_prediction":
             return alpha * x - sigma * prediction, sigma * x + alpha * prediction

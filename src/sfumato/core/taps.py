@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import torch
@@ -50,11 +51,17 @@ def _seam(
 
 @contextmanager
 def _open_seam(network: nn.Module, instead: str) -> Iterator[list[Any]]:
-    """The seam in the kernel's place while the block runs; gives a list of hooks that are removed with it."""
+    """The seam in the kernel's place while the block runs; gives a list of hooks that are removed with it.
+
+    No layer is checkpointed meanwhile: what gradients compute a second time would be neither tapped nor weighed.
+    """
     global _users
     if hasattr(network, "_orig_mod") or getattr(network, "_compiled_call_impl", None) is not None:
         raise SfumatoError(f"attention of a compiled network cannot be {instead}; load the model with compile=False")
     hooks: list[Any] = []
+    checkpointed = [m for m in network.modules() if getattr(m, "gradient_checkpointing", False)]
+    for module in checkpointed:
+        module.gradient_checkpointing = False  # type: ignore[assignment]
     with _lock:
         _users += 1
         F.scaled_dot_product_attention = _seam
@@ -63,10 +70,23 @@ def _open_seam(network: nn.Module, instead: str) -> Iterator[list[Any]]:
     finally:
         for hook in hooks:
             hook.remove()
+        for module in checkpointed:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
         with _lock:
             _users -= 1
             if not _users:
                 F.scaled_dot_product_attention = FUSED
+
+
+def _here(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that acts in this thread alone: others may run the network meanwhile."""
+    thread = threading.get_ident()
+
+    @wraps(hook)
+    def acting(*args: Any) -> Any:
+        return hook(*args) if threading.get_ident() == thread else None
+
+    return acting
 
 
 class Enough(Exception):
@@ -168,7 +188,7 @@ def _weighed_at(module: nn.Module, site: Site, bias: Float[Tensor, "rows 1 1 n"]
             _local.biased = None
             raise _unreached(module, site, "weighed")
 
-    return module.register_forward_pre_hook(before), module.register_forward_hook(after)
+    return module.register_forward_pre_hook(_here(before)), module.register_forward_hook(_here(after))
 
 
 def _unreached(module: nn.Module, site: Site, what: str) -> SfumatoError:
@@ -211,7 +231,7 @@ def _at_site(module: nn.Module, site: Site, handler: Callable[[Call], None], tap
             _local.waiting = None
             raise _unreached(module, site, "tapped")
 
-    return module.register_forward_pre_hook(before), module.register_forward_hook(after)
+    return module.register_forward_pre_hook(_here(before)), module.register_forward_hook(_here(after))
 
 
 def _at_layer(module: nn.Module, layer: Layer, handler: Callable[[Any], None], tap: Tap) -> Sequence[Any]:
@@ -231,7 +251,7 @@ def _at_layer(module: nn.Module, layer: Layer, handler: Callable[[Any], None], t
                 return None
             return (seen(out[0]), *out[1:]) if isinstance(out, tuple) else seen(out)  # a transformer gives a tuple
 
-        return [module.register_forward_hook(after)]
+        return [module.register_forward_hook(_here(after))]
 
     def before(m: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         if not tap.active(layer):
@@ -241,7 +261,7 @@ def _at_layer(module: nn.Module, layer: Layer, handler: Callable[[Any], None], t
         changed = _of_image(args[0] if args else named["hidden_states"], layer.grid(tap.grid), seen)
         return ((changed, *args[1:]), named) if args else (args, {**named, "hidden_states": changed})
 
-    return [module.register_forward_pre_hook(before, with_kwargs=True)]
+    return [module.register_forward_pre_hook(_here(before), with_kwargs=True)]
 
 
 def _of_image(

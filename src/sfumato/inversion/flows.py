@@ -84,7 +84,7 @@ class RFInversion(Inversion):
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         _flow(model, "RF-inversion")
         levels, noise = model.levels(self.steps, image.shape[-2:]), noise_of(model, image, self.seed)
-        empty, track = model.embed([""] * len(image)), [image]
+        empty, track = model.embed_negative([""] * len(image)), [image]
         for i in reversed(range(self.steps)):
             at, to = levels[i + 1], levels[i]
             x = track[-1]

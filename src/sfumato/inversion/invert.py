@@ -12,28 +12,33 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG, Guide, Scales
+from sfumato.core.modes import unmoded
 from sfumato.errors import SfumatoError, finite
 from sfumato.inversion.ddim import Direct
 from sfumato.inversion.path import Advance, Inversion, Path
 from sfumato.io.progress import progress
+from sfumato.reading.reader import Image, pixels
 
 
+@unmoded()
 def invert(
     model: Backbone,
-    images: Float[Tensor, "b 3 H W"] | Float[Tensor, "3 H W"],
+    images: Float[Tensor, "b 3 H W"] | Image,
     prompt: str | Sequence[str] = "",
     how: Inversion | None = None,
 ) -> Path:
     """The path back from images in [0, 1], each described by its prompt. The default is ``Direct()``.
 
-    Raises ``SfumatoError`` when sides are not multiples of what the model works in, or prompts and images do not match,
-    and where a step leads to what is not finite.
+    One image may be a file, a picture or an array too. Raises ``SfumatoError`` for values outside [0, 1], when sides
+    are not multiples of what the model works in, or prompts and images do not match, and where a step leads to what is
+    not finite.
     """
+    images = images if isinstance(images, Tensor) else pixels(images)
     images = images[None] if images.ndim == 3 else images
+    model.check_images(images)
     prompts = (prompt,) * len(images) if isinstance(prompt, str) else tuple(prompt)
     if len(prompts) != len(images):
         raise SfumatoError(f"{len(images)} images need a prompt each, got {len(prompts)}")
-    model.check_size(*images.shape[-2:])
     how = how or Direct()
     how.requires.check_model(model, type(how).__name__)
     with torch.no_grad():
@@ -54,6 +59,7 @@ def checked(model: Backbone, how: Inversion, bar: Callable[[], None]) -> Advance
     return advance
 
 
+@unmoded()
 def reconstruct(model: Backbone, path: Path, guide: Guide | Scales = 1.0) -> Tensor:
     """The latents that following a path with its own prompts leads to, under CFG where it replaces the empty one."""
     if path.replaces and not isinstance(guide, Guide):

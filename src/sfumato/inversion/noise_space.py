@@ -12,7 +12,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import Guide, guided
 from sfumato.core.noise import drawing
 from sfumato.core.schedule import add_noise
-from sfumato.core.steppers import DDIM, posterior_std
+from sfumato.core.steppers import DDIM, posterior_std, suited
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path, noise_of, predict
 
@@ -38,7 +38,7 @@ class Noise(Inversion):
             raise SfumatoError(f"strength lies between 0 and 1, got {self.strength}")
         levels = model.levels(self.steps, image.shape[-2:]).last(float(self.strength))
         start = add_noise(image, noise_of(model, image, self.seed), levels[0]) if len(levels) else image
-        return Path(start, levels, prompts, image)
+        return Path(start, levels, prompts, image, suited(model.schedule), undoes=False)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class NullText(Replacing):
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         levels = model.levels(self.steps, image.shape[-2:])
         track = DDIMInversion(1.0, 0, self.steps).track(model, image, prompts, lambda x: None, guide=CFG(1.0))
-        cond, empty = model.embed(prompts), model.embed([""] * len(image))
+        cond, empty = model.embed(prompts), model.embed_negative([""] * len(image))
         x, found = track[0], []
         for i in range(self.steps):
             at, to = levels[i], levels[i + 1]

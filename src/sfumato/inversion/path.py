@@ -49,6 +49,7 @@ class Path(Start):
     """For each step the unit noise of a stochastic stepper."""
     ending: Float[Tensor, "b c h w"] | None = None
     """Added to every stream after the last step."""
+    undoes: bool = True
 
     @property
     def replaces(self) -> bool:

@@ -31,7 +31,7 @@ def drawn(model: Backbone, rows: int, tokens: int | None = None, seed: int = 0) 
 
 def conditions(model: Backbone, texts: Float[Tensor, "b n d"]) -> Cond:
     """What the network reads of learned texts; all else (such as SDXL's pooled text) is the empty prompt's."""
-    return replace(model.embed([""]).repeat(len(texts)), text=texts)
+    return replace(model.embed_negative([""]).repeat(len(texts)), text=texts)
 
 
 @contextmanager

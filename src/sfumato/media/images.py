@@ -186,6 +186,13 @@ def cropped(picture: Picture, height: int, width: int) -> Float[Tensor, "3 h w"]
     return tensor(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))
 
 
+def check_range(images: Float[Tensor, "*b H W"], what: str = "an image") -> None:
+    """Raise ``SfumatoError`` for values outside [0, 1], such as bytes, or what networks read, in [-1, 1]."""
+    low, high = images.min(), images.max()
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise SfumatoError(f"{what} lies in [0, 1], got {float(low):g} to {float(high):g}")
+
+
 def read_image(path: str | Path, model: Sized | None = None, how: Fit = "whole") -> Float[Tensor, "3 H W"]:
     """An image file in [0, 1], at its own size, or as ``model`` sees it; see ``open_picture`` and ``fit``."""
     picture = open_picture(path)

@@ -286,6 +286,5 @@ def pixels(image: Image) -> Float[Tensor, "3 h w"]:
     if image.ndim != 3 or image.shape[0] != 3:
         raise SfumatoError(f"an image as a tensor is (3, h, w), got {shape}")
     image = image.float()
-    if not image.isfinite().all() or image.amin() < -1e-3 or image.amax() > 1 + 1e-3:
-        raise SfumatoError(f"an image lies in [0, 1], got {float(image.amin()):g} to {float(image.amax()):g}")
+    images.check_range(image)
     return image.clamp(0, 1)

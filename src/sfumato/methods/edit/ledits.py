@@ -121,7 +121,7 @@ class Concepts(Guide):
 
     def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
         n = len(prompts)
-        empty = model.embed([""] * n)
+        empty = model.embed_negative([""] * n)
         out = {"uncond": empty} if self.source_scale else {}
         out |= {"base": empty, "cond": model.embed(prompts)}  # the path says what the source's words are
         return out | {row: model.embed([phrase] * n) for row, phrase in self.more}
