@@ -233,6 +233,9 @@ def test_dtypes_are_words_too(folder, here):
             assert {model.network.dtype, model.vae.dtype, model.text_encoder.dtype} == {torch.bfloat16}
     with pytest.raises(SfumatoError, match="unknown dtype 'int8'; known: float32, float16, bfloat16"):
         load(str(folder), device="cpu", dtype="int8")
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        with pytest.raises(SfumatoError, match=f"nothing computes in {dtype}; load in bfloat16, and store weights in"):
+            load(str(folder), device="cpu", dtype=dtype)
 
 
 def test_offload_wants_a_gpu(folder):

@@ -277,6 +277,12 @@ def test_what_cannot_be_run_is_said(model):
         r"starts from latents \(b, 4, h, w\) or an inversion's path, got \(4, 16, 16\)", start=torch.zeros(4, 16, 16)
     )
     refused(r"got \(1, 5, 16, 16\)", start=torch.zeros(1, 5, 16, 16))
+    refused(r"methods are a list .* such as \[PromptToPrompt\(\)\], got PromptToPrompt\(", methods=PromptToPrompt())
+    refused("methods are a list", methods=[PromptToPrompt])
+    refused("methods are a list", methods=["p2p"])
+    refused("methods are a list", methods=None)
+    refused(r"a guidance is a number, one a stream, or a Guide such as cfg\(5\), got '7'", guide="7")
+    refused("a guidance is a number", guide=[7.5])
     refused("got a ndarray", start=np.zeros((1, 4, 16, 16)))
     refused("multiples of 8 pixels|multiples of 16 pixels", start=torch.zeros(1, 4, 0, 16))
     refused(

@@ -33,6 +33,16 @@ def test_a_method_takes_no_number_that_is_not_finite(cls):
                 cls(**needed, **{f.name: value})
 
 
+@pytest.mark.parametrize("cls", SET, ids=lambda cls: cls.__name__)
+def test_a_method_takes_no_text_for_several(cls):
+    needed = {f.name: None for f in fields(cls) if f.default is f.default_factory}
+    for f in (f for f in fields(cls) if isinstance(f.default, tuple)):
+        with pytest.raises(
+            SfumatoError, match=rf"{f.name} of {cls.__name__} are several, such as \('cube',\), got 'cube'"
+        ):
+            cls(**needed, **{f.name: "cube"})
+
+
 def test_infinity_stays_where_it_is_meant():
     from sfumato.methods.control.smoothed_energy import SmoothedEnergy
 

@@ -54,7 +54,7 @@ def published(model, image, how: FlowEdit, source: str, target: str, scales: tup
     n_max, n_min = steps - int(how.skip * steps), int(how.finish * steps)
     generators = [torch.Generator().manual_seed(how.seed + i) for i in range(n)]
     flow = model.schedule.prediction == "flow"
-    conds = {text: model.embed([text] * n) for text in ("", source, target)}
+    conds = {"": model.embed_negative([""] * n), **{text: model.embed([text] * n) for text in (source, target)}}
 
     def velocity(x, level, text, scale):
         if (guide := guided(model, {"main": scale})) and isinstance(guide, Distilled):

@@ -184,7 +184,7 @@ def test_learned_texts_stand_in_for_the_prompt_and_nothing_else(made):
     texts = drawn(model, 3, 9, seed=1)
     cond = conditions(model, texts)
     assert texts.shape == (3, 9, 32) and texts.dtype == torch.float32 and torch.equal(cond.text, texts)
-    assert torch.equal(cond.extra["pooled"], model.embed([""]).extra["pooled"].expand(3, -1))
+    assert torch.equal(cond.extra["pooled"], model.embed_negative([""]).extra["pooled"].expand(3, -1))
     assert torch.equal(texts, drawn(model, 3, 9, seed=1))
     weights = list(model.network.parameters())
     weights[0].requires_grad_(True)

@@ -137,11 +137,15 @@ def _in_hand(pipe: Any, variant: str | None, config: str | None, changed: bool) 
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    if not isinstance(dtype, str):
-        return dtype
-    if dtype not in DTYPES:
+    if isinstance(dtype, str) and dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    return DTYPES[dtype]
+    found = DTYPES[dtype] if isinstance(dtype, str) else dtype
+    if found is not None and found not in (*DTYPES.values(), torch.float64):
+        raise SfumatoError(
+            f"nothing computes in {found}; load in bfloat16, and store weights in float8 by the network's "
+            "enable_layerwise_casting"
+        )
+    return found
 
 
 def _built_in(name: str, variant: str | None, dtype: torch.dtype) -> Any:

@@ -203,7 +203,7 @@ class SDXL(UNet):
     usual_cells = 128
     vae_reads = ("latents_mean", "latents_std")
     scores = (6.0, 2.5)
-    """How beautiful images of prompts are, and of negative and empty ones, as the refiner reads it; diffusers' own."""
+    """How beautiful images of prompts are, and of negative ones, as the refiner reads it; diffusers' own."""
 
     @property
     def skips(self) -> bool:  # InstructPix2Pix's pipeline cannot
@@ -224,8 +224,8 @@ class SDXL(UNet):
             cond = replace(cond, text=cond.text * kept[:, None, None], extra={**cond.extra, "pooled": pooled})
         if not self.scored:
             return cond
-        scores = [self.scores[negative or not prompt] for prompt in prompts]
-        return replace(cond, extra={**cond.extra, _SCORE: torch.tensor(scores, device=self.device)})
+        score = torch.full((len(prompts),), self.scores[negative], device=self.device)
+        return replace(cond, extra={**cond.extra, _SCORE: score})
 
     @property
     def scored(self) -> bool:

@@ -146,6 +146,8 @@ def _prepared(
     seen: Canvas | None = None,
 ) -> tuple[Run, dict[str, Phases], Plan, Cond]:
     """A run with its methods started and its plan checked, and what the network will read."""
+    if not isinstance(methods, Sequence) or not all(isinstance(method, Method) for method in methods):
+        raise SfumatoError(f"methods are a list of them as they are set, such as [PromptToPrompt()], got {methods!r}")
     for method in methods:
         method.requires.check_model(model, type(method).__name__)
     for source, target in zip(streams.get("source", ()), streams.get("target", ()), strict=False):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -183,6 +184,8 @@ def guided(
         return guide
     if not model.text_tokens:
         return CFG(1.0, negative)
+    if not isinstance(guide, Real | Mapping | None):
+        raise SfumatoError(f"a guidance is a number, one a stream, or a Guide such as cfg(5), got {guide!r}")
     if guide is None:
         guide = DEFAULT if model.distilled is None else model.distilled
     scales = list(guide.values()) if isinstance(guide, Mapping) else [float(guide)]

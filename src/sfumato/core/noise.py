@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,10 +25,10 @@ def seeds_of(seed: int | Sequence[int], images: int) -> list[int]:
     """A seed an image: image i has seed + i, or its own of several. ``SfumatoError`` for what is no such seed."""
     if isinstance(seed, torch.Generator):
         raise SfumatoError("seeds are whole numbers, not a Generator; give generator.initial_seed()")
-    several = isinstance(seed, Sequence) or getattr(seed, "ndim", 0)
-    found = (
-        [integer("a seed", each) for each in seed] if several else [integer("a seed", seed) + i for i in range(images)]
-    )  # type: ignore[union-attr]
+    if isinstance(seed, Sequence) or getattr(seed, "ndim", 0):
+        found = [integer("a seed", each) for each in cast("Sequence[int]", seed)]
+    else:
+        found = [integer("a seed", seed) + i for i in range(images)]
     if len(found) != images:
         raise SfumatoError(f"{images} images need {images} seeds, got {len(found)}")
     if wrong := next((each for each in found if not -_MOST // 2 <= each < _MOST), None):

@@ -18,6 +18,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         for f in fields(self):  # pyright: ignore[reportArgumentType]
+            if isinstance(f.default, tuple) and isinstance(text := getattr(self, f.name), str):
+                raise SfumatoError(f"{f.name} of {type(self).__name__} are several, such as ({text!r},), got {text!r}")
             endless = isinstance(f.default, float) and math.isinf(f.default)
             for value in numbers(getattr(self, f.name)):
                 if math.isnan(value) or (math.isinf(value) and not endless):

@@ -61,7 +61,7 @@ def _open_seam(network: nn.Module, instead: str) -> Iterator[list[Any]]:
     hooks: list[Any] = []
     checkpointed = [m for m in network.modules() if getattr(m, "gradient_checkpointing", False)]
     for module in checkpointed:
-        module.gradient_checkpointing = False  # type: ignore[assignment]
+        module.gradient_checkpointing = False
     with _lock:
         _users += 1
         F.scaled_dot_product_attention = _seam
@@ -71,7 +71,7 @@ def _open_seam(network: nn.Module, instead: str) -> Iterator[list[Any]]:
         for hook in hooks:
             hook.remove()
         for module in checkpointed:
-            module.gradient_checkpointing = True  # type: ignore[assignment]
+            module.gradient_checkpointing = True
         with _lock:
             _users -= 1
             if not _users:

@@ -105,10 +105,20 @@ class Ledits(Inversion):
         if not self.skip >= 0 or not all(0 <= t <= 1 for t in (self.threshold, *self.thresholds.values())):
             raise SfumatoError("a threshold lies between 0 and 1, and skip is not negative")
         total = part_of(self.steps, 1 + self.skip)
-        words, scale = (prompts, self.source_scale) if self.source_scale else (("",) * len(image), 1.0)
-        how = EditFriendly(scale, (total - self.steps) / total, self.seed, total)
-        path = how(model, image, words, advance, CFG(scale))
-        return Edited(**{**vars(path), "prompts": prompts}, how=self)
+        how = EditFriendly(self.source_scale, (total - self.steps) / total, self.seed, total)
+        path = how(model, image, prompts, advance, CFG(self.source_scale) if self.source_scale else Nothing())
+        return Edited(**vars(path), how=self)
+
+
+@dataclass(frozen=True)
+class Nothing(Guide):
+    """The prediction that is given no words."""
+
+    def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
+        return {"base": model.embed_negative([""] * len(prompts))}
+
+    def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
+        return parts["base"]
 
 
 @dataclass(frozen=True)
@@ -180,6 +190,8 @@ class Edited(Path):
                 predicted = schedule.prediction_of(step.x0[at], step.eps[at], step.level).clone()
                 for i, image in enumerate(range(at.start, at.stop)):
                     for row, phrase, scale in how.concepts(run.prompts[stream][i]):
+                        if not phrase:
+                            continue
                         guidance = scale * (step.parts[row][image] - _empty(step.parts)[image])
                         map = _map(step, needs[stream, row], i, _tokens(run.model, phrase)) if looked else None
                         threshold = how.thresholds.get(phrase, how.threshold)
