@@ -59,7 +59,7 @@ def _open_seam(network: nn.Module, instead: str) -> Iterator[list[Any]]:
     if hasattr(network, "_orig_mod") or getattr(network, "_compiled_call_impl", None) is not None:
         raise SfumatoError(f"attention of a compiled network cannot be {instead}; load the model with compile=False")
     hooks: list[Any] = []
-    checkpointed = [m for m in network.modules() if getattr(m, "gradient_checkpointing", False)]
+    checkpointed: list[Any] = [m for m in network.modules() if getattr(m, "gradient_checkpointing", False)]
     for module in checkpointed:
         module.gradient_checkpointing = False
     with _lock:
