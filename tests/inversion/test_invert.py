@@ -272,6 +272,14 @@ def test_edit_friendly_is_exact_where_levels_end_without_noise(model, images):
     assert gap(path, reconstruct(model, path, 3.5)) < 1e-5
 
 
+def test_null_text_begins_with_what_guidance_takes_for_no_words(models, images):
+    """Of SDXL zeros, and not the empty prompt as it is read."""
+    model = models("sdxl")
+    path = invert(model, images[:1, :, :64, :64], PROMPTS[0], NullText(steps=2, inner=0))
+    empty = model.embed_negative([""]).text
+    assert not empty.any() and all(torch.equal(text, empty) for text in path.uncond)
+
+
 def test_null_text_asks_for_no_image_that_has_stopped(model, images, monkeypatch):
     """With a tolerance between the two images' errors one goes on alone; each gets what it gets by itself."""
     rows, real = [], model.predict
