@@ -433,4 +433,30 @@ def test_looks_go_over_from_another_picture(run, here, tmp_path):
     method = ["eye-for-an-eye", "--word", "cube", "--appearance-word", "sphere"]
     code, out, err = run(*edit, *looks, *method)
     assert code == 0 and "photo-edited.png" in out, err
-    refused(run(*edit, *method), "needs three prompts")
+    refused(run(*edit, *method), "eye-for-an-eye takes a picture's looks; give it --appearance PICTURE")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_cannot_be_parsed_is_one_line(run, monkeypatch, encoding):
+    """Of the boxes that tyro draws, with lines and without."""
+    import tyro
+
+    monkeypatch.setattr(tyro._fmtlib, "_should_use_utf8_drawing_chars", lambda: encoding == "utf-8")
+    for call, says in (
+        ("generate", "sfumato generate needs PROMPT (What to paint, in quotes); see sfumato generate --help"),
+        ("edit a.png sdedit", "needs --from STR (What the picture shows) and --to STR (What it should show); see"),
+        ("generate x --n nan", "--n takes a whole number, got 'nan'"),
+        ("generate x --steps 2.5", "--steps takes a whole number, got '2.5'"),
+        ("generate x --guidance much", "--guidance takes a number, got 'much'"),
+        ("generate x --canvas 5", "--canvas takes WIDTH HEIGHT, got '5'"),
+        ("generate x sag --scale much", "--scale takes a number, got 'much'"),
+        ("generate x --stepper nope", "unknown --stepper 'nope'; known: auto, ddim, ddpm, euler"),
+        ("bench nope", "unknown suite 'nope'; known: generate, core"),
+        ("render --size", "--size takes a value, and none follows"),
+        ("nope", "unknown command nope; known: generate, edit"),
+        ("show nope", "unknown command nope; known: models, methods"),
+        ("tour --nope 3", "unknown option --nope; see --help"),
+    ):
+        code, out, err = run(*call.split())
+        assert code == 2 and not out and err.startswith("sfumato: ") and says in err, (call, err)
+        assert len(err.splitlines()) == 1, err

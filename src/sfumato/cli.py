@@ -67,15 +67,15 @@ def main(args: Sequence[str]) -> int:
         if args[0] in GROUPS:
             group, args = args[0], args[1:] or ["--help"]
             prog, commands = f"sfumato {group}", dict(GROUPS[group](args[0]))
+        commands = {name: _later(f) for name, f in commands.items()}
         if args[0] in CHAINED:
             name, words = args[0], index.words(CHAINED[args[0]], aliases=True)
             head, methods = argv.split(args[1:], fields.grammar(commands[name]), words, fields.of_method)
             with oneline():
                 args, chain = [name, *head], fields.methods(methods, f"{prog} {name}")
             commands[name] = partial(commands[name], chain=chain)
-        later = {name: _later(f) for name, f in commands.items()}
         with oneline():
-            run = tyro.extras.subcommand_cli_from_dict(later, prog=prog, description=ABOUT, args=args)
+            run = tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=ABOUT, args=args)
         run()
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else 2 if e.code else 0

@@ -31,7 +31,7 @@ VALUES = {
     "--n": ("0", *WHOLE), "--steps": ("0", *WHOLE), "--seed": WHOLE, "--side": ("0", *WHOLE),
     "--size": ("0", "0x64", "64x0", "64x", *WHOLE), "--every": ("0", *WHOLE), "--stride": ("0", *WHOLE),
     "--canvas": tuple((v, "64") for v in ("0", *WHOLE)), "--clip-skip": WHOLE, "--control-mode": WHOLE,
-    "--memory": ("0", *REAL), "--guidance": REAL, "--rate": ("0", *REAL), "--turn": REAL,
+    "--memory": REAL, "--guidance": REAL, "--rate": ("0", *REAL), "--turn": REAL,
     "--zoom": tuple((v, "1") for v in ("0", *REAL)), "--saturation": REAL, "--hue": REAL, "--histogram": REAL,
     "--times": REAL, "--layers": WHOLE,
 }  # fmt: skip

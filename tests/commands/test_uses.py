@@ -7,8 +7,10 @@ import re
 import types
 
 import pytest
+import torch
 from families import write
 from PIL import Image
+from safetensors.torch import save_file
 
 from sfumato.commands import uses
 from sfumato.commands.options import painted_size, size_of
@@ -48,6 +50,15 @@ USELESS = {
     ),
     "invert": ((*EDIT, "--invert", "ddim", "sdedit"), "sdedit has a start of its own; leave --invert out"),
     "invert compared": ((*EDIT, "--invert", "ddim", "--compare", "sdedit,diff-edit"), "leave --invert out"),
+    "appearance and a start": (
+        (*EDIT, "--appearance", "other.png", "sdedit", "+", "eye-for-an-eye"), "starts in a way of its own, .* sdedit"
+    ),
+    "looks of no appearance": ((*EDIT, "eye-for-an-eye"), "takes a picture's looks; give it --appearance PICTURE"),
+    "the same methods": ((*EDIT, "--compare", "p2p,p2p"), "takes different methods, got p2p,p2p"),
+    "no names": (("segment", "photo.png", "--names", ","), "are words with commas"),
+    "a clip below 0": ((*LAB, "--clip", "-1", "sds"), "--clip is the largest value of a gradient, above 0"),
+    "no times": (("features", "photo.png", "--times"), "--times are training steps"),
+    "no pictures": (("features",), "no picture is given"),
     "also and a method of one picture": ((*EDIT, "--also", "other.png", "p2p"), "PromptToPrompt edits one image a run"),
     "also and appearance": (
         (*EDIT, "--also", "other.png", "--appearance", "other.png", "p2p"), "of one picture alone"
@@ -86,6 +97,48 @@ def test_what_is_read_is_not_refused(run, here, photo):
     ):
         code, _, err = run(args[0], "--out", "out", *args[1:])
         assert code == 0, err
+
+
+def test_what_is_not_read_in_the_end_is_noted(run, here, photo):
+    """Each option is noted where nothing reads it, and not where something does."""
+    unread, drawn = "does not read --from", "--seed changes nothing"
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    mask.save("mask.png")
+    for call, says, noted in (
+        ((*EDIT, "sdedit"), unread, True),
+        ((*EDIT, "blended-latents", "--mask", "mask.png"), unread, True),
+        ((*EDIT, "diff-edit", "--mask", "mask.png"), unread, True),
+        ((*EDIT, "diff-edit"), unread, False),
+        ((*EDIT, "p2p"), unread, False),
+        ((*EDIT, "ledits"), unread, False),
+        ((*EDIT, "--compare", "p2p,sdedit"), f"note: sdedit {unread}", True),
+        ((*EDIT, "--seed", 3, "p2p"), drawn, True),
+        ((*EDIT, "--seed", 3, "sdedit"), drawn, False),
+        ((*EDIT, "--seed", 3, "--invert", "edit-friendly", "p2p"), drawn, False),
+        (("invert", "photo.png", "--steps", 2, "--seed", 3), drawn, True),
+        (("invert", "photo.png", "--steps", 2, "--seed", 3, "--how", "edit-friendly"), drawn, False),
+        ((*LAB, "--size", 64, "--sweep", "1,2", "sds", "--guidance", 30), "place of the guidance of sds, 30", True),
+        ((*LAB, "--size", 64, "--sweep", "1,2", "sds"), "place of the guidance", False),
+    ):
+        code, _, err = run(call[0], "--out", "out", *call[1:])
+        assert code == 0 and (says in err) == noted, (call, err)
+
+
+def test_steps_and_seeds_of_an_appearance_are_obeyed(run, here, photo):
+    call = ("edit", "photo.png", "--from", "a cube", "--to", "a duck", "--appearance", "other.png", "--out", "out")
+    found = [run(*call, "--steps", 4, "--seed", seed, "--json", "eye-for-an-eye") for seed in (0, 1)]
+    assert all(code == 0 for code, _, _ in found), found
+    one, other = (json.loads(out) for _, out, _ in found)
+    assert one["runs"][0]["steps"] < 4 and one["image"] != other["image"]  # of which some are left out
+    assert Image.open(one["image"]).tobytes() != Image.open(other["image"]).tobytes()
+
+
+def test_a_learned_word_that_no_prompt_says_is_noted(run, here, photo):
+    save_file({"emb_params": torch.randn(1, 16)}, "mycat.safetensors")
+    for prompt, noted in (("a cube", True), ("a mycat on grass", False)):
+        code, _, err = run("generate", prompt, *GENERATE[2:], "--embedding", "mycat.safetensors", "--out", "out")
+        assert code == 0 and ("no prompt says 'mycat'" in err) == noted, err
 
 
 def test_places_of_a_set_are_said_to_be_the_first_ones(run, here, photo):

@@ -125,6 +125,8 @@ def distill2d(
     from sfumato.tasks.distill import distill_images, regularised
 
     limit = Ramp.read(clip) if clip else None
+    if limit is not None and any(value <= 0 for _, value in limit.points):
+        raise SfumatoError(f"--clip is the largest value of a gradient, above 0, got {clip}")
     net = loading.load(model, device)
     loading.remark(model, prompt, negative)
     begin = None if init is None else read_image(init, net)

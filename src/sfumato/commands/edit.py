@@ -109,6 +109,8 @@ def edit(
     specs = [spec.strip() for spec in compare.split(",") if spec.strip()]
     if bool(specs) == bool(chain.items):
         raise SfumatoError(f"edit takes methods, or --compare with several; they are: {', '.join(index.words())}")
+    if len({*specs}) < len(specs):
+        raise SfumatoError(f"--compare takes different methods, got {compare}")
     single = {"--appearance": appearance, "--show-attention": show_attention, "--control": steering.control}
     if also and (one := next(filter(single.get, single), None)):
         raise SfumatoError(f"{one} is of one picture alone; leave it or --also out")

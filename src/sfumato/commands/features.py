@@ -9,6 +9,7 @@ import tyro
 
 from sfumato.commands.options import Device, Json, Model, Running, Seed, Side, chosen_side, seed_of
 from sfumato.commands.reading import files_of
+from sfumato.errors import SfumatoError
 from sfumato.io.files import save_tensors, writable
 from sfumato.io.terminal import print_json, print_table, quiet
 from sfumato.tasks import kept
@@ -47,6 +48,8 @@ def features(
     Example: sfumato features view-1.png view-2.png --layers 10 19 23
     """
     given = dict(locals())
+    if not times:
+        raise SfumatoError("--times are training steps of the noise, such as 1 261, and none is given")
     files = files_of(images)
     chosen_side(side)
     seed_of(seed)

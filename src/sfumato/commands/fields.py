@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
+from sfumato.commands.options import seed_of
 from sfumato.errors import SfumatoError, unknown
 from sfumato.methods import index
 from sfumato.tasks import recipes
@@ -65,6 +66,7 @@ def methods(segments: Sequence[Sequence[str]], prog: str) -> Chain:
             config=CONFIG,
             **({"default": cls(**values(recipes.default(f"{word}:{presets[-1]}")))} if presets else {}),
         )
+        seed_of(getattr(item, "seed", 0))
         items.append(entry.method(**values(item)))
     return Chain(tuple(items), tuple(word for word, *_ in segments))
 

@@ -40,8 +40,9 @@ def _said(lines: list[str]) -> str:
     what, *more = (_words(part) for part in re.split("[─-]{8,}", " ".join(lines)))
     if lines[0].startswith("Missing from"):
         command = lines[0].removeprefix("Missing from ").partition(":")[0]
-        named = [line.strip() for line in lines if re.match(r" {4}(?!sfumato )\S", line)]
-        return f"{command} needs {' and '.join(named)}; see {command} --help"
+        named = re.findall(r"^ {4}(?!sfumato )(\S.*)\n((?: {8}.*\n)*)", "\n".join(lines) + "\n", re.MULTILINE)
+        needed = [f"{name} ({_words(about).removesuffix(' (required)').rstrip('.')})" for name, about in named]
+        return f"{command} needs {' and '.join(needed)}; see {command} --help"
     if found := re.match(r"Error parsing ([\w-]+): (.*)", what):
         given = found[2].partition("could be instantiated from")[2].partition("Got errors")[0] or found[2]
         taken = next((line for line in lines if line.startswith(f"    {found[1]} ")), "").split(maxsplit=1)[1:]
@@ -51,7 +52,7 @@ def _said(lines: list[str]) -> str:
         return f"unknown {found[2]} {found[1]}; known: {', '.join(re.findall(_QUOTED, found[3]))}"
     if found := re.match(r"Missing value for argument '(.*)'", what):
         return f"{found[1]} takes a value, and none follows"
-    if found := re.match(r"Unrecognized options: (.*)", what):
+    if found := re.match(r"Unrecognized (?:or misplaced )?options: ([^\s,]+)", what):
         known = next((f"known: {m.partition(': ')[2]}" for m in more if m.startswith("Available subcommands")), "")
         return f"unknown {'command' if known else 'option'} {found[1]}; {known or 'see --help'}"
     return "; ".join(filter(None, (what.rstrip("."), *more[-1:])))

@@ -120,8 +120,8 @@ def seed_of(value: int) -> int:
 
 def bytes_of(memory: float) -> int:
     """What ``--memory`` allows."""
-    if not (math.isfinite(memory) and memory > 0):
-        raise SfumatoError(f"--memory is a number of GiB above 0, got {memory:g}")
+    if not (math.isfinite(memory) and memory >= 0):
+        raise SfumatoError(f"--memory is a number of GiB from 0, got {memory:g}")
     return int(memory * 2**30)
 
 

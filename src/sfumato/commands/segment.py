@@ -81,6 +81,8 @@ def segment(
     if show_attention and not isinstance(first, TextAttribution):
         raise SfumatoError("--show-attention is of text-attribution, which reads where words look")
     vocabulary = tuple(w.strip() for w in names.split(",") if w.strip())
+    if names and not vocabulary:
+        raise SfumatoError(f"--names are words with commas, such as cube,grass, got {names!r}")
     net = loading.load(model, device)
     parts = ready(first, net, labelled=labelled, learned=learned, side=side)
     segmenter = Segmenter(net, parts, cuts, vocabulary, side)
