@@ -19,14 +19,18 @@ from sfumato.bench.ports import faces
 from sfumato.bench.real import real
 from sfumato.core.denoising import denoise
 from sfumato.core.views import Ring
+from sfumato.distill import canvases, distil
 from sfumato.inversion import EDICT, DDIMInversion, invert, reconstruct
 from sfumato.media import pictures
 from sfumato.methods.control import SelfAttentionGuidance
+from sfumato.methods.distill.score_distillation import ScoreDistillation
+from sfumato.methods.distill.score_distillation_via_inversion import CACHED
 from sfumato.methods.edit import BlendedLatents, MasaCtrl, SDEdit
 from sfumato.methods.perceive.diff_seg import DiffSeg
 from sfumato.methods.perceive.dift import DIFT
 from sfumato.prompts.layout import Mask
 from sfumato.reading.reader import read
+from sfumato.tasks import recipes
 
 IMAGES = Path(__file__).parent / "images" / "real"
 SEEDS = [1000, 1001, 1002, 1003]
@@ -100,10 +104,9 @@ POINTS = [[20.5, 28.0], [45.0, 28.0], [32.0, 45.0], [32.0, 8.0], [8.0, 50.0]]
 
 
 def guidance() -> Any:
-    """Without self-attention guidance, and with it at 0.75 and at 2."""
-    return pictures.sheet(
-        torch.cat([plain(), *(sampled(methods=[SelfAttentionGuidance(scale)]) for scale in (0.75, 2.0))]), 4
-    )
+    """Without self-attention guidance, with it as published, and in the later half of the steps."""
+    late = recipes.find("self-attention-guidance", "ddpm64").method
+    return pictures.sheet(torch.cat([plain(), *(sampled(methods=[m]) for m in (SelfAttentionGuidance(), late))]), 4)
 
 
 def sdedit() -> Any:
@@ -131,10 +134,23 @@ def canvas() -> Any:
     return pictures.sheet(wide, 1)
 
 
+def distilled() -> Any:
+    """Score distillation in 100 steps of Adam, and via inversion, of cached noise, in 30 of plain descent."""
+    rows = []
+    for space, method, rule, steps in (
+        ("pixel", ScoreDistillation(), "adam", 100),
+        ("latent", CACHED, "sgd", 30),
+    ):
+        canvas = canvases.canvas(model(), space, 4, SEEDS[0])
+        distil(model(), canvas, "", method, steps, optimiser=canvases.optimiser(rule, space, None), seed=1)
+        rows.append(canvases.shown(model(), canvas))
+    return pictures.sheet(torch.cat(rows), 4)
+
+
 DRAWN: dict[str, Callable[[], Any]] = {
     f.__name__: f
     for f in (
-        samples, inversion, masactrl, segments, matches, guidance, sdedit, blended, canvas,
+        samples, inversion, masactrl, segments, matches, guidance, sdedit, blended, canvas, distilled,
     )
 }  # fmt: skip
 

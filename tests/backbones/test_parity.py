@@ -307,6 +307,18 @@ def cases() -> list[Any]:
     ]
 
 
+@torch.no_grad()
+def test_a_learned_variance_is_that_of_the_prompt(monkeypatch):
+    how = Drawn(stepper=DDPM())
+    pipe = made("deepfloyd", how)
+    assert pipe.scheduler.config.variance_type == "learned_range"
+    model = load(pipe)
+    options = {"guide": guide(model, how), "steps": how.steps, "seed": SEED, "size": (16, 16)}
+    ours = denoise(model, PROMPT, stepper=how.stepper, **options).latents
+    latents, _ = theirs(pipe, model, how, (16, 16), monkeypatch)
+    assert (ours - latents).abs().max() <= 1e-4 * max(1.0, float(latents.abs().max()))
+
+
 @pytest.mark.parametrize(("family", "number"), cases())
 @torch.no_grad()
 def test_it_paints_what_diffusers_paints_or_names_the_option(family, number, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import diffusers
 import families
@@ -131,6 +132,54 @@ def test_a_network_of_classes_is_refused():
     pipe = diffusers.DDPMPipeline(unet=families.wordless(num_class_embeds=3), scheduler=families.ddim())
     with pytest.raises(SfumatoError, match="one of several classes"):
         family("x", pipe)
+
+
+def test_what_is_not_known_is_refused_when_it_is_loaded_and_when_it_is_put_in():
+    with pytest.raises(SfumatoError, match="unknown scheduler 'EDMEulerScheduler'"):
+        family("x", diffusers.DDPMPipeline(unet=families.wordless(), scheduler=diffusers.EDMEulerScheduler()))
+    model = family("x", families.ddpm())
+    model.pipe.unet = families.wordless(num_class_embeds=3)
+    with pytest.raises(SfumatoError, match="one of several classes"):
+        denoise(model, "", steps=1)
+
+
+def test_it_reads_a_row_an_image_and_nothing_beside(models):
+    model = models("ddpm")
+    x, cond = model.latents([0, 1], 16, 16), model.embed(["", ""])
+    with pytest.raises(SfumatoError, match="2 images need 2 rows of conditions, got 1"):
+        model.predict(x, 7.0, cond[:1])
+    for more in (replace(cond, image=x), replace(cond, controls=("edges",))):
+        with pytest.raises(SfumatoError, match="no picture and no controls"):
+            model.predict(x, 7.0, more)
+
+
+def test_what_is_put_in_counts():
+    model = family("x", families.ldm())
+    assert (model.size, model.schedule.kind, model.schedule.train_steps) == (32, "DDIMScheduler", 1000)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    model.pipe.vqvae = diffusers.VQModel(block_out_channels=(4, 4, 4), norm_num_groups=2, **blocks)
+    assert model.size == 64
+    model.pipe.scheduler.register_to_config(num_train_timesteps=500)
+    assert model.schedule.train_steps == 500
+    model.pipe.scheduler = diffusers.DDPMScheduler()
+    assert model.schedule.kind == "DDPMScheduler"
+
+
+def test_predictions_are_float32_and_what_is_seen_is_finite():
+    model = family("x", families.ddpm())
+    model.network.to(torch.bfloat16)
+    x = model.latents([0], 16, 16)
+    assert model.predict(x, 7.0, model.embed([""])).dtype == torch.float32
+    with pytest.raises(SfumatoError, match="latents that are to be seen"):
+        model.decode(x * torch.nan)
+
+
+def test_sides_are_those_of_its_levels_and_autoencoder(models):
+    assert (models("ddpm").size, models("ddpm").multiple) == (16, 2)
+    assert (models("ldm").size, models("ldm").multiple) == (32, 4)
+    plain = {"down_block_types": ("DownBlock2D",) * 3, "up_block_types": ("UpBlock2D",) * 3}
+    network = families.wordless(block_out_channels=(8, 8, 8), **plain)
+    assert family("x", diffusers.DDPMPipeline(unet=network, scheduler=families.ddim())).multiple == 4
 
 
 def test_its_only_prompt_is_the_empty_one(models):
