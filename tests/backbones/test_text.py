@@ -396,7 +396,12 @@ def test_words_of_several_vectors_are_read_whole_and_words_behind_them_found(fre
 )
 def test_learned_words_are_whole_words_however_they_are_written(fresh, name, prompt, same):
     """Each word's vectors in their place, by a model that knows each of them by a name like no other."""
-    given = {"EasyOne": VECTORS[:2], "EasyOne2": VECTORS[1:], "cube": VECTORS[2:], "two words": VECTORS[:1]}
+    given: dict[str, Any] = {
+        "EasyOne": VECTORS[:2],
+        "EasyOne2": VECTORS[1:],
+        "cube": VECTORS[2:],
+        "two words": VECTORS[:1],
+    }
     if name == "sdxl":
         given = {word: {"clip_l": values, "clip_g": values + 1} for word, values in given.items()}
     model, plain = fresh(name, embeddings=given), fresh(name)
