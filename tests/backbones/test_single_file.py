@@ -333,6 +333,8 @@ def test_other_families_files_say_what_they_need(folders, named, tmp_path, kind,
         (["encoder.block.0.layer.0.SelfAttention.q.weight"], "it is a text encoder"),
         (["down_blocks.0.resnets.0.conv1.weight"], "one part of a diffusers model; give the folder above it"),
         (["down_blocks.0.motion_modules.0.x"], "motion module of AnimateDiff"),
+        (["input_blocks.0.0.weight"], "the network alone, without text encoder and VAE; give the whole model"),
+        (["diffusion_model.input_blocks.0.0.weight", "diffusion_model.decoder.x"], "the network alone"),
         (["something"], r"it has 1 tensors of no layout that is known \(first: something\)"),
     ],
 )
@@ -350,6 +352,57 @@ def test_truncated_files_are_said_to_be(folders, tmp_path, keep):
     with pytest.raises(SfumatoError, match="is no safetensors file, or cut off") as e:
         load(str(file), device="cpu")
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("begins", "words"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "is a pointer of Git LFS and not the file itself",
+        ),
+        (b"\n<!DOCTYPE html><html>" + bytes(99), "is a web page and not the file itself; download it again"),
+        (b"PK\x03\x04" + bytes(99), "is a pickle under another name"),
+        (b"\x80\x02}q" + bytes(99), "is a pickle under another name"),
+        (b"GGUF" + bytes(99), r"is quantised \(gguf\), which is not read"),
+    ],
+)
+def test_what_lies_under_a_files_name_is_named(folders, tmp_path, begins, words):
+    file = tmp_path / "it.safetensors"
+    file.write_bytes(begins)
+    for options in ({}, {"lora": file}, {"embeddings": file}, {"vae": file}):
+        with pytest.raises(SfumatoError, match=f"it.safetensors {words}") as e:
+            load(str(folders["sd"] if options else file), device="cpu", **options)
+        assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["blob", "MODEL.SAFETENSORS", "my modèle v1.5"])
+def test_a_file_is_known_by_what_is_in_it_and_not_by_its_name(folders, tmp_path, name):
+    file = file_of(pipeline(folders["sd"]), tmp_path)
+    (place := tmp_path / "a folder é").mkdir()
+    file.rename(place / "there")
+    (place / name).symlink_to("there")  # as the hub's cache
+    model = load(place / name, device="cpu", config=str(folders["sd"]))
+    assert torch.equal(painted(model), painted(load(str(folders["sd"]), device="cpu")))
+
+
+@pytest.mark.parametrize("scale", ["scale_weight", "weight_scale", "weight_scale_inv", "weight.absmax", "comfy_quant"])
+def test_weights_that_are_to_be_scaled_are_refused(folders, tmp_path, scale):
+    """diffusers would leave the scales out, and paint with other weights."""
+    key = f"model.diffusion_model.input_blocks.0.0.{scale}"
+    file = file_of(pipeline(folders["sd"]), tmp_path, **{key: torch.tensor(0.5)})
+    with pytest.raises(SfumatoError, match=rf"is quantised: its weights are to be multiplied by scales \({key}\)"):
+        load(file, device="cpu", config=str(folders["sd"]))
+
+
+def test_plain_float8_is_read(folders, tmp_path):
+    pipe, state = pipeline(folders["sd"]), {}
+    for key, values in layouts.checkpoint(pipe).items():
+        state[key] = values.to(torch.float8_e4m3fn) if key.startswith("model.") and values.ndim > 1 else values
+    save_file(state | {"scaled_fp8": torch.zeros(0)}, tmp_path / "it.safetensors")
+    model: Any = load(tmp_path / "it.safetensors", device="cpu", config=str(folders["sd"]))
+    weight = pipe.unet.conv_in.weight
+    assert torch.equal(model.pipe.unet.conv_in.weight, weight.to(torch.float8_e4m3fn).float())
 
 
 def test_pickles_and_quantised_files_are_refused_with_what_to_do(folders, tmp_path):

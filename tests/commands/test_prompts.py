@@ -121,4 +121,4 @@ def test_a_learned_word_and_skipped_layers(call, tmp_path):
     code, _, err = call("generate", "a toy", *plain, "--embedding", tmp_path / "wide.safetensors")
     assert code == 2 and "'wide' is 32 wide, and stilllife reads words of 16" in err
     code, _, err = call("generate", "a toy", *plain, "--embedding", tmp_path / "none.safetensors")
-    assert code == 2 and "cannot be read as an embedding" in err
+    assert code == 2 and "there is no file" in err

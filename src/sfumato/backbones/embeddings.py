@@ -1,7 +1,8 @@
 """Learned words (textual inversion): vectors of one's own that text encoders read for a new word of the prompt.
 
 Files are safetensors of diffusers (``{word: vectors}``), of A1111 (``emb_params``; the word is the file's name), or of
-SDXL (``clip_l`` and ``clip_g``, for its two encoders).
+SDXL (``clip_l`` and ``clip_g``, for its two encoders). They are found in prompts
+as whole words, large or small, as CLIP does not tell capitals from small letters.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ from typing import Any
 
 from torch import Tensor
 
+from sfumato.backbones import single_file
 from sfumato.backbones.folder import WEIGHTS
-from sfumato.backbones.text import quietly
-from sfumato.errors import SfumatoError, first_line
+from sfumato.backbones.text import quietly, token_of
+from sfumato.errors import SfumatoError, finite
 
 Vectors = Tensor | Mapping[str, Tensor]
 """Of shape (width) or (n, width); of SDXL by ``clip_l`` and ``clip_g``."""
-Embeddings = Mapping[str, str | Path | Vectors] | Sequence[str | Path]
-"""Files, or words with their files or vectors."""
+Embeddings = Mapping[str, str | Path | Vectors] | Sequence[str | Path] | str | Path
+"""A file or several, or words with their files or vectors."""
+_OLD = {"text_encoders_0": "clip_l", "text_encoders_1": "clip_g"}  # as diffusers once wrote them
 _ENCODERS = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
 
 
 def read(file: str | Path) -> tuple[str, Vectors]:
     """The word of a file, and its vectors. Raises ``SfumatoError`` for a file that holds none."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = Path(file)
@@ -35,17 +37,13 @@ def read(file: str | Path) -> tuple[str, Vectors]:
             "weights_only=True); safetensors.torch.save_file({'emb_params': x['string_to_param']['*'].detach()} if "
             "'string_to_param' in x else x, NEW)"
         )
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as e:
-        raise SfumatoError(f"{file} cannot be read as an embedding: {first_line(e)}") from e
+    single_file.tensors(file)  # says what is wrong with it
+    tensors = {_OLD.get(key, key): values for key, values in load_file(file).items()}
     if tensors and tensors.keys() <= _ENCODERS.keys():
         return file.stem, tensors
     if len(tensors) != 1:
-        raise SfumatoError(
-            f"{file} is no embedding: of that there is one tensor, or clip_l and clip_g, and it has {len(tensors)} "
-            f"({', '.join([*tensors][:3]) or 'none'}, ...)"
-        )
+        what = single_file.instead(tensors) if single_file.is_lora(tensors) else f"it has {', '.join([*tensors][:3])}"
+        raise SfumatoError(f"{file} is no embedding, which is one tensor, or clip_l and clip_g: {what}")
     ((name, vectors),) = tensors.items()
     return (file.stem if name == "emb_params" else name), vectors
 
@@ -54,12 +52,15 @@ def add(pipe: Any, name: str, embeddings: Embeddings) -> None:
     """Teach the encoders of a pipeline new words. Raises ``SfumatoError`` for what is not of their widths."""
     encoders = {key: parts for key, parts in _ENCODERS.items() if getattr(pipe, parts[0], None) is not None}
     widths = {key: getattr(pipe, parts[0]).get_input_embeddings().weight.shape[-1] for key, parts in encoders.items()}
+    if isinstance(embeddings, str | Path):
+        embeddings = [embeddings]
     if isinstance(embeddings, Mapping):
         found = [(word, read(e)[1] if isinstance(e, str | Path) else e) for word, e in embeddings.items()]
     else:
         found = [read(file) for file in embeddings]
     for word, given in found:
         vectors = {next(iter(widths)): given} if isinstance(given, Tensor) else given
+        _check(word, vectors)
         wide = {key: each.shape[-1] for key, each in vectors.items()}
         if wide != widths:
             raise SfumatoError(
@@ -68,11 +69,27 @@ def add(pipe: Any, name: str, embeddings: Embeddings) -> None:
             )
         for key, each in vectors.items():
             encoder, tokenizer = (getattr(pipe, part) for part in encoders[key])
-            try:
-                with quietly():
-                    pipe.load_textual_inversion(each, token=word, text_encoder=encoder, tokenizer=tokenizer)
-            except ValueError as e:
-                raise SfumatoError(f"{name} cannot learn {word!r}: {first_line(e)}") from e
+            rows = [*each.reshape(-1, each.shape[-1])]
+            tokens = [token_of(word, i) for i in range(len(rows))]
+            if tokens[0] in tokenizer.added_tokens_encoder:
+                raise SfumatoError(
+                    f"{name} has learned {word!r} already; call the other otherwise: FILE:WORD, {{word: file}}"
+                )
+            with quietly():
+                pipe.load_textual_inversion(rows, token=tokens, text_encoder=encoder, tokenizer=tokenizer)
+
+
+def _check(word: str, vectors: Mapping[str, Tensor]) -> None:
+    """Refuse what are no vectors, or of two encoders not as many."""
+    shapes = [tuple(each.shape) for each in vectors.values()]
+    counts = {1 if len(shape) == 1 else shape[0] for shape in shapes}
+    if any(len(shape) not in (1, 2) or 0 in shape for shape in shapes) or len(counts) != 1:
+        raise SfumatoError(
+            f"the embedding {word!r} has the shapes {', '.join(map(str, shapes))}; vectors are (width) or (n, width), "
+            "of two encoders as many"
+        )
+    for each in vectors.values():
+        finite(each, f"the embedding {word!r}", "the file is damaged; take another")
 
 
 def _widths(wide: Mapping[str, int]) -> str:

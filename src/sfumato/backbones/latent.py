@@ -21,7 +21,6 @@ from sfumato.core.schedule import Schedule
 from sfumato.core.taps import weighed
 from sfumato.errors import SfumatoError
 from sfumato.io.terminal import note
-from sfumato.prompts.weights import plain
 from sfumato.prompts.words import WordsRead
 
 _MANY = 1000  # texts that are remembered
@@ -123,7 +122,7 @@ class Latent(Backbone):
                 if remark := self.text.remark(prompt):
                     note(remark)
             with quietly():
-                parts = self._encode([plain(p) for p in new], skip) if new else {}
+                parts = self._encode([self.text.told(p) for p in new], skip) if new else {}
             parts = {k: v.float() if v.is_floating_point() else v for k, v in parts.items()}
             self._known |= {(p, skip): {k: v[i] for k, v in parts.items()} for i, p in enumerate(new)}
         rows = {k: torch.stack([self._known[a][k] for a in asked]) for k in self._known[asked[0]]}

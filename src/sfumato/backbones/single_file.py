@@ -48,6 +48,18 @@ _BESIDE = {
     8: {"UNet": "StableDiffusionInstructPix2PixPipeline", "SDXL": "StableDiffusionXLInstructPix2PixPipeline"},
 }  # what networks of so many channels are
 _LORA = r"lora_(up|down|A|B)\b|[._]lora\.(up|down)\b|lora_linear_layer\.|\.(hada|lokr)_w1|^lora_\w+\.diff$"
+_FALSE = (
+    (
+        b"version https://git-lfs",
+        "a pointer of Git LFS and not the file itself; run git lfs pull, or download it again",
+    ),
+    (b"<", "a web page and not the file itself; download it again, where the site wants it after a log-in"),
+    (b"PK\x03\x04", "a pickle under another name, which is not read, as it may run code"),
+    (b"\x80", "a pickle under another name, which is not read, as it may run code"),
+    (b"GGUF", "quantised (gguf), which is not read; load the model's .safetensors"),
+)
+"""How files begin that are none, and what they are."""
+_SCALED = re.compile(r"\.(scale_weight|weight_scale(_inv)?|absmax|quant_map|comfy_quant)$")
 _OTHERS = (
     (_LORA, "a LoRA; give it to a model as lora (--lora FILE)"),
     (
@@ -55,6 +67,7 @@ _OTHERS = (
         "a ControlNet, which steers a model; give it beside the model (--controlnet FILE --control PICTURE, or "
         "denoise(controls=[ControlNet(controlnets.read(FILE, model), picture)]))",
     ),
+    (r"^(diffusion_model\.)?input_blocks\.", "the network alone, without text encoder and VAE; give the whole model"),
     (r"^(image_proj|ip_adapter)\.", "an IP-Adapter; load a model, and call model.pipe.load_ip_adapter"),
     (r"motion_modules\.", "a motion module of AnimateDiff, and nothing here paints videos by one"),
     (
@@ -93,7 +106,20 @@ def tensors(file: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise SfumatoError(f"there is no file {file}") from None
     except (OSError, ValueError, SafetensorError) as e:
-        raise SfumatoError(f"{file} is no safetensors file, or cut off: {first_line(e)}") from e
+        raise SfumatoError(_unread(file, e)) from e
+
+
+def _unread(file: Path, error: Exception) -> str:
+    """Why a file gives no tensors: what it is instead, by its first bytes."""
+    if file.is_dir():
+        return f"{file} is a folder; a .safetensors file is meant"
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(64).lstrip()
+    except OSError as e:
+        return f"cannot read {file}: {e.strerror or e}"
+    what = next((what for begin, what in _FALSE if head.startswith(begin)), None)
+    return f"{file} is {what or f'no safetensors file, or cut off: {first_line(error)}'}"
 
 
 def read(file: Path, config: str | None, dtype: torch.dtype, parts: Mapping[str, Any]) -> Any:
@@ -105,6 +131,11 @@ def read(file: Path, config: str | None, dtype: torch.dtype, parts: Mapping[str,
     shapes = tensors(file)
     if not any(map(_MODEL.match, shapes)):
         raise SfumatoError(f"{file} holds no model: {instead(shapes)}")
+    if scale := next(filter(_SCALED.search, shapes), None):
+        raise SfumatoError(
+            f"{file} is quantised: its weights are to be multiplied by scales ({scale}), which diffusers leaves out; "
+            "take the file in float16, bfloat16, or plain float8"
+        )
     if config is not None and config not in configs() and not Path(config).is_dir():
         raise unknown("config", config, (*configs(), "a diffusers folder"))
     if config is not None and Path(config).is_dir():
@@ -235,6 +266,11 @@ def _converted(file: Path, place: Path, dtype: torch.dtype, parts: Mapping[str, 
 def _from_file(pipeline: Any, file: Path, options: Mapping[str, Any]) -> Any:
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
+    if file.suffix != ".safetensors":  # by which diffusers knows them
+        with TemporaryDirectory() as place:
+            named = Path(place) / f"{file.stem}.safetensors"
+            named.symlink_to(file.resolve())
+            return _from_file(pipeline, named, options)
     try:
         return pipeline.from_single_file(str(file), **options)
     except NotImplementedError as e:  # torch does not move what has no numbers

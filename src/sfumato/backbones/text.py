@@ -20,6 +20,7 @@ from sfumato.prompts import weights
 from sfumato.prompts.words import WordsRead
 
 _NAMED = 12  # words in a note
+_TOKEN = re.compile(r"<(.+)\|\d+>")
 
 
 @contextmanager
@@ -113,6 +114,10 @@ class Text:
     @property
     def tokenizer(self) -> Any:
         return getattr(self.pipe, self.readers[0].part)
+
+    def told(self, prompt: str) -> str:
+        """What the encoders are given: without weights, and with learned words as the tokenizer has them."""
+        return _spelled(weights.plain(prompt), self.tokenizer)[0]
 
     def words(self, prompt: str) -> WordsRead:
         """The words of a prompt, without their weights, and which tokens of the text each became."""
@@ -211,14 +216,15 @@ class Text:
         """The text that a tokenizer is given, and which letter of ``text`` each of its letters comes from."""
         if (clean := self.clean(text)) != text:
             return clean, _aligned(text, clean)
+        text, before = _spelled(text, tokenizer)
         convert = getattr(self.pipe, "maybe_convert_prompt", None)
         if convert is None or not tokenizer.added_tokens_encoder:
-            return text, [*range(len(text))]
+            return text, before
         out, origin = "", []
         for found in re.finditer(r"\s+|\S+", text):
             part = found[0] if found[0].isspace() else convert(found[0], tokenizer)
             out += part
-            origin += [found.start() + at for at in _aligned(found[0], part)]
+            origin += [before[found.start() + at] for at in _aligned(found[0], part)]
         return out, origin
 
 
@@ -230,6 +236,29 @@ def t5_text(name: str, pipe: Any, tokens: int) -> Text:
             return pipe._text_preprocessing(text, clean_caption=True)[0]
 
     return Text(name, pipe, [Reader("tokenizer", tokens)], clean)
+
+
+def token_of(word: str, number: int) -> str:
+    """What a tokenizer knows a vector of a learned word as: a name that no prompt has, nor another word within it."""
+    return f"<{' '.join(word.lower().split())}|{number}>"
+
+
+def _spelled(text: str, tokenizer: Any) -> tuple[str, list[int]]:
+    """With whole learned words, large or small, as their vectors' tokens; and where each letter was."""
+    known: dict[str, list[str]] = {}
+    for token in tokenizer.added_tokens_encoder:
+        if found := _TOKEN.fullmatch(token):
+            known.setdefault(found[1], []).append(token)
+    if not known:
+        return text, [*range(len(text))]
+    longest_first = "|".join(re.escape(word).replace(r"\ ", r"\s+") for word in sorted(known, key=len, reverse=True))
+    out, origin, at = "", [], 0
+    for found in re.finditer(rf"(?<!\w)(?:{longest_first})(?!\w)", text, re.IGNORECASE):
+        tokens = " ".join(known[" ".join(found[0].lower().split())])
+        out += text[at : found.start()] + tokens
+        origin += [*range(at, found.start()), *[found.start()] * len(tokens)]
+        at = found.end()
+    return out + text[at:], [*origin, *range(at, len(text))]
 
 
 def _word_of(text: str) -> list[int]:

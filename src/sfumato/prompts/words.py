@@ -37,7 +37,10 @@ def spans(words: Words, wanted: str) -> list[int]:
     if not found:
         raise SfumatoError(f"the prompt has no {wanted!r}; its words are: {', '.join(map(_bare, have))}")
     places = [place for at in found for _, place in words[at : at + len(asked)]]
-    return [token for place in places for token in range(place.start, place.stop)]
+    tokens = [token for place in places for token in range(place.start, place.stop)]
+    if not tokens:
+        raise SfumatoError(f"{wanted!r} has no tokens of its own in this prompt; ask for what it is part of")
+    return tokens
 
 
 def _found(have: Sequence[str], asked: Sequence[str]) -> list[int]:
