@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import families
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
@@ -85,6 +87,34 @@ def test_every_figure_is_measured(folder, run, tmp_path, monkeypatch):
     assert found["plain_error"] <= 1e-4 and found["exact_psnr"] >= 45
     assert found["ddim_refined_psnr"] > found["ddim_psnr"]
     assert (tmp_path / "out" / "samples.png").exists()
+
+
+def test_samples_of_two_seeds_are_others():
+    batches = [real.RealSession(6, seed, torch.device("cpu"), None).batches for seed in (1, 2)]
+    assert batches == [[[1000 * n + i for i in range(4)], [1000 * n + 4, 1000 * n + 5]] for n in (1, 2)]
+
+
+def test_an_error_to_either_side_counts(folder, monkeypatch):
+    monkeypatch.setattr(real, "STEPS", 2)
+    session = real.RealSession(1, 1, torch.device("cpu"), None)
+    for way in (-100, 100):
+        monkeypatch.setattr(real, "denoise", lambda *_, way=way, start, **__: SimpleNamespace(latents=start + way))
+        monkeypatch.setattr(real.RealSession, "ratio", lambda self, ours, theirs: float(ours().mean()))
+        found = real.plain(session)
+        assert found["plain_error"] > 50 and found["plain_vs_diffusers"] == pytest.approx(way, abs=1)
+
+
+def test_figures_are_of_what_they_are_called(monkeypatch):
+    """The worse of two inversions, and detail with guidance over detail without."""
+    session = real.RealSession(2, 1, torch.device("cpu"), None)
+    dB = {"EditFriendly": [50.0, 60.0], "EDICT": [55.0, 58.0]}
+    monkeypatch.setattr(real, "found_again", lambda _, how: np.array(dB[type(how).__name__]))
+    assert real.exactly(session)["exact_psnr"].tolist() == [50.0, 58.0]
+    flat = 0.1 * torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(real.RealSession, "samples", flat)
+    monkeypatch.setattr(real.RealSession, "painted", lambda self, methods: flat * (3 if methods[0].since else 0.5))
+    assert real.attended(session)["sag_detail"] == pytest.approx([9.0, 9.0])
+    assert real.attended(session)["sag_published_detail"] == pytest.approx([0.25, 0.25])
 
 
 def test_missing_data_is_named(run, monkeypatch, tmp_path):
