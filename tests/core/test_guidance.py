@@ -17,7 +17,8 @@ from sfumato.backbones.load import family, load
 from sfumato.core.denoising import denoise, plan
 from sfumato.core.guidance import CFG, Composed, Distilled, ImageTextCFG, PerpNeg, cfg, guided, reads_scale, remark
 from sfumato.core.schedule import Schedule
-from sfumato.core.steppers import DDIM, LCM, Euler, suited
+from sfumato.core.steppers import DDIM, LCM, Euler
+from sfumato.core.suited import suited
 from sfumato.distill import Latents, distil
 from sfumato.errors import SfumatoError
 from sfumato.inversion import EDICT, DDIMInversion, Direct, EditFriendly, NullText, RFInversion, invert, reconstruct
@@ -170,7 +171,7 @@ TURBO = {"timestep_spacing": "trailing", **families.BETAS}
         (diffusers.EulerDiscreteScheduler(**TURBO), {}, DDIM(), 1.0),
         (diffusers.TCDScheduler(), {}, DDIM(), 1.0),
         (diffusers.EulerDiscreteScheduler(**TURBO, prediction_type="v_prediction"), {}, DDIM(), None),
-        (diffusers.EulerAncestralDiscreteScheduler(**families.BETAS), {}, DDIM(), None),
+        (diffusers.EulerAncestralDiscreteScheduler(**families.BETAS), {}, Euler(ancestral=True), None),
         (families.ddim(), {}, DDIM(), None),
     ],
 )

@@ -11,7 +11,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.core.denoising import denoise
 from sfumato.core.schedule import Schedule, joined
-from sfumato.core.steppers import DDIM, DDPM, LCM, DPMSolver, Euler, limiting
+from sfumato.core.solvers import DPMSolver
+from sfumato.core.steppers import DDIM, DDPM, LCM, Euler, limiting
 from sfumato.errors import SfumatoError
 from sfumato.stilllife import networks
 
@@ -108,7 +109,7 @@ def run(stepper, times: list[int], noises: list[torch.Tensor], network) -> torch
     schedule = Schedule.read(SD)
     steps = len(times)
     levels = joined(schedule.at(times), schedule.levels(1)[1])
-    move, x = stepper.start(), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    move, x = stepper.start(schedule, steps), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     for i in range(steps):
         x0, eps = schedule.x0_and_eps(network(x, levels[i].t), x, levels[i])
         x = move(x, x0, eps, levels[i], levels[i + 1], lambda z=noises[i]: z)
@@ -158,13 +159,13 @@ def test_data_is_limited_as_in_the_schedulers_own_step(kind, limit, monkeypatch)
     scheduler.set_timesteps(10)
     schedule, noise = Schedule.read(scheduler), torch.zeros(2, 4, 8, 8)
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: noise)
-    move = limiting((DDIM() if kind is DDIMScheduler else DDPM()).start(), schedule)
+    move = limiting((DDIM() if kind is DDIMScheduler else DDPM()).start(schedule, 10), schedule)
     x, levels = 2 * torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), schedule.levels(10)
     eps = network(x, 500.0)
     wanted = scheduler.step(eps, scheduler.timesteps[5], x).prev_sample
     x0, eps = schedule.x0_and_eps(eps, x, levels[5])
     torch.testing.assert_close(move(x, x0, eps, levels[5], levels[6], lambda: noise), wanted, atol=1e-4, rtol=1e-4)
-    assert (DDIM().start()(x, x0, eps, levels[5], levels[6], lambda: noise) - wanted).abs().max() > 1e-2
+    assert (DDIM().start(schedule, 10)(x, x0, eps, levels[5], levels[6], lambda: noise) - wanted).abs().max() > 1e-2
 
 
 def test_ddpm_is_the_ancestral_sampler_of_the_paper(monkeypatch):
@@ -179,7 +180,7 @@ def test_ddpm_is_the_ancestral_sampler_of_the_paper(monkeypatch):
         eps = network(x, levels[i].t)
         b = scheduler.step(eps, scheduler.timesteps[i], x).prev_sample
         x0, _ = schedule.x0_and_eps(eps, x, levels[i])
-        a = DDPM().start()(x, x0, eps, levels[i], levels[i + 1], lambda z=noises[i]: z)
+        a = DDPM().start(schedule, 10)(x, x0, eps, levels[i], levels[i + 1], lambda z=noises[i]: z)
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
         x = a
 
@@ -199,5 +200,5 @@ def test_ancestral_euler_is_k_diffusions(monkeypatch):
         t = scheduler.timesteps[i]
         k = scheduler.step(network(scheduler.scale_model_input(k, t), float(t)), t, k).prev_sample
         x0, eps = schedule.x0_and_eps(network(x, levels[i].t), x, levels[i])
-        x = Euler(True).start()(x, x0, eps, levels[i], levels[i + 1], lambda z=noises[i]: z)
+        x = Euler(True).start(schedule, 10)(x, x0, eps, levels[i], levels[i + 1], lambda z=noises[i]: z)
         torch.testing.assert_close(x / levels[i + 1].alpha, k, atol=2e-3, rtol=2e-3)
