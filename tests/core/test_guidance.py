@@ -189,6 +189,14 @@ def test_a_distilled_model_runs_by_what_it_was_distilled_for(scheduler, network,
     assert suited(Schedule.read(diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True))) == LCM(None)
 
 
+@pytest.mark.parametrize(
+    ("name", "scale"), [("stable-diffusion-3.5-large-turbo", 1.0), ("SD3-Turbo", 1.0), ("sd3", None)]
+)
+def test_stable_diffusion_3_5_turbo_is_known_by_its_name(name, scale):
+    model = family(name, families.sd3())
+    assert model.distilled == scale and guided(model, None) == CFG(scale or 7.5)
+
+
 def test_a_guidance_that_leaves_words_out_is_remarked(sd, flux):
     assert "leaves the prompt out; for models distilled to run without guidance say 1" in str(remark(sd, 0.0))
     assert "only in part" in str(remark(sd, 0.5)) and "negative prompt is not read" in str(remark(sd, 1.0, "rain"))

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.core.denoising import denoise
 from sfumato.core.schedule import Schedule, joined
-from sfumato.core.solvers import DPMSolver
+from sfumato.core.solvers import DEIS, LMS, PLMS, DPMSolver, Heun, Midpoint, Singlestep, UniPC
 from sfumato.core.steppers import DDIM, DDPM, LCM, Euler, limiting
 from sfumato.errors import SfumatoError
 from sfumato.stilllife import networks
@@ -19,7 +19,11 @@ from sfumato.stilllife import networks
 SD = {"_class_name": "DDIMScheduler", **networks.scheduler().config}
 CLEAN = {**SD, "set_alpha_to_one": True}
 MEAN = torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
-STEPPERS = [DDIM(), DDIM(0.5), DDPM(), Euler(), Euler(ancestral=True), DPMSolver(), LCM(), LCM(None)]
+SECOND = [DPMSolver(), DPMSolver(3), DPMSolver(data=False), Singlestep(), DEIS(), UniPC(), UniPC(3), Heun(), Midpoint()]
+SECOND += [LMS(2), LMS(), PLMS()]
+"""Of second order and more."""
+STEPPERS = [DDIM(), DDIM(0.5), DDPM(), DDPM(large=True), Euler(), Euler(ancestral=True), LCM(), LCM(None), *SECOND]
+STEPPERS += [DPMSolver(tau=1.0), Singlestep(tau=1.0), Midpoint(ancestral=True), UniPC(tau=lambda t: 1.0, rule="bh1")]
 
 
 def exact(std: float, mean: torch.Tensor = MEAN) -> Exact:
@@ -89,12 +93,15 @@ def test_ddim_converges_on_the_ode_in_first_order(stepper):
     assert all(1.6 < a / b < 2.4 for a, b in itertools.pairwise(errors)), errors
 
 
-def test_dpm_solver_converges_in_second_order():
-    errors = [ode(0.5, n, DPMSolver()) for n in (50, 100)]
+@pytest.mark.parametrize("stepper", SECOND, ids=repr)
+def test_the_others_converge_in_second_order(stepper):
+    errors = [ode(0.5, n, stepper) for n in (50, 100)]
     assert errors[0] / errors[1] > 3 and errors[1] < 0.3 * ode(0.5, 100, DDIM()), errors
 
 
-@pytest.mark.parametrize("stepper", [DDPM(), Euler(ancestral=True)], ids=repr)
+@pytest.mark.parametrize(
+    "stepper", [DDPM(), Euler(ancestral=True), DPMSolver(tau=1.0), Midpoint(ancestral=True)], ids=repr
+)
 def test_noisy_steppers_sample_the_gaussian(stepper):
     model = exact(0.5, torch.full((1, 1, 16, 16), 0.3))
     seeds = list(range(64))
