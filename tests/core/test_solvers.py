@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import inspect
 import sys
+from dataclasses import replace
 from typing import Any
 
 import diffusers
+import families
 import pytest
 import torch
 from torch import Tensor
 
+from sfumato.backbones.load import family
+from sfumato.core.denoising import denoise, plan
 from sfumato.core.schedule import KNOWN, Schedule
-from sfumato.core.steppers import Stepper, limiting
+from sfumato.core.solvers import PLMS, DPMSolver, Heun
+from sfumato.core.steppers import DDIM, Stepper, limiting
 from sfumato.core.suited import differs, suited
+from sfumato.errors import SfumatoError
+from sfumato.inversion import DDIMInversion, invert
+from sfumato.methods.control import PerturbedAttention, UniversalGuidance
 
 BETAS = {"beta_start": 0.0085, "beta_end": 0.12, "beta_schedule": "scaled_linear", "num_train_timesteps": 100}
 THOUSAND = {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
@@ -132,3 +140,59 @@ def test_steps_are_those_of_the_scheduler_itself(kind, config, monkeypatch):
 
 def test_every_scheduler_is_compared():
     assert set(KNOWN) - set(CASES) == {"DDIMParallelScheduler", "DDPMParallelScheduler", "ScoreSdeVeScheduler"}
+
+
+def remarkable(kind: str, **config: Any) -> str | None:
+    return differs(Schedule.read(getattr(diffusers, kind)(**config)))
+
+
+def test_what_is_not_the_schedulers_own_step_to_the_letter_is_said():
+    assert "learned_range is not read" in str(remarkable("DDPMScheduler", variance_type="learned_range"))
+    assert "fixed_large_log" in str(remarkable("DDPMScheduler", variance_type="fixed_large_log"))
+    assert "without Runge and Kutta's" in str(remarkable("PNDMScheduler"))
+    assert "without its corrector" in str(remarkable("ScoreSdeVeScheduler"))
+    third = {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}
+    for kind in ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"):
+        assert "k-diffusion's signs" in str(remarkable(kind, **third))
+        assert remarkable(kind, **third | {"solver_order": 2}) is None
+    unipc = Schedule.read(diffusers.UniPCMultistepScheduler())
+    assert "solver_p" in str(differs(replace(unipc, config={**unipc.config, "solver_p": object()})))
+
+
+REPEATING = UniversalGuidance(lambda x0: x0.square().sum(), 0.01, "x0", repeats=2, network=False)
+
+
+@pytest.fixture(scope="module")
+def pndm() -> Any:
+    return family("tiny", families.stable_diffusion(scheduler=diffusers.PNDMScheduler(skip_prk_steps=True)))
+
+
+def test_methods_and_plans_count_what_a_stepper_visits(pndm):
+    seen: list[float] = []
+    denoise(pndm, "a", steps=4, size=64, guide=1, callback=lambda step: seen.append(float(step.level.t)))
+    assert seen == [751, 501, 501, 251, 1]
+    options: dict[str, Any] = {"steps": 4, "size": 64, "guide": 1, "methods": [PerturbedAttention()]}
+    assert plan(pndm, "a", **options).run.steps == 5
+    assert plan(pndm, "a", **options, stepper=DDIM()).run.steps == 4
+    assert plan(pndm, "a", **options, stepper=Heun()).run.steps == 7
+
+
+def test_steps_that_are_repeated_are_ddims_unless_a_stepper_was_chosen(pndm, capsys):
+    options: dict[str, Any] = {"steps": 3, "size": 64, "guide": 1, "methods": [REPEATING]}
+    own = denoise(pndm, "a", **options).latents
+    assert "they are DDIM's and not those of the model's PNDMScheduler" in capsys.readouterr().err
+    assert torch.equal(own, denoise(pndm, "a", stepper=DDIM(), **options).latents) and not capsys.readouterr().err
+    assert plan(pndm, "a", **options).run.steps == 3
+    with pytest.raises(SfumatoError, match="PLMS remembers the last step and cannot repeat one; take DDIM"):
+        denoise(pndm, "a", stepper=PLMS(), **options)
+
+
+def test_a_path_is_followed_by_its_own_stepper_and_at_its_own_levels(pndm):
+    path = invert(pndm, torch.rand(1, 3, 64, 64), "a", DDIMInversion(steps=3))
+    assert path.stepper == DDIM()
+    steps: list[int] = []
+    denoise(pndm, "a", start=path, guide=1, callback=lambda step: steps.append(step.i))
+    assert steps == [0, 1, 2]
+    denoise(pndm, "a", start=path, guide=1, stepper=DPMSolver())
+    with pytest.raises(SfumatoError, match="Heun asks the network at more levels than the path has; take DDIM"):
+        denoise(pndm, "a", start=path, guide=1, stepper=Heun())
