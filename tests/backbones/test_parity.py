@@ -63,9 +63,13 @@ class Dice(random.Random):
 
 
 def betas(dice: Dice, kind: str) -> dict[str, Any]:
-    """Some end as near to no image as checkpoints do: cosine betas, or a large ``beta_end``."""
+    """Some end as near to no image as checkpoints do: cosine betas, or a large ``beta_end``. From there the midpoint's
+    first step multiplies float32's rounding by sigma twice, so that there is nothing left to compare.
+    """
     if dice.random() < 0.15:
         return {"trained_betas": torch.linspace(0.001, 0.02, 500).tolist(), "num_train_timesteps": 500}
+    if kind.startswith("KDPM2"):
+        return {"beta_end": 0.012, **dice.some(beta_schedule=("linear", "scaled_linear"), beta_start=(0.0001, 0.00085))}
     own = {"DDPMScheduler": ("laplace", "sigmoid"), "HeunDiscreteScheduler": ("exp",)}.get(kind, ())
     return dice.some(
         beta_schedule=("linear", "scaled_linear", "squaredcos_cap_v2", *own), beta_start=(0.0001, 0.00085),
@@ -111,7 +115,7 @@ def noising(dice: Dice, drawn: Drawn, kinds: tuple[str, ...] = VP, variances: tu
     if kind in ("DDIMScheduler", "PNDMScheduler") and options["timestep_spacing"] == "linspace":
         options["timestep_spacing"] = "trailing"
     if kind == "DDPMScheduler":
-        options["variance_type"] = dice.choice(("fixed_small", "fixed_small_log", "fixed_large", *variances))
+        options["variance_type"] = dice.choice(("fixed_small", "fixed_small_log", *variances))
         if "small" not in options["variance_type"]:
             options |= {"timestep_spacing": "leading", "steps_offset": 0}
     drawn.steps = dice.choice((1, 2, 4) if kind == "LCMScheduler" else (1, 2, 4, 5))
@@ -233,7 +237,7 @@ def drawn(family: str, number: int) -> Drawn:
         )  # fmt: skip
         parts["t5"] = t5(dice)
         kinds = ("DDPMScheduler", "DDPMScheduler", *SOLVERS[:2])
-        parts["scheduler"] = noising(dice, out, kinds, ("learned_range",) * 3)
+        parts["scheduler"] = noising(dice, out, kinds, ("fixed_large", "learned_range", "learned_range"))
     elif family == "pixart":
         parts["network"] = dice.some(
             num_layers=(1, 3), patch_size=(1, 2), interpolation_scale=(1, 2), attention_bias=(True, False),
@@ -319,7 +323,7 @@ def reach(levels: Levels) -> float:
     """The largest number by which noise stands over the image on the way, without the infinite.
 
     What is left of the image there, and what is said of it, has so much of float32's rounding: betas that end at no
-    image have 4000 to 300000, where others have 15.
+    image have 2000 to 300000, where others have 15. In float64 ours are nearer to these than diffusers' in float32.
     """
     ratio = levels.all.sigma / levels.all.alpha
     return float(ratio[ratio.isfinite()].max())
@@ -376,6 +380,7 @@ def test_it_paints_what_diffusers_paints_or_names_the_option(family, number, tmp
     assert isinstance(model.size, int)
     ours = denoise(model, PROMPT, guide=guide(model, how), steps=how.steps, seed=SEED, size=(height, width))
     latents, images = theirs(pipe, model, how, (height, width), monkeypatch)
-    rounding = 2**-21 * reach(model.levels(how.steps, x.shape[-2:]))
+    far = reach(model.levels(how.steps, x.shape[-2:]))
+    rounding = 2**-18 * far if far > 100 else 0.0
     assert (ours.latents - latents).abs().max() <= 1e-4 * max(1.0, float(latents.abs().max())) + rounding, how
     assert (ours.images - images).abs().max() <= 1e-4 + rounding, how

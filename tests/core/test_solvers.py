@@ -41,7 +41,7 @@ DPM: list[dict[str, Any]] = [
 ]
 CASES: dict[str, list[dict[str, Any]]] = {
     "DDIMScheduler": [{}, {**V, "rescale_betas_zero_snr": True}, {"clip_sample": True, "clip_sample_range": 0.5}],
-    "DDPMScheduler": [{"variance_type": "fixed_large"}, {"variance_type": "fixed_small_log"}, {"clip_sample": True},
+    "DDPMScheduler": [{"variance_type": "fixed_small_log"}, {"clip_sample": True},
                       COSINE],
     "EulerDiscreteScheduler": [{}, KARRAS, TRAILING, V, MIN, COSINE],
     "EulerAncestralDiscreteScheduler": [{}, TRAILING, V, COSINE],
@@ -147,7 +147,9 @@ def remarkable(kind: str, **config: Any) -> str | None:
 
 
 def test_what_is_not_the_schedulers_own_step_to_the_letter_is_said():
-    assert "learned_range is not read" in str(remarkable("DDPMScheduler", variance_type="learned_range"))
+    assert remarkable("DDPMScheduler", variance_type="learned_range") is None
+    for more in ({"steps_offset": 1}, {"timestep_spacing": "trailing"}):
+        assert "adds no noise" in str(remarkable("DDPMScheduler", variance_type="fixed_large", **more))
     assert "fixed_large_log" in str(remarkable("DDPMScheduler", variance_type="fixed_large_log"))
     assert "without Runge and Kutta's" in str(remarkable("PNDMScheduler"))
     assert "without its corrector" in str(remarkable("ScoreSdeVeScheduler"))
@@ -180,7 +182,7 @@ def test_methods_and_plans_count_what_a_stepper_visits(pndm):
 def test_steps_that_are_repeated_are_ddims_unless_a_stepper_was_chosen(pndm, capsys):
     options: dict[str, Any] = {"steps": 3, "size": 64, "guide": 1, "methods": [REPEATING]}
     own = denoise(pndm, "a", **options).latents
-    assert "they are DDIM's and not those of the model's PNDMScheduler" in capsys.readouterr().err
+    assert "cannot repeat one, so steps are DDIM's and not those of the model's PNDM" in capsys.readouterr().err
     assert torch.equal(own, denoise(pndm, "a", stepper=DDIM(), **options).latents) and not capsys.readouterr().err
     assert plan(pndm, "a", **options).run.steps == 3
     with pytest.raises(SfumatoError, match="PLMS remembers the last step and cannot repeat one; take DDIM"):

@@ -91,17 +91,15 @@ def denoise(
         seen = Canvas(model, views, grid) if views else None
         methods = _ready(model, streams, methods)
         ready = partial(_prepared, model, streams, methods, guide, grid=grid, memory=memory, seen=seen)
-        own, stepper, levels, found = stepper, *_visiting(model, stepper, levels, ready)
+        stepper, levels, found, why = _visiting(model, stepper, levels, ready)
         run, phases, plan, cond = found
-        if own is None and stepper != suited(model.schedule):
-            note(f"steps are repeated, so they are DDIM's and not those of the model's {model.schedule.kind}")
+        if why:
+            note(f"{why}, so steps are DDIM's and not those of the model's {model.schedule.kind}")
         if isinstance(start, Start) and len(start.levels) != len(levels):
             raise SfumatoError(f"{type(stepper).__name__} asks the network at more levels than the path has; take DDIM")
         guide = run.guide or guide
         if controls:
             cond = replace(cond, controls=tuple(controls))
-        if _varied(stepper, model) and seen is not None:
-            raise SfumatoError(f"the variance that {model.name} learned is of whole images, not of windows; take DDIM")
         with progress("painting", len(levels)) as advance:
 
             def watch(step: Step) -> None:
@@ -156,18 +154,23 @@ def _ready(model: Backbone, streams: Mapping[str, tuple[str, ...]], methods: Seq
 
 def _visiting(
     model: Backbone, stepper: Stepper | None, levels: Levels, prepared: Callable[[Levels], _Prepared]
-) -> tuple[Stepper, Levels, _Prepared]:
+) -> tuple[Stepper, Levels, _Prepared, str | None]:
     """A stepper, the levels that it visits, and the run through them. Without one it is the checkpoint's, or DDIM where
-    that remembers steps and methods repeat them.
+    that one cannot, and why.
     """
     chosen = stepper or suited(model.schedule)
     visits = chosen.visits(levels, model.schedule)
     found = prepared(visits)
-    if not (chosen.remembers and any(p.energy and p.energy.repeats > 1 for p in found[1].values())):
-        return chosen, visits, found
+    why = None
+    if chosen.remembers and any(p.energy and p.energy.repeats > 1 for p in found[1].values()):
+        why = f"{type(chosen).__name__} remembers the last step and cannot repeat one"
+    elif _varied(chosen, model) and found[0].rows.views > 1:
+        why = f"the variance that {model.name} learned is of whole images, not of windows"
+    if why is None:
+        return chosen, visits, found, None
     if stepper is not None:
-        raise SfumatoError(f"{type(stepper).__name__} remembers the last step and cannot repeat one; take DDIM")
-    return DDIM(), levels, prepared(levels)
+        raise SfumatoError(f"{why}; take DDIM")
+    return DDIM(), levels, prepared(levels), why
 
 
 def _prepared(

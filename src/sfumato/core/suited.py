@@ -53,6 +53,10 @@ def differs(schedule: Schedule) -> str | None:
     match schedule.kind:
         case "DDPMScheduler" | "DDPMParallelScheduler" if config["variance_type"] == "fixed_large_log":
             return "noise has the variance of fixed_large (of fixed_large_log diffusers makes no number)"
+        case "DDPMScheduler" | "DDPMParallelScheduler" if "small" not in config["variance_type"] and (
+            config["timestep_spacing"] != "leading" or config["steps_offset"]
+        ):
+            return f"the last step adds no noise, whatever variance_type {config['variance_type']} says"
         case "PNDMScheduler" if not config["skip_prk_steps"]:
             return "steps are PLMS' from the first on, without Runge and Kutta's (skip_prk_steps is false)"
         case "ScoreSdeVeScheduler":
