@@ -61,19 +61,19 @@ class DDPM(DDIM):
 
     eta: float = 1.0
 
-    def strength(self, schedule: Schedule, level: Level, to: Level, said: Tensor | None) -> Tensor | float:
+    def strength(self, schedule: Schedule, level: Level, to: Level, learned: Tensor | None) -> Tensor | float:
         """Deviation of a step's noise over the posterior's, by the scheduler's ``variance_type``.
 
-        ``said``: what the network says of it, for ``learned_range`` (Nichol and Dhariwal 2021, eq. 15) from -1, the
+        ``learned``: what the network says of it, for ``learned_range`` (Nichol and Dhariwal 2021, eq. 15) from -1, the
         posterior's variance, to 1, beta; for ``learned`` the variance.
         """
         kind = schedule.config.get("variance_type") or "fixed_small"
         if to.sigma == 0 or kind.startswith("fixed_small"):
             return 1.0
         most = level.sigma / to.sigma
-        if said is None:
+        if learned is None:
             return most
-        return most ** ((said + 1) / 2) if kind == "learned_range" else said.sqrt() / posterior_std(level, to)
+        return most ** ((learned + 1) / 2) if kind == "learned_range" else learned.sqrt() / posterior_std(level, to)
 
 
 def posterior_std(level: Level, to: Level) -> Float[Tensor, ""]:
