@@ -29,7 +29,8 @@ from sfumato.core.guidance import Distilled, against, cfg
 from sfumato.core.method import Method, Phases, Requires, Run
 from sfumato.core.rows import single
 from sfumato.core.schedule import Schedule
-from sfumato.core.steppers import DDIM, DPMSolver
+from sfumato.core.solvers import DPMSolver
+from sfumato.core.steppers import DDIM
 from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
 from sfumato.media.images import read_image

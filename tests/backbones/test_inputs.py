@@ -144,10 +144,13 @@ def test_another_network_counts_and_one_of_another_family_is_refused(folders):
     assert (painted(model) - plain).abs().max() > 1e-3 and torch.equal(painted(given), painted(model))
     assert given.network is model.network is pipe.unet and len(model.layers) > 0
     assert all(model.network.get_submodule(site.path) is not None for site in model.sites) and model.sites != sites
-    for name, kind in (("sdxl", "SDXL"), ("deepfloyd", "DeepFloyd")):
+    for name, why in (("sdxl", "without a text encoder"), ("deepfloyd", r"text \(addition_embed_type\) on a vae")):
         pipe.unet = pipeline(folders[name]).unet
-        with pytest.raises(SfumatoError, match=rf"was loaded as UNet, and what its pipeline now has is {kind}"):
+        with pytest.raises(SfumatoError, match=why):
             painted(model)
+    pipe.unet = families.unet(in_channels=5)
+    with pytest.raises(SfumatoError, match="was loaded as UNet, and what its pipeline now has is Depth"):
+        painted(model)
     pipe.unet = pipeline(folders["sd"]).unet
     painted(model)
 
@@ -251,7 +254,6 @@ STRANGERS: dict[str, tuple[Any, str]] = {
         r"reads image \(addition_embed_type\)",
     ),
     "hints": (lambda: sd_with(addition_embed_type="image_hint", encoder_hid_dim=16), "image_hint"),
-    "text_proj on latents": (lambda: sd_with(encoder_hid_dim=16), r"text_proj \(encoder_hid_dim_type\)"),
     "class labels": (lambda: sd_with(num_class_embeds=4), "class labels"),
     "unCLIP": (
         lambda: sd_with(class_embed_type="projection", projection_class_embeddings_input_dim=8),

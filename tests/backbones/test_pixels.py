@@ -59,9 +59,12 @@ def test_every_layer_gives_a_map_of_its_grid_and_width(models, name):
 
 
 @pytest.mark.parametrize("name", ("ddpm", "ldm"))
-def test_it_samples_what_its_pipeline_does(models, name):
-    model = models(name)
-    scheduler = diffusers.DDIMScheduler.from_config(model.pipe.scheduler.config)
+def test_it_samples_what_its_pipeline_does(models, name, monkeypatch):
+    """DDPM's draws new noise in every step, latent diffusion's is DDIM's."""
+    model, scheduler = models(name), models(name).pipe.scheduler
+    assert type(scheduler).__name__ == {"ddpm": "DDPMScheduler", "ldm": "DDIMScheduler"}[name]
+    draw = drawing([5 + 0x5F0, 6 + 0x5F0], model.latents([5], model.size, model.size).shape[1:])
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: draw())
     side = model.size // model.factor
     x = model.latents([5, 6], model.size, model.size)
     assert x.shape == (2, 3, side, side)
@@ -121,7 +124,7 @@ def test_ddpm_adds_as_much_noise_as_the_checkpoint_has_it(kind, monkeypatch):
 def test_a_learned_variance_that_nobody_says_is_refused():
     scheduler = diffusers.DDPMScheduler(variance_type="learned_range")
     model = family("x", diffusers.DDPMPipeline(unet=families.wordless(), scheduler=scheduler))
-    assert denoise(model, "", steps=1).latents.isfinite().all()  # DDIM asks for none
+    assert denoise(model, "", steps=1, stepper=DDIM()).latents.isfinite().all()  # which asks for none
     with pytest.raises(SfumatoError, match="variance_type 'learned_range', and the network of x says nothing of it"):
         denoise(model, "", steps=1, stepper=DDPM())
     with pytest.raises(SfumatoError, match="of whole images, not of windows"):

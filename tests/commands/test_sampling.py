@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from typing import get_args, get_type_hints
 
 import pytest
-from diffusers import LCMScheduler
+from diffusers import LCMScheduler, PNDMScheduler
 from families import randomised, stable_diffusion, write
 from PIL import Image
 
 from sfumato.backbones.load import load
 from sfumato.commands.sampling import Sampling
 from sfumato.core.guidance import CFG, Composed, Distilled, PerpNeg
-from sfumato.core.steppers import DDIM, DDPM, LCM, DPMSolver, Euler
+from sfumato.core.solvers import DEIS, LMS, PLMS, DPMSolver, Heun, Midpoint, UniPC
+from sfumato.core.steppers import DDIM, DDPM, LCM, Euler
 from sfumato.core.views import Ring, Tiles
 from sfumato.errors import SfumatoError
 
@@ -20,6 +22,9 @@ from sfumato.errors import SfumatoError
 def test_words_are_what_the_core_has(sd):
     steppers = {"ddim": DDIM(), "ddpm": DDPM(), "euler": Euler()}
     steppers |= {"euler-ancestral": Euler(True), "dpm-solver": DPMSolver(), "lcm": LCM(), "auto": DDIM()}
+    steppers |= {"heun": Heun(), "dpm2": Midpoint(), "dpm2-ancestral": Midpoint(True), "lms": LMS(), "plms": PLMS()}
+    steppers |= {"deis": DEIS(), "unipc": UniPC(), "dpm-solver-sde": DPMSolver(tau=1.0)}
+    assert set(steppers) == set(get_args(get_type_hints(Sampling)["stepper"]))
     assert {word: Sampling(stepper=word).made(sd) for word in steppers} == steppers  # pyright: ignore[reportArgumentType]
     assert Sampling().options(128) == {"size": 128} and Sampling().settings() == {}
     wide = Sampling(canvas=(512, 128), stride=4)
@@ -41,6 +46,17 @@ def test_a_distilled_model_is_painted_with_as_it_was_distilled(run, tmp_path):
     code, out, err = run("generate", "a red cube", *options, "--out", tmp_path / "out", *asked)
     (image,) = json.loads(out)["images"]
     assert (image["steps"], image["guidance"], image["stepper"]) == (2, 0, "ddim") and "distilled" not in err
+
+
+def test_what_a_stepper_leaves_out_of_the_schedulers_is_noted(run, tmp_path):
+    pipe = stable_diffusion(scheduler=PNDMScheduler())
+    randomised(*pipe.components.values())
+    pipe.save_pretrained(tmp_path / "prk")
+    options = ("--model", tmp_path / "prk", "--size", 64, "--n", 1, "--steps", 2, "--device", "cpu")
+    code, _, err = run("generate", "a red cube", *options, "--out", tmp_path / "out")
+    assert code == 0 and "note: the model comes with PNDMScheduler: steps are PLMS' from the first on" in err
+    code, _, err = run("generate", "a red cube", *options, "--out", tmp_path / "out", "--stepper", "plms")
+    assert code == 0 and "comes with" not in err
 
 
 def test_a_guidance_of_0_is_noted_in_all_commands(run, here, tmp_path):

@@ -21,7 +21,7 @@ from sfumato.core.method import Edit, Energy, Method, Need, Phases, Run, Where, 
 from sfumato.core.results import Trajectory, previews
 from sfumato.core.rows import single
 from sfumato.core.schedule import Schedule
-from sfumato.core.steppers import DPMSolver
+from sfumato.core.solvers import DPMSolver
 from sfumato.errors import SfumatoError
 from sfumato.methods.edit import LocalBlend, PromptToPrompt
 from sfumato.stilllife import networks, weights

@@ -17,7 +17,8 @@ from sfumato.backbones.load import family, load
 from sfumato.core.denoising import denoise, plan
 from sfumato.core.guidance import CFG, Composed, Distilled, ImageTextCFG, PerpNeg, cfg, guided, reads_scale, remark
 from sfumato.core.schedule import Schedule
-from sfumato.core.steppers import DDIM, LCM, Euler, suited
+from sfumato.core.steppers import DDIM, LCM, Euler
+from sfumato.core.suited import suited
 from sfumato.distill import Latents, distil
 from sfumato.errors import SfumatoError
 from sfumato.inversion import EDICT, DDIMInversion, Direct, EditFriendly, NullText, RFInversion, invert, reconstruct
@@ -170,7 +171,7 @@ TURBO = {"timestep_spacing": "trailing", **families.BETAS}
         (diffusers.EulerDiscreteScheduler(**TURBO), {}, DDIM(), 1.0),
         (diffusers.TCDScheduler(), {}, DDIM(), 1.0),
         (diffusers.EulerDiscreteScheduler(**TURBO, prediction_type="v_prediction"), {}, DDIM(), None),
-        (diffusers.EulerAncestralDiscreteScheduler(**families.BETAS), {}, DDIM(), None),
+        (diffusers.EulerAncestralDiscreteScheduler(**families.BETAS), {}, Euler(ancestral=True), None),
         (families.ddim(), {}, DDIM(), None),
     ],
 )
@@ -186,6 +187,14 @@ def test_a_distilled_model_runs_by_what_it_was_distilled_for(scheduler, network,
     assert torch.equal(own, said)
     assert Direct().guide(model) == (1.0 if scale == 1 else 7.5)
     assert suited(Schedule.read(diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True))) == LCM(None)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"), [("stable-diffusion-3.5-large-turbo", 1.0), ("SD3-Turbo", 1.0), ("sd3", None)]
+)
+def test_stable_diffusion_3_5_turbo_is_known_by_its_name(name, scale):
+    model = family(name, families.sd3())
+    assert model.distilled == scale and guided(model, None) == CFG(scale or 7.5)
 
 
 def test_a_guidance_that_leaves_words_out_is_remarked(sd, flux):

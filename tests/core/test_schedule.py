@@ -126,10 +126,19 @@ def test_what_asks_the_network_twice_a_step_has_the_levels_of_what_asks_once(kin
     own = kind + ("Scheduler" if kind == "PNDM" else "DiscreteScheduler")
     scheduler = getattr(diffusers, own)(**BETAS, steps_offset=1, timestep_spacing="leading")
     once = DDIMScheduler if kind == "PNDM" else EulerDiscreteScheduler
-    same = once(**BETAS, steps_offset=1, timestep_spacing="leading")
-    if kind == "PNDM":
-        same = once(**BETAS, steps_offset=1, timestep_spacing="leading", set_alpha_to_one=False)
+    more = {"set_alpha_to_one": False} if kind == "PNDM" else {}
+    same = once(**BETAS, steps_offset=1, timestep_spacing="leading", **more)
     assert Schedule.read(scheduler).levels(50) == Schedule.read(same).levels(50)
+
+
+@pytest.mark.parametrize("config", [{}, {"prediction_type": "v_prediction", "timestep_type": "continuous"}])
+def test_a_level_is_found_by_its_ratio(config):
+    schedule = Schedule.read(EulerDiscreteScheduler(**BETAS, **config))
+    level = schedule.at(1.0 if config else 500)
+    found = schedule.at_ratio(level.sigma / level.alpha)
+    torch.testing.assert_close(torch.stack(found), torch.stack(level))
+    flow = Schedule.read(FlowMatchEulerDiscreteScheduler())
+    torch.testing.assert_close(torch.stack(flow.at_ratio(torch.tensor(3.0).double())), torch.stack(flow.at(750)))
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

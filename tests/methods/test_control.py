@@ -11,7 +11,7 @@ from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.method import Need, Where
 from sfumato.core.schedule import Schedule
-from sfumato.core.steppers import DPMSolver
+from sfumato.core.solvers import DPMSolver
 from sfumato.errors import SfumatoError
 from sfumato.methods.control import ClassifierGuidance, DynamicThresholding, UniversalGuidance
 from sfumato.methods.control.dynamic_thresholding import thresholded

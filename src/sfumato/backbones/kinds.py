@@ -14,7 +14,21 @@ from sfumato.errors import SfumatoError
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
-_TEXTS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+_CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
+_POOLED = ("CLIPTextModelWithProjection",)
+_T5 = ("T5EncoderModel",)
+_TEXTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "UNet": {"text_encoder": _CLIP},
+    "Depth": {"text_encoder": _CLIP},
+    "SDXL": {"text_encoder": _CLIP, "text_encoder_2": _POOLED},
+    "DeepFloyd": {"text_encoder": _T5},
+    "PixArt": {"text_encoder": _T5},
+    "SD3": {"text_encoder": _POOLED, "text_encoder_2": _POOLED, "text_encoder_3": _T5},
+    "Flux": {"text_encoder": _CLIP, "text_encoder_2": _T5},
+    "Pixels": {},
+}
+"""Which texts a kind reads, by what."""
+_MAY_LACK = {"SDXL": "text_encoder", "SD3": "text_encoder_3"}  # refiners have one; T5 is large
 _TRANSFORMERS = {"PixArtTransformer2DModel": "PixArt", "SD3Transformer2DModel": "SD3", "FluxTransformer2DModel": "Flux"}
 _NEEDS = {
     "Pixels": (),
@@ -40,34 +54,98 @@ def kind(name: str, pipe: Any) -> str:
             f"{name} was made in torch.inference_mode, so there are no gradients of it; use torch.no_grad"
         )
     if is_a(network, ("UNet2DModel",)):
-        if network.config.class_embed_type or network.config.num_class_embeds:
-            refuse(name, pipe, "that paints one of several classes")
-        return "Pixels"
-    transformer = is_a(network, _TRANSFORMERS)
-    if not transformer and not is_a(network, ("UNet2DConditionModel",)):
+        kind = _wordless(name, pipe, network.config)
+    elif transformer := is_a(network, _TRANSFORMERS):
+        each = 4 if transformer == "FluxTransformer2DModel" else 1  # packed two by two
+        _check_channels(name, pipe, network.config.in_channels, {each * _latents(name, pipe): ""})
+        kind = _TRANSFORMERS[transformer]
+    elif is_a(network, ("UNet2DConditionModel",)):
+        kind = _of_unet(name, pipe, network.config)
+    else:
         refuse(name, pipe, f"with a {type(network).__name__}")
-    for part in ENCODERS:
-        encoder = getattr(pipe, part, None)
-        if encoder is not None and not is_a(encoder, _TEXTS):
-            refuse(name, pipe, f"whose {part} is a {type(encoder).__name__}")
-    if all(getattr(pipe, part, None) is None for part in ENCODERS):
-        refuse(name, pipe, "without a text encoder")
-    if more := next(reads_more(network.config), None):
-        refuse(name, pipe, f"whose {type(network).__name__} reads {more}")
-    if not transformer and network.config.addition_embed_type == "text":
+    _check_texts(name, pipe, kind)
+    if kind != "Pixels":
+        _check_widths(name, pipe, kind, network.config)
+    return kind
+
+
+def _wordless(name: str, pipe: Any, config: Any) -> str:
+    if config.class_embed_type or config.num_class_embeds:
+        refuse(name, pipe, "that paints one of several classes")
+    if getattr(pipe, "vae", None) is not None:
+        refuse(name, pipe, "whose network paints without words on a vae; such have a vqvae")
+    vqvae = getattr(pipe, "vqvae", None)
+    images = 3 if vqvae is None else vqvae.config.latent_channels
+    if config.in_channels != images or config.out_channels not in (images, 2 * images):  # or a variance beside
+        refuse(
+            name,
+            pipe,
+            f"whose network makes {config.out_channels} channels of {config.in_channels}, and images have {images}",
+        )
+    return "Pixels"
+
+
+def _of_unet(name: str, pipe: Any, config: Any) -> str:
+    if more := next(reads_more(config), None):
+        refuse(name, pipe, f"whose UNet2DConditionModel reads {more}")
+    if config.addition_embed_type == "text":
+        if getattr(pipe, "vae", None) is not None:
+            refuse(name, pipe, "whose UNet2DConditionModel reads text (addition_embed_type) on a vae")
+        if config.in_channels not in (3, 6) or config.out_channels not in (3, 6):
+            refuse(
+                name, pipe, f"whose network makes {config.out_channels} channels of {config.in_channels}, not pictures"
+            )
         return "DeepFloyd"
     latents = _latents(name, pipe)
     if type(pipe).__name__.startswith("Marigold"):
         refuse(name, pipe, "whose UNet2DConditionModel does not paint pictures")
-    if transformer:
-        each = 4 if transformer == "FluxTransformer2DModel" else 1  # packed two by two
-        _check_channels(name, pipe, network.config.in_channels, {each * latents: ""})
-        return _TRANSFORMERS[transformer]
     kinds = {latents: "UNet", latents + 1: "Depth", 2 * latents: "UNet", 2 * latents + 1: "UNet"}
-    found = _check_channels(name, pipe, network.config.in_channels, kinds)
-    if network.config.out_channels != latents:
-        refuse(name, pipe, f"whose network gives {network.config.out_channels} channels for {latents} of the latents")
-    return "SDXL" if network.config.addition_embed_type == "text_time" else found
+    found = _check_channels(name, pipe, config.in_channels, kinds)
+    if config.out_channels != latents:
+        refuse(name, pipe, f"whose network gives {config.out_channels} channels for {latents} of the latents")
+    return "SDXL" if config.addition_embed_type == "text_time" else found
+
+
+def _check_texts(name: str, pipe: Any, kind: str) -> None:
+    """Refuse encoders that a kind does not read, or lacks."""
+    for part in ENCODERS:
+        encoder, known = getattr(pipe, part, None), _TEXTS[kind].get(part, ())
+        if encoder is None:
+            if known and _MAY_LACK.get(kind) != part:
+                refuse(name, pipe, f"without a text encoder ({part})")
+        elif not is_a(encoder, known):
+            read = f"{kind} reads {' or '.join(known) or 'none there'}"
+            refuse(name, pipe, f"whose {part} is a {type(encoder).__name__}, where {read}")
+
+
+def _check_widths(name: str, pipe: Any, kind: str, config: Any) -> None:
+    """Refuse texts that are not as wide as the network reads them."""
+    encoders = [e for part in ENCODERS if (e := getattr(pipe, part, None)) is not None]
+    clips, t5s = [e.config for e in encoders if is_a(e, _CLIP)], [e.config for e in encoders if is_a(e, _T5)]
+    if kind in ("SD3", "Flux"):
+        key = "joint_attention_dim"
+    elif kind == "PixArt":
+        key = "caption_channels"
+    else:
+        key = "encoder_hid_dim" if config.get("encoder_hid_dim_type") == "text_proj" else "cross_attention_dim"
+    given = [t5.d_model for t5 in t5s] or [sum(clip.hidden_size for clip in clips)]
+    read = config[key] if isinstance(config[key], list | tuple) else [config[key]]
+    if {*read} != {*given} and not (kind == "SD3" and not t5s):
+        refuse(name, pipe, f"whose text is {given[0]} numbers wide, and its network reads {read[0]} ({key})")
+    pooled = sum(clip.hidden_size if kind == "Flux" else clip.projection_dim for clip in clips)
+    if kind in ("SD3", "Flux") and config.pooled_projection_dim != pooled:
+        refuse(
+            name,
+            pipe,
+            f"whose pooled text is {pooled} numbers wide, and its network reads {config.pooled_projection_dim}",
+        )
+    if kind == "SDXL":
+        times, dim = (
+            config.projection_class_embeddings_input_dim - clips[-1].projection_dim,
+            config.addition_time_embed_dim,
+        )
+        if times not in (5 * dim, 6 * dim):
+            refuse(name, pipe, f"whose network reads {times} numbers beside the pooled text, not 5 or 6 times {dim}")
 
 
 def check(model: Any) -> None:
@@ -104,7 +182,7 @@ def reads_more(config: Any) -> Iterator[str]:
     if added not in (None, "text_time", "text"):
         yield f"{added} (addition_embed_type)"
     projected = config.get("encoder_hid_dim_type")
-    if projected not in (None, "ip_image_proj") and (projected, added) != ("text_proj", "text"):
+    if projected not in (None, "ip_image_proj", "text_proj"):
         yield f"{projected} (encoder_hid_dim_type)"
     labels = config.get("class_embed_type")
     if config.get("num_class_embeds") or (labels and (labels, added) != ("timestep", "text")):

@@ -118,6 +118,11 @@ class SD3(Transformer):
         return Text(self.name, self.pipe, have)
 
     @property
+    def distilled(self) -> float | None:
+        """Of 3.5 Turbo only the name says so: all that it is made of is as in 3.5."""
+        return 1.0 if "turbo" in self.name.lower() else super().distilled
+
+    @property
     def _tokens(self) -> tuple[int, int]:
         """Of CLIP and of T5, which are zeros where there is none."""
         bound(self.pipe)

@@ -25,9 +25,12 @@ Terms = tyro.conf.UseAppendAction[tuple[str, ...]]
 class Sampling:
     """How a picture is painted, beyond its prompt."""
 
-    stepper: Literal["auto", "ddim", "ddpm", "euler", "euler-ancestral", "dpm-solver", "lcm"] = "auto"
-    """From noise level to noise level; ddpm, euler-ancestral and lcm draw new noise in each step. auto is ddim, or what
-    the model was distilled for."""
+    stepper: Literal[
+        "auto", "ddim", "ddpm", "euler", "euler-ancestral", "heun", "dpm2", "dpm2-ancestral", "lms", "plms", "deis",
+        "unipc", "dpm-solver", "dpm-solver-sde", "lcm",
+    ] = "auto"  # fmt: skip
+    """From noise level to noise level; auto is the one of the model's scheduler. ddpm, lcm, the ancestral ones and sde
+    draw new noise in each step, heun and dpm2 ask the network twice."""
     canvas: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="WIDTH HEIGHT")] = None
     """A panorama of so many pixels, which the model sees in windows of its own size (MultiDiffusion)."""
     views: Literal["tiles", "ring"] = "tiles"
@@ -72,15 +75,27 @@ class Sampling:
 
     def made(self, model: Backbone) -> Stepper:
         """The stepper."""
-        from sfumato.core import steppers
+        from sfumato.core import solvers, steppers
+        from sfumato.core.suited import differs, suited
 
+        if self.stepper == "auto":
+            if different := differs(model.schedule):
+                note(f"the model comes with {model.schedule.kind}: {different}")
+            return suited(model.schedule)
         return {
-            "auto": steppers.suited(model.schedule),
             "ddim": steppers.DDIM(),
             "ddpm": steppers.DDPM(),
             "euler": steppers.Euler(),
             "euler-ancestral": steppers.Euler(ancestral=True),
-            "dpm-solver": steppers.DPMSolver(),
+            "heun": solvers.Heun(),
+            "dpm2": solvers.Midpoint(),
+            "dpm2-ancestral": solvers.Midpoint(ancestral=True),
+            "lms": solvers.LMS(),
+            "plms": solvers.PLMS(),
+            "deis": solvers.DEIS(),
+            "unipc": solvers.UniPC(),
+            "dpm-solver": solvers.DPMSolver(),
+            "dpm-solver-sde": solvers.DPMSolver(tau=1.0),
             "lcm": steppers.LCM(),
         }[self.stepper]
 

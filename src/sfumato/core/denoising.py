@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,13 +25,16 @@ from sfumato.core.results import Sample, Trajectory
 from sfumato.core.rows import Rows, streams_of
 from sfumato.core.schedule import Levels, noise_in, noised
 from sfumato.core.sites import Grid
-from sfumato.core.steppers import DDPM, Move, Stepper, limiting, suited
+from sfumato.core.steppers import DDIM, DDPM, Move, Stepper, limiting
+from sfumato.core.suited import suited
 from sfumato.core.tapping import tapping
 from sfumato.core.views import Views
 from sfumato.errors import SfumatoError, finite, integer
 from sfumato.io.progress import progress
+from sfumato.io.terminal import note
 
 Prompts = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+_Prepared = tuple[Run, dict[str, Phases], Plan, Cond]
 
 
 @unmoded()
@@ -57,7 +61,7 @@ def denoise(
     ``prompts`` of a stream may be several: a batch. ``seed`` is one for all streams (so that they start from the same
     noise; image i from seed + i) or one an image. ``start`` is an inversion's path or latents at the first level.
     ``guide`` is a guidance, or a scale, or one a stream, for the way in which the model is guided (``guided``), of 7.5
-    unless it was distilled to another; ``stepper`` the path's, or what the model was distilled for, or DDIM. With
+    unless it was distilled to another; ``stepper`` the path's, or the checkpoint's scheduler's (``suited``). With
     ``views`` the image is a canvas of ``size``, which the network sees in windows of the model's own size, or as views
     say. ``steps`` (50 unless the path says) and ``levels`` exclude each other.
     Ctrl-C and errors leave the model as it was. Raises ``SfumatoError`` for what cannot be run, before the first step,
@@ -85,15 +89,17 @@ def denoise(
 
     with torch.no_grad():
         seen = Canvas(model, views, grid) if views else None
-        run, phases, plan, cond = _prepared(model, streams, methods, guide, levels, grid, memory, seen)
+        methods = _ready(model, streams, methods)
+        ready = partial(_prepared, model, streams, methods, guide, grid=grid, memory=memory, seen=seen)
+        stepper, levels, found, why = _visiting(model, stepper, levels, ready)
+        run, phases, plan, cond = found
+        if why:
+            note(f"{why}, so steps are DDIM's and not those of the model's {model.schedule.kind}")
+        if isinstance(start, Start) and len(start.levels) != len(levels):
+            raise SfumatoError(f"{type(stepper).__name__} asks the network at more levels than the path has; take DDIM")
         guide = run.guide or guide
         if controls:
             cond = replace(cond, controls=tuple(controls))
-        stepper = stepper or suited(model.schedule)
-        if stepper.remembers and any(p.energy and p.energy.repeats > 1 for p in phases.values()):
-            raise SfumatoError(f"{type(stepper).__name__} remembers the last step and cannot repeat one; take DDIM")
-        if _varied(stepper, model) and seen is not None:
-            raise SfumatoError(f"the variance that {model.name} learned is of whole images, not of windows; take DDIM")
         with progress("painting", len(levels)) as advance:
 
             def watch(step: Step) -> None:
@@ -123,6 +129,7 @@ def plan(
     guide: Guide | Scales | None = None,
     steps: int = 50,
     size: int | tuple[int, int] | None = None,
+    stepper: Stepper | None = None,
     views: Views | None = None,
     memory: int | None = None,
 ) -> Plan:
@@ -131,8 +138,39 @@ def plan(
     grid = (height // model.factor, width // model.factor)
     levels = model.levels(steps, grid)
     seen, streams = Canvas(model, views, grid) if views else None, _streams(prompts)
-    guide = guided(model, guide, streams=streams)
-    return _prepared(model, streams, methods, guide, levels, grid, memory, seen)[2]
+    guide, methods = guided(model, guide, streams=streams), _ready(model, streams, methods)
+    ready = partial(_prepared, model, streams, methods, guide, grid=grid, memory=memory, seen=seen)
+    return _visiting(model, stepper, levels, ready)[2][2]
+
+
+def _ready(model: Backbone, streams: Mapping[str, tuple[str, ...]], methods: Sequence[Method]) -> list[Method]:
+    """Methods that know what they find out before a run."""
+    for method in methods:
+        method.requires.check_model(model, type(method).__name__)
+    for source, target in zip(streams.get("source", ()), streams.get("target", ()), strict=False):
+        model.check_change(source, target)
+    return [method.prepare(model, streams) for method in methods]
+
+
+def _visiting(
+    model: Backbone, stepper: Stepper | None, levels: Levels, prepared: Callable[[Levels], _Prepared]
+) -> tuple[Stepper, Levels, _Prepared, str | None]:
+    """A stepper, the levels that it visits, and the run through them. Without one it is the checkpoint's, or DDIM where
+    that one cannot, and why.
+    """
+    chosen = stepper or suited(model.schedule)
+    visits = chosen.visits(levels, model.schedule)
+    found = prepared(visits)
+    why = None
+    if chosen.remembers and any(p.energy and p.energy.repeats > 1 for p in found[1].values()):
+        why = f"{type(chosen).__name__} remembers the last step and cannot repeat one"
+    elif _varied(chosen, model) and found[0].rows.views > 1:
+        why = f"the variance that {model.name} learned is of whole images, not of windows"
+    if why is None:
+        return chosen, visits, found, None
+    if stepper is not None:
+        raise SfumatoError(f"{why}; take DDIM")
+    return DDIM(), levels, prepared(levels), why
 
 
 def _prepared(
@@ -144,15 +182,10 @@ def _prepared(
     grid: Grid,
     memory: int | None,
     seen: Canvas | None = None,
-) -> tuple[Run, dict[str, Phases], Plan, Cond]:
+) -> _Prepared:
     """A run with its methods started and its plan checked, and what the network will read."""
     if not isinstance(methods, Sequence) or not all(isinstance(method, Method) for method in methods):
         raise SfumatoError(f"methods are a list of them as they are set, such as [PromptToPrompt()], got {methods!r}")
-    for method in methods:
-        method.requires.check_model(model, type(method).__name__)
-    for source, target in zip(streams.get("source", ()), streams.get("target", ()), strict=False):
-        model.check_change(source, target)
-    methods = [method.prepare(model, streams) for method in methods]
     for method in methods:
         guide = method.around(guide)
     conds = guide.embed(model, [p for some in streams.values() for p in some])
@@ -184,7 +217,7 @@ class _Running:
     watch: Callable[[Step], None]
 
     def __call__(self, x: Tensor) -> Tensor:
-        move = self.stepper.start()
+        move = self.stepper.start(self.run.model.schedule, len(self.levels))
         if self.limited:
             move = limiting(move, self.run.model.schedule)
         with tapping(self.run.model, self.plan) as begin:

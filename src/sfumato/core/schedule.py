@@ -34,17 +34,17 @@ KNOWN = (
     "ScoreSdeVeScheduler",
 )
 """diffusers' schedulers whose configs are understood."""
-_LEVELS_OF = {
-    "PNDMScheduler": "DDIMScheduler",
-    "FlowMatchHeunDiscreteScheduler": "FlowMatchEulerDiscreteScheduler",
-    "HeunDiscreteScheduler": "EulerDiscreteScheduler",
-    "KDPM2DiscreteScheduler": "EulerDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler": "EulerDiscreteScheduler",
-}
-"""Those that ask the network more than once a step run at another's levels, of the same config."""
-_CLIPS = ("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "LCMScheduler")
+_TWICE = (
+    *("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+    "FlowMatchHeunDiscreteScheduler",
+)
+"""Those that ask the network twice a step, and list what they visit."""
+_CLIPS = (
+    *("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "LCMScheduler"),
+    "HeunDiscreteScheduler",
+)
 _THRESHOLDS = (
-    *_CLIPS,
+    *_CLIPS[:-1],
     *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler"),
     *("UniPCMultistepScheduler", "SASolverScheduler"),
 )
@@ -197,7 +197,8 @@ class Schedule:
         return turbo or consistent or bool(self.config.get("stochastic_sampling"))
 
     def _scheduler(self) -> Any:
-        return _made(_LEVELS_OF.get(self.kind, self.kind), self.config)
+        kind = "DDIMScheduler" if self.kind == "PNDMScheduler" else self.kind  # whose levels are those, each once
+        return _made(kind, self.config)
 
     def at(self, t: float | Sequence[float] | Float[Tensor, "*b"]) -> Level:
         """The levels of training steps. Between two whole ones sigma / alpha is linear, as it is in diffusers' Euler.
@@ -222,6 +223,17 @@ class Schedule:
             ratio = torch.where(part > 0, below + part * (above - below), below)
             square = torch.where(part > 0, 1 / (1 + ratio**2), square)
         return Level(t, square.sqrt(), (1 - square).sqrt())
+
+    def at_ratio(self, ratio: Float[Tensor, ""]) -> Level:
+        """The level of this sigma / alpha: between training steps its time is linear in the logarithm."""
+        if self.prediction == "flow":
+            sigma = ratio / (1 + ratio)
+            return Level(sigma * self.train_steps, 1 - sigma, sigma)
+        if self._continuous:
+            return _level(ratio.log() / 4, ratio)
+        logs, log = (1 / self._squares - 1).log() / 2, ratio.log()
+        low = (torch.searchsorted(logs, log) - 1).clamp(0, self.train_steps - 2)
+        return _level(low + ((log - logs[low]) / (logs[low + 1] - logs[low])).clamp(0, 1), ratio)
 
     def nearest(self, t: float | Float[Tensor, "*b"]) -> Level:
         """The levels nearest to these times: flows have any, other models whole steps."""
@@ -266,12 +278,14 @@ class Schedule:
             options["num_inference_steps"] = steps
         scheduler.set_timesteps(**options)
         times = scheduler.timesteps.double()
+        times = times[::2] if self.kind in _TWICE else times
         if not hasattr(scheduler, "sigmas"):
             # a scheduler with an offset may run one past the end of training
             found = self.at(times.clamp_max(self.train_steps - 1))
             final = self._final(scheduler)
             return joined(found, Level.of(-1, final**0.5, (1 - final) ** 0.5))
-        ratios, times = scheduler.sigmas.double()[: len(times) + 1], torch.cat([times, times.new_zeros(1)])
+        ratios, times = scheduler.sigmas.double(), torch.cat([times, times.new_zeros(1)])
+        ratios = torch.cat([ratios[:-1:2][:steps], ratios[-1:]]) if self.kind in _TWICE else ratios[: len(times)]
         if self.prediction == "flow":
             return Levels(Level(times, 1 - ratios, ratios))
         scaled = isinstance(getattr(type(scheduler), "init_noise_sigma", None), property)

@@ -1,6 +1,7 @@
 """From one noise level to the next. Written in alpha and sigma, so each serves variance-preserving models and flows.
 
-A stepper is data; what it remembers from step to step lives in the function that ``start`` gives.
+A stepper is data; what it remembers from step to step lives in the function that ``start`` gives. Those that remember
+more than the last step's data stand in ``core.solvers``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.schedule import Level, Schedule
+from sfumato.core.schedule import Level, Levels, Schedule
 
 Noise = Callable[[], Tensor]
 Move = Callable[[Tensor, Tensor, Tensor, Level, Level, Noise], Tensor]
@@ -26,7 +27,12 @@ class Stepper:
     remembers: ClassVar[bool] = False
     """Does a step depend on the ones before?"""
 
-    def start(self) -> Move:
+    def visits(self, levels: Levels, schedule: Schedule) -> Levels:
+        """The levels at which the network is asked on the way through these: some ask more than once a step."""
+        return levels
+
+    def start(self, schedule: Schedule, steps: int) -> Move:
+        """What moves a run of so many steps, one a visit."""
         raise NotImplementedError
 
 
@@ -39,7 +45,7 @@ class DDIM(Stepper):
 
     eta: float = 0.0
 
-    def start(self) -> Move:
+    def start(self, schedule: Schedule, steps: int) -> Move:
         return self._move
 
     def _move(self, x: Tensor, x0: Tensor, eps: Tensor, level: Level, to: Level, noise: Noise) -> Tensor:
@@ -84,7 +90,7 @@ class Euler(Stepper):
 
     ancestral: bool = False
 
-    def start(self) -> Move:
+    def start(self, schedule: Schedule, steps: int) -> Move:
         return self._move
 
     def _move(self, x: Tensor, x0: Tensor, eps: Tensor, level: Level, to: Level, noise: Noise) -> Tensor:
@@ -92,35 +98,14 @@ class Euler(Stepper):
             return to.alpha * x0 + to.sigma * eps
         if level.alpha == 0:  # nothing of x is of the image, so nothing of it is kept
             return to.alpha * x0 + to.sigma * noise()
-        now, then = level.sigma / level.alpha, to.sigma / to.alpha
-        up = then.minimum(then * (now**2 - then**2).clamp_min(0).sqrt() / now)
-        down = (then**2 - up**2).sqrt()
+        down, up = ancestral(level.sigma / level.alpha, to.sigma / to.alpha)
         return to.alpha * (x0 + down * eps + up * noise())
 
 
-@dataclass(frozen=True)
-class DPMSolver(Stepper):
-    """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2), first order in the first step and in a last one to no noise."""
-
-    remembers = True
-
-    def start(self) -> Move:
-        before: list[tuple[Tensor, Tensor]] = []
-
-        def move(x: Tensor, x0: Tensor, eps: Tensor, level: Level, to: Level, noise: Noise) -> Tensor:
-            last = before.pop() if before else None
-            now = _log_snr(level)
-            before.append((now, x0))
-            if to.sigma == 0 or level.alpha == 0:
-                return to.alpha * x0 + to.sigma * eps
-            h = _log_snr(to) - now
-            data = x0
-            if last is not None and last[0].isfinite():
-                r = (now - last[0]) / h
-                data = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * last[1]
-            return to.sigma / level.sigma * x - to.alpha * torch.expm1(-h) * data
-
-        return move
+def ancestral(now: Float[Tensor, ""], then: Float[Tensor, ""]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """k-diffusion's step from sigma / alpha to a smaller one: to where, and the noise that leads up from there."""
+    up = then.minimum(then * (now**2 - then**2).clamp_min(0).sqrt() / now)
+    return (then**2 - up**2).sqrt(), up
 
 
 @dataclass(frozen=True)
@@ -133,7 +118,7 @@ class LCM(Stepper):
 
     scaling: float | None = 10.0
 
-    def start(self) -> Move:
+    def start(self, schedule: Schedule, steps: int) -> Move:
         return self._move
 
     def _move(self, x: Tensor, x0: Tensor, eps: Tensor, level: Level, to: Level, noise: Noise) -> Tensor:
@@ -152,19 +137,3 @@ def limiting(move: Move, schedule: Schedule) -> Move:
         return move(x, *schedule.limited(x, x0, eps, level), level, to, noise)
 
     return limited
-
-
-def suited(schedule: Schedule) -> Stepper:
-    """The stepper that a checkpoint of few steps was distilled for, by its scheduler; DDIM for all others."""
-    if schedule.kind == "LCMScheduler":
-        return LCM(schedule.config["timestep_scaling"])
-    if schedule.kind == "FlowMatchLCMScheduler" or schedule.config.get("stochastic_sampling"):
-        return LCM(None)
-    if schedule.distilled and schedule.kind == "EulerAncestralDiscreteScheduler":
-        return Euler(ancestral=True)
-    return DDIM()
-
-
-def _log_snr(level: Level) -> Float[Tensor, ""]:
-    """lambda = log(alpha / sigma), from minus infinity to infinity."""
-    return (level.alpha / level.sigma).log()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import guided
-from sfumato.core.schedule import Level, Levels
+from sfumato.core.schedule import Level, Levels, Schedule
 from sfumato.core.steppers import Move, Noise, Stepper
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path, predict
@@ -28,7 +28,7 @@ class Coupled(Stepper):
     """The other one at the first level."""
     mixing: float
 
-    def start(self) -> Move:
+    def start(self, schedule: Schedule, steps: int) -> Move:
         half, waiting = 0, self.waiting
 
         def move(x: Tensor, x0: Tensor, eps: Tensor, level: Level, to: Level, noise: Noise) -> Tensor:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
+from sfumato.metrics.sound import of_finite
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 MEAN = STD = 0.5  # as Still Life's image processor
 
 
+@of_finite
 def image_features(images: Float[Tensor, "b 3 h w"], model: CLIPModel) -> Float[Tensor, "b d"]:
     """Projected features, not normalised, of images in [0, 1]; images are resized to what the model reads."""
     config: Any = model.config.vision_config
@@ -35,12 +37,14 @@ def text_features(captions: Sequence[str], model: CLIPModel, tokenizer: CLIPToke
     return model.text_projection(model.text_model(input_ids=ids, attention_mask=mask).pooler_output)
 
 
+@of_finite
 @torch.no_grad()
 def clip_features(images: Float[Tensor, "b 3 h w"], model: CLIPModel, batch: int = 64) -> Float[Tensor, "b d"]:
     """``image_features`` in batches and without gradient, for ``frechet``; on the model's device."""
     return torch.cat([image_features(part.to(model.device), model).float() for part in images.split(batch)])
 
 
+@of_finite
 @torch.no_grad()
 def clip_score(
     images: Float[Tensor, "b 3 h w"],
@@ -57,6 +61,7 @@ def clip_score(
     return F.cosine_similarity(clip_features(images, model), text_features(captions, model, tokenizer).float())
 
 
+@of_finite
 def frechet(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
     """Frechet distance (squared 2-Wasserstein) between Gaussians fitted to two sets of features.
 

@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.metrics.sound import of_finite
+
 
 @dataclass(frozen=True)
 class Found:
@@ -23,6 +25,7 @@ class Found:
     """Longer side of the target image."""
 
 
+@of_finite
 def pck(
     pairs: Sequence[Found],
     at: float = 0.1,

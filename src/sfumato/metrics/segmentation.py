@@ -11,10 +11,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
+from sfumato.metrics.sound import of_finite
 
 Labels = Int[Tensor, "h w"]
 
 
+@of_finite
 def confusion(found: Labels, truth: Labels, segments: int, classes: int) -> Int[np.ndarray, "segments classes"]:
     """How many pixels of each class each segment holds. A negative truth is not counted."""
     if found.shape != truth.shape:
@@ -24,6 +26,7 @@ def confusion(found: Labels, truth: Labels, segments: int, classes: int) -> Int[
     return torch.bincount(both.cpu(), minlength=segments * classes).view(segments, classes).numpy()
 
 
+@of_finite
 def named_iou(found: Sequence[Labels], truth: Sequence[Labels], classes: int) -> np.ndarray:
     """IoU of each class over a set whose segments have the classes' numbers; nan where a class is nowhere."""
     table = np.sum([confusion(f, t, classes, classes) for f, t in zip(found, truth, strict=True)], 0)
@@ -31,6 +34,7 @@ def named_iou(found: Sequence[Labels], truth: Sequence[Labels], classes: int) ->
     return np.where(table.sum(0) > 0, np.diag(table) / np.maximum(union, 1), np.nan)
 
 
+@of_finite
 def miou_per_image(found: Sequence[Labels], truth: Sequence[Labels], classes: int) -> tuple[float, float]:
     """Mean IoU and share of pixels right, with a Hungarian matching of its own for each image (DiffSeg's protocol).
 
@@ -40,6 +44,7 @@ def miou_per_image(found: Sequence[Labels], truth: Sequence[Labels], classes: in
     return _matched([_counts(f, t, classes) for f, t in zip(found, truth, strict=True)])
 
 
+@of_finite
 def miou_per_set(found: Sequence[Labels], truth: Sequence[Labels], classes: int) -> tuple[float, float]:
     """Mean IoU and share of pixels right with one Hungarian matching for the whole set (STEGO's protocol).
 
@@ -50,6 +55,7 @@ def miou_per_set(found: Sequence[Labels], truth: Sequence[Labels], classes: int)
     return _matched([np.sum(tables, 0)])
 
 
+@of_finite
 def miou_of_images(found: Sequence[Labels], truth: Sequence[Labels]) -> float:
     """Mean over the images of their own mean IoU over the classes they hold, each image matched by itself."""
     out = []

@@ -59,13 +59,14 @@ def generate(
     every_method = [method.prepare(model, {"main": (prompt,)}) for method in methods]
     every_method += [] if watch is None else [watch]
     options = {"methods": every_method, "guide": guide, "steps": steps, "size": size, "views": views}
+    options["stepper"] = stepper
     together = min(len(seeds), BATCH) if all(method.requires.batch for method in methods) else 1
     if memory is not None and denoising.plan(model, [prompt] * together, **options).bytes > memory:
         together = 1
     planned = denoising.plan(model, [prompt] * together, memory=memory, **options)
     painted: list[Picture] = []
     looked: list[Picture] = []
-    more = {"memory": memory, "stepper": stepper, "callback": previewing(0 if views else preview_every)}
+    more = {"memory": memory, "callback": previewing(0 if views else preview_every)}
     with heard(on_progress), progress("images", len(seeds)) as advance:
         for first in range(0, len(seeds), together):
             some = list(seeds[first : first + together])

@@ -18,8 +18,8 @@ from torch import Tensor
 
 
 def pipeline(folder: Path) -> Any:
-    """The network of a folder with ``config.json`` and ``model.safetensors``, as diffusers' ``DDPMPipeline``."""
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+    """The network of a folder with ``config.json`` and ``model.safetensors``, as diffusers' ``DDIMPipeline``."""
+    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
     from diffusers.models.attention_processor import Attention
     from diffusers.models.embeddings import TimestepEmbedding, Timesteps
     from safetensors import safe_open
@@ -34,8 +34,8 @@ def pipeline(folder: Path) -> Any:
     for module in network.modules():
         if isinstance(module, Attention) and module.group_norm is not None:
             _normalise_before(module)
-    scheduler = DDPMScheduler(trained_betas=betas().tolist(), num_train_timesteps=300, clip_sample=False)
-    return DDPMPipeline(unet=network.eval().requires_grad_(False), scheduler=scheduler)
+    scheduler = DDIMScheduler(trained_betas=betas().tolist(), num_train_timesteps=300, clip_sample=False)
+    return DDIMPipeline(unet=network.eval().requires_grad_(False), scheduler=scheduler)
 
 
 def _normalise_before(attention: Any) -> None:

@@ -178,7 +178,8 @@ def _sampled(step: Step, sites: Sequence[Site], add: Callable[[Call], None]) -> 
     """The whole run's latents by DDIM; gradients flow through all steps, each of which is computed again for them."""
     run = step.run
     assert run.guide is not None and run.levels is not None
-    guide, levels, move, n = run.guide, run.levels, DDIM().start(), len(run.rows.conditions)
+    guide, levels, n = run.guide, run.levels, len(run.rows.conditions)
+    move = DDIM().start(run.model.schedule, len(levels))
 
     def once(x: Tensor, i: int) -> Tensor:
         with run.model.tap(dict.fromkeys(sites, add), run.rows, run.grid) as tap:
