@@ -75,6 +75,8 @@ def test_they_steer_as_in_diffusers(folders, name, monkeypatch):
     found = controlnets.packed(found) if family == "flux" else found
     torch.testing.assert_close(found, wanted, **CLOSE)
     plain = denoise(model, PROMPT, **run).latents
+    other = denoise(model, PROMPT, controls=[ControlNet(network, 1 - picture, 0.7, mode(name))], **run).latents
+    assert (other - denoise(model, PROMPT, controls=[control], **run).latents).abs().max() > 1e-3
     assert (plain - denoise(model, PROMPT, controls=[control], **run).latents).abs().max() > 1e-3
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 from sfumato import cli
 from sfumato.commands import fields
 from sfumato.commands.plan import plan
+from sfumato.methods import index
 
 CALLS = {
     "generate": ("generate", "a cube"),
@@ -64,3 +65,14 @@ def test_commands_refuse_absurd_numbers(run, here, place, name):
             lines = [line for line in err.splitlines() if not line.startswith("note: ")]
             assert len(lines) == 1 and option.strip("-")[:4] in lines[0], (option, value, err)
             assert [p.name for p in place.rglob("*") if p.is_file()] == ["photo.png"], (option, value)
+
+
+def test_methods_refuse_absurd_seeds_and_steps(run, here, place):
+    for word in index.words(("edit", "control"))[::3]:
+        if word == "classifier-guidance":  # takes a function
+            continue
+        for option, value in (("--seed", "-1"), ("--steps", "0"), ("--steps", "-1"), ("--seed", "nan")):
+            if option in fields.of_method(word).options:
+                code, out, err = run(*CALLS["edit"][:-1], word, f"{option}={value}")
+                assert code == 2 and not out and len(err.splitlines()) == 1, (word, option, value, err)
+    assert not list(place.rglob("*-edited.png"))

@@ -25,7 +25,7 @@ NAMES = ("sd", "sd2", "sdxl", "sdxl-union", "sd3", "flux", "flux-union")
 def place(tmp_path_factory) -> Path:
     """Folders of models, of a ControlNet for each, and pictures."""
     place = tmp_path_factory.mktemp("steered")
-    for name in NAMES:
+    for name in (*NAMES, "sd-pooled"):
         family = name.partition("-")[0]
         folder = place / family if (place / family).exists() else write(family, place)
         part = "unet" if family.startswith("sd") and family != "sd3" else "transformer"
@@ -71,15 +71,17 @@ def test_each_family_is_steered(paint, place, name):
     assert code == 0 and abs(pixels(none[0]) - pixels(plain[0])).max() <= 1, err
 
 
-def test_it_is_what_diffusers_paints(paint, place, monkeypatch):
+@pytest.mark.parametrize("name", ["sd", "sd-pooled"])
+def test_it_is_what_diffusers_paints(paint, place, monkeypatch, name):
     seen: list[torch.Tensor] = []
     plain = pictures.picture
     monkeypatch.setattr(pictures, "picture", lambda image: seen.append(image) or plain(image))
-    code, _, err = paint("sd", "--size", 64, "--seed", 3, "--guidance", 4, "--controlnet", f"{place}/sd-control:0.7",
-                         "--control", place / "edges.png", "--negative", "a duck")  # fmt: skip
+    how = ("--size", 64, "--seed", 3, "--guidance", 4, "--negative", "a duck")
+    steering = ("--controlnet", f"{place}/{name}-control:0.7", "--control", place / "edges.png")
+    code, _, err = paint("sd", *how, *steering)
     assert code == 0, err
     pipe: Any = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
-        place / "sd", controlnet=diffusers.ControlNetModel.from_pretrained(place / "sd-control")
+        place / "sd", controlnet=diffusers.ControlNetModel.from_pretrained(place / f"{name}-control")
     )
     x = load(str(place / "sd"), device="cpu").latents([3], 64, 64)
     wanted = pipe(

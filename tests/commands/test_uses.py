@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from safetensors.torch import save_file
 from sfumato.commands import uses
 from sfumato.commands.options import painted_size, size_of
 from sfumato.errors import SfumatoError
+from sfumato.methods.edit.appearance import START
+from sfumato.tasks.starts import start_of
 
 
 @pytest.fixture
@@ -132,6 +135,8 @@ def test_steps_and_seeds_of_an_appearance_are_obeyed(run, here, photo):
     one, other = (json.loads(out) for _, out, _ in found)
     assert one["runs"][0]["steps"] < 4 and one["image"] != other["image"]  # of which some are left out
     assert Image.open(one["image"]).tobytes() != Image.open(other["image"]).tobytes()
+    assert start_of(None, 4, None, 7, appearance=True) == replace(START, steps=4, seed=7)
+    assert start_of(None, appearance=True) == START
 
 
 def test_a_learned_word_that_no_prompt_says_is_noted(run, here, photo):
