@@ -122,7 +122,7 @@ class Latent(Backbone):
                 if remark := self.text.remark(prompt):
                     note(remark)
             with quietly():
-                parts = self._encode([self.text.told(p) for p in new], skip) if new else {}
+                parts = self._encode([self.text.plain(p) for p in new], skip) if new else {}
             parts = {k: v.float() if v.is_floating_point() else v for k, v in parts.items()}
             self._known |= {(p, skip): {k: v[i] for k, v in parts.items()} for i, p in enumerate(new)}
         rows = {k: torch.stack([self._known[a][k] for a in asked]) for k in self._known[asked[0]]}

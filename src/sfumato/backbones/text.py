@@ -115,7 +115,7 @@ class Text:
     def tokenizer(self) -> Any:
         return getattr(self.pipe, self.readers[0].part)
 
-    def told(self, prompt: str) -> str:
+    def plain(self, prompt: str) -> str:
         """What the encoders are given: without weights, and with learned words as the tokenizer has them."""
         return _spelled(weights.plain(prompt), self.tokenizer)[0]
 
