@@ -20,7 +20,7 @@ from sfumato.core.solvers import PLMS, DPMSolver, Heun
 from sfumato.core.steppers import DDIM, Stepper, limiting
 from sfumato.core.suited import differs, suited
 from sfumato.errors import SfumatoError
-from sfumato.inversion import DDIMInversion, invert
+from sfumato.inversion import DDIMInversion, Noise, invert
 from sfumato.methods.control import PerturbedAttention, UniversalGuidance
 
 BETAS = {"beta_start": 0.0085, "beta_end": 0.12, "beta_schedule": "scaled_linear", "num_train_timesteps": 100}
@@ -198,3 +198,9 @@ def test_a_path_is_followed_by_its_own_stepper_and_at_its_own_levels(pndm):
     denoise(pndm, "a", start=path, guide=1, stepper=DPMSolver())
     with pytest.raises(SfumatoError, match="Heun asks the network at more levels than the path has; take DDIM"):
         denoise(pndm, "a", start=path, guide=1, stepper=Heun())
+    noised = invert(pndm, torch.rand(1, 3, 64, 64), "a", Noise(steps=4, strength=0.5))
+    assert len(noised.levels) == 2
+    for options, count in (({}, 3), ({"stepper": DDIM()}, 2), ({"methods": [REPEATING]}, 2)):
+        steps.clear()
+        denoise(pndm, "a", start=noised, guide=1, callback=lambda step: steps.append(step.i), **options)
+        assert len(steps) == count

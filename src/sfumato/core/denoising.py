@@ -73,7 +73,8 @@ def denoise(
     height, width = _sides(model, size)
     first = None
     if isinstance(start, Start):
-        levels, stepper = start.levels if levels is None else levels, stepper or start.stepper
+        levels = start.levels if levels is None else levels
+        stepper = stepper or (start.stepper if start.undoes else None)
         methods, first = (start, *methods), start.latents
     else:
         first = start
@@ -95,7 +96,8 @@ def denoise(
         run, phases, plan, cond = found
         if why:
             note(f"{why}, so steps are DDIM's and not those of the model's {model.schedule.kind}")
-        if isinstance(start, Start) and len(start.levels) != len(levels):
+        undoing = isinstance(start, Start) and start.undoes
+        if undoing and len(start.levels) != len(levels):
             raise SfumatoError(f"{type(stepper).__name__} asks the network at more levels than the path has; take DDIM")
         guide = run.guide or guide
         if controls:
@@ -113,8 +115,7 @@ def denoise(
             parts, noise = tuple(phases.values()), _noise(x, seeds)
             if seen is not None:
                 x, noise = seen.entered(x), seen.drawing(noise)
-            limited = not isinstance(start, Start) or not start.undoes
-            x = _Running(run, plan, parts, guide, levels, stepper, cond, noise, seen, limited, watch)(x)
+            x = _Running(run, plan, parts, guide, levels, stepper, cond, noise, seen, not undoing, watch)(x)
             x = (x if seen is None else seen.left(x)).float()
     out = {n: Sample(model, of, streams[n]) for n, of in zip(names, x.split(each), strict=True)}
     return out if isinstance(prompts, Mapping) else out["main"]

@@ -12,7 +12,8 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import Guide, guided
 from sfumato.core.noise import drawing
 from sfumato.core.schedule import add_noise
-from sfumato.core.steppers import DDIM, posterior_std, suited
+from sfumato.core.steppers import DDIM, posterior_std
+from sfumato.core.suited import suited
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path, noise_of, predict
 
