@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,15 @@ def test_help_imports_nothing_heavy():
     code = f"import sys; from sfumato.cli import main; main(['--help']); print({HEAVY} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert "sfumato generate" in out and out.splitlines()[-1] == "set()"
+
+
+def test_what_a_terminal_cannot_show_is_no_failure(tmp_path):
+    """Such as Windows' code pages: results have been written before they are named."""
+    call = [sys.executable, "-m", "sfumato.cli", "render", "--seed", "3", "--out", str(tmp_path / "画")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    found = subprocess.run(call, capture_output=True, text=True, env=environment)
+    assert found.returncode == 0 and "\\u753b" in found.stdout, found.stderr
+    assert [*(tmp_path / "画").glob("*.png")]
 
 
 def test_no_arguments_is_help(run):

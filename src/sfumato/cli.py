@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
+from io import TextIOWrapper
 from typing import Any
 
 import tyro
@@ -59,6 +60,9 @@ One command's help: sfumato render --help
 
 def main(args: Sequence[str]) -> int:
     """Run one command. Returns the exit code: 0, 2 for what the caller can put right, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show is no reason to fail
     if list(args) == ["--version"]:
         print(f"sfumato {__version__}")
         return 0

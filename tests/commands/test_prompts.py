@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -105,6 +106,11 @@ def test_distillation_takes_a_negative_prompt(call, tmp_path):
 
     plain, away = distilled("sds"), distilled("--negative", "a duck", "sds")
     assert plain != away == distilled("sds", "--negative", "a duck")
+
+
+def test_a_prompt_that_is_no_text_is_one_line(call):
+    code, _, err = call("generate", os.fsdecode(b"a caf\xe9"), "--n", 1, "--steps", 1, "--size", 64)
+    assert code == 2 and err.splitlines()[-1].endswith("a prompt is text in UTF-8, got 'a caf\\udce9'")
 
 
 def test_a_learned_word_and_skipped_layers(call, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +223,12 @@ def test_strange_images_are_read_or_refused_in_one_line(run, here, tmp_path):
         picture.save(tmp_path / f"{name}.png")
         code, _, err = run("segment", tmp_path / f"{name}.png", "--side", 64, "--out", tmp_path / "out", "diff-seg")
         assert code == 0, err
+    for name in (os.fsdecode(b"caf\xe9"), "x" * 250, "画" * 80, "a b.c é"):
+        file = (tmp_path / "plain.png").rename(tmp_path / f"{name}.png")
+        code, out, err = run("segment", file, "--side", 64, "--out", tmp_path / "out", "--json", "diff-seg")
+        assert code == 0 and json.loads(out)["images"][-1]["image"] == str(file), err
+        assert run("features", file, "--side", 64, "--times", 1, "--layers", 3, "--out", tmp_path / "out")[0] == 0
+        file.rename(tmp_path / "plain.png")
     Image.new("RGB", (5, 5)).save(tmp_path / "tiny.png")
     code, _, err = run("segment", tmp_path / "tiny.png", "--out", tmp_path / "out", "diff-seg")
     assert code == 2 and "smaller than a patch" in err

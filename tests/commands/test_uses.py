@@ -6,6 +6,7 @@ import json
 import re
 import types
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sfumato.commands import uses
-from sfumato.commands.options import painted_size, size_of
+from sfumato.commands.options import is_image, painted_size, size_of, slug
 from sfumato.errors import SfumatoError
 from sfumato.methods.edit.appearance import START
 from sfumato.tasks.starts import start_of
@@ -172,6 +173,44 @@ def test_settings_of_what_was_learned_are_said_to_be_its_own(run, here, photo):
 @pytest.mark.parametrize(("text", "size"), [("64", (64, 64)), ("96x64", (64, 96)), ("96X64", (64, 96)), (None, None)])
 def test_a_size_is_a_side_or_width_and_height(text, size):
     assert size_of(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("A red cube, photo", "a-red-cube-photo"),
+        ("  ../../etc/passwd ", "etc-passwd"),
+        ("立方体 on grass", "立方体-on-grass"),
+        ("cafe\N{COMBINING ACUTE ACCENT}", "café"),
+        ("हिन्दी", "हिन्दी"),
+        ("a\ncube\0!", "a-cube"),
+        ("(cube:1.3) 🦆", "cube-1-3"),
+        ("!!!", "untitled"),
+        ("con", "con-"),
+        ("LPT1", "lpt1-"),
+        ("console", "console"),
+        ("x" * 99, "x" * 60),
+    ],
+)
+def test_prompts_become_names_of_files(text, name):
+    assert slug(text) == name
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".webp", ".avif", ".heic", ".tif"])
+def test_pictures_of_other_kinds_are_no_folders(suffix):
+    with pytest.raises(SfumatoError, match=r"images are written as PNG; give --out a \.png or a folder"):
+        is_image(Path(f"out/x{suffix}"))
+    assert is_image(Path("x.PNG")) and not is_image(Path("out/v1.5"))
+
+
+def test_a_picture_that_was_given_is_not_written_over(run, here, photo, tmp_path):
+    folder, before = write("sd", tmp_path), Path(photo).read_bytes()
+    Path("link.png").symlink_to(photo)
+    for out in (photo, "link.png"):
+        for given in (("--control", photo, "--controlnet", folder), ("--inpaint", photo, "--mask", photo)):
+            code, _, err = run("generate", "a cube", "--n", 1, *given, "--out", out)
+            assert code == 2 and f"--out {out} is a picture that was given, and would be gone" in err, err
+    assert Path(photo).read_bytes() == before
 
 
 @pytest.mark.parametrize("text", ["", "x64", "64x", "64,96", "64.5", "-64", "big"])

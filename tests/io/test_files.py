@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from sfumato.errors import SfumatoError, finite
-from sfumato.io.files import as_json, save_tensors, write_json
+from sfumato.io.files import as_json, atomic, save_tensors, write_json
 from sfumato.io.terminal import print_json
 
 NAN, INF = float("nan"), float("inf")
@@ -41,3 +42,18 @@ def test_tensors_that_are_not_finite_are_named_and_the_file_before_is_kept(tmp_p
     with pytest.raises(SfumatoError, match=r"uncond, which is to be written to .*x.safetensors, became not finite"):
         save_tensors(file, {"track": torch.zeros(2), "uncond": torch.tensor([NAN])})
     assert load_file(file)["track"].shape == (3, 2) and len([*tmp_path.iterdir()]) == 1
+
+
+def test_names_that_are_no_unicode_are_written_and_read_again(tmp_path):
+    """As disks have them whose names were made elsewhere: Python keeps their bytes as lone surrogates."""
+    name = os.fsdecode(b"caf\xe9.png")
+    write_json(tmp_path / "x.json", {"image": name}, ensure_ascii=False)
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"image": name}
+
+
+def test_a_place_whose_name_is_too_long_is_one_line(tmp_path):
+    with (
+        pytest.raises(SfumatoError, match=r"cannot write .*File name too long"),
+        atomic(tmp_path / ("x" * 300)) as part,
+    ):
+        part.touch()

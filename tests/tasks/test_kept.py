@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -33,6 +34,14 @@ def test_a_name_whose_results_were_deleted_is_free(tmp_path):
     assert (run(tmp_path, steps=1), run(tmp_path, steps=2)) == ("photo", "photo.2")
     (tmp_path / "photo-edited.png").unlink()
     assert run(tmp_path, steps=3) == "photo" and run(tmp_path, steps=2) == "photo.2"
+
+
+@pytest.mark.parametrize("stem", ["x" * 250, "画" * 83, os.fsdecode(b"\xe9" * 250)])
+def test_pictures_of_long_names_have_results(tmp_path, stem):
+    """A name that is as long as a file system takes leaves no room for endings."""
+    first, second = (make(tmp_path, named(tmp_path, "edit", "-edited.png", stem, {"steps": n})) for n in (1, 2))
+    assert stem.startswith(first) and second == f"{first}.2" and len(os.fsencode(first)) > 100
+    assert named(tmp_path, "edit", "-edited.png", stem, {"steps": 1}) == first
 
 
 def test_a_persons_own_file_is_left(tmp_path):

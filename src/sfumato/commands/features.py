@@ -80,5 +80,6 @@ def features(
 
 def _stem(file: Path, files: list[Path]) -> str:
     """What an image's features are called: its name; of several of that name also its number."""
-    same = [f for f in files if f.stem == file.stem]
-    return file.stem if len(same) == 1 else f"{file.stem}-{same.index(file) + 1}"
+    stem = kept.short(file.stem)
+    same = [f for f in files if kept.short(f.stem) == stem]
+    return stem if len(same) == 1 else f"{stem}-{same.index(file) + 1}"

@@ -19,6 +19,7 @@ from sfumato.commands.options import (
     ShowAttention,
     Size,
     bytes_of,
+    check_apart,
     guidance_of,
     is_image,
     layout_of,
@@ -112,6 +113,7 @@ def generate(
     uses.boxes(layout, [chain])
     single = is_image(out)
     folder, stem = (out.parent, out.stem) if single else (out, slug(prompt))
+    check_apart(out, inpaint, mask, *steering.control)
     writable(folder)
 
     quiet()

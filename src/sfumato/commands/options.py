@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -197,13 +198,28 @@ def mask_of(file: Path | None) -> Mask | None:
     return None if file is None else Mask.read(file)
 
 
+_RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)\d")  # names of no files on Windows
+
+
 def slug(text: str, most: int = 60) -> str:
-    """Words as a file name: "a red cube, photo" becomes "a-red-cube-photo"."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:most].strip("-") or "untitled"
+    """Words as a file name, in any script: "a red cube, photo" becomes "a-red-cube-photo"."""
+    letters = [c if unicodedata.category(c)[0] in "LMN" else "-" for c in unicodedata.normalize("NFC", text.lower())]
+    words = re.sub("-+", "-", "".join(letters)).strip("-")[:most].strip("-") or "untitled"
+    return f"{words}-" if _RESERVED.fullmatch(words) else words
+
+
+def check_apart(out: Path, *given: Path | None) -> None:
+    """Refuse to write over a picture that was given."""
+    for file in filter(None, given):
+        if out.exists() and file.exists() and out.samefile(file):
+            raise SfumatoError(f"--out {out} is a picture that was given, and would be gone; give another place")
+
+
+_KINDS = {".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".ppm"}
 
 
 def is_image(out: Path) -> bool:
     """Does ``--out`` name a PNG rather than a folder? Refuses other kinds of picture."""
-    if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
+    if out.suffix.lower() in _KINDS:
         raise SfumatoError(f"images are written as PNG; give --out a .png or a folder, not {out}")
     return out.suffix.lower() == ".png"

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,12 +36,14 @@ def atomic(path: str | Path) -> Iterator[Path]:
             raise SfumatoError(f"cannot write {path}: {str(e).rpartition('error: ')[2]}") from e
         raise
     finally:
-        part.unlink(missing_ok=True) if part.parent.is_dir() else None
+        with suppress(OSError):  # it has said why, if anything is wrong
+            part.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8; of names that are none, such as files have on some disks, the bytes as escapes, as JSON has them."""
     with atomic(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def writable(folder: str | Path) -> Path:

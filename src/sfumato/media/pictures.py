@@ -32,7 +32,7 @@ def write(image: Picture, path: Path, words: Mapping[str, object] | None = None)
     info = PngInfo()
     info.add(b"sRGB", b"\0")  # its byte is the rendering intent: perceptual
     for key, value in (words or {}).items():
-        info.add_itxt(key, str(value))
+        info.add_itxt(key, str(value).encode(errors="backslashreplace").decode())  # names of files may be no Unicode
     with atomic(path) as part:
         image.save(part, format="PNG", pnginfo=info, icc_profile=None)
     return path

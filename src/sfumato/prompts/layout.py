@@ -221,9 +221,11 @@ def _overlap(a: Region, b: Region) -> bool:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
-    except OSError:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
         raise SfumatoError(f"there is no file {path}") from None
+    except OSError as e:
+        raise SfumatoError(f"cannot read {path}: {e.strerror or e}") from e
     except ValueError as e:
         raise SfumatoError(f"{path} is no JSON: {e}") from None
 

@@ -38,8 +38,13 @@ def pieces(prompt: str) -> tuple[Piece, ...]:
     """A prompt's text in pieces of one weight.
 
     Raises ``SfumatoError`` for a weight that is no number from 0, and for what of A1111's grammar is not supported:
-    words that change at a step (``[a:b:0.5]``) or take turns (``[a|b]``), ``BREAK``, ``AND`` and ``<lora:...>``.
+    words that change at a step (``[a:b:0.5]``) or take turns (``[a|b]``), ``BREAK``, ``AND`` and ``<lora:...>``; and
+    for what is no Unicode.
     """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise SfumatoError(f"a prompt is text in UTF-8, got {prompt!r}") from None
     for pattern, what in _REFUSED.items():
         if found := re.search(pattern, prompt):
             raise SfumatoError(f"{found[0]} {what}")

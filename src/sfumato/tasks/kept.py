@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sfumato.tasks.chain import Chain
 
 Record = dict[str, Any]
+_LONGEST = 180  # bytes
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Kept:
 
         Those are replaced only if their record is the ``same``. ``SfumatoError`` where nothing can be written.
         """
+        name = short(name)
         for n in count(1):
             own = name if n == 1 else f"{name}.{n}"
             place, first = self._place(own), self.folder / f"{own}{self.tail}"
@@ -76,6 +78,13 @@ class Kept:
 
     def _place(self, name: str) -> Path:
         return self.folder / f".{name}.{self.kind}.json"
+
+
+def short(name: str) -> str:
+    """As much of a name as file systems take with all the endings that results get."""
+    while len(os.fsencode(name)) > _LONGEST:
+        name = name[:-1]
+    return name
 
 
 def named(folder: Path, kind: str, tail: str, name: str, settings: Mapping[str, Any]) -> str:
