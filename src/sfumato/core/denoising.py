@@ -146,6 +146,8 @@ def plan(
 
 def _ready(model: Backbone, streams: Mapping[str, tuple[str, ...]], methods: Sequence[Method]) -> list[Method]:
     """Methods that know what they find out before a run."""
+    if not isinstance(methods, Sequence) or not all(isinstance(method, Method) for method in methods):
+        raise SfumatoError(f"methods are a list of them as they are set, such as [PromptToPrompt()], got {methods!r}")
     for method in methods:
         method.requires.check_model(model, type(method).__name__)
     for source, target in zip(streams.get("source", ()), streams.get("target", ()), strict=False):
@@ -185,8 +187,6 @@ def _prepared(
     seen: Canvas | None = None,
 ) -> _Prepared:
     """A run with its methods started and its plan checked, and what the network will read."""
-    if not isinstance(methods, Sequence) or not all(isinstance(method, Method) for method in methods):
-        raise SfumatoError(f"methods are a list of them as they are set, such as [PromptToPrompt()], got {methods!r}")
     for method in methods:
         guide = method.around(guide)
     conds = guide.embed(model, [p for some in streams.values() for p in some])
