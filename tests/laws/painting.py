@@ -359,7 +359,7 @@ def painted(
             how = replace(how, seed=how.seed + images[0])  # pyright: ignore
         path = path or invert(model, torch.stack([picture(model, i, size) for i in images]), prompts["source"], how)
         own = how.guide(model) if guide is None else CFG(guide)
-        options |= {"start": bare(path) if plain else path, "guide": own}
+        options |= {"start": bare(path) if plain else path, "guide": own, "seed": images[0]}
     else:
         size = size or (families.side(model),) * 2
         options |= {"methods": [] if plain else [how], "steps": STEPS, "size": size, "seed": [3 + i for i in images]}
