@@ -144,7 +144,7 @@ def test_another_network_counts_and_one_of_another_family_is_refused(folders):
     assert (painted(model) - plain).abs().max() > 1e-3 and torch.equal(painted(given), painted(model))
     assert given.network is model.network is pipe.unet and len(model.layers) > 0
     assert all(model.network.get_submodule(site.path) is not None for site in model.sites) and model.sites != sites
-    for name, why in (("sdxl", "without a text encoder"), ("deepfloyd", r"text \(addition_embed_type\) on a vae")):
+    for name, why in (("sdxl", "has no text_encoder_2"), ("deepfloyd", r"text \(addition_embed_type\) on a vae")):
         pipe.unet = pipeline(folders[name]).unet
         with pytest.raises(SfumatoError, match=why):
             painted(model)

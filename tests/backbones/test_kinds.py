@@ -46,7 +46,7 @@ def stand_in(pipe: Any, config: dict[str, Any], parts: dict[str, Any]) -> Any:
     which = "unet" if hasattr(pipe, "unet") else "transformer"
     network = getattr(pipe, which)
     own = dict(network.config) | config
-    other = type(type(network).__name__, (), {"config": SimpleConfig(own)})()
+    other = type(type(network).__name__, (), {"config": SimpleConfig(own), "parameters": network.parameters})()
     return type(type(pipe).__name__, (), {**pipe.components, which: other, **parts})()
 
 
@@ -104,7 +104,7 @@ def test_it_is_of_the_kind_or_refused(name, pipes):
     [
         ("sd", {"addition_embed_type": "text"}, {}, r"reads text \(addition_embed_type\) on a vae"),
         ("sd", {"addition_embed_type": "text"}, {"vae": None}, "makes 4 channels of 4, not pictures"),
-        ("sd", {"addition_embed_type": "text_time"}, {}, r"without a text encoder \(text_encoder_2\)"),
+        ("sd", {"addition_embed_type": "text_time"}, {}, "has no text_encoder_2, which its prompts need"),
         ("sd", {"cross_attention_dim": 32}, {}, r"text is 16 numbers wide, and its network reads 32 \(cross_attention"),
         ("sd", {}, {"text_encoder": "deepfloyd"}, "text_encoder is a T5EncoderModel, where UNet reads CLIPTextModel"),
         ("sd", {}, {"text_encoder_2": "sdxl"}, "text_encoder_2 is a CLIPTextModel.*, where UNet reads none there"),
@@ -119,7 +119,7 @@ def test_it_is_of_the_kind_or_refused(name, pipes):
         ("deepfloyd", {}, {"vae": "sd"}, r"reads text \(addition_embed_type\) on a vae"),
         ("deepfloyd", {}, {"text_encoder": "sd"}, "text_encoder is a CLIPTextModel, where DeepFloyd reads T5"),
         ("flux", {"pooled_projection_dim": 32}, {}, "pooled text is 16 numbers wide, and its network reads 32"),
-        ("sd3", {}, {"text_encoder": None}, r"without a text encoder \(text_encoder\)"),
+        ("sd3", {}, {"text_encoder": None}, "has no text_encoder, which its prompts need"),
         ("pixart", {"caption_channels": 32}, {}, "text is 16 numbers wide, and its network reads 32"),
         ("ddpm", {"in_channels": 6}, {}, "makes 3 channels of 6, and images have 3"),
         ("ddpm", {}, {"vae": "sd"}, "paints without words on a vae"),

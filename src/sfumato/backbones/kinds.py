@@ -30,13 +30,6 @@ _TEXTS: dict[str, dict[str, tuple[str, ...]]] = {
 """Which texts a kind reads, by what."""
 _MAY_LACK = {"SDXL": "text_encoder", "SD3": "text_encoder_3"}  # refiners have one; T5 is large
 _TRANSFORMERS = {"PixArtTransformer2DModel": "PixArt", "SD3Transformer2DModel": "SD3", "FluxTransformer2DModel": "Flux"}
-_NEEDS = {
-    "Pixels": (),
-    "SDXL": ("text_encoder_2",),  # its refiner has no first one
-    "SD3": ("text_encoder", "text_encoder_2"),
-    "Flux": ("text_encoder", "text_encoder_2"),
-}
-"""Encoders without which a kind has nothing to read; of others the first."""
 KNOWN = (
     "the UNets of Stable Diffusion 1, 2, XL and DeepFloyd IF, UNet2DModel without classes, and "
     f"{', '.join(_TRANSFORMERS)}"
@@ -107,15 +100,19 @@ def _of_unet(name: str, pipe: Any, config: Any) -> str:
 
 
 def _check_texts(name: str, pipe: Any, kind: str) -> None:
-    """Refuse encoders that a kind does not read, or lacks."""
-    for part in ENCODERS:
-        encoder, known = getattr(pipe, part, None), _TEXTS[kind].get(part, ())
-        if encoder is None:
-            if known and _MAY_LACK.get(kind) != part:
-                refuse(name, pipe, f"without a text encoder ({part})")
-        elif not is_a(encoder, known):
+    """Refuse encoders that a kind does not read, or lacks, and those without their tokenizer."""
+    there = {part: encoder for part in ENCODERS if (encoder := getattr(pipe, part, None)) is not None}
+    if _TEXTS[kind] and not there:
+        refuse(name, pipe, "without a text encoder")
+    for part, encoder in there.items():
+        known = _TEXTS[kind].get(part, ())
+        if not is_a(encoder, known):
             read = f"{kind} reads {' or '.join(known) or 'none there'}"
             refuse(name, pipe, f"whose {part} is a {type(encoder).__name__}, where {read}")
+    needs = [part for part in _TEXTS[kind] if part in there or _MAY_LACK.get(kind) != part]
+    needs += [TOKENIZERS[ENCODERS.index(part)] for part in needs]
+    if lacking := next((part for part in needs if getattr(pipe, part, None) is None), None):
+        raise SfumatoError(f"{name} has no {lacking}, which its prompts need; load(..., {lacking}=...) gives it one")
 
 
 def _check_widths(name: str, pipe: Any, kind: str, config: Any) -> None:
@@ -156,7 +153,6 @@ def check(model: Any) -> None:
             f"{model.name} was loaded as {model.kind}, and what its pipeline now has is {found}; load(model.pipe) "
             "gives a model of that"
         )
-    check_texts(model.name, model.pipe, found)
 
 
 def refuse(name: str, pipe: Any, what: str) -> NoReturn:
@@ -189,17 +185,6 @@ def reads_more(config: Any) -> Iterator[str]:
         yield f"class labels (class_embed_type {labels!r})"
     if config.get("attention_type", "default") != "default":
         yield f"boxes ({config['attention_type']} attention)"
-
-
-def check_texts(name: str, pipe: Any, kind: str) -> None:
-    """Raise ``SfumatoError`` for a pipeline that lacks an encoder which its kind reads, or a tokenizer of one."""
-    there = {part for part in ENCODERS + TOKENIZERS if getattr(pipe, part, None) is not None}
-    for encoder, tokenizer in zip(ENCODERS, TOKENIZERS, strict=True):
-        wanted = (encoder, tokenizer) if encoder in there.union(_NEEDS.get(kind, ("text_encoder",))) else ()
-        if missing := next((part for part in wanted if part not in there), None):
-            raise SfumatoError(
-                f"{name} has no {missing}, which its prompts need; load(..., {missing}=...) gives it one"
-            )
 
 
 def _latents(name: str, pipe: Any) -> int:

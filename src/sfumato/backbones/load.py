@@ -164,9 +164,7 @@ def family(name: str, pipe: Any) -> Backbone:
     from sfumato.backbones.unet import SDXL, Depth, UNet
 
     families = {each.kind: each for each in (UNet, Depth, SDXL, DeepFloyd, PixArt, SD3, Flux, Pixels)}
-    kind = kinds.kind(name, pipe)
-    kinds.check_texts(name, pipe, kind)
-    return families[kind](name, pipe)
+    return families[kinds.kind(name, pipe)](name, pipe)
 
 
 def _check_offload(offload: str, place: torch.device) -> None:
