@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,17 @@ from sfumato.core.denoising import denoise
 from sfumato.core.schedule import Schedule
 from sfumato.stilllife import networks
 from sfumato.stilllife.tokenizer import special_ids, vocab_size
+
+
+@dataclass(frozen=True)
+class Always:
+    """A function of the time that is the same number at any, and has a name that does not change."""
+
+    value: float
+
+    def __call__(self, t: float) -> float:
+        return self.value
+
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 TRAINED = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "clip_sample": False, **BETAS}

@@ -11,6 +11,7 @@ import diffusers
 import families
 import pytest
 import torch
+from families import Always
 from torch import Tensor
 
 from sfumato.backbones.load import family
@@ -73,7 +74,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
     ],
     "SASolverScheduler": [
         {}, *({"predictor_order": p, "corrector_order": c} for p in (1, 2, 3) for c in (1, 2, 3)), V, FLOW,
-        {"tau_func": lambda t: 0.0}, {"tau_func": lambda t: 0.7}, KARRAS, COSINE, {"lower_order_final": False},
+        {"tau_func": Always(0.0)}, {"tau_func": Always(0.7)}, KARRAS, COSINE, {"lower_order_final": False},
     ],
     "LCMScheduler": [{}, TRAILING],
     "TCDScheduler": [{}],

@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+from families import Always
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.core.denoising import denoise
@@ -33,14 +34,10 @@ STEPPERS = [
     LCM(None),
     *SECOND,
     *ENDS,
-]
-STEPPERS += [
-    *SECOND,
-    *ENDS,
     DPMSolver(tau=1.0),
     Singlestep(tau=1.0),
     Midpoint(ancestral=True),
-    UniPC(tau=lambda t: 1.0, rule="bh1"),
+    UniPC(tau=Always(1.0), rule="bh1"),
 ]
 
 
