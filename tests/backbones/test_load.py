@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from families import ldm, write
+from safetensors.torch import load_file, save_file
 
 from sfumato import cli
 from sfumato.backbones import hub
@@ -18,6 +19,7 @@ from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.rows import single
 from sfumato.errors import SfumatoError
+from sfumato.stilllife.tokenizer import write_tokenizer
 
 PROMPT = "a red cube on grass"
 
@@ -202,9 +204,51 @@ def test_pickled_weights_are_not_read(copied):
 def test_truncated_weights_are_said_to_be(copied, part, keep):
     file = copied / f"{part}.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(SfumatoError, match="does not load as a diffusers pipeline") as e:
+    with pytest.raises(SfumatoError, match=r"does not load as a (diffusers pipeline|CLIPTextModel): ") as e:
         load(str(copied), device="cpu")
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_part_that_lacks_weights_is_not_drawn_at_random(folder, copied, part):
+    """transformers draws what is missing, and warns; diffusers fails far from it."""
+    (file,) = (copied / part).glob("*.safetensors")
+    state = load_file(file)
+    key = max(state)
+    save_file({name: values for name, values in state.items() if name != key}, file, {"format": "pt"})
+    words = rf"model/{part} lacks 1 of its weights \(first: {key.removeprefix('text_model.')}\)"
+    with pytest.raises(SfumatoError, match=words) as e:
+        load(str(copied), device="cpu")
+    assert "\n" not in str(e.value)
+    with pytest.raises(SfumatoError, match=words):
+        load(str(folder), device="cpu", **{part: str(copied)})  # as a part beside another model
+    load(str(copied), device="cpu", **{part: str(folder)})  # and in its place another
+
+
+@pytest.mark.parametrize("left", [[], ["merges.txt"], ["vocab.json"]])
+def test_a_tokenizer_without_its_words_is_no_other_one(folder, copied, left):
+    write_tokenizer(copied / "tokenizer")  # in two files
+    (copied / "tokenizer" / "tokenizer.json").unlink()
+    assert load(str(copied), device="cpu").words(PROMPT) == load(str(folder), device="cpu").words(PROMPT)
+    for name in {"vocab.json", "merges.txt"} - {*left}:
+        (copied / "tokenizer" / name).unlink()
+    words = r"model/tokenizer lacks the words of its CLIPTokenizer: tokenizer.json, or vocab.json and merges.txt"
+    for options in ({}, {"tokenizer": str(copied)}):
+        with pytest.raises(SfumatoError, match=words):
+            load(str(folder if options else copied), device="cpu", **options)
+
+
+def test_a_part_of_every_family_is_whole_as_it_is_saved(tmp_path):
+    """Weights that two layers share are in a file once."""
+    for name in ("sdxl", "deepfloyd", "pixart", "sd3", "flux"):
+        load(str(write(name, tmp_path)), device="cpu")
+
+
+def test_a_folder_of_checkpoint_files_names_them(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.safetensors").touch()
+    with pytest.raises(SfumatoError, match=r"but .safetensors files \(a.*, b.*\); give one of them"):
+        load(tmp_path, device="cpu")
 
 
 def test_a_missing_part_is_said(copied):

@@ -170,6 +170,29 @@ def test_gamma_and_primaries_of_a_png(tmp_path, colours, primaries):
     assert off(open_picture(tmp_path / "x.png"), colours) == 0
 
 
+@pytest.mark.parametrize("transfer", [13, 1])
+def test_the_code_of_a_pngs_colours_goes_before_the_rest(tmp_path, colours, transfer):
+    """As phones and screens write theirs: Display P3 with sRGB's curve, without a profile."""
+    info = PngInfo()
+    info.add(b"cICP", bytes([12, transfer, 0, 1]))
+    info.add(b"gAMA", struct.pack(">I", 100000))
+    Image.fromarray(colours).save(tmp_path / "x.png", pnginfo=info, icc_profile=profile("Adobe RGB"))
+    linear = np.where(colours / 255 <= 0.04045, colours / 255 / 12.92, ((colours / 255 + 0.055) / 1.055) ** 2.4)
+    seen = (linear @ (np.linalg.inv(to_xyz("sRGB")) @ to_xyz("Display P3")).T).clip(0, 1)
+    wanted = np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055) * 255
+    assert off(open_picture(tmp_path / "x.png"), wanted) <= 1 and off(wanted, colours) > 5
+
+
+@pytest.mark.parametrize(("code", "noted"), [((1, 13), False), ((9, 16), True), ((9, 18), True), ((77, 13), True)])
+def test_codes_of_srgb_change_nothing_and_hdr_is_said(tmp_path, colours, code, noted, capsys):
+    info = PngInfo()
+    info.add(b"cICP", bytes([*code, 0, 1]))
+    Image.fromarray(colours).save(tmp_path / "x.png", pnginfo=info)
+    assert off(open_picture(tmp_path / "x.png"), colours) == 0
+    said = capsys.readouterr().err
+    assert ("are HDR or unknown (cICP" in said and "x.png" in said) == noted
+
+
 @pytest.mark.parametrize("gamma", [45455, 0])
 def test_the_gamma_of_srgb_and_none_at_all_change_nothing(tmp_path, colours, gamma):
     info = PngInfo()

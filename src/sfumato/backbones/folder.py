@@ -21,8 +21,9 @@ def read(place: Path, variant: str | None, dtype: torch.dtype, parts: Mapping[st
     """The diffusers pipeline that a folder holds, with these parts in place of its own.
 
     Raises ``SfumatoError`` for a folder that holds none, for weights that are not safetensors or not of this variant,
-    and for what does not load.
+    and for what does not load, or not whole.
     """
+    import transformers
     from diffusers import DiffusionPipeline
 
     listed = index(place)
@@ -32,12 +33,58 @@ def read(place: Path, variant: str | None, dtype: torch.dtype, parts: Mapping[st
     options: dict[str, Any] = {**dict.fromkeys(absent), **{k: v for k, v in parts.items() if k in listed}}
     if "safety_checker" in options:
         options["requires_safety_checker"] = False
+    for name in named(listed):
+        kind = getattr(transformers, str(listed[name][-1]), None)
+        if name not in options and isinstance(kind, type):
+            options[name] = _made(kind, place / name, variant, dtype)  # diffusers does not ask whether they are whole
     with loading(place, "diffusers pipeline"):
         pipe: Any = DiffusionPipeline.from_pretrained(
             place, local_files_only=True, use_safetensors=True, variant=variant, dtype=dtype, **options
         )
+    for name, network in pipe.components.items():
+        if isinstance(network, torch.nn.Module) and name not in options:
+            _check_whole(place / name, [key for key, p in network.named_parameters() if p.is_meta])
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _made(kind: Any, place: Path, variant: str | None, dtype: torch.dtype) -> Any:
+    """A part of its class from its folder. ``SfumatoError`` for one that is not whole."""
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    options: dict[str, Any] = {"local_files_only": True}
+    if issubclass(kind, PreTrainedTokenizerBase):
+        check_words(kind, place)
+    if not issubclass(kind, torch.nn.Module):
+        with loading(place, kind.__name__):
+            return cast("Any", kind).from_pretrained(place, **options)
+    check(place.parent, [place.name], variant)
+    there = any(place.glob(f"*.{variant}*.safetensors"))
+    options |= {"use_safetensors": True, "variant": variant if there else None, "dtype": dtype}
+    with loading(place, kind.__name__):
+        if issubclass(kind, PreTrainedModel):  # what is missing would be drawn at random
+            made, info = cast("Any", kind).from_pretrained(place, output_loading_info=True, **options)
+            missing = sorted(info["missing_keys"])
+        else:
+            made = cast("Any", kind).from_pretrained(place, **options)
+            missing = [key for key, p in made.named_parameters() if p.is_meta]
+    _check_whole(place, missing)
+    return made
+
+
+def _check_whole(place: Path, missing: Sequence[str]) -> None:
+    if missing:
+        raise SfumatoError(
+            f"{place} lacks {len(missing)} of its weights (first: {missing[0]}): it is cut off, or of another layout"
+        )
+
+
+def check_words(kind: Any, place: Path) -> None:
+    """Refuse a tokenizer without its words: it would be another one."""
+    files = dict(kind.vocab_files_names)
+    whole, pieces = files.pop("tokenizer_file", None), [file for file in files.values() if file]
+    if not (whole and (place / whole).is_file()) and not all((place / file).is_file() for file in pieces):
+        raise SfumatoError(f"{place} lacks the words of its {kind.__name__}: {whole}, or {' and '.join(pieces)}")
 
 
 @contextmanager
@@ -47,7 +94,7 @@ def loading(place: Path, what: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError) as e:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError, SafetensorError) as e:
         raise SfumatoError(f"{place} does not load as a {what}: {first_line(e)}") from e
 
 
@@ -72,13 +119,7 @@ def part(place: Path, name: str, variant: str | None, dtype: torch.dtype) -> Any
     Raises ``SfumatoError`` for a folder without it, and as ``read`` does.
     """
     place = place / name if (place / "model_index.json").is_file() else place
-    kind = _class(name, place)
-    options: dict[str, Any] = {"local_files_only": True}
-    if issubclass(kind, torch.nn.Module):
-        check(place.parent, [place.name], variant)
-        options |= {"use_safetensors": True, "variant": variant, "dtype": dtype}
-    with loading(place, kind.__name__):
-        return cast("Any", kind).from_pretrained(place, **options)
+    return _made(_class(name, place), place, variant, dtype)
 
 
 def _class(name: str, place: Path) -> Any:
@@ -112,6 +153,9 @@ def _instead(place: Path) -> str:
         )
     if kind:
         return f"the folder holds a {kind}, one part of a model; give the folder above it, with a model_index.json"
+    if files := sorted(place.glob("*.safetensors")):
+        named = ", ".join(file.name for file in files[:5])
+        return f"the folder has no model_index.json, but .safetensors files ({named}); give one of them"
     return "the folder has no model_index.json, so it holds no diffusers pipeline"
 
 

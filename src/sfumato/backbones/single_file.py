@@ -240,6 +240,7 @@ def _write_tokenizer(place: Path, pad: str) -> None:
 def _converted(file: Path, place: Path, dtype: torch.dtype, parts: Mapping[str, Any]) -> Any:
     """By diffusers' converter and the configs of a folder, from which texts are read that are not in the file."""
     import diffusers
+    import transformers
 
     listed = folder.index(place)
     name = str(listed.get("_class_name"))
@@ -247,6 +248,10 @@ def _converted(file: Path, place: Path, dtype: torch.dtype, parts: Mapping[str, 
     if not hasattr(pipeline, "from_single_file"):
         raise SfumatoError(f"diffusers reads no single file as a {name}, which {place} is of")
     folder.check(place, [part for part in folder.named(listed) if part not in {*folder.UNUSED, *parts}], None)
+    for part in folder.named(listed):
+        kind = getattr(transformers, str(listed[part][-1]), None)
+        if part.startswith("tokenizer") and part not in parts and kind is not None:
+            folder.check_words(kind, place / part)
     absent = dict.fromkeys(part for part in folder.UNUSED if part in listed)
     options = {"config": str(place), "local_files_only": True, **absent}
     options |= {part: given for part, given in parts.items() if part in listed}

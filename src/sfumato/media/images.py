@@ -111,7 +111,20 @@ def _loaded(found: ImageFile.ImageFile, path: Path) -> Picture:
     except Exception:  # a broken tag: the picture is read as it lies
         picture = found.copy()
     picture.format, picture.filename = found.format, str(path)  # type: ignore[attr-defined]
+    if found.format == "PNG" and (code := _colour_code(path)) is not None:
+        picture.info["cicp"] = code
     return picture
+
+
+def _colour_code(path: Path) -> tuple[int, int] | None:
+    """Primaries and transfer of a PNG's cICP, which Pillow does not read."""
+    with path.open("rb") as file:
+        file.seek(8)
+        while (head := file.read(8))[4:] not in (b"IDAT", b"IEND", b""):
+            data = file.read(int.from_bytes(head[:4]) + 4)
+            if head[4:] == b"cICP" and len(data) == 8:
+                return data[0], data[1]
+    return None
 
 
 def _unread(path: Path) -> SfumatoError:
