@@ -121,7 +121,7 @@ def _colour_code(path: Path) -> tuple[int, int] | None:
     with path.open("rb") as file:
         file.seek(8)
         while (head := file.read(8))[4:] not in (b"IDAT", b"IEND", b""):
-            data = file.read(int.from_bytes(head[:4]) + 4)
+            data = file.read(int.from_bytes(head[:4], "big") + 4)
             if head[4:] == b"cICP" and len(data) == 8:
                 return data[0], data[1]
     return None
