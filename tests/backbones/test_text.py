@@ -500,7 +500,7 @@ def test_pickles_become_readable_by_what_the_error_says(tmp_path, kind, monkeypa
 def test_a_refiner_reads_with_its_second_encoder_alone(fresh):
     from diffusers import StableDiffusionXLPipeline
 
-    pipe = sdxl()
+    pipe = sdxl(network={"cross_attention_dim": 16})
     parts: Any = {**pipe.components, "text_encoder": None, "tokenizer": None}
     alone = StableDiffusionXLPipeline(**parts)
     model = family("refiner", alone)
