@@ -91,6 +91,14 @@ def test_a_point_is_found_exactly(stepper):
     torch.testing.assert_close(out.latents, MEAN, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("stepper", STEPPERS, ids=repr)
+def test_no_steps_lead_nowhere(stepper):
+    x, model = torch.randn(1, 1, 4, 4), exact(0.5)
+    none = model.schedule.levels(5).last(0)
+    assert stepper.visits(none, model.schedule) == none
+    assert torch.equal(denoise(model, "x", guide=1, start=x, levels=none, stepper=stepper).latents, x)
+
+
 def ode(std: float, steps: int, stepper, seed: int = 0) -> float:
     """Error against the flow of the probability-flow ODE, which keeps (x - alpha m) / sqrt(alpha^2 s^2 + sigma^2)."""
     model = exact(std)

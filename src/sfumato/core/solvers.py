@@ -254,7 +254,7 @@ class PLMS(Stepper):
 
 def _twice(levels: Levels, most: int | None = None) -> Levels:
     """Levels with those between the first and the last twice, the first ``most`` of them."""
-    between = torch.arange(1, len(levels))
+    between = torch.arange(1, max(1, len(levels)))
     again = torch.cat([torch.arange(len(levels) + 1), between[:most]]).sort()[0]
     return replace(levels, all=levels.all.rows(again))
 
