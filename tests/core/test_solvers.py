@@ -74,8 +74,8 @@ CASES: dict[str, list[dict[str, Any]]] = {
     ],
     "SASolverScheduler": [
         {}, *({"predictor_order": p, "corrector_order": c} for p in (1, 2, 3) for c in (1, 2, 3)), V, FLOW,
-        {"algorithm_type": "noise_prediction"}, {"tau_func": Always(0.0)}, {"tau_func": Always(0.7)}, KARRAS, COSINE,
-        {"lower_order_final": False},
+        {"algorithm_type": "noise_prediction"},
+        {"tau_func": Always(0.0)}, {"tau_func": Always(0.7)}, KARRAS, COSINE, {"lower_order_final": False},
     ],
     "LCMScheduler": [{}, TRAILING],
     "TCDScheduler": [{}],

@@ -96,8 +96,8 @@ def denoise(
         run, phases, plan, cond = found
         if why:
             note(f"{why}, so steps are DDIM's and not those of the model's {model.schedule.kind}")
-        undoing = isinstance(start, Start) and start.undoes
-        if undoing and len(start.levels) != len(levels):
+        path = start if isinstance(start, Start) and start.undoes else None
+        if path is not None and len(path.levels) != len(levels):
             raise SfumatoError(f"{type(stepper).__name__} asks the network at more levels than the path has; take DDIM")
         guide = run.guide or guide
         if controls:
@@ -115,7 +115,7 @@ def denoise(
             parts, noise = tuple(phases.values()), _noise(x, seeds)
             if seen is not None:
                 x, noise = seen.entered(x), seen.drawing(noise)
-            x = _Running(run, plan, parts, guide, levels, stepper, cond, noise, seen, not undoing, watch)(x)
+            x = _Running(run, plan, parts, guide, levels, stepper, cond, noise, seen, path is None, watch)(x)
             x = (x if seen is None else seen.left(x)).float()
     out = {n: Sample(model, of, streams[n]) for n, of in zip(names, x.split(each), strict=True)}
     return out if isinstance(prompts, Mapping) else out["main"]
