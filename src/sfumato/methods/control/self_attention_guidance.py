@@ -93,8 +93,9 @@ class SelfAttentionGuidance(Method):
         return blur(images, sigma, round(self.reach * sigma), "reflect")
 
 
-IMAGENET = SelfAttentionGuidance(0.5, sigma=9 / 256, reach=15 / 9, layers=("up_blocks.0.attentions.2",))
-"""The authors' for an unconditional network of 256 x 256 pixels: the decoder's third attention, 8 x 8 cells there."""
+IMAGENET = SelfAttentionGuidance(0.5, sigma=9 / 256, reach=15 / 9)
+"""The authors' for an unconditional network of 256 x 256 pixels; their maps are of its decoder's third attention, of the
+same 8 x 8 cells as the middle block: ``layers=("up_blocks.0.attentions.2",)`` where a network has it."""
 
 
 def salience(map: Float[Tensor, "b queries keys"]) -> Float[Tensor, "b keys"]:
