@@ -11,6 +11,7 @@ from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
 from sfumato.core.method import Step
 from sfumato.core.schedule import add_noise
+from sfumato.core.steppers import DDIM
 from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.self_attention_guidance import IMAGENET, SelfAttentionGuidance, salience
@@ -45,7 +46,7 @@ def test_it_is_the_papers_equation(model, guide):
     told = []
     model.predict = lambda x, t, cond: told.append((x, out := real(x, t, cond), cond)) or out
     try:
-        out = run(model, method, prompts=[PROMPT, "a duck"], guide=CFG(guide), callback=seen.append)
+        out = run(model, method, prompts=[PROMPT, "a duck"], guide=CFG(guide), callback=seen.append, stepper=DDIM())
     finally:
         model.predict = real
     for step, (_, _, whole), (x, again, cond) in zip(seen, told[::2], told[1::2], strict=True):
