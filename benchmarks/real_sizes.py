@@ -259,6 +259,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="1 on a CPU, 10 on a GPU")
     parser.add_argument("--tiny", action="store_true", help="a tenth of the width, 256 pixels: to try the script")
     parser.add_argument("--page", action="store_true", help="write docs/real-sizes.md from the rows and end")
+    parser.add_argument("--note", help="what else the page says of how they were measured")
     parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     gpu = args.device != "cpu"
@@ -272,7 +273,7 @@ def main() -> None:
     file = args.out / "rows.jsonl"
     rows = recorded(file)
     if args.page:
-        write_text(PAGE, page(rows))
+        write_text(PAGE, page(rows, args.note))
         return
     args.out.mkdir(parents=True, exist_ok=True)
     wanted = [what for what in args.only if what != "diffusers" or args.steps > 1]  # a pipeline does not stop at once
@@ -305,9 +306,9 @@ encoded before.
 """
 
 
-def page(rows: list[dict[str, Any]]) -> str:
+def page(rows: list[dict[str, Any]], note: str | None) -> str:
     """docs/real-sizes.md, a table a model and machine."""
-    out, last = [HEAD], None
+    out, last = [HEAD, *([f"\n{note}\n"] if note else [])], None
     order = sorted(rows, key=lambda row: (row["machine"], list(MODELS).index(row["model"]), ROWS.index(row["what"])))
     for row in order:
         group = row["machine"], row["model"], row["dtype"], row["steps"], row["tiny"]

@@ -10,6 +10,7 @@ from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG, reads_scale
 from sfumato.core.look import look
 from sfumato.core.method import Edit, Method, Need, Phases, Run, Step, Where
+from sfumato.core.steppers import DDIM
 from sfumato.errors import SfumatoError
 
 PROMPTS = {"a": "a red cube on grass", "b": "a duck"}
@@ -162,13 +163,14 @@ def test_a_look_sees_what_the_step_sees_and_leaves_it_alone(model):
     writer = Doing(edits=(Edit(Where("image->image"), "qkv", lambda call: seen.append(call.site)),))
     model.predict = counted
     try:
-        looked = paint(model, Doing(needs=(need,), looks=(need, early), before=before, after=after), writer)
+        watcher = Doing(needs=(need,), looks=(need, early), before=before, after=after)
+        looked = paint(model, watcher, writer, stepper=DDIM())
     finally:
         del model.predict
     whole = 2 if reads_scale(model) else 4  # such a network is asked once, and told its guidance
     assert calls == [2, 1, whole] * 2
     assert len(seen) == 2 * sum("image->image" in s.pairs for s in model.sites)
-    plain = paint(model)
+    plain = paint(model, stepper=DDIM())
     assert torch.equal(looked["a"].latents, plain["a"].latents)
     with pytest.raises(SfumatoError, match="rows of one condition, got uncond, cond"):
         paint(model, Doing(before=lambda step: look(step, (need,), rows=None)), guide=CFG(3.0))

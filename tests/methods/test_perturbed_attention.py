@@ -13,6 +13,7 @@ from sfumato.core.attention import Call
 from sfumato.core.denoising import denoise
 from sfumato.core.rows import Rows, single
 from sfumato.core.sites import block
+from sfumato.core.steppers import DDIM
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.perturbations import Perturbed, within
 from sfumato.methods.control.perturbed_attention import GUIDER, PerturbedAttention, alone
@@ -62,9 +63,11 @@ def test_two_of_them_are_one_pass(model, monkeypatch):
     """All rows of a step are one prediction, in either order."""
     calls, real = [], model.predict
     monkeypatch.setattr(model, "predict", lambda x, t, cond: calls.append(len(x)) or real(x, t, cond))
-    one = run(model, PerturbedAttention(), SmoothedEnergy(), steps=1)
+    one = run(model, PerturbedAttention(), SmoothedEnergy(), steps=1, stepper=DDIM())
     assert calls == [4]
-    torch.testing.assert_close(run(model, SmoothedEnergy(), PerturbedAttention(), steps=1), one, **CLOSE)
+    torch.testing.assert_close(
+        run(model, SmoothedEnergy(), PerturbedAttention(), steps=1, stepper=DDIM()), one, **CLOSE
+    )
     for other in (PerturbedAttention(), SmoothedEnergy()):
         assert (run(model, other, steps=1) - one).abs().max() > 1e-6
     parts = {k: torch.randn(3, 4, 8, 8) for k in ("uncond", "cond", "perturbed", "smoothed")}

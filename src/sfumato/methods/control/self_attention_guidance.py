@@ -94,8 +94,8 @@ class SelfAttentionGuidance(Method):
 
 
 IMAGENET = SelfAttentionGuidance(0.5, sigma=9 / 256, reach=15 / 9)
-"""The authors' for an unconditional network of 256 x 256 pixels; their maps are of its decoder's third attention, of the
-same 8 x 8 cells as the middle block: ``layers=("up_blocks.0.attentions.2",)`` where a network has it."""
+"""The authors' for an unconditional network of 256 x 256 pixels; their maps are of its decoder's third attention, as
+coarse as the middle block's: ``layers=("up_blocks.0.attentions.2",)`` where a network has it."""
 
 
 def salience(map: Float[Tensor, "b queries keys"]) -> Float[Tensor, "b keys"]:
