@@ -39,12 +39,11 @@ _TWICE = (
     "FlowMatchHeunDiscreteScheduler",
 )
 """Those that ask the network twice a step, and list what they visit."""
-_CLIPS = (
-    *("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "LCMScheduler"),
-    "HeunDiscreteScheduler",
-)
+_LIMITS = ("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler", "LCMScheduler")
+"""Those that can do both."""
+_CLIPS = (*_LIMITS, "HeunDiscreteScheduler")
 _THRESHOLDS = (
-    *_CLIPS[:-1],
+    *_LIMITS,
     *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler"),
     *("UniPCMultistepScheduler", "SASolverScheduler"),
 )
