@@ -115,6 +115,8 @@ def _later(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
 
 
 def entry() -> None:
+    # torch then asks for large memory in large pages: attention at real sizes spends half its time on small ones
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     sys.exit(main(sys.argv[1:]))
 
 

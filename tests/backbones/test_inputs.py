@@ -13,6 +13,7 @@ import families
 import pytest
 import torch
 from families import BETAS, FAMILIES, painted, pipeline, seeded, write
+from PIL import Image
 
 from sfumato.backbones.controlnets import ControlNet
 from sfumato.backbones.load import load
@@ -20,6 +21,8 @@ from sfumato.backbones.unet import SDXL, UNet
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import cfg
 from sfumato.errors import SfumatoError
+from sfumato.media.images import open_picture
+from sfumato.media.pictures import write as write_picture
 
 PROMPT = "a red cube on grass"
 CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
@@ -202,6 +205,7 @@ def test_a_part_in_the_hubs_cache_is_found_by_its_id(folder, tmp_path, monkeypat
         ({"unet": "FOLDER/vae"}, "with a AutoencoderKL; known are"),
         ({"text_encoder": "FOLDER/unet"}, "what is given as text_encoder is a UNet2DConditionModel, which is none"),
         ({"vae": "PLACE"}, "holds no vae: it has no config that says of which class it is"),
+        ({"vae": "gone"}, "unknown vae 'gone'; known: "),
         ({"vae": "PLACE/nothing.safetensors"}, "there is no file"),
         ({"vae": "PLACE/pickle.ckpt"}, "is a pickle, which is not read"),
         ({"vae": "FOLDER/text_encoder/model.safetensors"}, "holds no VAE: it is a text encoder"),
@@ -216,6 +220,19 @@ def test_what_is_no_such_part_is_one_clear_line(folder, tmp_path, given, words, 
     with pytest.raises(SfumatoError, match=words) as e:
         load(str(folder), device="cpu", **cast("Any", given))
     assert "\n" not in str(e.value)
+
+
+def test_a_tilde_is_the_home_folder(folder, tmp_path, monkeypatch):
+    """Where no shell sees to it: in Python, and behind ``--out=``."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    home = tmp_path / "sd"
+    home.symlink_to(folder)
+    assert load("~/sd", device="cpu", vae="~/sd/vae").name == str(home)
+    for option, file in ({"lora": "~/no.safetensors:0.5"}, "no"), ({"embeddings": "~/words.safetensors"}, "words"):
+        with pytest.raises(SfumatoError, match=f"{home.parent}/{file}"):
+            load("~/sd", device="cpu", **cast("Any", option))
+    write_picture(Image.new("RGB", (8, 8)), Path("~/made/red.png"))
+    assert open_picture("~/made/red.png").size == open_picture(tmp_path / "made" / "red.png").size == (8, 8)
 
 
 def test_pickled_parts_are_not_read(folder, tmp_path):

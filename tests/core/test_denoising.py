@@ -23,6 +23,7 @@ from sfumato.core.rows import single
 from sfumato.core.schedule import Schedule
 from sfumato.core.solvers import DPMSolver
 from sfumato.errors import SfumatoError
+from sfumato.inversion import Direct, invert
 from sfumato.methods.edit import LocalBlend, PromptToPrompt
 from sfumato.stilllife import networks, weights
 
@@ -278,6 +279,8 @@ def test_what_cannot_be_run_is_said(model):
     )
     refused(r"got \(1, 5, 16, 16\)", start=torch.zeros(1, 5, 16, 16))
     refused(r"methods are a list .* such as \[PromptToPrompt\(\)\], got PromptToPrompt\(", methods=PromptToPrompt())
+    path = invert(model, torch.full((1, 3, 64, 64), 0.5), "", Direct(steps=2))
+    refused("methods are a list", methods=PromptToPrompt(), start=path)
     refused("methods are a list", methods=[PromptToPrompt])
     refused("methods are a list", methods=["p2p"])
     refused("methods are a list", methods=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from os.path import expanduser
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -207,6 +208,7 @@ def read(place: str, model: Backbone, variant: str | None = None, offline: bool 
     """
     if not getattr(model, "steered", ()):
         raise kinds.unsteered(model.name)
+    place = expanduser(place)
     file, dtype = Path(place), dtype_of(model.network)
     if place == BUILT_IN:
         network = torch.nn.Module.to(weights.module("depth"), dtype)

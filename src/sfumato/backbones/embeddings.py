@@ -30,7 +30,7 @@ def read(file: str | Path) -> tuple[str, Vectors]:
     """The word of a file, and its vectors. Raises ``SfumatoError`` for a file that holds none."""
     from safetensors.torch import load_file
 
-    file = Path(file)
+    file = Path(file).expanduser()
     if file.suffix in WEIGHTS - {".safetensors"}:
         raise SfumatoError(
             f"{file} is pickled, which is not read; write it as safetensors once: x = torch.load(FILE, "

@@ -57,8 +57,8 @@ def find(
         ids, gone = [name], []
     else:
         raise SfumatoError(
-            f"unknown model {name!r}; known: {', '.join([*built_in, *aliases()])}, an id of the hub (owner/name), or a "
-            "diffusers folder (with a model_index.json)"
+            f"unknown {part or 'model'} {name!r}; known: {', '.join([*built_in, *aliases()])}, an id of the hub "
+            "(owner/name), or a diffusers folder (with a model_index.json)"
         )
     return _repository(name, ids, gone, moved.get(name, []), variant, offline, part)
 
@@ -89,7 +89,7 @@ def _repository(
     others = mirrors or [i for known in aliases().values() if name in known["ids"] for i in known["ids"] if i != name]
     if others:
         reasons.append(f"the same weights are at: {', '.join(others)}")
-    what = f"unknown model {name!r}: there is no such folder"
+    what = f"unknown {part or 'model'} {name!r}: there is no such folder"
     if name in aliases():
         what = f"{name} cannot be loaded"
     elif mirrors:

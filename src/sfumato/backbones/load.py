@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
+from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,11 +79,13 @@ def load(
     if offload is not None:
         _check_offload(offload, place)
     given = {k: v for k, v in (("vae", vae), ("scheduler", scheduler)) if v is not None} | parts
+    given = {k: expanduser(v) if isinstance(v, str | Path) else v for k, v in given.items()}
     ready = components.read(given, variant, dtype or torch.float32, offline)
     if in_hand:
         pipe, name = _in_hand(name, variant, config, bool(given)), type(name).__name__
     else:
-        pipe, name = _read(str(name), variant, config, dtype, ready, offline), str(name)
+        name, config = expanduser(str(name)), expanduser(config) if config else config
+        pipe = _read(name, variant, config, dtype, ready, offline)
     components.put(pipe, given, ready, dtype)
     if in_hand and dtype is not None:
         pipe.to(dtype)

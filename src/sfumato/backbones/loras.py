@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,8 +51,9 @@ def _is_pair(lora: Any) -> bool:
 
 def _one(lora: LoRA) -> tuple[Path, float]:
     if isinstance(lora, tuple):
-        return Path(lora[0]), float(lora[1])
-    file, colon, weight = str(lora).rpartition(":")
+        return Path(lora[0]).expanduser(), float(lora[1])
+    lora = expanduser(str(lora))
+    file, colon, weight = lora.rpartition(":")
     if not colon or Path(lora).exists():
         return Path(lora), 1.0
     try:

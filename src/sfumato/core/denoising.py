@@ -72,6 +72,7 @@ def denoise(
     guide = guided(model, guide, streams=names)
     height, width = _sides(model, size)
     first = None
+    _check_methods(methods)
     if isinstance(start, Start):
         levels = start.levels if levels is None else levels
         stepper = stepper or (start.stepper if start.undoes else None)
@@ -138,16 +139,20 @@ def plan(
     height, width = _sides(model, size)
     grid = (height // model.factor, width // model.factor)
     levels = model.levels(steps, grid)
+    _check_methods(methods)
     seen, streams = Canvas(model, views, grid) if views else None, _streams(prompts)
     guide, methods = guided(model, guide, streams=streams), _ready(model, streams, methods)
     ready = partial(_prepared, model, streams, methods, guide, grid=grid, memory=memory, seen=seen)
     return _visiting(model, stepper, levels, ready)[2][2]
 
 
-def _ready(model: Backbone, streams: Mapping[str, tuple[str, ...]], methods: Sequence[Method]) -> list[Method]:
-    """Methods that know what they find out before a run."""
+def _check_methods(methods: Any) -> None:
     if not isinstance(methods, Sequence) or not all(isinstance(method, Method) for method in methods):
         raise SfumatoError(f"methods are a list of them as they are set, such as [PromptToPrompt()], got {methods!r}")
+
+
+def _ready(model: Backbone, streams: Mapping[str, tuple[str, ...]], methods: Sequence[Method]) -> list[Method]:
+    """Methods that know what they find out before a run."""
     for method in methods:
         method.requires.check_model(model, type(method).__name__)
     for source, target in zip(streams.get("source", ()), streams.get("target", ()), strict=False):

@@ -23,7 +23,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
     Raises ``SfumatoError`` when the place cannot be written or the disk is full.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def writable(folder: str | Path) -> Path:
     """Make a folder and see that files can be written there: fail at once, not after minutes of work."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     probe = folder / f".{os.getpid()}.probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ def opened(path: str | Path) -> Picture:
 
     Raises ``SfumatoError`` for what is missing, broken, no image, or larger than 100 million pixels.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise SfumatoError(f"{path} is {'a folder' if path.is_dir() else 'no plain file'}; a picture file is meant")
