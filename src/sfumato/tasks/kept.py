@@ -48,7 +48,7 @@ class Kept:
             found = _read(place)
             if found is not None and same(found):
                 return own, found
-            if found is not None and not first.exists() and not _alive(found.get("process", 0)):
+            if found is not None and not first.exists() and not _alive(found.get("process", -1)):
                 place.unlink(missing_ok=True)  # its results were deleted, or never came
             if not first.exists() and _new(place, {**about, "process": os.getpid()}):
                 return own, None
@@ -150,12 +150,6 @@ def _read(place: Path) -> Record | None:
 
 
 def _alive(process: int) -> bool:
-    if process in (0, os.getpid()):
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+    import psutil  # os.kill(process, 0) ends the process on Windows
+
+    return process != os.getpid() and psutil.pid_exists(process)
