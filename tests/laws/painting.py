@@ -52,6 +52,7 @@ from sfumato.methods.edit import (
     SDEdit,
     StableFlow,
 )
+from sfumato.methods.sets import SharedAttention
 from sfumato.prompts.layout import Layout, Mask, Region
 
 ALL = tuple(families.FAMILIES)
@@ -102,6 +103,8 @@ class Row:
     """Does it refuse any guidance but its own?"""
     largest: float | None = None
     """Numbers of which its result is a difference, by whose rounding the same words may change it."""
+    set: bool = False
+    """Are the images of a run one set, of which one alone is not changed?"""
     close: float = 1e-4
     """How far an image of a batch may be from itself alone."""
     but: Mapping[str, str] = field(default_factory=dict)
@@ -114,6 +117,7 @@ class Row:
 EDIT = ("source", "target")
 LOOKS = ("source", "target", "appearance")
 ALONE = {"source": "it has no source", "same": "it has no source"}
+SET = {"batch": "the images of a run are one set, and each has a part in the others' attention"}
 ANEW = {"same": "paints anew what noise has covered"}
 
 
@@ -284,6 +288,10 @@ METHODS = (
         off=(SelfGuidance(("cube",), size=0.6, scale=0.0),), streams=EDIT,
         but={"same": "sizes are set whatever the words"},
     ),
+    Row(
+        "shared-attention", SharedAttention("all"), off=(SharedAttention("self"), SharedAttention(until=0.0)), set=True,
+        but={**ALONE, **SET},
+    ),
     Row("smoothed-energy", SmoothedEnergy(), off=(SmoothedEnergy(0.0),), but=ALONE),
     Row(
         "spatial-temporal", SpatialTemporal(LAYOUT, epochs=0), off=(SpatialTemporal(LAYOUT, epochs=0, coefficient=0),),
@@ -353,6 +361,7 @@ def painted(
 ) -> Painted:
     """A run of a row with these settings, or of the same without the method (``plain``); from this path, if given."""
     how = row.settings(model) if how is None else how(model) if isfunction(how) else how
+    images = (images[0], 1 - images[0]) if row.set else images
     prompts = {stream: [said[stream][i] for i in images] for stream in streams or row.streams}
     if isinstance(how, Inversion):
         if hasattr(how, "seed"):
@@ -385,7 +394,7 @@ class Runs:
         """The same without the method; of what starts from an image along its bare path."""
         row, model = ROWS[word], self.models(family)
         starts = isinstance(row.settings(model), Inversion)
-        key = (word, family, "bare") if starts else (family, row.streams, row.guide)
+        key = (word, family, "bare") if starts else (family, row.streams, row.guide, row.set)
         if key not in self.made:
             path = self.on(word, family).path if starts else None
             self.made[key] = painted(model, row, plain=True, path=path)

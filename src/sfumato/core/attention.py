@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sfumato.core.rows import Name, Rows
@@ -33,6 +34,7 @@ class Call:
         self._owned: set[str] = set()
         self._logits: dict[Name, Tensor] = {}
         self._probs: dict[Name, Tensor] = {}
+        self._shared: dict[Name, _Shared] = {}
         self._out: Tensor | None = None
         self._written: set[Name] = set()
         self.writes = 0
@@ -70,15 +72,40 @@ class Call:
             raise unknown("part of an attention call", which, ("q", "k", "v", "out"))
         return self._tensors[which]
 
+    def share(self, name: Name, sources: Int[Tensor, "each m"], bias: Float[Tensor, "each keys"] | None = None) -> None:
+        """Let each row of a group read the image's keys and values of these rows of the group, one behind the other, in
+        place of its own; ``bias`` of those keys is added to their logits. Keys of text stay its own. The kernel stays
+        fused; logits and probabilities are of all that is read. Nothing but itself is plain attention.
+        """
+        if bias is None and torch.equal(sources, torch.arange(len(sources))[:, None]):
+            return
+        self._shared[name] = _Shared(sources, bias)
+        self.writes += 1
+
+    def _reads(self, which: str, name: Name, some: slice = slice(None)) -> Tensor:
+        """``k`` or ``v`` that a group, or some rows of it, attends to."""
+        whole = self.get(which, name)
+        if name not in self._shared:
+            return whole[some]
+        return self._shared[name].joined(whole, self.segment("k", "image"), some)
+
+    def _masked(self, name: Name, some: slice = slice(None)) -> Tensor | None:
+        """What is added to the logits of a group, or of some rows of it; or, as booleans, which keys it sees."""
+        mask = self._kernel.get("attn_mask")
+        if mask is not None and mask.ndim == 4 and mask.shape[0] == len(self.rows):
+            mask = mask[self.rows[name]]
+        if name not in self._shared:
+            return mask if mask is None or mask.ndim < 4 or len(mask) == 1 else mask[some]
+        return self._shared[name].mask(mask, self.get("k", name), self.segment("k", "image"), some)
+
     def logits(self, name: Name) -> Float[Tensor, "each heads queries keys"]:
         """What the softmax is taken of, mask added; in float32 where the network computes in halves."""
         if name not in self._logits:
-            q, k = (fine(self.get(which, name)) for which in "qk")
+            q, k = fine(self.get("q", name)), fine(self._reads("k", name))
             scale = self._kernel.get("scale")
             logits = (q @ k.transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scale is None else scale)
-            mask = self._kernel.get("attn_mask")
+            mask = self._masked(name)
             if mask is not None:
-                mask = mask[self.rows[name]] if mask.ndim == 4 and mask.shape[0] == len(self.rows) else mask
                 logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
             self._logits[name] = logits
         return self._logits[name]
@@ -100,13 +127,16 @@ class Call:
         self._written.add(name)
         self.writes += 1
 
-    def segment(self, side: str, segment: str) -> slice:
-        """Where a segment's tokens lie among the queries (``side="q"``) or keys (``"k"``)."""
+    def segment(self, side: str, segment: str, name: Name | None = None) -> slice:
+        """Where a segment's tokens lie among the queries (``side="q"``) or keys (``"k"``): its own, or all that a group
+        reads."""
         segments = self.site.query if side == "q" else self.site.key
         if segment not in segments:
             raise unknown("segment", segment, segments)
         total, image = self._tensors[side].shape[-2], self.grid[0] * self.grid[1]
         size = {"image": image if len(segments) > 1 else total, "text": total - image * (len(segments) > 1)}
+        if side == "k" and name in self._shared:
+            size["image"] *= self._shared[name].sources.shape[1]
         start = sum(size[s] for s in segments[: segments.index(segment)])
         return slice(start, start + size[segment])
 
@@ -116,7 +146,7 @@ class Call:
         q, k = pair.split("->")
         if self.site.query == (q,) and self.site.key == (k,):
             return probs
-        return probs[..., self.segment("q", q), self.segment("k", k)]
+        return probs[..., self.segment("q", q), self.segment("k", k, name)]
 
     def mean(self, name: Name, pair: str) -> Float[Tensor, "each queries keys"]:
         """``block`` averaged over heads, in float32; a head after the other where all would take much memory."""
@@ -135,7 +165,9 @@ class Call:
             if mask is not None and mask.ndim == 4 and mask.shape[1] == heads:
                 kernel["attn_mask"] = mask[:, one]
             tensors = {key: value[:, one] for key, value in self._tensors.items()}
-            part = Call(self.site, self.rows, self.grid, self.step, tensors, **kernel).block(name, pair)[:, 0].float()
+            call = Call(self.site, self.rows, self.grid, self.step, tensors, **kernel)
+            call._shared = self._shared
+            part = call.block(name, pair)[:, 0].float()
             total = part if total is None else total + part if part.requires_grad else total.add_(part)
         assert total is not None
         return total / heads
@@ -146,7 +178,7 @@ class Call:
         if self.site.query == (q,) and self.site.key == (k,):
             return self.set_probs(name, value)
         probs = self.probs(name).clone()
-        probs[..., self.segment("q", q), self.segment("k", k)] = value
+        probs[..., self.segment("q", q), self.segment("k", k, name)] = value
         self.set_probs(name, probs)
 
     def output(self) -> Float[Tensor, "rows heads queries dim"]:
@@ -154,10 +186,11 @@ class Call:
 
     def _attend(self) -> Tensor:
         q, k, v = (self._tensors[n] for n in "qkv")
-        if not self._written:
+        if not self._written and not self._shared:
             return FUSED(q, k, v, **self._kernel)
-        fused = [n for n in self.rows.names if n not in self._written]
-        parts: dict[Name, Tensor] = {n: self.probs(n).to(v) @ self.get("v", n) for n in self._written}
+        parts: dict[Name, Tensor] = {n: self.probs(n).to(v) @ self._reads("v", n) for n in self._written}
+        parts |= {n: self._attend_across(n) for n in self._shared if n not in parts}
+        fused = [n for n in self.rows.names if n not in parts]
         if fused:
             at = torch.cat([torch.arange(self.rows[n].start, self.rows[n].stop) for n in fused]).to(q.device)
             mask = self._kernel.get("attn_mask")
@@ -166,6 +199,55 @@ class Call:
             out = FUSED(q[at], k[at], v[at], **{**self._kernel, "attn_mask": mask})
             parts |= dict(zip(fused, out.split(self.rows.each), strict=True))
         return torch.cat([parts[n] for n in self.rows.names])
+
+    def _attend_across(self, name: Name) -> Float[Tensor, "each heads queries dim"]:
+        """Of a group that reads others. What all rows read alike exists once; else a few rows are joined at a time."""
+        q, shared = self.get("q", name), self._shared[name]
+        if shared.alike and self.site.key == ("image",) and self._kernel.get("attn_mask") is None:
+            one = slice(0, 1)
+            k, v, mask = self._reads("k", name, one), self._reads("v", name, one), self._masked(name, one)
+            out = FUSED(q.transpose(0, 1).flatten(1, 2)[None], k, v, **{**self._kernel, "attn_mask": mask})
+            return out[0].unflatten(1, (len(q), -1)).transpose(0, 1)
+        numbers = 2 * shared.sources.shape[1] * self.get("k", name)[0].numel()
+        each, out = max(1, memory.BUDGET // numbers), []
+        for first in range(0, len(q), each):
+            some = slice(first, first + each)
+            k, v, mask = self._reads("k", name, some), self._reads("v", name, some), self._masked(name, some)
+            out.append(FUSED(q[some], k, v, **{**self._kernel, "attn_mask": mask}))
+        return torch.cat(out)
+
+
+@dataclass(frozen=True, eq=False)
+class _Shared:
+    """Whose image keys and values each row of a group reads, and what is added to their logits."""
+
+    sources: Int[Tensor, "each m"]
+    bias: Float[Tensor, "each keys"] | None
+
+    @property
+    def alike(self) -> bool:
+        """Do all rows read the same?"""
+        return all(x is None or bool((x == x[:1]).all()) for x in (self.sources, self.bias))
+
+    def joined(self, x: Tensor, image: slice, some: slice) -> Tensor:
+        """What belongs to keys, (each, heads, keys, ...), as these rows read it: the image's of their sources."""
+        own, sources = x[some], self.sources[some].to(x.device)
+        read = x[:, :, image][sources].transpose(1, 2).flatten(2, 3)
+        before, behind = own[:, :, : image.start], own[:, :, image.stop :]
+        return torch.cat([before, read, behind], 2) if before.numel() or behind.numel() else read
+
+    def mask(self, mask: Tensor | None, keys: Tensor, image: slice, some: slice) -> Tensor | None:
+        if mask is not None:
+            while mask.ndim < 4:
+                mask = mask[None]
+            whole = mask.expand(len(self.sources), *mask.shape[1:-1], keys.shape[-2])
+            mask = self.joined(whole.movedim(-1, 2), image, some).movedim(2, -1)
+        if self.bias is None:
+            return mask
+        bias = F.pad(self.bias[some].to(keys), (image.start, keys.shape[-2] - image.stop))[:, None, None]
+        if mask is None:
+            return bias
+        return torch.where(mask, bias, -torch.inf) if mask.dtype == torch.bool else mask + bias
 
 
 def fine(values: Tensor) -> Tensor:
