@@ -52,7 +52,7 @@ from sfumato.methods.edit import (
     SDEdit,
     StableFlow,
 )
-from sfumato.methods.sets import SharedAttention
+from sfumato.methods.sets import SharedAttention, StyleAligned, Text2VideoZero
 from sfumato.prompts.layout import Layout, Mask, Region
 
 ALL = tuple(families.FAMILIES)
@@ -300,6 +300,14 @@ METHODS = (
     Row(
         "structured-diffusion", StructuredDiffusion(), off=(StructuredDiffusion(weight=0.0),), families=CROSS,
         but=ALONE,
+    ),
+    Row(
+        "style-aligned", StyleAligned(), set=True,
+        but={**ALONE, **SET, "off": "an image that does not read the reference is another method's"},
+    ),
+    Row(
+        "text2video-zero", Text2VideoZero(0.25, 0.13, begin=0.0, settled=0.5), set=True,
+        but={**ALONE, **SET, "off": "frames that do not move are copies of the first one"},
     ),
     Row(
         "universal-guidance", UniversalGuidance(squares, 0.1, on="x0"),

@@ -45,9 +45,18 @@ def test_the_words_say_whom_each_image_reads():
 def test_images_that_read_fewer_weigh_each_source_once():
     at, weight = rows(read("previous+self+next", 3))
     assert at.tolist() == [[0, 1, 0], [0, 1, 2], [1, 2, 1]]
-    torch.testing.assert_close(weight.exp(), torch.tensor([[1.0, 2, 1], [1, 1, 1], [1, 2, 1]]))
-    assert not rows(read("first+previous", 4))[1].any()  # twice the same is that, and needs no weights
+    torch.testing.assert_close(weight.exp(), torch.tensor([[0.5, 1, 0.5], [1, 1, 1], [0.5, 1, 0.5]]))
     assert rows(((1,), (0,)), views=2)[0].tolist() == [[2], [3], [0], [1]]
+
+
+def test_an_image_that_is_read_twice_counts_once(models):
+    """The first of ``first+previous`` reads itself: as alone, also where words stand beside what is read."""
+    for family in ("sd", "sd3", "deepfloyd"):
+        model = models(family)
+        plain, shared = paint(model), paint(model, SharedAttention("first+previous"))
+        assert_same_but_for_rounding(shared[:1], plain[:1])
+        second = paint(model, SharedAttention("first+previous"), PROMPTS[:2], (3, 4))[1:]
+        assert_same_but_for_rounding(shared[1:2], second)
 
 
 def test_frames_are_those_of_diffusers(tmp_path, models):

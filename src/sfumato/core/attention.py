@@ -72,14 +72,21 @@ class Call:
             raise unknown("part of an attention call", which, ("q", "k", "v", "out"))
         return self._tensors[which]
 
-    def share(self, name: Name, sources: Int[Tensor, "each m"], bias: Float[Tensor, "each keys"] | None = None) -> None:
+    def share(
+        self,
+        name: Name,
+        sources: Int[Tensor, "each m"],
+        bias: Float[Tensor, "each keys"] | None = None,
+        scale: Float[Tensor, "each m"] | None = None,
+    ) -> None:
         """Let each row of a group read the image's keys and values of these rows of the group, one behind the other, in
-        place of its own; ``bias`` of those keys is added to their logits. Keys of text stay its own. The kernel stays
-        fused; logits and probabilities are of all that is read. Nothing but itself is plain attention.
+        place of its own. Their logits are multiplied by the source's ``scale``, and ``bias`` is added, a number a key.
+        Keys of text stay its own. The kernel stays fused; logits and probabilities are of all that is read. Nothing but
+        itself is plain attention.
         """
-        if bias is None and torch.equal(sources, torch.arange(len(sources))[:, None]):
+        if bias is None and scale is None and torch.equal(sources, torch.arange(len(sources))[:, None]):
             return
-        self._shared[name] = _Shared(sources, bias)
+        self._shared[name] = _Shared(sources, bias, scale)
         self.writes += 1
 
     def _reads(self, which: str, name: Name, some: slice = slice(None)) -> Tensor:
@@ -87,7 +94,8 @@ class Call:
         whole = self.get(which, name)
         if name not in self._shared:
             return whole[some]
-        return self._shared[name].joined(whole, self.segment("k", "image"), some)
+        shared = self._shared[name]
+        return shared.joined(whole, self.segment("k", "image"), some, shared.scale if which == "k" else None)
 
     def _masked(self, name: Name, some: slice = slice(None)) -> Tensor | None:
         """What is added to the logits of a group, or of some rows of it; or, as booleans, which keys it sees."""
@@ -223,16 +231,20 @@ class _Shared:
 
     sources: Int[Tensor, "each m"]
     bias: Float[Tensor, "each keys"] | None
+    scale: Float[Tensor, "each m"] | None
 
     @property
     def alike(self) -> bool:
         """Do all rows read the same?"""
-        return all(x is None or bool((x == x[:1]).all()) for x in (self.sources, self.bias))
+        return all(x is None or bool((x == x[:1]).all()) for x in (self.sources, self.bias, self.scale))
 
-    def joined(self, x: Tensor, image: slice, some: slice) -> Tensor:
+    def joined(self, x: Tensor, image: slice, some: slice, scale: Tensor | None = None) -> Tensor:
         """What belongs to keys, (each, heads, keys, ...), as these rows read it: the image's of their sources."""
         own, sources = x[some], self.sources[some].to(x.device)
-        read = x[:, :, image][sources].transpose(1, 2).flatten(2, 3)
+        read = x[:, :, image][sources]
+        if scale is not None:
+            read = read * scale[some].to(x)[:, :, None, None, None]
+        read = read.transpose(1, 2).flatten(2, 3)
         before, behind = own[:, :, : image.start], own[:, :, image.stop :]
         return torch.cat([before, read, behind], 2) if before.numel() or behind.numel() else read
 

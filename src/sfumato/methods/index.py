@@ -87,6 +87,8 @@ METHODS = (
     Entry("structured-diffusion", "control.structured_diffusion:StructuredDiffusion"),
     Entry("universal-guidance", "control.universal_guidance:UniversalGuidance"),
     Entry("shared-attention", "sets.shared_attention:SharedAttention"),
+    Entry("style-aligned", "sets.style_aligned:StyleAligned"),
+    Entry("text2video-zero", "sets.text2video_zero:Text2VideoZero"),
     Entry("diff-seg", "perceive.diff_seg:DiffSeg", "diffseg"),
     Entry("dift", "perceive.dift:DIFT"),
     Entry("few-shot", "perceive.few_shot:FewShot"),

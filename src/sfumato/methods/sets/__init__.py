@@ -1,5 +1,7 @@
 """Sets of images: frames of a video, images of a style, windows and views that agree."""
 
 from sfumato.methods.sets.shared_attention import SharedAttention
+from sfumato.methods.sets.style_aligned import StyleAligned
+from sfumato.methods.sets.text2video_zero import Text2VideoZero
 
-__all__ = ["SharedAttention"]
+__all__ = ["SharedAttention", "StyleAligned", "Text2VideoZero"]

@@ -47,12 +47,12 @@ def read(sources: str, images: int) -> tuple[tuple[int, ...], ...]:
 def rows(found: Sequence[Sequence[int]], views: int = 1) -> tuple[Int[Tensor, "each m"], Float[Tensor, "each m"]]:
     """Images as rows of a group, each view of an image reading the same view of others; and what makes each count once.
 
-    Images that read fewer than others read some of them several times, and those weigh as much less: log-weights.
+    Images that read fewer than others read some of them several times, and those weigh as much less: logarithms.
     """
     most = max(map(len, found))
     filled = torch.tensor([[some[k % len(some)] for k in range(most)] for some in found])
-    times = (filled[:, :, None] == filled[:, None, :]).sum(-1)
-    weight = -(times / times[:, :1]).log()  # all equally often is all once
+    times = (filled[:, :, None] == filled[:, None, :]).sum(-1).float()
+    weight = -times.log()
     each = torch.arange(views)
     at = (filled[:, None] * views + each[:, None]).flatten(0, 1)
     return at, weight.repeat_interleave(views, 0)
@@ -64,19 +64,27 @@ def shared(
     steps: Span = (0, None),
     sites: Callable[[Any], bool] | None = None,
     rows_of: Pattern = None,
+    of_others: tuple[float, float] = (1.0, 0.0),
 ) -> tuple[Edit, ...]:
-    """Edits with which image i of each stream and condition reads ``found[i]``; none where each reads itself."""
+    """Edits with which image i of each stream and condition reads ``found[i]``; none where each reads itself.
+
+    ``of_others``: what logits of other images' keys are multiplied by, and what is added to them.
+    """
     if all(tuple(some) == (i,) for i, some in enumerate(found)):
         return ()
     at, weight = rows(found, run.rows.views)
+    others = at != torch.arange(len(at))[:, None]
+    weight = weight + of_others[1] * others
+    scale = None if of_others[0] == 1 else torch.where(others, of_others[0], 1.0)
     names = run.rows.match(rows_of)
 
     def share(call: Call) -> None:
-        bias = None
-        if weight.any():
+        # beside no words what is alike for all that is read is nothing
+        by, bias = (weight - weight[:, :1] if call.site.key == ("image",) else weight), None
+        if by.any():
             height, width = call.grid
-            bias = weight.repeat_interleave(height * width, 1)
+            bias = by.repeat_interleave(height * width, 1)
         for name in names:
-            call.share(name, at, bias)
+            call.share(name, at, bias, scale)
 
     return (Edit(Where(PAIR, steps=steps, rows=rows_of, sites=sites), "sources", share),)
