@@ -52,7 +52,7 @@ from sfumato.methods.edit import (
     SDEdit,
     StableFlow,
 )
-from sfumato.methods.sets import SharedAttention, StyleAligned, Text2VideoZero
+from sfumato.methods.sets import Pix2Video, SharedAttention, StyleAligned, Text2VideoZero, TokenFlow
 from sfumato.prompts.layout import Layout, Mask, Region
 
 ALL = tuple(families.FAMILIES)
@@ -289,6 +289,10 @@ METHODS = (
         but={"same": "sizes are set whatever the words"},
     ),
     Row(
+        "pix2video", Pix2Video(until=0.5), off=(Pix2Video("self", weight=0.0), Pix2Video("self", until=0.0)), set=True,
+        but={**ALONE, **SET},
+    ),
+    Row(
         "shared-attention", SharedAttention("all"), off=(SharedAttention("self"), SharedAttention(until=0.0)), set=True,
         but={**ALONE, **SET},
     ),
@@ -308,6 +312,10 @@ METHODS = (
     Row(
         "text2video-zero", Text2VideoZero(0.25, 0.13, begin=0.0, settled=0.5), set=True,
         but={**ALONE, **SET, "off": "frames that do not move are copies of the first one"},
+    ),
+    Row(
+        "token-flow", TokenFlow(every=2), off=(TokenFlow(until=0.0),), streams=EDIT, set=True,
+        but={**SET, "same": "frames get what keyframes got"},
     ),
     Row(
         "universal-guidance", UniversalGuidance(squares, 0.1, on="x0"),

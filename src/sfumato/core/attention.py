@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ class Call:
         self._logits: dict[Name, Tensor] = {}
         self._probs: dict[Name, Tensor] = {}
         self._shared: dict[Name, _Shared] = {}
+        self._given: dict[Name, Tensor] = {}
         self._out: Tensor | None = None
         self._written: set[Name] = set()
         self.writes = 0
@@ -89,22 +90,32 @@ class Call:
         self._shared[name] = _Shared(sources, bias, scale)
         self.writes += 1
 
-    def _reads(self, which: str, name: Name, some: slice = slice(None)) -> Tensor:
-        """``k`` or ``v`` that a group, or some rows of it, attends to."""
-        whole = self.get(which, name)
-        if name not in self._shared:
-            return whole[some]
-        shared = self._shared[name]
-        return shared.joined(whole, self.segment("k", "image"), some, shared.scale if which == "k" else None)
+    def attended(
+        self, name: Name, some: Int[Tensor, " n"], sources: Int[Tensor, "each m"], queries: slice = slice(None)
+    ) -> Float[Tensor, "n heads queries dim"]:
+        """What these rows of a group, or some of their queries, would get if they read these rows; writes nothing."""
+        return self._across(name, _Shared(sources), some, queries)
 
-    def _masked(self, name: Name, some: slice = slice(None)) -> Tensor | None:
+    def answer(self, name: Name, out: Float[Tensor, "each heads queries dim"]) -> None:
+        """Give a group's output, so that its attention is not computed."""
+        self._given[name] = out
+        self.writes += 1
+
+    def _reads(self, which: str, name: Name, some: Tensor | slice = slice(None), by: _Shared | None = None) -> Tensor:
+        """``k`` or ``v`` that a group, or some rows of it, attends to."""
+        whole, by = self.get(which, name), by or self._shared.get(name)
+        if by is None:
+            return whole[some]
+        return by.joined(whole, self.segment("k", "image"), some, by.scale if which == "k" else None)
+
+    def _masked(self, name: Name, some: Tensor | slice = slice(None), by: _Shared | None = None) -> Tensor | None:
         """What is added to the logits of a group, or of some rows of it; or, as booleans, which keys it sees."""
-        mask = self._kernel.get("attn_mask")
+        mask, by = self._kernel.get("attn_mask"), by or self._shared.get(name)
         if mask is not None and mask.ndim == 4 and mask.shape[0] == len(self.rows):
             mask = mask[self.rows[name]]
-        if name not in self._shared:
+        if by is None:
             return mask if mask is None or mask.ndim < 4 or len(mask) == 1 else mask[some]
-        return self._shared[name].mask(mask, self.get("k", name), self.segment("k", "image"), some)
+        return by.mask(mask, self.get("k", name), self.segment("k", "image"), some)
 
     def logits(self, name: Name) -> Float[Tensor, "each heads queries keys"]:
         """What the softmax is taken of, mask added; in float32 where the network computes in halves."""
@@ -194,10 +205,12 @@ class Call:
 
     def _attend(self) -> Tensor:
         q, k, v = (self._tensors[n] for n in "qkv")
-        if not self._written and not self._shared:
+        if not self._written and not self._shared and not self._given:
             return FUSED(q, k, v, **self._kernel)
         parts: dict[Name, Tensor] = {n: self.probs(n).to(v) @ self._reads("v", n) for n in self._written}
-        parts |= {n: self._attend_across(n) for n in self._shared if n not in parts}
+        parts |= self._given
+        rows = torch.arange(self.rows.each)
+        parts |= {n: self._across(n, by, rows) for n, by in self._shared.items() if n not in parts}
         fused = [n for n in self.rows.names if n not in parts]
         if fused:
             at = torch.cat([torch.arange(self.rows[n].start, self.rows[n].stop) for n in fused]).to(q.device)
@@ -208,21 +221,30 @@ class Call:
             parts |= dict(zip(fused, out.split(self.rows.each), strict=True))
         return torch.cat([parts[n] for n in self.rows.names])
 
-    def _attend_across(self, name: Name) -> Float[Tensor, "each heads queries dim"]:
-        """Of a group that reads others. What all rows read alike exists once; else a few rows are joined at a time."""
-        q, shared = self.get("q", name), self._shared[name]
-        if shared.alike and self.site.key == ("image",) and self._kernel.get("attn_mask") is None:
-            one = slice(0, 1)
-            k, v, mask = self._reads("k", name, one), self._reads("v", name, one), self._masked(name, one)
+    def _across(
+        self, name: Name, by: _Shared, some: Tensor, queries: slice = slice(None)
+    ) -> Float[Tensor, "n heads queries dim"]:
+        """Of rows that read others. What all of them read alike exists once; else a few rows are joined at a time."""
+        some = some.to(self._tensors["q"].device)
+        q = self.get("q", name)[some][..., queries, :]
+        if by.alike and self.site.key == ("image",) and self._kernel.get("attn_mask") is None:
+            k, v, mask = (f(some[:1]) for f in self._read_by(name, by))
             out = FUSED(q.transpose(0, 1).flatten(1, 2)[None], k, v, **{**self._kernel, "attn_mask": mask})
             return out[0].unflatten(1, (len(q), -1)).transpose(0, 1)
-        numbers = 2 * shared.sources.shape[1] * self.get("k", name)[0].numel()
-        each, out = max(1, memory.BUDGET // numbers), []
-        for first in range(0, len(q), each):
-            some = slice(first, first + each)
-            k, v, mask = self._reads("k", name, some), self._reads("v", name, some), self._masked(name, some)
-            out.append(FUSED(q[some], k, v, **{**self._kernel, "attn_mask": mask}))
+        numbers = 2 * by.sources.shape[1] * self.get("k", name)[0].numel()
+        out = []
+        for few, at in zip(memory.chunks(q, numbers), memory.chunks(some, numbers), strict=True):
+            k, v, mask = (f(at) for f in self._read_by(name, by))
+            out.append(FUSED(few, k, v, **{**self._kernel, "attn_mask": mask}))
         return torch.cat(out)
+
+    def _read_by(self, name: Name, by: _Shared) -> tuple[Callable[[Tensor], Any], ...]:
+        """Keys, values and mask of rows."""
+        return (
+            lambda at: self._reads("k", name, at, by),
+            lambda at: self._reads("v", name, at, by),
+            lambda at: self._masked(name, at, by),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,25 +252,25 @@ class _Shared:
     """Whose image keys and values each row of a group reads, and what is added to their logits."""
 
     sources: Int[Tensor, "each m"]
-    bias: Float[Tensor, "each keys"] | None
-    scale: Float[Tensor, "each m"] | None
+    bias: Float[Tensor, "each keys"] | None = None
+    scale: Float[Tensor, "each m"] | None = None
 
     @property
     def alike(self) -> bool:
         """Do all rows read the same?"""
         return all(x is None or bool((x == x[:1]).all()) for x in (self.sources, self.bias, self.scale))
 
-    def joined(self, x: Tensor, image: slice, some: slice, scale: Tensor | None = None) -> Tensor:
+    def joined(self, x: Tensor, image: slice, some: Tensor | slice, scale: Tensor | None = None) -> Tensor:
         """What belongs to keys, (each, heads, keys, ...), as these rows read it: the image's of their sources."""
-        own, sources = x[some], self.sources[some].to(x.device)
+        own, sources = x[some], self.sources.to(x.device)[some]
         read = x[:, :, image][sources]
         if scale is not None:
-            read = read * scale[some].to(x)[:, :, None, None, None]
+            read = read * scale.to(x)[some][:, :, None, None, None]
         read = read.transpose(1, 2).flatten(2, 3)
         before, behind = own[:, :, : image.start], own[:, :, image.stop :]
         return torch.cat([before, read, behind], 2) if before.numel() or behind.numel() else read
 
-    def mask(self, mask: Tensor | None, keys: Tensor, image: slice, some: slice) -> Tensor | None:
+    def mask(self, mask: Tensor | None, keys: Tensor, image: slice, some: Tensor | slice) -> Tensor | None:
         if mask is not None:
             while mask.ndim < 4:
                 mask = mask[None]
@@ -256,7 +278,7 @@ class _Shared:
             mask = self.joined(whole.movedim(-1, 2), image, some).movedim(2, -1)
         if self.bias is None:
             return mask
-        bias = F.pad(self.bias[some].to(keys), (image.start, keys.shape[-2] - image.stop))[:, None, None]
+        bias = F.pad(self.bias.to(keys)[some], (image.start, keys.shape[-2] - image.stop))[:, None, None]
         if mask is None:
             return bias
         return torch.where(mask, bias, -torch.inf) if mask.dtype == torch.bool else mask + bias

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -49,14 +50,14 @@ class StyleAligned(Method):
         if images == 1:
             return Phases()
 
+        def aligned(own: Tensor) -> Tensor:
+            reference, others = own.split([run.rows.views, len(own) - run.rows.views])
+            return torch.cat([reference, adain(others, reference.repeat(images - 1, 1, 1, 1))])
+
         def align(call: Call) -> None:
-            for name in run.rows.names:
-                for which in self.adain:
-                    own = call.get(which, name, "image")
-                    reference = own[: run.rows.views].repeat(images, 1, 1, 1)
-                    aligned = adain(own, reference)
-                    aligned[: run.rows.views] = own[: run.rows.views]
-                    call.set(which, name, aligned, "image")
+            found = {(w, n): aligned(call.get(w, n, "image")) for w in self.adain for n in run.rows.names}
+            for (which, name), value in found.items():  # once all are read: gradients need them as they were
+                call.set(which, name, value, "image")
 
         edits = shared(run, read("self+first", images), of_others=(self.scale, self.shift))
         return Phases((Edit(Where(PAIR), "qkv", align, parts=self.adain), *edits) if self.adain else edits)
