@@ -52,7 +52,7 @@ from sfumato.methods.edit import (
     SDEdit,
     StableFlow,
 )
-from sfumato.methods.sets import Pix2Video, SharedAttention, StyleAligned, Text2VideoZero, TokenFlow
+from sfumato.methods.sets import FateZero, Pix2Video, SharedAttention, StyleAligned, Text2VideoZero, TokenFlow
 from sfumato.prompts.layout import Layout, Mask, Region
 
 ALL = tuple(families.FAMILIES)
@@ -287,6 +287,15 @@ METHODS = (
         SelfGuidance(("cube",), size=0.6, keep_appearance=("cube",), early=1.0, until=1.0, scale=1e5),
         off=(SelfGuidance(("cube",), size=0.6, scale=0.0),), streams=EDIT,
         but={"same": "sizes are set whatever the words"},
+    ),
+    Row(
+        "fate-zero", FateZero(1.0, 1.0), off=(FateZero(0.0, 0.0, "self"),), streams=EDIT, set=True,
+        but={**SET, "source": "the source reads the middle frame as well"},
+    ),
+    Row(
+        "fate-zero: word", FateZero(0.0, 1.0, finest=1.0, word="cube", threshold=0.6),
+        off=(FateZero(0.0, 0.0, "self", word="cube"),), streams=EDIT, set=True,
+        but={**SET, "source": "the source reads the middle frame as well"},
     ),
     Row(
         "pix2video", Pix2Video(until=0.5), off=(Pix2Video("self", weight=0.0), Pix2Video("self", until=0.0)), set=True,

@@ -13,11 +13,17 @@ from laws.painting import EDIT, LOOKS, ROWS, SAID, STEPS, picture
 
 from sfumato.core.denoising import denoise, plan
 from sfumato.core.guidance import CFG
-from sfumato.core.method import Edit
+from sfumato.core.method import Edit, Method
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Inversion, invert
 
-AGAIN = {"feature-transfer: guided", "masactrl: masks", "self-guidance: shapes", "self-guidance: looks"}
+AGAIN = {
+    "fate-zero: word",
+    "feature-transfer: guided",
+    "masactrl: masks",
+    "self-guidance: shapes",
+    "self-guidance: looks",
+}
 """Other settings of methods that are here."""
 NAMES = [name for name in ROWS if name not in AGAIN]
 PHASES = ("cond", "before", "denoised", "noise", "after")
@@ -46,6 +52,11 @@ class Together:
     def starts(self, name: str) -> bool:
         return isinstance(ROWS[name].settings(self.models(ROWS[name].families[0])), Inversion)
 
+    def around(self, family: str, name: str) -> str:
+        """The method, if it has rows of its own in the guidance: others may write those as well."""
+        kind = type(ROWS[name].settings(self.models(family)))
+        return name if getattr(kind, "around", Method.around) is not Method.around else ""
+
     def arguments(
         self, family: str, *names: str, images: int | None = None
     ) -> tuple[dict[str, list[str]], dict[str, Any]]:
@@ -70,10 +81,12 @@ class Together:
             options |= {"steps": STEPS, "size": model.factor * 8 if model.factor > 1 else 16}
         return denoise(model, prompts, seed=3, **options)
 
-    def planned(self, family: str, name: str, streams: tuple[str, ...], steps: int, images: int) -> Any:
+    def planned(self, family: str, name: str, streams: tuple[str, ...], steps: int, images: int, by: str) -> Any:
         prompts, options = self.arguments(family, name, images=images)
         prompts = {stream: list(SAID[stream][:images]) for stream in streams}
         methods = [options["start"]] if "start" in options else options["methods"]
+        if by:
+            options["guide"] = ROWS[by].settings(self.models(family)).around(options["guide"])
         return methods[0], plan(
             self.models(family), prompts, methods=methods, guide=options["guide"], steps=steps, size=64
         )
@@ -88,10 +101,10 @@ class Together:
         return shared, own
 
     def written(
-        self, family: str, name: str, streams: tuple[str, ...], steps: int, images: int
+        self, family: str, name: str, streams: tuple[str, ...], steps: int, images: int, by: str
     ) -> set[tuple[Any, ...]]:
-        """What a method writes, by site, field, step and row."""
-        _, planned = self.planned(family, name, streams, steps, images)
+        """What a method writes, by site, field, step and row, beside one that has rows of its own (``by``)."""
+        _, planned = self.planned(family, name, streams, steps, images, by)
         return {
             (e.what.where.pair, e.what.field, part, site, step, row)
             for e in planned.entries
@@ -102,11 +115,11 @@ class Together:
             for row in e.rows
         }
 
-    def moments(self, family: str, name: str, streams: tuple[str, ...], steps: int, images: int) -> set[str]:
+    def moments(self, family: str, name: str, streams: tuple[str, ...], steps: int, images: int, by: str) -> set[str]:
         """The moments of a step that it takes part in with a function of its own; a path comes first in any case."""
         if self.starts(name):
             return set()
-        method, planned = self.planned(family, name, streams, steps, images)
+        method, planned = self.planned(family, name, streams, steps, images, by)
         phases = method.prepare(planned.run.model, planned.run.prompts).start(planned.run)
         return {at for at in PHASES if getattr(phases, at) is not None}
 
@@ -131,7 +144,8 @@ def test_pairs_go_together_unless_they_write_the_same(together, exact, first):
             with pytest.raises(SfumatoError, match="over the model's own levels"):
                 together.painted(family, a, b)
             continue
-        of: Any = [(family, name, tuple(prompts), steps, together.images(family, a, b)) for name in (a, b)]
+        run = (tuple(prompts), steps, together.images(family, a, b))
+        of: Any = [(family, name, *run, together.around(family, by)) for name, by in ((a, b), (b, a))]
         if together.written(*of[0]) & together.written(*of[1]):
             with pytest.raises(SfumatoError, match="both write"):
                 together.painted(family, a, b)

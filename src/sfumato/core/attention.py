@@ -91,10 +91,15 @@ class Call:
         self.writes += 1
 
     def attended(
-        self, name: Name, some: Int[Tensor, " n"], sources: Int[Tensor, "each m"], queries: slice = slice(None)
+        self,
+        name: Name,
+        some: Int[Tensor, " n"],
+        sources: Int[Tensor, "each m"],
+        bias: Float[Tensor, "each keys"] | None = None,
+        queries: slice = slice(None),
     ) -> Float[Tensor, "n heads queries dim"]:
-        """What these rows of a group, or some of their queries, would get if they read these rows; writes nothing."""
-        return self._across(name, _Shared(sources), some, queries)
+        """What these rows of a group, or some of their queries, would get if the group read so; writes nothing."""
+        return self._across(name, _Shared(sources, bias), some, queries)
 
     def answer(self, name: Name, out: Float[Tensor, "each heads queries dim"]) -> None:
         """Give a group's output, so that its attention is not computed."""

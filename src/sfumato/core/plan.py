@@ -271,13 +271,6 @@ class _Idle(Exception):
 
 def _refuse_conflicts(entries: Sequence[Entry]) -> None:
     writers = [e for e in entries if isinstance(e.what, Edit)]
-    for a in (e for e in writers if cast("Edit", e.what).field == "sources"):
-        for b in entries:
-            if b.pair == a.pair and _of_own_keys(b) and _meet(a, b):
-                raise SfumatoError(
-                    f"{a.who} lets images read each other's keys where {b.who} {b.does} of {b.pair}, which are of an "
-                    "image's own; give them disjoint steps, or use one of them"
-                )
     for n, a in enumerate(writers):
         for b in writers[n + 1 :]:
             one, other = cast("Edit", a.what), cast("Edit", b.what)
@@ -287,6 +280,13 @@ def _refuse_conflicts(entries: Sequence[Entry]) -> None:
                 raise SfumatoError(
                     f"{a.who} and {b.who} both write {a.does.removeprefix('writes ')} of {a.pair} in the same steps; "
                     "give them disjoint steps, or use one of them"
+                )
+    for a in (e for e in writers if cast("Edit", e.what).field == "sources"):
+        for b in entries:
+            if b.pair == a.pair and _of_own_keys(b) and _meet(a, b):
+                raise SfumatoError(
+                    f"{a.who} lets images read each other's keys where {b.who} {b.does} of {b.pair}, which are of an "
+                    "image's own; give them disjoint steps, or use one of them"
                 )
 
 

@@ -79,12 +79,15 @@ def shared(
     names = run.rows.match(rows_of)
 
     def share(call: Call) -> None:
-        # beside no words what is alike for all that is read is nothing
-        by, bias = (weight - weight[:, :1] if call.site.key == ("image",) else weight), None
-        if by.any():
-            height, width = call.grid
-            bias = by.repeat_interleave(height * width, 1)
+        bias = weighed(call, weight)
         for name in names:
             call.share(name, at, bias, scale)
 
     return (Edit(Where(PAIR, steps=steps, rows=rows_of, sites=sites), "sources", share),)
+
+
+def weighed(call: Call, weight: Float[Tensor, "each m"]) -> Float[Tensor, "each keys"] | None:
+    """What is added to the logits of each key, by its source's weight; None for nothing."""
+    if call.site.key == ("image",):  # beside no words what is alike for all that is read is nothing
+        weight = weight - weight[:, :1]
+    return weight.repeat_interleave(call.grid[0] * call.grid[1], 1) if weight.any() else None

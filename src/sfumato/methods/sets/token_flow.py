@@ -129,7 +129,7 @@ def carried(
         first, second = (got[n][:, image][:, at[f, side]] for side, n in ((0, before), (1, after)))
         out[f][:, image] = first if weight == 1 else torch.lerp(second, first, weight)
     for text in _words(call):
-        out[..., text, :] = call.attended(name, torch.arange(each), everyone, text)
+        out[..., text, :] = call.attended(name, torch.arange(each), everyone, queries=text)
     for n, key in enumerate(keys):
         out[key] = got[n]
     return out
