@@ -52,7 +52,15 @@ from sfumato.methods.edit import (
     SDEdit,
     StableFlow,
 )
-from sfumato.methods.sets import FateZero, Pix2Video, SharedAttention, StyleAligned, Text2VideoZero, TokenFlow
+from sfumato.methods.sets import (
+    ConsiStory,
+    FateZero,
+    Pix2Video,
+    SharedAttention,
+    StyleAligned,
+    Text2VideoZero,
+    TokenFlow,
+)
 from sfumato.prompts.layout import Layout, Mask, Region
 
 ALL = tuple(families.FAMILIES)
@@ -287,6 +295,10 @@ METHODS = (
         SelfGuidance(("cube",), size=0.6, keep_appearance=("cube",), early=1.0, until=1.0, scale=1e5),
         off=(SelfGuidance(("cube",), size=0.6, scale=0.0),), streams=EDIT,
         but={"same": "sizes are set whatever the words"},
+    ),
+    Row(
+        "consi-story", ConsiStory("cube", dropout=0.0), off=(ConsiStory("cube", until=0.0),), set=True,
+        but={**ALONE, **SET},
     ),
     Row(
         "fate-zero", FateZero(1.0, 1.0), off=(FateZero(0.0, 0.0, "self"),), streams=EDIT, set=True,

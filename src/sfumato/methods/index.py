@@ -86,6 +86,7 @@ METHODS = (
     Entry("spatial-temporal", "control.spatial_temporal:SpatialTemporal"),
     Entry("structured-diffusion", "control.structured_diffusion:StructuredDiffusion"),
     Entry("universal-guidance", "control.universal_guidance:UniversalGuidance"),
+    Entry("consi-story", "sets.consi_story:ConsiStory", "consistory"),
     Entry("fate-zero", "sets.fate_zero:FateZero", "fatezero"),
     Entry("pix2video", "sets.pix2video:Pix2Video"),
     Entry("shared-attention", "sets.shared_attention:SharedAttention"),
