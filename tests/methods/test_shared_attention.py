@@ -11,6 +11,7 @@ from diffusers.pipelines.deprecated.text_to_video_synthesis.pipeline_text_to_vid
 from families import pipeline, write
 from rounding import assert_same_but_for_rounding
 
+from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise, plan
 from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
@@ -18,6 +19,7 @@ from sfumato.methods.control import SelfAttentionGuidance
 from sfumato.methods.edit import MasaCtrl, PlugAndPlay, PromptToPrompt
 from sfumato.methods.sets import SharedAttention
 from sfumato.methods.sets.sources import read, rows
+from sfumato.stilllife.oracle import Oracle
 
 PROMPTS = ["a red cube on grass", "a blue duck", "the sphere and a duck"]
 OPTIONS = {"steps": 2, "size": 64, "guide": 3.0}
@@ -189,3 +191,25 @@ def test_words_of_joint_attention_are_edited_beside_it(models):
     )
     assert_same_but_for_rounding(out["source"].latents, plain["source"].latents)
     assert (out["target"].latents - plain["target"].latents).abs().max() > 1e-4
+
+
+@pytest.mark.slow
+def test_on_still_life_a_set_stands_on_one_ground():
+    """Four things, their prompts leave the ground open: the oracle reads the first image's in all that read it.
+
+    Alone two of six others have it; things stay what they were told to be as often.
+    """
+    model, oracle = load("stilllife", device="cpu"), Oracle.load()
+    words = ["cube", "duck", "mug", "sphere"]
+    grounds, kinds = {"alone": 0, "shared": 0}, {"alone": 0, "shared": 0}
+    for start in (0, 1000):
+        for way, methods in (("alone", []), ("shared", [SharedAttention("first", own=True)])):
+            seeds = [start + i for i in range(4)]
+            out = denoise(model, [f"a {w}" for w in words], methods=methods, seed=seeds, steps=20, guide=4.0)
+            first, *others = oracle.read(out.images)
+            grounds[way] += sum(other.ground == first.ground for other in others)
+            kinds[way] += sum(
+                w in [thing.kind for thing in r.things] for w, r in zip(words, (first, *others), strict=True)
+            )
+    assert grounds["shared"] >= 5 and grounds["alone"] <= 3
+    assert kinds["shared"] >= kinds["alone"]
