@@ -101,7 +101,7 @@ class Call:
         """What these rows of a group, or some of their queries, would get if the group read so; writes nothing."""
         return self._across(name, _Shared(sources, bias), some, queries)
 
-    def answer(self, name: Name, out: Float[Tensor, "each heads queries dim"]) -> None:
+    def give(self, name: Name, out: Float[Tensor, "each heads queries dim"]) -> None:
         """Give a group's output, so that its attention is not computed."""
         self._given[name] = out
         self.writes += 1

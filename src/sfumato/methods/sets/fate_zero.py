@@ -141,4 +141,4 @@ class _Layout:
         edited = call.attended(name, everyone, at, bias)
         out, image = kept.clone(), call.segment("q", "image")
         out[..., image, :] = torch.where(inside[:, None, :, None], edited[..., image, :], kept[..., image, :])
-        call.answer(name, out)
+        call.give(name, out)

@@ -76,7 +76,7 @@ class TokenFlow(Method):
                 maps = now[0].maps[flow]
                 at = next(maps[layer][source, "cond"] for layer in maps if layer.path == call.site.path)
                 for condition in run.rows.conditions:
-                    call.answer((target, condition), carried(call, (target, condition), drawn[call.step], at))
+                    call.give((target, condition), carried(call, (target, condition), drawn[call.step], at))
 
             return carry
 
