@@ -212,7 +212,7 @@ def test_a_method_that_paints_runs_or_says_that_it_needs_words(models, word):
         return
     on, apart = wordless.settings(model, row), {}
     if not isinstance(on, Inversion):
-        apart["start"] = model.latents(range(len(row.streams)), 16, 16)
+        apart["start"] = model.latents(range(len(row.streams) * (1 + row.set)), 16, 16)
     with unchanged(model):
         out = painting.painted(model, row, on, said=wordless.EMPTY, **apart)
     without = painting.painted(model, row, on, said=wordless.EMPTY, plain=True, path=out.path, **apart)

@@ -144,7 +144,7 @@ def test_a_method_that_paints_acts_on_the_real_denoiser(denoiser, image, word):
     row = painting.ROWS[word]
     on, options = wordless.settings(denoiser, row), {}
     if not isinstance(on, Inversion):
-        options["start"] = denoiser.latents(range(len(row.streams)), 64, 64)
+        options["start"] = denoiser.latents(range(len(row.streams) * (1 + row.set)), 64, 64)
     options |= {"said": wordless.EMPTY, "size": (64, 64)}
     out = painting.painted(denoiser, row, on, **options)
     without = painting.painted(denoiser, row, on, plain=True, path=out.path, **options)

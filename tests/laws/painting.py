@@ -52,6 +52,15 @@ from sfumato.methods.edit import (
     SDEdit,
     StableFlow,
 )
+from sfumato.methods.sets import (
+    ConsiStory,
+    FateZero,
+    Pix2Video,
+    SharedAttention,
+    StyleAligned,
+    Text2VideoZero,
+    TokenFlow,
+)
 from sfumato.prompts.layout import Layout, Mask, Region
 
 ALL = tuple(families.FAMILIES)
@@ -102,6 +111,8 @@ class Row:
     """Does it refuse any guidance but its own?"""
     largest: float | None = None
     """Numbers of which its result is a difference, by whose rounding the same words may change it."""
+    set: bool = False
+    """Are the images of a run one set, of which one alone is not changed?"""
     close: float = 1e-4
     """How far an image of a batch may be from itself alone."""
     but: Mapping[str, str] = field(default_factory=dict)
@@ -114,6 +125,7 @@ class Row:
 EDIT = ("source", "target")
 LOOKS = ("source", "target", "appearance")
 ALONE = {"source": "it has no source", "same": "it has no source"}
+SET = {"batch": "the images of a run are one set, and each has a part in the others' attention"}
 ANEW = {"same": "paints anew what noise has covered"}
 
 
@@ -284,6 +296,27 @@ METHODS = (
         off=(SelfGuidance(("cube",), size=0.6, scale=0.0),), streams=EDIT,
         but={"same": "sizes are set whatever the words"},
     ),
+    Row(
+        "consi-story", ConsiStory("cube", dropout=0.0), off=(ConsiStory("cube", until=0.0),), set=True,
+        but={**ALONE, **SET},
+    ),
+    Row(
+        "fate-zero", FateZero(1.0, 1.0), off=(FateZero(0.0, 0.0, "self"),), streams=EDIT, set=True,
+        but={**SET, "source": "the source reads the middle frame as well"},
+    ),
+    Row(
+        "fate-zero: word", FateZero(0.0, 1.0, finest=1.0, word="cube", threshold=0.6),
+        off=(FateZero(0.0, 0.0, "self", word="cube"),), streams=EDIT, set=True,
+        but={**SET, "source": "the source reads the middle frame as well"},
+    ),
+    Row(
+        "pix2video", Pix2Video(until=0.5), off=(Pix2Video("self", weight=0.0), Pix2Video("self", until=0.0)), set=True,
+        but={**ALONE, **SET},
+    ),
+    Row(
+        "shared-attention", SharedAttention("all"), off=(SharedAttention("self"), SharedAttention(until=0.0)), set=True,
+        but={**ALONE, **SET},
+    ),
     Row("smoothed-energy", SmoothedEnergy(), off=(SmoothedEnergy(0.0),), but=ALONE),
     Row(
         "spatial-temporal", SpatialTemporal(LAYOUT, epochs=0), off=(SpatialTemporal(LAYOUT, epochs=0, coefficient=0),),
@@ -292,6 +325,18 @@ METHODS = (
     Row(
         "structured-diffusion", StructuredDiffusion(), off=(StructuredDiffusion(weight=0.0),), families=CROSS,
         but=ALONE,
+    ),
+    Row(
+        "style-aligned", StyleAligned(), set=True,
+        but={**ALONE, **SET, "off": "an image that does not read the reference is another method's"},
+    ),
+    Row(
+        "text2video-zero", Text2VideoZero(0.25, 0.13, begin=0.0, settled=0.5), set=True,
+        but={**ALONE, **SET, "off": "frames that do not move are copies of the first one"},
+    ),
+    Row(
+        "token-flow", TokenFlow(every=2), off=(TokenFlow(until=0.0),), streams=EDIT, set=True,
+        but={**SET, "same": "frames get what keyframes got"},
     ),
     Row(
         "universal-guidance", UniversalGuidance(squares, 0.1, on="x0"),
@@ -353,6 +398,7 @@ def painted(
 ) -> Painted:
     """A run of a row with these settings, or of the same without the method (``plain``); from this path, if given."""
     how = row.settings(model) if how is None else how(model) if isfunction(how) else how
+    images = (images[0], 1 - images[0]) if row.set else images
     prompts = {stream: [said[stream][i] for i in images] for stream in streams or row.streams}
     if isinstance(how, Inversion):
         if hasattr(how, "seed"):
@@ -385,7 +431,7 @@ class Runs:
         """The same without the method; of what starts from an image along its bare path."""
         row, model = ROWS[word], self.models(family)
         starts = isinstance(row.settings(model), Inversion)
-        key = (word, family, "bare") if starts else (family, row.streams, row.guide)
+        key = (word, family, "bare") if starts else (family, row.streams, row.guide, row.set)
         if key not in self.made:
             path = self.on(word, family).path if starts else None
             self.made[key] = painted(model, row, plain=True, path=path)

@@ -12,7 +12,7 @@ from sfumato.core.denoising import denoise, plan
 
 APART = {"llm-grounded": {"frozen": 0.0, "transfer": 0.0}}
 """Settings without runs of a method's own, whose plans are their own."""
-BOUNDS = {"masactrl: masks", "spatial-temporal", "structured-diffusion"}
+BOUNDS = {"consi-story", "fate-zero: word", "masactrl: masks", "spatial-temporal", "structured-diffusion", "token-flow"}
 """Methods with handlers that need what the step has found by then; their plans say at most."""
 
 
@@ -36,7 +36,7 @@ def test_a_plan_says_what_is_measured(models, exact, word, family):
     if word in APART:
         method = replace(method, **APART[word])
         options["methods"] = [method]
-    prompts = {stream: SAID[stream][0] for stream in row.streams}
+    prompts = {stream: list(SAID[stream][: 1 + row.set]) for stream in row.streams}
     steps = options["steps"] if "steps" in options else len(method.levels)
     planned = plan(model, prompts, methods=[method], guide=options["guide"], steps=steps, size=side)
     measured = allocated(lambda: denoise(model, prompts, **options)).tapped

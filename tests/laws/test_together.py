@@ -13,11 +13,17 @@ from laws.painting import EDIT, LOOKS, ROWS, SAID, STEPS, picture
 
 from sfumato.core.denoising import denoise, plan
 from sfumato.core.guidance import CFG
-from sfumato.core.method import Edit
+from sfumato.core.method import Edit, Method
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Inversion, invert
 
-AGAIN = {"feature-transfer: guided", "masactrl: masks", "self-guidance: shapes", "self-guidance: looks"}
+AGAIN = {
+    "fate-zero: word",
+    "feature-transfer: guided",
+    "masactrl: masks",
+    "self-guidance: shapes",
+    "self-guidance: looks",
+}
 """Other settings of methods that are here."""
 NAMES = [name for name in ROWS if name not in AGAIN]
 PHASES = ("cond", "before", "denoised", "noise", "after")
@@ -33,26 +39,40 @@ class Together:
     def families(self, a: str, b: str) -> list[str]:
         return [family for family in ROWS[a].families if family in ROWS[b].families]
 
-    def path(self, name: str, family: str) -> Any:
+    def path(self, name: str, family: str, images: int) -> Any:
         model = self.models(family)
-        return invert(model, picture(model, 0), SAID["source"][0], ROWS[name].settings(model))
+        pictures = torch.stack([picture(model, i) for i in range(images)])
+        return invert(model, pictures, list(SAID["source"][:images]), ROWS[name].settings(model))
+
+    def images(self, family: str, *names: str) -> int:
+        """Two where one is a matter of sets and all take several."""
+        batches = all(ROWS[name].settings(self.models(family)).requires.batch for name in names)
+        return 2 if batches and any(ROWS[name].set for name in names) else 1
 
     def starts(self, name: str) -> bool:
         return isinstance(ROWS[name].settings(self.models(ROWS[name].families[0])), Inversion)
 
-    def arguments(self, family: str, *names: str) -> tuple[dict[str, str], dict[str, Any]]:
+    def around(self, family: str, name: str) -> str:
+        """The method, if it has rows of its own in the guidance: others may write those as well."""
+        kind = type(ROWS[name].settings(self.models(family)))
+        return name if getattr(kind, "around", Method.around) is not Method.around else ""
+
+    def arguments(
+        self, family: str, *names: str, images: int | None = None
+    ) -> tuple[dict[str, list[str]], dict[str, Any]]:
         model = self.models(family)
         streams = LOOKS if any(ROWS[name].streams == LOOKS for name in names) else EDIT
+        images = images or self.images(family, *names)
         options: dict[str, Any] = {"guide": CFG(3.0), "methods": []}
         for name in names:
             method = ROWS[name].settings(model)
             if not self.starts(name):
                 options["methods"].append(method)
                 continue
-            options["start"] = self.path(name, family)
+            options["start"] = self.path(name, family, images)
             if ROWS[name].guides_itself:
                 options["guide"] = method.guide(model)
-        return {stream: SAID[stream][0] for stream in streams}, options
+        return {stream: list(SAID[stream][:images]) for stream in streams}, options
 
     def painted(self, family: str, *names: str) -> dict[str, Any]:
         model = self.models(family)
@@ -61,17 +81,30 @@ class Together:
             options |= {"steps": STEPS, "size": model.factor * 8 if model.factor > 1 else 16}
         return denoise(model, prompts, seed=3, **options)
 
-    def planned(self, family: str, name: str, streams: tuple[str, ...], steps: int) -> Any:
-        prompts, options = self.arguments(family, name)
-        prompts = {stream: SAID[stream][0] for stream in streams}
+    def planned(self, family: str, name: str, streams: tuple[str, ...], steps: int, images: int, by: str) -> Any:
+        prompts, options = self.arguments(family, name, images=images)
+        prompts = {stream: list(SAID[stream][:images]) for stream in streams}
         methods = [options["start"]] if "start" in options else options["methods"]
+        if by:
+            options["guide"] = ROWS[by].settings(self.models(family)).around(options["guide"])
         return methods[0], plan(
             self.models(family), prompts, methods=methods, guide=options["guide"], steps=steps, size=64
         )
 
-    def written(self, family: str, name: str, streams: tuple[str, ...], steps: int) -> set[tuple[Any, ...]]:
-        """What a method writes, by site, field, step and row."""
-        _, planned = self.planned(family, name, streams, steps)
+    def across(self, *of: Any) -> tuple[set[tuple[Any, ...]], set[tuple[Any, ...]]]:
+        """Where a method lets images read each other, and where it takes maps for those of an image by itself."""
+        shared, own = set(), set()
+        for e in self.planned(*of)[1].entries:
+            field = e.what.field if isinstance(e.what, Edit) else "" if e.what.reduce or e.apart else "probs"
+            into = {"sources": shared, "logits": own, "probs": own}.get(field, set())
+            into |= {(e.pair, site, step, row) for site in e.sites for step in range(*e.steps) for row in e.rows}
+        return shared, own
+
+    def written(
+        self, family: str, name: str, streams: tuple[str, ...], steps: int, images: int, by: str
+    ) -> set[tuple[Any, ...]]:
+        """What a method writes, by site, field, step and row, beside one that has rows of its own (``by``)."""
+        _, planned = self.planned(family, name, streams, steps, images, by)
         return {
             (e.what.where.pair, e.what.field, part, site, step, row)
             for e in planned.entries
@@ -82,11 +115,11 @@ class Together:
             for row in e.rows
         }
 
-    def moments(self, family: str, name: str, streams: tuple[str, ...], steps: int) -> set[str]:
+    def moments(self, family: str, name: str, streams: tuple[str, ...], steps: int, images: int, by: str) -> set[str]:
         """The moments of a step that it takes part in with a function of its own; a path comes first in any case."""
         if self.starts(name):
             return set()
-        method, planned = self.planned(family, name, streams, steps)
+        method, planned = self.planned(family, name, streams, steps, images, by)
         phases = method.prepare(planned.run.model, planned.run.prompts).start(planned.run)
         return {at for at in PHASES if getattr(phases, at) is not None}
 
@@ -111,9 +144,15 @@ def test_pairs_go_together_unless_they_write_the_same(together, exact, first):
             with pytest.raises(SfumatoError, match="over the model's own levels"):
                 together.painted(family, a, b)
             continue
-        of: Any = [(family, name, tuple(prompts), steps) for name in (a, b)]
+        run = (tuple(prompts), steps, together.images(family, a, b))
+        of: Any = [(family, name, *run, together.around(family, by)) for name, by in ((a, b), (b, a))]
         if together.written(*of[0]) & together.written(*of[1]):
             with pytest.raises(SfumatoError, match="both write"):
+                together.painted(family, a, b)
+            continue
+        (one, its), (other, theirs) = (together.across(*each) for each in of)
+        if one & theirs or other & its:
+            with pytest.raises(SfumatoError, match="lets images read each other's keys where"):
                 together.painted(family, a, b)
             continue
         out = together.painted(family, a, b)

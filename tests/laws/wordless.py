@@ -15,7 +15,7 @@ EMPTY = {stream: ("", "") for stream in painting.SAID}
 BY_WORDS = {
     *("collaborative-editing", "delta-denoising", "flow-edit", "ledits", "prompt-to-prompt", "attend-and-excite"),
     *("box-diff", "dense-diffusion", "layout-guidance", "linguistic-binding", "llm-grounded", "region-prompts"),
-    *("rich-text", "self-guidance", "spatial-temporal", "structured-diffusion"),
+    *("consi-story", "fate-zero", "rich-text", "self-guidance", "spatial-temporal", "structured-diffusion"),
 }
 WORDLESS = {
     "cross-image-attention": CrossImageAttention(fine=(0, 1), coarse=(0, 1), adain=(0.5, 1)),

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from rounding import assert_same_but_for_rounding
 
 from sfumato.backbones.load import load
 from sfumato.core.attention import Call
@@ -85,7 +86,6 @@ def test_what_it_cannot_do_is_said(model):
             denoise(model, prompts, methods=[method], steps=2)
 
     refused("needs two prompts", PromptToPrompt(), SOURCE)
-    refused("edits one image a run", PromptToPrompt(), {"a": [SOURCE, SOURCE], "b": [TARGET, TARGET]})
     refused(
         "has no 'duck'; its words are: a, blue, cube", PromptToPrompt(reweight={"duck": 2}), {"a": SOURCE, "b": TARGET}
     )
@@ -243,3 +243,25 @@ def test_words_are_found_in_the_tokens(model):
     ids = model.tokenizer("a red teapotty cube, on grass").input_ids
     assert found[-1][1] == slice(len(ids) - 2, len(ids) - 1)
     assert spans(found, "cube") == list(range(found[3][1].start, found[3][1].stop))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        PromptToPrompt(1.0, 0.5, words={"cube": 0.5}, reweight={"cube": 2.0}),
+        PromptToPrompt(1.0, 0.0, blend=LocalBlend("cube", "cube", threshold=0.6, start=0.0, res=1.0)),
+    ],
+    ids=["weights", "blend"],
+)
+def test_each_image_of_a_batch_has_its_own_words(model, how):
+    """Words swapped in one pair, added in the other."""
+    pairs = [("a red cube on grass", "a blue cube on grass"), ("a duck and a cube", "a blue duck and the red cube")]
+
+    def run(some, seed):
+        prompts = {"source": [a for a, _ in some], "target": [b for _, b in some]}
+        out = denoise(model, prompts, methods=[how], steps=3, seed=seed, guide=3.0)
+        return torch.cat([out["source"].latents, out["target"].latents], 1)
+
+    both = run(pairs, [3, 4])
+    for i, pair in enumerate(pairs):
+        assert_same_but_for_rounding(both[i : i + 1], run([pair], [3 + i]))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sfumato.core.rows import Name, Rows
@@ -33,6 +34,8 @@ class Call:
         self._owned: set[str] = set()
         self._logits: dict[Name, Tensor] = {}
         self._probs: dict[Name, Tensor] = {}
+        self._shared: dict[Name, _Shared] = {}
+        self._given: dict[Name, Tensor] = {}
         self._out: Tensor | None = None
         self._written: set[Name] = set()
         self.writes = 0
@@ -70,15 +73,63 @@ class Call:
             raise unknown("part of an attention call", which, ("q", "k", "v", "out"))
         return self._tensors[which]
 
+    def share(
+        self,
+        name: Name,
+        sources: Int[Tensor, "each m"],
+        bias: Float[Tensor, "each keys"] | None = None,
+        scale: Float[Tensor, "each m"] | None = None,
+    ) -> None:
+        """Let each row of a group read the image's keys and values of these rows of the group, one behind the other, in
+        place of its own. Their logits are multiplied by the source's ``scale``, and ``bias`` is added, a number a key.
+        Keys of text stay its own. The kernel stays fused; logits and probabilities are of all that is read. Nothing but
+        itself is plain attention.
+        """
+        if bias is None and scale is None and torch.equal(sources, torch.arange(len(sources))[:, None]):
+            return
+        self._shared[name] = _Shared(sources, bias, scale)
+        self.writes += 1
+
+    def attended(
+        self,
+        name: Name,
+        some: Int[Tensor, " n"],
+        sources: Int[Tensor, "each m"],
+        bias: Float[Tensor, "each keys"] | None = None,
+        queries: slice = slice(None),
+    ) -> Float[Tensor, "n heads queries dim"]:
+        """What these rows of a group, or some of their queries, would get if the group read so; writes nothing."""
+        return self._across(name, _Shared(sources, bias), some, queries)
+
+    def give(self, name: Name, out: Float[Tensor, "each heads queries dim"]) -> None:
+        """Give a group's output, so that its attention is not computed."""
+        self._given[name] = out
+        self.writes += 1
+
+    def _reads(self, which: str, name: Name, some: Tensor | slice = slice(None), by: _Shared | None = None) -> Tensor:
+        """``k`` or ``v`` that a group, or some rows of it, attends to."""
+        whole, by = self.get(which, name), by or self._shared.get(name)
+        if by is None:
+            return whole[some]
+        return by.joined(whole, self.segment("k", "image"), some, by.scale if which == "k" else None)
+
+    def _masked(self, name: Name, some: Tensor | slice = slice(None), by: _Shared | None = None) -> Tensor | None:
+        """What is added to the logits of a group, or of some rows of it; or, as booleans, which keys it sees."""
+        mask, by = self._kernel.get("attn_mask"), by or self._shared.get(name)
+        if mask is not None and mask.ndim == 4 and mask.shape[0] == len(self.rows):
+            mask = mask[self.rows[name]]
+        if by is None:
+            return mask if mask is None or mask.ndim < 4 or len(mask) == 1 else mask[some]
+        return by.mask(mask, self.get("k", name), self.segment("k", "image"), some)
+
     def logits(self, name: Name) -> Float[Tensor, "each heads queries keys"]:
         """What the softmax is taken of, mask added; in float32 where the network computes in halves."""
         if name not in self._logits:
-            q, k = (fine(self.get(which, name)) for which in "qk")
+            q, k = fine(self.get("q", name)), fine(self._reads("k", name))
             scale = self._kernel.get("scale")
             logits = (q @ k.transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scale is None else scale)
-            mask = self._kernel.get("attn_mask")
+            mask = self._masked(name)
             if mask is not None:
-                mask = mask[self.rows[name]] if mask.ndim == 4 and mask.shape[0] == len(self.rows) else mask
                 logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
             self._logits[name] = logits
         return self._logits[name]
@@ -100,13 +151,16 @@ class Call:
         self._written.add(name)
         self.writes += 1
 
-    def segment(self, side: str, segment: str) -> slice:
-        """Where a segment's tokens lie among the queries (``side="q"``) or keys (``"k"``)."""
+    def segment(self, side: str, segment: str, name: Name | None = None) -> slice:
+        """Where a segment's tokens lie among the queries (``side="q"``) or keys (``"k"``): its own, or all that a group
+        reads."""
         segments = self.site.query if side == "q" else self.site.key
         if segment not in segments:
             raise unknown("segment", segment, segments)
         total, image = self._tensors[side].shape[-2], self.grid[0] * self.grid[1]
         size = {"image": image if len(segments) > 1 else total, "text": total - image * (len(segments) > 1)}
+        if side == "k" and name in self._shared:
+            size["image"] *= self._shared[name].sources.shape[1]
         start = sum(size[s] for s in segments[: segments.index(segment)])
         return slice(start, start + size[segment])
 
@@ -116,7 +170,7 @@ class Call:
         q, k = pair.split("->")
         if self.site.query == (q,) and self.site.key == (k,):
             return probs
-        return probs[..., self.segment("q", q), self.segment("k", k)]
+        return probs[..., self.segment("q", q), self.segment("k", k, name)]
 
     def mean(self, name: Name, pair: str) -> Float[Tensor, "each queries keys"]:
         """``block`` averaged over heads, in float32; a head after the other where all would take much memory."""
@@ -135,7 +189,9 @@ class Call:
             if mask is not None and mask.ndim == 4 and mask.shape[1] == heads:
                 kernel["attn_mask"] = mask[:, one]
             tensors = {key: value[:, one] for key, value in self._tensors.items()}
-            part = Call(self.site, self.rows, self.grid, self.step, tensors, **kernel).block(name, pair)[:, 0].float()
+            call = Call(self.site, self.rows, self.grid, self.step, tensors, **kernel)
+            call._shared = self._shared
+            part = call.block(name, pair)[:, 0].float()
             total = part if total is None else total + part if part.requires_grad else total.add_(part)
         assert total is not None
         return total / heads
@@ -146,7 +202,7 @@ class Call:
         if self.site.query == (q,) and self.site.key == (k,):
             return self.set_probs(name, value)
         probs = self.probs(name).clone()
-        probs[..., self.segment("q", q), self.segment("k", k)] = value
+        probs[..., self.segment("q", q), self.segment("k", k, name)] = value
         self.set_probs(name, probs)
 
     def output(self) -> Float[Tensor, "rows heads queries dim"]:
@@ -154,10 +210,13 @@ class Call:
 
     def _attend(self) -> Tensor:
         q, k, v = (self._tensors[n] for n in "qkv")
-        if not self._written:
+        if not self._written and not self._shared and not self._given:
             return FUSED(q, k, v, **self._kernel)
-        fused = [n for n in self.rows.names if n not in self._written]
-        parts: dict[Name, Tensor] = {n: self.probs(n).to(v) @ self.get("v", n) for n in self._written}
+        parts: dict[Name, Tensor] = {n: self.probs(n).to(v) @ self._reads("v", n) for n in self._written}
+        parts |= self._given
+        rows = torch.arange(self.rows.each)
+        parts |= {n: self._across(n, by, rows) for n, by in self._shared.items() if n not in parts}
+        fused = [n for n in self.rows.names if n not in parts]
         if fused:
             at = torch.cat([torch.arange(self.rows[n].start, self.rows[n].stop) for n in fused]).to(q.device)
             mask = self._kernel.get("attn_mask")
@@ -166,6 +225,68 @@ class Call:
             out = FUSED(q[at], k[at], v[at], **{**self._kernel, "attn_mask": mask})
             parts |= dict(zip(fused, out.split(self.rows.each), strict=True))
         return torch.cat([parts[n] for n in self.rows.names])
+
+    def _across(
+        self, name: Name, by: _Shared, some: Tensor, queries: slice = slice(None)
+    ) -> Float[Tensor, "n heads queries dim"]:
+        """Of rows that read others. What all of them read alike exists once; else a few rows are joined at a time."""
+        some = some.to(self._tensors["q"].device)
+        q = self.get("q", name)[some][..., queries, :]
+        if by.alike and self.site.key == ("image",) and self._kernel.get("attn_mask") is None:
+            k, v, mask = (f(some[:1]) for f in self._read_by(name, by))
+            out = FUSED(q.transpose(0, 1).flatten(1, 2)[None], k, v, **{**self._kernel, "attn_mask": mask})
+            return out[0].unflatten(1, (len(q), -1)).transpose(0, 1)
+        numbers = 2 * by.sources.shape[1] * self.get("k", name)[0].numel()
+        out = []
+        for few, at in zip(memory.chunks(q, numbers), memory.chunks(some, numbers), strict=True):
+            k, v, mask = (f(at) for f in self._read_by(name, by))
+            out.append(FUSED(few, k, v, **{**self._kernel, "attn_mask": mask}))
+        return torch.cat(out)
+
+    def _read_by(self, name: Name, by: _Shared) -> tuple[Callable[[Tensor], Any], ...]:
+        """Keys, values and mask of rows."""
+        return (
+            lambda at: self._reads("k", name, at, by),
+            lambda at: self._reads("v", name, at, by),
+            lambda at: self._masked(name, at, by),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Shared:
+    """Whose image keys and values each row of a group reads, and what is added to their logits."""
+
+    sources: Int[Tensor, "each m"]
+    bias: Float[Tensor, "each keys"] | None = None
+    scale: Float[Tensor, "each m"] | None = None
+
+    @property
+    def alike(self) -> bool:
+        """Do all rows read the same?"""
+        return all(x is None or bool((x == x[:1]).all()) for x in (self.sources, self.bias, self.scale))
+
+    def joined(self, x: Tensor, image: slice, some: Tensor | slice, scale: Tensor | None = None) -> Tensor:
+        """What belongs to keys, (each, heads, keys, ...), as these rows read it: the image's of their sources."""
+        own, sources = x[some], self.sources.to(x.device)[some]
+        read = x[:, :, image][sources]
+        if scale is not None:
+            read = read * scale.to(x)[some][:, :, None, None, None]
+        read = read.transpose(1, 2).flatten(2, 3)
+        before, behind = own[:, :, : image.start], own[:, :, image.stop :]
+        return torch.cat([before, read, behind], 2) if before.numel() or behind.numel() else read
+
+    def mask(self, mask: Tensor | None, keys: Tensor, image: slice, some: Tensor | slice) -> Tensor | None:
+        if mask is not None:
+            while mask.ndim < 4:
+                mask = mask[None]
+            whole = mask.expand(len(self.sources), *mask.shape[1:-1], keys.shape[-2])
+            mask = self.joined(whole.movedim(-1, 2), image, some).movedim(2, -1)
+        if self.bias is None:
+            return mask
+        bias = F.pad(self.bias.to(keys)[some], (image.start, keys.shape[-2] - image.stop))[:, None, None]
+        if mask is None:
+            return bias
+        return torch.where(mask, bias, -torch.inf) if mask.dtype == torch.bool else mask + bias
 
 
 def fine(values: Tensor) -> Tensor:

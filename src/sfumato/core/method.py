@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from sfumato.core.schedule import Level, Levels
     from sfumato.core.steppers import Stepper
 
-Field = Literal["feature", "qkv", "logits", "probs", "out"]
-FIELDS: tuple[Field, ...] = ("feature", "qkv", "logits", "probs", "out")
+Field = Literal["feature", "qkv", "sources", "logits", "probs", "out"]
+FIELDS: tuple[Field, ...] = ("feature", "qkv", "sources", "logits", "probs", "out")
 Moment = int | float | None  # a step's number, a fraction of the steps, the end
 Span = tuple[Moment, Moment]
 Maps = dict[Any, dict[Name, Float[Tensor, "each queries keys"]]]

@@ -276,9 +276,28 @@ def _refuse_conflicts(entries: Sequence[Entry]) -> None:
             one, other = cast("Edit", a.what), cast("Edit", b.what)
             same = one.field == other.field and a.pair == b.pair
             same = same and (one.field != "qkv" or bool(set(one.parts) & set(other.parts)))
-            meet = max(a.steps[0], b.steps[0]) < min(a.steps[1], b.steps[1])
-            if same and meet and set(a.sites) & set(b.sites) and set(a.rows) & set(b.rows):
+            if same and _meet(a, b):
                 raise SfumatoError(
                     f"{a.who} and {b.who} both write {a.does.removeprefix('writes ')} of {a.pair} in the same steps; "
                     "give them disjoint steps, or use one of them"
                 )
+    for a in (e for e in writers if cast("Edit", e.what).field == "sources"):
+        for b in entries:
+            if b.pair == a.pair and _of_own_keys(b) and _meet(a, b):
+                raise SfumatoError(
+                    f"{a.who} lets images read each other's keys where {b.who} {b.does} of {b.pair}, which are of an "
+                    "image's own; give them disjoint steps, or use one of them"
+                )
+
+
+def _meet(a: Entry, b: Entry) -> bool:
+    """Are there steps, sites and rows that are both entries'?"""
+    steps = max(a.steps[0], b.steps[0]) < min(a.steps[1], b.steps[1])
+    return steps and bool(set(a.sites) & set(b.sites)) and bool(set(a.rows) & set(b.rows))
+
+
+def _of_own_keys(entry: Entry) -> bool:
+    """Does it read or write maps as if an image read nothing but itself?"""
+    if isinstance(entry.what, Edit):
+        return entry.what.field in ("logits", "probs")
+    return entry.what.reduce is None and not entry.apart

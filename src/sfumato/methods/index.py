@@ -48,7 +48,7 @@ class Entry:
         return {k.lower().replace("_", "-"): v for k, v in vars(self.module).items() if k.isupper() and type(v) is kind}
 
 
-PAINTING = ("edit", "control")
+PAINTING = ("edit", "control", "sets")
 READING = ("perceive",)
 DISTILLING = ("distill",)
 
@@ -86,6 +86,13 @@ METHODS = (
     Entry("spatial-temporal", "control.spatial_temporal:SpatialTemporal"),
     Entry("structured-diffusion", "control.structured_diffusion:StructuredDiffusion"),
     Entry("universal-guidance", "control.universal_guidance:UniversalGuidance"),
+    Entry("consi-story", "sets.consi_story:ConsiStory", "consistory"),
+    Entry("fate-zero", "sets.fate_zero:FateZero", "fatezero"),
+    Entry("pix2video", "sets.pix2video:Pix2Video"),
+    Entry("shared-attention", "sets.shared_attention:SharedAttention"),
+    Entry("style-aligned", "sets.style_aligned:StyleAligned"),
+    Entry("text2video-zero", "sets.text2video_zero:Text2VideoZero"),
+    Entry("token-flow", "sets.token_flow:TokenFlow", "tokenflow"),
     Entry("diff-seg", "perceive.diff_seg:DiffSeg", "diffseg"),
     Entry("dift", "perceive.dift:DIFT"),
     Entry("few-shot", "perceive.few_shot:FewShot"),

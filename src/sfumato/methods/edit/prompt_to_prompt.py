@@ -50,7 +50,7 @@ class LocalBlend(Settings):
 class PromptToPrompt(Method):
     """The run's first stream is the source, all others are its edits."""
 
-    requires: ClassVar = Requires(words=True, source=True, batch=False)
+    requires: ClassVar = Requires(words=True, source=True)
 
     cross: float = 0.8
     """Part of the steps in which cross-attention is the source's."""
@@ -75,7 +75,7 @@ class PromptToPrompt(Method):
             base = call.block((source, "cond"), "image->text")
             for t in targets:
                 theirs, own = mixes[t][call.step]
-                new = base * theirs.to(base) if theirs.ndim == 1 else base @ theirs.to(base)
+                new = base * theirs.to(base) if theirs.shape[-2] == 1 else base @ theirs.to(base)
                 if own.any():
                     new = new + call.block((t, "cond"), "image->text") * own.to(base)
                 call.set_block((t, "cond"), "image->text", new)
@@ -102,23 +102,31 @@ class PromptToPrompt(Method):
         return Phases(edits, (need,), after=_blend(self.blend, run, need))
 
     def _mixes(self, run: Run, source: str, stream: str) -> list[tuple[Tensor, Tensor]]:
-        """For each step, what the source's map is multiplied by (tokens to tokens, or one number a token where they
-        keep their places), and what the target's own."""
-        words = run.model.words(run.prompts[stream][0])
-        matrix, known = _mapping(run, source, stream)
+        """For each step, what the source's maps are multiplied by (tokens to tokens, or one number a token where they
+        keep their places), and what the target's own; for each row, or once where all images have the same words."""
+        pairs = list(zip(run.prompts[source], run.prompts[stream], strict=True))
+        known = {pair: self._mixes_of(run, *pair) for pair in dict.fromkeys(pairs)}
+        pairs = [pair for pair in pairs for _ in range(run.rows.views)] if len(known) > 1 else pairs[:1]
+        out = []
+        for step in range(run.steps):
+            theirs, own = (torch.stack([known[pair][step][n] for pair in pairs]) for n in (0, 1))
+            kept = theirs.diagonal(dim1=-2, dim2=-1)
+            aligned = torch.equal(theirs, torch.diag_embed(kept))
+            out.append(((kept[:, None] if aligned else theirs)[:, None], own[:, None, None]))
+        return out
+
+    def _mixes_of(self, run: Run, source: str, target: str) -> list[tuple[Tensor, Tensor]]:
+        """For each step, matrix and own weights of one image's prompts."""
+        words = run.model.words(target)
+        matrix, known = _mapping(run, source, target)
         weights = torch.ones(run.model.text_tokens)
         for word, weight in self.reweight.items():
             weights[spans(words, word)] = weight
         ends = torch.full((run.model.text_tokens,), span((0, self.cross), run.steps)[1])
         for word, part in self.words.items():
             ends[spans(words, word)] = span((0, part), run.steps)[1]
-        out = []
-        for step in range(run.steps):
-            acts = (step < ends).float()
-            theirs, own = matrix * (acts * known * weights), acts * ~known * weights + (1 - acts)
-            kept = theirs.diagonal()
-            out.append((kept if torch.equal(theirs, torch.diag(kept)) else theirs, own))
-        return out
+        acts = [(step < ends).float() for step in range(run.steps)]
+        return [(matrix * (now * known * weights), now * ~known * weights + (1 - now)) for now in acts]
 
 
 PIE_BENCH = PromptToPrompt(cross=0.4, self=0.6)
@@ -133,7 +141,7 @@ def _upto(run: Run, res: int | float):
 
 
 def _mapping(run: Run, source: str, target: str) -> tuple[Tensor, Tensor]:
-    a, b = (run.model.words(run.prompts[s][0]) for s in (source, target))
+    a, b = (run.model.words(prompt) for prompt in (source, target))
     if len(a) == len(b):
         return replacement(a, b, run.model.text_tokens), torch.ones(run.model.text_tokens, dtype=torch.bool)
     return refinement(a, b, run.model.text_tokens)
@@ -141,15 +149,21 @@ def _mapping(run: Run, source: str, target: str) -> tuple[Tensor, Tensor]:
 
 def _blend(blend: LocalBlend, run: Run, need: Need):
     source, *targets = run.rows.streams
-    words = {s: run.model.words(run.prompts[s][0]) for s in run.rows.streams}
-    tokens = {s: spans(words[s], blend.source if s == source else blend.target) for s in run.rows.streams}
+    words = {s: blend.source if s == source else blend.target for s in run.rows.streams}
+    tokens = {
+        s: [spans(run.model.words(p), words[s]) for p in run.prompts[s] for _ in range(run.rows.views)]
+        for s in run.rows.streams
+    }
     first = span((0, blend.start), run.steps)[1]
     total: dict[str, Tensor] = {}
 
     def after(step: Step) -> None:
         maps = step.maps[need]
         for s in run.rows.streams:
-            now = torch.stack([m[s, "cond"][..., tokens[s]].sum(-1) for m in maps.values()]).mean(0)
+            heard = [
+                [m[..., at].sum(-1) for m, at in zip(of[s, "cond"], tokens[s], strict=True)] for of in maps.values()
+            ]
+            now = torch.stack([torch.stack(each) for each in heard]).mean(0)
             total[s] = total[s] + now if s in total else now
         if step.i < first:
             return

@@ -1,0 +1,11 @@
+"""Sets of images: frames of a video, images of a style, windows and views that agree."""
+
+from sfumato.methods.sets.consi_story import ConsiStory
+from sfumato.methods.sets.fate_zero import FateZero
+from sfumato.methods.sets.pix2video import Pix2Video
+from sfumato.methods.sets.shared_attention import SharedAttention
+from sfumato.methods.sets.style_aligned import StyleAligned
+from sfumato.methods.sets.text2video_zero import Text2VideoZero
+from sfumato.methods.sets.token_flow import TokenFlow
+
+__all__ = ["ConsiStory", "FateZero", "Pix2Video", "SharedAttention", "StyleAligned", "Text2VideoZero", "TokenFlow"]
