@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sfumato.core.rows import Name, Rows
 from sfumato.core.sites import Grid, Site
@@ -24,7 +25,9 @@ class Call:
     """One attention evaluation as a method sees it, its rows by name.
 
     Read and write ``q``, ``k``, ``v`` of a group with ``get`` and ``set``; logits and probabilities of a group exist
-    once asked for. Groups whose probabilities nobody writes go through the fused kernel, bit for bit as untapped.
+    once asked for. Groups whose probabilities nobody writes go through the fused kernel, bit for bit as untapped. Of
+    large joint attention a block of few keys is made without the rest, and what is written there is added to what the
+    fused kernel gives.
     """
 
     def __init__(self, site: Site, rows: Rows, grid: Grid, step: int, tensors: Mapping[str, Tensor], **kernel: Any):
@@ -35,6 +38,8 @@ class Call:
         self._logits: dict[Name, Tensor] = {}
         self._probs: dict[Name, Tensor] = {}
         self._shared: dict[Name, _Shared] = {}
+        self._parts: dict[Name, dict[str, Tensor]] = {}  # blocks as they were, where the whole was not built
+        self._blocks: dict[Name, dict[str, Tensor]] = {}  # what they became
         self._given: dict[Name, Tensor] = {}
         self._out: Tensor | None = None
         self._written: set[Name] = set()
@@ -125,18 +130,20 @@ class Call:
     def logits(self, name: Name) -> Float[Tensor, "each heads queries keys"]:
         """What the softmax is taken of, mask added; in float32 where the network computes in halves."""
         if name not in self._logits:
-            q, k = fine(self.get("q", name)), fine(self._reads("k", name))
-            scale = self._kernel.get("scale")
-            logits = (q @ k.transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scale is None else scale)
-            mask = self._masked(name)
-            if mask is not None:
-                logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
-            self._logits[name] = logits
+            self._logits[name] = self._scaled(self.get("q", name), self._reads("k", name), self._masked(name))
         return self._logits[name]
+
+    def _scaled(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+        scale = self._kernel.get("scale")
+        logits = (fine(q) @ fine(k).transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        if mask is None:
+            return logits
+        return logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
 
     def set_logits(self, name: Name, value: Float[Tensor, "each heads queries keys"]) -> None:
         self._logits[name] = value
         self._probs.pop(name, None)
+        self._blocks.pop(name, None)
         self._written.add(name)
         self.writes += 1
 
@@ -144,10 +151,13 @@ class Call:
         """The attention probabilities of a group, over all its keys."""
         if name not in self._probs:
             self._probs[name] = self.logits(name).softmax(-1)
+            for pair, value in self._blocks.pop(name, {}).items():
+                self.set_block(name, pair, value)
         return self._probs[name]
 
     def set_probs(self, name: Name, value: Float[Tensor, "each heads queries keys"]) -> None:
         self._probs[name] = value
+        self._blocks.pop(name, None)
         self._written.add(name)
         self.writes += 1
 
@@ -166,21 +176,60 @@ class Call:
 
     def block(self, name: Name, pair: str) -> Float[Tensor, "each heads queries keys"]:
         """The probabilities from one segment to another. In joint attention they need not sum to one."""
-        probs = self.probs(name)
+        at = self._at(name, pair)
+        if at is None:
+            return self.probs(name)
+        if not self._apart(name, at[1]):
+            return self.probs(name)[..., at[0], at[1]]
+        if pair in self._blocks.get(name, {}):
+            return self._blocks[name][pair]
+        return self._part(name, pair, at)
+
+    def _at(self, name: Name, pair: str) -> tuple[slice, slice] | None:
+        """Queries and keys of a pair; None where they are all that there are."""
         q, k = pair.split("->")
         if self.site.query == (q,) and self.site.key == (k,):
-            return probs
-        return probs[..., self.segment("q", q), self.segment("k", k, name)]
+            return None
+        return self.segment("q", q), self.segment("k", k, name)
+
+    def _large(self, name: Name) -> bool:
+        """Is a group's attention more than may be made at once, and not made yet?"""
+        if name in self._probs or name in self._logits:
+            return False
+        q, k = self._tensors["q"], self._tensors["k"]
+        return self.rows.each * q.shape[1] * q.shape[2] * k.shape[2] >= memory.BUDGET
+
+    def _apart(self, name: Name, keys: slice) -> bool:
+        """Is a block of these keys to be made without the rest?"""
+        return self._large(name) and 2 * (keys.stop - keys.start) <= self._tensors["k"].shape[2]
+
+    def _part(self, name: Name, pair: str, at: tuple[slice, slice]) -> Float[Tensor, "each heads queries keys"]:
+        """A block as the network has it, made of some queries at a time; the way back makes them again."""
+        parts = self._parts.setdefault(name, {})
+        if pair not in parts:
+            q, k, mask = self.get("q", name)[..., at[0], :], self._reads("k", name), self._masked(name)
+            if mask is not None and mask.shape[-2] > 1:
+                mask = mask[..., at[0], :]
+            each = max(1, memory.BUDGET // (q.shape[0] * q.shape[1] * k.shape[2]))
+            again = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+
+            def some(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+                return self._scaled(q, k, mask).softmax(-1)[..., at[1]].clone()
+
+            made = []
+            for first in range(0, q.shape[2], each):
+                here = slice(first, first + each)
+                given = q[..., here, :], k, mask if mask is None or mask.shape[-2] == 1 else mask[..., here, :]
+                made.append(
+                    checkpoint(some, *given, use_reentrant=False, preserve_rng_state=False) if again else some(*given)
+                )
+            parts[pair] = torch.cat(made, 2)
+        return parts[pair]
 
     def mean(self, name: Name, pair: str) -> Float[Tensor, "each queries keys"]:
         """``block`` averaged over heads, in float32; a head after the other where all would take much memory."""
-        q, k = (self._tensors[n] for n in "qk")
-        heads, mask = q.shape[1], self._kernel.get("attn_mask")
-        if (
-            name in self._probs
-            or name in self._logits
-            or self.rows.each * heads * q.shape[2] * k.shape[2] < memory.BUDGET
-        ):
+        heads, mask = self._tensors["q"].shape[1], self._kernel.get("attn_mask")
+        if name in self._blocks or not self._large(name):
             return self.block(name, pair).float().mean(1)
         total: Tensor | None = None
         for head in range(heads):
@@ -198,11 +247,16 @@ class Call:
 
     def set_block(self, name: Name, pair: str, value: Float[Tensor, "each heads queries keys"]) -> None:
         """Write the probabilities from one segment to another; the rest of a row stays as it is."""
-        q, k = pair.split("->")
-        if self.site.query == (q,) and self.site.key == (k,):
+        at = self._at(name, pair)
+        if at is None:
             return self.set_probs(name, value)
+        if self._apart(name, at[1]):
+            self._part(name, pair, at)
+            self._blocks.setdefault(name, {})[pair] = value
+            self.writes += 1
+            return
         probs = self.probs(name).clone()
-        probs[..., self.segment("q", q), self.segment("k", k, name)] = value
+        probs[..., at[0], at[1]] = value
         self.set_probs(name, probs)
 
     def output(self) -> Float[Tensor, "rows heads queries dim"]:
@@ -210,7 +264,7 @@ class Call:
 
     def _attend(self) -> Tensor:
         q, k, v = (self._tensors[n] for n in "qkv")
-        if not self._written and not self._shared and not self._given:
+        if not (self._written or self._shared or self._blocks or self._given):
             return FUSED(q, k, v, **self._kernel)
         parts: dict[Name, Tensor] = {n: self.probs(n).to(v) @ self._reads("v", n) for n in self._written}
         parts |= self._given
@@ -224,7 +278,19 @@ class Call:
                 mask = mask[at]
             out = FUSED(q[at], k[at], v[at], **{**self._kernel, "attn_mask": mask})
             parts |= dict(zip(fused, out.split(self.rows.each), strict=True))
+        for n in self._blocks:
+            parts[n] = self._rewritten(n, parts[n])
         return torch.cat([parts[n] for n in self.rows.names])
+
+    def _rewritten(self, name: Name, out: Float[Tensor, "each heads queries dim"]) -> Tensor:
+        """With what was written to blocks of few keys in place of what they were."""
+        v = self._reads("v", name)
+        for pair, value in self._blocks[name].items():
+            at = self._at(name, pair)
+            assert at is not None
+            change = (value - self._parts[name][pair]) @ fine(v[:, :, at[1]])
+            out = out + F.pad(change, (0, 0, at[0].start, out.shape[2] - at[0].stop)).to(out)
+        return out
 
     def _across(
         self, name: Name, by: _Shared, some: Tensor, queries: slice = slice(None)
