@@ -194,12 +194,16 @@ def _prepared(
     """A run with its methods started and its plan checked, and what the network will read."""
     for method in methods:
         guide = method.around(guide)
-    conds = guide.embed(model, [p for some in streams.values() for p in some])
+    prompts = [p for some in streams.values() for p in some]
+    own = None if seen is None else seen.prompts(prompts)
+    conds = guide.embed(model, own or prompts)
     cond, rows = Cond.cat(list(conds.values())), Rows(tuple(streams), tuple(conds), len(next(iter(streams.values()))))
     if seen is not None:
-        cond, rows, grid = cond.repeat(seen.count), seen.rows(rows), seen.window
-        streams = {n: tuple(p for p in some for _ in range(rows.of_stream // len(some))) for n, some in streams.items()}
-    run = Run(model, streams, rows, len(levels), grid, guide, levels)
+        cond, rows, grid = cond if own else cond.repeat(seen.count), seen.rows(rows), seen.window
+        if seen.apart:
+            each = own or [p for p in prompts for _ in range(seen.count)]
+            streams = {n: tuple(each[i * rows.each : (i + 1) * rows.each]) for i, n in enumerate(streams)}
+    run = Run(model, streams, rows, len(levels), grid, guide, levels, own is not None)
     phases = _start(methods, run)
     return run, phases, plans.plan(run, phases, lambda: _start(methods, run), memory), cond
 

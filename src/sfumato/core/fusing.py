@@ -6,6 +6,7 @@ x_prev are their cases 1 to 3, on the canvas' side their cases 4 to 6.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from jaxtyping import Float
@@ -52,8 +53,15 @@ class Canvas:
         return self.views.merge(parts, parts.new_empty(len(parts) // self.count, parts.shape[1], *self.grid))
 
     def entered(self, canvas: Float[Tensor, "b c H W"]) -> Tensor:
-        """What a run starts from."""
-        return self.split(canvas) if self.apart else canvas
+        """What a run starts from: noise, or a noisy image."""
+        return self.views.split_noise(canvas, self.window) if self.apart else canvas
+
+    def prompts(self, prompts: Sequence[str]) -> tuple[str, ...] | None:
+        """What the network reads of each view of these images; None where it is what the image's prompt says."""
+        each = [self.views.prompts_of(prompt, self.count) for prompt in prompts]
+        if all(own == (prompt,) * self.count for own, prompt in zip(each, prompts, strict=True)):
+            return None
+        return tuple(own for some in each for own in some)
 
     def drawing(self, noise: Noise) -> Noise:
         """Noise of a canvas as that of its steps: one for all views, as far as they show the same."""
@@ -94,7 +102,9 @@ class Canvas:
 
         def moved(x: Tensor, now_x0: Tensor, now_eps: Tensor, level: Level, to: Level, noise: Noise) -> Tensor:
             parts = changed(x0, was[0], now_x0), changed(eps, was[1], now_eps)
-            return self.merge(move(shown.detach(), *parts, level, to, lambda: self.split(noise())))
+            return self.merge(
+                move(shown.detach(), *parts, level, to, lambda: self.views.split_noise(noise(), self.window))
+            )
 
         return moved
 
