@@ -31,13 +31,14 @@ from sfumato.commands.render import render
 from sfumato.commands.segment import segment
 from sfumato.commands.show import SHOWN, show
 from sfumato.commands.tour import tour
+from sfumato.commands.views import views
 from sfumato.errors import SfumatoError, out_of_memory
 from sfumato.methods import index
 
 COMMANDS = {
     f.__name__: f
     for f in (
-        generate, illusion, edit, invert, segment, match, keypoints, features, distill2d, experiment,
+        generate, illusion, views, edit, invert, segment, match, keypoints, features, distill2d, experiment,
         render, describe, show, export, tour, bench,
     )
 }  # fmt: skip

@@ -140,7 +140,7 @@ def test_each_view_reads_its_own_prompt(fuse, side):
     """Of Gaussians the mean of both scores is the score of the Gaussian around the mean of their means."""
     x, y, flip = noise(3, 4, 6, seed=1), noise(3, 4, 6, seed=2), Turned(2, flipped=True)
     start = noise(2, 3, 4, 6)
-    views = Looks((Turned(), flip), fuse, side, ("x", "y"))
+    views = Looks((Turned(), flip), fuse, side, prompts=("x", "y"))
     seen = denoise(exact(x=x, y=y), ["x", "x"], views=views, start=start, **OPTIONS)
     wanted = denoise(exact(z=(x + y.flip(-2)) / 2), ["z", "z"], start=start, **OPTIONS)
     torch.testing.assert_close(seen.latents, wanted.latents, atol=2e-3, rtol=2e-3)
@@ -151,7 +151,7 @@ def test_each_view_reads_its_own_prompt(fuse, side):
 @pytest.mark.parametrize("side", SIDES)
 def test_a_view_may_add_to_what_each_image_of_each_stream_says(side):
     means = {name: noise(3, 4, 6, seed=i) for i, name in enumerate(("a", "b", "c", "a back", "b back", "c back"))}
-    views, start = Looks((Turned(), Turned(flipped=True)), "x0", side, ("{}", "{} back")), noise(1, 3, 4, 6)
+    views, start = Looks((Turned(), Turned(flipped=True)), "x0", side, prompts=("{}", "{} back")), noise(1, 3, 4, 6)
     prompts = {"one": ["a", "b"], "two": ["c", "a"]}
     seen = denoise(exact(**means), prompts, views=views, start=start.expand(2, -1, -1, -1), **OPTIONS)
     for stream, names in prompts.items():

@@ -76,7 +76,9 @@ def test_it_is_the_run_of_two_views_with_their_prompts(sd, word):
     found = illusion(sd, prompts, view, [3, 4], **options)
     fuse, side = agreed(sd, view)
     assert (fuse, side) == (("pixels", "instance") if word == "cylinder" else ("eps", "canvas"))
-    wanted = denoise(sd, [prompts[0]] * 2, views=Looks((Turned(), view), fuse, side, prompts), seed=[3, 4], **options)
+    wanted = denoise(
+        sd, [prompts[0]] * 2, views=Looks((Turned(), view), fuse, side, prompts=prompts), seed=[3, 4], **options
+    )
     for i, picture in enumerate(found.painted.pictures):
         assert abs(values(picture) - values(pictures.picture(wanted.images[i]))).max() <= 1
         seen = view.in_pixels().project(torch.from_numpy(values(picture)).permute(2, 0, 1)[None] / 255)[0]

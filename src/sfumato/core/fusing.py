@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.grids import Grids
 from sfumato.core.method import Step
 from sfumato.core.rows import Rows
 from sfumato.core.schedule import Level, noise_in, without_noise
@@ -39,6 +40,9 @@ class Canvas:
                 f"{unseen} cells of a canvas of {grid[0]} x {grid[1]} lie in no view, so nothing would be painted "
                 'there; add views that show them, or sample each view by itself (side="instance")'
             )
+
+    def turn(self, i: int) -> None:
+        """To the views of a step."""
 
     def rows(self, rows: Rows) -> Rows:
         """With a row a view of each image."""
@@ -126,3 +130,50 @@ class Canvas:
         images, cell = self.model.decode(x0), self.model.factor
         height, width = (n * cell for n in self.grid)
         return self.views.merge(images, images.new_empty(len(images) // self.count, 3, height, width), cell)
+
+
+class Together(Canvas):
+    """The images of a run, each of them a canvas, of which the network sees several as one."""
+
+    apart = False
+
+    def __init__(self, model: Backbone, views: Grids, grid: Grid, images: int):
+        self.model, self.views, self.grid, self.images = model, views, grid, images
+        self.window = (grid[0] * views.rows, grid[1] * views.columns)
+        self.count, self.step = views.grids(images), 0
+        model.check_size(*(n * model.factor for n in self.window))
+
+    def turn(self, i: int) -> None:
+        self.step = i
+
+    def rows(self, rows: Rows) -> Rows:
+        return replace(rows, grids=self.count)
+
+    def prompts(self, prompts: Sequence[str]) -> tuple[str, ...]:
+        streams = [set(prompts[i : i + self.images]) for i in range(0, len(prompts), self.images)]
+        if more := next((sorted(some) for some in streams if len(some) > 1), None):
+            raise SfumatoError(f"images that are seen as one read one prompt, got {more[0]!r} and {more[1]!r}")
+        return tuple(prompt for some in streams for prompt in some for _ in range(self.count))
+
+    def split(self, canvas: Float[Tensor, "si c h w"]) -> Float[Tensor, "sg c H W"]:
+        return self.views.gather(canvas, self.images, self.step)
+
+    def merge(self, parts: Float[Tensor, "sg c H W"]) -> Float[Tensor, "si c h w"]:
+        return self.views.scatter(parts, self.images, self.step)
+
+    def entered(self, canvas: Float[Tensor, "si c h w"]) -> Tensor:
+        return canvas
+
+    def left(self, x: Tensor) -> Tensor:
+        return x
+
+    def fuse(self, move: Move, step: Step, shown: Tensor, x0: Tensor, eps: Tensor) -> Move:
+        step.x0, step.eps = self.merge(x0), self.merge(eps)
+        return move
+
+
+def seeing(model: Backbone, views: Views | None, grid: Grid, images: int) -> Canvas | None:
+    """How a run of so many images a stream is seen; None: as they are."""
+    if isinstance(views, Grids):
+        return Together(model, views, grid, images)
+    return Canvas(model, views, grid) if views else None

@@ -91,7 +91,7 @@ def illusion(
     for what is refused before the first image is painted.
     """
     own = agreed(model, view)
-    views = Looks((Turned(), view), fuse or own[0], side or own[1], prompts)
+    views = Looks((Turned(), view), fuse or own[0], side or own[1], prompts=prompts)
     painted = generate(model, prompts[0], seeds, views=views, **options)
     seen = view.in_pixels()
     others = [pictures.picture(seen.project(tensor(p)[None])[0]) for p in painted.pictures]
