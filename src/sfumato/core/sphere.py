@@ -25,9 +25,9 @@ class Sphere(Views):
     """Windows of ``fov`` degrees, one each ``step`` degrees: around the horizon, above and below it and at the poles.
 
     The canvas is twice as wide as it is high: 360 by 180 degrees, the right border next to the left. A cell counts by
-    the solid angle that it has in a window, the cube of the cosine off its middle. Noise is looked up and stays unit. On
-    a canvas four windows high no two cells of a window look at the same; at two, neighbours correlate by 0.1, at one by
-    0.5. The finer it is, the less do windows that overlap share of their noise.
+    the solid angle that it has in a window, the cube of the cosine off its middle. Noise is looked up and stays unit.
+    On a canvas four windows high no two cells of a window look at the same; at two, neighbours correlate by 0.1, at one
+    by 0.5. The finer it is, the less do windows that overlap share of their noise.
     """
 
     fov: float = 72.0
