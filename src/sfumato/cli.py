@@ -22,6 +22,7 @@ from sfumato.commands.experiment import experiment
 from sfumato.commands.export import export
 from sfumato.commands.features import features
 from sfumato.commands.generate import generate
+from sfumato.commands.illusion import illusion
 from sfumato.commands.invert import invert
 from sfumato.commands.keypoints import keypoints
 from sfumato.commands.match import match
@@ -30,20 +31,21 @@ from sfumato.commands.render import render
 from sfumato.commands.segment import segment
 from sfumato.commands.show import SHOWN, show
 from sfumato.commands.tour import tour
+from sfumato.commands.views import views
 from sfumato.errors import SfumatoError, out_of_memory
 from sfumato.methods import index
 
 COMMANDS = {
     f.__name__: f
     for f in (
-        generate, edit, invert, segment, match, keypoints, features, distill2d, experiment,
+        generate, illusion, views, edit, invert, segment, match, keypoints, features, distill2d, experiment,
         render, describe, show, export, tour, bench,
     )
 }  # fmt: skip
 GROUPS = {"experiment": experiments.commands, "show": lambda word: SHOWN}
 """Commands that are a word more: each gives them all, when one is asked for."""
 CHAINED = {
-    **dict.fromkeys(("generate", "edit", "plan"), index.PAINTING),
+    **dict.fromkeys(("generate", "illusion", "edit", "plan"), index.PAINTING),
     "distill2d": index.DISTILLING,
     **dict.fromkeys(("segment", "match", "keypoints"), index.READING),
 }

@@ -33,8 +33,9 @@ class Sampling:
     draw new noise in each step, heun and dpm2 ask the network twice."""
     canvas: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="WIDTH HEIGHT")] = None
     """A panorama of so many pixels, which the model sees in windows of its own size (MultiDiffusion)."""
-    views: Literal["tiles", "ring"] = "tiles"
-    """Windows of the canvas; the right border of a ring goes on at its left."""
+    views: Literal["tiles", "ring", "sphere"] = "tiles"
+    """Windows of the canvas; the right border of a ring goes on at its left, a sphere's canvas is all that lies around,
+    360 by 180 degrees."""
     stride: Annotated[int | None, tyro.conf.arg(metavar="CELLS")] = None
     """From window to window, in cells of the latents [default: an eighth of a window]."""
     further: Annotated[Terms, tyro.conf.arg(name="and", metavar="TEXT[=WEIGHT]")] = ()
@@ -47,6 +48,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.canvas is None and (self.views, self.stride) != ("tiles", None):
             raise SfumatoError("--views and --stride are of a panorama; give its pixels: --canvas 512 128")
+        if self.views == "sphere" and self.stride is not None:
+            raise SfumatoError("--stride is of windows on a plane; a sphere's lie 45 degrees apart; leave it out")
         if self.canvas is not None:
             check_sides(self.canvas, "--canvas")
         if self.perp_neg and (self.further or not self.without):
@@ -68,9 +71,10 @@ class Sampling:
         """Size and views of ``denoise`` and ``plan``; what is no canvas is an image of this height and width."""
         if self.canvas is None:
             return {"size": size}
+        from sfumato.core.sphere import Sphere
         from sfumato.core.views import Ring, Tiles
 
-        views: Views = (Ring if self.views == "ring" else Tiles)(self.stride)
+        views: Views = Sphere() if self.views == "sphere" else (Ring if self.views == "ring" else Tiles)(self.stride)
         return {"size": self.canvas[::-1], "views": views}
 
     def made(self, model: Backbone) -> Stepper:

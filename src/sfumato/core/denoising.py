@@ -14,7 +14,7 @@ from torch import Tensor
 from sfumato.core import plan as plans
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
-from sfumato.core.fusing import Canvas
+from sfumato.core.fusing import Canvas, seeing
 from sfumato.core.gradients import gradients
 from sfumato.core.guidance import Guide, Scales, guided
 from sfumato.core.method import Energy, Method, Phases, Run, Start, Step, span
@@ -90,7 +90,7 @@ def denoise(
     x = _spread(noise if first is not None else levels.spread * noise, len(names), each)
 
     with torch.no_grad():
-        seen = Canvas(model, views, grid) if views else None
+        seen = seeing(model, views, grid, each)
         methods = _ready(model, streams, methods)
         ready = partial(_prepared, model, streams, methods, guide, grid=grid, memory=memory, seen=seen)
         stepper, levels, found, why = _visiting(model, stepper, levels, ready)
@@ -140,7 +140,8 @@ def plan(
     grid = (height // model.factor, width // model.factor)
     levels = model.levels(steps, grid)
     _check_methods(methods)
-    seen, streams = Canvas(model, views, grid) if views else None, _streams(prompts)
+    streams = _streams(prompts)
+    seen = seeing(model, views, grid, len(next(iter(streams.values()))))
     guide, methods = guided(model, guide, streams=streams), _ready(model, streams, methods)
     ready = partial(_prepared, model, streams, methods, guide, grid=grid, memory=memory, seen=seen)
     return _visiting(model, stepper, levels, ready)[2][2]
@@ -172,7 +173,7 @@ def _visiting(
     why = None
     if chosen.remembers and any(p.energy and p.energy.repeats > 1 for p in found[1].values()):
         why = f"{type(chosen).__name__} remembers the last step and cannot repeat one"
-    elif _varied(chosen, model) and found[0].rows.views > 1:
+    elif _varied(chosen, model) and not found[0].rows.whole:
         why = f"the variance that {model.name} learned is of whole images, not of windows"
     if why is None:
         return chosen, visits, found, None
@@ -194,12 +195,16 @@ def _prepared(
     """A run with its methods started and its plan checked, and what the network will read."""
     for method in methods:
         guide = method.around(guide)
-    conds = guide.embed(model, [p for some in streams.values() for p in some])
+    prompts = [p for some in streams.values() for p in some]
+    own = None if seen is None else seen.prompts(prompts)
+    conds = guide.embed(model, own or prompts)
     cond, rows = Cond.cat(list(conds.values())), Rows(tuple(streams), tuple(conds), len(next(iter(streams.values()))))
     if seen is not None:
-        cond, rows, grid = cond.repeat(seen.count), seen.rows(rows), seen.window
-        streams = {n: tuple(p for p in some for _ in range(rows.of_stream // len(some))) for n, some in streams.items()}
-    run = Run(model, streams, rows, len(levels), grid, guide, levels)
+        cond, rows, grid = cond if own else cond.repeat(seen.count), seen.rows(rows), seen.window
+        if seen.apart:
+            each = own or [p for p in prompts for _ in range(seen.count)]
+            streams = {n: tuple(each[i * rows.each : (i + 1) * rows.each]) for i, n in enumerate(streams)}
+    run = Run(model, streams, rows, len(levels), grid, guide, levels, own is not None)
     phases = _start(methods, run)
     return run, phases, plans.plan(run, phases, lambda: _start(methods, run), memory), cond
 
@@ -229,8 +234,10 @@ class _Running:
         with tapping(self.run.model, self.plan) as begin:
             for i in range(len(self.levels)):
                 step = Step(i, self.levels[i], self.levels[i + 1], x, self.run, self.cond)
-                if self.seen is not None and not self.seen.apart:
-                    step.split = self.seen.split
+                if self.seen is not None:
+                    self.seen.turn(i)
+                    if not self.seen.apart:
+                        step.split = self.seen.split
                 for p in self.phases:
                     if p.cond:
                         step.cond = p.cond(step, step.cond)

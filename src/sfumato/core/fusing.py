@@ -6,12 +6,14 @@ x_prev are their cases 1 to 3, on the canvas' side their cases 4 to 6.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.grids import Grids
 from sfumato.core.method import Step
 from sfumato.core.rows import Rows
 from sfumato.core.schedule import Level, noise_in, without_noise
@@ -39,6 +41,9 @@ class Canvas:
                 'there; add views that show them, or sample each view by itself (side="instance")'
             )
 
+    def turn(self, i: int) -> None:
+        """To the views of a step."""
+
     def rows(self, rows: Rows) -> Rows:
         """With a row a view of each image."""
         return replace(rows, of_stream=rows.of_stream * self.count) if self.apart else replace(rows, views=self.count)
@@ -52,8 +57,15 @@ class Canvas:
         return self.views.merge(parts, parts.new_empty(len(parts) // self.count, parts.shape[1], *self.grid))
 
     def entered(self, canvas: Float[Tensor, "b c H W"]) -> Tensor:
-        """What a run starts from."""
-        return self.split(canvas) if self.apart else canvas
+        """What a run starts from: noise, or a noisy image."""
+        return self.views.split_noise(canvas, self.window) if self.apart else canvas
+
+    def prompts(self, prompts: Sequence[str]) -> tuple[str, ...] | None:
+        """What the network reads of each view of these images; None where it is what the image's prompt says."""
+        each = [self.views.prompts_of(prompt, self.count) for prompt in prompts]
+        if all(own == (prompt,) * self.count for own, prompt in zip(each, prompts, strict=True)):
+            return None
+        return tuple(own for some in each for own in some)
 
     def drawing(self, noise: Noise) -> Noise:
         """Noise of a canvas as that of its steps: one for all views, as far as they show the same."""
@@ -94,7 +106,9 @@ class Canvas:
 
         def moved(x: Tensor, now_x0: Tensor, now_eps: Tensor, level: Level, to: Level, noise: Noise) -> Tensor:
             parts = changed(x0, was[0], now_x0), changed(eps, was[1], now_eps)
-            return self.merge(move(shown.detach(), *parts, level, to, lambda: self.split(noise())))
+            return self.merge(
+                move(shown.detach(), *parts, level, to, lambda: self.views.split_noise(noise(), self.window))
+            )
 
         return moved
 
@@ -116,3 +130,50 @@ class Canvas:
         images, cell = self.model.decode(x0), self.model.factor
         height, width = (n * cell for n in self.grid)
         return self.views.merge(images, images.new_empty(len(images) // self.count, 3, height, width), cell)
+
+
+class Together(Canvas):
+    """The images of a run, each of them a canvas, of which the network sees several as one."""
+
+    apart = False
+
+    def __init__(self, model: Backbone, views: Grids, grid: Grid, images: int):
+        self.model, self.views, self.grid, self.images = model, views, grid, images
+        self.window = (grid[0] * views.rows, grid[1] * views.columns)
+        self.count, self.step = views.grids(images), 0
+        model.check_size(*(n * model.factor for n in self.window))
+
+    def turn(self, i: int) -> None:
+        self.step = i
+
+    def rows(self, rows: Rows) -> Rows:
+        return replace(rows, grids=self.count)
+
+    def prompts(self, prompts: Sequence[str]) -> tuple[str, ...]:
+        streams = [set(prompts[i : i + self.images]) for i in range(0, len(prompts), self.images)]
+        if more := next((sorted(some) for some in streams if len(some) > 1), None):
+            raise SfumatoError(f"images that are seen as one read one prompt, got {more[0]!r} and {more[1]!r}")
+        return tuple(prompt for some in streams for prompt in some for _ in range(self.count))
+
+    def split(self, canvas: Float[Tensor, "si c h w"]) -> Float[Tensor, "sg c H W"]:
+        return self.views.gather(canvas, self.images, self.step)
+
+    def merge(self, parts: Float[Tensor, "sg c H W"]) -> Float[Tensor, "si c h w"]:
+        return self.views.scatter(parts, self.images, self.step)
+
+    def entered(self, canvas: Float[Tensor, "si c h w"]) -> Tensor:
+        return canvas
+
+    def left(self, x: Tensor) -> Tensor:
+        return x
+
+    def fuse(self, move: Move, step: Step, shown: Tensor, x0: Tensor, eps: Tensor) -> Move:
+        step.x0, step.eps = self.merge(x0), self.merge(eps)
+        return move
+
+
+def seeing(model: Backbone, views: Views | None, grid: Grid, images: int) -> Canvas | None:
+    """How a run of so many images a stream is seen; None: as they are."""
+    if isinstance(views, Grids):
+        return Together(model, views, grid, images)
+    return Canvas(model, views, grid) if views else None

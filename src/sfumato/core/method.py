@@ -126,6 +126,8 @@ class Run:
     guide: Guide | None = None
     """How the conditions' predictions become one, for methods that predict more."""
     levels: Levels | None = None
+    apart: bool = False
+    """Do the views of an image read prompts of their own?"""
 
     def images(self, stream: str) -> slice:
         """Where a stream lies among the images, such as ``step.x``."""
@@ -186,8 +188,13 @@ class Requires:
             raise SfumatoError(f'{who} needs two prompts: {{"source": ..., "target": ...}}')
         if self.uncond and "uncond" not in run.rows.conditions:
             raise SfumatoError(f"{who} takes a guidance with an empty prompt; give a scale above 1, or cfg(scale)")
-        if not self.windows and run.rows.views > 1:
-            raise SfumatoError(f"{who} sees whole images, and this canvas is seen in windows; leave the views out")
+        if not self.windows and not run.rows.whole:
+            how = "this canvas is seen in windows" if run.rows.grids is None else "these are seen as tiles of grids"
+            raise SfumatoError(f"{who} sees whole images, and {how}; leave the views out")
+        if self.words and run.apart and run.rows.views > 1:
+            raise SfumatoError(
+                f"{who} works by an image's words, and each view has its own; sample each by itself, or leave it out"
+            )
         if not self.batch and run.rows.of_stream > 1:
             raise SfumatoError(f"{who} edits one image a run; give several targets as further streams")
 

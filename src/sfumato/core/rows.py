@@ -31,10 +31,18 @@ class Rows:
     views: int = 1
     """Of an image: the windows in which the network sees a canvas."""
 
+    grids: int | None = None
+    """In which the network sees a stream's images put together, a row each; None: it sees them apart."""
+
     @property
     def each(self) -> int:
         """Rows of a group."""
-        return self.of_stream * self.views
+        return self.of_stream * self.views if self.grids is None else self.grids
+
+    @property
+    def whole(self) -> bool:
+        """Does the network see each image as it is, neither in windows nor with others?"""
+        return self.views == 1 and self.grids is None
 
     @cached_property
     def names(self) -> tuple[Name, ...]:
@@ -59,11 +67,18 @@ class Rows:
 
     def images(self, name: str) -> slice:
         """Where a stream lies among whole images, of which views are parts."""
-        at = self.stream(name)
-        return slice(at.start // self.views, at.stop // self.views)
+        at = self.stream(name).start // self.each * self.of_stream
+        return slice(at, at + self.of_stream)
 
     def spread(self, x: Tensor) -> Tensor:
-        """What belongs to an image each, given to all of its views."""
+        """What belongs to an image each, given to all of its views.
+
+        ``SfumatoError`` where images that the network sees as one have not the same.
+        """
+        if self.grids is not None:
+            if not bool((x == x[:1]).all()):
+                raise SfumatoError("images that are seen as one differ in what a method gives to each; leave one out")
+            return x[:1].expand(self.grids, *x.shape[1:])
         return x.repeat_interleave(self.views, 0) if self.views > 1 else x
 
     def match(self, pattern: Pattern) -> tuple[Name, ...]:

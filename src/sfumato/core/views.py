@@ -7,6 +7,7 @@ of a window: a flip (Geng et al. 2024, visual anagrams), the projection of a tex
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Literal
@@ -35,6 +36,14 @@ class View:
     ) -> tuple[Float[Tensor, "b c H W"], Float[Tensor, "H W"]]:
         """A part laid on an empty canvas times its weights, and the weights; both are 0 where it shows nothing."""
         raise NotImplementedError
+
+    def noise(self, canvas: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c h w"]:
+        """What it shows of unit noise, which is unit noise as well."""
+        return self.project(canvas)
+
+    def in_pixels(self) -> View:
+        """The same look at a picture, which may be finer than a look at noise; itself, unless it is."""
+        return self
 
     def lay(
         self, part: Float[Tensor, "b c h w"], total: Float[Tensor, "b c H W"], weight: Float[Tensor, "H W"]
@@ -67,10 +76,17 @@ class Views:
         """How many views a canvas of latents has."""
         return len(self.of((height, width), window))
 
+    def prompts_of(self, prompt: str, views: int) -> tuple[str, ...]:
+        """What the network reads of each view of an image with this prompt."""
+        return (prompt,) * views
+
     def split(self, x: Float[Tensor, "b c H W"], window: Grid, cell: int = 1) -> Float[Tensor, "bv c h w"]:
         """All views of the first image, then those of the next."""
-        parts = [view.project(x) for view in self.of((x.shape[-2], x.shape[-1]), window, cell)]
-        return parts[0] if len(parts) == 1 else torch.stack(parts, 1).flatten(0, 1)
+        return _stacked([view.project(x) for view in self.of((x.shape[-2], x.shape[-1]), window, cell)])
+
+    def split_noise(self, x: Float[Tensor, "b c H W"], window: Grid) -> Float[Tensor, "bv c h w"]:
+        """``split`` of unit noise into unit noise."""
+        return _stacked([view.noise(x) for view in self.of((x.shape[-2], x.shape[-1]), window)])
 
     def merge(
         self, parts: Float[Tensor, "bv c h w"], like: Float[Tensor, "b c H W"], cell: int = 1
@@ -89,6 +105,10 @@ class Views:
         for view in self.of((height, width), window):
             view.lay(torch.zeros(1, 1, *window), total, weight)
         return weight
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts), 1).flatten(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +209,17 @@ class Looks(Views):
     views: tuple[View, ...]
     fuse: Fuse = "eps"
     side: Side = "canvas"
+    prompts: tuple[str, ...] = ()
+    """What each of them is to read as; {} in it is the run's prompt. None: that of all."""
+
+    def __post_init__(self) -> None:
+        if self.prompts and len(self.prompts) != len(self.views):
+            raise SfumatoError(f"{len(self.views)} views have as many prompts or none, got {len(self.prompts)}")
+
+    def prompts_of(self, prompt: str, views: int) -> tuple[str, ...]:
+        if not self.prompts:
+            return super().prompts_of(prompt, views)
+        return tuple(own.replace("{}", prompt) for own in self.prompts)
 
     def window(self, canvas: Grid, side: int) -> Grid:
         sizes = [view.project(torch.zeros(1, 1, *canvas)).shape[-2:] for view in self.views]
@@ -198,7 +229,7 @@ class Looks(Views):
         return sizes[0][0], sizes[0][1]
 
     def of(self, canvas: Grid, window: Grid, cell: int = 1) -> tuple[View, ...]:
-        return self.views
+        return self.views if cell == 1 else tuple(view.in_pixels() for view in self.views)
 
 
 @dataclass(frozen=True)
@@ -231,6 +262,11 @@ class Warped(View):
 
     def project(self, canvas: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c h w"]:
         return warp(canvas, self.there[None])
+
+    def noise(self, canvas: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c h w"]:
+        """Each cell's nearest on the canvas: mixed ones would be less than unit. What two cells of the view look at is
+        the same in both, so the canvas has to be the finer one of the two."""
+        return warp(canvas, self.there[None], mode="nearest")
 
     def unproject(self, part: Float[Tensor, "b c h w"], canvas: Grid) -> tuple[Tensor, Tensor]:
         weight = self.weight.to(part)

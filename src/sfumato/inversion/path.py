@@ -75,7 +75,7 @@ class Path(Start):
                 at = run.rows[stream, "uncond"]
                 here = now[at]
                 if self.negative is not None:
-                    here = replace(self.negative.repeat(run.rows.views), image=here.image)
+                    here = replace(self.negative.repeat(run.rows.views)[: run.rows.each], image=here.image)
                 if self.uncond:
                     here = replace(here, text=run.rows.spread(self.uncond[step.i].to(now.text)))
                 now = Cond.cat([now[: at.start], here, now[at.stop :]])

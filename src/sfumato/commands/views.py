@@ -1,0 +1,119 @@
+"""``sfumato views``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sfumato.commands.options import (
+    Device,
+    Json,
+    Model,
+    Negative,
+    Running,
+    Seed,
+    Size,
+    bytes_of,
+    guidance_of,
+    note_guidance,
+    painted_size,
+    seed_of,
+    size_of,
+    slug,
+    whole,
+    written,
+)
+from sfumato.commands.sampling import Sampling, suited
+from sfumato.io.files import writable
+from sfumato.io.terminal import print_json, quiet
+from sfumato.tasks import kept
+
+
+def views(
+    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT", help="The thing, in quotes.")],
+    *,
+    views: Annotated[
+        str,
+        tyro.conf.arg(metavar="WORD,WORD", help="Its views, an even number, painted two in a row."),
+    ] = "front,right,back,left",
+    template: Annotated[str, tyro.conf.arg(metavar="TEXT", help="What each view reads.")] = "{view} view of {prompt}",
+    negative: Negative = "",
+    n: Annotated[int, tyro.conf.arg(help="Sheets; sheet i is painted from seed + i.")] = 1,
+    steps: Annotated[
+        int | None, tyro.conf.arg(help="Steps [default: 30, or 4 of a model distilled to few steps].")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        tyro.conf.arg(help="How closely to follow the words [default: 5, or what the model was distilled for]."),
+    ] = None,
+    size: Size = None,
+    memory: Annotated[float, tyro.conf.arg(help="GiB that attention maps may take.")] = 8.0,
+    model: Model = "stilllife",
+    loading: tyro.conf.OmitArgPrefixes[Running],
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Annotated[Path, tyro.conf.arg(help="Folder for the results.")] = Path("out/views"),
+    json: Json = False,
+) -> None:
+    """Paint views of one thing as the tiles of one picture, so that they show the same thing.
+
+    Writes each sheet as a PNG, and its views as NAME-1-front.png and so on. --size is that of a view. Each tile reads
+    the words of its view: of the built-in model's left and right become side, as its captions say.
+
+    Example: sfumato views "a red robot" --views front,right,back,left --seed 2
+
+    Example: sfumato views "a blue house on sand" --views front,back --n 4
+    """
+    given = dict(locals())
+    whole("--n", n, 1, 1000)
+    if steps is not None:
+        whole("--steps", steps, 1, 1000)
+    seed_of(seed)
+    seed_of(seed + n - 1)
+    limit, asked = bytes_of(memory), size_of(size)
+    guidance_of(guidance)
+    writable(out)
+
+    quiet()
+    from sfumato.media import pictures
+    from sfumato.tasks import views as task
+
+    words = [word.strip() for word in views.split(",")]
+    net = loading.load(model, device)
+    prompts = task.words_of(net, prompt, words, template)
+    height, width = painted_size(net, asked)
+    loading.remark(model, *prompts, negative)
+    steps, guidance = suited(net, steps, guidance)
+    note_guidance(net, guidance, negative)
+    how = Sampling()
+    painted = task.paint_views(
+        net, prompt, words, range(seed, seed + n), template=template, size=(height, width), steps=steps,
+        guide=how.guide(net, guidance, negative), stepper=how.made(net), memory=limit,
+    )  # fmt: skip
+    settings = {
+        "prompt": prompt,
+        "views": views,
+        "template": template,
+        "negative": negative,
+        "steps": steps,
+        "guidance": guidance,
+        "size": written(height, width),
+        "model": model,
+    }
+    every = {**kept.settings_of(given), "n": None}
+    rows: list[dict[str, Any]] = []
+    for i, (sheet, tiles) in enumerate(zip(painted.painted.pictures, painted.views, strict=True)):
+        own = {**settings, "seed": seed + i}
+        name = kept.named(out, "views", ".png", f"{slug(prompt)}-{seed + i}", {**every, "seed": seed + i})
+        file = str(pictures.write(sheet, out / f"{name}.png", own))
+        several = [
+            str(pictures.write(tile, out / f"{name}-{k}-{slug(word)}.png", {**own, "prompt": text}))
+            for k, (tile, word, text) in enumerate(zip(tiles, words, prompts, strict=True), 1)
+        ]
+        rows.append({"sheet": file, "images": several, "seed": seed + i})
+    if json:
+        print_json({"sheets": [{**settings, **row} for row in rows]})
+    else:
+        print("\n".join(file for row in rows for file in (row["sheet"], *row["images"])))
