@@ -28,6 +28,7 @@ from sfumato.commands.match import match
 from sfumato.commands.oneline import oneline
 from sfumato.commands.render import render
 from sfumato.commands.segment import segment
+from sfumato.commands.shapes import shapes
 from sfumato.commands.show import SHOWN, show
 from sfumato.commands.tour import tour
 from sfumato.errors import SfumatoError, out_of_memory
@@ -36,7 +37,7 @@ from sfumato.methods import index
 COMMANDS = {
     f.__name__: f
     for f in (
-        generate, edit, invert, segment, match, keypoints, features, distill2d, experiment,
+        generate, edit, invert, segment, match, keypoints, features, shapes, distill2d, experiment,
         render, describe, show, export, tour, bench,
     )
 }  # fmt: skip
@@ -45,7 +46,7 @@ GROUPS = {"experiment": experiments.commands, "show": lambda word: SHOWN}
 CHAINED = {
     **dict.fromkeys(("generate", "edit", "plan"), index.PAINTING),
     "distill2d": index.DISTILLING,
-    **dict.fromkeys(("segment", "match", "keypoints"), index.READING),
+    **dict.fromkeys(("segment", "match", "keypoints", "shapes"), index.READING),
 }
 """Those that take methods, and of which groups."""
 ABOUT = """Paint, edit, render and read still lifes, offline, with the model that ships.

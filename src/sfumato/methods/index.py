@@ -87,6 +87,7 @@ METHODS = (
     Entry("structured-diffusion", "control.structured_diffusion:StructuredDiffusion"),
     Entry("universal-guidance", "control.universal_guidance:UniversalGuidance"),
     Entry("diff-seg", "perceive.diff_seg:DiffSeg", "diffseg"),
+    Entry("diff3f", "perceive.diff3f:Diff3F"),
     Entry("dift", "perceive.dift:DIFT"),
     Entry("few-shot", "perceive.few_shot:FewShot"),
     Entry("graph-cut", "perceive.graph_cut:GraphCut"),

@@ -170,12 +170,10 @@ def nearest(points: Float[Tensor, "n 3"], others: Float[Tensor, "m 3"]) -> Int[T
     return torch.from_numpy(cKDTree(others.double().cpu().numpy()).query(points.double().cpu().numpy())[1]).long()
 
 
-def ball(vertices: Float[Tensor, "v 3"], radius: float, rows: Tensor) -> sparse.csr_matrix:
-    """Means over balls: row i weighs evenly those of ``rows`` (true where a vertex counts) about vertex i.
-
-    A row without any is empty.
-    """
-    points, which = vertices.double().cpu().numpy(), rows.nonzero()[:, 0].cpu().numpy()
-    near = cKDTree(points).sparse_distance_matrix(cKDTree(points[which]), radius, output_type="coo_matrix")
-    many = np.bincount(near.row, minlength=len(points))
-    return sparse.csr_matrix((1 / many[near.row], (near.row, which[near.col])), (len(points), len(points)))
+def near(vertices: Float[Tensor, "v 3"], radius: float) -> sparse.csr_matrix:
+    """1 for each two vertices within a radius, also for each with itself."""
+    tree = cKDTree(vertices.double().cpu().numpy())
+    pairs = tree.query_pairs(radius, output_type="ndarray")
+    own = np.arange(len(vertices))
+    rows, columns = np.r_[own, pairs[:, 0], pairs[:, 1]], np.r_[own, pairs[:, 1], pairs[:, 0]]
+    return sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), (len(own), len(own)))
