@@ -16,11 +16,10 @@ from sfumato.tasks import kept, recipes
 
 
 def shapes(
-    first: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MESH", help="An OBJ, OFF, PLY or GLB.")],
-    second: Annotated[
-        tyro.conf.Positional[Path | None],
-        tyro.conf.arg(metavar="OTHER", help="Where each vertex of the first is looked for."),
-    ] = None,
+    meshes: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="MESH", help="One to be parted, or two to be matched: OBJ, OFF, PLY or GLB."),
+    ],
     *,
     chain: tyro.conf.Suppress[chains.Chain] = chains.NONE,
     parts: Annotated[int, tyro.conf.arg(metavar="N", help="Of one shape alone: how many it is parted into.")] = 6,
@@ -46,6 +45,9 @@ def shapes(
     Example: sfumato shapes cow.obj --parts 5
     """
     given = dict(locals())
+    if not 1 <= len(meshes) <= 2:
+        raise SfumatoError(f"shapes takes one mesh, which is parted, or two, which are matched; got {len(meshes)}")
+    first, second = meshes[0], meshes[1] if len(meshes) == 2 else None
     whole("--parts", parts, 2, 100)
     writable(out)
     quiet()
