@@ -139,7 +139,7 @@ _ROWS = (
     ),
     Recipe("dift", _FEATURES, side=TWICE),
     # Plain renders: its ControlNet does not paint what hangs in the air. 8 views as near as its own scenes; man and
-    # woman are 0.071 of the diameter apart, by up block 1 as published 0.092; twice the side is no nearer.
+    # woman are 0.071 of the diameter apart, by up block 1 as published 0.079; twice the side is no nearer.
     Recipe(
         "diff3f",
         {

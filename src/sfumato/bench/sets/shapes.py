@@ -25,7 +25,7 @@ from sfumato.bench.perceive import untrained
 from sfumato.bench.real import real
 from sfumato.bench.report import Comparison, Figure, Report, Target, gather
 from sfumato.bench.session import Session
-from sfumato.bench.units import Row
+from sfumato.bench.units import Row, columns
 from sfumato.core.backbone import Backbone
 from sfumato.io.device import choose
 from sfumato.io.progress import progress
@@ -52,8 +52,8 @@ TARGETS = {
 }
 FINE = 20
 """Cells along a thing: two to six thousand vertices."""
-SURE = 0.03
-"""How near two vertices lie on the reference, which is about a unit tall, to be one."""
+SURE = 0.6
+"""How near two vertices lie on the reference, in cells, to be one."""
 PAIRS = 200
 """Of vertices, whose distances along the surface are measured."""
 KEYS = ("error", "geodesic", *(f"within_{100 * part:g}" for part in WITHIN))
@@ -91,7 +91,7 @@ def of_a_kind(rng: np.random.Generator, kind: str) -> Pair:
     turn = torch.tensor([[float(a.cos()), 0, float(a.sin())], [0, 1, 0], [-float(a.sin()), 0, float(a.cos())]])
     places = [torch.cat([s.canonical, 10.0 * s.prim[:, None]], 1) for s in shapes]  # primitives are far from each other
     true = surfaces.nearest(*places)
-    known = (places[0] - places[1][true]).norm(dim=1) < SURE
+    known = (places[0] - places[1][true]).norm(dim=1) < SURE / FINE
     first, second = Mesh(shapes[0].vertices, shapes[0].faces), Mesh(b @ turn.T, shapes[1].faces)
     return Pair(kind, first.unit(), second.unit(), true, known)
 
@@ -152,14 +152,14 @@ def _compared(session: ShapesSession, what: str, pairs: Mapping[str, Pair]) -> d
                     session.keep(f"shapes-{unit.replace(' ', '-')}", tensor(shown)[None], 1)
                 advance()
     for name, units in rows.items():
-        session.methods[f"{what}: {name}"] = {key: float(np.mean([row[key] for row in units.values()])) for key in KEYS}
+        session.methods[f"{what}: {name}"] = {key: float(np.mean(columns(units, key))) for key in KEYS}
     session.compared[what] = Comparison(KEYS, rows)
     return rows
 
 
 def _over(rows: Mapping[str, Mapping[str, Row]]) -> tuple[np.ndarray, float]:
     """Errors of each pair, and their mean less the better baseline's."""
-    errors = {name: np.array([row["error"] for row in units.values()]) for name, units in rows.items()}
+    errors = {name: np.array(columns(units, "error")) for name, units in rows.items()}
     return errors["Diff3F"], float(errors["Diff3F"].mean() - min(errors[k].mean() for k in ("random", "positions")))
 
 
