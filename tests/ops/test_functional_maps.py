@@ -38,6 +38,19 @@ def test_scattered_matches_come_back_and_renumbered_vertices_are_followed():
     assert error(match) > 0.4 and error(zoomed_out(match, (vertices, faces), target, 40)) < 0.02
 
 
+def test_a_shape_that_was_stretched_is_followed_too():
+    """Its smooth functions are other ones, so that the map between them is no diagonal."""
+    vertices, faces = blob()
+    stretched = vertices * torch.tensor([1.0, 1.0, 1.8]) + 0.3 * vertices[:, [1]] * torch.tensor([0.0, 0.0, 1.0])
+    draws = torch.Generator().manual_seed(0)
+    every = torch.arange(len(vertices))
+    wrong = torch.rand(len(vertices), generator=draws) < 0.3
+    match = torch.where(wrong, torch.randint(len(vertices), (len(vertices),), generator=draws), every)
+    found = zoomed_out(match, (vertices, faces), (stretched, faces), 40)
+    before, after = ((vertices[m] - vertices).norm(dim=1).mean() for m in (match, found))
+    assert after < before / 2
+
+
 def test_it_says_what_it_needs():
     with pytest.raises(SfumatoError, match="2 functions at least"):
         zoomed_out(torch.arange(3), sphere(1), sphere(1), 1)
