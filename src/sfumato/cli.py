@@ -29,6 +29,7 @@ from sfumato.commands.match import match
 from sfumato.commands.oneline import oneline
 from sfumato.commands.render import render
 from sfumato.commands.segment import segment
+from sfumato.commands.shapes import shapes
 from sfumato.commands.show import SHOWN, show
 from sfumato.commands.tour import tour
 from sfumato.commands.views import views
@@ -38,7 +39,8 @@ from sfumato.methods import index
 COMMANDS = {
     f.__name__: f
     for f in (
-        generate, illusion, views, edit, invert, segment, match, keypoints, features, distill2d, experiment,
+        generate, illusion, views, edit, invert, segment, match, keypoints, features, shapes, distill2d,
+        experiment,
         render, describe, show, export, tour, bench,
     )
 }  # fmt: skip
@@ -47,7 +49,7 @@ GROUPS = {"experiment": experiments.commands, "show": lambda word: SHOWN}
 CHAINED = {
     **dict.fromkeys(("generate", "illusion", "edit", "plan"), index.PAINTING),
     "distill2d": index.DISTILLING,
-    **dict.fromkeys(("segment", "match", "keypoints"), index.READING),
+    **dict.fromkeys(("segment", "match", "keypoints", "shapes"), index.READING),
 }
 """Those that take methods, and of which groups."""
 ABOUT = """Paint, edit, render and read still lifes, offline, with the model that ships.

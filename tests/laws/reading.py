@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import families
+import solids
 import torch
 from torch import Tensor
 
+from sfumato.media.meshes import Mesh
+from sfumato.methods.perceive.diff3f import Diff3F
 from sfumato.methods.perceive.diff_seg import DiffSeg
 from sfumato.methods.perceive.dift import DIFT
 from sfumato.methods.perceive.few_shot import FeatureMatching, FewShot
@@ -80,6 +83,10 @@ def of_pictures(method: UnsupervisedKeypoints, model: Any) -> Any:
     return method.fit(model, images, side=side).locate(read(model, images[0], side))
 
 
+def of_a_shape(method: Diff3F, model: Any) -> Any:
+    return replace(method, size=families.side(model))(model, Mesh(*solids.sphere(1)))
+
+
 def refined(method: GraphCut, model: Any) -> Any:
     return method.refine(segments(), picture())
 
@@ -115,6 +122,10 @@ class Row:
 
 METHODS = (
     Row("diff-seg", of_one, (DiffSeg(), DiffSeg(threshold=1e-5, refine=True, spread="bilinear")), whole=True),
+    Row(
+        "diff3f", of_a_shape,
+        (Diff3F((0, 140), (20,), look="shaded"), Diff3F((0,), (20, 200), look="normals", ensemble=2, fov=0)),
+    ),
     Row(
         "dift", of_two, (DIFT(ensemble=2, cycle=0.1), DIFT(ensemble=1, blocks=(0, 1), refine="image")),
     ),

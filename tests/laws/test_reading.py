@@ -9,6 +9,7 @@ import torch
 from laws.reading import POINTS, ROWS, Row
 from laws.traces import breaking, unchanged
 
+from sfumato.methods.perceive.diff3f import VertexFeatures
 from sfumato.reading.results import Matches, Segments
 
 EACH = [(word, family) for word, row in ROWS.items() for family in row.families or ("",)]
@@ -18,6 +19,8 @@ ONE = [(word, row.families[0]) for word, row in ROWS.items() if row.families]
 def tensors(found: Any) -> list[torch.Tensor]:
     if isinstance(found, Segments):
         return [found.scores, found.labels]
+    if isinstance(found, VertexFeatures):
+        return [found.values, found.seen]
     return list(vars(found).values()) if isinstance(found, Matches) else [found]
 
 
@@ -43,6 +46,11 @@ def assert_right(row: Row, way: Any, found: Any) -> None:
         assert torch.equal(found.source, POINTS) and found.target.shape == POINTS.shape
         assert ((found.target >= 0) & (found.target <= torch.tensor([48.0, 56.0]))).all()
         assert found.scores.shape == found.sure.shape == (len(POINTS),) and found.sure.dtype == torch.bool
+    elif isinstance(found, VertexFeatures):
+        many = len(found.shape.vertices)
+        assert found.values.shape[0] == many and found.seen.shape == (many,) and found.seen.any()
+        assert found.values.dtype == torch.float32 and found.values.std(0).max() > 0
+        assert (found.values.norm(dim=1) <= 1 + 1e-5).all()  # means of directions
     elif row.word == "unsupervised-keypoints":
         assert found.shape == (3, 2) and (found >= 0).all() and (found <= 64).all()
     else:

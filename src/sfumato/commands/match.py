@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_side
+from sfumato.commands.reading import no_meshes
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import print_json, quiet
@@ -52,6 +53,7 @@ def match(
     writable(out)
     asked = [_point(p) for p in points]
     quiet()
+    no_meshes([first, second])
     from sfumato.media import pictures
     from sfumato.media.images import Fitted, coloured, open_picture, opened
     from sfumato.media.labels import lines, overlay, write_labels

@@ -35,6 +35,14 @@ def files_of(given: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(out))
 
 
+def no_meshes(files: Sequence[Path]) -> None:
+    """Refuse a mesh where pictures are read."""
+    from sfumato.media.meshes import is_mesh
+
+    if meshes := [file for file in files if is_mesh(file)]:
+        raise SfumatoError(f"{meshes[0]} is a mesh, which sfumato shapes reads; here pictures are read")
+
+
 def finish(batch: Batch, failed: Mapping[str, str]) -> None:
     """Raise ``SfumatoError`` where images failed, once all results are written."""
     if not failed:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from sfumato.commands.options import Device, Json, Model, Running, ShowAttention, Side, chosen_side, slug
-from sfumato.commands.reading import files_of, finish, page
+from sfumato.commands.reading import files_of, finish, no_meshes, page
 from sfumato.errors import SfumatoError
 from sfumato.io.files import save_tensors, writable, write_json
 from sfumato.io.terminal import print_json, quiet
@@ -67,6 +67,7 @@ def segment(
     chosen_side(side)
     writable(out)
     quiet()
+    no_meshes(files)
     from sfumato.media import pictures
     from sfumato.media.images import open_picture
     from sfumato.media.labels import Coco, overlay, read_labels, write_labels

@@ -94,6 +94,7 @@ METHODS = (
     Entry("text2video-zero", "sets.text2video_zero:Text2VideoZero"),
     Entry("token-flow", "sets.token_flow:TokenFlow", "tokenflow"),
     Entry("diff-seg", "perceive.diff_seg:DiffSeg", "diffseg"),
+    Entry("diff3f", "perceive.diff3f:Diff3F"),
     Entry("dift", "perceive.dift:DIFT"),
     Entry("few-shot", "perceive.few_shot:FewShot"),
     Entry("graph-cut", "perceive.graph_cut:GraphCut"),

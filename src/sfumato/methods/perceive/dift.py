@@ -27,7 +27,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.core.backbone import Backbone
 from sfumato.core.settings import Settings
+from sfumato.core.sites import Layer
 from sfumato.errors import SfumatoError, unknown
 from sfumato.ops.correspondence import (
     Refine,
@@ -82,17 +84,19 @@ class DIFT(Settings):
 
     def maps(self, reader: Reader) -> list[Float[Tensor, "_ _ _"]]:
         """The layers' activations, averaged over the noises."""
-        model = reader.model
+        noise = Noise(self.t, "gaussian", self.seed, self.ensemble)
+        return list(reader.features(self.layers_of(reader.model), noise, self.prompt).values())
+
+    def layers_of(self, model: Backbone) -> list[Layer]:
+        """Which of a model are read. ``SfumatoError`` for what it does not have."""
         if self.layers:
             layers = [layer for layer in model.layers if layer.kind == "hidden" and layer.path in self.layers]
             if len(layers) < len(set(self.layers)):
                 known = [layer.path for layer in model.layers if layer.kind == "hidden"]
                 missing = next(path for path in self.layers if path not in known)
                 raise unknown(f"hidden layer of {model.name}", missing, known or ["none at all"])
-        else:
-            layers = list(dict.fromkeys(up_block(model, block) for block in self.blocks))
-        noise = Noise(self.t, "gaussian", self.seed, self.ensemble)
-        return list(reader.features(layers, noise, self.prompt).values())
+            return layers
+        return list(dict.fromkeys(up_block(model, block) for block in self.blocks))
 
     def both(self, source: Reader, target: Reader) -> tuple[Float[Tensor, "c h w"], Float[Tensor, "c hb wb"]]:
         """What is compared, of two images."""

@@ -1,0 +1,290 @@
+"""Diffusion 3D features (Diff3F, Dutt et al. 2024, arXiv 2311.17024): surfaces without textures described by what a 2D
+denoiser sees in views of them.
+
+A shape is rendered from all around and each view painted by a model that is steered by its depth, which gives it
+a texture, and with it meaning. A network's features of the views go back to the surface: a vertex has the mean of what
+views that see it have where it lies. What corresponds on two shapes has like features, and parts are their clusters.
+
+Defaults: the authors' code for Stable Diffusion 1.5: 10 azimuths and 10 elevations, all around both, 512 pixels, a
+field of view of 90 degrees; depth from the farthest to the nearest, 30 steps at guidance 7; up block 1's output; means
+over a ball of 0.01 of the shape's diameter; vertices that no view sees take the nearest one's. Features of a vertex in
+a view have length one. The authors add those of DINO and a second ControlNet, on normals; neither is here.
+
+Unlike the authors' code, features are not taken while a view is painted: it is read after that, as DIFT reads images
+(Tang et al. 2023), so that views need not be painted at all (``look``), nor a ControlNet be there. Features are sampled
+at the vertices that a view sees, by its depth, not dropped from its pixels on all that is near; sums are in float32,
+there in float16. All views are painted from one noise; the authors' have one each, as their generator is not used.
+``smooth`` is no part of the paper's method: ZoomOut (Melzi et al. 2019), where the paper compares with functional maps.
+
+Needs: a part of a network call for each view and noise, and a painting of each view where ``look`` is "painted".
+
+Families: all. Transformers have no blocks; there it is what the attention reads after the same part of the depth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sfumato.backbones.controlnets import ControlNet
+from sfumato.core.backbone import Backbone
+from sfumato.core.denoising import denoise
+from sfumato.core.settings import Settings
+from sfumato.errors import SfumatoError, finite, unknown, whole
+from sfumato.io.progress import progress
+from sfumato.media.meshes import Mesh
+from sfumato.methods.perceive.dift import DIFT
+from sfumato.ops import surfaces
+from sfumato.ops.functional_maps import zoomed_out
+from sfumato.ops.memory import chunks
+from sfumato.ops.raster import Cameras, Seen, around, rasterise, visible
+from sfumato.ops.regions import k_means
+from sfumato.ops.warps import warp
+from sfumato.reading.reader import Noise, extract, feature
+
+Look = Literal["painted", "shaded", "normals", "depth", "flat"]
+LOOKS: tuple[Look, ...] = ("painted", "shaded", "normals", "depth", "flat")
+AROUND = tuple(36.0 * i for i in range(10))
+"""Ten angles around a circle."""
+BATCH = 8
+"""Views that are rendered, painted and read at once."""
+_DETAIL = 2
+"""Rays a pixel's side: edges of the renders are smooth."""
+
+
+@dataclass(frozen=True)
+class Diff3F(Settings):
+    """Describes the vertices of a shape by a network's features of its views."""
+
+    azimuths: tuple[float, ...] = AROUND
+    """Of the views, in degrees: 0 from +z, 90 from +x."""
+    elevations: tuple[float, ...] = AROUND
+    """Above the shape's middle, each at all azimuths; beyond 90 degrees a camera stands on its head."""
+    fov: float = 90.0
+    """Of the cameras, in degrees; 0 for orthographic ones."""
+    distance: float = 1.3
+    """Of the cameras from the middle, in radii of the shape."""
+    size: int | None = 512
+    """Side of the views in pixels [none: the model's own]."""
+    look: Look = "painted"
+    """``shaded``: grey, lit from the camera; ``normals`` and ``depth`` as colours; ``flat``: the outline alone."""
+    background: float = 1.0
+    """Behind the shape, from black to white."""
+    prompt: str = ""
+    """What is painted, and what the network is told of the views, such as "a cow"."""
+    steps: int = 30
+    """Of painting."""
+    guide: float = 7.0
+    """Of painting."""
+    depth: Literal["linear", "disparity"] = "linear"
+    """What the ControlNet is shown: from 0 at the farthest to 1 at the nearest, or the nearest over each depth."""
+    t: int = 261
+    """The step, of a thousand, at which views are read (of flows, sigma)."""
+    blocks: tuple[int, ...] = (1,)
+    """Up blocks, from 0; of several the features, each of length one, side by side."""
+    layers: tuple[str, ...] = ()
+    """Hidden layers by their paths in place of blocks, such as "down_blocks.1.attentions.1"."""
+    ensemble: int = 1
+    """Noises that are averaged over."""
+    ball: float = 0.01
+    """A vertex has the mean of all within this part of the shape's diameter."""
+    standard: bool = False
+    """Bring each channel to mean 0 and variance 1 over both shapes before they are compared."""
+    smooth: int = 0
+    """Smooth matches by functional maps of at most so many functions; 0 leaves them."""
+    seed: int = 0
+    """Of the noises, the same for all views."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.look not in LOOKS:
+            raise unknown("look", self.look, LOOKS)
+        if self.depth not in ("linear", "disparity"):
+            raise unknown("depth", self.depth, ("linear", "disparity"))
+        if not self.azimuths or not self.elevations:
+            raise SfumatoError("a shape is seen from one azimuth and one elevation at least")
+        if not 0 <= self.ball < 1 or not 0 <= self.background <= 1:
+            raise SfumatoError(
+                f"a ball is a part of the diameter and a background of white, got {self.ball:g}, {self.background:g}"
+            )
+        whole("smooth", self.smooth, 0, 1000)
+        whole("a view's size", self.size or 512, 8, 4096)
+        _ = self.cameras, self.reading
+
+    @property
+    def cameras(self) -> Cameras:
+        """Elevations run fastest."""
+        pairs = [(a, e) for a in self.azimuths for e in self.elevations]
+        return around([a for a, _ in pairs], [e for _, e in pairs], self.distance, self.fov or None)
+
+    @property
+    def reading(self) -> DIFT:
+        """What reads a view."""
+        return DIFT(self.t, self.blocks, self.layers, ensemble=self.ensemble, prompt=self.prompt, seed=self.seed)
+
+    def __call__(self, model: Backbone, shape: Mesh, steered: Any = None) -> VertexFeatures:
+        """The features of a shape's vertices. ``steered``: a ControlNet on depth, which painting needs."""
+        shape, cameras, size = shape.unit(), self.cameras, self.side(model)
+        many = len(shape.vertices)
+        sums, counts = None, torch.zeros(many)
+        with progress("reading views", len(cameras)) as advance:
+            for start in range(0, len(cameras), BATCH):
+                some = cameras[slice(start, start + BATCH)]
+                seen = rasterise(shape.vertices, shape.faces, some, size * _DETAIL)
+                at, found = visible(seen, some, shape.vertices)
+                maps = self.maps(model, self.views(model, shape, some, seen, steered))
+                part = lifted(maps, at, found)
+                sums = part if sums is None else sums + part
+                counts += found.sum(0)
+                advance(len(some))
+        assert sums is not None
+        finite(sums, f"the features of {model.name}", model.remedy)
+        return VertexFeatures(shape, self.spread(shape, sums, counts), counts > 0, self.standard, self.smooth)
+
+    def side(self, model: Backbone) -> int:
+        """Of the views: what the model can take that is nearest to ``size``."""
+        return max(1, round((self.size or model.size) / model.multiple)) * model.multiple
+
+    @torch.no_grad()
+    def views(
+        self, model: Backbone, shape: Mesh, cameras: Cameras, seen: Seen | None = None, steered: Any = None
+    ) -> Float[Tensor, "n 3 h w"]:
+        """A shape of the unit ball as the network will read it."""
+        size = self.side(model)
+        if seen is None:
+            seen = rasterise(shape.vertices, shape.faces, cameras, size * _DETAIL)
+        if self.look != "painted":
+            return F.avg_pool2d(shown(shape, cameras, seen, self.look, self.background), _DETAIL)
+        if steered is None:
+            raise SfumatoError(
+                "views are painted by a ControlNet on depth, and none is given; give one, or take another look: "
+                f"{', '.join(LOOKS[1:])}"
+            )
+        pictures = F.avg_pool2d(nearness(seen, self.depth), _DETAIL)
+        control = ControlNet(steered, pictures.to(model.device))
+        return denoise(
+            model,
+            [self.prompt] * len(cameras),
+            guide=self.guide,
+            steps=self.steps,
+            seed=[self.seed] * len(cameras),
+            size=size,
+            controls=[control],
+        ).images.cpu()
+
+    @torch.no_grad()
+    def maps(self, model: Backbone, views: Float[Tensor, "n 3 h w"]) -> list[Float[Tensor, "n c gh gw"]]:
+        """What each layer has of views."""
+        layers = self.reading.layers_of(model)
+        noise = Noise(self.t, "gaussian", self.seed, self.ensemble)
+        latents = model.encode(views.to(model.device))
+        found = extract(model, latents, model.embed([self.prompt]), noise, layers, feature)
+        return [found[layer].float().cpu() for layer in layers]
+
+    def spread(self, shape: Mesh, sums: Float[Tensor, "v c"], counts: Float[Tensor, " v"]) -> Float[Tensor, "v c"]:
+        """Means over balls of all that was seen in them; what has seen nothing takes the nearest's that has."""
+        if not (counts > 0).any():
+            raise SfumatoError("no view sees any vertex; take more views, or larger ones")
+        if self.ball:
+            radius = self.ball * surfaces.diameter(shape.vertices)
+            near = surfaces.near(shape.vertices, radius)
+            sums, counts = (torch.from_numpy(near @ x.numpy()) for x in (sums, counts))
+        there = counts > 0
+        values = sums / counts.clamp_min(1)[:, None]
+        if not there.all():
+            closest = surfaces.nearest(shape.vertices[~there], shape.vertices[there])
+            values[~there] = values[there][closest]
+        return values
+
+
+@dataclass(frozen=True)
+class VertexFeatures:
+    """A shape whose vertices are described."""
+
+    shape: Mesh
+    """In the unit ball."""
+    values: Float[Tensor, "v c"]
+    seen: Bool[Tensor, " v"]
+    """By a view."""
+    standard: bool = False
+    """Compared with channels of mean 0 and variance 1 over both shapes."""
+    smooth: int = 0
+    """Functions that matches are smoothed by."""
+
+    def match(self, other: VertexFeatures) -> Int[Tensor, " v"]:
+        """For each vertex the one of another shape whose features have the largest cosine with its own."""
+        return self.found(other)[0]
+
+    def found(self, other: VertexFeatures) -> tuple[Int[Tensor, " v"], Float[Tensor, " v"]]:
+        """``match``, and the cosines of what was matched."""
+        if self.values.shape[1] != other.values.shape[1]:
+            raise SfumatoError(
+                f"features of {self.values.shape[1]} and {other.values.shape[1]} channels are of different networks"
+            )
+        a, b = self.values, other.values
+        if self.standard:
+            both = torch.cat([a, b])
+            mean, scale = both.mean(0), both.std(0).clamp_min(1e-6)
+            a, b = (a - mean) / scale, (b - mean) / scale
+        a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
+        index = torch.cat([(part @ b.T).argmax(1) for part in chunks(a, len(b))])
+        if self.smooth:
+            shapes = [(one.shape.vertices, one.shape.faces) for one in (self, other)]
+            index = zoomed_out(index, shapes[0], shapes[1], self.smooth)
+        return index, (a * b[index]).sum(1)
+
+    def segment(self, parts: int) -> Int[Tensor, " v"]:
+        """Clusters of vertices with like features, from 0."""
+        whole("parts of a shape", parts, 2, len(self.values))
+        values = F.normalize(self.values, dim=1)
+        return k_means(values.double().numpy(), parts, tries=3)
+
+
+def lifted(
+    maps: list[Float[Tensor, "n _ _ _"]], at: Float[Tensor, "n v 2"], found: Bool[Tensor, "n v"]
+) -> Float[Tensor, "v c"]:
+    """Maps of views sampled where vertices are seen, of length one each, side by side and added up over the views."""
+    columns = []
+    for layer in maps:
+        out = torch.zeros(at.shape[1], layer.shape[1])
+        for view, places, mine in zip(layer, at, found, strict=True):  # a view at a time: all would be large
+            which = mine.nonzero()[:, 0]
+            if len(which):
+                values = warp(view[None].float(), places[None, None, which])[0, :, 0].T
+                out.index_add_(0, which, F.normalize(values, dim=1))
+        columns.append(out)
+    return torch.cat(columns, 1)
+
+
+def shown(shape: Mesh, cameras: Cameras, seen: Seen, look: Look, background: float = 1.0) -> Float[Tensor, "n 3 h w"]:
+    """Plain renders: a smooth surface lit from where the camera is, or its normals, its depth, its outline."""
+    if look == "depth":
+        return nearness(seen, "linear")
+    smooth = surfaces.vertex_normals(shape.vertices, shape.faces)
+    normal = F.normalize(seen.of(smooth, shape.faces), dim=-1)
+    local = torch.einsum("nji,nhwj->nihw", cameras.poses[:, :3, :3].to(normal), normal)
+    local = torch.where(local[:, 2:] < 0, -local, local)  # a face seen from behind
+    if look == "normals":
+        image = local / 2 + 0.5
+    elif look == "shaded":
+        image = (0.25 + 0.65 * local[:, 2:]).expand(-1, 3, -1, -1)
+    else:
+        image = torch.full_like(local, 0.5)
+    return torch.where(seen.there[:, None], image, background).clamp(0, 1)
+
+
+def nearness(seen: Seen, kind: Literal["linear", "disparity"]) -> Float[Tensor, "n 3 h w"]:
+    """Depth as a picture, each view by itself: 0 where there is nothing, 1 at the nearest."""
+    depth, there = seen.depth, seen.there
+    near = torch.where(there, depth, torch.inf).amin((1, 2), keepdim=True)
+    if kind == "disparity":
+        image = near / depth
+    else:
+        far = torch.where(there, depth, -torch.inf).amax((1, 2), keepdim=True)
+        image = (far - depth) / (far - near).clamp_min(1e-6)
+    return torch.where(there, image, 0)[:, None].expand(-1, 3, -1, -1)
