@@ -30,20 +30,21 @@ from sfumato.commands.render import render
 from sfumato.commands.segment import segment
 from sfumato.commands.show import SHOWN, show
 from sfumato.commands.tour import tour
+from sfumato.commands.video import video
 from sfumato.errors import SfumatoError, out_of_memory
 from sfumato.methods import index
 
 COMMANDS = {
     f.__name__: f
     for f in (
-        generate, edit, invert, segment, match, keypoints, features, distill2d, experiment,
+        generate, edit, video, invert, segment, match, keypoints, features, distill2d, experiment,
         render, describe, show, export, tour, bench,
     )
 }  # fmt: skip
 GROUPS = {"experiment": experiments.commands, "show": lambda word: SHOWN}
 """Commands that are a word more: each gives them all, when one is asked for."""
 CHAINED = {
-    **dict.fromkeys(("generate", "edit", "plan"), index.PAINTING),
+    **dict.fromkeys(("generate", "edit", "video", "plan"), index.PAINTING),
     "distill2d": index.DISTILLING,
     **dict.fromkeys(("segment", "match", "keypoints"), index.READING),
 }

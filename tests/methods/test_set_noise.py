@@ -19,6 +19,7 @@ from sfumato.methods.sets.noise import (
     Cropped,
     IntegralWarp,
     Mixed,
+    Numbered,
     OnSurface,
     Progressive,
     Shared,
@@ -197,6 +198,14 @@ def test_views_of_a_surface_read_the_same_noise_there_and_elsewhere_their_own():
     assert torch.allclose(a[..., :12], b[..., 2:14], atol=1e-5)
     correlated(a[..., 14:], b[..., 14:], 0)
     assert torch.equal(a[..., 12:], Independent().draw([1], SHAPE)[0, ..., 12:])
+
+
+@STOCHASTIC
+def test_some_images_of_a_set_have_the_noise_that_they_have_in_it(kind):
+    whole = KINDS[kind].draw(SEEDS, SHAPE)
+    assert torch.equal(Numbered(KINDS[kind], (0, 2, 3)).draw(SEEDS[:3], SHAPE), whole[[0, 2, 3]])
+    with pytest.raises(SfumatoError, match="2 images of a set are numbered, and noise is drawn for 1"):
+        Numbered(KINDS[kind], (0, 2)).draw(SEEDS[:1], SHAPE)
 
 
 def test_blended_noise_shrinks_and_is_seen():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -55,6 +56,7 @@ class Noises:
         return self
 
 
+@dataclass(frozen=True)
 class Independent(Noises):
     """Whatever is drawn for an image is what its own seed gives alone."""
 

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    "Advected", "Cropped", "Independent", "IntegralWarp", "Mixed", "Noises", "OnSurface", "Progressive", "Shared",
-    "Translated",
+    "Advected", "Cropped", "Independent", "IntegralWarp", "Mixed", "Noises", "Numbered", "OnSurface", "Progressive",
+    "Shared", "Translated",
 ]  # fmt: skip
 
 Shape = Sequence[int]
@@ -244,6 +244,33 @@ class OnSurface(OfSet):
             return torch.stack(out)
 
         return draw
+
+
+@dataclass(frozen=True)
+class Numbered(Noises):
+    """Noise of some images of a set, by their numbers: seeds are those of its first images, however they come."""
+
+    of: Noises
+    numbers: tuple[int, ...]
+    """Of each image that is drawn for."""
+
+    def drawing(self, seeds: Sequence[int], shape: Shape) -> Callable[[], Tensor]:
+        if len(self.numbers) != len(seeds):
+            raise SfumatoError(f"{len(self.numbers)} images of a set are numbered, and noise is drawn for {len(seeds)}")
+        draws = [
+            self.of.after(run[0]).drawing([seeds[0] + n for n in run], shape) for run in _consecutive(self.numbers)
+        ]
+        return lambda: torch.cat([draw() for draw in draws])
+
+
+def _consecutive(numbers: Sequence[int]) -> list[list[int]]:
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return runs
 
 
 def _parts(a: float) -> tuple[float, float]:
