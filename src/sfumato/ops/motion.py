@@ -55,7 +55,7 @@ class Motion:
     def even(cls, right: float, down: float, frames: int, size: tuple[int, int] = (64, 64)) -> Motion:
         """The same way for all of every frame, in parts of the sides."""
         h, w = size
-        way = torch.tensor([right, down]).expand(frames - 1, h, w, 2).contiguous()
+        way = torch.tensor([float(right), float(down)]).expand(frames - 1, h, w, 2).contiguous()
         at = centres(h, w)
         out = [((at + sign * way[:1] < 0) | (at + sign * way[:1] > 1)).any(-1) for sign in (1, -1)]
         return cls(way, -way, *(hidden.expand(frames - 1, h, w).contiguous() for hidden in out))
