@@ -110,7 +110,9 @@ def test_what_is_stopped_goes_on_where_it_was(model, tmp_path):
     assert all((tmp_path / "out" / name).stat().st_mtime_ns == at for name, at in kept.items())
     assert np.array_equal(pixels(tmp_path / "out"), pixels(tmp_path / "whole"))
     (tmp_path / "out" / "00003.png").unlink()
+    kept.pop("00003.png")
     assert edit_video(model, asked, tmp_path / "out").again == 5
+    assert all((tmp_path / "out" / name).stat().st_mtime_ns == at for name, at in kept.items())
     assert np.array_equal(pixels(tmp_path / "out"), pixels(tmp_path / "whole"))
     assert edit_video(model, asked, tmp_path / "out").steps == 0
 
