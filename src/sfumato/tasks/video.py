@@ -110,7 +110,7 @@ class VideoEdit:
         """The numbers of the frames of each run, and the frames; the anchor is the first of both."""
         frames, first, at = self.footage.frames(), list[Any](), 0
         while some := list(islice(frames, self.together)):
-            before = first if self.anchor and at else []
+            before = first if self.anchor else []
             yield (*range(len(before)), *range(at, at + len(some))), [*before, *some]
             first, at = first or some[:1], at + len(some)
 
