@@ -33,7 +33,8 @@ def found(frames: Float[Tensor, "n c h w"], iterations: int = 16, window: float 
     forward = _flow(grey[:-1], grey[1:], iterations, window)
     backward = _flow(grey[1:], grey[:-1], iterations, window)
     gone, new = _lost(forward, backward), _lost(backward, forward)
-    return Motion.of_pixels(*(flow.movedim(1, -1).to(frames) for flow in (forward, backward)), gone, new)
+    ways = [flow.movedim(1, -1).to(frames) for flow in (forward, backward)]
+    return Motion.of_pixels(ways[0], ways[1], gone, new)
 
 
 def _flow(
