@@ -32,6 +32,7 @@ from sfumato.commands.segment import segment
 from sfumato.commands.shapes import shapes
 from sfumato.commands.show import SHOWN, show
 from sfumato.commands.tour import tour
+from sfumato.commands.video import video
 from sfumato.commands.views import views
 from sfumato.errors import SfumatoError, out_of_memory
 from sfumato.methods import index
@@ -39,7 +40,7 @@ from sfumato.methods import index
 COMMANDS = {
     f.__name__: f
     for f in (
-        generate, illusion, views, edit, invert, segment, match, keypoints, features, shapes, distill2d,
+        generate, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes, distill2d,
         experiment,
         render, describe, show, export, tour, bench,
     )
@@ -47,7 +48,7 @@ COMMANDS = {
 GROUPS = {"experiment": experiments.commands, "show": lambda word: SHOWN}
 """Commands that are a word more: each gives them all, when one is asked for."""
 CHAINED = {
-    **dict.fromkeys(("generate", "illusion", "edit", "plan"), index.PAINTING),
+    **dict.fromkeys(("generate", "illusion", "edit", "video", "plan"), index.PAINTING),
     "distill2d": index.DISTILLING,
     **dict.fromkeys(("segment", "match", "keypoints", "shapes"), index.READING),
 }

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.noise import drawing
+from sfumato.core.noise import Independent, Noises
 from sfumato.core.rows import Rows, single
 from sfumato.core.schedule import Levels, Schedule
 from sfumato.core.sites import Grid, Layer, Site, token_layers
@@ -105,6 +105,9 @@ class Backbone(ABC):
     text_tokens: int
     """Length of the text that it reads."""
 
+    noises: Noises = Independent()
+    """How what is drawn for the images of a batch goes together; see ``with_noises``."""
+
     similarity: Similarity | None = None
     """Of images in [0, 1] and texts, a number a pair, differentiable: by a CLIP that belongs to the model."""
 
@@ -138,6 +141,12 @@ class Backbone(ABC):
         other, embed, negatives = copy(self), self.embed, self.embed_negative
         other.embed = lambda prompts: change(embed(prompts))
         other.embed_negative = lambda prompts: change(negatives(prompts))
+        return other
+
+    def with_noises(self, noises: Noises) -> Self:
+        """This model, whose runs and inversions draw their noise for the images of a batch as one set's."""
+        other = copy(self)
+        other.noises = noises
         return other
 
     @property
@@ -189,13 +198,13 @@ class Backbone(ABC):
         """Raise ``SfumatoError`` where two prompts differ only in what is cut off."""
 
     def latents(self, seeds: Sequence[int], height: int, width: int) -> Float[Tensor, "b c h w"]:
-        """Unit normal noise, a generator an image, drawn on the CPU so that every device starts from the same.
+        """Unit normal noise, as ``noises`` has it, drawn on the CPU so that every device starts from the same.
 
         Height and width in pixels. Raises ``SfumatoError`` unless both are multiples of ``multiple``.
         """
         self.check_size(height, width)
         shape = (self.channels, height // self.factor, width // self.factor)
-        return drawing(seeds, shape)().to(self.device)
+        return self.noises.draw(seeds, shape).to(self.device)
 
     def levels(self, steps: int, grid: Sequence[int]) -> Levels:
         """The levels of a run on latents of this height and width: some flows shift theirs with the size."""

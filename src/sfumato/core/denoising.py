@@ -19,7 +19,7 @@ from sfumato.core.gradients import gradients
 from sfumato.core.guidance import Guide, Scales, guided
 from sfumato.core.method import Energy, Method, Phases, Run, Start, Step, span
 from sfumato.core.modes import unmoded
-from sfumato.core.noise import drawing, seeds_of
+from sfumato.core.noise import Noises, seeds_of
 from sfumato.core.plan import Plan
 from sfumato.core.results import Sample, Trajectory
 from sfumato.core.rows import Rows, streams_of
@@ -47,6 +47,7 @@ def denoise(
     steps: int | None = None,
     seed: int | Sequence[int] = 0,
     size: int | tuple[int, int] | None = None,
+    noises: Noises | None = None,
     start: Start | Float[Tensor, "b c h w"] | None = None,
     levels: Levels | None = None,
     stepper: Stepper | None = None,
@@ -59,14 +60,16 @@ def denoise(
     """Images for prompts: a ``Sample``, or one a stream when ``prompts`` is a mapping.
 
     ``prompts`` of a stream may be several: a batch. ``seed`` is one for all streams (so that they start from the same
-    noise; image i from seed + i) or one an image. ``start`` is an inversion's path or latents at the first level.
-    ``guide`` is a guidance, or a scale, or one a stream, for the way in which the model is guided (``guided``), of 7.5
-    unless it was distilled to another; ``stepper`` the path's, or the checkpoint's scheduler's (``suited``). With
-    ``views`` the image is a canvas of ``size``, which the network sees in windows of the model's own size, or as views
-    say. ``steps`` (50 unless the path says) and ``levels`` exclude each other.
+    noise; image i from seed + i) or one an image; ``noises`` says how that of several images goes together
+    (``sfumato.methods.sets.noise``), of each its own unless the model says otherwise. ``start`` is an inversion's path
+    or latents at the first level. ``guide`` is a guidance, or a scale, or one a stream, for the way in which the model
+    is guided (``guided``), of 7.5 unless it was distilled to another; ``stepper`` the path's, or the checkpoint's
+    scheduler's (``suited``). With ``views`` the image is a canvas of ``size``, which the network sees in windows of the
+    model's own size, or as views say. ``steps`` (50 unless the path says) and ``levels`` exclude each other.
     Ctrl-C and errors leave the model as it was. Raises ``SfumatoError`` for what cannot be run, before the first step,
     and after one that leads to what is not finite.
     """
+    model = model if noises is None else model.with_noises(noises)
     streams = _streams(prompts)
     names, each = tuple(streams), len(next(iter(streams.values())))
     guide = guided(model, guide, streams=names)
@@ -113,7 +116,7 @@ def denoise(
                 advance()
 
             finite(x, "the latents that the run starts from", model.remedy)
-            parts, noise = tuple(phases.values()), _noise(x, seeds)
+            parts, noise = tuple(phases.values()), _noise(model, x, seeds)
             if seen is not None:
                 x, noise = seen.entered(x), seen.drawing(noise)
             x = _Running(run, plan, parts, guide, levels, stepper, cond, noise, seen, path is None, watch)(x)
@@ -404,9 +407,9 @@ def _spread(x: Tensor, streams: int, each: int) -> Tensor:
     raise SfumatoError(f"{streams} streams of {each} images cannot start from {len(x)} latents")
 
 
-def _noise(x: Tensor, seeds: Sequence[int]) -> Callable[[], Tensor]:
+def _noise(model: Backbone, x: Tensor, seeds: Sequence[int]) -> Callable[[], Tensor]:
     """Unit noise of stochastic steps, the same in all streams, from generators that are not the start's."""
-    draw = drawing([seed + 0x5F0 for seed in seeds], x.shape[1:])
+    draw = model.noises.drawing([seed + 0x5F0 for seed in seeds], x.shape[1:])
     return lambda: draw().to(x).repeat(len(x) // len(seeds), 1, 1, 1)
 
 

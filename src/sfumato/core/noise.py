@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -34,3 +35,30 @@ def seeds_of(seed: int | Sequence[int], images: int) -> list[int]:
     if wrong := next((each for each in found if not -_MOST // 2 <= each < _MOST), None):
         raise SfumatoError(f"a seed lies between -2**63 and 2**64 - 1, got {wrong}")
     return found
+
+
+class Noises:
+    """Unit normal noise of a set of images: what each has of its own seed, and what of that of the others.
+
+    Whatever a run draws comes from the model's (``Backbone.noises``): what it starts from, and what its steps add.
+    """
+
+    def drawing(self, seeds: Sequence[int], shape: Sequence[int]) -> Callable[[], Tensor]:
+        """What draws noise for the images of these seeds again and again; ``shape`` is that of one."""
+        raise NotImplementedError
+
+    def draw(self, seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
+        """Noise for the images of these seeds."""
+        return self.drawing(seeds, shape)()
+
+    def after(self, images: int) -> Noises:
+        """That of the same set without its first images, for what is run part by part."""
+        return self
+
+
+@dataclass(frozen=True)
+class Independent(Noises):
+    """Whatever is drawn for an image is what its own seed gives alone."""
+
+    def drawing(self, seeds: Sequence[int], shape: Sequence[int]) -> Callable[[], Tensor]:
+        return drawing(seeds, shape)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import Guide, guided
-from sfumato.core.noise import drawing
 from sfumato.core.schedule import add_noise
 from sfumato.core.steppers import DDIM, posterior_std
 from sfumato.core.suited import suited
@@ -82,7 +81,7 @@ class EditFriendly(Inversion):
         levels = model.levels(self.steps, image.shape[-2:]).without(self.skip)
         guide = guide or guided(model, self.scale, self.negative)
         conds = guide.embed(model, prompts)
-        draw = drawing([self.seed + i for i in range(len(image))], image.shape[1:])
+        draw = model.noises.drawing([self.seed + i for i in range(len(image))], image.shape[1:])
         noisy = [add_noise(image, draw().to(image), level) for level in levels]
         noisy[-1] = image
         x, noises = noisy[0], []

@@ -28,7 +28,6 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.method import Phases, Run, Step
-from sfumato.core.noise import drawing
 from sfumato.core.schedule import Levels, add_noise
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path
@@ -66,9 +65,9 @@ class Masked(Path):
         return holding(self, run, dict.fromkeys(edits(run), self.mask))
 
 
-def noisy(image: Tensor, levels: Levels, seed: int) -> tuple[Tensor, ...]:
+def noisy(model: Backbone, image: Tensor, levels: Levels, seed: int) -> tuple[Tensor, ...]:
     """An image at every level, each with noise of its own, at the last without: image i of a batch from seed + i."""
-    draw = drawing([seed + i for i in range(len(image))], image.shape[1:])
+    draw = model.noises.drawing([seed + i for i in range(len(image))], image.shape[1:])
     return (*(add_noise(image, draw().to(image), levels[i]) for i in range(len(levels))), image)
 
 
@@ -93,6 +92,6 @@ class BlendedLatents(Inversion):
         if not 0 <= self.skip <= 1:
             raise SfumatoError(f"skip is a part of the steps, between 0 and 1, got {self.skip}")
         levels = model.levels(self.steps, image.shape[-2:]).without(self.skip)
-        track = noisy(image, levels, self.seed)
+        track = noisy(model, image, levels, self.seed)
         mask = self.mask.at((image.shape[-2], image.shape[-1]))
         return Masked(track[0], levels, prompts, image, track=track, mask=mask)

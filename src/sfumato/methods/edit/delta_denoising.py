@@ -26,7 +26,6 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.method import Phases, Requires, Run, Step
-from sfumato.core.noise import drawing
 from sfumato.core.schedule import Level, Levels, Schedule, add_noise, joined
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path
@@ -73,7 +72,8 @@ class Descent(Path):
     def start(self, run: Run) -> Phases:
         source, *edits = run.rows.streams
         first, streams = run.images(source), len(run.rows.streams)
-        draw = drawing([self.seed + 1 + i for i in range(first.stop - first.start)], self.image.shape[1:])
+        seeds = [self.seed + 1 + i for i in range(first.stop - first.start)]
+        draw = run.model.noises.drawing(seeds, self.image.shape[1:])
         clean: list[Tensor] = []
 
         def before(step: Step) -> None:

@@ -72,7 +72,7 @@ class FeatureTransfer(Injecting, Inversion):
         if pictures:
             both = DDIMInversion(steps=self.steps).track(model, torch.cat(pictures), prompts * len(pictures), advance)
             tracks = list(zip(*(x.chunk(len(pictures)) for x in both), strict=True))
-        track = noisy(image, levels, self.seed) if self.extract == "noise" else tracks[0]
+        track = noisy(model, image, levels, self.seed) if self.extract == "noise" else tracks[0]
         first = tracks[-1][0] if again else self._first(track[0], noise_of(model, image, self.seed))
         seen = {"forward": track[1:], "reverse": (), "noise": track[:-1]}[self.extract]
         stepper = DDIM(1.0 if self.extract == "noise" else 0.0)

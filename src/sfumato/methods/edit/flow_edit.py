@@ -33,7 +33,6 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import Guide, Scales
 from sfumato.core.method import Phases, Requires, Run, Step
-from sfumato.core.noise import drawing
 from sfumato.core.schedule import Level, add_noise, joined, part_of
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path
@@ -105,7 +104,7 @@ class Beside(Path):
     def start(self, run: Run) -> Phases:
         first, streams = run.images(run.rows.streams[0]), len(run.rows.streams)
         image = self.image.expand(first.stop - first.start, -1, -1, -1)
-        draw = drawing([self.seed + i for i in range(len(image))], image.shape[1:])
+        draw = run.model.noises.drawing([self.seed + i for i in range(len(image))], image.shape[1:])
         last, flow = run.steps - self.finish, run.model.schedule.prediction == "flow"
         noise, edit, total = torch.zeros(()), torch.zeros(()), torch.zeros(())
 

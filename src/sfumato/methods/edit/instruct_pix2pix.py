@@ -57,7 +57,7 @@ class InstructPix2Pix(Inversion):
                 "stilllife-instruct, instruct-pix2pix, or another UNet trained on instructions"
             )
         levels = model.levels(self.steps, image.shape[-2:])
-        start, track = noise_of(model, image, self.seed), noisy(image, levels, self.seed)
+        start, track = noise_of(model, image, self.seed), noisy(model, image, levels, self.seed)
         return Instructed(start, levels, prompts, image, track=track, seen=autoencoders.plain(model.vae, image))
 
 

@@ -1,4 +1,4 @@
-"""Sets of images: frames of a video, images of a style, windows and views that agree."""
+"""Sets of images: panoramas in windows, frames of a video, images of a style, views that agree."""
 
 from sfumato.methods.sets.consi_story import ConsiStory
 from sfumato.methods.sets.fate_zero import FateZero
@@ -8,4 +8,12 @@ from sfumato.methods.sets.style_aligned import StyleAligned
 from sfumato.methods.sets.text2video_zero import Text2VideoZero
 from sfumato.methods.sets.token_flow import TokenFlow
 
-__all__ = ["ConsiStory", "FateZero", "Pix2Video", "SharedAttention", "StyleAligned", "Text2VideoZero", "TokenFlow"]
+__all__ = [
+    "ConsiStory",
+    "FateZero",
+    "Pix2Video",
+    "SharedAttention",
+    "StyleAligned",
+    "Text2VideoZero",
+    "TokenFlow",
+]

@@ -1,0 +1,88 @@
+"""``sfumato video``: from a file to a file, and what it refuses before it loads anything."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfumato.media import video as videos
+
+WORDS = ["--from", "a red cube", "--to", "a blue cube", "--steps", 2]
+
+
+@pytest.fixture
+def gif(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dice = np.random.default_rng(0)
+    frames = [Image.fromarray(dice.integers(0, 256, (40, 60, 3), np.uint8)) for _ in range(6)]
+    return videos.write(frames, tmp_path / "clip.gif", Fraction(10))
+
+
+def test_a_video_is_edited_kept_and_written_beside(run, here, gif):
+    options = ["--fps", 5, "--frames", "0:5", "--chunk", 2, "--noise", "mixed:0.5", "--beside", "--json", "sdedit"]
+    code, out, err = run("video", gif, *WORDS, *options)
+    assert code == 0 and "note: 3 frames in 2 runs, " in err, err
+    told = json.loads(out)
+    assert told["count"] == 3 and told["rate"] == 5 and told["video"] == "out/video/clip-edited.gif"
+    film = videos.opened(told["video"])
+    assert (film.rate, film.size, film.count) == (5, (60, 40), 3)
+    assert sorted(p.name for p in Path(told["frames"]).glob("*.png")) == [f"0000{i}.png" for i in range(3)]
+    assert videos.opened(told["beside"]).size == (122, 40)
+    code, _, err = run("video", gif, *WORDS, *options)
+    assert code == 0 and "note: 3 of 3 frames were there" in err
+    code, _, err = run("video", gif, *WORDS, "--guidance", 3, *options)
+    assert code == 0 and "were there" not in err
+
+
+def test_a_folder_becomes_a_folder_or_a_film(run, here, gif, tmp_path):
+    videos.write(videos.opened(gif).frames(0, 2), tmp_path / "shots")
+    code, out, err = run("video", "shots", *WORDS, "sdedit")
+    assert code == 0 and out.split() == ["out/video/shots-edited"], err
+    assert videos.opened("out/video/shots-edited").count == 2
+    pytest.importorskip("av")
+    code, out, err = run("video", "shots/%05d.png", *WORDS, "--out", "a/b.mp4", "sdedit")
+    assert code == 0 and videos.opened("a/b.mp4").rate == 24, err
+
+
+def test_a_plan_is_a_line_and_nothing_is_done(run, here, gif, tmp_path):
+    code, out, err = run("video", gif, *WORDS, "--plan", "sdedit")
+    assert code == 0 and out.startswith("6 frames in a run, ") and len(out.splitlines()) == 1, err
+    code, out, _ = run("video", gif, *WORDS, "--plan", "--json", "sdedit")
+    assert code == 0 and json.loads(out)["frames"] == 6
+    assert [p.name for p in tmp_path.iterdir()] == ["clip.gif"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["clip.gif"], "video takes methods, joined by +; they are: "),
+        (
+            ["clip.gif", "--fps", "0", "sdedit"],
+            "--fps is a number of frames a second, such as 12 or 24000/1001, got",
+        ),
+        (["clip.gif", "--fps", "30", "sdedit"], "has 10 frames a second; take that or fewer, not 30"),
+        (["clip.gif", "--frames", "5", "sdedit"], "--frames is A:B"),
+        (["clip.gif", "--frames", "5:5", "sdedit"], "--frames 5:5 holds no frame"),
+        (["clip.gif", "--frames", "9:", "sdedit"], "has 6 frames, none of them in 9:"),
+        (["clip.gif", "--chunk", "0", "sdedit"], "--chunk lies between 1 and 1024, got 0"),
+        (["clip.gif", "--noise", "pink", "sdedit"], "unknown noise 'pink'; known: independent, shared, mixed"),
+        (["clip.gif", "--noise", "mixed:b", "sdedit"], "--noise mixed:A takes a number, such as mixed:1, got 'b'"),
+        (["clip.gif", "--noise", "shared:1", "sdedit"], "noise that is shared has no number; leave :1 out"),
+        (["clip.gif", "--out", "a.avi", "sdedit"], "videos are written as .mp4, .m4v, .mov, .mkv, .gif or a folder"),
+        (["clip.gif", "--out", "clip.gif", "sdedit"], "is a picture that was given"),
+        (["clip.gif", "--invert", "ddim", "sdedit"], "sdedit has a start of its own; leave --invert out"),
+        (["none.mp4", "sdedit"], "there is no file none.mp4"),
+        (["clip.gif", "--anchor", "--chunk", "2", "prompt-to-prompt", "--blend", "duck", "cube"], None),
+    ],
+)
+def test_what_it_refuses_is_one_line(run, here, gif, options, words):
+    code, out, err = run("video", *options, *WORDS)
+    last = [line for line in err.splitlines() if not line.startswith("note: ")]
+    assert code == 2 and not out and len(last) == 1 and last[0].startswith("sfumato: "), (code, out, err)
+    assert words is None or words in last[0]
+    assert not Path("out/video").exists() or not list(Path("out/video").iterdir())

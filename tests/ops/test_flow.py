@@ -1,0 +1,44 @@
+"""Flow that is found: of what moves evenly, and of clips of the world, whose own is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sfumato.errors import SfumatoError
+from sfumato.metrics.video import warp_error
+from sfumato.ops import flow
+from sfumato.ops.blur import blur
+from sfumato.ops.motion import Motion
+from sfumato.ops.warps import Similarity
+
+
+@pytest.mark.parametrize(("right", "down"), [(0.0, 0.0), (2.5, 0.0), (-1.25, 4.0)])
+def test_what_moves_evenly_is_found_to_a_tenth_of_a_pixel(right, down):
+    wide = blur(torch.rand(1, 3, 84, 100, generator=torch.Generator().manual_seed(0)), 2.0) * 4 - 1.5
+    frames = torch.cat([wide, Similarity(right / 100, down / 84)(wide)])[..., 10:-10, 10:-10]
+    found = flow.found(frames)
+    inside = (slice(None), slice(10, -10), slice(10, -10))
+    for way, sign in ((found.forward, 1), (found.backward, -1)):
+        away = way[inside] * torch.tensor([80.0, 64.0]) - sign * torch.tensor([right, down])
+        assert away.norm(dim=-1).median() < 0.1
+    assert found.gone[inside].float().mean() < 0.05
+
+
+def test_a_clip_s_flow_is_found_where_it_comes_back():
+    from sfumato.stilllife import moves
+    from sfumato.stilllife.scene import sample_scene
+
+    clip = moves.clip(sample_scene(np.random.default_rng(3), count=2), 8, size=64)
+    flows = (clip.forward, clip.backward, clip.forward_occluded, clip.backward_occluded)
+    true, found = Motion.of_pixels(*flows), flow.found(clip.frames)
+    both = ~(true.gone | found.gone)
+    away, way = ((64 * x).norm(dim=-1)[both].median() for x in (found.forward - true.forward, true.forward))
+    assert both.float().mean() > 0.3 and way > 1.5 and away < 0.5  # pixels
+    assert warp_error(clip.frames, found).mean() < 2 * warp_error(clip.frames, true).mean()
+
+
+def test_a_frame_alone_moves_nowhere():
+    with pytest.raises(SfumatoError, match="two frames or more, got 1"):
+        flow.found(torch.zeros(1, 3, 16, 16))
