@@ -26,6 +26,7 @@ from sfumato.commands.invert import invert
 from sfumato.commands.keypoints import keypoints
 from sfumato.commands.match import match
 from sfumato.commands.oneline import oneline
+from sfumato.commands.panorama import panorama
 from sfumato.commands.render import render
 from sfumato.commands.segment import segment
 from sfumato.commands.show import SHOWN, show
@@ -36,14 +37,14 @@ from sfumato.methods import index
 COMMANDS = {
     f.__name__: f
     for f in (
-        generate, edit, invert, segment, match, keypoints, features, distill2d, experiment,
+        generate, panorama, edit, invert, segment, match, keypoints, features, distill2d, experiment,
         render, describe, show, export, tour, bench,
     )
 }  # fmt: skip
 GROUPS = {"experiment": experiments.commands, "show": lambda word: SHOWN}
 """Commands that are a word more: each gives them all, when one is asked for."""
 CHAINED = {
-    **dict.fromkeys(("generate", "edit", "plan"), index.PAINTING),
+    **dict.fromkeys(("generate", "panorama", "edit", "plan"), index.PAINTING),
     "distill2d": index.DISTILLING,
     **dict.fromkeys(("segment", "match", "keypoints"), index.READING),
 }

@@ -17,7 +17,13 @@ from sfumato.core.method import Edit
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Inversion, invert
 
-AGAIN = {"feature-transfer: guided", "masactrl: masks", "self-guidance: shapes", "self-guidance: looks"}
+AGAIN = {
+    "feature-transfer: guided",
+    "masactrl: masks",
+    "self-guidance: shapes",
+    "self-guidance: looks",
+    "sync-diffusion: detached",
+}
 """Other settings of methods that are here."""
 NAMES = [name for name in ROWS if name not in AGAIN]
 PHASES = ("cond", "before", "denoised", "noise", "after")

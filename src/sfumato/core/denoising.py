@@ -90,7 +90,7 @@ def denoise(
     x = _spread(noise if first is not None else levels.spread * noise, len(names), each)
 
     with torch.no_grad():
-        seen = Canvas(model, views, grid) if views else None
+        seen = _canvas(model, views, grid, methods)
         methods = _ready(model, streams, methods)
         ready = partial(_prepared, model, streams, methods, guide, grid=grid, memory=memory, seen=seen)
         stepper, levels, found, why = _visiting(model, stepper, levels, ready)
@@ -118,7 +118,8 @@ def denoise(
                 x, noise = seen.entered(x), seen.drawing(noise)
             x = _Running(run, plan, parts, guide, levels, stepper, cond, noise, seen, path is None, watch)(x)
             x = (x if seen is None else seen.left(x)).float()
-    out = {n: Sample(model, of, streams[n]) for n, of in zip(names, x.split(each), strict=True)}
+    around = views is not None and views.around
+    out = {n: Sample(model, of, streams[n], around) for n, of in zip(names, x.split(each), strict=True)}
     return out if isinstance(prompts, Mapping) else out["main"]
 
 
@@ -140,7 +141,7 @@ def plan(
     grid = (height // model.factor, width // model.factor)
     levels = model.levels(steps, grid)
     _check_methods(methods)
-    seen, streams = Canvas(model, views, grid) if views else None, _streams(prompts)
+    seen, streams = _canvas(model, views, grid, methods), _streams(prompts)
     guide, methods = guided(model, guide, streams=streams), _ready(model, streams, methods)
     ready = partial(_prepared, model, streams, methods, guide, grid=grid, memory=memory, seen=seen)
     return _visiting(model, stepper, levels, ready)[2][2]
@@ -149,6 +150,15 @@ def plan(
 def _check_methods(methods: Any) -> None:
     if not isinstance(methods, Sequence) or not all(isinstance(method, Method) for method in methods):
         raise SfumatoError(f"methods are a list of them as they are set, such as [PromptToPrompt()], got {methods!r}")
+
+
+def _canvas(model: Backbone, views: Views | None, grid: Grid, methods: Sequence[Method]) -> Canvas | None:
+    """A canvas as its methods see it."""
+    if views is None:
+        return None
+    for method in methods:
+        views = method.seeing(views)
+    return Canvas(model, views, grid)
 
 
 def _ready(model: Backbone, streams: Mapping[str, tuple[str, ...]], methods: Sequence[Method]) -> list[Method]:
@@ -196,10 +206,11 @@ def _prepared(
         guide = method.around(guide)
     conds = guide.embed(model, [p for some in streams.values() for p in some])
     cond, rows = Cond.cat(list(conds.values())), Rows(tuple(streams), tuple(conds), len(next(iter(streams.values()))))
+    views, canvas = (None, None) if seen is None else (seen.given, seen.grid)
     if seen is not None:
         cond, rows, grid = cond.repeat(seen.count), seen.rows(rows), seen.window
         streams = {n: tuple(p for p in some for _ in range(rows.of_stream // len(some))) for n, some in streams.items()}
-    run = Run(model, streams, rows, len(levels), grid, guide, levels)
+    run = Run(model, streams, rows, len(levels), grid, guide, levels, views, canvas)
     phases = _start(methods, run)
     return run, phases, plans.plan(run, phases, lambda: _start(methods, run), memory), cond
 
@@ -229,8 +240,10 @@ class _Running:
         with tapping(self.run.model, self.plan) as begin:
             for i in range(len(self.levels)):
                 step = Step(i, self.levels[i], self.levels[i + 1], x, self.run, self.cond)
-                if self.seen is not None and not self.seen.apart:
-                    step.split = self.seen.split
+                if self.seen is not None:
+                    self.seen.turn(i)
+                    if not self.seen.apart:
+                        step.split, step.merge = self.seen.split, self.seen.merge
                 for p in self.phases:
                     if p.cond:
                         step.cond = p.cond(step, step.cond)
@@ -255,7 +268,7 @@ class _Running:
         with torch.set_grad_enabled(any(e.through_network for e in energies)):
             if energies:
                 step.x = step.x.detach().requires_grad_()
-            shown = step.split(step.x)
+            shown = step.split(step.x) if step.offset is None else step.split(step.x) + step.offset
             with begin(step):
                 n = len(step.run.rows.conditions)
                 batch = shown.repeat(n, *[1] * (shown.ndim - 1)) if n > 1 else shown
