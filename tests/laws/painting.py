@@ -299,7 +299,7 @@ METHODS = (
     ),
     Row(
         "merge-attend-diffuse", MergeAttendDiffuse(1.0), off=(MergeAttendDiffuse(0.0),), views=Tiles(8),
-        families=CROSS, but=ALONE,
+        families=("sd", "sd2", "sdxl", "pixart"), but=ALONE,
     ),
     Row(
         "spot-diffusion", SpotDiffusion(), views=Tiles(),
@@ -313,7 +313,7 @@ METHODS = (
         "sync-diffusion: detached", SyncDiffusion(2000.0, network=False), off=(SyncDiffusion(0.0, network=False),),
         views=Tiles(8), but=ALONE,
     ),
-    Row("sync-tweedies", SyncTweedies(2, 0.5), off=(SyncTweedies(6),), views=Tiles(8), but=ALONE),
+    Row("sync-tweedies", SyncTweedies(2, 0.0), off=(SyncTweedies(6),), views=Tiles(8), but=ALONE),
     Row(
         "universal-guidance", UniversalGuidance(squares, 0.1, on="x0"),
         off=(UniversalGuidance(squares, 0.1, on="x0", steps=(0, 0)),), but=ALONE,

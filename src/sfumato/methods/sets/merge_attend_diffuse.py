@@ -14,7 +14,7 @@ A layer takes part where all windows begin with one of its tokens: at a stride o
 Needs: image->image queries, keys and values, fused, of canvas by canvas tokens in place of window by window;
 image->text queries. No further network calls.
 
-Families: networks that attend to the picture and to the text apart (Stable Diffusion, SDXL, DeepFloyd IF, PixArt).
+Families: networks that attend to the picture and to the text apart (Stable Diffusion, SDXL, PixArt).
 """
 
 from __future__ import annotations

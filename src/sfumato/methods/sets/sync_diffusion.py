@@ -15,8 +15,8 @@ With ``network=False`` x0 is what the step itself predicts, with the noise held 
 prediction and no way back through the network. Its slope by x is that of the best denoiser of unit normal latents,
 alpha / (alpha^2 + sigma^2), in place of 1 / alpha, which at high noise is a hundred times the network's own.
 
-Needs: a further prediction of all windows and the way back through it and the decoder in each step that is guided; with
-``network=False`` the decoder's alone.
+Needs: a further prediction of all windows and the way back through it in each step that is guided, and what the
+distance takes; with ``network=False`` that alone.
 
 Families: all.
 """
@@ -101,9 +101,9 @@ class SyncDiffusion(Method):
             step.offset = off if step.offset is None else step.offset + off
 
         def denoised(step: Step) -> None:
-            if step.i >= end:
-                return
             _, alpha, sigma = step.level
+            if step.i >= end or alpha == 0:  # where nothing of x is of the image, x0 does not depend on it
+                return
             slope = alpha / (alpha**2 + sigma**2) * gradient(step, step.split(step.x0), lambda shown: shown)
             mean = step.merge(-self.weight * self.decay**step.i * slope)
             step.x = step.x + mean
