@@ -41,7 +41,8 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 def exact() -> Exact:
     """Two Gaussians, so that the denoiser is no linear map."""
     config = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
-    return Exact({"x": Mixture(0.4 * noise(2, 3, SIDE, SIDE, seed=5), STD, (0.4, 0.6))}, Schedule.read(config))
+    mixtures = {"x": Mixture(0.4 * noise(2, 3, SIDE, SIDE, seed=5), STD, (0.4, 0.6))}
+    return Exact(mixtures | {"": Mixture(0.2 * noise(1, 3, SIDE, SIDE, seed=6), 0.7)}, Schedule.read(config))
 
 
 def unlike(a: Tensor, b: Tensor) -> Tensor:
@@ -49,8 +50,14 @@ def unlike(a: Tensor, b: Tensor) -> Tensor:
     return ((a - b).square() * torch.linspace(0.5, 2.0, a.shape[-1]).to(a)).flatten(1).sum(1).tanh()
 
 
-def foreseen(x: Tensor, alpha: Tensor, sigma: Tensor, mixture: Mixture) -> Tensor:
-    """E[x0 | x] of the mixture, in double precision."""
+def foreseen(x: Tensor, alpha: Tensor, sigma: Tensor, exact: Exact, scale: float = 1.0) -> Tensor:
+    """x0, guided, in double precision."""
+    prompted, empty = (data(x, alpha, sigma, exact.mixtures[name]) for name in ("x", ""))
+    return empty + scale * (prompted - empty)
+
+
+def data(x: Tensor, alpha: Tensor, sigma: Tensor, mixture: Mixture) -> Tensor:
+    """E[x0 | x] of a mixture."""
     means = mixture.means.double()
     variance = alpha**2 * mixture.std**2 + sigma**2
     away = x[None] - alpha * means
@@ -59,23 +66,24 @@ def foreseen(x: Tensor, alpha: Tensor, sigma: Tensor, mixture: Mixture) -> Tenso
     return (logits.softmax(0)[:, None, None, None] * each).sum(0)
 
 
-def published(exact: Exact, x: Tensor, lefts: list[int], anchor: int, weight: float, decay: float) -> Tensor:
+def published(
+    exact: Exact, x: Tensor, lefts: list[int], anchor: int, weight: float, decay: float, scale: float
+) -> Tensor:
     """Algorithm 1, window by window: the gradient, the update, DDIM and the average."""
-    (mixture,), levels = exact.mixtures.values(), exact.levels(STEPS, (SIDE, x.shape[-1]))
-    x = x.double()
+    levels, x = exact.levels(STEPS, (SIDE, x.shape[-1])), x.double()
     for i in range(STEPS):
         (_, alpha, sigma), (_, to_alpha, to_sigma) = (
             tuple(torch.as_tensor(v).double() for v in level) for level in (levels[i], levels[i + 1])
         )
         window = lambda left: x[..., (torch.arange(SIDE) + left) % x.shape[-1]]  # noqa: B023, E731
-        towards = foreseen(window(lefts[anchor]), alpha, sigma, mixture) / 2 + 0.5
+        towards = foreseen(window(lefts[anchor]), alpha, sigma, exact, scale) / 2 + 0.5
         total, count = torch.zeros_like(x), torch.zeros(x.shape[-1]).double()
         for n, left in enumerate(lefts):
             at = window(left).clone().requires_grad_()
-            loss = unlike((foreseen(at, alpha, sigma, mixture) / 2 + 0.5)[None], towards[None]).sum()
+            loss = unlike((foreseen(at, alpha, sigma, exact, scale) / 2 + 0.5)[None], towards[None]).sum()
             (slope,) = torch.autograd.grad(loss, at)
             moved = at.detach() - (weight * decay**i * slope if n != anchor else 0)
-            x0 = foreseen(moved, alpha, sigma, mixture)
+            x0 = foreseen(moved, alpha, sigma, exact, scale)
             stepped = to_alpha * x0 + to_sigma * (moved - alpha * x0) / sigma
             columns = (torch.arange(SIDE) + left) % x.shape[-1]
             total[..., columns] += stepped
@@ -86,19 +94,19 @@ def published(exact: Exact, x: Tensor, lefts: list[int], anchor: int, weight: fl
 
 def synced(exact: Exact, start: Tensor, method: Any, views: Any, **options: Any) -> Tensor:
     prompts = ["x"] * len(start)
-    return denoise(
-        exact, prompts, start=start, steps=STEPS, guide=1.0, methods=[method] if method else [], views=views, **options
-    ).latents
+    options = {"guide": 1.0, "steps": STEPS, **options}
+    return denoise(exact, prompts, start=start, methods=[method] if method else [], views=views, **options).latents
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.5])
 @pytest.mark.parametrize("views", [Tiles(2), Ring(2)], ids=["strip", "ring"])
-def test_sync_diffusion_is_the_published_algorithm(exact, views):
+def test_sync_diffusion_is_the_published_algorithm(exact, views, scale):
     start, method = noise(2, 3, SIDE, 10), SyncDiffusion(3.0, 0.8, anchor=1, distance=unlike)
     lefts = [left for _, left in views.places(SIDE, 10, (SIDE, SIDE))]
-    found = synced(exact, start, method, views)
-    wanted = torch.stack([published(exact, x, lefts, 1, 3.0, 0.8) for x in start])
+    found = synced(exact, start, method, views, guide=scale)
+    wanted = torch.stack([published(exact, x, lefts, 1, 3.0, 0.8, scale) for x in start])
     torch.testing.assert_close(found.double(), wanted, atol=1e-4, rtol=1e-4)
-    plain = synced(exact, start, None, views)
+    plain = synced(exact, start, None, views, guide=scale)
     assert (plain - found).abs().max() > 0.05
 
 
@@ -272,7 +280,7 @@ def test_spots_are_what_is_seen_in_each_step(exact):
     """The step's windows, by the trajectory of one: what a window does not show of others is not in it."""
     start, kept = noise(1, 3, SIDE, 12), Trajectory(("x", "x_next"))
     synced(exact, start, SpotDiffusion(7), Ring(), trajectory=kept)
-    levels, (mixture,) = exact.levels(STEPS, (SIDE, 12)), exact.mixtures.values()
+    levels = exact.levels(STEPS, (SIDE, 12))
     for i in range(STEPS):
         (_, alpha, sigma), (_, to_alpha, to_sigma) = (
             tuple(torch.as_tensor(v).double() for v in level) for level in (levels[i], levels[i + 1])
@@ -280,7 +288,7 @@ def test_spots_are_what_is_seen_in_each_step(exact):
         x, wanted = kept["x"][i][0].double(), torch.zeros(3, SIDE, 12).double()
         for _, left in Spots(7, True).at(i).places(SIDE, 12, (SIDE, SIDE)):
             at = (torch.arange(SIDE) + left) % 12
-            x0 = foreseen(x[..., at], alpha, sigma, mixture)
+            x0 = foreseen(x[..., at], alpha, sigma, exact)
             wanted[..., at] = to_alpha * x0 + to_sigma * (x[..., at] - alpha * x0) / sigma
         torch.testing.assert_close(kept["x_next"][i][0].double(), wanted, atol=1e-4, rtol=1e-4)
     for wrong in (Tiles(2), Looks((Turned(),)), Ring(side="instance")):
