@@ -27,6 +27,7 @@ from sfumato.commands.invert import invert
 from sfumato.commands.keypoints import keypoints
 from sfumato.commands.match import match
 from sfumato.commands.oneline import oneline
+from sfumato.commands.panorama import panorama
 from sfumato.commands.render import render
 from sfumato.commands.segment import segment
 from sfumato.commands.shapes import shapes
@@ -40,15 +41,15 @@ from sfumato.methods import index
 COMMANDS = {
     f.__name__: f
     for f in (
-        generate, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes, distill2d,
-        experiment,
+        generate, panorama, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes,
+        distill2d, experiment,
         render, describe, show, export, tour, bench,
     )
 }  # fmt: skip
 GROUPS = {"experiment": experiments.commands, "show": lambda word: SHOWN}
 """Commands that are a word more: each gives them all, when one is asked for."""
 CHAINED = {
-    **dict.fromkeys(("generate", "illusion", "edit", "video", "plan"), index.PAINTING),
+    **dict.fromkeys(("generate", "panorama", "illusion", "edit", "video", "plan"), index.PAINTING),
     "distill2d": index.DISTILLING,
     **dict.fromkeys(("segment", "match", "keypoints", "shapes"), index.READING),
 }

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
+from sfumato.core.views import Tiles, Views
 from sfumato.inversion import Inversion, Path, invert
 from sfumato.methods.control import (
     AttendAndExcite,
@@ -55,9 +56,13 @@ from sfumato.methods.edit import (
 from sfumato.methods.sets import (
     ConsiStory,
     FateZero,
+    MergeAttendDiffuse,
     Pix2Video,
     SharedAttention,
+    SpotDiffusion,
     StyleAligned,
+    SyncDiffusion,
+    SyncTweedies,
     Text2VideoZero,
     TokenFlow,
 )
@@ -113,6 +118,8 @@ class Row:
     """Numbers of which its result is a difference, by whose rounding the same words may change it."""
     set: bool = False
     """Are the images of a run one set, of which one alone is not changed?"""
+    views: Views | None = None
+    """How the network sees a canvas of twice its width, for methods of windows."""
     close: float = 1e-4
     """How far an image of a batch may be from itself alone."""
     but: Mapping[str, str] = field(default_factory=dict)
@@ -339,6 +346,23 @@ METHODS = (
         but={**SET, "same": "frames get what keyframes got"},
     ),
     Row(
+        "merge-attend-diffuse", MergeAttendDiffuse(1.0), off=(MergeAttendDiffuse(0.0),), views=Tiles(8),
+        families=("sd", "sd2", "sdxl", "pixart"), but=ALONE,
+    ),
+    Row(
+        "spot-diffusion", SpotDiffusion(), views=Tiles(),
+        but={**ALONE, "off": "its windows lie side by side, wherever it moves them"},
+    ),
+    Row(
+        "sync-diffusion", SyncDiffusion(200.0), off=(SyncDiffusion(0.0), SyncDiffusion(until=0.0)), views=Tiles(8),
+        but=ALONE,
+    ),
+    Row(
+        "sync-diffusion: detached", SyncDiffusion(2000.0, network=False), off=(SyncDiffusion(0.0, network=False),),
+        views=Tiles(8), but=ALONE,
+    ),
+    Row("sync-tweedies", SyncTweedies(2, 0.0), off=(SyncTweedies(6),), views=Tiles(8), but=ALONE),
+    Row(
         "universal-guidance", UniversalGuidance(squares, 0.1, on="x0"),
         off=(UniversalGuidance(squares, 0.1, on="x0", steps=(0, 0)),), but=ALONE,
     ),
@@ -407,8 +431,10 @@ def painted(
         own = how.guide(model) if guide is None else CFG(guide)
         options |= {"start": bare(path) if plain else path, "guide": own, "seed": images[0]}
     else:
-        size = size or (families.side(model),) * 2
-        options |= {"methods": [] if plain else [how], "steps": STEPS, "size": size, "seed": [3 + i for i in images]}
+        if row.views is not None:
+            options |= {"views": row.views, "size": (model.size, 2 * model.size)}
+        options |= {"size": size or options.get("size") or (families.side(model),) * 2}
+        options |= {"methods": [] if plain else [how], "steps": STEPS, "seed": [3 + i for i in images]}
         options |= {"guide": CFG(row.guide if guide is None else guide)}
     out = denoise(model, prompts, **options)
     return Painted({stream: sample.latents for stream, sample in out.items()}, path)
@@ -431,7 +457,7 @@ class Runs:
         """The same without the method; of what starts from an image along its bare path."""
         row, model = ROWS[word], self.models(family)
         starts = isinstance(row.settings(model), Inversion)
-        key = (word, family, "bare") if starts else (family, row.streams, row.guide, row.set)
+        key = (word, family, "bare") if starts else (family, row.streams, row.guide, row.set, row.views)
         if key not in self.made:
             path = self.on(word, family).path if starts else None
             self.made[key] = painted(model, row, plain=True, path=path)

@@ -23,6 +23,7 @@ AGAIN = {
     "masactrl: masks",
     "self-guidance: shapes",
     "self-guidance: looks",
+    "sync-diffusion: detached",
 }
 """Other settings of methods that are here."""
 NAMES = [name for name in ROWS if name not in AGAIN]

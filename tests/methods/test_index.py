@@ -10,7 +10,7 @@ import pytest
 
 from sfumato import methods
 from sfumato.errors import SfumatoError
-from sfumato.methods import control, edit, index
+from sfumato.methods import control, edit, index, sets
 
 ROOT = Path(methods.__path__[0])
 PAGES = Path(__file__).parents[2] / "docs" / "methods"
@@ -39,7 +39,7 @@ def test_every_entry_is_a_method_with_its_own_word_and_page():
         assert all(isinstance(preset, entry.method) for preset in entry.presets.values())
 
 
-@pytest.mark.parametrize("package", [edit, control])
+@pytest.mark.parametrize("package", [edit, control, sets])
 def test_a_package_offers_the_methods_of_its_group(package):
     group = package.__name__.rpartition(".")[2]
     wanted = {entry.method.__name__ for entry in index.METHODS if entry.group == group}

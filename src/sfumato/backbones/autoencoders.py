@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def factor(vae: Any, name: str, reads: tuple[str, ...] = ()) -> int:
 
 def encode(vae: Any, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
     """Images in [0, 1] as latents, the mean of the encoder's distribution. ``SfumatoError`` where it is not finite."""
-    found = _computed(vae, "encode", images * 2 - 1)
+    found = _computed(vae, lambda vae, x: vae.encode(x), images * 2 - 1)
     raw = (found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents).float()
     finite(raw, f"what the {type(vae).__name__} makes of a picture", _remedy(vae))
     mean, scale = _normal(vae, raw)
@@ -49,7 +49,7 @@ def encode(vae: Any, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w
 def decode(vae: Any, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
     """Latents as images in [0, 1]. ``SfumatoError`` where they are not finite."""
     finite(latents, "latents that are to be seen")
-    images = _computed(vae, "decode", plain(vae, latents)).sample.float()
+    images = _computed(vae, lambda vae, x: vae.decode(x), plain(vae, latents)).sample.float()
     finite(images, f"the picture that the {type(vae).__name__} makes of finite latents", _remedy(vae))
     return (images / 2 + 0.5).clamp(0, 1)
 
@@ -76,19 +76,22 @@ def _says(vae: Any, key: str) -> bool:
     return value is not None and value != 0
 
 
-class _Part(nn.Module):
-    """One of a VAE's two ways as a module."""
+Way = Callable[[Any, Tensor], Any]
 
-    def __init__(self, vae: Any, way: str):
+
+class _Part(nn.Module):
+    """A way through a VAE as a module."""
+
+    def __init__(self, vae: Any, way: Way):
         super().__init__()
         self.vae, self.way = vae, way
 
     def forward(self, x: Tensor) -> Any:
-        return getattr(self.vae, self.way)(x)
+        return self.way(self.vae, x)
 
 
-def _computed(vae: Any, way: str, x: Tensor) -> Any:
-    """``encode`` or ``decode`` in the VAE's own precision, or in float32 where its config forces that, as SDXL's does,
+def _computed(vae: Any, way: Way, x: Tensor) -> Any:
+    """A way through a VAE in the VAE's own precision, or in float32 where its config forces that, as SDXL's does,
     and where gradients go through float16, which has no numbers as small as theirs.
 
     Its weights are copied for that and not changed: gradients of what was computed still find them.
@@ -96,7 +99,7 @@ def _computed(vae: Any, way: str, x: Tensor) -> Any:
     dtype = dtype_of(vae)
     learned = x.requires_grad and torch.is_grad_enabled()
     if dtype != torch.float16 or not (learned or vae.config.get("force_upcast")):
-        return getattr(vae, way)(x.to(dtype))
+        return way(vae, x.to(dtype))
     weights: Mapping[str, Tensor] = {**dict(vae.named_parameters()), **dict(vae.named_buffers())}
     finer = {f"vae.{k}": v.float() for k, v in weights.items() if v.dtype == torch.float16}
     return torch.func.functional_call(_Part(vae, way), finer, (x.float(),))
@@ -104,3 +107,20 @@ def _computed(vae: Any, way: str, x: Tensor) -> Any:
 
 def _remedy(vae: Any) -> str:
     return OVERFLOWS if dtype_of(vae) == torch.float16 else "its weights or what it was given are not sound"
+
+
+def features(vae: Any, latents: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b d h w"]] | None:
+    """What the decoder makes of latents first: behind its middle block and behind the next one, differentiable.
+
+    A small part of what decoding costs. None of a VAE without such blocks.
+    """
+    decoder = getattr(vae, "decoder", None)
+    if not all(hasattr(decoder, part) for part in ("conv_in", "mid_block", "up_blocks")):
+        return None
+    return [x.float() for x in _computed(vae, _first, plain(vae, latents))]
+
+
+def _first(vae: Any, x: Tensor) -> list[Tensor]:
+    inner = getattr(vae, "post_quant_conv", None)
+    middle = vae.decoder.mid_block(vae.decoder.conv_in(x if inner is None else inner(x)))
+    return [middle, vae.decoder.up_blocks[0](middle)]

@@ -71,7 +71,7 @@ def load(
     family, a device that is not there, an option that the model or the machine has no use for.
     """
     from sfumato.stilllife import weights
-    from sfumato.stilllife.similarity import similarity
+    from sfumato.stilllife.similarity import features, similarity
 
     in_hand = not isinstance(name, str | Path)
     place = choose(device) if isinstance(device, str) else device
@@ -94,7 +94,7 @@ def load(
     model = family(name, pipe)
     loras.add(pipe, loras.listed(lora))
     if name in weights.MODELS:
-        model.similarity = similarity
+        model.similarity, model.seen_features = similarity, features
     _vae(model, vae_tiling, vae_slicing)
     _texts(model, clip_skip, embeddings)
     if compile:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from sfumato.commands import uses
+from sfumato.commands import painting, uses
 from sfumato.commands.options import (
     Boxes,
     Device,
@@ -18,28 +18,19 @@ from sfumato.commands.options import (
     Seed,
     ShowAttention,
     Size,
-    bytes_of,
     check_apart,
-    guidance_of,
-    is_image,
     layout_of,
     note_guidance,
     painted_size,
-    seed_of,
     size_of,
-    slug,
-    whole,
     written,
 )
 from sfumato.commands.sampling import Sampling, suited
 from sfumato.commands.steering import Steering
 from sfumato.errors import SfumatoError
-from sfumato.io.files import writable, write_json
-from sfumato.io.terminal import print_json, quiet
+from sfumato.io.terminal import quiet
 from sfumato.tasks import chain as chains
-from sfumato.tasks import kept
 from sfumato.tasks.chain import Chain
-from sfumato.tasks.kept import settings_of
 
 
 def generate(
@@ -91,14 +82,8 @@ def generate(
     Example: sfumato generate "a duck" --model inpainting.safetensors --inpaint photo.png --mask hole.png
     """
     given = dict(locals())
-    whole("--n", n, 1, 1000)
-    if steps is not None:
-        whole("--steps", steps, 1, 1000)
-    seed_of(seed)
-    limit = bytes_of(memory)
-    seed_of(seed + n - 1)
+    limit = painting.checked(n, steps, seed, memory, guidance)
     asked = size_of(size)
-    guidance_of(guidance)
     if size is not None and sampling.canvas is not None:
         raise SfumatoError("--size is of an image that is seen whole, --canvas of a panorama; give one of them")
     if (inpaint is None) != (mask is None):
@@ -111,13 +96,10 @@ def generate(
     layout = layout_of(box)
     chain = chain.given(seed=seed, layout=layout)
     uses.boxes(layout, [chain])
-    single = is_image(out)
-    folder, stem = (out.parent, out.stem) if single else (out, slug(prompt))
     check_apart(out, inpaint, mask, *steering.control)
-    writable(folder)
+    place = painting.Place.of("generate", out, prompt)
 
     quiet()
-    from sfumato.media import pictures
     from sfumato.tasks import generate as task
     from sfumato.tasks.inpaint import Inpainting
 
@@ -149,29 +131,4 @@ def generate(
         "model": model,
         **({"methods": " + ".join(map(repr, chain.items))} if chain.items else {}),
     }
-    rows: list[dict[str, Any]] = []
-    every = {**settings_of(given, [chain]), "n": None}
-    for i, image in enumerate(shown):
-        own = {**every, "seed": seed + i}
-        name = f"{stem}-{seed + i}" if single else _named(folder, f"{stem}-{seed + i}", own)
-        path = out if single and n == 1 else folder / f"{name}.png"
-        rows.append({"image": str(pictures.write(image, path, {**settings, "seed": seed + i})), "seed": seed + i})
-        if painted.attention:
-            file = pictures.write(painted.attention[i], folder / f"{name}-attention.png", settings)
-            rows[-1]["attention"] = str(file)
-    files = [value for row in rows for key, value in row.items() if key != "seed"]
-    found: dict[str, Any] = {"images": [{**settings, **row} for row in rows], "grid": None}
-    stem = stem if single else _named(folder, stem, {**every, "n": n})
-    if n > 1:
-        all_of = {**settings, "seed": f"{seed}-{seed + n - 1}"}
-        found["grid"] = str(pictures.write(pictures.grid(shown), folder / f"{stem}.png", all_of))
-        files.append(found["grid"])
-    if chain.items:
-        found["plan"] = str(folder / f"{stem}-plan.json")
-        write_json(Path(found["plan"]), painted.plan.table(), indent=2)
-        files.append(found["plan"])
-    print_json(found) if json else print("\n".join(files))
-
-
-def _named(folder: Path, stem: str, settings: dict[str, Any]) -> str:
-    return kept.named(folder, "generate", ".png", stem, settings)
+    place.write(painted, shown, seed, settings, given, chain, json)

@@ -22,8 +22,8 @@ Terms = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How a picture is painted, beyond its prompt."""
+class Stepping:
+    """How a picture is painted, whatever its size, beyond its prompt."""
 
     stepper: Literal[
         "auto", "ddim", "ddpm", "euler", "euler-ancestral", "heun", "dpm2", "dpm2-ancestral", "lms", "plms", "deis",
@@ -31,13 +31,6 @@ class Sampling:
     ] = "auto"  # fmt: skip
     """From noise level to noise level; auto is the one of the model's scheduler. ddpm, lcm, the ancestral ones and sde
     draw new noise in each step, heun and dpm2 ask the network twice."""
-    canvas: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="WIDTH HEIGHT")] = None
-    """A panorama of so many pixels, which the model sees in windows of its own size (MultiDiffusion)."""
-    views: Literal["tiles", "ring", "sphere"] = "tiles"
-    """Windows of the canvas; the right border of a ring goes on at its left, a sphere's canvas is all that lies around,
-    360 by 180 degrees."""
-    stride: Annotated[int | None, tyro.conf.arg(metavar="CELLS")] = None
-    """From window to window, in cells of the latents [default: an eighth of a window]."""
     further: Annotated[Terms, tyro.conf.arg(name="and", metavar="TEXT[=WEIGHT]")] = ()
     """Also this (composable diffusion); of weight 1 it counts as much as the prompt."""
     without: Annotated[Terms, tyro.conf.arg(name="not", metavar="TEXT[=WEIGHT]")] = ()
@@ -46,12 +39,6 @@ class Sampling:
     """Of what --not says take away only what is perpendicular to the prompt (Perp-Neg)."""
 
     def __post_init__(self) -> None:
-        if self.canvas is None and (self.views, self.stride) != ("tiles", None):
-            raise SfumatoError("--views and --stride are of a panorama; give its pixels: --canvas 512 128")
-        if self.views == "sphere" and self.stride is not None:
-            raise SfumatoError("--stride is of windows on a plane; a sphere's lie 45 degrees apart; leave it out")
-        if self.canvas is not None:
-            check_sides(self.canvas, "--canvas")
         if self.perp_neg and (self.further or not self.without):
             raise SfumatoError("--perp-neg takes what --not says, and no --and")
         for text in self.further + self.without:
@@ -66,16 +53,6 @@ class Sampling:
             return PerpNeg(tuple(terms), scale, negative)
         scaled = tuple((text, weight * scale) for text, weight in terms)
         return Composed(scaled, scale, negative) if terms else against(model, scale, negative)
-
-    def options(self, size: tuple[int, int]) -> dict[str, Any]:
-        """Size and views of ``denoise`` and ``plan``; what is no canvas is an image of this height and width."""
-        if self.canvas is None:
-            return {"size": size}
-        from sfumato.core.sphere import Sphere
-        from sfumato.core.views import Ring, Tiles
-
-        views: Views = Sphere() if self.views == "sphere" else (Ring if self.views == "ring" else Tiles)(self.stride)
-        return {"size": self.canvas[::-1], "views": views}
 
     def made(self, model: Backbone) -> Stepper:
         """The stepper."""
@@ -107,6 +84,38 @@ class Sampling:
         """What differs from plain sampling."""
         names = {"further": "and", "without": "not"}
         return {names.get(f.name, f.name): v for f in fields(self) if (v := getattr(self, f.name)) != f.default}
+
+
+@dataclass(frozen=True)
+class Sampling(Stepping):
+    """How a picture is painted, beyond its prompt: whole, or as a canvas that is seen in windows."""
+
+    canvas: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="WIDTH HEIGHT")] = None
+    """A panorama of so many pixels, which the model sees in windows of its own size (MultiDiffusion)."""
+    views: Literal["tiles", "ring", "sphere"] = "tiles"
+    """Windows of the canvas; the right border of a ring goes on at its left, a sphere's canvas is all that lies around,
+    360 by 180 degrees."""
+    stride: Annotated[int | None, tyro.conf.arg(metavar="CELLS")] = None
+    """From window to window, in cells of the latents [default: an eighth of a window]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.canvas is None and (self.views, self.stride) != ("tiles", None):
+            raise SfumatoError("--views and --stride are of a panorama; give its pixels: --canvas 512 128")
+        if self.views == "sphere" and self.stride is not None:
+            raise SfumatoError("--stride is of windows on a plane; a sphere's lie 45 degrees apart; leave it out")
+        if self.canvas is not None:
+            check_sides(self.canvas, "--canvas")
+
+    def options(self, size: tuple[int, int]) -> dict[str, Any]:
+        """Size and views of ``denoise`` and ``plan``; what is no canvas is an image of this height and width."""
+        if self.canvas is None:
+            return {"size": size}
+        from sfumato.core.sphere import Sphere
+        from sfumato.core.views import Ring, Tiles
+
+        views: Views = Sphere() if self.views == "sphere" else (Ring if self.views == "ring" else Tiles)(self.stride)
+        return {"size": self.canvas[::-1], "views": views}
 
 
 def suited(model: Backbone, steps: int | None, guidance: float | None) -> tuple[int, float]:

@@ -110,6 +110,8 @@ class Backbone(ABC):
 
     similarity: Similarity | None = None
     """Of images in [0, 1] and texts, a number a pair, differentiable: by a CLIP that belongs to the model."""
+    seen_features: Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, "b d"]] | None = None
+    """Of images in [0, 1], what that CLIP makes of them, differentiable."""
 
     @property
     def distilled(self) -> float | None:

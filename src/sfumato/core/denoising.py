@@ -93,7 +93,7 @@ def denoise(
     x = _spread(noise if first is not None else levels.spread * noise, len(names), each)
 
     with torch.no_grad():
-        seen = seeing(model, views, grid, each)
+        seen = _canvas(model, views, grid, methods, each)
         methods = _ready(model, streams, methods)
         ready = partial(_prepared, model, streams, methods, guide, grid=grid, memory=memory, seen=seen)
         stepper, levels, found, why = _visiting(model, stepper, levels, ready)
@@ -121,7 +121,8 @@ def denoise(
                 x, noise = seen.entered(x), seen.drawing(noise)
             x = _Running(run, plan, parts, guide, levels, stepper, cond, noise, seen, path is None, watch)(x)
             x = (x if seen is None else seen.left(x)).float()
-    out = {n: Sample(model, of, streams[n]) for n, of in zip(names, x.split(each), strict=True)}
+    around = views is not None and views.around
+    out = {n: Sample(model, of, streams[n], around) for n, of in zip(names, x.split(each), strict=True)}
     return out if isinstance(prompts, Mapping) else out["main"]
 
 
@@ -144,7 +145,7 @@ def plan(
     levels = model.levels(steps, grid)
     _check_methods(methods)
     streams = _streams(prompts)
-    seen = seeing(model, views, grid, len(next(iter(streams.values()))))
+    seen = _canvas(model, views, grid, methods, len(next(iter(streams.values()))))
     guide, methods = guided(model, guide, streams=streams), _ready(model, streams, methods)
     ready = partial(_prepared, model, streams, methods, guide, grid=grid, memory=memory, seen=seen)
     return _visiting(model, stepper, levels, ready)[2][2]
@@ -153,6 +154,15 @@ def plan(
 def _check_methods(methods: Any) -> None:
     if not isinstance(methods, Sequence) or not all(isinstance(method, Method) for method in methods):
         raise SfumatoError(f"methods are a list of them as they are set, such as [PromptToPrompt()], got {methods!r}")
+
+
+def _canvas(model: Backbone, views: Views | None, grid: Grid, methods: Sequence[Method], images: int) -> Canvas | None:
+    """How so many images of a stream are seen, as the methods have it; None: as they are."""
+    if views is None:
+        return None
+    for method in methods:
+        views = method.seeing(views)
+    return seeing(model, views, grid, images)
 
 
 def _ready(model: Backbone, streams: Mapping[str, tuple[str, ...]], methods: Sequence[Method]) -> list[Method]:
@@ -202,12 +212,13 @@ def _prepared(
     own = None if seen is None else seen.prompts(prompts)
     conds = guide.embed(model, own or prompts)
     cond, rows = Cond.cat(list(conds.values())), Rows(tuple(streams), tuple(conds), len(next(iter(streams.values()))))
+    views, canvas = (None, None) if seen is None else (seen.given, seen.grid)
     if seen is not None:
         cond, rows, grid = cond if own else cond.repeat(seen.count), seen.rows(rows), seen.window
         if seen.apart:
             each = own or [p for p in prompts for _ in range(seen.count)]
             streams = {n: tuple(each[i * rows.each : (i + 1) * rows.each]) for i, n in enumerate(streams)}
-    run = Run(model, streams, rows, len(levels), grid, guide, levels, own is not None)
+    run = Run(model, streams, rows, len(levels), grid, guide, levels, views, canvas, own is not None)
     phases = _start(methods, run)
     return run, phases, plans.plan(run, phases, lambda: _start(methods, run), memory), cond
 
@@ -240,7 +251,7 @@ class _Running:
                 if self.seen is not None:
                     self.seen.turn(i)
                     if not self.seen.apart:
-                        step.split = self.seen.split
+                        step.split, step.merge = self.seen.split, self.seen.merge
                 for p in self.phases:
                     if p.cond:
                         step.cond = p.cond(step, step.cond)
@@ -265,7 +276,7 @@ class _Running:
         with torch.set_grad_enabled(any(e.through_network for e in energies)):
             if energies:
                 step.x = step.x.detach().requires_grad_()
-            shown = step.split(step.x)
+            shown = step.split(step.x) if step.offset is None else step.split(step.x) + step.offset
             with begin(step):
                 n = len(step.run.rows.conditions)
                 batch = shown.repeat(n, *[1] * (shown.ndim - 1)) if n > 1 else shown

@@ -16,7 +16,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.grids import Grids
 from sfumato.core.method import Step
 from sfumato.core.rows import Rows
-from sfumato.core.schedule import Level, noise_in, without_noise
+from sfumato.core.schedule import Level, noise_in, part_of, without_noise
 from sfumato.core.sites import Grid
 from sfumato.core.steppers import Move, Noise
 from sfumato.core.views import Views
@@ -30,11 +30,17 @@ class Canvas:
     """
 
     def __init__(self, model: Backbone, views: Views, grid: Grid):
-        self.model, self.views, self.grid = model, views, grid
+        self.model, self.given, self.grid = model, views, grid
+        self.views = views.at(0)
+        """Those of the step that is run."""
         self.window = views.window(grid, model.size // model.factor)
-        self.count = views.count(*grid, self.window)
+        self.count = self.views.count(*grid, self.window)
         self.apart = views.side == "instance"
-        unseen = int((views.coverage(*grid, self.window) <= 0).sum())
+        if not 0 <= views.until <= 1:
+            raise SfumatoError(f"the part of the steps in which views agree lies between 0 and 1, got {views.until}")
+        if views.until < 1 and not self.apart:
+            raise SfumatoError('views that go on by themselves have latents of their own: side="instance"')
+        unseen = int((self.views.coverage(*grid, self.window) <= 0).sum())
         if unseen and not self.apart:
             raise SfumatoError(
                 f"{unseen} cells of a canvas of {grid[0]} x {grid[1]} lie in no view, so nothing would be painted "
@@ -43,6 +49,7 @@ class Canvas:
 
     def turn(self, i: int) -> None:
         """To the views of a step."""
+        self.views = self.given.at(i)
 
     def rows(self, rows: Rows) -> Rows:
         """With a row a view of each image."""
@@ -75,11 +82,13 @@ class Canvas:
         """The canvas that a run ends with."""
         if not self.apart:
             return x
-        return self.model.encode(self._pixels(x)) if self.views.fuse == "pixels" and self.count > 1 else self.merge(x)
+        return self.model.encode(self._pixels(x)) if self.given.fuse == "pixels" and self.count > 1 else self.merge(x)
 
     def fuse(self, move: Move, step: Step, shown: Tensor, x0: Tensor, eps: Tensor) -> Move:
         """Fill in the step's ``x0`` and ``eps`` from those of what was shown; gives what then moves the step."""
         step.x0, step.eps = x0, eps
+        if step.i >= part_of(step.run.steps, self.given.until):  # each goes on by itself
+            return move
         if self.count == 1 and shown is step.x:  # there is nothing to agree with
             return move
         match self.views.fuse:
@@ -138,7 +147,8 @@ class Together(Canvas):
     apart = False
 
     def __init__(self, model: Backbone, views: Grids, grid: Grid, images: int):
-        self.model, self.views, self.grid, self.images = model, views, grid, images
+        self.model, self.grid, self.images = model, grid, images
+        self.given = self.views = views
         self.window = (grid[0] * views.rows, grid[1] * views.columns)
         self.count, self.step = views.grids(images), 0
         model.check_size(*(n * model.factor for n in self.window))
@@ -172,8 +182,6 @@ class Together(Canvas):
         return move
 
 
-def seeing(model: Backbone, views: Views | None, grid: Grid, images: int) -> Canvas | None:
-    """How a run of so many images a stream is seen; None: as they are."""
-    if isinstance(views, Grids):
-        return Together(model, views, grid, images)
-    return Canvas(model, views, grid) if views else None
+def seeing(model: Backbone, views: Views, grid: Grid, images: int) -> Canvas:
+    """How a run of so many images a stream is seen."""
+    return Together(model, views, grid, images) if isinstance(views, Grids) else Canvas(model, views, grid)

@@ -1,4 +1,4 @@
-"""Maps of further predictions, which a method asks for beside the step's own."""
+"""Further predictions, which a method asks for beside the step's own: their maps, or the images that they stand for."""
 
 from __future__ import annotations
 
@@ -52,3 +52,16 @@ def look(
             run.model.predict(batch, step.level.t, cond)
         tap.check(run.model.network)
     return found
+
+
+def foresee(step: Step, shown: Float[Tensor, "bv c h w"]) -> Float[Tensor, "bv c h w"]:
+    """The x0 that one more prediction of all rows stands for, guided as the run is; of what the network is ``shown``.
+
+    Gradients flow to it where they are on. The network is as the model has it, with the step's controls: what methods
+    edit is not in it.
+    """
+    run = step.run
+    predicted = run.model.predict(shown.repeat(len(run.rows.conditions), 1, 1, 1), step.level.t, step.cond)
+    parts = dict(zip(run.rows.conditions, predicted.split(len(shown)), strict=True))
+    prediction = parts["cond"] if run.guide is None else run.guide.combine(parts, run.rows)
+    return run.model.schedule.x0_and_eps(prediction, shown, step.level)[0]

@@ -20,6 +20,7 @@ from sfumato.core.rows import Name, Pattern, Rows
 from sfumato.core.schedule import part_of
 from sfumato.core.settings import Settings
 from sfumato.core.sites import Grid
+from sfumato.core.views import Views
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
@@ -126,6 +127,9 @@ class Run:
     guide: Guide | None = None
     """How the conditions' predictions become one, for methods that predict more."""
     levels: Levels | None = None
+    views: Views | None = None
+    """How the network sees a canvas, if it does, and of which height and width."""
+    canvas: Grid | None = None
     apart: bool = False
     """Do the views of an image read prompts of their own?"""
 
@@ -155,6 +159,10 @@ class Step:
     maps: dict[Need, Maps] = field(default_factory=dict)
     split: Callable[[Tensor], Tensor] = lambda x: x
     """From images to what the network sees of them: windows, where a run has ``Views``."""
+    merge: Callable[[Tensor], Tensor] = lambda x: x
+    """From what it sees back to images, as the mean of windows."""
+    offset: Tensor | None = None
+    """What the network sees beside what it is shown of ``x``: windows that were moved each by itself."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +226,10 @@ class Method(Settings):
     def around(self, base: Guide) -> Guide:
         """The run's guidance with what this method adds to it: rows of its own, say. Twice is as good as once."""
         return base
+
+    def seeing(self, views: Views) -> Views:
+        """The views of a run on a canvas as this method has them: others, or others in each step."""
+        return views
 
 
 class Start(Method):

@@ -15,6 +15,21 @@ from sfumato.core.method import Step
 from sfumato.core.modes import unmoded
 from sfumato.errors import SfumatoError
 from sfumato.media import pictures
+from sfumato.ops.circular import around
+
+
+def decoded_around(model: Backbone, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+    """Images of latents whose right border is next to the left one, without a seam.
+
+    Convolutions go around, and what else a decoder has (norms and attention over all of it) knows no places. A VAE
+    that decodes in tiles would close each on itself: it gets a third of the ring more at both ends, which are cut off.
+    """
+    if not getattr(getattr(model, "vae", None), "use_tiling", False):
+        with around():
+            return model.decode(latents)
+    columns = max(1, latents.shape[-1] // 3)
+    images = model.decode(torch.cat([latents[..., -columns:], latents, latents[..., :columns]], -1))
+    return images[..., columns * model.factor : -columns * model.factor]
 
 
 @dataclass(frozen=True)
@@ -24,12 +39,16 @@ class Sample:
     model: Backbone
     latents: Float[Tensor, "b c h w"]
     prompts: tuple[str, ...]
+    around: bool = False
+    """Is the right border next to the left one? Then it is decoded so."""
 
     @property
     def images(self) -> Float[Tensor, "b 3 H W"]:
         """In [0, 1], on the CPU."""
         with unmoded(), torch.no_grad():
-            return self.model.decode(self.latents).cpu()
+            if not self.around:
+                return self.model.decode(self.latents).cpu()
+            return decoded_around(self.model, self.latents).cpu()
 
     def differs(self, other: Sample) -> Bool[Tensor, "b h w"]:
         """Cells whose latents are not those of the other stream: where an edit changed something."""

@@ -58,11 +58,19 @@ class Views:
     """Several views of a canvas, whose means are the canvas.
 
     ``fuse``: which variable they agree on; ``pixels`` is x0 decoded. ``side``: on which it is sampled. On the canvas
-    there is one image, which views show parts of; on the instance's, each view has latents of its own.
+    there is one image, which views show parts of; on the instance's, each view has latents of its own. ``until``: up to
+    which part of the steps they agree; then each goes on by itself, so that it has to have latents of its own.
     """
 
     fuse: Fuse
     side: Side = "canvas"
+    until: float = 1.0
+    around: bool = False
+    """Does the canvas' right border go on at its left?"""
+
+    def at(self, i: int) -> Views:
+        """The views of a step, as many in each: of some it is others."""
+        return self
 
     def window(self, canvas: Grid, side: int) -> Grid:
         """Height and width of what the network sees of a canvas; ``side`` is that of the model's own images."""
@@ -143,30 +151,41 @@ class Windows(Views):
     def of(self, canvas: Grid, window: Grid, cell: int = 1) -> tuple[View, ...]:
         return _windows(self, canvas, window, cell)
 
+    def on_tokens(self, canvas: Grid, window: Grid, scale: int) -> Looks | None:
+        """The windows where a token is ``scale`` cells a side; None where one of them does not begin with a token."""
+        places = self.places(*canvas, window)
+        if any(n % scale for n in (*canvas, *window, *(n for place in places for n in place))):
+            return None
+        grid, (h, w) = (canvas[0] // scale, canvas[1] // scale), (window[0] // scale, window[1] // scale)
+        return Looks(tuple(_window(grid, (h, w), top // scale, left // scale) for top, left in places))
+
 
 @lru_cache(8)  # they are the same in every step
-def _windows(views: Windows, canvas: Grid, window: Grid, cell: int) -> tuple[Window, ...]:
+def _windows(views: Windows, canvas: Grid, window: Grid, cell: int) -> tuple[View, ...]:
     (height, width), (h, w) = canvas, window
     places = views.places(height // cell, width // cell, (h // cell, w // cell))
-    return tuple(
-        Window(
-            (torch.arange(h) + top * cell)[:, None] % height,
-            (torch.arange(w) + left * cell)[None] % width,
-        )
-        for top, left in places
-    )
+    return tuple(_window(canvas, window, top * cell, left * cell) for top, left in places)
+
+
+def _window(canvas: Grid, window: Grid, top: int, left: int) -> View:
+    if canvas == window and not top and not left:
+        return Turned()  # the canvas itself
+    rows, columns = torch.arange(window[0]) + top, torch.arange(window[1]) + left
+    return Window(rows[:, None] % canvas[0], columns[None] % canvas[1])
 
 
 @dataclass(frozen=True)
 class Tiles(Windows):
     """Overlapping windows that cover the canvas to its borders.
 
-    ``stride`` in cells of the latents; the default is an eighth of the window's side, as published (8 of 64).
+    ``stride`` in cells of the latents, or as a part of the window's side; the default is an eighth of that, as
+    published (8 of 64).
     """
 
-    stride: int | None = None
+    stride: int | float | None = None
     fuse: Fuse = "x_prev"
     side: Side = "canvas"
+    until: float = 1.0
 
     def places(self, height: int, width: int, window: Grid) -> tuple[tuple[int, int], ...]:
         rows, columns = (_starts(n, side, self.stride) for n, side in ((height, window[0]), (width, window[1])))
@@ -177,6 +196,8 @@ class Tiles(Windows):
 class Ring(Tiles):
     """Tiles whose right border goes on at the left: a panorama of 360 degrees."""
 
+    around = True
+
     def places(self, height: int, width: int, window: Grid) -> tuple[tuple[int, int], ...]:
         rows = _starts(height, window[0], self.stride)
         if width < window[1]:
@@ -184,15 +205,16 @@ class Ring(Tiles):
         return tuple((top, left) for top in rows for left in range(0, width, _stride(window[1], self.stride)))
 
 
-def _stride(side: int, stride: int | None) -> int:
-    step = max(1, side // 8) if stride is None else stride
-    if not 1 <= step <= side:
+def _stride(side: int, stride: int | float | None) -> int:
+    part = 1 / 8 if stride is None else stride if isinstance(stride, float) and 0 < stride <= 1 else None
+    step = stride if part is None else max(1, int(side * part))
+    if not (isinstance(step, int) and 1 <= step <= side):
         raise SfumatoError(f"a stride lies between 1 and the window's side, {side} cells, got {step}")
     return step
 
 
 @cache
-def _starts(length: int, side: int, stride: int | None) -> tuple[int, ...]:
+def _starts(length: int, side: int, stride: int | float | None) -> tuple[int, ...]:
     """Where windows begin; the last one ends at the border."""
     if length < side:
         raise SfumatoError(f"a canvas is at least as large as the window, {side} cells, got {length}")
@@ -211,6 +233,7 @@ class Looks(Views):
     side: Side = "canvas"
     prompts: tuple[str, ...] = ()
     """What each of them is to read as; {} in it is the run's prompt. None: that of all."""
+    until: float = 1.0
 
     def __post_init__(self) -> None:
         if self.prompts and len(self.prompts) != len(self.views):

@@ -21,6 +21,11 @@ def similarity(images: Float[Tensor, "b 3 h w"], texts: Sequence[str]) -> Float[
     return F.cosine_similarity(image_features(images, clip), text_features(texts, clip, tokenizer))
 
 
+def features(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    """What the CLIP makes of images in [0, 1], differentiable by them."""
+    return image_features(images, _clip(images.device)[0])
+
+
 @cache
 def _clip(device: torch.device) -> tuple[Any, Any]:
     """The CLIP and its tokenizer: a method that learns asks in each step."""

@@ -48,10 +48,13 @@ def generate(
     stepper: Stepper | None = None,
     memory: int | None = None,
     attention: bool = False,
+    together: int = BATCH,
     preview_every: int = 0,
     on_progress: Listener | None = None,
 ) -> Generated:
-    """An image a seed. ``preview_every`` counts steps; of windows (``views``) there is no preview.
+    """An image a seed, at most so many ``together``.
+
+    ``preview_every`` counts steps; of windows (``views``) there is no preview.
 
     The rest is ``denoise``'s, which raises ``SfumatoError`` for what it refuses before the first image is painted.
     """
@@ -60,7 +63,7 @@ def generate(
     every_method += [] if watch is None else [watch]
     options = {"methods": every_method, "guide": guide, "steps": steps, "size": size, "views": views}
     options["stepper"] = stepper
-    together = min(len(seeds), BATCH) if all(method.requires.batch for method in methods) else 1
+    together = min(len(seeds), together) if all(method.requires.batch for method in methods) else 1
     if memory is not None and denoising.plan(model, [prompt] * together, **options).bytes > memory:
         together = 1
     planned = denoising.plan(model, [prompt] * together, memory=memory, **options)

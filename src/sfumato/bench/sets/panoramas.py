@@ -1,0 +1,198 @@
+"""Panoramas: the seams of their windows, how alike windows of one are and those of two, and what they take.
+
+Of each method strips of 1024 x 128 pixels for prompts that leave the scene open, two of each prompt; beside them
+windows that know nothing of each other. A coherent strip may be a dull one: its windows' Frechet distance to single
+paintings, those of the independent windows, is told with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.bench.report import Figure, Target
+from sfumato.bench.session import Session
+from sfumato.core.denoising import denoise
+from sfumato.core.method import Method
+from sfumato.core.results import Sample
+from sfumato.core.views import Ring, Tiles, Views
+from sfumato.methods.sets import MergeAttendDiffuse, SpotDiffusion, SyncDiffusion
+from sfumato.metrics.clip import clip_features, frechet
+from sfumato.stilllife import weights
+
+STEPS, GUIDANCE = 10, 5.0
+WIDE, RING, SHORT = 8, 4, 2
+"""Widths in windows: of strips, of rings, of what is timed."""
+PROMPTS = ("a red cube", "a blue duck", "a green sphere", "a yellow cone")
+
+MEANINGS = {
+    "pano_seam": "MultiDiffusion: gradient across the windows' borders over that inside",
+    "pano_coherence": "SyncDiffusion: CLIP distance between a strip's windows, over MultiDiffusion's",
+    "pano_coherence_mad": "Merge-attend-diffuse: the same",
+    "pano_frechet": "SyncDiffusion: Frechet distance of windows to single paintings, over MultiDiffusion's",
+    "pano_frechet_mad": "Merge-attend-diffuse: the same",
+    "pano_diversity": "SyncDiffusion: CLIP distance between two strips of a prompt, over MultiDiffusion's",
+    "ring_seam": "gradient across the wrap over that inside, of rings decoded as rings",
+    "ring_seam_open": "the same, decoded as strips",
+    "pano_vs_diffusers_time": "MultiDiffusion over diffusers' panorama pipeline, same windows; median",
+    "sync_over_multi_time": "SyncDiffusion (the authors' fifth of the steps) over MultiDiffusion, same windows; median",
+    "detached_over_multi_time": "the same, without the way back through the network, in all steps",
+}
+TARGETS = {
+    "pano_seam": Target(1.1, at_least=False),
+    "pano_coherence": Target(1.0, at_least=False),
+    "pano_coherence_mad": Target(1.0, at_least=False),
+    "pano_frechet": Target(1.1, at_least=False),
+    "pano_frechet_mad": Target(1.1, at_least=False),
+    "ring_seam": Target(1.05, at_least=False),
+    "pano_vs_diffusers_time": Target(0.7, at_least=False),
+    "sync_over_multi_time": Target(1.6, at_least=False),
+}
+
+WAYS: dict[str, tuple[Views, tuple[Method, ...]]] = {
+    "independent windows": (Tiles(1.0), ()),
+    "multi-diffusion": (Tiles(0.25), ()),
+    "sync-diffusion": (Tiles(0.25), (SyncDiffusion(until=0.2),)),
+    "sync-diffusion, detached": (Tiles(0.25), (SyncDiffusion(network=False),)),
+    "merge-attend-diffuse": (Tiles(0.25), (MergeAttendDiffuse(),)),
+    "spot-diffusion": (Tiles(), (SpotDiffusion(),)),
+}
+"""Views and methods by what they are called here."""
+
+
+def seam(images: Float[Tensor, "b 3 h w"], columns: Sequence[int], cell: int) -> Float[Tensor, " b"]:
+    """Mean difference across the left borders of these columns, over that across all other cells' borders."""
+    across = (images - images.roll(1, -1)).abs().mean((1, 2))
+    others = [c for c in range(cell, images.shape[-1], cell) if c not in columns]
+    return across[:, list(columns)].mean(1) / across[:, others].mean(1)
+
+
+def apart(features: Float[Tensor, "n d"], others: Float[Tensor, "m d"] | None = None) -> float:
+    """Mean cosine distance between features, of two sets or of the pairs of one."""
+    a = F.normalize(features.float(), dim=1)
+    if others is not None:
+        return float(1 - (a @ F.normalize(others.float(), dim=1).T).mean())
+    return float((1 - a @ a.T).sum() / (len(a) * (len(a) - 1)))
+
+
+def borders(views: Views, size: tuple[int, int], side: int, cell: int) -> list[int]:
+    """Columns of pixels at which a window of the last step begins or ends, inside of the canvas."""
+    grid, window = (size[0] // cell, size[1] // cell), (side // cell, side // cell)
+    lefts = [left for _, left in views.at(STEPS - 1).places(*grid, window)]  # pyright: ignore[reportAttributeAccessIssue]
+    ends = {n * cell for left in lefts for n in (left, left + window[1])}
+    return sorted(n for n in ends if 0 < n < size[1])
+
+
+def strips(session: Session) -> Mapping[str, Figure]:
+    """Every method's strips, from the same noise."""
+    model, found = session.model, dict[str, dict[str, Figure]]()
+    side, first = model.size, int(session.stream(19, 0).integers(2**30))
+    size = (side, WIDE * side)
+    alone: Tensor | None = None
+    for name, (given, methods) in WAYS.items():
+        views, images = given, []
+        for method in methods:
+            views = method.seeing(views)
+        for i in range(session.n):
+            prompt = PROMPTS[i // 2 % len(PROMPTS)]
+            options: dict[str, Any] = {"steps": STEPS, "guide": GUIDANCE, "size": size, "seed": first + i}
+            images.append(denoise(model, prompt, views=given, methods=methods, **options).images)
+        painted = torch.cat(images)
+        session.keep(name.replace(" ", "-").replace(",", ""), painted, 1)
+        windows = torch.stack(painted.split(side, -1), 1)
+        features = clip_features(windows.flatten(0, 1), session.clip).cpu().unflatten(0, (-1, WIDE))  # pyright: ignore
+        alone = features.flatten(0, 1) if alone is None else alone
+        pairs = [apart(features[i], features[i + 1]) for i in range(0, session.n - 1, 2)]
+        found[name] = {
+            "seam": seam(painted, borders(views, size, side, model.factor), model.factor).numpy(),
+            "coherence": np.array([apart(one) for one in features]),
+            "diversity": float(np.mean(pairs)),
+            "frechet": frechet(features.flatten(0, 1), alone),
+        }
+        session.methods[name] = {key: float(np.mean(v)) for key, v in found[name].items()}  # pyright: ignore
+
+    def over(name: str, key: str) -> float:
+        return float(np.mean(found[name][key]) / np.mean(found["multi-diffusion"][key]))
+
+    return {
+        "pano_seam": found["multi-diffusion"]["seam"],
+        "pano_coherence": over("sync-diffusion", "coherence"),
+        "pano_coherence_mad": over("merge-attend-diffuse", "coherence"),
+        "pano_frechet": over("sync-diffusion", "frechet"),
+        "pano_frechet_mad": over("merge-attend-diffuse", "frechet"),
+        "pano_diversity": over("sync-diffusion", "diversity"),
+    }
+
+
+def rings(session: Session) -> Mapping[str, Figure]:
+    model, first = session.model, int(session.stream(19, 1).integers(2**30))
+    closed, opened = [], []
+    for i in range(session.n):
+        sample = denoise(
+            model,
+            PROMPTS[i % len(PROMPTS)],
+            steps=STEPS,
+            guide=GUIDANCE,
+            size=(model.size, RING * model.size),
+            views=Ring(0.25),
+            seed=first + i,
+        )
+        closed.append(sample.images)
+        opened.append(Sample(model, sample.latents, sample.prompts).images)
+    session.keep("rings", torch.cat(closed), 1)
+    return {
+        "ring_seam": seam(torch.cat(closed), [0], model.factor).numpy(),
+        "ring_seam_open": seam(torch.cat(opened), [0], model.factor).numpy(),
+    }
+
+
+def against_diffusers(session: Session) -> Mapping[str, Figure]:
+    """The same network, noise, windows and steps; theirs goes window by window, as it does unless told otherwise."""
+    model = session.model
+    pipe = weights.assemble("StableDiffusionPanoramaPipeline", weights.load()).to(session.device)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.unet = model.network
+    size, cells = (model.size, SHORT * model.size), model.size // model.factor
+    places = Tiles().places(cells, SHORT * cells, (cells, cells))
+    pipe.get_views = lambda *_, **options: [(top, top + cells, left, left + cells) for top, left in places]
+    noise = model.latents([0], *size)
+    options = {"num_inference_steps": 3, "guidance_scale": GUIDANCE, "output_type": "latent", "latents": noise}
+
+    def ours() -> object:
+        return denoise(model, PROMPTS[0], steps=3, guide=GUIDANCE, start=noise, views=Tiles())
+
+    def theirs() -> object:
+        return pipe(PROMPTS[0], height=size[0], width=size[1], **options)
+
+    return {"pano_vs_diffusers_time": session.ratio(ours, theirs)}
+
+
+def times(session: Session) -> Mapping[str, Figure]:
+    model = session.model
+    size = (model.size, SHORT * model.size)
+
+    def painting(*methods: Method) -> Callable[[], object]:
+        options: dict[str, Any] = {"steps": 5, "guide": GUIDANCE, "size": size, "views": Tiles(0.25)}
+        return lambda: denoise(model, PROMPTS[0], methods=methods, **options)
+
+    return {
+        "sync_over_multi_time": session.ratio(painting(SyncDiffusion(until=0.2)), painting()),
+        "detached_over_multi_time": session.ratio(painting(SyncDiffusion(network=False)), painting()),
+    }
+
+
+MEASURES: tuple[tuple[tuple[str, ...], Callable[[Any], Mapping[str, Figure]]], ...] = (
+    (
+        ("pano_seam", "pano_coherence", "pano_coherence_mad", "pano_frechet", "pano_frechet_mad", "pano_diversity"),
+        strips,
+    ),
+    (("ring_seam", "ring_seam_open"), rings),
+    (("pano_vs_diffusers_time",), against_diffusers),
+    (("sync_over_multi_time", "detached_over_multi_time"), times),
+)

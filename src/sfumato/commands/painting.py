@@ -1,0 +1,90 @@
+"""What the commands that paint from words share: what they refuse first, and how their pictures are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sfumato.commands.options import bytes_of, guidance_of, is_image, seed_of, slug, whole
+from sfumato.io.files import writable, write_json
+from sfumato.io.terminal import print_json
+from sfumato.tasks import kept
+from sfumato.tasks.chain import Chain
+from sfumato.tasks.kept import settings_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+    from sfumato.tasks.generate import Generated
+
+
+def checked(n: int, steps: int | None, seed: int, memory: float, guidance: float | None) -> int:
+    """The bytes that attention maps may take. Refuses numbers that are out of range."""
+    whole("--n", n, 1, 1000)
+    if steps is not None:
+        whole("--steps", steps, 1, 1000)
+    seed_of(seed)
+    limit = bytes_of(memory)
+    seed_of(seed + n - 1)
+    guidance_of(guidance)
+    return limit
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a command's pictures go: a folder, under names of the prompt, or one file."""
+
+    command: str
+    folder: Path
+    stem: str
+    file: Path | None
+
+    @classmethod
+    def of(cls, command: str, out: Path, prompt: str) -> Place:
+        """What ``--out`` says. Refuses a place that cannot be written."""
+        single = is_image(out)
+        folder = out.parent if single else out
+        writable(folder)
+        return cls(command, folder, out.stem if single else slug(prompt), out if single else None)
+
+    def write(
+        self,
+        painted: Generated,
+        shown: Sequence[Picture],
+        seed: int,
+        settings: Mapping[str, Any],
+        given: Mapping[str, Any],
+        chain: Chain,
+        json: bool,
+        **found: Any,
+    ) -> None:
+        """The pictures, their grid, where words look and the plan of methods; says where they are, with ``found``."""
+        from sfumato.media import pictures
+
+        n, rows = len(shown), []
+        every = {**settings_of(dict(given), [chain]), "n": None}
+        for i, image in enumerate(shown):
+            stem = f"{self.stem}-{seed + i}"
+            name = stem if self.file else self._named(stem, {**every, "seed": seed + i})
+            path = self.file if self.file and n == 1 else self.folder / f"{name}.png"
+            rows.append({"image": str(pictures.write(image, path, {**settings, "seed": seed + i})), "seed": seed + i})
+            if painted.attention:
+                file = pictures.write(painted.attention[i], self.folder / f"{name}-attention.png", dict(settings))
+                rows[-1]["attention"] = str(file)
+        files = [value for row in rows for key, value in row.items() if key != "seed"]
+        found = {"images": [{**settings, **row} for row in rows], "grid": None, **found}
+        stem = self.stem if self.file else self._named(self.stem, {**every, "n": n})
+        if n > 1:
+            all_of = {**settings, "seed": f"{seed}-{seed + n - 1}"}
+            found["grid"] = str(pictures.write(pictures.grid(shown), self.folder / f"{stem}.png", all_of))
+            files.append(found["grid"])
+        if chain.items:
+            found["plan"] = str(self.folder / f"{stem}-plan.json")
+            write_json(Path(found["plan"]), painted.plan.table(), indent=2)
+            files.append(found["plan"])
+        print_json(found) if json else print("\n".join(files))
+
+    def _named(self, stem: str, settings: dict[str, Any]) -> str:
+        return kept.named(self.folder, self.command, ".png", stem, settings)
