@@ -290,6 +290,22 @@ def ncsnpp() -> Any:
     return diffusers.ScoreSdeVePipeline(unet=network, scheduler=diffusers.ScoreSdeVeScheduler(sigma_max=50.0))
 
 
+def motion_adapter(**options: Any) -> diffusers.MotionAdapter:
+    """For the tiny Stable Diffusion, with attention over at most eight frames."""
+    settings: dict[str, Any] = {
+        "block_out_channels": (8, 16), "motion_layers_per_block": 1, "motion_num_attention_heads": 2,
+        "motion_norm_num_groups": 4, "motion_max_seq_length": 8,
+    }  # fmt: skip
+    return diffusers.MotionAdapter(**settings | options).eval()
+
+
+def animatediff(network: Mapping[str, Any] = NONE, adapter: Mapping[str, Any] = NONE, **options: Any) -> Any:
+    """Stable Diffusion with motion modules; ``options`` are those of ``stable_diffusion``."""
+    pipe = stable_diffusion(network=network, **options)
+    parts = {k: v for k, v in pipe.components.items() if k not in ("safety_checker", "image_encoder")}
+    return diffusers.AnimateDiffPipeline(motion_adapter=motion_adapter(**adapter), **parts)
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd": stable_diffusion,
     "sd2": lambda: stable_diffusion(prediction_type="v_prediction"),
@@ -312,12 +328,14 @@ INSTRUCTED: dict[str, Callable[[], Any]] = {"instruct": instruct, "instruct-xl":
 """Those that read a picture, without which they paint nothing."""
 WORDLESS: dict[str, Callable[[], Any]] = {"ddpm": ddpm, "ldm": ldm, "ncsnpp": ncsnpp}
 """Those that read no words."""
+MOVING: dict[str, Callable[[], Any]] = {"animatediff": animatediff}
+"""Those that attend over time."""
 
 
 def write(name: str, place: Path) -> Path:
     """The family's tiny model as a folder."""
     torch.manual_seed(0)
-    pipe = (FAMILIES | VARIANTS | INSTRUCTED | WORDLESS)[name]()
+    pipe = (FAMILIES | VARIANTS | INSTRUCTED | WORDLESS | MOVING)[name]()
     randomised(*pipe.components.values())
     pipe.save_pretrained(place / name)
     return place / name

@@ -21,6 +21,7 @@ _TEXTS: dict[str, dict[str, tuple[str, ...]]] = {
     "UNet": {"text_encoder": _CLIP},
     "Depth": {"text_encoder": _CLIP},
     "SDXL": {"text_encoder": _CLIP, "text_encoder_2": _POOLED},
+    "Motion": {"text_encoder": _CLIP},
     "DeepFloyd": {"text_encoder": _T5},
     "PixArt": {"text_encoder": _T5},
     "SD3": {"text_encoder": _POOLED, "text_encoder_2": _POOLED, "text_encoder_3": _T5},
@@ -31,13 +32,13 @@ _TEXTS: dict[str, dict[str, tuple[str, ...]]] = {
 _MAY_LACK = {"SDXL": "text_encoder", "SD3": "text_encoder_3"}  # refiners have one; T5 is large
 _TRANSFORMERS = {"PixArtTransformer2DModel": "PixArt", "SD3Transformer2DModel": "SD3", "FluxTransformer2DModel": "Flux"}
 KNOWN = (
-    "the UNets of Stable Diffusion 1, 2, XL and DeepFloyd IF, UNet2DModel without classes, and "
+    "the UNets of Stable Diffusion 1, 2, XL, AnimateDiff and DeepFloyd IF, UNet2DModel without classes, and "
     f"{', '.join(_TRANSFORMERS)}"
 )
 
 
 def kind(name: str, pipe: Any) -> str:
-    """UNet, Depth, SDXL, DeepFloyd, PixArt, SD3, Flux or Pixels. ``SfumatoError`` for what none of them is."""
+    """UNet, Depth, SDXL, Motion, DeepFloyd, PixArt, SD3, Flux or Pixels. ``SfumatoError`` for what none of them is."""
     found = (getattr(pipe, part, None) for part in ("unet", "transformer"))
     network = next((each for each in found if each is not None), None)
     if network is None:
@@ -54,6 +55,8 @@ def kind(name: str, pipe: Any) -> str:
         kind = _TRANSFORMERS[transformer]
     elif is_a(network, ("UNet2DConditionModel",)):
         kind = _of_unet(name, pipe, network.config)
+    elif is_a(network, ("UNetMotionModel",)):
+        kind = _moving(name, pipe, network.config)
     else:
         refuse(name, pipe, f"with a {type(network).__name__}")
     _check_texts(name, pipe, kind)
@@ -97,6 +100,15 @@ def _of_unet(name: str, pipe: Any, config: Any) -> str:
     if config.out_channels != latents:
         refuse(name, pipe, f"whose network gives {config.out_channels} channels for {latents} of the latents")
     return "SDXL" if config.addition_embed_type == "text_time" else found
+
+
+def _moving(name: str, pipe: Any, config: Any) -> str:
+    if more := next(reads_more(config), None) or config.addition_embed_type:
+        refuse(name, pipe, f"whose UNetMotionModel reads {more}")
+    latents = _latents(name, pipe)
+    if config.out_channels != latents:
+        refuse(name, pipe, f"whose network gives {config.out_channels} channels for {latents} of the latents")
+    return _check_channels(name, pipe, config.in_channels, {latents: "Motion"})
 
 
 def _check_texts(name: str, pipe: Any, kind: str) -> None:

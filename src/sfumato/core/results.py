@@ -24,12 +24,19 @@ class Sample:
     model: Backbone
     latents: Float[Tensor, "b c h w"]
     prompts: tuple[str, ...]
+    frames: int = 1
+    """How many images one after the other are a clip."""
 
     @property
     def images(self) -> Float[Tensor, "b 3 H W"]:
         """In [0, 1], on the CPU."""
         with unmoded(), torch.no_grad():
             return self.model.decode(self.latents).cpu()
+
+    @property
+    def clips(self) -> Float[Tensor, "b f 3 H W"]:
+        """The images as frames of clips."""
+        return self.images.unflatten(0, (-1, self.frames))
 
     def differs(self, other: Sample) -> Bool[Tensor, "b h w"]:
         """Cells whose latents are not those of the other stream: where an edit changed something."""

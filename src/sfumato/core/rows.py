@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor
@@ -30,6 +30,8 @@ class Rows:
     """Images of a stream."""
     views: int = 1
     """Of an image: the windows in which the network sees a canvas."""
+    frames: int = 1
+    """How many images one after the other are a clip; 1: each is by itself."""
 
     @property
     def each(self) -> int:
@@ -65,6 +67,10 @@ class Rows:
     def spread(self, x: Tensor) -> Tensor:
         """What belongs to an image each, given to all of its views."""
         return x.repeat_interleave(self.views, 0) if self.views > 1 else x
+
+    def over_time(self, places: int) -> Rows:
+        """Rows of attention over time: of each clip its places, so many, in the order of the clips."""
+        return replace(self, of_stream=self.each // self.frames * places, views=1, frames=1)
 
     def match(self, pattern: Pattern) -> tuple[Name, ...]:
         """The groups that a pattern names. ``SfumatoError`` when there are none."""
