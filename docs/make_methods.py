@@ -28,7 +28,13 @@ from sfumato.tasks import recipes
 
 PAGES = Path(__file__).parent / "methods"
 HAND, END = "<!-- by hand -->", "<!-- end -->"
-GROUPS = {"edit": "Editing", "control": "Control", "perceive": "Reading images", "distill": "Score distillation"}
+GROUPS = {
+    "edit": "Editing",
+    "control": "Control",
+    "sets": "Sets of images",
+    "perceive": "Reading images",
+    "distill": "Score distillation",
+}
 INTRO = """# Methods
 
 Each page says what a method does, shows a picture that its own command made with the built-in model

@@ -74,9 +74,7 @@ def test_clips_are_those_of_diffusers(name):
     ).frames  # fmt: skip
     from sfumato.core.guidance import cfg
 
-    out = denoise(
-        model, [PROMPT, OTHER], frames=frames, seed=[3, 7], size=(32, 48), steps=steps, guide=cfg(4.0, "the")
-    )
+    out = denoise(model, [PROMPT, OTHER], frames=frames, seed=[3, 7], size=(32, 48), steps=steps, guide=cfg(4.0, "the"))
     assert out.clips.shape == (2, frames, 3, 32, 48)
     torch.testing.assert_close(out.latents, frames_of(wanted), **CLOSE)
     alone = denoise(model, [PROMPT, OTHER], seed=[3, 7], size=(32, 48), steps=steps, guide=cfg(4.0, "the"))
@@ -136,9 +134,10 @@ def test_each_site_is_seen_once_in_order_and_looking_changes_no_bit(model, frame
             assert q.shape == (2 * frames, call.site.heads, places, call.site.dim)
 
     plain = model.predict(x, 401.0, cond)
-    with model.tap(dict.fromkeys(model.sites, look), Rows(("main",), ("cond",), 2 * frames, frames=frames), (4, 4)) as t:
+    rows = Rows(("main",), ("cond",), 2 * frames, frames=frames)
+    with model.tap(dict.fromkeys(model.sites, look), rows, (4, 4)) as tap:
         tapped = model.predict(x, 401.0, cond)
-        t.check(model.network)
+        tap.check(model.network)
     assert torch.equal(tapped, plain) and seen == list(model.sites)
     modules = dict(model.network.named_modules())
     assert all(("motion_modules" in s.path) == (s.axis == "time") and s.path in modules for s in model.sites)
@@ -162,12 +161,12 @@ def test_who_names_image_to_image_means_space_unless_time_is_said(model):
     assert space == choose(model, "image->image", (4, 4)) and len(space) == 4 and len(time) == 14
     assert {s.axis for s in space} == {"space"} and {s.axis for s in time} == {"time"}
     assert not any("motion" in layer.path for layer in model.layers if layer.kind == "tokens")
-    with pytest.raises(SfumatoError, match="'image->text' attention over time; .* offers image->image$"):
+    with pytest.raises(SfumatoError, match=r"'image->text' attention over time; .* offers image->image$"):
         choose(model, Where("image->text", axis="time"), (4, 4))
 
 
 def test_a_model_of_images_has_no_time(models):
-    with pytest.raises(SfumatoError, match="attention over time; .* offers none over time; load it with motion"):
+    with pytest.raises(SfumatoError, match=r"attention over time; .* offers none over time; load it with motion"):
         choose(models("sd"), Where("image->image", axis="time"), (4, 4))
 
 

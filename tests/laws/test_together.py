@@ -43,7 +43,7 @@ class Together:
     def arguments(self, family: str, *names: str) -> tuple[dict[str, str], dict[str, Any]]:
         model = self.models(family)
         streams = LOOKS if any(ROWS[name].streams == LOOKS for name in names) else EDIT
-        options: dict[str, Any] = {"guide": CFG(3.0), "methods": []}
+        options: dict[str, Any] = {"guide": CFG(3.0), "methods": [], "frames": max(ROWS[name].frames for name in names)}
         for name in names:
             method = ROWS[name].settings(model)
             if not self.starts(name):
@@ -66,7 +66,13 @@ class Together:
         prompts = {stream: SAID[stream][0] for stream in streams}
         methods = [options["start"]] if "start" in options else options["methods"]
         return methods[0], plan(
-            self.models(family), prompts, methods=methods, guide=options["guide"], steps=steps, size=64
+            self.models(family),
+            prompts,
+            methods=methods,
+            guide=options["guide"],
+            steps=steps,
+            size=64,
+            frames=options["frames"],
         )
 
     def written(self, family: str, name: str, streams: tuple[str, ...], steps: int) -> set[tuple[Any, ...]]:

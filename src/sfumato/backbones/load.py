@@ -91,7 +91,7 @@ def load(
         pipe = _read(name, variant, config, dtype, ready, offline)
     components.put(pipe, given, ready, dtype)
     if motion is not None:
-        pipe = moving(name, pipe, motion, variant, dtype or pipe.unet.dtype, offline)
+        pipe = moving(name, pipe, motion, variant, dtype, offline)
     if in_hand and dtype is not None:
         pipe.to(dtype)
     if not in_hand or device != "auto":

@@ -160,17 +160,17 @@ def moving(name: str, pipe: Any, motion: Any, variant: str | None, dtype: Any, o
         raise SfumatoError(f"motion adapters are of Stable Diffusion 1, and {name} is a {type(pipe).__name__}")
     adapter = motion
     if isinstance(motion, str | Path):
-        adapter = folder.part(hub.find(str(motion), variant, offline, part="motion_adapter"), "motion_adapter", variant,
-                              dtype)  # fmt: skip
+        place = hub.find(str(motion), variant, offline, part="motion_adapter")
+        adapter = folder.part(place, "motion_adapter", variant, dtype or unet.dtype)
     if not isinstance(adapter, diffusers.MotionAdapter):
         raise SfumatoError(f"what is given as motion is a {type(adapter).__name__}, not a MotionAdapter")
     parts = {k: v for k, v in pipe.components.items() if k not in ("unet", "safety_checker")}
     try:
         with without("diffusers.models.modeling_utils", "should be kept in float32: []"):  # nothing should
-            network = diffusers.UNetMotionModel.from_unet2d(unet, adapter).eval()
+            network: Any = diffusers.UNetMotionModel.from_unet2d(unet, adapter)
     except (ValueError, RuntimeError, KeyError) as e:
         why = " ".join(line.strip() for line in str(e).splitlines()[:2])
         raise SfumatoError(f"this motion adapter is none for {name}: {why}") from e
-    made = diffusers.AnimateDiffPipeline(unet=network, motion_adapter=adapter, **parts)
+    made = diffusers.AnimateDiffPipeline(unet=network.eval(), motion_adapter=adapter, **parts)
     made.set_progress_bar_config(disable=True)
     return made

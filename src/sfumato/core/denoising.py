@@ -119,7 +119,7 @@ def denoise(
                         trajectory.note(step)
                     if callback is not None:
                         callback(step)
-                    advance()  # noqa: B023 - of this pass
+                    advance()
 
                 running = _Running(run, plan, parts, guide, levels, stepper, cond, noise, seen, path is None, watch)
                 x = running(more[-1], passed)

@@ -48,7 +48,7 @@ class Entry:
         return {k.lower().replace("_", "-"): v for k, v in vars(self.module).items() if k.isupper() and type(v) is kind}
 
 
-PAINTING = ("edit", "control")
+PAINTING = ("edit", "control", "sets")
 READING = ("perceive",)
 DISTILLING = ("distill",)
 
@@ -86,6 +86,8 @@ METHODS = (
     Entry("spatial-temporal", "control.spatial_temporal:SpatialTemporal"),
     Entry("structured-diffusion", "control.structured_diffusion:StructuredDiffusion"),
     Entry("universal-guidance", "control.universal_guidance:UniversalGuidance"),
+    Entry("free-init", "sets.free_init:FreeInit"),
+    Entry("free-noise", "sets.free_noise:FreeNoise"),
     Entry("diff-seg", "perceive.diff_seg:DiffSeg", "diffseg"),
     Entry("dift", "perceive.dift:DIFT"),
     Entry("few-shot", "perceive.few_shot:FewShot"),

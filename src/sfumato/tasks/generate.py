@@ -64,7 +64,9 @@ def generate(
     every_method += [] if watch is None else [watch]
     options = {"methods": every_method, "guide": guide, "steps": steps, "size": size, "views": views}
     options |= {"stepper": stepper, "frames": frames}
-    together = min(len(seeds), max(1, BATCH // max(1, frames))) if all(method.requires.batch for method in methods) else 1
+    together = (
+        min(len(seeds), max(1, BATCH // max(1, frames))) if all(method.requires.batch for method in methods) else 1
+    )
     if memory is not None and denoising.plan(model, [prompt] * together, **options).bytes > memory:
         together = 1
     planned = denoising.plan(model, [prompt] * together, memory=memory, **options)
