@@ -12,9 +12,12 @@ import diffusers
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
@@ -328,6 +331,40 @@ INSTRUCTED: dict[str, Callable[[], Any]] = {"instruct": instruct, "instruct-xl":
 """Those that read a picture, without which they paint nothing."""
 WORDLESS: dict[str, Callable[[], Any]] = {"ddpm": ddpm, "ldm": ldm, "ncsnpp": ncsnpp}
 """Those that read no words."""
+
+
+def stable_video(
+    network: Mapping[str, Any] = NONE, autoencoder: Mapping[str, Any] = NONE, scheduler: Any = None, frames: int = 5
+) -> Any:
+    """Stable Video Diffusion, whose image encoder sees its pictures at the real one's size."""
+    settings: dict[str, Any] = {
+        "sample_size": 16, "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"), "block_out_channels": (32, 64),
+        "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 24, "layers_per_block": 1,
+        "cross_attention_dim": 16, "num_attention_heads": (2, 4), "num_frames": frames,
+    }  # fmt: skip
+    coder: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4, "block_out_channels": (32,) * 4, "latent_channels": 4,
+        "scaling_factor": 0.5,
+    }  # fmt: skip
+    seen = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, projection_dim=16,
+        image_size=224, patch_size=56,
+    )  # fmt: skip
+    encoder = CLIPVisionModelWithProjection(seen).eval()
+    scheduler = scheduler or diffusers.EulerDiscreteScheduler(
+        **BETAS, interpolation_type="linear", prediction_type="v_prediction", sigma_max=700.0, sigma_min=0.002,
+        steps_offset=1, timestep_spacing="leading", timestep_type="continuous", use_karras_sigmas=True,
+    )  # fmt: skip
+    return diffusers.StableVideoDiffusionPipeline(
+        vae=diffusers.AutoencoderKLTemporalDecoder(**coder | dict(autoencoder)).eval(), image_encoder=encoder,
+        unet=diffusers.UNetSpatioTemporalConditionModel(**settings | dict(network)).eval(), scheduler=scheduler,
+        feature_extractor=CLIPImageProcessor(),
+    )  # fmt: skip
+
+
+SHOWN: dict[str, Callable[[], Any]] = {"stable-video": stable_video}
+"""Those that go on from a picture."""
 MOVING: dict[str, Callable[[], Any]] = {"animatediff": animatediff}
 """Those that attend over time."""
 
@@ -335,7 +372,7 @@ MOVING: dict[str, Callable[[], Any]] = {"animatediff": animatediff}
 def write(name: str, place: Path) -> Path:
     """The family's tiny model as a folder."""
     torch.manual_seed(0)
-    pipe = (FAMILIES | VARIANTS | INSTRUCTED | WORDLESS | MOVING)[name]()
+    pipe = (FAMILIES | VARIANTS | INSTRUCTED | WORDLESS | MOVING | SHOWN)[name]()
     randomised(*pipe.components.values())
     pipe.save_pretrained(place / name)
     return place / name

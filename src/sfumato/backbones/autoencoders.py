@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from sfumato.core.backbone import dtype_of
 from sfumato.errors import SfumatoError, finite, unknown
 
-KINDS = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL", "VQModel")
+OF_CLIPS = "AutoencoderKLTemporalDecoder"
+"""Whose decoder takes all that it is given for one clip."""
+KINDS = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL", "VQModel", OF_CLIPS)
 SHIFTS = {"shift_factor": "SD3 and Flux", "latents_mean": "SDXL", "latents_std": "SDXL"}
 """What a config may say of latents beside their scale, and whose pipelines read it."""
 OVERFLOWS = (
@@ -84,7 +86,12 @@ class _Part(nn.Module):
         self.vae, self.way = vae, way
 
     def forward(self, x: Tensor) -> Any:
-        return getattr(self.vae, self.way)(x)
+        return _asked(self.vae, self.way, x)
+
+
+def _asked(vae: Any, way: str, x: Tensor) -> Any:
+    clip = {"num_frames": len(x)} if way == "decode" and type(vae).__name__ == OF_CLIPS else {}
+    return getattr(vae, way)(x, **clip)
 
 
 def _computed(vae: Any, way: str, x: Tensor) -> Any:
@@ -96,7 +103,7 @@ def _computed(vae: Any, way: str, x: Tensor) -> Any:
     dtype = dtype_of(vae)
     learned = x.requires_grad and torch.is_grad_enabled()
     if dtype != torch.float16 or not (learned or vae.config.get("force_upcast")):
-        return getattr(vae, way)(x.to(dtype))
+        return _asked(vae, way, x.to(dtype))
     weights: Mapping[str, Tensor] = {**dict(vae.named_parameters()), **dict(vae.named_buffers())}
     finer = {f"vae.{k}": v.float() for k, v in weights.items() if v.dtype == torch.float16}
     return torch.func.functional_call(_Part(vae, way), finer, (x.float(),))

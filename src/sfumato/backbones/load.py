@@ -171,8 +171,9 @@ def family(name: str, pipe: Any) -> Backbone:
     from sfumato.backbones.pixels import Pixels
     from sfumato.backbones.transformers import SD3, Flux, PixArt
     from sfumato.backbones.unet import SDXL, Depth, UNet
+    from sfumato.backbones.video import Video
 
-    families = {each.kind: each for each in (UNet, Depth, SDXL, Motion, DeepFloyd, PixArt, SD3, Flux, Pixels)}
+    families = {each.kind: each for each in (UNet, Depth, SDXL, Motion, Video, DeepFloyd, PixArt, SD3, Flux, Pixels)}
     return families[kinds.kind(name, pipe)](name, pipe)
 
 

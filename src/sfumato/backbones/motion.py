@@ -19,6 +19,7 @@ from torch import Tensor
 from sfumato.backbones import folder, hub
 from sfumato.backbones.parts import of_parts
 from sfumato.backbones.unet import STAGES, UNet, halved
+from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
@@ -32,6 +33,7 @@ class Motion(UNet):
     """Its network is a ``UNetMotionModel``; taps see its attention over time as sites of that axis."""
 
     kind = "Motion"
+    shorter = "take fewer, or the method FreeNoise, which lets it attend over windows of them"
 
     @of_parts("network")
     def sites(self) -> tuple[Site, ...]:
@@ -43,23 +45,28 @@ class Motion(UNet):
 
     def _predict(self, x: Tensor, inside: Tensor, time: Tensor, cond: Cond) -> Tensor:
         n = cond.frames
-        more = {k: _of_clips(v, n) for k, v in self._told(cond).items()} | self.controlled(x, time, cond)
+        more = {k: of_clips(v, n) for k, v in self._told(cond).items()} | self.controlled(x, time, cond)
         if images := self._image_prompts(cond):
-            more["added_cond_kwargs"] = {"image_embeds": [_of_clips(each, n) for each in images]}
+            more["added_cond_kwargs"] = {"image_embeds": [of_clips(each, n) for each in images]}
         clips = inside.to(self.dtype).unflatten(0, (-1, n)).transpose(1, 2)
         text = cond.text.to(self.dtype)
         with windowed(self.network, cond):
-            out = self.network(clips, _of_clips(time, n), encoder_hidden_states=text, return_dict=False, **more)[0]
+            out = self.network(clips, of_clips(time, n), encoder_hidden_states=text, return_dict=False, **more)[0]
         return out.transpose(1, 2).flatten(0, 1)
 
     def inside(self, x: Float[Tensor, "b c h w"], cond: Cond) -> Float[Tensor, "b d h w"]:
-        if len(x) % cond.frames:
-            raise SfumatoError(f"{len(x)} images are no clips of {cond.frames} frames; give as many for each clip")
-        self.check_frames(cond.frames, longer=WEIGHTS in cond.extra)
+        check_clips(self, x, cond)
         return super().inside(x, cond)
 
 
-def _of_clips(rows: Float[Tensor, "b *shape"], frames: int) -> Float[Tensor, "clips *shape"]:
+def check_clips(model: Backbone, x: Tensor, cond: Cond) -> None:
+    """Raise ``SfumatoError`` for images that are no clips, or longer ones than a model has."""
+    if len(x) % cond.frames:
+        raise SfumatoError(f"{len(x)} images are no clips of {cond.frames} frames; give as many for each clip")
+    model.check_frames(cond.frames, longer=WEIGHTS in cond.extra)
+
+
+def of_clips(rows: Float[Tensor, "b *shape"], frames: int) -> Float[Tensor, "clips *shape"]:
     """What the frames of each clip share. ``SfumatoError`` where they do not: the network reads it once a clip."""
     first = rows[::frames]
     if rows.stride(0) and not torch.equal(first.repeat_interleave(frames, 0), rows):

@@ -108,6 +108,8 @@ class Backbone(ABC):
 
     frames: int = 1
     """Of a clip, the most that it attends over together; 1: it paints images."""
+    shorter: str = "take fewer"
+    """What to do about more."""
     similarity: Similarity | None = None
     """Of images in [0, 1] and texts, a number a pair, differentiable: by a CLIP that belongs to the model."""
 
@@ -115,6 +117,10 @@ class Backbone(ABC):
     def distilled(self) -> float | None:
         """The guidance that it was distilled to run at: 1 is none of it, and None that it was not."""
         return 1.0 if self.schedule.distilled else None
+
+    def guided(self, scale: float | None) -> Any:
+        """The guidance that it is used with at a scale (its usual one), where that is of its own kind; None: CFG's."""
+        return None
 
     @property
     def device(self) -> torch.device:
@@ -218,10 +224,7 @@ class Backbone(ABC):
                 "Diffusion 1 an AnimateDiff adapter"
             )
         if frames > self.frames and not longer:
-            raise SfumatoError(
-                f"{self.name} attends over at most {self.frames} frames, got {frames}; take fewer, or the method "
-                "FreeNoise, which lets it attend over windows of them"
-            )
+            raise SfumatoError(f"{self.name} attends over at most {self.frames} frames, got {frames}; {self.shorter}")
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ``SfumatoError`` unless images of this size in pixels can be painted."""

@@ -31,7 +31,8 @@ class Sample:
     def images(self) -> Float[Tensor, "b 3 H W"]:
         """In [0, 1], on the CPU."""
         with unmoded(), torch.no_grad():
-            return self.model.decode(self.latents).cpu()
+            clips = self.latents.split(self.frames) if self.frames > 1 else [self.latents]
+            return torch.cat([self.model.decode(clip).cpu() for clip in clips])
 
     @property
     def clips(self) -> Float[Tensor, "b f 3 H W"]:
