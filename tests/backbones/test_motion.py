@@ -37,6 +37,7 @@ PIPES: dict[str, Any] = {
     "dpm": lambda: families.animatediff(scheduler=diffusers.DPMSolverMultistepScheduler(**families.BETAS)),
     "pndm": lambda: families.animatediff(scheduler=diffusers.PNDMScheduler(**families.BETAS, skip_prk_steps=True)),
 }
+DAILY = ("varied", "euler")
 
 
 def frames_of(clips: torch.Tensor) -> torch.Tensor:
@@ -59,7 +60,7 @@ def painted(model, prompt: Any = PROMPT, frames: int = 4, **options: Any) -> tor
     return out.latents if not isinstance(out, dict) else {k: v.latents for k, v in out.items()}  # pyright: ignore
 
 
-@pytest.mark.parametrize("name", PIPES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in DAILY else pytest.mark.slow) for n in PIPES])
 def test_clips_are_those_of_diffusers(name):
     pipe: Any = families.seeded(PIPES[name])
     families.randomised(pipe.unet)

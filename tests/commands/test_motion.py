@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from families import write
 from PIL import Image
 
@@ -24,12 +25,19 @@ def test_clips_are_films_and_sheets(run, tmp_path, models):
         sheet, film = Image.open(row["image"]), Image.open(row["film"])
         assert sheet.size == (3 * 32 + 4, 32) and sheet.info["frames"] == "3"
         assert film.size == (32, 32) and getattr(film, "n_frames", 0) == 3
-    # as many as it attends over unless said otherwise; more with FreeNoise alone
-    assert painted("--n", 1, "--out", tmp_path / "most")[0]["frames"] == 8
+    # more than it attends over with FreeNoise alone
     code, _, err = run(*given, "--frames", 12, "--out", tmp_path / "long")
     assert code == 2 and "attends over at most 8 frames, got 12; take fewer, or the method FreeNoise" in err
     windows = ("--n", 1, "--frames", 12, "--out", tmp_path / "long", "free-noise", "--context", 4)
     assert painted(*windows)[0]["frames"] == 12
+
+
+@pytest.mark.slow
+def test_there_are_as_many_frames_as_it_attends_over(run, tmp_path, models):
+    adapter = write("animatediff", tmp_path) / "motion_adapter"
+    options = ("--model", models("sd").name, "--size", 32, "--device", "cpu", "--motion", adapter, "--steps", 1)
+    code, out, err = run("generate", "a duck", *options, "--n", 1, "--out", tmp_path / "most", "--json")
+    assert code == 0 and json.loads(out)["images"][0]["frames"] == 8, err
 
 
 def test_what_there_is_no_clip_of_is_said(run, tmp_path, models):

@@ -58,8 +58,11 @@ def test_repeated_and_own_noise():
     assert FreeNoise(4, 2).order(8) == FreeNoise(4, 2).order(12)[:8]
 
 
-@pytest.mark.parametrize("kind", ["pyramid", "flat"])
-@pytest.mark.parametrize("scheduler", ["ddim", "euler"])
+@pytest.mark.parametrize(
+    ("kind", "scheduler"),
+    [("pyramid", "ddim"), pytest.param("pyramid", "euler", marks=pytest.mark.slow),
+     pytest.param("flat", "ddim", marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_long_clips_are_those_of_diffusers(kind, scheduler):
     """More frames than the adapter attends over; whole strides, where their last window is a window like the others."""
     import diffusers
