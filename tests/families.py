@@ -12,9 +12,12 @@ import diffusers
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
@@ -290,6 +293,22 @@ def ncsnpp() -> Any:
     return diffusers.ScoreSdeVePipeline(unet=network, scheduler=diffusers.ScoreSdeVeScheduler(sigma_max=50.0))
 
 
+def motion_adapter(**options: Any) -> diffusers.MotionAdapter:
+    """For the tiny Stable Diffusion, with attention over at most eight frames."""
+    settings: dict[str, Any] = {
+        "block_out_channels": (8, 16), "motion_layers_per_block": 1, "motion_num_attention_heads": 2,
+        "motion_norm_num_groups": 4, "motion_max_seq_length": 8,
+    }  # fmt: skip
+    return diffusers.MotionAdapter(**settings | options).eval()
+
+
+def animatediff(network: Mapping[str, Any] = NONE, adapter: Mapping[str, Any] = NONE, **options: Any) -> Any:
+    """Stable Diffusion with motion modules; ``options`` are those of ``stable_diffusion``."""
+    pipe = stable_diffusion(network=network, **options)
+    parts = {k: v for k, v in pipe.components.items() if k not in ("safety_checker", "image_encoder")}
+    return diffusers.AnimateDiffPipeline(motion_adapter=motion_adapter(**adapter), **parts)
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd": stable_diffusion,
     "sd2": lambda: stable_diffusion(prediction_type="v_prediction"),
@@ -314,10 +333,46 @@ WORDLESS: dict[str, Callable[[], Any]] = {"ddpm": ddpm, "ldm": ldm, "ncsnpp": nc
 """Those that read no words."""
 
 
+def stable_video(
+    network: Mapping[str, Any] = NONE, autoencoder: Mapping[str, Any] = NONE, scheduler: Any = None, frames: int = 5
+) -> Any:
+    """Stable Video Diffusion, whose image encoder sees its pictures at the real one's size."""
+    settings: dict[str, Any] = {
+        "sample_size": 16, "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"), "block_out_channels": (32, 64),
+        "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 24, "layers_per_block": 1,
+        "cross_attention_dim": 16, "num_attention_heads": (2, 4), "num_frames": frames,
+    }  # fmt: skip
+    coder: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4, "block_out_channels": (32,) * 4, "latent_channels": 4,
+        "scaling_factor": 0.5,
+    }  # fmt: skip
+    seen = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, projection_dim=16,
+        image_size=224, patch_size=56,
+    )  # fmt: skip
+    encoder = CLIPVisionModelWithProjection(seen).eval()
+    scheduler = scheduler or diffusers.EulerDiscreteScheduler(
+        **BETAS, interpolation_type="linear", prediction_type="v_prediction", sigma_max=700.0, sigma_min=0.002,
+        steps_offset=1, timestep_spacing="leading", timestep_type="continuous", use_karras_sigmas=True,
+    )  # fmt: skip
+    return diffusers.StableVideoDiffusionPipeline(
+        vae=diffusers.AutoencoderKLTemporalDecoder(**coder | dict(autoencoder)).eval(), image_encoder=encoder,
+        unet=diffusers.UNetSpatioTemporalConditionModel(**settings | dict(network)).eval(), scheduler=scheduler,
+        feature_extractor=CLIPImageProcessor(),
+    )  # fmt: skip
+
+
+SHOWN: dict[str, Callable[[], Any]] = {"stable-video": stable_video}
+"""Those that go on from a picture."""
+MOVING: dict[str, Callable[[], Any]] = {"animatediff": animatediff}
+"""Those that attend over time."""
+
+
 def write(name: str, place: Path) -> Path:
     """The family's tiny model as a folder."""
     torch.manual_seed(0)
-    pipe = (FAMILIES | VARIANTS | INSTRUCTED | WORDLESS)[name]()
+    pipe = (FAMILIES | VARIANTS | INSTRUCTED | WORDLESS | MOVING | SHOWN)[name]()
     randomised(*pipe.components.values())
     pipe.save_pretrained(place / name)
     return place / name

@@ -56,6 +56,8 @@ from sfumato.methods.edit import (
 from sfumato.methods.sets import (
     ConsiStory,
     FateZero,
+    FreeInit,
+    FreeNoise,
     MergeAttendDiffuse,
     Pix2Video,
     SharedAttention,
@@ -72,6 +74,7 @@ ALL = tuple(families.FAMILIES)
 UNETS = ("sd", "sd2", "sdxl", "deepfloyd")
 CROSS = (*UNETS, "pixart")
 JOINT = ("sd3", "flux")
+MOVING = tuple(families.MOVING)
 LAWS = {
     "acts": "what it paints is finite, and not what is painted without it",
     "off": "switched off it is plain sampling, or no edit, bit for bit",
@@ -120,6 +123,8 @@ class Row:
     """Are the images of a run one set, of which one alone is not changed?"""
     views: Views | None = None
     """How the network sees a canvas of twice its width, for methods of windows."""
+    frames: int = 1
+    """Of a clip, which is what counts as an image here."""
     close: float = 1e-4
     """How far an image of a batch may be from itself alone."""
     but: Mapping[str, str] = field(default_factory=dict)
@@ -133,6 +138,7 @@ EDIT = ("source", "target")
 LOOKS = ("source", "target", "appearance")
 ALONE = {"source": "it has no source", "same": "it has no source"}
 SET = {"batch": "the images of a run are one set, and each has a part in the others' attention"}
+CLIP = {"windows": "a clip is seen whole, and views are refused before any method is asked"}
 ANEW = {"same": "paints anew what noise has covered"}
 
 
@@ -270,6 +276,11 @@ METHODS = (
         "llm-grounded", LlmGrounded(LAYOUT, iterations=(1,), enough=0.0),
         off=(LlmGrounded(LAYOUT, scale=0.0, frozen=0.0),), but=ALONE,
     ),
+    Row("free-init", FreeInit(2), off=(FreeInit(1),), families=MOVING, frames=3, but={**ALONE, **CLIP}),
+    Row(
+        "free-noise", FreeNoise(4, 2), off=(FreeNoise(6, 1), FreeNoise(8)), families=MOVING, frames=6,
+        but={**ALONE, **CLIP},
+    ),
     Row("perturbed-attention", PerturbedAttention(), off=(PerturbedAttention(0.0),), but=ALONE),
     Row(
         "region-prompts", RegionPrompts(LAYOUT, until=1.0),
@@ -384,7 +395,8 @@ def started(model: Any, word: str, size: Any) -> tuple[Any, dict[str, Any]]:
             model, torch.rand(3, *size, generator=torch.Generator().manual_seed(0)), SAID["source"][0], method
         )
         return path, {"start": path, "guide": method.guide(model)}
-    return method, {"methods": [method], "guide": CFG(row.guide), "steps": STEPS, "size": size, "seed": 3}
+    options = {"methods": [method], "guide": CFG(row.guide), "steps": STEPS, "size": size, "seed": 3}
+    return method, {**options, "frames": row.frames}
 
 
 @dataclass(frozen=True)
@@ -436,8 +448,9 @@ def painted(
         options |= {"size": size or options.get("size") or (families.side(model),) * 2}
         options |= {"methods": [] if plain else [how], "steps": STEPS, "seed": [3 + i for i in images]}
         options |= {"guide": CFG(row.guide if guide is None else guide)}
-    out = denoise(model, prompts, **options)
-    return Painted({stream: sample.latents for stream, sample in out.items()}, path)
+    out = denoise(model, prompts, frames=row.frames, **options)
+    whole = {stream: sample.latents.unflatten(0, (-1, row.frames)).flatten(1, 2) for stream, sample in out.items()}
+    return Painted(whole, path)
 
 
 class Runs:
@@ -457,7 +470,7 @@ class Runs:
         """The same without the method; of what starts from an image along its bare path."""
         row, model = ROWS[word], self.models(family)
         starts = isinstance(row.settings(model), Inversion)
-        key = (word, family, "bare") if starts else (family, row.streams, row.guide, row.set, row.views)
+        key = (word, family, "bare") if starts else (family, row.streams, row.guide, row.set, row.views, row.frames)
         if key not in self.made:
             path = self.on(word, family).path if starts else None
             self.made[key] = painted(model, row, plain=True, path=path)

@@ -38,7 +38,7 @@ def test_a_plan_says_what_is_measured(models, exact, word, family):
         options["methods"] = [method]
     prompts = {stream: list(SAID[stream][: 1 + row.set]) for stream in row.streams}
     steps = options["steps"] if "steps" in options else len(method.levels)
-    planned = plan(model, prompts, methods=[method], guide=options["guide"], steps=steps, size=side)
+    planned = plan(model, prompts, methods=[method], guide=options["guide"], steps=steps, size=side, frames=row.frames)
     measured = allocated(lambda: denoise(model, prompts, **options)).tapped
     if any(price.bound for price in planned.prices):
         assert word in BOUNDS

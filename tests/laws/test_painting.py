@@ -166,6 +166,8 @@ def test_what_it_requires_is_refused_before_the_network_is_asked(models, word, f
         refused.append(({"alone": SAID["source"][0]}, {}, "needs two prompts"))
     if what.requires.uncond:
         refused.append(({stream: SAID[stream][0] for stream in row.streams}, {"guide": CFG(1.0)}, "an empty prompt"))
+    if what.requires.clip:
+        refused.append(({stream: SAID[stream][0] for stream in row.streams}, {"frames": 1}, "works on clips; give"))
     for prompts, more, match in refused:
         with calls(model) as rows, pytest.raises(SfumatoError, match=match) as error:
             denoise(model, prompts, **options | more)
@@ -181,9 +183,8 @@ def test_its_plan_can_be_made_and_printed(models, word, family):
     prepared = what.prepare(model, {stream: (said,) for stream, said in prompts.items()})
     assert prepared.prepare(model, {stream: (said,) for stream, said in prompts.items()}) is prepared
     with unchanged(model), calls(model) as rows:
-        made, again = (
-            plan(model, prompts, methods=[prepared], guide=options["guide"], steps=STEPS + 2, size=64) for _ in range(2)
-        )
+        more: dict[str, Any] = {"steps": STEPS + 2, "size": 64, "frames": row.frames}
+        made, again = (plan(model, prompts, methods=[prepared], guide=options["guide"], **more) for _ in range(2))
     lines = made.table()
     assert not rows and again.table() == lines
     assert json.loads(json.dumps(lines)) == lines and all(line["method"] and line["does"] for line in lines)

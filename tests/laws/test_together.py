@@ -64,7 +64,7 @@ class Together:
         model = self.models(family)
         streams = LOOKS if any(ROWS[name].streams == LOOKS for name in names) else EDIT
         images = images or self.images(family, *names)
-        options: dict[str, Any] = {"guide": CFG(3.0), "methods": []}
+        options: dict[str, Any] = {"guide": CFG(3.0), "methods": [], "frames": max(ROWS[name].frames for name in names)}
         for name in names:
             method = ROWS[name].settings(model)
             if not self.starts(name):
@@ -89,7 +89,13 @@ class Together:
         if by:
             options["guide"] = ROWS[by].settings(self.models(family)).around(options["guide"])
         return methods[0], plan(
-            self.models(family), prompts, methods=methods, guide=options["guide"], steps=steps, size=64
+            self.models(family),
+            prompts,
+            methods=methods,
+            guide=options["guide"],
+            steps=steps,
+            size=64,
+            frames=options["frames"],
         )
 
     def across(self, *of: Any) -> tuple[set[tuple[Any, ...]], set[tuple[Any, ...]]]:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from sfumato.core.backbone import dtype_of
 from sfumato.errors import SfumatoError, finite, unknown
 
-KINDS = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL", "VQModel")
+OF_CLIPS = "AutoencoderKLTemporalDecoder"
+"""Whose decoder takes all that it is given for one clip."""
+KINDS = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL", "VQModel", OF_CLIPS)
 SHIFTS = {"shift_factor": "SD3 and Flux", "latents_mean": "SDXL", "latents_std": "SDXL"}
 """What a config may say of latents beside their scale, and whose pipelines read it."""
 OVERFLOWS = (
@@ -49,7 +51,7 @@ def encode(vae: Any, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w
 def decode(vae: Any, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
     """Latents as images in [0, 1]. ``SfumatoError`` where they are not finite."""
     finite(latents, "latents that are to be seen")
-    images = _computed(vae, lambda vae, x: vae.decode(x), plain(vae, latents)).sample.float()
+    images = _computed(vae, _decoded, plain(vae, latents)).sample.float()
     finite(images, f"the picture that the {type(vae).__name__} makes of finite latents", _remedy(vae))
     return (images / 2 + 0.5).clamp(0, 1)
 
@@ -77,6 +79,11 @@ def _says(vae: Any, key: str) -> bool:
 
 
 Way = Callable[[Any, Tensor], Any]
+
+
+def _decoded(vae: Any, x: Tensor) -> Any:
+    clip = {"num_frames": len(x)} if type(vae).__name__ == OF_CLIPS else {}
+    return vae.decode(x, **clip)
 
 
 class _Part(nn.Module):

@@ -21,23 +21,26 @@ _TEXTS: dict[str, dict[str, tuple[str, ...]]] = {
     "UNet": {"text_encoder": _CLIP},
     "Depth": {"text_encoder": _CLIP},
     "SDXL": {"text_encoder": _CLIP, "text_encoder_2": _POOLED},
+    "Motion": {"text_encoder": _CLIP},
     "DeepFloyd": {"text_encoder": _T5},
     "PixArt": {"text_encoder": _T5},
     "SD3": {"text_encoder": _POOLED, "text_encoder_2": _POOLED, "text_encoder_3": _T5},
     "Flux": {"text_encoder": _CLIP, "text_encoder_2": _T5},
+    "Video": {},
     "Pixels": {},
 }
 """Which texts a kind reads, by what."""
 _MAY_LACK = {"SDXL": "text_encoder", "SD3": "text_encoder_3"}  # refiners have one; T5 is large
 _TRANSFORMERS = {"PixArtTransformer2DModel": "PixArt", "SD3Transformer2DModel": "SD3", "FluxTransformer2DModel": "Flux"}
 KNOWN = (
-    "the UNets of Stable Diffusion 1, 2, XL and DeepFloyd IF, UNet2DModel without classes, and "
+    "the UNets of Stable Diffusion 1, 2, XL, AnimateDiff, Stable Video Diffusion and DeepFloyd IF, UNet2DModel without "
+    "classes, and "
     f"{', '.join(_TRANSFORMERS)}"
 )
 
 
 def kind(name: str, pipe: Any) -> str:
-    """UNet, Depth, SDXL, DeepFloyd, PixArt, SD3, Flux or Pixels. ``SfumatoError`` for what none of them is."""
+    """UNet, Depth, SDXL, Motion, Video, DeepFloyd, PixArt, SD3, Flux or Pixels. ``SfumatoError`` for what is none."""
     found = (getattr(pipe, part, None) for part in ("unet", "transformer"))
     network = next((each for each in found if each is not None), None)
     if network is None:
@@ -54,10 +57,14 @@ def kind(name: str, pipe: Any) -> str:
         kind = _TRANSFORMERS[transformer]
     elif is_a(network, ("UNet2DConditionModel",)):
         kind = _of_unet(name, pipe, network.config)
+    elif is_a(network, ("UNetMotionModel",)):
+        kind = _moving(name, pipe, network.config)
+    elif is_a(network, ("UNetSpatioTemporalConditionModel",)):
+        kind = _video(name, pipe, network.config)
     else:
         refuse(name, pipe, f"with a {type(network).__name__}")
     _check_texts(name, pipe, kind)
-    if kind != "Pixels":
+    if kind not in ("Pixels", "Video"):
         _check_widths(name, pipe, kind, network.config)
     return kind
 
@@ -97,6 +104,28 @@ def _of_unet(name: str, pipe: Any, config: Any) -> str:
     if config.out_channels != latents:
         refuse(name, pipe, f"whose network gives {config.out_channels} channels for {latents} of the latents")
     return "SDXL" if config.addition_embed_type == "text_time" else found
+
+
+def _moving(name: str, pipe: Any, config: Any) -> str:
+    if more := next(reads_more(config), None) or config.addition_embed_type:
+        refuse(name, pipe, f"whose UNetMotionModel reads {more}")
+    latents = _latents(name, pipe)
+    if config.out_channels != latents:
+        refuse(name, pipe, f"whose network gives {config.out_channels} channels for {latents} of the latents")
+    return _check_channels(name, pipe, config.in_channels, {latents: "Motion"})
+
+
+def _video(name: str, pipe: Any, config: Any) -> str:
+    encoder: Any = getattr(pipe, "image_encoder", None)
+    if not is_a(encoder, ("CLIPVisionModelWithProjection",)):
+        refuse(name, pipe, f"whose image encoder is a {type(encoder).__name__}, not a CLIPVisionModelWithProjection")
+    if encoder.config.projection_dim != config.cross_attention_dim:
+        read = f"and its network reads {config.cross_attention_dim}"
+        refuse(name, pipe, f"whose picture is {encoder.config.projection_dim} numbers wide, {read}")
+    if config.projection_class_embeddings_input_dim != 3 * config.addition_time_embed_dim:
+        refuse(name, pipe, "whose network reads other numbers than frames a second, motion and noise")
+    latents = _latents(name, pipe, (autoencoders.OF_CLIPS,))
+    return _check_channels(name, pipe, config.in_channels, {2 * latents: "Video"})
 
 
 def _check_texts(name: str, pipe: Any, kind: str) -> None:
@@ -187,13 +216,16 @@ def reads_more(config: Any) -> Iterator[str]:
         yield f"boxes ({config['attention_type']} attention)"
 
 
-def _latents(name: str, pipe: Any) -> int:
+_OF_IMAGES = tuple(kind for kind in autoencoders.KINDS if kind != autoencoders.OF_CLIPS)
+
+
+def _latents(name: str, pipe: Any, known: tuple[str, ...] = _OF_IMAGES) -> int:
     """Channels of the latents."""
     vae: Any = getattr(pipe, "vae", None)
     if vae is None:
         refuse(name, pipe, "without a vae")
-    if not is_a(vae, autoencoders.KINDS):
-        refuse(name, pipe, f"whose vae is a {type(vae).__name__}, not one of {', '.join(autoencoders.KINDS)}")
+    if not is_a(vae, known):
+        refuse(name, pipe, f"whose vae is a {type(vae).__name__}, not one of {', '.join(known)}")
     if vae.config.out_channels != 3:
         refuse(name, pipe, f"whose autoencoder gives {vae.config.out_channels} channels, not pictures")
     return vae.config.latent_channels

@@ -33,6 +33,7 @@ def load(
     *,
     vae: Any = None,
     scheduler: Any = None,
+    motion: Any = None,
     lora: LoRAs = (),
     config: str | None = None,
     device: str | torch.device = "auto",
@@ -54,6 +55,7 @@ def load(
     - ``vae``, ``scheduler``, and any other part of the pipeline by its name (``text_encoder``, ``tokenizer_2``): in
       place of the model's own. In hand, or a folder or id of the hub that holds it or a model with it; a VAE's file; a
       scheduler's class or its name, made by the config of the model's own.
+    - ``motion``: an AnimateDiff adapter, which gives Stable Diffusion 1 time: a folder or id of the hub, or in hand.
     - ``lora``: files, or files and weights, also as ``FILE:WEIGHT``, of kohya's and diffusers' layouts.
     - ``config``: for a single file, the diffusers folder with what is not in it, or a word of ``single_file.configs``.
     - ``dtype``: of the networks (float32 unless said), also as a word: ``float32``, ``float16``, ``bfloat16``. Latents
@@ -70,6 +72,7 @@ def load(
     Only safetensors are read. Raises ``SfumatoError`` for a name that is not found, for what holds no model of a known
     family, a device that is not there, an option that the model or the machine has no use for.
     """
+    from sfumato.backbones.motion import moving
     from sfumato.stilllife import weights
     from sfumato.stilllife.similarity import features, similarity
 
@@ -87,6 +90,8 @@ def load(
         name, config = expanduser(str(name)), expanduser(config) if config else config
         pipe = _read(name, variant, config, dtype, ready, offline)
     components.put(pipe, given, ready, dtype)
+    if motion is not None:
+        pipe = moving(name, pipe, motion, variant, dtype, offline)
     if in_hand and dtype is not None:
         pipe.to(dtype)
     if not in_hand or device != "auto":
@@ -162,11 +167,13 @@ def _built_in(name: str, variant: str | None, dtype: torch.dtype) -> Any:
 def family(name: str, pipe: Any) -> Backbone:
     """The adapter for a diffusers pipeline."""
     from sfumato.backbones.deepfloyd import DeepFloyd
+    from sfumato.backbones.motion import Motion
     from sfumato.backbones.pixels import Pixels
     from sfumato.backbones.transformers import SD3, Flux, PixArt
     from sfumato.backbones.unet import SDXL, Depth, UNet
+    from sfumato.backbones.video import Video
 
-    families = {each.kind: each for each in (UNet, Depth, SDXL, DeepFloyd, PixArt, SD3, Flux, Pixels)}
+    families = {each.kind: each for each in (UNet, Depth, SDXL, Motion, Video, DeepFloyd, PixArt, SD3, Flux, Pixels)}
     return families[kinds.kind(name, pipe)](name, pipe)
 
 

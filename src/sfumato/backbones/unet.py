@@ -22,7 +22,7 @@ from sfumato.errors import SfumatoError
 
 _SCORE = "aesthetic score"  # in Cond.extra
 _PROMPT = "image prompt "  # in Cond.extra, and the number of the adapter
-_STAGES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
+STAGES = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 
 
 class OfUNet:
@@ -254,8 +254,8 @@ def sites(network: Any) -> tuple[Site, ...]:
         key: tuple[str, ...] = ("text",) if path.endswith("attn2") else ("image",)
         if module.added_kv_proj_dim is not None:  # DeepFloyd IF: one attention over text and image
             key = ("text", "image")
-        scale, dim = 2 ** _level(part, number, depth), module.inner_dim // module.heads
-        out.append(Site(path, index, _STAGES[part], ("image",), key, scale, module.heads, dim))
+        scale, dim = 2 ** halved(part, number, depth), module.inner_dim // module.heads
+        out.append(Site(path, index, STAGES[part], ("image",), key, scale, module.heads, dim))
     return tuple(out)
 
 
@@ -268,8 +268,8 @@ def residuals(network: Any) -> tuple[Layer, ...]:
     out = []
     for index, (path, module) in enumerate(found):
         part, number = path.split(".")[:2]
-        scale, width = 2 ** _level(part, number, depth), module.conv2.out_channels
-        out.append(Layer(f"{path}.conv2", index, _STAGES[part], "residual", scale, width))
+        scale, width = 2 ** halved(part, number, depth), module.conv2.out_channels
+        out.append(Layer(f"{path}.conv2", index, STAGES[part], "residual", scale, width))
     return tuple(out)
 
 
@@ -291,31 +291,33 @@ def hiddens(network: Any) -> tuple[Layer, ...]:
             add(part, "mid", depth - 1, network.mid_block.resnets[-1].out_channels)
             continue
         for number, block in enumerate(getattr(network, part)):
-            place, level = f"{part}.{number}", _level(part, str(number), depth)
+            place, level = f"{part}.{number}", halved(part, str(number), depth)
             last, attended = len(block.resnets) - 1, len(getattr(block, "attentions", ()))
             for i, resnet in enumerate(block.resnets):
                 inner = f"resnets.{i}"
-                if attended > last:
+                if hasattr(block, "motion_modules"):
+                    inner = f"motion_modules.{i}"
+                elif attended > last:
                     inner = f"attentions.{i}"
                 elif attended and i == last:  # one for the whole block
                     inner = "attentions.0"
-                add(f"{place}.{inner}", _STAGES[part], level, resnet.out_channels)
+                add(f"{place}.{inner}", STAGES[part], level, resnet.out_channels)
             moved = (("downsamplers.0", 1), ("upsamplers.0", -1))
             if hasattr(block, "skip_conv"):  # NCSN++'s, beside whose features an image goes down and up
                 moved = (("resnet_down", 1), ("resnet_up", -1))
             for path, by in moved:
                 if getattr(block, path.split(".")[0], None):
-                    add(f"{place}.{path}", _STAGES[part], level + by, block.resnets[-1].out_channels)
+                    add(f"{place}.{path}", STAGES[part], level + by, block.resnets[-1].out_channels)
     return tuple(found)
 
 
 def _in_order(network: Any, kind: type) -> list[tuple[str, Any]]:
     """Modules of a kind by their paths, down, middle, up: within a stage as they are listed."""
     found = [(path, m) for path, m in network.named_modules() if isinstance(m, kind)]
-    return sorted(found, key=lambda item: list(_STAGES).index(item[0].split(".")[0]))
+    return sorted(found, key=lambda item: list(STAGES).index(item[0].split(".")[0]))
 
 
-def _level(part: str, number: str, depth: int) -> int:
+def halved(part: str, number: str, depth: int) -> int:
     """How often the latents have been halved there."""
     if part == "down_blocks":
         return int(number)

@@ -23,6 +23,7 @@ from sfumato.commands.options import (
     note_guidance,
     painted_size,
     size_of,
+    whole,
     written,
 )
 from sfumato.commands.sampling import Sampling, suited
@@ -46,6 +47,10 @@ def generate(
         tyro.conf.arg(help="How closely to follow the words [default: 5, or what the model was distilled for]."),
     ] = None,
     size: Size = None,
+    frames: Annotated[
+        int | None,
+        tyro.conf.arg(help="Of clips, by a model with motion: each is a GIF too [default: 16 of those that have it]."),
+    ] = None,
     sampling: tyro.conf.OmitArgPrefixes[Sampling],
     steering: tyro.conf.OmitArgPrefixes[Steering],
     inpaint: Annotated[
@@ -79,10 +84,14 @@ def generate(
 
     Example: sfumato generate "things on a beach" --canvas 512 128 --views ring --stepper dpm-solver --not "a duck"
 
+    Example: sfumato generate "a duck that swims" --model sd-1.5 --motion guoyww/animatediff-motion-adapter-v1-5-2
+
     Example: sfumato generate "a duck" --model inpainting.safetensors --inpaint photo.png --mask hole.png
     """
     given = dict(locals())
     limit = painting.checked(n, steps, seed, memory, guidance)
+    if frames is not None:
+        whole("--frames", frames, 1, 4000)
     asked = size_of(size)
     if size is not None and sampling.canvas is not None:
         raise SfumatoError("--size is of an image that is seen whole, --canvas of a panorama; give one of them")
@@ -105,6 +114,10 @@ def generate(
 
     net = loading.load(model, device)
     part = None if inpaint is None or mask is None else Inpainting.read(inpaint, mask, net)
+    frames = min(16, net.frames) if frames is None else frames
+    net.check_frames(frames, any(method.lengthens for method in chain.methods))
+    if show_attention and frames > 1:
+        raise SfumatoError("--show-attention is of images, and these are clips; leave it out, or give --frames 1")
     net = net if part is None else part.given(net)
     height, width = painted_size(net, part.size if part is not None else asked or steering.size(net))
     if sampling.canvas is not None:
@@ -116,7 +129,7 @@ def generate(
     chain = chain.of(height, width)
     options = {"methods": chain.methods, "guide": sampling.guide(net, guidance, negative), "steps": steps}
     options |= {**sampling.options((height, width)), "stepper": sampling.made(net)}
-    options |= {"memory": limit, "attention": show_attention}
+    options |= {"memory": limit, "attention": show_attention, "frames": frames}
     painted = task.generate(net, prompt, range(seed, seed + n), **options)
     shown = [image if part is None else part.restore(image, net) for image in painted.pictures]
     settings = {
@@ -125,6 +138,7 @@ def generate(
         "steps": steps,
         "guidance": guidance,
         "size": height if height == width else written(height, width),
+        **({"frames": frames} if frames > 1 else {}),
         **sampling.settings(),
         **steering.settings(),
         **({} if inpaint is None else {"inpaint": str(inpaint), "mask": str(mask)}),

@@ -70,6 +70,8 @@ class Place:
             name = stem if self.file else self._named(stem, {**every, "seed": seed + i})
             path = self.file if self.file and n == 1 else self.folder / f"{name}.png"
             rows.append({"image": str(pictures.write(image, path, {**settings, "seed": seed + i})), "seed": seed + i})
+            if painted.films:
+                rows[-1]["film"] = str(pictures.write_film(painted.films[i], path.with_suffix(".gif")))
             if painted.attention:
                 file = pictures.write(painted.attention[i], self.folder / f"{name}-attention.png", dict(settings))
                 rows[-1]["attention"] = str(file)

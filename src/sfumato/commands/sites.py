@@ -29,6 +29,7 @@ def sites(
             "path": site.path,
             "stage": site.stage,
             "pairs": ", ".join(site.pairs),
+            "axis": site.axis,
             "grid": "x".join(map(str, site.grid((height, width)))),
             "heads": site.heads,
         }

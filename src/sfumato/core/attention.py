@@ -55,12 +55,6 @@ class Call:
         """The kernel's beside its tensors and mask, such as its scale."""
         return {k: v for k, v in self._kernel.items() if k != "attn_mask"}
 
-    def answer(self, out: Float[Tensor, "rows heads queries dim"]) -> None:
-        """Replace the output of all rows: the network's own attention is not computed."""
-        self._out = out
-        self._owned.add("out")
-        self.writes += 1
-
     def get(self, which: str, name: Name, segment: str | None = None) -> Float[Tensor, "each heads tokens dim"]:
         """``q``, ``k`` or ``v`` of a group, or ``out`` in the last phase: of all its tokens, or of one segment's."""
         tensor = self._of(which)[self.rows[name]]

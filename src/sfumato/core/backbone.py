@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from sfumato.core.rows import Rows, single
 from sfumato.core.schedule import Levels, Schedule
 from sfumato.core.sites import Grid, Layer, Site, token_layers
 from sfumato.core.taps import Enough, Handler, Tap, tapped
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, integer
 from sfumato.media.images import check_range
 
 if TYPE_CHECKING:
@@ -107,7 +108,10 @@ class Backbone(ABC):
 
     noises: Noises = Independent()
     """How what is drawn for the images of a batch goes together; see ``with_noises``."""
-
+    frames: int = 1
+    """Of a clip, the most that it attends over together; 1: it paints images."""
+    shorter: str = "take fewer"
+    """What to do about more."""
     similarity: Similarity | None = None
     """Of images in [0, 1] and texts, a number a pair, differentiable: by a CLIP that belongs to the model."""
     seen_features: Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, "b d"]] | None = None
@@ -117,6 +121,10 @@ class Backbone(ABC):
     def distilled(self) -> float | None:
         """The guidance that it was distilled to run at: 1 is none of it, and None that it was not."""
         return 1.0 if self.schedule.distilled else None
+
+    def guided(self, scale: float | None) -> Any:
+        """The guidance that it is used with at a scale (its usual one), where that is of its own kind; None: CFG's."""
+        return None
 
     @property
     def device(self) -> torch.device:
@@ -199,18 +207,34 @@ class Backbone(ABC):
     def check_change(self, source: str, target: str) -> None:  # noqa: B027 - who reads all of it refuses nothing
         """Raise ``SfumatoError`` where two prompts differ only in what is cut off."""
 
-    def latents(self, seeds: Sequence[int], height: int, width: int) -> Float[Tensor, "b c h w"]:
-        """Unit normal noise, as ``noises`` has it, drawn on the CPU so that every device starts from the same.
+    def latents(self, seeds: Sequence[int], height: int, width: int, frames: int = 1) -> Float[Tensor, "b c h w"]:
+        """Unit normal noise, as ``noises`` has it of images or clips, drawn on the CPU so that all devices start alike.
 
         Height and width in pixels. Raises ``SfumatoError`` unless both are multiples of ``multiple``.
         """
         self.check_size(height, width)
         shape = (self.channels, height // self.factor, width // self.factor)
-        return self.noises.draw(seeds, shape).to(self.device)
+        return self.noises.clips(seeds, shape, frames)().to(self.device)
 
     def levels(self, steps: int, grid: Sequence[int]) -> Levels:
         """The levels of a run on latents of this height and width: some flows shift theirs with the size."""
         return self.schedule.levels(steps, grid[0] * grid[1] // 4)
+
+    def check_frames(self, frames: int, longer: bool = False) -> None:
+        """Raise ``SfumatoError`` unless clips of so many frames can be painted.
+
+        ``longer``: something takes part that lets it attend over some of them at a time.
+        """
+        frames = integer("a number of frames", frames)
+        if frames < 1:
+            raise SfumatoError(f"a clip has at least 1 frame, got {frames}")
+        if frames > 1 and self.frames == 1:
+            raise SfumatoError(
+                f"{self.name} paints images, not clips of {frames} frames; load(..., motion=ADAPTER) gives Stable "
+                "Diffusion 1 an AnimateDiff adapter"
+            )
+        if frames > self.frames and not longer:
+            raise SfumatoError(f"{self.name} attends over at most {self.frames} frames, got {frames}; {self.shorter}")
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ``SfumatoError`` unless images of this size in pixels can be painted."""
@@ -252,7 +276,8 @@ class Backbone(ABC):
         """
         found: dict[Any, Tensor] = {}
         handlers: dict[Any, Handler] = {site: lambda seen: found.__setitem__(seen.site, reduce(seen)) for site in sites}
-        with self.tap(handlers, single(len(x)), (x.shape[-2], x.shape[-1])) as tap:
+        rows = replace(single(len(x)), frames=cond.frames)
+        with self.tap(handlers, rows, (x.shape[-2], x.shape[-1])) as tap:
             tap.stop = True
             with suppress(Enough):
                 self.predict(x, t, cond)

@@ -23,12 +23,13 @@ def choose(model: Backbone, where: Where | str, grid: Grid, who: str = "this") -
     where = Where(where) if isinstance(where, str) else where
     pair, res = where.pair, where.res
     offers = (*model.sites, *model.layers)
+    offers = [s for s in offers if s.axis == where.axis]
     pairs = sorted({p for s in offers for p in s.pairs})
     if pair not in pairs:
-        has = ", ".join(pairs) or "no attention at all"
-        raise SfumatoError(
-            f"{who} asks for {pair!r} {'attention' if pair in PAIRS else 'features'}; {model.name} offers {has}"
-        )
+        what, none = "attention" if pair in PAIRS else "features", "no attention at all"
+        if where.axis == "time":
+            what, none = "attention over time", "none over time; load it with motion"
+        raise SfumatoError(f"{who} asks for {pair!r} {what}; {model.name} offers {', '.join(pairs) or none}")
     found = [s for s in offers if pair in s.pairs]
     if res is not None:
         sides = {s: min(s.grid(grid)) for s in found}

@@ -34,6 +34,8 @@ class Cond:
     """Called in each prediction with the whole batch."""
     weights: Float[Tensor, "b n"] | None = None
     """What each token of the text counts where images attend to it; None: all the same."""
+    frames: int = 1
+    """How many rows one after the other are the frames of a clip."""
 
     def __len__(self) -> int:
         return len(self.text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ def denoise(
     levels: Levels | None = None,
     stepper: Stepper | None = None,
     views: Views | None = None,
+    frames: int = 1,
     controls: Sequence[Any] = (),
     memory: int | None = None,
     trajectory: Trajectory | None = None,
@@ -65,17 +67,19 @@ def denoise(
     or latents at the first level. ``guide`` is a guidance, or a scale, or one a stream, for the way in which the model
     is guided (``guided``), of 7.5 unless it was distilled to another; ``stepper`` the path's, or the checkpoint's
     scheduler's (``suited``). With ``views`` the image is a canvas of ``size``, which the network sees in windows of the
-    model's own size, or as views say. ``steps`` (50 unless the path says) and ``levels`` exclude each other.
+    model's own size, or as views say. With ``frames`` each prompt is a clip of so many images one after the other,
+    which have one seed, of a model that attends over time. ``steps`` (50 unless the path says) and ``levels`` exclude
+    each other.
     Ctrl-C and errors leave the model as it was. Raises ``SfumatoError`` for what cannot be run, before the first step,
     and after one that leads to what is not finite.
     """
+    _check_methods(methods)
     model = model if noises is None else model.with_noises(noises)
-    streams = _streams(prompts)
+    streams = _in_frames(model, _streams(prompts), frames, methods, views)
     names, each = tuple(streams), len(next(iter(streams.values())))
     guide = guided(model, guide, streams=names)
     height, width = _sides(model, size)
     first = None
-    _check_methods(methods)
     if isinstance(start, Start):
         levels = start.levels if levels is None else levels
         stepper = stepper or (start.stepper if start.undoes else None)
@@ -85,8 +89,8 @@ def denoise(
     _check_start(model, first, size)
     if levels is not None and steps is not None and len(levels) != steps:
         raise SfumatoError(f"the start has {len(levels)} steps, so it cannot be run with {steps}")
-    seeds = seeds_of(seed, each)
-    noise = model.latents(seeds, height, width) if first is None else first.to(model.device)
+    seeds = seeds_of(seed, each // frames)
+    noise = model.latents(seeds, height, width, frames) if first is None else first.to(model.device)
     grid = (noise.shape[-2], noise.shape[-1])
     if levels is None:
         levels = model.levels(50 if steps is None else steps, grid)
@@ -95,7 +99,7 @@ def denoise(
     with torch.no_grad():
         seen = _canvas(model, views, grid, methods, each)
         methods = _ready(model, streams, methods)
-        ready = partial(_prepared, model, streams, methods, guide, grid=grid, memory=memory, seen=seen)
+        ready = partial(_prepared, model, streams, methods, guide, grid=grid, memory=memory, seen=seen, frames=frames)
         stepper, levels, found, why = _visiting(model, stepper, levels, ready)
         run, phases, plan, cond = found
         if why:
@@ -106,23 +110,29 @@ def denoise(
         guide = run.guide or guide
         if controls:
             cond = replace(cond, controls=tuple(controls))
-        with progress("painting", len(levels)) as advance:
+        finite(x, "the latents that the run starts from", model.remedy)
+        parts, noise = tuple(phases.values()), _noise(model, x, seeds, frames)
+        if seen is not None:
+            x, noise = seen.entered(x), seen.drawing(noise)
+        first, more = x, [x]
+        for passed in count():
+            with progress("painting", len(levels)) as advance:
 
-            def watch(step: Step) -> None:
-                if trajectory is not None:
-                    trajectory.note(step)
-                if callback is not None:
-                    callback(step)
-                advance()
+                def watch(step: Step) -> None:
+                    if trajectory is not None:
+                        trajectory.note(step)
+                    if callback is not None:
+                        callback(step)
+                    advance()
 
-            finite(x, "the latents that the run starts from", model.remedy)
-            parts, noise = tuple(phases.values()), _noise(model, x, seeds)
-            if seen is not None:
-                x, noise = seen.entered(x), seen.drawing(noise)
-            x = _Running(run, plan, parts, guide, levels, stepper, cond, noise, seen, path is None, watch)(x)
-            x = (x if seen is None else seen.left(x)).float()
+                running = _Running(run, plan, parts, guide, levels, stepper, cond, noise, seen, path is None, watch)
+                x = running(more[-1], passed)
+            more = [start for p in parts if p.again and (start := p.again(passed, first, x, noise)) is not None]
+            if not more:
+                break
+        x = (x if seen is None else seen.left(x)).float()
     around = views is not None and views.around
-    out = {n: Sample(model, of, streams[n], around) for n, of in zip(names, x.split(each), strict=True)}
+    out = {n: Sample(model, of, streams[n], frames, around) for n, of in zip(names, x.split(each), strict=True)}
     return out if isinstance(prompts, Mapping) else out["main"]
 
 
@@ -137,6 +147,7 @@ def plan(
     size: int | tuple[int, int] | None = None,
     stepper: Stepper | None = None,
     views: Views | None = None,
+    frames: int = 1,
     memory: int | None = None,
 ) -> Plan:
     """What ``denoise`` would do with the same arguments, checked and priced, nothing run."""
@@ -144,10 +155,10 @@ def plan(
     grid = (height // model.factor, width // model.factor)
     levels = model.levels(steps, grid)
     _check_methods(methods)
-    streams = _streams(prompts)
+    streams = _in_frames(model, _streams(prompts), frames, methods, views)
     seen = _canvas(model, views, grid, methods, len(next(iter(streams.values()))))
     guide, methods = guided(model, guide, streams=streams), _ready(model, streams, methods)
-    ready = partial(_prepared, model, streams, methods, guide, grid=grid, memory=memory, seen=seen)
+    ready = partial(_prepared, model, streams, methods, guide, grid=grid, memory=memory, seen=seen, frames=frames)
     return _visiting(model, stepper, levels, ready)[2][2]
 
 
@@ -204,6 +215,7 @@ def _prepared(
     grid: Grid,
     memory: int | None,
     seen: Canvas | None = None,
+    frames: int = 1,
 ) -> _Prepared:
     """A run with its methods started and its plan checked, and what the network will read."""
     for method in methods:
@@ -211,7 +223,8 @@ def _prepared(
     prompts = [p for some in streams.values() for p in some]
     own = None if seen is None else seen.prompts(prompts)
     conds = guide.embed(model, own or prompts)
-    cond, rows = Cond.cat(list(conds.values())), Rows(tuple(streams), tuple(conds), len(next(iter(streams.values()))))
+    cond = replace(Cond.cat(list(conds.values())), frames=frames)
+    rows = Rows(tuple(streams), tuple(conds), len(next(iter(streams.values()))), frames=frames)
     views, canvas = (None, None) if seen is None else (seen.given, seen.grid)
     if seen is not None:
         cond, rows, grid = cond if own else cond.repeat(seen.count), seen.rows(rows), seen.window
@@ -241,13 +254,13 @@ class _Running:
     what a limit takes away cannot be found again."""
     watch: Callable[[Step], None]
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, passed: int = 0) -> Tensor:
         move = self.stepper.start(self.run.model.schedule, len(self.levels))
         if self.limited:
             move = limiting(move, self.run.model.schedule)
         with tapping(self.run.model, self.plan) as begin:
             for i in range(len(self.levels)):
-                step = Step(i, self.levels[i], self.levels[i + 1], x, self.run, self.cond)
+                step = Step(i, self.levels[i], self.levels[i + 1], x, self.run, self.cond, passed=passed)
                 if self.seen is not None:
                     self.seen.turn(i)
                     if not self.seen.apart:
@@ -387,6 +400,20 @@ def _streams(prompts: Prompts) -> dict[str, tuple[str, ...]]:
     return out
 
 
+def _in_frames(
+    model: Backbone,
+    streams: dict[str, tuple[str, ...]],
+    frames: int,
+    methods: Sequence[Method],
+    views: Views | None,
+) -> dict[str, tuple[str, ...]]:
+    """Prompts an image, where each was one of a clip. ``SfumatoError`` for clips that the model or a canvas has not."""
+    model.check_frames(frames, any(method.lengthens for method in methods))
+    if frames > 1 and views is not None:
+        raise SfumatoError(f"a canvas of views is one image, not a clip of {frames} frames; leave views or frames out")
+    return {name: tuple(p for p in some for _ in range(frames)) for name, some in streams.items()}
+
+
 def _sides(model: Backbone, size: Any) -> tuple[int, int]:
     """Height and width in pixels of what is asked for: a side or both, or the model's own."""
     both = (model.size,) * 2 if size is None else tuple(size) if isinstance(size, Sequence) else (size,) * 2
@@ -418,10 +445,10 @@ def _spread(x: Tensor, streams: int, each: int) -> Tensor:
     raise SfumatoError(f"{streams} streams of {each} images cannot start from {len(x)} latents")
 
 
-def _noise(model: Backbone, x: Tensor, seeds: Sequence[int]) -> Callable[[], Tensor]:
+def _noise(model: Backbone, x: Tensor, seeds: Sequence[int], frames: int = 1) -> Callable[[], Tensor]:
     """Unit noise of stochastic steps, the same in all streams, from generators that are not the start's."""
-    draw = model.noises.drawing([seed + 0x5F0 for seed in seeds], x.shape[1:])
-    return lambda: draw().to(x).repeat(len(x) // len(seeds), 1, 1, 1)
+    draw = model.noises.clips([seed + 0x5F0 for seed in seeds], x.shape[1:], frames)
+    return lambda: draw().to(x).repeat(len(x) // (len(seeds) * frames), 1, 1, 1)
 
 
 def _start(methods: Sequence[Method], run: Run) -> dict[str, Phases]:

@@ -74,6 +74,26 @@ def cfg(scale: Scales = 7.5, negative: str = "", rescale: float = 0.0) -> CFG:
 
 
 @dataclass(frozen=True)
+class FrameCFG(CFG):
+    """Guidance that grows along a clip, linearly from its first frame to its last (Blattmann et al. 2023, D.3)."""
+
+    scale: Scales = 1.0
+    """Of the first frame."""
+    last: float = 3.0
+
+    def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
+        empty = model.embed_negative([self.negative] * len(prompts))
+        return {"uncond": empty, "cond": model.embed(prompts)}
+
+    def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
+        if isinstance(self.scale, Mapping):
+            raise SfumatoError("guidance along a clip is the same in all streams; give one number for its first frame")
+        u, c = parts["uncond"], parts["cond"]
+        along = torch.linspace(self.scale, self.last, rows.frames, device=c.device).repeat(len(c) // rows.frames)
+        return rescaled(u + along.view(-1, *[1] * (c.ndim - 1)) * (c - u), c, self.rescale)
+
+
+@dataclass(frozen=True)
 class ImageTextCFG(Guide):
     """InstructPix2Pix's two scales (Brooks et al. 2023, eq. 3): u + s_I (i - u) + s_T (c - i)."""
 
@@ -182,6 +202,8 @@ def guided(
     """
     if isinstance(guide, Guide):
         return guide
+    if not isinstance(guide, Mapping) and (own := model.guided(guide)) is not None:
+        return own
     if not model.text_tokens:
         return CFG(1.0, negative)
     if not isinstance(guide, Real | Mapping | None):

@@ -19,7 +19,7 @@ from sfumato.core.features import Activation
 from sfumato.core.rows import Name, Pattern, Rows
 from sfumato.core.schedule import part_of
 from sfumato.core.settings import Settings
-from sfumato.core.sites import Grid
+from sfumato.core.sites import Axis, Grid
 from sfumato.core.views import Views
 from sfumato.errors import SfumatoError
 
@@ -49,6 +49,8 @@ class Where:
     rows: Pattern = None
     sites: Callable[[Any], bool] | None = None
     """Which sites (layers, of a feature)."""
+    axis: Axis = "space"
+    """Attention within each image, or over the frames of a clip."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +111,9 @@ class Phases:
     """May give the unit noise of a stochastic step."""
     after: Callable[[Step], None] | None = None
     """May replace ``step.x_next``."""
+    again: Callable[[int, Tensor, Tensor, Callable[[], Tensor]], Tensor | None] | None = None
+    """After the last step of pass i, which started from one thing the first time, ended with another and draws unit
+    noise: what one more pass starts from; None: it was the last."""
     calls: float = 0
     """Further network calls a step, on average, in rows of the main one."""
 
@@ -157,6 +162,8 @@ class Step:
     variance: Tensor | None = None
     """What the network says of the noise that this step adds, where the stepper asks."""
     maps: dict[Need, Maps] = field(default_factory=dict)
+    passed: int = 0
+    """Passes through all steps that were before this one (``Phases.again``)."""
     split: Callable[[Tensor], Tensor] = lambda x: x
     """From images to what the network sees of them: windows, where a run has ``Views``."""
     merge: Callable[[Tensor], Tensor] = lambda x: x
@@ -181,6 +188,8 @@ class Requires:
     """Does it work on a canvas that the network sees in windows?"""
     batch: bool = True
     """Does it work on several images of a stream?"""
+    clip: bool = False
+    """Several frames of a clip, by a model that attends over time."""
 
     def check_model(self, model: Backbone, name: str) -> None:
         """Raise ``SfumatoError`` for a model that is none for the method of this name."""
@@ -203,6 +212,10 @@ class Requires:
             raise SfumatoError(
                 f"{who} works by an image's words, and each view has its own; sample each by itself, or leave it out"
             )
+        if self.clip and run.rows.frames < 2:
+            raise SfumatoError(f"{who} works on clips; give frames=16, and a model with motion")
+        if not self.batch and run.rows.frames > 1:
+            raise SfumatoError(f"{who} edits one image a run, and a clip has {run.rows.frames}; leave frames out")
         if not self.batch and run.rows.of_stream > 1:
             raise SfumatoError(f"{who} edits one image a run; give several targets as further streams")
 
@@ -211,6 +224,8 @@ class Method(Settings):
     """A paper's parameters with the paper's defaults. Subclasses are frozen dataclasses."""
 
     requires: ClassVar[Requires] = Requires()
+    lengthens: ClassVar[bool] = False
+    """Does it let clips have more frames than the model attends over at once?"""
 
     def prepare(self, model: Backbone, prompts: Mapping[str, tuple[str, ...]]) -> Method:
         """This method with what takes long to find out for the prompts (by stream), such as a chat's answer.

@@ -14,16 +14,23 @@ from sfumato.errors import SfumatoError, integer
 _MOST = 2**64  # seeds of a generator; what is added to one goes round
 
 
-def drawing(seeds: Sequence[int], shape: Sequence[int]) -> Callable[[], Tensor]:
-    """What draws unit normal noise again and again: a row a seed, each from a generator of its own on the CPU."""
+def drawing(seeds: Sequence[int], shape: Sequence[int], frames: int = 1) -> Callable[[], Tensor]:
+    """What draws unit normal noise again and again: a row a seed, each from a generator of its own on the CPU.
+
+    Of clips a row a frame, one after the other, so that a longer clip begins as a shorter one does.
+    """
     generators = [torch.Generator().manual_seed(seed % _MOST) for seed in seeds]
     return lambda: torch.stack(
-        [torch.randn(tuple(shape), generator=g, dtype=torch.float32, device="cpu") for g in generators]
+        [
+            torch.randn(tuple(shape), generator=g, dtype=torch.float32, device="cpu")
+            for g in generators
+            for _ in range(frames)
+        ]
     )
 
 
 def seeds_of(seed: int | Sequence[int], images: int) -> list[int]:
-    """A seed an image: image i has seed + i, or its own of several. ``SfumatoError`` for what is no such seed."""
+    """A seed an image or clip: i has seed + i, or its own of several. ``SfumatoError`` for what is no such seed."""
     if isinstance(seed, torch.Generator):
         raise SfumatoError("seeds are whole numbers, not a Generator; give generator.initial_seed()")
     if isinstance(seed, Sequence) or getattr(seed, "ndim", 0):
@@ -51,6 +58,13 @@ class Noises:
         """Noise for the images of these seeds."""
         return self.drawing(seeds, shape)()
 
+    def clips(self, seeds: Sequence[int], shape: Sequence[int], frames: int) -> Callable[[], Tensor]:
+        """``drawing`` for clips of so many frames: each is a set, whose frames have the seeds from its own on."""
+        if frames == 1:
+            return self.drawing(seeds, shape)
+        sets = [self.drawing([seed + i for i in range(frames)], shape) for seed in seeds]
+        return lambda: torch.cat([draw() for draw in sets])
+
     def after(self, images: int) -> Noises:
         """That of the same set without its first images, for what is run part by part."""
         return self
@@ -62,3 +76,6 @@ class Independent(Noises):
 
     def drawing(self, seeds: Sequence[int], shape: Sequence[int]) -> Callable[[], Tensor]:
         return drawing(seeds, shape)
+
+    def clips(self, seeds: Sequence[int], shape: Sequence[int], frames: int) -> Callable[[], Tensor]:
+        return drawing(seeds, shape, frames)

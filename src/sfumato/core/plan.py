@@ -94,7 +94,7 @@ class Plan:
             {
                 "method": e.who,
                 "does": e.does,
-                "pair": e.pair,
+                "pair": e.pair if e.what.where.axis == "space" else f"{e.pair} over time",
                 "sites": len(e.sites),
                 "grids": sorted({"x".join(map(str, s.grid(self.run.grid))) for s in e.sites}),
                 "steps": f"{e.steps[0]}-{e.steps[1] - 1}",
@@ -250,13 +250,17 @@ class _Prices:
     def _copies(self, site: Site | Layer, entry: Entry) -> int:
         height, width = site.grid(self.run.grid)
         tokens = {"image": height * width, "text": self.run.model.text_tokens}
-        rows = len(self._rows([entry]))
+        some, each = self._rows([entry]), self.run.rows.each
+        if site.axis == "time":
+            some, each = some.over_time(height * width), self.run.rows.over_time(height * width).each
+            tokens["image"] = self.run.rows.frames
+        rows = len(some)
         if isinstance(site, Layer):
             return 4 * 2 * rows * site.width * (tokens["text"] if site.kind == "text" else tokens["image"])
         queries, keys = (sum(tokens[s] for s in segments) for segments in (site.query, site.key))
         field = None if isinstance(entry.what, Need) else entry.what.field
         maps = {"qkv": 0, "out": 2}.get(field or "", 4)
-        read = maps * len(entry.rows) * self.run.rows.each
+        read = maps * len(entry.rows) * each
         return 4 * site.heads * (2 * rows * (2 * queries + 2 * keys) * site.dim + read * queries * keys)
 
 

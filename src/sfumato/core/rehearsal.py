@@ -130,6 +130,8 @@ def _given(what: Site | Layer, run: Run, rows: Rows) -> dict[str, Tensor]:
     """What the network has at a site or layer."""
     dtype, (height, width) = run.model.dtype, what.grid(run.grid)
     tokens = {"image": height * width, "text": run.model.text_tokens}
+    if what.axis == "time":
+        tokens["image"], rows = rows.frames, rows.over_time(height * width)
 
     def empty(*shape: int, of: Sequence[str]) -> Tensor:
         needs = torch.is_grad_enabled() and tuple(of) != ("text",)  # gradients are taken by the latents
@@ -167,6 +169,9 @@ def _tapped(
     mask = None
     if what.masked:
         mask = torch.empty(len(rows), what.heads, 1, tensors["k"].shape[2], device="meta", dtype=tensors["k"].dtype)
+    if what.axis == "time":
+        height, width = what.grid(grid)
+        rows = rows.over_time(height * width)
     call = Call(what, rows, what.grid(grid), step, tensors, attn_mask=mask)
     handler(call)
     return None if last else call.output()

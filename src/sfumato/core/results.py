@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path as File
 
 import torch
@@ -39,6 +40,8 @@ class Sample:
     model: Backbone
     latents: Float[Tensor, "b c h w"]
     prompts: tuple[str, ...]
+    frames: int = 1
+    """How many images one after the other are a clip."""
     around: bool = False
     """Is the right border next to the left one? Then it is decoded so."""
 
@@ -46,9 +49,14 @@ class Sample:
     def images(self) -> Float[Tensor, "b 3 H W"]:
         """In [0, 1], on the CPU."""
         with unmoded(), torch.no_grad():
-            if not self.around:
-                return self.model.decode(self.latents).cpu()
-            return decoded_around(self.model, self.latents).cpu()
+            clips = self.latents.split(self.frames) if self.frames > 1 else [self.latents]
+            decode = partial(decoded_around, self.model) if self.around else self.model.decode
+            return torch.cat([decode(clip).cpu() for clip in clips])
+
+    @property
+    def clips(self) -> Float[Tensor, "b f 3 H W"]:
+        """The images as frames of clips."""
+        return self.images.unflatten(0, (-1, self.frames))
 
     def differs(self, other: Sample) -> Bool[Tensor, "b h w"]:
         """Cells whose latents are not those of the other stream: where an edit changed something."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor
@@ -30,6 +30,8 @@ class Rows:
     """Images of a stream."""
     views: int = 1
     """Of an image: the windows in which the network sees a canvas."""
+    frames: int = 1
+    """How many images one after the other are a clip; 1: each is by itself."""
 
     grids: int | None = None
     """In which the network sees a stream's images put together, a row each; None: it sees them apart."""
@@ -80,6 +82,10 @@ class Rows:
                 raise SfumatoError("images that are seen as one differ in what a method gives to each; leave one out")
             return x[:1].expand(self.grids, *x.shape[1:])
         return x.repeat_interleave(self.views, 0) if self.views > 1 else x
+
+    def over_time(self, places: int) -> Rows:
+        """Rows of attention over time: of each clip its places, so many, in the order of the clips."""
+        return replace(self, of_stream=self.each // self.frames * places, views=1, frames=1)
 
     def match(self, pattern: Pattern) -> tuple[Name, ...]:
         """The groups that a pattern names. ``SfumatoError`` when there are none."""

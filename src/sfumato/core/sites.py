@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
 Grid = tuple[int, int]
+Axis = Literal["space", "time"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class Site:
     """Numbers of a head's query."""
     masked: bool = False
     """Are keys hidden by a mask?"""
+    axis: Axis = "space"
+    """Over what of a clip it attends: an image's tokens, or one place of all its frames. Over time its rows are each
+    clip's places, whose grid is ``grid``, and its tokens frames."""
 
     @property
     def pairs(self) -> tuple[str, ...]:
@@ -66,6 +70,7 @@ class Layer:
     """Side in cells of the latents."""
     width: int
     """Channels."""
+    axis: ClassVar[Axis] = "space"
 
     @property
     def pairs(self) -> tuple[str, ...]:
@@ -78,10 +83,12 @@ class Layer:
 
 
 def token_layers(sites: Sequence[Site], network: nn.Module) -> tuple[Layer, ...]:
-    """What attention reads: the image's tokens, and the text that cross-attention is given."""
+    """What attention in space reads: the image's tokens, and the text that cross-attention is given."""
     modules: dict[str, Any] = dict(network.named_modules()) if sites else {}
     out = []
     for s in sites:
+        if s.axis == "time":
+            continue
         module = modules[s.path]
         if "image" in s.query and "image" in s.key:
             out.append(Layer(s.path, s.index, s.stage, "tokens", s.scale, module.to_q.in_features))

@@ -214,10 +214,13 @@ def _at_site(module: nn.Module, site: Site, handler: Callable[[Call], None], tap
         assert tap.rows is not None
         if args:
             kernel |= dict(zip(("dropout_p", "is_causal", "scale"), args, strict=False))
-        if q.shape[0] != len(tap.rows):
-            raise SfumatoError(f"{site.path} ran {q.shape[0]} rows, the batch has {len(tap.rows)}")
+        rows = tap.rows
+        if site.axis == "time":  # places of a clip, or several windows of frames at each
+            rows = rows.over_time(q.shape[0] * rows.frames // len(rows))
+        if q.shape[0] != len(rows):
+            raise SfumatoError(f"{site.path} ran {q.shape[0]} rows, the batch has {len(rows)}")
         tensors = {"q": q, "k": k, "v": v}
-        call = Call(site, tap.rows, site.grid(tap.grid), tap.step, tensors, attn_mask=attn_mask, **kernel)
+        call = Call(site, rows, site.grid(tap.grid), tap.step, tensors, attn_mask=attn_mask, **kernel)
         handler(call)
         tap.count(site)
         return call.output()

@@ -15,6 +15,7 @@ _ASKED = {
     "uncond": "a guidance with an empty prompt",
     "windows": "whole images, not windows of a canvas",
     "batch": "one image at a time",
+    "clip": "frames of a clip, by a model with motion",
 }
 """A field of ``Requires`` that is not as usual, in words."""
 

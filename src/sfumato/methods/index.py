@@ -88,6 +88,8 @@ METHODS = (
     Entry("universal-guidance", "control.universal_guidance:UniversalGuidance"),
     Entry("consi-story", "sets.consi_story:ConsiStory", "consistory"),
     Entry("fate-zero", "sets.fate_zero:FateZero", "fatezero"),
+    Entry("free-init", "sets.free_init:FreeInit"),
+    Entry("free-noise", "sets.free_noise:FreeNoise"),
     Entry("merge-attend-diffuse", "sets.merge_attend_diffuse:MergeAttendDiffuse", "mad"),
     Entry("pix2video", "sets.pix2video:Pix2Video"),
     Entry("shared-attention", "sets.shared_attention:SharedAttention"),

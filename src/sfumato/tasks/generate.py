@@ -33,6 +33,8 @@ class Generated:
     """Where each word looks in each of them, where that was asked for."""
     plan: Plan
     """Of the images of one run."""
+    films: tuple[tuple[Picture, ...], ...] = ()
+    """Of clips their frames; the pictures show them side by side."""
 
 
 def generate(
@@ -45,6 +47,7 @@ def generate(
     steps: int = 30,
     size: int | tuple[int, int] | None = None,
     views: Views | None = None,
+    frames: int = 1,
     stepper: Stepper | None = None,
     memory: int | None = None,
     attention: bool = False,
@@ -52,7 +55,7 @@ def generate(
     preview_every: int = 0,
     on_progress: Listener | None = None,
 ) -> Generated:
-    """An image a seed, at most so many ``together``.
+    """An image a seed, or a clip of so many ``frames``, at most so many ``together``.
 
     ``preview_every`` counts steps; of windows (``views``) there is no preview.
 
@@ -62,13 +65,15 @@ def generate(
     every_method = [method.prepare(model, {"main": (prompt,)}) for method in methods]
     every_method += [] if watch is None else [watch]
     options = {"methods": every_method, "guide": guide, "steps": steps, "size": size, "views": views}
-    options["stepper"] = stepper
+    options |= {"stepper": stepper, "frames": frames}
+    together = max(1, together // max(1, frames))
     together = min(len(seeds), together) if all(method.requires.batch for method in methods) else 1
     if memory is not None and denoising.plan(model, [prompt] * together, **options).bytes > memory:
         together = 1
     planned = denoising.plan(model, [prompt] * together, memory=memory, **options)
     painted: list[Picture] = []
     looked: list[Picture] = []
+    films: list[tuple[Picture, ...]] = []
     more = {"memory": memory, "callback": previewing(0 if views else preview_every)}
     with heard(on_progress), progress("images", len(seeds)) as advance:
         for first in range(0, len(seeds), together):
@@ -77,6 +82,9 @@ def generate(
             images = [pictures.picture(image) for image in out.images]
             if watch is not None:
                 looked += [overlays.sheet(p, watch.maps(model.words(prompt), i)) for i, p in enumerate(images)]
+            if frames > 1:
+                films += [tuple(images[i : i + frames]) for i in range(0, len(images), frames)]
+                images = [pictures.grid(film) for film in films[-len(some) :]]
             painted += images
             advance(len(some))
-    return Generated(tuple(painted), tuple(looked), planned)
+    return Generated(tuple(painted), tuple(looked), planned, tuple(films))

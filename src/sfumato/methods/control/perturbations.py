@@ -87,7 +87,7 @@ def within(model: Backbone, layers: Sequence[str]) -> Callable[[Site], bool]:
 
     A transformer's middle is the block in the middle of its depth. ``SfumatoError`` for what no path has.
     """
-    sites = [s for s in model.sites if "image->image" in s.pairs]
+    sites = [s for s in model.sites if "image->image" in s.pairs and s.axis == "space"]
     blocks = list(dict.fromkeys(block(s) for s in sites))
     stages, middle = {s.stage for s in sites}, blocks[len(blocks) // 2] if blocks else ""
 

@@ -55,7 +55,7 @@ def transfer(
 
 def in_decoder(run: Run, pair: str) -> Callable[[Any], bool]:
     """Is a site or layer of this pair in the part that draws: a UNet's way up, the later half of a transformer?"""
-    found = [s for s in (*run.model.sites, *run.model.layers) if pair in s.pairs]
+    found = [s for s in (*run.model.sites, *run.model.layers) if pair in s.pairs and s.axis == "space"]
     if any(s.stage == "up" for s in found):
         return lambda site: site.stage == "up"
     later = {s.path for s in found[len(found) // 2 :]}
@@ -65,7 +65,8 @@ def in_decoder(run: Run, pair: str) -> Callable[[Any], bool]:
 def grids(run: Run, pair: str) -> list[int]:
     """Shorter sides of the decoder's token grids, the finest first."""
     drawn = in_decoder(run, pair)
-    found = [s for s in (*run.model.sites, *run.model.layers) if pair in s.pairs and drawn(s)]
+    drawing = [s for s in (*run.model.sites, *run.model.layers) if pair in s.pairs and drawn(s)]
+    found = [s for s in drawing if s.axis == "space"]
     return sorted({min(s.grid(run.grid)) for s in found}, reverse=True)
 
 

@@ -2,6 +2,8 @@
 
 from sfumato.methods.sets.consi_story import ConsiStory
 from sfumato.methods.sets.fate_zero import FateZero
+from sfumato.methods.sets.free_init import FreeInit
+from sfumato.methods.sets.free_noise import FreeNoise
 from sfumato.methods.sets.merge_attend_diffuse import MergeAttendDiffuse
 from sfumato.methods.sets.pix2video import Pix2Video
 from sfumato.methods.sets.shared_attention import SharedAttention
@@ -15,6 +17,8 @@ from sfumato.methods.sets.token_flow import TokenFlow
 __all__ = [
     "ConsiStory",
     "FateZero",
+    "FreeInit",
+    "FreeNoise",
     "MergeAttendDiffuse",
     "Pix2Video",
     "SharedAttention",

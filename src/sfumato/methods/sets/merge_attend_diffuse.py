@@ -75,8 +75,11 @@ class MergeAttendDiffuse(Method):
         def attend(call: Call) -> None:
             views, whole = merged(call, torch.cat([call.all(which) for which in "qkv"], -1))
             tokens = whole.flatten(2).unflatten(1, (call.site.heads, -1)).transpose(2, 3)
-            out = FUSED(*tokens.chunk(3, -1), **call.options)
-            call.answer(shown(views, out.transpose(2, 3).flatten(1, 2).unflatten(-1, whole.shape[-2:]), call))
+            q, k, v = tokens.chunk(3, -1)
+            out = FUSED(q, k, v, **call.options)
+            out = shown(views, out.transpose(2, 3).flatten(1, 2).unflatten(-1, whole.shape[-2:]), call)
+            for name in call.rows.names:
+                call.give(name, out[call.rows[name]])
 
         def ask(call: Call) -> None:
             q = shown(*merged(call, call.all("q")), call)

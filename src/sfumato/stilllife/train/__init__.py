@@ -1,4 +1,4 @@
-"""Training of the built-in model: ``python -m sfumato.stilllife.train {data,oracle,clip,vae,unet,instruct,depth}``."""
+"""Training of the built-in model: ``python -m sfumato.stilllife.train NAME``; its ``--help`` lists them."""
 
 from __future__ import annotations
 

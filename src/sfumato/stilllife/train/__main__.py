@@ -22,6 +22,7 @@ TRAINERS = {
     "unet": "Train the text-to-image UNet; needs the VAE and the CLIP.",
     "instruct": "Train the InstructPix2Pix relative; needs the UNet.",
     "depth": "Train the depth ControlNet; needs the UNet.",
+    "motion": "Train a motion adapter on clips that are rendered meanwhile; needs the UNet.",
 }
 BACKGROUND = {
     "start": "Start a run that goes on beside other work, or go on with one.",
