@@ -56,7 +56,7 @@ def test_tokens_get_what_the_nearest_of_both_keyframes_got(models, monkeypatch, 
     q, k, v = torch.randn(3, len(ROWS), site.heads, n + text, 8, generator=g).unbind()
     tokens = torch.randn(len(ROWS), n, 6, generator=g)
     run = Run(model, {"source": (SOURCE,) * FRAMES, "target": (TARGET,) * FRAMES}, ROWS, 4, (4, 4))
-    phases = TokenFlow(every=2, seed=3).start(run)
+    phases = TokenFlow(every=3, seed=4).start(run)
     level = model.schedule.at(500)
     step = Step(1, level, level, torch.zeros(2 * FRAMES, 4, 4, 4), run, None)
     phases.before(step)
@@ -68,8 +68,8 @@ def test_tokens_get_what_the_nearest_of_both_keyframes_got(models, monkeypatch, 
         edit.do(call)
     out = call.output()
 
-    keys = keyframes(FRAMES, 2, 3, 1)
-    assert len(keys) == 3
+    keys = keyframes(FRAMES, 3, 4, 1)
+    assert keys == (1, 4)  # a frame before both, two between, nearer to one of them each
     q, k, v, source = q.double(), k.double(), v.double(), tokens[ROWS["source", "cond"]].double()
     image = range(text, text + n) if site.query[0] == "text" else range(n)
     words = [j for j in range(n + text) if j not in image]
