@@ -63,6 +63,8 @@ class Views:
 
     fuse: Fuse
     side: Side = "canvas"
+    around: bool = False
+    """Does the canvas' right border go on at its left?"""
 
     def window(self, canvas: Grid, side: int) -> Grid:
         """Height and width of what the network sees of a canvas; ``side`` is that of the model's own images."""
