@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfumato.commands.sampling import Sampling
 from sfumato.core.denoising import denoise
+from sfumato.core.fusing import Canvas
 from sfumato.core.sphere import Sphere, axes, directions
 from sfumato.errors import SfumatoError
 
@@ -104,6 +105,17 @@ def test_a_sphere_turned_is_painted_turned(sd):
     moved = denoise(sd, "a red cube", start=start.roll(8, -1), **options).latents
     assert out.shape == (1, 4, 16, 32) and out[..., 6:10, :].std() > 0.1
     torch.testing.assert_close(moved[..., 6:10, :], out.roll(8, -1)[..., 6:10, :], atol=1e-2, rtol=0)
+
+
+def test_what_agrees_on_pictures_is_encoded_without_a_seam(sd):
+    canvas = Canvas(sd, CUBE, (16, 32))
+    images = torch.rand(1, 3, 128, 256, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        out, moved = canvas._encoded(images), canvas._encoded(images.roll(64, -1))
+        plain, off = sd.encode(images), sd.encode(images.roll(64, -1))
+    assert out.shape == plain.shape
+    apart, seam = (moved - out.roll(8, -1)).abs(), (off - plain.roll(8, -1)).abs()
+    assert apart[..., [0, 7, 8, 31]].max() < 0.2 * seam[..., [0, 7, 8, 31]].max()
 
 
 def test_windows_that_agree_on_pictures_are_painted(sd):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -82,7 +83,17 @@ class Canvas:
         """The canvas that a run ends with."""
         if not self.apart:
             return x
-        return self.model.encode(self._pixels(x)) if self.given.fuse == "pixels" and self.count > 1 else self.merge(x)
+        return self._encoded(self._pixels(x)) if self.given.fuse == "pixels" and self.count > 1 else self.merge(x)
+
+    def _encoded(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+        """Of what goes around, with as much more at both ends as an encoder sees at once."""
+        if not self.views.around:
+            return self.model.encode(images)
+        more = min(self.window[1], self.grid[1])
+        wide = torch.cat(
+            [images[..., -more * self.model.factor :], images, images[..., : more * self.model.factor]], -1
+        )
+        return self.model.encode(wide)[..., more:-more]
 
     def fuse(self, move: Move, step: Step, shown: Tensor, x0: Tensor, eps: Tensor) -> Move:
         """Fill in the step's ``x0`` and ``eps`` from those of what was shown; gives what then moves the step."""

@@ -34,6 +34,7 @@ class Sphere(Views):
     step: float = 45.0
     fuse: Fuse = "pixels"
     side: Side = "instance"
+    around = True
 
     def __post_init__(self) -> None:
         if not (0 < self.step <= 90 and 0 < self.fov < 180 and self.fov >= self.step):
