@@ -463,7 +463,7 @@ def test_what_cannot_be_parsed_is_one_line(run, monkeypatch, encoding):
         ("generate x --stepper nope", "unknown --stepper 'nope'; known: auto, ddim, ddpm, euler"),
         ("bench nope", "unknown suite 'nope'; known: generate, core"),
         ("render --size", "--size takes a value, and none follows"),
-        ("nope", "unknown command nope; known: generate, edit"),
+        ("nope", "unknown command nope; known: generate, panorama"),
         ("show nope", "unknown command nope; known: models, methods"),
         ("tour --nope 3", "unknown option --nope; see --help"),
     ):
