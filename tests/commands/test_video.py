@@ -57,6 +57,15 @@ def test_a_plan_is_a_line_and_nothing_is_done(run, here, gif, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["clip.gif"]
 
 
+def test_where_nothing_is_drawn_that_is_said(run, here, gif):
+    options = ["--plan", "--noise", "shared", "--seed", 3]
+    for method, drawn in (("plug-and-play", False), ("sdedit", True)):
+        code, _, err = run("video", gif, *WORDS, *options, method)
+        assert (
+            code == 0 and ("so --noise changes nothing" in err, "so --seed changes nothing" in err) == (not drawn,) * 2
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -6,9 +6,10 @@
 | ``--mask`` (edit) | inpainting checkpoints, which need it; methods with a mask that is not given behind their word |
 | ``--appearance`` (edit) | methods that take a picture's looks; these go without the command's ``--guidance`` |
 | ``--looks`` (edit) | ``--appearance`` |
-| ``--invert`` (edit) | methods without a start of their own |
+| ``--invert`` (edit, video) | methods without a start of their own |
 | ``--from`` (edit) | methods that tell the network what the picture shows; of the others it is noted |
-| ``--seed`` (edit, invert) | what is drawn; where nothing is, it is noted |
+| ``--seed`` (edit, invert, video) | what is drawn; where nothing is, it is noted |
+| ``--noise`` (video) | the same |
 | ``--embedding`` | prompts that say its word; where none does, it is noted |
 | ``--also`` (edit) | methods of several pictures (``Requires.batch``); masks and boxes of the first are all pictures' |
 | ``--negative`` | guidances with an empty prompt, at another scale than 1 (``core.guidance``) |
@@ -105,8 +106,18 @@ def start(invert: str | None, chains: Iterable[Chain]) -> None:
 
 def seed(given: int, runs: Iterable[Sequence[Any]]) -> None:
     """Say where nothing of any run is drawn, so that another ``--seed`` gives the same."""
-    if given and not any("seed" in values(item) for run in runs for item in run):
+    if given and not _draws(runs):
         note("nothing is drawn here, so --seed changes nothing")
+
+
+def noise(given: bool, runs: Iterable[Sequence[Any]]) -> None:
+    """Say where nothing of any run is drawn, so that another ``--noise`` gives the same."""
+    if given and not _draws(runs):
+        note("nothing is drawn here, so --noise changes nothing")
+
+
+def _draws(runs: Iterable[Sequence[Any]]) -> bool:
+    return any("seed" in values(item) for run in runs for item in run)
 
 
 def painted(chain: Chain) -> None:

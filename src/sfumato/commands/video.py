@@ -139,6 +139,8 @@ def video(
     uses.mask(None, net, [chain])
     edit = PictureEdit.of(chain, source, target, invert, steps, guidance, seed, None, negative)
     asked = VideoEdit(footage, edit, noises, chunk, anchor, seed, fit)
+    uses.seed(seed, [(edit.start, *edit.methods)])
+    uses.noise(noise != "independent", [(edit.start, *edit.methods)])
     cost = price(net, asked, limit)
     if plan:
         print_json(vars(cost)) if json else print(cost)

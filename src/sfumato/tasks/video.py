@@ -28,7 +28,7 @@ from sfumato.core.noise import Independent, Noises
 from sfumato.core.plan import Plan
 from sfumato.errors import SfumatoError
 from sfumato.inversion import invert
-from sfumato.io.files import write_json
+from sfumato.io.files import writable, write_json
 from sfumato.io.progress import Listener, heard, progress
 from sfumato.media import images, pictures
 from sfumato.media import video as videos
@@ -235,7 +235,7 @@ def _inverted_rows(model: Backbone, edit: PictureEdit, fitted: Fitted) -> tuple[
 
     def predict(x: Tensor, t: Any, cond: Cond) -> Tensor:
         rows[0] += len(x)
-        return 0 * x + 0 * cond.text.mean()
+        return 0 * x + 0 * cond.text.sum()
 
     other.predict = predict  # pyright: ignore[reportAttributeAccessIssue]
     with heard(lambda event: None):
@@ -289,8 +289,6 @@ def _mark(video: Video) -> str:
 
 def _claim(folder: Path, key: str) -> None:
     """Make the folder ours; take away frames of other settings."""
-    from sfumato.io.files import writable
-
     writable(folder)
     record, own = folder / _RECORD, sorted(folder.glob("[0-9]" * 5 + "*.png"))
     found = None
