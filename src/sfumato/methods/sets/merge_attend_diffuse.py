@@ -75,7 +75,8 @@ class MergeAttendDiffuse(Method):
         def attend(call: Call) -> None:
             views, whole = merged(call, torch.cat([call.all(which) for which in "qkv"], -1))
             tokens = whole.flatten(2).unflatten(1, (call.site.heads, -1)).transpose(2, 3)
-            out = FUSED(*tokens.chunk(3, -1), **call.options)
+            q, k, v = tokens.chunk(3, -1)
+            out = FUSED(q, k, v, **call.options)
             call.answer(shown(views, out.transpose(2, 3).flatten(1, 2).unflatten(-1, whole.shape[-2:]), call))
 
         def ask(call: Call) -> None:
