@@ -29,10 +29,11 @@ def test_borders_are_where_windows_begin_and_end():
     assert panoramas.borders(Tiles(1.0), (128, 512), 128, 8) == [128, 256, 384]
     assert panoramas.borders(Tiles(8), (128, 256), 128, 8) == [64, 128, 192]
     assert panoramas.borders(Ring(16), (128, 256), 128, 8) == [128]
-    last = Spots().at(panoramas.STEPS - 1).places(16, 32, (16, 16))
-    assert set(panoramas.borders(Spots(), (128, 256), 128, 8)) == {
-        8 * n for _, left in last for n in (left, left + 16) if 0 < n < 32
-    }
+    places = Spots().at(3).places(16, 32, (16, 16))
+    at = panoramas.borders(Spots().at(3), (128, 256), 128, 8)
+    assert set(at) == {8 * n for _, left in places for n in (left, left + 16) if 0 < n < 32}
+    jumping = torch.linspace(0, 1, 256).expand(1, 3, 128, 256) + (torch.arange(256) >= at[0]) * 1.0
+    assert panoramas.worst(jumping, Spots(), 128, 8).item() > 10 > panoramas.worst(jumping, Tiles(1.0), 128, 8).item()
 
 
 def test_what_is_alike_is_not_apart():
