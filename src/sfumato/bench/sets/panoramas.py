@@ -38,8 +38,8 @@ MEANINGS = {
     "pano_frechet": "SyncDiffusion: Frechet distance of windows to single paintings, over MultiDiffusion's",
     "pano_frechet_mad": "Merge-attend-diffuse: the same",
     "pano_diversity": "SyncDiffusion: CLIP distance between two strips of a prompt, over MultiDiffusion's",
-    "ring_seam": "gradient across the wrap over that inside, of rings decoded as rings",
-    "ring_seam_open": "the same, decoded as strips",
+    "ring_seam": "gradient across the wrap over that at the same place inside, when the ring is rolled by half",
+    "ring_seam_open": "the same, decoded as a strip",
     "pano_vs_diffusers_time": "MultiDiffusion over diffusers' panorama pipeline, same windows; median",
     "sync_over_multi_time": "SyncDiffusion (the authors' fifth of the steps) over MultiDiffusion, same windows; median",
     "detached_over_multi_time": "the same, without the way back through the network, in all steps",
@@ -81,10 +81,17 @@ def apart(features: Float[Tensor, "n d"], others: Float[Tensor, "m d"] | None = 
     return float((1 - a @ a.T).sum() / (len(a) * (len(a) - 1)))
 
 
+def worst(images: Float[Tensor, "b 3 h w"], views: Views, side: int, cell: int) -> Float[np.ndarray, " b"]:
+    """The seams of the windows of one step: of those that move, of that step's whose are worst."""
+    size = (images.shape[-2], images.shape[-1])
+    each = [seam(images, borders(views.at(i), size, side, cell), cell) for i in range(STEPS)]
+    return max(each, key=lambda found: float(found.mean())).numpy()
+
+
 def borders(views: Views, size: tuple[int, int], side: int, cell: int) -> list[int]:
-    """Columns of pixels at which a window of the last step begins or ends, inside of the canvas."""
+    """Columns of pixels at which a window begins or ends, inside of the canvas."""
     grid, window = (size[0] // cell, size[1] // cell), (side // cell, side // cell)
-    lefts = [left for _, left in views.at(STEPS - 1).places(*grid, window)]  # pyright: ignore[reportAttributeAccessIssue]
+    lefts = [left for _, left in views.places(*grid, window)]  # pyright: ignore[reportAttributeAccessIssue]
     ends = {n * cell for left in lefts for n in (left, left + window[1])}
     return sorted(n for n in ends if 0 < n < size[1])
 
@@ -110,7 +117,7 @@ def strips(session: Session) -> Mapping[str, Figure]:
         alone = features.flatten(0, 1) if alone is None else alone
         pairs = [apart(features[i], features[i + 1]) for i in range(0, session.n - 1, 2)]
         found[name] = {
-            "seam": seam(painted, borders(views, size, side, model.factor), model.factor).numpy(),
+            "seam": worst(painted, views, side, model.factor),
             "coherence": np.array([apart(one) for one in features]),
             "diversity": float(np.mean(pairs)),
             "frechet": frechet(features.flatten(0, 1), alone),
@@ -130,9 +137,14 @@ def strips(session: Session) -> Mapping[str, Figure]:
     }
 
 
+def step_across(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+    """Mean difference across the wrap."""
+    return (images[..., 0] - images[..., -1]).abs().mean((1, 2))
+
+
 def rings(session: Session) -> Mapping[str, Figure]:
     model, first = session.model, int(session.stream(19, 1).integers(2**30))
-    closed, opened = [], []
+    closed, opened, inside = [], [], []
     for i in range(session.n):
         sample = denoise(
             model,
@@ -145,10 +157,14 @@ def rings(session: Session) -> Mapping[str, Figure]:
         )
         closed.append(sample.images)
         opened.append(Sample(model, sample.latents, sample.prompts).images)
+        half = sample.latents.shape[-1] // 2
+        rolled = Sample(model, sample.latents.roll(half, -1), sample.prompts).images
+        inside.append(rolled.roll(-half * model.factor, -1))
+    wrap = [step_across(torch.cat(some)) for some in (closed, opened, inside)]
     session.keep("rings", torch.cat(closed), 1)
     return {
-        "ring_seam": seam(torch.cat(closed), [0], model.factor).numpy(),
-        "ring_seam_open": seam(torch.cat(opened), [0], model.factor).numpy(),
+        "ring_seam": (wrap[0] / wrap[2]).numpy(),
+        "ring_seam_open": (wrap[1] / wrap[2]).numpy(),
     }
 
 
