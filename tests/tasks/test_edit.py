@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,13 +15,13 @@ from PIL import Image
 from sfumato.backbones.load import family
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
-from sfumato.core.method import Method, Phases, Run
+from sfumato.core.method import Method, Phases, Requires, Run
 from sfumato.core.steppers import DDPM
 from sfumato.errors import SfumatoError
 from sfumato.inversion import DDIMInversion, Direct, invert
 from sfumato.io.progress import Progress
 from sfumato.media.images import fit, tensor
-from sfumato.methods.edit import BlendedLatents, PromptToPrompt, SDEdit
+from sfumato.methods.edit import BlendedLatents, SDEdit
 from sfumato.metrics.image import psnr
 from sfumato.prompts.layout import Mask
 from sfumato.tasks.edit import PictureEdit, edit_pictures, fit_all, invert_picture, run_edits
@@ -41,6 +42,15 @@ def photos(model, n: int = 2):
     dice = np.random.default_rng(0)
     shown = [Image.fromarray(dice.integers(0, 256, (45, 70, 3), np.uint8)) for _ in range(n)]
     return [fit(picture, 32, model.multiple) for picture in shown]
+
+
+class Alone(Method):
+    """Of one image a run."""
+
+    requires: ClassVar = Requires(batch=False)
+
+    def start(self, run: Run) -> Phases:
+        return Phases()
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +126,7 @@ def test_edits_side_by_side_are_each_as_alone_and_none_is_run_if_one_cannot_be(m
     shown = [e.preview for e in events if e.preview is not None]
     assert len(shown) == 4 and shown[0].width > 2 * 32, "the edits alone, side by side"
     events.clear()
-    alone = PictureEdit(SOURCE, TARGET, SDEdit(steps=2), [PromptToPrompt()])
+    alone = PictureEdit(SOURCE, TARGET, SDEdit(steps=2), [Alone()])
     with pytest.raises(SfumatoError, match="edits one image a run"):
         run_edits(model, fitted, {**edits, "p2p": alone}, on_progress=events.append)
     assert not events

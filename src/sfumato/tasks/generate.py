@@ -51,11 +51,11 @@ def generate(
     stepper: Stepper | None = None,
     memory: int | None = None,
     attention: bool = False,
-    together: int = BATCH,
+    together: int | None = None,
     preview_every: int = 0,
     on_progress: Listener | None = None,
 ) -> Generated:
-    """An image a seed, or a clip of so many ``frames``, at most so many ``together``.
+    """An image a seed, or a clip of so many ``frames``, at most so many ``together`` (8 unless said).
 
     ``preview_every`` counts steps; of windows (``views``) there is no preview.
 
@@ -66,7 +66,7 @@ def generate(
     every_method += [] if watch is None else [watch]
     options = {"methods": every_method, "guide": guide, "steps": steps, "size": size, "views": views}
     options |= {"stepper": stepper, "frames": frames}
-    together = max(1, together // max(1, frames))
+    together = max(1, (together or BATCH) // max(1, frames))
     together = min(len(seeds), together) if all(method.requires.batch for method in methods) else 1
     if memory is not None and denoising.plan(model, [prompt] * together, **options).bytes > memory:
         together = 1
