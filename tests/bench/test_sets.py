@@ -11,9 +11,15 @@ from sfumato.core.views import Ring, Tiles
 from sfumato.methods.sets.spot_diffusion import Spots
 
 
-def test_every_measure_says_what_it_means():
-    keys = [key for some, _ in sets.MEASURES for key in some]
-    assert sorted(keys) == sorted(sets.MEANINGS) and set(sets.TARGETS) <= set(keys)
+@pytest.mark.parametrize("module", sets.MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_every_measure_says_what_it_means(module):
+    keys = [key for some, _ in module.MEASURES for key in some]
+    assert sorted(keys) == sorted(module.MEANINGS) and set(module.TARGETS) <= set(keys)
+
+
+def test_no_key_is_measured_twice():
+    keys = [key for module in sets.MODULES for key in module.MEANINGS]
+    assert len(keys) == len(set(keys))
 
 
 def test_a_seam_is_where_colours_jump_at_windows():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from solids import sphere
 
-from sfumato.bench.sets import shapes
+from sfumato.bench.sets import run, shapes
 from sfumato.errors import SfumatoError
 from sfumato.media.meshes import Mesh
 from sfumato.ops import surfaces
@@ -29,7 +29,7 @@ def quick(here, monkeypatch, tmp_path):
 
 
 def test_every_key_has_a_figure_or_a_reason(quick, tmp_path):
-    found = shapes.run(2, 0, "cpu", tmp_path)
+    found = run(2, 0, "cpu", tmp_path, (shapes,))
     assert set(found.results) == set(shapes.MEANINGS) and set(found.why) == {
         "diff3f_man_woman", "diff3f_man_woman_over_baselines",
     }  # fmt: skip

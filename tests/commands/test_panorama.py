@@ -52,6 +52,8 @@ def test_it_paints_what_the_library_does(run, here, tmp_path):
         (("--size", "256x128", "--stride", "17"), "a stride lies between 1 and the window's side, 16 cells, got 17"),
         (("--size", "256x128", "--stride", "8", "spot-diffusion"), "leave the stride out"),
         (("--size", "256x128", "sdedit"), "starts from a picture"),
+        (("--size", "256x128", "--sphere", "--ring"), "leave ring and stride out"),
+        (("--size", "384x128", "--sphere"), "twice as wide as it is high"),
     ],
 )
 def test_what_is_no_panorama_is_refused_in_one_line(run, here, tmp_path, args, text):

@@ -36,6 +36,11 @@ def panorama(
         tyro.conf.arg(help="Let the right border go on at the left: 360 degrees, closed from noise to pixels."),
         tyro.conf.FlagCreatePairsOff,
     ] = False,
+    sphere: Annotated[
+        bool,
+        tyro.conf.arg(help="All that lies around, 360 by 180 degrees, twice as wide as it is high."),
+        tyro.conf.FlagCreatePairsOff,
+    ] = False,
     stride: Annotated[
         int | None,
         tyro.conf.arg(
@@ -72,6 +77,8 @@ def panorama(
     Example: sfumato panorama "ducks on sand at sunset" --size 1024x128 sync-diffusion --until 0.2
 
     Example: sfumato panorama "cubes on grass" --size 768x128 --ring
+
+    Example: sfumato panorama "a beach" --size 512x256 --sphere
     """
     given = dict(locals())
     limit = painting.checked(n, steps, seed, memory, guidance)
@@ -87,7 +94,7 @@ def panorama(
 
     net = loading.load(model, device)
     height, width = painted_size(net, asked)
-    seen = task.canvas(net, (height, width), ring, stride)
+    seen = task.canvas(net, (height, width), ring, stride, sphere)
     loading.remark(model, prompt, negative)
     steps, guidance = suited(net, steps, guidance)
     note_guidance(net, guidance, negative)
@@ -96,15 +103,15 @@ def panorama(
     options |= {"stepper": sampling.made(net), "memory": limit}
     price = task.cost(net, prompt, seen, **options)
     note(str(price))
-    painted = task.panorama(net, prompt, range(seed, seed + n), (height, width), ring=ring, stride=stride, **options)
+    kind = {"ring": ring, "stride": stride, "sphere": sphere}
+    painted = task.panorama(net, prompt, range(seed, seed + n), (height, width), **kind, **options)
     settings = {
         "prompt": prompt,
         "negative": negative,
         "steps": steps,
         "guidance": guidance,
         "size": written(height, width),
-        **({"ring": True} if ring else {}),
-        **({"stride": stride} if stride is not None else {}),
+        **{name: value for name, value in kind.items() if value not in (False, None)},
         **sampling.settings(),
         "model": model,
         **({"methods": " + ".join(map(repr, chain.items))} if chain.items else {}),

@@ -10,6 +10,7 @@ from sfumato.core import denoising
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import Guide, Scales
 from sfumato.core.method import Method
+from sfumato.core.sphere import Sphere
 from sfumato.core.steppers import Stepper
 from sfumato.core.views import Ring, Tiles
 from sfumato.errors import SfumatoError
@@ -46,7 +47,9 @@ class Cost:
         )
 
 
-def canvas(model: Backbone, size: tuple[int, int], ring: bool = False, stride: int | None = None) -> dict[str, Any]:
+def canvas(
+    model: Backbone, size: tuple[int, int], ring: bool = False, stride: int | None = None, sphere: bool = False
+) -> dict[str, Any]:
     """Size and views of a panorama of this height and width, for ``denoise`` and its kin.
 
     ``stride`` in cells of the latents, from window to window; methods that do not say have an eighth of a window.
@@ -61,7 +64,9 @@ def canvas(model: Backbone, size: tuple[int, int], ring: bool = False, stride: i
         )
     if stride is not None and not 1 <= stride <= cells:
         raise SfumatoError(f"a stride lies between 1 and the window's side, {cells} cells, got {stride}")
-    return {"size": size, "views": (Ring if ring else Tiles)(stride)}
+    if sphere and (ring or stride is not None):
+        raise SfumatoError("a sphere is closed as it is, its windows 45 degrees apart; leave ring and stride out")
+    return {"size": size, "views": Sphere() if sphere else (Ring if ring else Tiles)(stride)}
 
 
 def cost(model: Backbone, prompt: str, seen: dict[str, Any], steps: int = 30, **options: Any) -> Cost:
@@ -81,6 +86,7 @@ def panorama(
     *,
     ring: bool = False,
     stride: int | None = None,
+    sphere: bool = False,
     methods: Sequence[Method] = (),
     guide: Guide | Scales = 5.0,
     steps: int = 30,
@@ -88,11 +94,12 @@ def panorama(
     memory: int | None = None,
     on_progress: Listener | None = None,
 ) -> Generated:
-    """A panorama a seed, of this height and width; one after the other. A ``ring`` is closed from noise to pixels.
+    """A panorama a seed, of this height and width; one after the other. A ``ring`` is closed from noise to pixels, a
+    ``sphere`` is all that lies around, twice as wide as it is high.
 
     Raises ``SfumatoError`` as ``canvas`` and ``denoise`` do, before the first is painted.
     """
-    seen = canvas(model, size, ring, stride)
+    seen = canvas(model, size, ring, stride, sphere)
     options: dict[str, Any] = {"guide": guide, "steps": steps, "stepper": stepper, "memory": memory}
     return images.generate(
         model, prompt, seeds, methods=methods, together=1, on_progress=on_progress, **options, **seen

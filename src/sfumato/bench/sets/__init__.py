@@ -5,23 +5,24 @@ Each module measures one kind of set: its ``MEASURES``, and of their keys ``MEAN
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sfumato.bench.report import Report, gather
 from sfumato.bench.sets import clips, panoramas, shapes, views
 from sfumato.io.device import choose
 
 MODULES = (panoramas, views, clips, shapes)
-MEANINGS = {key: text for module in MODULES for key, text in module.MEANINGS.items()}
-TARGETS = {key: target for module in MODULES for key, target in module.TARGETS.items()}
-MEASURES = tuple(measure for module in MODULES for measure in module.MEASURES)
 
 
 class SetsSession(clips.ClipSession, shapes.ShapesSession):
     """What the measures share."""
 
 
-def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Report:
-    """Measure everything."""
+def run(n: int, seed: int, device: str = "auto", out: Path | None = None, modules: Sequence[Any] = MODULES) -> Report:
+    """Measure everything, or what some modules measure."""
     session = SetsSession(n, seed, choose(device), out)
-    return gather(Report("sets", n, seed, str(session.device), MEANINGS, TARGETS), MEASURES, session, out)
+    meanings, targets = ({k: v for m in modules for k, v in getattr(m, of).items()} for of in ("MEANINGS", "TARGETS"))
+    measures = tuple(measure for module in modules for measure in module.MEASURES)
+    return gather(Report("sets", n, seed, str(session.device), meanings, targets), measures, session, out)

@@ -22,18 +22,18 @@ from torch import Tensor
 
 from sfumato.bench.generate import applied
 from sfumato.bench.real import real
-from sfumato.bench.report import Comparison, Figure, Report, Target, gather
+from sfumato.bench.report import Comparison, Figure, Target
 from sfumato.bench.session import Session
 from sfumato.bench.units import Row, Units, columns, timed
 from sfumato.core.method import Method
 from sfumato.core.noise import Independent, Noises
 from sfumato.inversion import Inversion
-from sfumato.io.device import choose
 from sfumato.io.progress import progress
 from sfumato.media import pictures
 from sfumato.media import video as videos
 from sfumato.media.images import fit, tensor
 from sfumato.methods.edit import SDEdit
+from sfumato.methods.sets import FateZero, Pix2Video, TokenFlow
 from sfumato.methods.sets.noise import Advected, IntegralWarp, Mixed, Progressive, Shared
 from sfumato.metrics.image import psnr
 from sfumato.metrics.video import warp_error
@@ -51,14 +51,16 @@ DAVIS = ("a white cube on stone by day", "a red cube on stone by day")
 """A car is none of the model's words; a cube is what is most like one."""
 KINDS = ("recolour", "ground", "reshape", "material")
 KEYS = ("success", "warp_error", "excess", "psnr_to_truth", "seconds", "peak_mb")
-PER_FRAME = ("SDEdit", "Plug-and-Play")
+PER_FRAME = ("SDEdit", "Plug-and-Play", "Prompt-to-Prompt")
 """Editing in which nothing of a frame depends on another."""
 
 MEANINGS = {
     "video_edit_success": "frames of 16-frame clips that are read as asked, edited by CSD-Edit as one set",
-    "video_warp_error": "its warp error beyond the VAE's own, over that of the best editing of each frame by itself",
-    "video_to_truth": "its frames against the counterfactual clip, dB",
-    "video_shared_noise": "Plug-and-Play of one noise for all frames: the same, over that of own ones",
+    "video_warp_error": "warp error beyond the VAE's own of CSD-Edit or TokenFlow, whichever has less, over that of the "
+    "best editing of each frame by itself",
+    "video_to_truth": "CSD-Edit's frames against the counterfactual clip, dB",
+    "csd_video_consistency": "CSD-Edit's warp error beyond the VAE's, over the lesser of FateZero's and Pix2Video's",
+    "video_shared_noise": "the same of Plug-and-Play by one noise for all frames, over that by own ones",
     "noise_mean": "largest mean of an image's noise, all kinds of noise, in standard deviations of a mean",
     "noise_variance": "largest distance of a variance from 1, in its standard deviations",
     "noise_neighbours": "largest correlation of neighbouring cells, in its standard deviations",
@@ -104,15 +106,20 @@ class Asked:
 
 
 Runner = Callable[[Case], Asked]
+_OWN = Independent()
 
 
 def _sdedit(noises: Callable[[Case], Noises]) -> Runner:
     return lambda case: Asked(SDEdit(0.6, steps=STEPS, seed=case.seed), noises=noises(case))
 
 
-def _holding(word: str, noises: Noises) -> Runner:
+def _holding(word: str, *more: Method, noises: Noises = _OWN) -> Runner:
     row = find(word)
-    return lambda case: Asked(start_of(row.start, STEPS, EDITING, case.seed), (row.method,), row.guidance, noises)
+    return lambda case: Asked(start_of(row.start, STEPS, EDITING, case.seed), (row.method, *more), row.guidance, noises)
+
+
+def _across(method: Method) -> Runner:
+    return lambda case: Asked(start_of(None, STEPS, EDITING, case.seed), (method,))
 
 
 def _together(case: Case) -> Asked:
@@ -121,11 +128,16 @@ def _together(case: Case) -> Asked:
 
 
 RUNNERS: dict[str, Runner] = {
-    "SDEdit": _sdedit(lambda case: Independent()),
+    "SDEdit": _sdedit(lambda case: _OWN),
     "SDEdit, shared noise": _sdedit(lambda case: Shared()),
     "SDEdit, noise along the flow": _sdedit(lambda case: IntegralWarp(case.motion)),
-    "Plug-and-Play": _holding("plug-and-play", Independent()),
-    "Plug-and-Play, shared noise": _holding("plug-and-play", Shared()),
+    "Plug-and-Play": _holding("plug-and-play"),
+    "Plug-and-Play, shared noise": _holding("plug-and-play", noises=Shared()),
+    "Plug-and-Play, TokenFlow": _holding("plug-and-play", TokenFlow(every=4)),
+    "Prompt-to-Prompt": _holding("prompt-to-prompt"),
+    "Prompt-to-Prompt, TokenFlow": _holding("prompt-to-prompt", TokenFlow(every=4)),
+    "FateZero, at all grids": _across(FateZero(finest=1.0)),
+    "Pix2Video": _across(Pix2Video()),
     "CSD-Edit": _together,
 }
 """Each as it suits the built-in model; their frames are the images of one run."""
@@ -140,12 +152,6 @@ class ClipSession(Session):
     @cached_property
     def cases(self) -> list[Case]:
         return [case(self.stream(31, i), KINDS[i % len(KINDS)], self.seed + i) for i in range(self.n)]
-
-
-def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Report:
-    """Measure all of this module."""
-    session = ClipSession(n, seed, choose(device), out)
-    return gather(Report("clips", n, seed, str(session.device), MEANINGS, TARGETS), MEASURES, session, out)
 
 
 def case(rng: np.random.Generator, kind: str, seed: int, frames: int = FRAMES, size: int = 128) -> Case:
@@ -210,12 +216,14 @@ def editing(session: ClipSession) -> Mapping[str, Figure]:
         for name, rows in found.items()
     }
     session.methods |= means
-    alone = min(means[name]["excess"] for name in PER_FRAME)
+    excess = {name: row["excess"] for name, row in means.items()}
+    alone, together = min(excess[name] for name in PER_FRAME), [n for n in excess if n.endswith("TokenFlow")]
     return {
         "video_edit_success": np.array(columns(found["CSD-Edit"], "success")),
         "video_to_truth": np.array(columns(found["CSD-Edit"], "psnr_to_truth")),
-        "video_warp_error": means["CSD-Edit"]["excess"] / alone,
-        "video_shared_noise": means["Plug-and-Play, shared noise"]["excess"] / means["Plug-and-Play"]["excess"],
+        "video_warp_error": min(excess[name] for name in ("CSD-Edit", *together)) / alone,
+        "video_shared_noise": excess["Plug-and-Play, shared noise"] / excess["Plug-and-Play"],
+        "csd_video_consistency": excess["CSD-Edit"] / min(excess["FateZero, at all grids"], excess["Pix2Video"]),
     }
 
 
@@ -296,5 +304,8 @@ MEASURES: tuple[tuple[tuple[str, ...], Callable[[Any], Mapping[str, Figure]]], .
     (("noise_mean", "noise_variance", "noise_neighbours", "noise_along_flow", "noise_blended"), noise),
     (("memory_per_frame",), memory),
     (("davis_warp_error",), davis),
-    (("video_edit_success", "video_to_truth", "video_warp_error", "video_shared_noise"), editing),
+    (
+        ("video_edit_success", "video_to_truth", "video_warp_error", "video_shared_noise", "csd_video_consistency"),
+        editing,
+    ),
 )

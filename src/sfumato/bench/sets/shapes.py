@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from zipfile import ZipFile
 
 import numpy as np
@@ -23,11 +22,10 @@ from torch import Tensor
 
 from sfumato.bench.perceive import untrained
 from sfumato.bench.real import real
-from sfumato.bench.report import Comparison, Figure, Report, Target, gather
+from sfumato.bench.report import Comparison, Figure, Target
 from sfumato.bench.session import Session
 from sfumato.bench.units import Row, columns
 from sfumato.core.backbone import Backbone
-from sfumato.io.device import choose
 from sfumato.io.progress import progress
 from sfumato.media.images import tensor
 from sfumato.media.meshes import Mesh, read_mesh
@@ -76,12 +74,6 @@ class ShapesSession(Session):
     @cached_property
     def untrained(self) -> Backbone:
         return untrained(self.model)
-
-
-def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Report:
-    """Measure everything."""
-    session = ShapesSession(n, seed, choose(device), out)
-    return gather(Report("shapes", n, seed, str(session.device), MEANINGS, TARGETS), MEASURES, session, out)
 
 
 def of_a_kind(rng: np.random.Generator, kind: str) -> Pair:

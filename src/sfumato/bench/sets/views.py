@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.bench.report import Comparison, Figure, Report, Target, gather
+from sfumato.bench.report import Comparison, Figure, Target
 from sfumato.bench.session import Session
 from sfumato.bench.units import Row, columns, timed
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import Composed
-from sfumato.io.device import choose
 from sfumato.io.progress import progress
 from sfumato.media.images import tensor
 from sfumato.stilllife.kinds import KINDS, TRAINED
@@ -186,10 +184,3 @@ MEASURES: tuple[tuple[tuple[str, ...], Callable[[Session], Mapping[str, Figure]]
     (("views_identity", "views_identity_apart"), identity),
     (("illusion_success", "illusion_one_prompt", "illusion_both_prompts"), illusions),
 )
-
-
-def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Report:
-    """These measures alone."""
-    session = Session(n, seed, choose(device), out)
-    report = Report("sets-views", n, seed, str(session.device), MEANINGS, TARGETS)
-    return gather(report, MEASURES, session, out)
