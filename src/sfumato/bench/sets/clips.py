@@ -56,7 +56,7 @@ PER_FRAME = ("SDEdit", "Plug-and-Play", "Prompt-to-Prompt")
 
 MEANINGS = {
     "video_edit_success": "frames of 16-frame clips that are read as asked, edited by CSD-Edit as one set",
-    "video_warp_error": "warp error beyond the VAE's own of CSD-Edit or TokenFlow, whichever has less, over that of the "
+    "video_warp_error": "warp error beyond the VAE's, CSD-Edit's or TokenFlow's, whichever is less, over that of the "
     "best editing of each frame by itself",
     "video_to_truth": "CSD-Edit's frames against the counterfactual clip, dB",
     "csd_video_consistency": "CSD-Edit's warp error beyond the VAE's, over the lesser of FateZero's and Pix2Video's",
