@@ -16,6 +16,7 @@ import diffusers
 import families
 import pytest
 import torch
+from alone import Alone
 from diffusers.models.attention_processor import AttnProcessor2_0
 from families import FAMILIES, painted, pipeline, seeded, write
 from PIL import Image
@@ -336,9 +337,9 @@ CASES: dict[str, Case] = {
         lambda f: weighed(f, "a (red:1.3) cube", own=False),
     ),
     "several images of an edit": Case(
-        lambda f: run(sd(f), {k: [v] * 2 for k, v in BOTH.items()}, methods=[PromptToPrompt()]),
+        lambda f: run(sd(f), {k: [v] * 2 for k, v in BOTH.items()}, methods=[Alone()]),
         "edits one image a run; give several targets as further streams",
-        lambda f: run(sd(f), {**BOTH, "other": "a duck"}, methods=[PromptToPrompt()]),
+        lambda f: run(sd(f), {**BOTH, "other": "a duck"}, methods=[Alone()]),
     ),
     "windows": Case(
         lambda f: run(sd(f), BOTH, methods=[Demanding()], size=(64, 256), views=Tiles()),

@@ -295,9 +295,16 @@ STRANGERS: dict[str, tuple[Any, str]] = {
     ),
     "videos": (
         lambda: changed(
-            families.stable_diffusion(), unet=diffusers.UNetMotionModel.from_unet2d(families.unet(), motion_adapter())
+            families.stable_diffusion(),
+            unet=diffusers.UNet3DConditionModel(
+                block_out_channels=(8, 8, 8, 8),
+                norm_num_groups=4,
+                layers_per_block=1,
+                cross_attention_dim=16,
+                attention_head_dim=4,
+            ),
         ),
-        "with a UNetMotionModel",
+        "with a UNet3DConditionModel",
     ),
     "Flux Fill": (
         lambda: changed(

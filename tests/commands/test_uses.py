@@ -63,7 +63,6 @@ USELESS = {
     "a clip below 0": ((*LAB, "--clip", "-1", "sds"), "--clip is the largest value of a gradient, above 0"),
     "no times": (("features", "photo.png", "--times"), "--times are training steps"),
     "no pictures": (("features",), "no picture is given"),
-    "also and a method of one picture": ((*EDIT, "--also", "other.png", "p2p"), "PromptToPrompt edits one image a run"),
     "also and appearance": (
         (*EDIT, "--also", "other.png", "--appearance", "other.png", "p2p"), "of one picture alone"
     ),

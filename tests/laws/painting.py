@@ -300,18 +300,19 @@ METHODS = (
     ),
     Row(
         "self-guidance", SelfGuidance(("cube",), move=(0.3, 0.0), early=1.0, until=1.0, scale=1e5), streams=EDIT,
-        off=(SelfGuidance(("cube",), move=(0.3, 0.0), scale=0.0),), but={"same": "things are moved whatever the words"},
+        off=(SelfGuidance(("cube",), move=(0.3, 0.0), scale=0.0),), close=1e-3,
+        but={"same": "things are moved whatever the words"},
     ),
     Row(
         "self-guidance: shapes",
         SelfGuidance(("cube",), grow=1.5, keep_shape=("cube",), early=1.0, until=1.0, scale=1e5),
-        off=(SelfGuidance(("cube",), grow=1.5, scale=0.0),), streams=EDIT,
+        off=(SelfGuidance(("cube",), grow=1.5, scale=0.0),), streams=EDIT, close=1e-3,
         but={"same": "things grow whatever the words"},
     ),
     Row(
         "self-guidance: looks",
         SelfGuidance(("cube",), size=0.6, keep_appearance=("cube",), early=1.0, until=1.0, scale=1e5),
-        off=(SelfGuidance(("cube",), size=0.6, scale=0.0),), streams=EDIT,
+        off=(SelfGuidance(("cube",), size=0.6, scale=0.0),), streams=EDIT, close=1e-3,
         but={"same": "sizes are set whatever the words"},
     ),
     Row(
@@ -372,7 +373,10 @@ METHODS = (
         "sync-diffusion: detached", SyncDiffusion(2000.0, network=False), off=(SyncDiffusion(0.0, network=False),),
         views=Tiles(8), but=ALONE,
     ),
-    Row("sync-tweedies", SyncTweedies(2, 0.0), off=(SyncTweedies(6),), views=Tiles(8), but=ALONE),
+    Row(
+        "sync-tweedies", SyncTweedies(2, 0.0), off=(SyncTweedies(6),), views=Tiles(8),
+        families=("sd", "sd2", "sdxl", "pixart"), but=ALONE,  # tiny joint attention moves a canvas hardly at all
+    ),
     Row(
         "universal-guidance", UniversalGuidance(squares, 0.1, on="x0"),
         off=(UniversalGuidance(squares, 0.1, on="x0", steps=(0, 0)),), but=ALONE,

@@ -57,8 +57,12 @@ def test_what_paints_is_planned_at_every_size(word, name):
 
 
 READ = [
-    (word, name) for word, row in reading.ROWS.items() for name in sizes.SIZES if sizes.FAMILY[name] in row.families
+    pytest.param(word, name, marks=[pytest.mark.slow] if word == "diff3f" and name != "sd-512" else [])
+    for word, row in reading.ROWS.items()
+    for name in sizes.SIZES
+    if sizes.FAMILY[name] in row.families
 ]
+"""Of shapes at one size every day: they are seen from all sides."""
 
 
 class Planned(Exception):

@@ -35,7 +35,9 @@ def settings(model: Any, row: Row) -> Any:
 PAINTING = [
     word
     for word, row in painting.ROWS.items()
-    if row.families in (painting.ALL, painting.CROSS, painting.UNETS) and word.partition(":")[0] not in BY_WORDS
+    if row.views is None
+    and row.families in (painting.ALL, painting.CROSS, painting.UNETS)
+    and word.partition(":")[0] not in BY_WORDS
 ]
 """Rows of methods that it is asked for."""
 READING_WORDS = ("text-attribution", "prompt-embeddings", "unsupervised-keypoints")

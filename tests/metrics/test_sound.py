@@ -34,6 +34,13 @@ GIVEN: dict[str, tuple[Any, ...]] = {
     "miou_per_image": ([LABELS], [LABELS], 1),
     "miou_per_set": ([LABELS], [LABELS], 1),
     "miou_of_images": ([LABELS], [LABELS]),
+    "apart": ([IMAGES], [IMAGES]),
+    "scales": (IMAGES,),
+    "coloured": (IMAGES, IMAGES),
+    "warp_error": (IMAGES, None),
+    "euclidean": (None, None, None),
+    "geodesic": (None, None, None),
+    "within": (torch.rand(3),),
 }
 """What each measure takes."""
 

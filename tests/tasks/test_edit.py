@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from alone import Alone
 from families import FAMILIES, randomised
 from PIL import Image
 
 from sfumato.backbones.load import family
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
-from sfumato.core.method import Method, Phases, Requires, Run
+from sfumato.core.method import Method, Phases, Run
 from sfumato.core.steppers import DDPM
 from sfumato.errors import SfumatoError
 from sfumato.inversion import DDIMInversion, Direct, invert
@@ -42,15 +42,6 @@ def photos(model, n: int = 2):
     dice = np.random.default_rng(0)
     shown = [Image.fromarray(dice.integers(0, 256, (45, 70, 3), np.uint8)) for _ in range(n)]
     return [fit(picture, 32, model.multiple) for picture in shown]
-
-
-class Alone(Method):
-    """Of one image a run."""
-
-    requires: ClassVar = Requires(batch=False)
-
-    def start(self, run: Run) -> Phases:
-        return Phases()
 
 
 @dataclass(frozen=True, eq=False)

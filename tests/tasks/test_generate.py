@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
+from alone import Alone
 
 from sfumato.backbones.load import load
 from sfumato.core import denoising
-from sfumato.core.method import Method, Phases, Requires, Run
 from sfumato.errors import SfumatoError
 from sfumato.io.progress import Progress, Stopped
 from sfumato.tasks import generate as task
@@ -20,15 +20,6 @@ PROMPT = "a red cube on grass"
 
 
 @dataclass(frozen=True)
-class Alone(Method):
-    """Of one image a run."""
-
-    requires: ClassVar = Requires(batch=False)
-
-    def start(self, run: Run) -> Phases:
-        return Phases()
-
-
 @pytest.fixture
 def model(here):
     return load("stilllife", device="cpu")

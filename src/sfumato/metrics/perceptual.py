@@ -9,7 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.metrics.sound import of_finite
 
+
+@of_finite
 def apart(a: Sequence[Float[Tensor, "b d h w"]], b: Sequence[Float[Tensor, "b d h w"]]) -> Float[Tensor, " b"]:
     """Of features at several levels: 1 - cosine at each place, a mean over places, then over levels.
 
@@ -19,6 +22,7 @@ def apart(a: Sequence[Float[Tensor, "b d h w"]], b: Sequence[Float[Tensor, "b d 
     return torch.stack(levels).mean(0)
 
 
+@of_finite
 def scales(images: Float[Tensor, "b c h w"], coarsest: int = 4) -> list[Float[Tensor, "b c h w"]]:
     """Images as they are and at half, a quarter, ... of their size, while sides have ``coarsest`` pixels or more."""
     out = [images]
@@ -27,6 +31,7 @@ def scales(images: Float[Tensor, "b c h w"], coarsest: int = 4) -> list[Float[Te
     return out
 
 
+@of_finite
 def coloured(a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
     """The squared difference of colours at each place, summed over colours, a mean over places and ``scales``."""
     pairs = zip(scales(a), scales(b), strict=True)

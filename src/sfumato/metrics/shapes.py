@@ -10,12 +10,14 @@ from torch import Tensor
 
 from sfumato.errors import SfumatoError
 from sfumato.media.meshes import Mesh
+from sfumato.metrics.sound import of_finite
 from sfumato.ops import surfaces
 
 WITHIN = (0.01, 0.02, 0.05, 0.1)
 """Of the diameter: what counts as right."""
 
 
+@of_finite
 def euclidean(shape: Mesh, found: Int[Tensor, " n"], true: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Straight from a vertex of the shape to another, over the largest distance of two."""
     _paired(found, true)
@@ -23,6 +25,7 @@ def euclidean(shape: Mesh, found: Int[Tensor, " n"], true: Int[Tensor, " n"]) ->
     return apart / surfaces.diameter(shape.vertices[shape.faces.flatten().unique()])
 
 
+@of_finite
 def geodesic(
     shape: Mesh, found: Int[Tensor, " n"], true: Int[Tensor, " n"], most: int = 500, seed: int = 0
 ) -> Float[Tensor, " m"]:
@@ -39,6 +42,7 @@ def geodesic(
     return (lengths.gather(1, found[some][:, None])[:, 0] / longest).clamp_max(1)
 
 
+@of_finite
 def within(errors: Float[Tensor, " n"], parts: Sequence[float] = WITHIN) -> list[float]:
     """Which part of the matches is at most so far off."""
     return [float((errors <= part).double().mean()) for part in parts]
