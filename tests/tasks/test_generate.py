@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from sfumato.tasks.generate import generate
 PROMPT = "a red cube on grass"
 
 
-@dataclass(frozen=True)
 @pytest.fixture
 def model(here):
     return load("stilllife", device="cpu")
