@@ -20,6 +20,7 @@ from sfumato.core.method import Edit, Method, Need, Phases, Where
 from sfumato.core.rows import Rows
 from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
+from sfumato.inversion import Direct, invert
 from sfumato.methods.control import PerturbedAttention
 from sfumato.methods.edit import MasaCtrl
 
@@ -270,6 +271,10 @@ def test_what_clips_cannot_be_is_refused_before_the_first_step(model, models):
         painted(model, views=Tiles(), size=(32, 64))
     with pytest.raises(SfumatoError, match="edits one image a run, and a clip has 4; leave frames out"):
         painted(model, methods=[Alone()])
+    path = invert(model, torch.rand(4, 3, 32, 32), [PROMPT] * 4, Direct(steps=2))
+    with pytest.raises(SfumatoError, match="inversions take frames one by one"):
+        denoise(model, PROMPT, start=path, frames=4)
+    assert denoise(model, PROMPT, start=path.latents, frames=4, steps=2).latents.shape == (4, 4, 4, 4)
     with pytest.raises(SfumatoError, match="need 1 seeds, got 4"):
         painted(model, seed=[1, 2, 3, 4])
     x, cond = model.latents([0], 32, 32, 3), replace(model.embed([PROMPT] * 3), frames=2)

@@ -77,6 +77,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_and_leaves_the_unet(tmp_pat
     assert any("proj_out" in key for key in changed)
 
 
+@pytest.mark.slow
 def test_what_it_writes_gives_a_model_time(tmp_path, base, models):
     """As an adapter of its own, for the UNet that it was learnt on."""
     model = motion.moving(base)

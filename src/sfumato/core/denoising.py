@@ -80,6 +80,8 @@ def denoise(
     guide = guided(model, guide, streams=names)
     height, width = _sides(model, size)
     first = None
+    if isinstance(start, Start) and start.undoes and frames > 1:
+        raise SfumatoError("inversions take frames one by one, so their steps are not a clip's; start from its latents")
     if isinstance(start, Start):
         levels = start.levels if levels is None else levels
         stepper = stepper or (start.stepper if start.undoes else None)
