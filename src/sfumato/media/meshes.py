@@ -6,6 +6,7 @@ material or texture is opened, and nothing beside the file itself is looked for.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -90,7 +91,8 @@ def read_mesh(path: str | Path, most: int = MOST) -> Mesh:
         raise SfumatoError(f"{path} has {size / 2**30:.1f} GiB, and at most {LARGEST / 2**30:.0f} are read; {LESS}")
     trimesh = _trimesh()
     try:
-        with path.open("rb") as file:  # a file and no name: nothing beside it is found
+        with path.open("rb") as file, warnings.catch_warnings():  # a file and no name: nothing beside it is found
+            warnings.simplefilter("ignore", RuntimeWarning)  # of textures, which are not read
             found = trimesh.load(
                 file, file_type=path.suffix[1:].lower(), process=False, maintain_order=True, skip_materials=True
             )

@@ -53,8 +53,8 @@ AROUND = tuple(36.0 * i for i in range(10))
 """Ten angles around a circle."""
 BATCH = 8
 """Views that are rendered, painted and read at once."""
-_DETAIL = 2
-"""Rays a pixel's side: edges of the renders are smooth."""
+_FINE = 512
+"""Pixels a side up to which views are rendered at twice their size."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Diff3F(Settings):
         with progress("reading views", len(cameras)) as advance:
             for start in range(0, len(cameras), BATCH):
                 some = cameras[slice(start, start + BATCH)]
-                seen = rasterise(shape.vertices, shape.faces, some, size * _DETAIL)
+                seen = rasterise(shape.vertices, shape.faces, some, size * _rays(size))
                 at, found = visible(seen, some, shape.vertices)
                 maps = self.maps(model, self.views(model, shape, some, seen, steered))
                 part = lifted(maps, at, found)
@@ -157,15 +157,15 @@ class Diff3F(Settings):
         """A shape of the unit ball as the network will read it."""
         size = self.side(model)
         if seen is None:
-            seen = rasterise(shape.vertices, shape.faces, cameras, size * _DETAIL)
+            seen = rasterise(shape.vertices, shape.faces, cameras, size * _rays(size))
         if self.look != "painted":
-            return F.avg_pool2d(shown(shape, cameras, seen, self.look, self.background), _DETAIL)
+            return F.avg_pool2d(shown(shape, cameras, seen, self.look, self.background), _rays(size))
         if steered is None:
             raise SfumatoError(
                 "views are painted by a ControlNet on depth, and none is given; give one, or take another look: "
                 f"{', '.join(LOOKS[1:])}"
             )
-        pictures = F.avg_pool2d(nearness(seen, self.depth), _DETAIL)
+        pictures = F.avg_pool2d(nearness(seen, self.depth), _rays(size))
         control = ControlNet(steered, pictures.to(model.device))
         return denoise(
             model,
@@ -243,6 +243,11 @@ class VertexFeatures:
         whole("parts of a shape", parts, 2, len(self.values))
         values = F.normalize(self.values, dim=1)
         return k_means(values.double().numpy(), parts, tries=3)
+
+
+def _rays(size: int) -> int:
+    """A pixel's side: edges of small renders are smooth."""
+    return 2 if size <= _FINE else 1
 
 
 def lifted(
