@@ -11,13 +11,16 @@ from sfumato.commands import painting, uses
 from sfumato.commands.options import (
     Boxes,
     Device,
+    GuidanceOrOwn,
     Json,
+    Memory,
     Model,
     Negative,
     Running,
     Seed,
     ShowAttention,
     Size,
+    StepsOrOwn,
     check_apart,
     layout_of,
     note_guidance,
@@ -39,13 +42,8 @@ def generate(
     *,
     negative: Negative = "",
     n: Annotated[int, tyro.conf.arg(help="Images; image i is painted from seed + i.")] = 4,
-    steps: Annotated[
-        int | None, tyro.conf.arg(help="Steps [default: 30, or 4 of a model distilled to few steps].")
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        tyro.conf.arg(help="How closely to follow the words [default: 5, or what the model was distilled for]."),
-    ] = None,
+    steps: StepsOrOwn = None,
+    guidance: GuidanceOrOwn = None,
     size: Size = None,
     frames: Annotated[
         int | None,
@@ -62,7 +60,7 @@ def generate(
     ] = None,
     box: Boxes = (),
     show_attention: ShowAttention = False,
-    memory: Annotated[float, tyro.conf.arg(help="GiB that attention maps may take.")] = 8.0,
+    memory: Memory = 8.0,
     model: Model = "stilllife",
     loading: tyro.conf.OmitArgPrefixes[Running],
     seed: Seed = 0,

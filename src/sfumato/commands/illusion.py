@@ -7,23 +7,21 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sfumato.commands import uses
+from sfumato.commands import painting, uses
 from sfumato.commands.options import (
     Device,
     Json,
+    Memory,
     Model,
     Negative,
     Running,
     Seed,
     Size,
-    bytes_of,
-    guidance_of,
+    StepsOrOwn,
     note_guidance,
     painted_size,
-    seed_of,
     size_of,
     slug,
-    whole,
     written,
 )
 from sfumato.commands.sampling import Sampling, suited
@@ -59,15 +57,13 @@ def illusion(
     ] = "auto",
     negative: Negative = "",
     n: Annotated[int, tyro.conf.arg(help="Images; image i is painted from seed + i.")] = 4,
-    steps: Annotated[
-        int | None, tyro.conf.arg(help="Steps [default: 30, or 4 of a model distilled to few steps].")
-    ] = None,
+    steps: StepsOrOwn = None,
     guidance: Annotated[
         float | None,
         tyro.conf.arg(help="How closely to follow the words [default: 7.5, or what the model was distilled for]."),
     ] = None,
     size: Size = None,
-    memory: Annotated[float, tyro.conf.arg(help="GiB that attention maps may take.")] = 8.0,
+    memory: Memory = 8.0,
     model: Model = "stilllife",
     loading: tyro.conf.OmitArgPrefixes[Running],
     seed: Seed = 0,
@@ -86,13 +82,7 @@ def illusion(
     Example: sfumato illusion "a red cube" "a red duck" --view circle:135 --n 8
     """
     given = dict(locals())
-    whole("--n", n, 1, 1000)
-    if steps is not None:
-        whole("--steps", steps, 1, 1000)
-    seed_of(seed)
-    seed_of(seed + n - 1)
-    limit, asked = bytes_of(memory), size_of(size)
-    guidance_of(guidance)
+    limit, asked = painting.checked(n, steps, seed, memory, guidance), size_of(size)
     uses.painted(chain)
     writable(out)
 

@@ -24,6 +24,12 @@ Device = Annotated[str, tyro.conf.arg(metavar="DEVICE", help="auto, cpu, cuda, c
 Photo = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE", help="Any picture file.")]
 Fit = Annotated[Literal["whole", "crop", "stretch"], tyro.conf.arg(help="How the picture becomes what the model sees.")]
 Steps = Annotated[int, tyro.conf.arg(help="DDIM steps.")]
+StepsOrOwn = Annotated[int | None, tyro.conf.arg(help="Steps [default: 30, or 4 of a model distilled to few steps].")]
+GuidanceOrOwn = Annotated[
+    float | None,
+    tyro.conf.arg(help="How closely to follow the words [default: 5, or what the model was distilled for]."),
+]
+Memory = Annotated[float, tyro.conf.arg(help="GiB that attention maps may take.")]
 Model = Annotated[
     str,
     tyro.conf.arg(

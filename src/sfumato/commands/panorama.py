@@ -10,11 +10,14 @@ import tyro
 from sfumato.commands import painting, uses
 from sfumato.commands.options import (
     Device,
+    GuidanceOrOwn,
     Json,
+    Memory,
     Model,
     Negative,
     Running,
     Seed,
+    StepsOrOwn,
     note_guidance,
     painted_size,
     size_of,
@@ -50,15 +53,10 @@ def panorama(
     ] = None,
     negative: Negative = "",
     n: Annotated[int, tyro.conf.arg(help="Panoramas; number i is painted from seed + i.")] = 1,
-    steps: Annotated[
-        int | None, tyro.conf.arg(help="Steps [default: 30, or 4 of a model distilled to few steps].")
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        tyro.conf.arg(help="How closely to follow the words [default: 5, or what the model was distilled for]."),
-    ] = None,
+    steps: StepsOrOwn = None,
+    guidance: GuidanceOrOwn = None,
     sampling: tyro.conf.OmitArgPrefixes[Stepping],
-    memory: Annotated[float, tyro.conf.arg(help="GiB that attention maps may take.")] = 8.0,
+    memory: Memory = 8.0,
     model: Model = "stilllife",
     loading: tyro.conf.OmitArgPrefixes[Running],
     seed: Seed = 0,

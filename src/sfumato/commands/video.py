@@ -13,6 +13,7 @@ from sfumato.commands.options import (
     Device,
     Fit,
     Json,
+    Memory,
     Model,
     Negative,
     Running,
@@ -82,7 +83,7 @@ def video(
         bool, tyro.conf.arg(help="Say what it would cost, and do not do it."), tyro.conf.FlagCreatePairsOff
     ] = False,
     fit: Fit = "whole",
-    memory: Annotated[float, tyro.conf.arg(help="GiB that attention maps may take.")] = 8.0,
+    memory: Memory = 8.0,
     model: Model = "stilllife",
     loading: tyro.conf.OmitArgPrefixes[Running],
     seed: Seed = 0,

@@ -7,22 +7,22 @@ from typing import Annotated, Any
 
 import tyro
 
+from sfumato.commands import painting
 from sfumato.commands.options import (
     Device,
+    GuidanceOrOwn,
     Json,
+    Memory,
     Model,
     Negative,
     Running,
     Seed,
     Size,
-    bytes_of,
-    guidance_of,
+    StepsOrOwn,
     note_guidance,
     painted_size,
-    seed_of,
     size_of,
     slug,
-    whole,
     written,
 )
 from sfumato.commands.sampling import Sampling, suited
@@ -41,15 +41,10 @@ def views(
     template: Annotated[str, tyro.conf.arg(metavar="TEXT", help="What each view reads.")] = "{view} view of {prompt}",
     negative: Negative = "",
     n: Annotated[int, tyro.conf.arg(help="Sheets; sheet i is painted from seed + i.")] = 1,
-    steps: Annotated[
-        int | None, tyro.conf.arg(help="Steps [default: 30, or 4 of a model distilled to few steps].")
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        tyro.conf.arg(help="How closely to follow the words [default: 5, or what the model was distilled for]."),
-    ] = None,
+    steps: StepsOrOwn = None,
+    guidance: GuidanceOrOwn = None,
     size: Size = None,
-    memory: Annotated[float, tyro.conf.arg(help="GiB that attention maps may take.")] = 8.0,
+    memory: Memory = 8.0,
     model: Model = "stilllife",
     loading: tyro.conf.OmitArgPrefixes[Running],
     seed: Seed = 0,
@@ -67,13 +62,7 @@ def views(
     Example: sfumato views "a blue house on sand" --views front,back --n 4
     """
     given = dict(locals())
-    whole("--n", n, 1, 1000)
-    if steps is not None:
-        whole("--steps", steps, 1, 1000)
-    seed_of(seed)
-    seed_of(seed + n - 1)
-    limit, asked = bytes_of(memory), size_of(size)
-    guidance_of(guidance)
+    limit, asked = painting.checked(n, steps, seed, memory, guidance), size_of(size)
     writable(out)
 
     quiet()
