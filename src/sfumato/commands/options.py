@@ -24,6 +24,10 @@ Device = Annotated[str, tyro.conf.arg(metavar="DEVICE", help="auto, cpu, cuda, c
 Photo = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE", help="Any picture file.")]
 Fit = Annotated[Literal["whole", "crop", "stretch"], tyro.conf.arg(help="How the picture becomes what the model sees.")]
 Steps = Annotated[int, tyro.conf.arg(help="DDIM steps.")]
+EditSteps = Annotated[int | None, tyro.conf.arg(help="DDIM steps [default: the method's, or 50].")]
+EditGuidance = Annotated[
+    float | None, tyro.conf.arg(help="Classifier-free guidance of the edit [default: the method's, or 7.5].")
+]
 StepsOrOwn = Annotated[int | None, tyro.conf.arg(help="Steps [default: 30, or 4 of a model distilled to few steps].")]
 GuidanceOrOwn = Annotated[
     float | None,

@@ -11,6 +11,8 @@ import tyro
 from sfumato.commands import uses
 from sfumato.commands.options import (
     Device,
+    EditGuidance,
+    EditSteps,
     Fit,
     Json,
     Memory,
@@ -49,10 +51,8 @@ def video(
     source: Annotated[str, tyro.conf.arg(name="from", help="What the video shows.")],
     target: Annotated[str, tyro.conf.arg(name="to", help="What it should show.")],
     negative: Negative = "",
-    steps: Annotated[int | None, tyro.conf.arg(help="DDIM steps [default: the method's, or 50].")] = None,
-    guidance: Annotated[
-        float | None, tyro.conf.arg(help="Classifier-free guidance of the edit [default: the method's, or 7.5].")
-    ] = None,
+    steps: EditSteps = None,
+    guidance: EditGuidance = None,
     invert: Annotated[
         How | None, tyro.conf.arg(help="The inversion, for methods without one of their own [default: direct].")
     ] = None,
