@@ -125,7 +125,9 @@ class Task:
             return {"skipped": str(e)}
         row = {"plan_ms": 1e3 * figures["seconds"], "price_ms": 1e3 * (time.perf_counter() - began)}
         row |= {"plan_mib": planned.bytes / 2**20, "bound": any(price.bound for price in planned.prices)}
-        needed = planned.bytes + activations(model, len(planned.run.rows), planned.run.grid, "Excite" in self.what)
+        gradient = "Excite" in self.what
+        rows = 1 if gradient else len(planned.run.rows)
+        needed = planned.bytes + activations(model, rows, planned.run.grid, gradient)
         if (why := self._too_large(needed)) is not None:
             return row | why
 
@@ -142,7 +144,7 @@ class Task:
     def _reading(self, model: Backbone) -> dict[str, Any]:
         grid = (self.side // model.factor, self.side // model.factor)
         gradient = self.what == READING[2]
-        needed = activations(model, 2, grid, gradient) + (8 * self.side**2 * 128 * 4)
+        needed = activations(model, 1 if gradient else 2, grid, gradient) + (8 * self.side**2 * 128 * 4)
         if self.what == "DiffSeg":
             sites = [s.grid(grid) for s in model.sites if "image->image" in s.pairs]
             needed += sum(4 * (height * width) ** 2 for height, width in sites)
@@ -191,8 +193,8 @@ def _figures(figures: dict[str, float]) -> dict[str, float]:
 
 
 def activations(model: Backbone, rows: int, grid: tuple[int, int], grad: bool) -> float:
-    """Bytes that the network takes for a prediction, roughly: some tensors of its largest place, or with a gradient of
-    all places."""
+    """Bytes that the network takes for a prediction, roughly: some tensors of its largest place, or with a gradient,
+    which goes through one row, of all places."""
 
     def numbers(at: Site | Layer) -> int:
         height, width = at.grid(grid)
