@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -95,13 +95,15 @@ class Call:
         scale: Float[Tensor, "each m"] | None = None,
     ) -> None:
         """Let each row of a group read the image's keys and values of these rows of the group, one behind the other, in
-        place of its own. Their logits are multiplied by the source's ``scale``, and ``bias`` is added, a number a key.
-        Keys of text stay its own. The kernel stays fused; logits and probabilities are of all that is read. Nothing but
-        itself is plain attention.
+        place of its own; where only some images of the run are here, ``sources`` are of those, and name any. Their
+        logits are multiplied by the source's ``scale``, and ``bias`` is added, a number a key. Keys of text stay its
+        own. The kernel stays fused; logits and probabilities are of all that is read. Nothing but itself is plain
+        attention.
         """
-        if bias is None and scale is None and torch.equal(sources, torch.arange(len(sources))[:, None]):
+        by = self._sharing(name, sources, bias, scale, "shared")
+        if bias is None and scale is None and torch.equal(sources, torch.tensor([*self.rows.numbers])[:, None]):
             return
-        self._shared[name] = _Shared(sources, bias, scale)
+        self._shared[name] = by
         self.writes += 1
 
     def attended(
@@ -111,9 +113,46 @@ class Call:
         sources: Int[Tensor, "each m"],
         bias: Float[Tensor, "each keys"] | None = None,
         queries: slice = slice(None),
+        key: str | None = "attended",
     ) -> Float[Tensor, "n heads queries dim"]:
-        """What these rows of a group, or some of their queries, would get if the group read so; writes nothing."""
-        return self._across(name, _Shared(sources, bias), some, queries)
+        """What these rows of a group, or some of their queries, would get if the group read so; writes nothing.
+
+        ``key`` tells several of one call apart, whose keys and values are kept for images that go later; None: those
+        that are read are here, and no others read them.
+        """
+        return self._across(name, self._sharing(name, sources, bias, None, key), some, queries)
+
+    def across(self, name: Name, key: str, here: Mapping[int, Tensor], wanted: Iterable[int]) -> dict[int, Tensor]:
+        """Of the images ``wanted`` what is ``here`` of those that go through the network now, by their numbers, and of
+        others what was given under the same ``key`` when they went."""
+        group = self.rows.group
+        return {n: here[n] for n in wanted} if group is None else group.across((self.site, name, key), here, wanted)
+
+    def _sharing(
+        self, name: Name, sources: Tensor, bias: Tensor | None, scale: Tensor | None, key: str | None
+    ) -> _Shared:
+        """Sources as rows that are here, and behind those the ones that were kept."""
+        if self.rows.group is None:
+            return _Shared(sources, bias, scale)
+        numbers, image, more = self.rows.numbers, self.segment("k", "image"), dict[str, Tensor]()
+        gone = [n for n in dict.fromkeys(sources.flatten().tolist()) if n not in numbers]
+        place = {n: at for at, n in enumerate((*numbers, *gone))}
+        for which, whole in self._keyed(name).items() if key is not None else ():
+            rows = dict(zip(numbers, whole[:, :, image], strict=True))
+            found = self.across(name, f"{key} {which}", rows, gone)
+            if gone:
+                more[which] = torch.stack([found[n] for n in gone])
+        local = torch.tensor([[place[n] for n in row] for row in sources.tolist()])
+        return _Shared(local, bias, scale, more)
+
+    def _keyed(self, name: Name) -> dict[str, Tensor]:
+        """What belongs to the keys of a group's rows: (each, heads, keys, ...)."""
+        mask, out = self._own_mask(name), {which: self.get(which, name) for which in "kv"}
+        return out if mask is None else {**out, "mask": _by_key(mask, out["k"])}
+
+    def _own_mask(self, name: Name) -> Tensor | None:
+        mask = self._kernel.get("attn_mask")
+        return mask[self.rows[name]] if mask is not None and mask.ndim == 4 and len(mask) == len(self.rows) else mask
 
     def give(self, name: Name, out: Float[Tensor, "each heads queries dim"]) -> None:
         """Give a group's output, so that its attention is not computed."""
@@ -125,13 +164,12 @@ class Call:
         whole, by = self.get(which, name), by or self._shared.get(name)
         if by is None:
             return whole[some]
-        return by.joined(whole, self.segment("k", "image"), some, by.scale if which == "k" else None)
+        image, scale = self.segment("k", "image"), by.scale if which == "k" else None
+        return by.joined(whole, image, some, scale, by.more.get(which))
 
     def _masked(self, name: Name, some: Tensor | slice = slice(None), by: _Shared | None = None) -> Tensor | None:
         """What is added to the logits of a group, or of some rows of it; or, as booleans, which keys it sees."""
-        mask, by = self._kernel.get("attn_mask"), by or self._shared.get(name)
-        if mask is not None and mask.ndim == 4 and mask.shape[0] == len(self.rows):
-            mask = mask[self.rows[name]]
+        mask, by = self._own_mask(name), by or self._shared.get(name)
         if by is None:
             return mask if mask is None or mask.ndim < 4 or len(mask) == 1 else mask[some]
         return by.mask(mask, self.get("k", name), self.segment("k", "image"), some)
@@ -248,7 +286,7 @@ class Call:
                 kernel["attn_mask"] = mask[:, one]
             tensors = {key: value[:, one] for key, value in self._tensors.items()}
             call = Call(self.site, self.rows, self.grid, self.step, tensors, **kernel)
-            call._shared = self._shared
+            call._shared = {n: by.of_heads(one) for n, by in self._shared.items()}
             part = call.block(name, pair)[:, 0].float()
             total = part if total is None else total + part if part.requires_grad else total.add_(part)
         assert total is not None
@@ -334,16 +372,29 @@ class _Shared:
     sources: Int[Tensor, "each m"]
     bias: Float[Tensor, "each keys"] | None = None
     scale: Float[Tensor, "each m"] | None = None
+    more: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of the image's keys, values and mask, rows behind the group's own: of images that went before."""
+
+    def of_heads(self, some: slice) -> _Shared:
+        return replace(self, more={k: x[:, some] if x.shape[1] > 1 else x for k, x in self.more.items()})
 
     @property
     def alike(self) -> bool:
         """Do all rows read the same?"""
         return all(x is None or bool((x == x[:1]).all()) for x in (self.sources, self.bias, self.scale))
 
-    def joined(self, x: Tensor, image: slice, some: Tensor | slice, scale: Tensor | None = None) -> Tensor:
+    def joined(
+        self,
+        x: Tensor,
+        image: slice,
+        some: Tensor | slice,
+        scale: Tensor | None = None,
+        more: Tensor | None = None,
+    ) -> Tensor:
         """What belongs to keys, (each, heads, keys, ...), as these rows read it: the image's of their sources."""
         own, sources = x[some], self.sources.to(x.device)[some]
-        read = x[:, :, image][sources]
+        rows = x[:, :, image] if more is None else torch.cat([x[:, :, image], more])
+        read = rows[sources]
         if scale is not None:
             read = read * scale.to(x)[some][:, :, None, None, None]
         read = read.transpose(1, 2).flatten(2, 3)
@@ -352,16 +403,20 @@ class _Shared:
 
     def mask(self, mask: Tensor | None, keys: Tensor, image: slice, some: Tensor | slice) -> Tensor | None:
         if mask is not None:
-            while mask.ndim < 4:
-                mask = mask[None]
-            whole = mask.expand(len(self.sources), *mask.shape[1:-1], keys.shape[-2])
-            mask = self.joined(whole.movedim(-1, 2), image, some).movedim(2, -1)
+            mask = self.joined(_by_key(mask, keys), image, some, more=self.more.get("mask")).movedim(2, -1)
         if self.bias is None:
             return mask
         bias = F.pad(self.bias.to(keys)[some], (image.start, keys.shape[-2] - image.stop))[:, None, None]
         if mask is None:
             return bias
         return torch.where(mask, bias, -torch.inf) if mask.dtype == torch.bool else mask + bias
+
+
+def _by_key(mask: Tensor, keys: Tensor) -> Tensor:
+    """A mask of keys of each row: (each, heads or 1, keys, queries or 1)."""
+    while mask.ndim < 4:
+        mask = mask[None]
+    return mask.expand(len(keys), *mask.shape[1:-1], keys.shape[-2]).movedim(-1, 2)
 
 
 def fine(values: Tensor) -> Tensor:

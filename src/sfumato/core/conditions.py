@@ -36,6 +36,8 @@ class Cond:
     """What each token of the text counts where images attend to it; None: all the same."""
     frames: int = 1
     """How many rows one after the other are the frames of a clip."""
+    numbers: tuple[int, ...] | None = None
+    """Which images of a stream these rows are of, where not all go through the network at once."""
 
     def __len__(self) -> int:
         return len(self.text)
@@ -45,6 +47,19 @@ class Cond:
         extra = {k: v[at] for k, v in self.extra.items()}
         weights = None if self.weights is None else self.weights[at]
         return replace(self, text=self.text[at], prompts=self.prompts[at], extra=extra, image=image, weights=weights)
+
+    def of(self, at: Sequence[int], numbers: Sequence[int]) -> Cond:
+        """Some rows, which are of these images of each stream."""
+        some = list(at)
+        return replace(
+            self,
+            text=self.text[some],
+            prompts=tuple(self.prompts[n] for n in some),
+            extra={k: v[some] for k, v in self.extra.items()},
+            image=None if self.image is None else self.image[some],
+            weights=None if self.weights is None else self.weights[some],
+            numbers=tuple(numbers),
+        )
 
     def repeat(self, n: int) -> Cond:
         """Each row ``n`` times in a row."""
@@ -57,6 +72,8 @@ class Cond:
 
     def spread(self, images: Float[Tensor, "n *shape"]) -> Float[Tensor, "b *shape"]:
         """One image for all rows, or one an image of each stream and condition. ``SfumatoError`` for other numbers."""
+        if self.numbers is not None and len(images) > 1:
+            images = images[list(self.numbers)]
         times, rest = divmod(len(self), len(images))
         if rest:
             raise SfumatoError(f"{len(self)} rows of conditions take as many images or one for all, got {len(images)}")

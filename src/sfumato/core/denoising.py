@@ -17,14 +17,16 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.fusing import Canvas, seeing
 from sfumato.core.gradients import gradients
-from sfumato.core.guidance import Guide, Scales, guided
-from sfumato.core.method import Energy, Method, Phases, Run, Start, Step, span
+from sfumato.core.groups import Group
+from sfumato.core.guidance import CFG, Guide, Scales, guided
+from sfumato.core.marks import Mark
+from sfumato.core.method import Energy, Maps, Method, Need, Phases, Run, Start, Step, joined, span
 from sfumato.core.modes import unmoded
 from sfumato.core.noise import Noises, seeds_of
 from sfumato.core.plan import Plan
 from sfumato.core.results import Sample, Trajectory
 from sfumato.core.rows import Rows, streams_of
-from sfumato.core.schedule import Levels, noise_in, noised
+from sfumato.core.schedule import Level, Levels, noise_in, noised
 from sfumato.core.sites import Grid
 from sfumato.core.steppers import DDIM, DDPM, Move, Stepper, limiting
 from sfumato.core.suited import suited
@@ -58,6 +60,8 @@ def denoise(
     memory: int | None = None,
     trajectory: Trajectory | None = None,
     callback: Callable[[Step], None] | None = None,
+    group: int | None = None,
+    mark: Mark | None = None,
 ) -> Any:
     """Images for prompts: a ``Sample``, or one a stream when ``prompts`` is a mapping.
 
@@ -68,8 +72,10 @@ def denoise(
     is guided (``guided``), of 7.5 unless it was distilled to another; ``stepper`` the path's, or the checkpoint's
     scheduler's (``suited``). With ``views`` the image is a canvas of ``size``, which the network sees in windows of the
     model's own size, or as views say. With ``frames`` each prompt is a clip of so many images one after the other,
-    which have one seed, of a model that attends over time. ``steps`` (50 unless the path says) and ``levels`` exclude
-    each other.
+    which have one seed, of a model that attends over time. With ``group`` no more images of a stream than that go
+    through the network at once, with the same result: what is read of others is kept, and the rest waits on the CPU.
+    ``mark`` keeps where the run is after each step, and is where it goes on (``core.marks``). ``steps`` (50 unless the
+    path says) and ``levels`` exclude each other.
     Ctrl-C and errors leave the model as it was. Raises ``SfumatoError`` for what cannot be run, before the first step,
     and after one that leads to what is not finite.
     """
@@ -101,9 +107,12 @@ def denoise(
     with torch.no_grad():
         seen = _canvas(model, views, grid, methods, each)
         methods = _ready(model, streams, methods)
-        ready = partial(_prepared, model, streams, methods, guide, grid=grid, memory=memory, seen=seen, frames=frames)
+        group = _grouped(group, each, methods, seen, frames)
+        options = {"grid": grid, "memory": memory, "seen": seen, "frames": frames, "group": group}
+        ready = partial(_prepared, model, streams, methods, guide, **options)
         stepper, levels, found, why = _visiting(model, stepper, levels, ready)
         run, phases, plan, cond = found
+        x = x if group is None else x.cpu()
         if why:
             note(f"{why}, so steps are DDIM's and not those of the model's {model.schedule.kind}")
         path = start if isinstance(start, Start) and start.undoes else None
@@ -116,6 +125,8 @@ def denoise(
         parts, noise = tuple(phases.values()), _noise(model, x, seeds, frames)
         if seen is not None:
             x, noise = seen.entered(x), seen.drawing(noise)
+        if mark is not None:
+            noise = mark.counting(noise)
         first, more = x, [x]
         for passed in count():
             with progress("painting", len(levels)) as advance:
@@ -127,12 +138,13 @@ def denoise(
                         callback(step)
                     advance()
 
-                running = _Running(run, plan, parts, guide, levels, stepper, cond, noise, seen, path is None, watch)
+                at = mark if mark is not None and _marked(methods, parts, stepper) else None
+                running = _Running(run, plan, parts, guide, levels, stepper, cond, noise, seen, path is None, watch, at)
                 x = running(more[-1], passed)
             more = [start for p in parts if p.again and (start := p.again(passed, first, x, noise)) is not None]
             if not more:
                 break
-        x = (x if seen is None else seen.left(x)).float()
+        x = (x if seen is None else seen.left(x)).float().to(model.device)
     around = views is not None and views.around
     out = {n: Sample(model, of, streams[n], frames, around) for n, of in zip(names, x.split(each), strict=True)}
     return out if isinstance(prompts, Mapping) else out["main"]
@@ -151,6 +163,7 @@ def plan(
     views: Views | None = None,
     frames: int = 1,
     memory: int | None = None,
+    group: int | None = None,
 ) -> Plan:
     """What ``denoise`` would do with the same arguments, checked and priced, nothing run."""
     height, width = _sides(model, size)
@@ -160,7 +173,9 @@ def plan(
     streams = _in_frames(model, _streams(prompts), frames, methods, views)
     seen = _canvas(model, views, grid, methods, len(next(iter(streams.values()))))
     guide, methods = guided(model, guide, streams=streams), _ready(model, streams, methods)
-    ready = partial(_prepared, model, streams, methods, guide, grid=grid, memory=memory, seen=seen, frames=frames)
+    group = _grouped(group, len(next(iter(streams.values()))), methods, seen, frames)
+    options = {"grid": grid, "memory": memory, "seen": seen, "frames": frames, "group": group}
+    ready = partial(_prepared, model, streams, methods, guide, **options)
     return _visiting(model, stepper, levels, ready)[2][2]
 
 
@@ -176,6 +191,25 @@ def _canvas(model: Backbone, views: Views | None, grid: Grid, methods: Sequence[
     for method in methods:
         views = method.seeing(views)
     return seeing(model, views, grid, images)
+
+
+def _grouped(group: int | None, images: int, methods: Sequence[Method], seen: Canvas | None, frames: int) -> int | None:
+    """How many images of a stream go through the network at once; None: all."""
+    if group is None or images <= (group := integer("a group of images", group)):
+        return None
+    if group < 1:
+        raise SfumatoError(f"a group is of one image or more, got {group}")
+    if seen is not None or frames > 1:
+        whole = "a canvas and its views" if seen is not None else "the frames of a clip"
+        raise SfumatoError(f"{whole} go through the network at once; leave the group out")
+    if other := next((type(method).__name__ for method in methods if not method.in_groups), None):
+        raise SfumatoError(f"{other} takes all images of a run at once; leave the group out")
+    return group
+
+
+def _marked(methods: Sequence[Method], phases: Sequence[Phases], stepper: Stepper) -> bool:
+    """Is all that a run hands on from step to step known?"""
+    return not stepper.remembers and all(m.in_groups for m in methods) and not any(p.again for p in phases)
 
 
 def _ready(model: Backbone, streams: Mapping[str, tuple[str, ...]], methods: Sequence[Method]) -> list[Method]:
@@ -218,13 +252,15 @@ def _prepared(
     memory: int | None,
     seen: Canvas | None = None,
     frames: int = 1,
+    group: int | None = None,
 ) -> _Prepared:
     """A run with its methods started and its plan checked, and what the network will read."""
     for method in methods:
         guide = method.around(guide)
     prompts = [p for some in streams.values() for p in some]
     own = None if seen is None else seen.prompts(prompts)
-    conds = guide.embed(model, own or prompts)
+    alike = group is not None and _alike(model, guide, streams)
+    conds = guide.embed(model, [some[0] for some in streams.values()] if alike else own or prompts)
     cond = replace(Cond.cat(list(conds.values())), frames=frames)
     rows = Rows(tuple(streams), tuple(conds), len(next(iter(streams.values()))), frames=frames)
     views, canvas = (None, None) if seen is None else (seen.given, seen.grid)
@@ -233,9 +269,17 @@ def _prepared(
         if seen.apart:
             each = own or [p for p in prompts for _ in range(seen.count)]
             streams = {n: tuple(each[i * rows.each : (i + 1) * rows.each]) for i, n in enumerate(streams)}
-    run = Run(model, streams, rows, len(levels), grid, guide, levels, views, canvas, own is not None)
+    run = Run(model, streams, rows, len(levels), grid, guide, levels, views, canvas, group, own is not None)
     phases = _start(methods, run)
+    if alike and any(p.cond for p in phases.values()):
+        cond = cond.repeat(rows.of_stream)
     return run, phases, plans.plan(run, phases, lambda: _start(methods, run), memory), cond
+
+
+def _alike(model: Backbone, guide: Guide, streams: Mapping[str, tuple[str, ...]]) -> bool:
+    """Do all images of each stream read the same? Then it is made once; a model that was ``given`` something has it an
+    image."""
+    return type(guide) is CFG and "embed" not in vars(model) and all(len(set(some)) == 1 for some in streams.values())
 
 
 @dataclass(frozen=True)
@@ -255,13 +299,17 @@ class _Running:
     """Is what a step takes for data limited as the scheduler says? Not along a path that undoes an inversion's steps:
     what a limit takes away cannot be found again."""
     watch: Callable[[Step], None]
+    mark: Mark | None = None
 
     def __call__(self, x: Tensor, passed: int = 0) -> Tensor:
         move = self.stepper.start(self.run.model.schedule, len(self.levels))
         if self.limited:
             move = limiting(move, self.run.model.schedule)
+        first = 0
+        if self.mark is not None:
+            first, x = self.mark.opened(x, [p.state for p in self.phases], self.draw)
         with tapping(self.run.model, self.plan) as begin:
-            for i in range(len(self.levels)):
+            for i in range(first, len(self.levels)):
                 step = Step(i, self.levels[i], self.levels[i + 1], x, self.run, self.cond, passed=passed)
                 if self.seen is not None:
                     self.seen.turn(i)
@@ -282,6 +330,8 @@ class _Running:
                     if p.after:
                         p.after(step)
                 self._check(step)
+                if self.mark is not None:
+                    self.mark.write(i + 1, step.x_next, [p.state for p in self.phases])
                 self.watch(step)
                 x = step.x_next
         return x
@@ -292,10 +342,12 @@ class _Running:
             if energies:
                 step.x = step.x.detach().requires_grad_()
             shown = step.split(step.x) if step.offset is None else step.split(step.x) + step.offset
-            with begin(step):
-                n = len(step.run.rows.conditions)
-                batch = shown.repeat(n, *[1] * (shown.ndim - 1)) if n > 1 else shown
-                predicted = self._predicted(batch, step)
+            predicted, variance = (
+                self._by_turns(shown, step, begin) if self.run.group else self._whole(shown, step, begin)
+            )
+            conditions = step.run.rows.conditions
+            if variance is not None:  # the prompt's own
+                step.variance = variance.chunk(len(conditions))[conditions.index("cond")].detach()
             step.parts = dict(zip(step.run.rows.conditions, predicted.split(len(shown)), strict=True))
             prediction = self.guide.combine(step.parts, step.run.rows)
             step.x0, step.eps = x0, eps = self.run.model.schedule.x0_and_eps(prediction, shown, step.level)
@@ -311,21 +363,47 @@ class _Running:
                     step.eps = noise_in(step.x, step.x0, step.level)
         return move
 
-    def _predicted(self, batch: Tensor, step: Step) -> Tensor:
+    def _whole(self, shown: Tensor, step: Step, begin: Callable[..., Any]) -> tuple[Tensor, Tensor | None]:
+        """The prediction of all rows at once."""
+        with begin(step):
+            n = len(step.run.rows.conditions)
+            batch = shown.repeat(n, *[1] * (shown.ndim - 1)) if n > 1 else shown
+            return self._predicted(batch, step.level, step.cond)
+
+    def _by_turns(self, shown: Tensor, step: Step, begin: Callable[..., Any]) -> tuple[Tensor, Tensor | None]:
+        """The same of some images at a time; what is read of others waits in between."""
+        run, kept, maps = self.run, {}, list[tuple[tuple[int, ...], dict[Need, Maps]]]()
+        out: dict[int, Tensor] = {}
+        for turn in self.plan.turns(step.i):
+            step.maps = {}
+            group = Group(turn.images, turn.later, kept)
+            places = run.rows.places(turn.images)
+            batch, cond = shown[places % len(shown)].to(run.model.device), run.some(turn.images, step.cond)
+            with begin(step, replace(run.rows, of_stream=len(turn.images), group=group)):
+                predicted = self._predicted(batch, step.level, cond)
+            group.over()
+            for n, part in enumerate(predicted):
+                if part is not None:
+                    if n not in out:
+                        out[n] = part.new_empty(len(run.rows), *part.shape[1:], device="cpu")
+                    out[n][places] = part.cpu()
+            maps.append((turn.images, {need: found for need, found in step.maps.items() if not need.passes}))
+        step.maps = joined(maps)
+        return out[0], out.get(1)
+
+    def _predicted(self, batch: Tensor, level: Level, cond: Cond) -> tuple[Tensor, Tensor | None]:
         """The network's prediction, its word on the variance put aside."""
         model = self.run.model
         if not _varied(self.stepper, model):
-            return model.predict(batch, step.level.t, step.cond)
-        whole = model.with_variance(batch, step.level.t, step.cond)
+            return model.predict(batch, level.t, cond), None
+        whole = model.with_variance(batch, level.t, cond)
         predicted, variance = whole[:, : model.channels], whole[:, model.channels :]
         if variance.shape != predicted.shape:
             raise SfumatoError(
                 f"{model.schedule.kind} has variance_type {model.schedule.config['variance_type']!r}, and the network "
                 f"of {model.name} says nothing of it; take DDIM"
             )
-        conditions = step.run.rows.conditions
-        step.variance = variance.chunk(len(conditions))[conditions.index("cond")].detach()  # the prompt's own
-        return predicted
+        return predicted, variance
 
     def _check(self, step: Step) -> None:
         """Raise ``SfumatoError`` where the step led to what is not finite: what of it was the first, and who did it."""

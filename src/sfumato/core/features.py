@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from torch import Tensor
 
 from sfumato.core.rows import Name, Rows
@@ -24,6 +26,11 @@ class Activation:
     def get(self, name: Name) -> Tensor:
         """Of a group of rows."""
         return self.value[self.rows[name]]
+
+    def across(self, name: Name, here: Mapping[int, Tensor], wanted: Iterable[int]) -> dict[int, Tensor]:
+        """As ``Call.across``."""
+        group = self.rows.group
+        return {n: here[n] for n in wanted} if group is None else group.across((self.site, name), here, wanted)
 
     def set(self, name: Name, value: Tensor) -> None:
         """Replace a group's; the others keep theirs."""

@@ -61,7 +61,7 @@ def foresee(step: Step, shown: Float[Tensor, "bv c h w"]) -> Float[Tensor, "bv c
     edit is not in it.
     """
     run = step.run
-    predicted = run.model.predict(shown.repeat(len(run.rows.conditions), 1, 1, 1), step.level.t, step.cond)
+    predicted = run.predict(shown, step.level.t, step.cond)
     parts = dict(zip(run.rows.conditions, predicted.split(len(shown)), strict=True))
     prediction = parts["cond"] if run.guide is None else run.guide.combine(parts, run.rows)
     return run.model.schedule.x0_and_eps(prediction, shown, step.level)[0]

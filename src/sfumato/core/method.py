@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sfumato.core.attention import Call, fine
 from sfumato.core.features import Activation
+from sfumato.core.groups import Reads
 from sfumato.core.rows import Name, Pattern, Rows
 from sfumato.core.schedule import part_of
 from sfumato.core.settings import Settings
@@ -62,6 +63,8 @@ class Need:
     """Only these keys."""
     reduce: Callable[[Any, Name], Any] | None = None
     """What is kept of a site's ``Call`` (a layer's ``Activation``) and a group of rows, in place of its mean map."""
+    passes: bool = False
+    """Is it read by edits of the same prediction alone, and of no use behind it?"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +77,8 @@ class Edit:
     """Gets each site's ``Call``, or each layer's ``Activation``."""
     parts: str = "qkv"
     """Of ``qkv``, which of the three it writes."""
+    reads: Reads | None = None
+    """Whom of its stream each image reads, where any reads others."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,8 @@ class Phases:
     again: Callable[[int, Tensor, Tensor, Callable[[], Tensor]], Tensor | None] | None = None
     """After the last step of pass i, which started from one thing the first time, ended with another and draws unit
     noise: what one more pass starts from; None: it was the last."""
+    state: dict[str, Tensor] = field(default_factory=dict)
+    """What it hands on from step to step, which a run that was stopped begins with where it goes on."""
     calls: float = 0
     """Further network calls a step, on average, in rows of the main one."""
 
@@ -135,12 +142,33 @@ class Run:
     views: Views | None = None
     """How the network sees a canvas, if it does, and of which height and width."""
     canvas: Grid | None = None
+    group: int | None = None
+    """How many images of a stream go through the network at once; None: all."""
     apart: bool = False
     """Do the views of an image read prompts of their own?"""
 
     def images(self, stream: str) -> slice:
         """Where a stream lies among the images, such as ``step.x``."""
         return self.rows.images(stream)
+
+    def predict(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, ""], cond: Cond) -> Float[Tensor, "b c h w"]:
+        """The network's prediction for images under all conditions, without what methods edit."""
+        if self.group is None:
+            return self.model.predict(x.repeat(len(self.rows.conditions), *[1] * (x.ndim - 1)), t, cond)
+        out = x.new_empty(len(self.rows), *x.shape[1:])
+        for first in range(0, self.rows.of_stream, self.group):
+            images = range(first, min(first + self.group, self.rows.of_stream))
+            some = self.some(images, cond)
+            predicted = self.model.predict(x[self.rows.places(images) % len(x)].to(self.model.device), t, some)
+            out[self.rows.places(images)] = predicted.to(out)
+        return out
+
+    def some(self, images: Sequence[int], cond: Cond) -> Cond:
+        """What these images of each stream read, of what all do, or of what one image of each does."""
+        each = len(cond) // len(self.rows.names)
+        if each == self.rows.of_stream:
+            return cond.of(self.rows.places(images).tolist(), images)
+        return cond.of([n for n in range(len(cond)) for _ in images], images)
 
 
 @dataclass
@@ -190,6 +218,9 @@ class Requires:
     """Does it work on several images of a stream?"""
     clip: bool = False
     """Several frames of a clip, by a model that attends over time."""
+    groups: bool = False
+    """Is it known to work where some images of a run go through the network at a time? Then its edits take what
+    belongs to each image by ``Rows.own``, and what it hands on from step to step lies in ``Phases.state``."""
 
     def check_model(self, model: Backbone, name: str) -> None:
         """Raise ``SfumatoError`` for a model that is none for the method of this name."""
@@ -226,6 +257,11 @@ class Method(Settings):
     requires: ClassVar[Requires] = Requires()
     lengthens: ClassVar[bool] = False
     """Does it let clips have more frames than the model attends over at once?"""
+
+    @property
+    def in_groups(self) -> bool:
+        """May some images of a run go through the network at a time?"""
+        return self.requires.groups
 
     def prepare(self, model: Backbone, prompts: Mapping[str, tuple[str, ...]]) -> Method:
         """This method with what takes long to find out for the prompts (by stream), such as a chat's answer.
@@ -285,4 +321,16 @@ def captured(
     for name in rows:
         mean = call.mean(name, need.where.pair)
         out[name] = mean if need.tokens is None else mean[..., list(need.tokens)]
+    return out
+
+
+def joined(turns: Sequence[tuple[Sequence[int], dict[Need, Maps]]]) -> dict[Need, Maps]:
+    """Of maps and features of some images at a time those of all, in their order."""
+    order = torch.tensor([image for images, _ in turns for image in images]).argsort()
+    out: dict[Need, Maps] = {}
+    for need, sites in turns[0][1].items():
+        for site, names in sites.items():
+            parts = {name: [found[need][site][name] for _, found in turns] for name in names}
+            whole = {name: torch.cat(some)[order.to(some[0].device)] for name, some in parts.items()}
+            out.setdefault(need, {})[site] = whole
     return out

@@ -15,6 +15,7 @@ from typing import Any, cast
 from sfumato.core.attention import Call
 from sfumato.core.choice import PAIRS, choose
 from sfumato.core.features import Activation
+from sfumato.core.groups import Group, Turn, turns
 from sfumato.core.method import FIELDS, Edit, Need, Phases, Run, captured, span
 from sfumato.core.rehearsal import peak
 from sfumato.core.rows import Name, Rows
@@ -61,6 +62,16 @@ class Plan:
     """Method -> further network calls a step."""
     start: Callable[[], Mapping[str, Phases]] = dict
     """Starts the methods once more, for what pricing uses up."""
+    _turns: dict[tuple[int, ...], tuple[Turn, ...]] = field(default_factory=dict, repr=False)
+
+    def turns(self, step: int) -> tuple[Turn, ...]:
+        """In which turns images go through the network in a step. Raises ``SfumatoError`` where they cannot."""
+        found = reads(self.entries, step)
+        key = tuple(map(id, found))
+        if key not in self._turns:  # one is known at a time: some methods read others in each step
+            images, size = self.run.rows.of_stream, self.run.group or self.run.rows.of_stream
+            self._turns = {key: turns(found, images, size)}
+        return self._turns[key]
 
     @cached_property
     def prices(self) -> tuple[Price, ...]:
@@ -120,6 +131,23 @@ def _order(entry: Entry) -> float:
     return FIELDS.index(entry.what.field) if isinstance(entry.what, Edit) else FIELDS.index("probs") + 0.5
 
 
+def reads(entries: Iterable[Entry], step: int) -> list[Sequence[Sequence[int]]]:
+    """Whom images read in a step, by each entry that lets them read others."""
+    found = [e.what.reads(step) for e in entries if isinstance(e.what, Edit) and e.what.reads and e.active(step)]
+    return list({id(each): each for each in found}.values())
+
+
+def at_once(run: Run, entries: Iterable[Entry], step: int) -> list[Rows]:
+    """Rows that go through the network at once: all, or of the first turn and of a later one."""
+    if run.group is None:
+        return [run.rows]
+    some = turns(reads(entries, step), run.rows.of_stream, run.group)
+    most = max(len(turn.images) for turn in some)
+    few = (some[0], next(turn for turn in reversed(some) if len(turn.images) == most))
+    groups = [Group(turn.images, turn.later, rehearsed=True) for turn in dict.fromkeys(few)]
+    return [replace(run.rows, of_stream=len(group.images), group=group) for group in groups]
+
+
 def act(seen: Call | Activation, entries: Sequence[Entry], maps: dict[Need, Any]) -> None:
     """Let entries read and write what is seen at one of their sites; ``maps`` gains what they read."""
     for entry in entries:
@@ -139,6 +167,8 @@ def plan(
     """
     out = Plan(_entries(run, phases), run, {k: p.calls for k, p in phases.items()}, start)
     _refuse_conflicts(out.entries)
+    for step in range(run.steps if run.group else 0):
+        out.turns(step)
     if memory is not None and out.bytes > memory:
         worst, _ = max(zip(out.entries, out.prices, strict=True), key=lambda each: each[1].bytes)
         raise SfumatoError(
@@ -212,6 +242,17 @@ class _Prices:
 
     def _rehearsed(self, entries: Sequence[Entry], step: int) -> int:
         """Bytes. Raises what handlers do, and ``_Idle`` for one that writes nothing: it waits for the run's numbers."""
+        found, last = [], None
+        for rows in self._rows(entries, step):
+            try:
+                found.append(self._peak(entries, step, rows))
+            except Exception as e:  # of several turns one may have nothing of what goes in another
+                last = e
+        if not found:
+            raise last or _Idle
+        return max(found)
+
+    def _peak(self, entries: Sequence[Entry], step: int, rows: Rows) -> int:
         maps: dict[Need, Any] = {}
         wrote = {id(e): not isinstance(e.what, Edit) for e in entries}
         handlers: dict[Any, Any] = {}
@@ -228,31 +269,33 @@ class _Prices:
         at = by_site(entries)
         taps = [(site, handler(at[site])) for site in sorted(at, key=lambda s: s.index)]
         apart, grad = entries[0].apart, self._grad(entries[0], step)
-        size = peak(taps, self.run, self._rows(entries), step, grad, stop=apart)
+        size = peak(taps, self.run, rows, step, grad, stop=apart)
         if not all(wrote.values()):
             raise _Idle
         return size
 
-    def _rows(self, entries: Sequence[Entry]) -> Rows:
+    def _rows(self, entries: Sequence[Entry], step: int) -> list[Rows]:
         """That the entries' prediction runs."""
         if not entries[0].apart:
-            return self.run.rows
+            return at_once(self.run, self.entries, step)
         names = [name for e in entries for name in e.rows]
         streams, conditions = (tuple(dict.fromkeys(part)) for part in zip(*names, strict=True))
-        return replace(self.run.rows, streams=streams, conditions=conditions)
+        return [replace(self.run.rows, streams=streams, conditions=conditions)]
 
     def _bound(self, entry: Entry, step: int) -> int:
         """Two copies of all that a site has, in float32, and of its maps two where the output is written, four where
         they are; at all sites together where anything is kept."""
-        sizes = [self._copies(site, entry) for site in entry.sites]
+        sizes = [self._copies(site, entry, step) for site in entry.sites]
         return sum(sizes) if isinstance(entry.what, Need) or self._grad(entry, step) else max(sizes)
 
-    def _copies(self, site: Site | Layer, entry: Entry) -> int:
+    def _copies(self, site: Site | Layer, entry: Entry, step: int) -> int:
         height, width = site.grid(self.run.grid)
         tokens = {"image": height * width, "text": self.run.model.text_tokens}
-        some, each = self._rows([entry]), self.run.rows.each
+        some = self._rows([entry], step)[-1]
+        each = some.each
         if site.axis == "time":
-            some, each = some.over_time(height * width), self.run.rows.over_time(height * width).each
+            some = some.over_time(height * width)
+            each = some.each
             tokens["image"] = self.run.rows.frames
         rows = len(some)
         if isinstance(site, Layer):

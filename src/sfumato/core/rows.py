@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
+from jaxtyping import Int
 from torch import Tensor
 
+from sfumato.core.groups import Group
 from sfumato.errors import SfumatoError
 
 Name = tuple[str, str]  # stream, condition
@@ -33,6 +36,8 @@ class Rows:
     frames: int = 1
     """How many images one after the other are a clip; 1: each is by itself."""
 
+    group: Group | None = None
+    """Where not all images of a run go through the network at once: which ones these are."""
     grids: int | None = None
     """In which the network sees a stream's images put together, a row each; None: it sees them apart."""
 
@@ -71,6 +76,20 @@ class Rows:
         """Where a stream lies among whole images, of which views are parts."""
         at = self.stream(name).start // self.each * self.of_stream
         return slice(at, at + self.of_stream)
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Which images of a stream these are."""
+        return range(self.of_stream) if self.group is None else self.group.images
+
+    def own(self, x: Tensor) -> Tensor:
+        """Of what belongs to each row of a group of the run, what belongs to the rows that are here."""
+        return x if self.group is None else x[list(self.group.images)]
+
+    def places(self, images: Sequence[int]) -> Int[Tensor, " n"]:
+        """Where these images of each stream lie in the batch."""
+        groups = torch.arange(len(self.names))[:, None] * self.of_stream
+        return (groups + torch.tensor(images)).flatten()
 
     def spread(self, x: Tensor) -> Tensor:
         """What belongs to an image each, given to all of its views.

@@ -11,13 +11,15 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.features import Activation
 from sfumato.core.method import Step
 from sfumato.core.plan import Entry, Plan, act
+from sfumato.core.rows import Rows
 from sfumato.core.sites import Layer, Site
 from sfumato.core.taps import Handler, Tap, tapped
 
 
 @contextmanager
-def tapping(model: Backbone, plan: Plan) -> Iterator[Callable[[Step], Any]]:
-    """Tap the plan's sites for the whole run; yields what is entered around each step's prediction."""
+def tapping(model: Backbone, plan: Plan) -> Iterator[Callable[..., Any]]:
+    """Tap the plan's sites for the whole run; yields what is entered around each step's prediction, of all rows or of
+    some."""
     active: dict[Site | Layer, list[Entry]] = {}  # empty between predictions: methods' own find the taps asleep
     now: list[Step] = []
 
@@ -26,13 +28,13 @@ def tapping(model: Backbone, plan: Plan) -> Iterator[Callable[[Step], Any]]:
 
     sites = plan.sites
     handlers: dict[Site | Layer, Handler] = dict.fromkeys(sites, handle)
-    rows, grid = plan.run.rows, plan.run.grid
+    everything, grid = plan.run.rows, plan.run.grid
 
     @contextmanager
-    def begin(step: Step) -> Iterator[None]:
+    def begin(step: Step, rows: Rows | None = None) -> Iterator[None]:
         active.update(plan.active(step.i))
         now[:] = [step]
-        tap.rows, tap.grid, tap.step = rows, grid, step.i
+        tap.rows, tap.grid, tap.step = rows or everything, grid, step.i
         try:
             yield
             tap.check(model.network)
@@ -40,7 +42,7 @@ def tapping(model: Backbone, plan: Plan) -> Iterator[Callable[[Step], Any]]:
             active.clear()
 
     @contextmanager
-    def nothing(step: Step) -> Iterator[None]:
+    def nothing(step: Step, rows: Rows | None = None) -> Iterator[None]:
         yield
 
     if not sites:

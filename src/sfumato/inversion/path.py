@@ -56,6 +56,10 @@ class Path(Start):
         """Does something take the place of the empty prompt?"""
         return self.negative is not None or bool(self.uncond)
 
+    @property
+    def in_groups(self) -> bool:
+        return type(self) is Path  # further ones do more
+
     def start(self, run: Run) -> Phases:
         first = run.images(run.rows.streams[0])
         streams = len(run.rows.streams)
@@ -90,7 +94,7 @@ class Path(Start):
 
         return Phases(
             cond=cond if self.replaces else None,
-            noise=(lambda step: self.noises[step.i].repeat(streams, 1, 1, 1)) if self.noises else None,
+            noise=(lambda step: self.noises[step.i].to(step.x).repeat(streams, 1, 1, 1)) if self.noises else None,
             after=after if self.pinned or self.ending is not None else None,
         )
 

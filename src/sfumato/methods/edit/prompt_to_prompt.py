@@ -50,7 +50,7 @@ class LocalBlend(Settings):
 class PromptToPrompt(Method):
     """The run's first stream is the source, all others are its edits."""
 
-    requires: ClassVar = Requires(words=True, source=True)
+    requires: ClassVar = Requires(words=True, source=True, groups=True)
 
     cross: float = 0.8
     """Part of the steps in which cross-attention is the source's."""
@@ -74,7 +74,7 @@ class PromptToPrompt(Method):
         def cross(call: Call) -> None:
             base = call.block((source, "cond"), "image->text")
             for t in targets:
-                theirs, own = mixes[t][call.step]
+                theirs, own = (x if len(x) == 1 else call.rows.own(x) for x in mixes[t][call.step])
                 new = base * theirs.to(base) if theirs.shape[-2] == 1 else base @ theirs.to(base)
                 if own.any():
                     new = new + call.block((t, "cond"), "image->text") * own.to(base)
@@ -99,7 +99,8 @@ class PromptToPrompt(Method):
             return Phases(edits)
         side = side_of(choose(run.model, "image->text", run.grid), run.grid, self.blend.res)
         need = Need(Where("image->text", side, rows="cond"))
-        return Phases(edits, (need,), after=_blend(self.blend, run, need))
+        total: dict[str, Tensor] = {}
+        return Phases(edits, (need,), after=_blend(self.blend, run, need, total), state=total)
 
     def _mixes(self, run: Run, source: str, stream: str) -> list[tuple[Tensor, Tensor]]:
         """For each step, what the source's maps are multiplied by (tokens to tokens, or one number a token where they
@@ -147,7 +148,8 @@ def _mapping(run: Run, source: str, target: str) -> tuple[Tensor, Tensor]:
     return refinement(a, b, run.model.text_tokens)
 
 
-def _blend(blend: LocalBlend, run: Run, need: Need):
+def _blend(blend: LocalBlend, run: Run, need: Need, total: dict[str, Tensor]):
+    """``total`` is of each stream what its maps sum up to."""
     source, *targets = run.rows.streams
     words = {s: blend.source if s == source else blend.target for s in run.rows.streams}
     tokens = {
@@ -155,7 +157,6 @@ def _blend(blend: LocalBlend, run: Run, need: Need):
         for s in run.rows.streams
     }
     first = span((0, blend.start), run.steps)[1]
-    total: dict[str, Tensor] = {}
 
     def after(step: Step) -> None:
         maps = step.maps[need]

@@ -43,7 +43,7 @@ from sfumato.prompts.words import spans
 class FateZero(Method):
     """The run's first stream is the source, all others its edits; the images of a stream are its frames."""
 
-    requires: ClassVar = Requires(words=True, source=True)
+    requires: ClassVar = Requires(words=True, source=True, groups=True)
 
     cross: float = 0.8
     """Part of the steps in which attention to the words is the source's."""
@@ -79,8 +79,9 @@ class FateZero(Method):
             for one in kept if call.step < end else ():
                 one.fuse(call)
 
-        fused = Edit(Where(PAIR, steps=(0, None if across else self.self), sites=within), "sources", fuse)
-        return Phases((*words, *layout, fused), (region.need,), after=region.note)
+        steps = (0, None if across else self.self)
+        fused = Edit(Where(PAIR, steps=steps, sites=within), "sources", fuse, reads=lambda step: found)
+        return Phases((*words, *layout, fused), (region.need,), after=region.note, state=region.state)
 
 
 class _Region:
@@ -91,7 +92,7 @@ class _Region:
         self.tokens = [spans(run.model.words(p), how.word or "") for p in run.prompts[source]]
         side = nearest_side(choose(run.model, "image->text", run.grid, who="FateZero"), run.grid, how.res)
         self.need = Need(Where("image->text", side, (0, how.self), (source, "cond")))
-        self.map: Tensor | None = None
+        self.state: dict[str, Tensor] = {}
 
     def note(self, step: Step) -> None:
         maps = step.maps.get(self.need)
@@ -100,12 +101,12 @@ class _Region:
         mean = torch.stack([m[self.source, "cond"] for m in maps.values()]).mean(0)
         each = [tokens for tokens in self.tokens for _ in range(self.run.rows.views)]
         seen = torch.stack([m[:, at].sum(-1) for m, at in zip(mean, each, strict=True)])
-        self.map = F.max_pool2d(seen.view(len(seen), 1, *next(iter(maps)).grid(self.run.grid)), 3, 1, 1)
+        self.state["map"] = F.max_pool2d(seen.view(len(seen), 1, *next(iter(maps)).grid(self.run.grid)), 3, 1, 1)
 
     def at(self, grid: Grid) -> Bool[Tensor, "each n"] | None:
-        if self.map is None:
+        if "map" not in self.state:
             return None
-        large = F.interpolate(self.map, grid)
+        large = F.interpolate(self.state["map"], grid)
         return (large > self.threshold * large.amax((2, 3), keepdim=True)).flatten(1)
 
 
@@ -132,13 +133,13 @@ class _Layout:
         inside = self.region.at(call.grid) if self.region else None
         if inside is None:
             return
-        at, weight = rows(self.found, self.run.rows.views)
-        everyone = torch.arange(len(at))
+        at, weight = map(call.rows.own, rows(self.found, self.run.rows.views))
+        inside, everyone = call.rows.own(inside), torch.arange(len(at))
         bias = weighed(call, weight)
-        kept = call.attended(name, everyone, at, bias)
+        kept = call.attended(name, everyone, at, bias, key="kept")
         for which in "qk":
             call.set(which, name, self.own[which], "image")
-        edited = call.attended(name, everyone, at, bias)
+        edited = call.attended(name, everyone, at, bias, key="edited")
         out, image = kept.clone(), call.segment("q", "image")
         out[..., image, :] = torch.where(inside[:, None, :, None], edited[..., image, :], kept[..., image, :])
         call.give(name, out)

@@ -21,8 +21,9 @@ Families: all.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from sfumato.core.method import Method, Phases, Run, Step, span
+from sfumato.core.method import Method, Phases, Requires, Run, Step, span
 from sfumato.errors import SfumatoError
 from sfumato.methods.sets.sources import read, shared
 
@@ -30,6 +31,8 @@ from sfumato.methods.sets.sources import read, shared
 @dataclass(frozen=True)
 class Pix2Video(Method):
     """The images of a stream are its frames; of several streams all are edits, or a source that is painted alike."""
+
+    requires: ClassVar = Requires(groups=True)
 
     sources: str = "first+previous"
     """Whom each frame reads (as ``SharedAttention``)."""

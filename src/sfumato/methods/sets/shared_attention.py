@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from sfumato.core.choice import choose, nearest_side
-from sfumato.core.method import Method, Phases, Run
+from sfumato.core.method import Method, Phases, Requires, Run
 from sfumato.errors import unknown
 from sfumato.methods.sets.sources import PAIR, read, shared
 
@@ -31,6 +31,8 @@ from sfumato.methods.sets.sources import PAIR, read, shared
 @dataclass(frozen=True)
 class SharedAttention(Method):
     """The images of a stream are the set, in their order."""
+
+    requires: ClassVar = Requires(groups=True)
 
     sources: str = "first"
     """Whom each image reads: ``self``, ``first``, ``previous``, ``next``, ``middle``, ``all``, a number from 0 on, or

@@ -74,16 +74,19 @@ def shared(
         return ()
     at, weight = rows(found, run.rows.views)
     others = at != torch.arange(len(at))[:, None]
+    found = tuple(map(tuple, found))
     weight = weight + of_others[1] * others
     scale = None if of_others[0] == 1 else torch.where(others, of_others[0], 1.0)
     names = run.rows.match(rows_of)
 
     def share(call: Call) -> None:
-        bias = weighed(call, weight)
+        own = call.rows.own
+        bias, by = weighed(call, own(weight)), None if scale is None else own(scale)
         for name in names:
-            call.share(name, at, bias, scale)
+            call.share(name, own(at), bias, by)
 
-    return (Edit(Where(PAIR, steps=steps, rows=rows_of, sites=sites), "sources", share),)
+    where = Where(PAIR, steps=steps, rows=rows_of, sites=sites)
+    return (Edit(where, "sources", share, reads=lambda step: found),)
 
 
 def weighed(call: Call, weight: Float[Tensor, "each m"]) -> Float[Tensor, "each keys"] | None:

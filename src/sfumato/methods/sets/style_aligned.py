@@ -21,13 +21,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.attention import Call
-from sfumato.core.method import Edit, Method, Phases, Run, Where
+from sfumato.core.method import Edit, Method, Phases, Requires, Run, Where
+from sfumato.core.rows import Name
 from sfumato.errors import SfumatoError
 from sfumato.methods.sets.sources import PAIR, read, shared
 
@@ -35,6 +37,8 @@ from sfumato.methods.sets.sources import PAIR, read, shared
 @dataclass(frozen=True)
 class StyleAligned(Method):
     """The first image of a stream is the reference, all others take its style."""
+
+    requires: ClassVar = Requires(groups=True)
 
     adain: str = "qk"
     """Which of queries, keys and values (``q``, ``k``, ``v``) get the reference's statistics."""
@@ -50,12 +54,18 @@ class StyleAligned(Method):
         if images == 1:
             return Phases()
 
-        def aligned(own: Tensor) -> Tensor:
-            reference, others = own.split([run.rows.views, len(own) - run.rows.views])
-            return torch.cat([reference, adain(others, reference.repeat(images - 1, 1, 1, 1))])
+        views = run.rows.views
+
+        def aligned(call: Call, which: str, name: Name) -> Tensor:
+            own = call.get(which, name, "image")
+            firsts = {n: own[at * views : (at + 1) * views] for at, n in enumerate(call.rows.numbers)}
+            reference = call.across(name, f"aligned {which}", firsts, [0])[0]
+            others = own[views:] if 0 in firsts else own
+            new = adain(others, reference.repeat(len(others) // views, 1, 1, 1))
+            return torch.cat([reference, new]) if 0 in firsts else new
 
         def align(call: Call) -> None:
-            found = {(w, n): aligned(call.get(w, n, "image")) for w in self.adain for n in run.rows.names}
+            found = {(w, n): aligned(call, w, n) for w in self.adain for n in run.rows.names}
             for (which, name), value in found.items():  # once all are read: gradients need them as they were
                 call.set(which, name, value, "image")
 

@@ -40,7 +40,7 @@ from sfumato.prompts.layout import Mask
 class Text2VideoZero(Method):
     """The images of a stream are its frames."""
 
-    requires: ClassVar = Requires(windows=False)
+    requires: ClassVar = Requires(windows=False, groups=True)
 
     right: float = 12 / 512
     """How far the first frame's content is looked for to the right, for each further frame, as a part of the width."""
@@ -65,7 +65,7 @@ class Text2VideoZero(Method):
         frames = run.rows.of_stream
         if frames == 1:
             return Phases()
-        noise: dict[str, Tensor] = {}
+        noise: dict[str, Tensor] = {}  # of the frames' seeds, which they get back later
 
         def before(step: Step) -> None:
             if step.i == 0:
@@ -86,7 +86,8 @@ class Text2VideoZero(Method):
                     x[at.start + k] = torch.where(free, torch.lerp(own, there, self.smooth), own)
             step.x_next = x
 
-        return Phases(shared(run, read("first", frames)), before=before, after=after, calls=(end - first) / run.steps)
+        edits, calls = shared(run, read("first", frames)), (end - first) / run.steps
+        return Phases(edits, before=before, after=after, calls=calls, state=noise)
 
     def _settled(self, step: Step, end: int) -> Tensor:
         """All images some steps later, each by itself."""
@@ -95,7 +96,7 @@ class Text2VideoZero(Method):
         for i in range(step.i, end):
             level, to = run.levels[i], run.levels[i + 1]
             n = len(run.rows.conditions)
-            predicted = run.model.predict(x.repeat(n, 1, 1, 1), level.t, step.cond).chunk(n)
+            predicted = run.predict(x, level.t, step.cond).chunk(n)
             parts = dict(zip(run.rows.conditions, predicted, strict=True))
             x0, eps = run.model.schedule.x0_and_eps(run.guide.combine(parts, run.rows), x, level)
             x = to.alpha * x0 + to.sigma * eps

@@ -45,7 +45,7 @@ from sfumato.ops.memory import chunks
 class TokenFlow(Method):
     """The run's first stream is the source, all others its edits; the images of a stream are its frames."""
 
-    requires: ClassVar = Requires(source=True, windows=False)
+    requires: ClassVar = Requires(source=True, windows=False, groups=True)
 
     every: int = 8
     """Frames of a stretch, of which one is a keyframe."""
@@ -66,6 +66,7 @@ class TokenFlow(Method):
         flow = Need(
             Where("tokens", steps=(0, self.until), rows=(source, "cond")),
             reduce=lambda tokens, name: nearest(tokens, name, drawn[tokens.step]),
+            passes=True,
         )
 
         def before(step: Step) -> None:
@@ -81,7 +82,8 @@ class TokenFlow(Method):
             return carry
 
         where = {t: Where(PAIR, steps=(0, self.until), rows=(t, None)) for t in targets}
-        edits = tuple(Edit(where[t], "sources", carrying(t)) for t in targets)
+        read = [(keys,) * frames for keys in drawn]
+        edits = tuple(Edit(where[t], "sources", carrying(t), reads=read.__getitem__) for t in targets)
         return Phases(edits, (flow,), before=before)
 
 
@@ -103,14 +105,16 @@ def around(frame: int, keys: Sequence[int]) -> tuple[int, int, float]:
 
 def nearest(tokens: Activation, name: Name, keys: Sequence[int]) -> Int[Tensor, "frames 2 n"]:
     """For each frame's tokens those most like them of the keyframes before and after it, by their cosine."""
-    whole = F.normalize(tokens.get(name).float(), dim=-1)
-    sides = [around(frame, keys)[:2] for frame in range(len(whole))]
-    out = torch.zeros(len(whole), 2, whole.shape[1], dtype=torch.long, device=whole.device)
+    own = F.normalize(tokens.get(name).float(), dim=-1)
+    numbers = tokens.rows.numbers
+    theirs = tokens.across(name, dict(zip(numbers, own, strict=True)), keys)
+    sides = [around(frame, keys)[:2] for frame in numbers]
+    out = torch.zeros(len(own), 2, own.shape[1], dtype=torch.long, device=own.device)
     for n, key in enumerate(keys):
         at = torch.tensor([(f, side) for f, pair in enumerate(sides) for side in (0, 1) if pair[side] == n])
         if len(at):
-            asked = whole[at[:, 0]].flatten(0, 1)
-            found = [(some @ whole[key].T).argmax(-1) for some in chunks(asked, whole.shape[1])]
+            asked = own[at[:, 0]].flatten(0, 1)
+            found = [(some @ theirs[key].T).argmax(-1) for some in chunks(asked, own.shape[1])]
             out[at[:, 0], at[:, 1]] = torch.cat(found).view(len(at), -1)
     return out
 
@@ -119,19 +123,23 @@ def carried(
     call: Call, name: Name, keys: Sequence[int], at: Int[Tensor, "frames 2 n"]
 ) -> Float[Tensor, "each heads queries dim"]:
     """Keyframes read each other (eq. 3), and every frame's tokens get what those nearest to them got (eqs. 4 to 6)."""
-    each = len(at)
-    everyone = torch.tensor(keys).expand(each, -1)
-    got = call.attended(name, torch.tensor(keys), everyone)
+    each, numbers = len(at), call.rows.numbers
+    everyone, here = torch.tensor(keys).expand(each, -1), [key for key in keys if key in numbers]
+    own: dict[int, Tensor] = {}
+    if here:
+        places = torch.tensor([numbers.index(key) for key in here])
+        own = dict(zip(here, call.attended(name, places, everyone, key=None), strict=True))
+    got = call.across(name, "carried", own, keys)
     image = call.segment("q", "image")
-    out = got.new_empty(each, *got.shape[1:])
-    for f in range(each):
-        before, after, weight = around(f, keys)
-        first, second = (got[n][:, image][:, at[f, side]] for side, n in ((0, before), (1, after)))
+    out = got[keys[0]].new_empty(each, *got[keys[0]].shape)
+    for f, frame in enumerate(numbers):
+        before, after, weight = around(frame, keys)
+        first, second = (got[keys[n]][:, image][:, at[f, side]] for side, n in ((0, before), (1, after)))
         out[f][:, image] = first if weight == 1 else torch.lerp(second, first, weight)
     for text in _words(call):
-        out[..., text, :] = call.attended(name, torch.arange(each), everyone, queries=text)
-    for n, key in enumerate(keys):
-        out[key] = got[n]
+        out[..., text, :] = call.attended(name, torch.arange(each), everyone, queries=text, key="words")
+    for key in here:
+        out[numbers.index(key)] = got[key]
     return out
 
 
