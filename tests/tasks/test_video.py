@@ -14,12 +14,15 @@ from PIL import Image
 
 from sfumato.backbones.load import family
 from sfumato.core.method import Method, Phases, Requires, Run
+from sfumato.core.steppers import DDIM
 from sfumato.errors import SfumatoError
-from sfumato.inversion import Direct, EditFriendly
+from sfumato.inversion import Direct, EditFriendly, NegativePrompt
 from sfumato.io.progress import Progress, Stopped
 from sfumato.media import video as videos
 from sfumato.media.video import Video
-from sfumato.methods.edit import InstructPix2Pix, PlugAndPlay, SDEdit
+from sfumato.methods.edit import InstructPix2Pix, PlugAndPlay, PromptToPrompt, SDEdit
+from sfumato.methods.edit.prompt_to_prompt import LocalBlend
+from sfumato.methods.sets import FateZero, Pix2Video, SharedAttention, TokenFlow
 from sfumato.methods.sets.noise import Independent, Mixed, Progressive, Shared, Translated
 from sfumato.tasks.edit import PictureEdit
 from sfumato.tasks.video import Footage, VideoEdit, beside, edit_video, price, spoken
@@ -210,6 +213,117 @@ def test_four_thousand_frames_are_priced_without_reading_them(model, tmp_path):
     cost = price(model, asked)
     assert (cost.frames, cost.runs) == (4000, 500) and len(asked.footage.video.alive) <= asked.chunk + 1
     assert [spoken(s) for s in (9.6, 600, 7200)] == ["10 s", "10 min", "2.0 h"]
+
+
+def across(tmp_path, methods, n: int = 7, start=None, **options) -> VideoEdit:
+    edit = PictureEdit(SOURCE, TARGET, start or Direct(steps=3), methods)
+    return VideoEdit(Footage(clip(tmp_path, n)), edit, **options)
+
+
+@pytest.mark.parametrize(
+    ("start", "methods"),
+    [
+        (Direct(steps=2), (PlugAndPlay(features=1.0, attention=1.0), TokenFlow(every=4))),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                (Direct(steps=3), (SharedAttention("first+previous"),)),
+                (EditFriendly(steps=3, skip=0.0), (SharedAttention("middle", own=True),)),
+                (NegativePrompt(steps=3), (FateZero(1.0, 1.0),)),
+                (SDEdit(0.7, steps=4), (Pix2Video(until=1.0),)),
+            )
+        ),
+    ],
+    ids=name,
+)
+def test_parts_of_a_video_see_each_other(model, tmp_path, start, methods):
+    """All frames are one run, however many go through the network together."""
+    for chunk in (7, 3):
+        edit_video(model, across(tmp_path, methods, start=start, chunk=chunk), tmp_path / f"{chunk}")
+    whole, parts = pixels(tmp_path / "7"), pixels(tmp_path / "3")
+    assert np.abs(parts - whole).max() <= 1
+    plain = across(tmp_path, [m for m in methods if isinstance(m, PlugAndPlay)], start=start, chunk=3)
+    edit_video(model, plain, tmp_path / "plain")
+    assert np.abs(pixels(tmp_path / "plain") - whole).max() > 1
+    assert not (tmp_path / "3" / ".work").exists()
+
+
+class Halted(Exception):
+    """As Ctrl-C is."""
+
+
+@pytest.mark.parametrize("after", [14, pytest.param(5, marks=pytest.mark.slow)], ids=["painting", "inverting"])
+def test_a_video_that_is_one_run_goes_on_at_its_step(model, tmp_path, monkeypatch, after):
+    """What was found of the way to noise and the last step that was taken are not done again."""
+    blend = PromptToPrompt(0.5, 0.5, blend=LocalBlend("cube", "duck", start=0.0))
+    asked, predict, calls = across(tmp_path, (blend, TokenFlow(every=4)), chunk=3), model.predict, []
+    monkeypatch.setattr(model, "predict", lambda x, *args: calls.append(len(x)) or predict(x, *args))
+    edit_video(model, asked, tmp_path / "whole")
+    total = len(calls)
+
+    def halting(x, *args):
+        if len(calls) == after:
+            raise Halted
+        calls.append(len(x))
+        return predict(x, *args)
+
+    calls.clear()
+    monkeypatch.setattr(model, "predict", halting)
+    with pytest.raises(Halted):
+        edit_video(model, asked, tmp_path / "out")
+    calls.clear()
+    monkeypatch.setattr(model, "predict", lambda x, *args: calls.append(len(x)) or predict(x, *args))
+    done = edit_video(model, asked, tmp_path / "out")
+    assert total - after <= len(calls) < total - after + 3 and done.count == 7
+    assert np.array_equal(pixels(tmp_path / "out"), pixels(tmp_path / "whole"))
+    (tmp_path / "out" / "00003.png").unlink()
+    assert edit_video(model, asked, tmp_path / "out").again == 6
+    assert np.array_equal(pixels(tmp_path / "out"), pixels(tmp_path / "whole"))
+
+
+def test_noise_of_steps_goes_on_as_well(model, tmp_path, monkeypatch):
+    """A stochastic stepper draws what it would have drawn."""
+    asked = across(tmp_path, (SharedAttention(),), start=SDEdit(1.0, steps=4), chunk=3)
+    monkeypatch.setattr("sfumato.inversion.noise_space.suited", lambda schedule: DDIM(1.0))
+    monkeypatch.setattr("sfumato.core.denoising.suited", lambda schedule: DDIM(1.0))
+    edit_video(model, asked, tmp_path / "whole")
+    calls, predict = [], model.predict
+
+    def halting(x, *args):
+        if len(calls) == 7:
+            raise Halted
+        calls.append(len(x))
+        return predict(x, *args)
+
+    monkeypatch.setattr(model, "predict", halting)
+    with pytest.raises(Halted):
+        edit_video(model, asked, tmp_path / "out")
+    monkeypatch.setattr(model, "predict", predict)
+    edit_video(model, asked, tmp_path / "out")
+    assert np.array_equal(pixels(tmp_path / "out"), pixels(tmp_path / "whole"))
+
+
+def test_a_run_of_all_frames_is_priced(model, tmp_path, monkeypatch):
+    asked = across(tmp_path, (PlugAndPlay(), TokenFlow(every=4)), chunk=3)
+    cost, rows, predict = price(model, asked), [], model.predict
+    monkeypatch.setattr(model, "predict", lambda x, *args: rows.append(len(x)) or predict(x, *args))
+    edit_video(model, asked, tmp_path / "out")
+    assert cost.rows == sum(rows) and cost.runs == 1 and max(rows) == 3 * 2 * 2
+    image = model.encode(asked.fitted(model, asked.footage.frames())[0].pixels[None])
+    assert cost.work == 7 * (4 + 2) * image.nbytes  # the track of 3 steps, the start and the image
+    assert 0 < cost.held < 7 * 50 * image.nbytes and "latents" in str(cost)
+
+
+def test_four_thousand_frames_of_one_run_are_priced_too(model, tmp_path):
+    asked = across(tmp_path, (SharedAttention("first+previous"),), 4000)
+    cost = price(model, asked)
+    assert (cost.frames, cost.runs) == (4000, 1) and len(asked.footage.video.alive) <= asked.chunk + 1
+    with pytest.raises(SfumatoError, match="500 images read each other in every layer"):
+        price(model, across(tmp_path, (TokenFlow(),), 4000))
+    with pytest.raises(SfumatoError, match="400 images read each other"):
+        price(model, across(tmp_path, (SharedAttention("all"),), 400))
+    with pytest.raises(SfumatoError, match=r"all frames of the video are one run.*leave the anchor out"):
+        across(tmp_path, (TokenFlow(),), anchor=True)
 
 
 def test_no_more_frames_are_held_than_a_part(model, tmp_path):

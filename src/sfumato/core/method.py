@@ -218,6 +218,8 @@ class Requires:
     """Does it work on several images of a stream?"""
     clip: bool = False
     """Several frames of a clip, by a model that attends over time."""
+    set: bool = False
+    """Are a stream's images one set, in which each has a part in what others become?"""
     groups: bool = False
     """Is it known to work where some images of a run go through the network at a time? Then its edits take what
     belongs to each image by ``Rows.own``, and what it hands on from step to step lies in ``Phases.state``."""

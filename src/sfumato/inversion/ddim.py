@@ -28,6 +28,8 @@ class DDIMInversion(Inversion):
     Families: all.
     """
 
+    requires: ClassVar = Requires(groups=True)
+
     scale: float = 1.0
     refine: int = 0
     steps: int = 50
@@ -93,6 +95,8 @@ class Direct(Inversion):
     Families: all.
     """
 
+    requires: ClassVar = Requires(groups=True)
+
     refine: int = 0
     steps: int = 50
 
@@ -111,7 +115,7 @@ class NegativePrompt(Replacing):
     Families: all.
     """
 
-    requires: ClassVar = Requires(words=True)
+    requires: ClassVar = Requires(words=True, groups=True)
 
     steps: int = 50
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import Guide, guided
+from sfumato.core.method import Requires
 from sfumato.core.schedule import add_noise
 from sfumato.core.steppers import DDIM, posterior_std
 from sfumato.core.suited import suited
@@ -25,6 +26,8 @@ class Noise(Inversion):
 
     Families: all.
     """
+
+    requires: ClassVar = Requires(groups=True)
 
     strength: float = 0.8
     """Part of the steps that are run; diffusers' default."""
@@ -54,6 +57,8 @@ class EditFriendly(Inversion):
 
     Families: all.
     """
+
+    requires: ClassVar = Requires(groups=True)
 
     scale: float = 3.5
     skip: float = 0.36

@@ -33,7 +33,7 @@ class NullText(Replacing):
     Families: all.
     """
 
-    requires: ClassVar = Requires(words=True)
+    requires: ClassVar = Requires(words=True, groups=True)
 
     scale: float = 7.5
     inner: int = 10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -37,15 +37,15 @@ class Path(Start):
     image: Float[Tensor, "b c h w"]
     """The image's latents."""
     stepper: Stepper = field(default_factory=DDIM)
-    track: tuple[Float[Tensor, "b c h w"], ...] = ()
+    track: Sequence[Float[Tensor, "b c h w"]] = ()
     """The image at every level, the first to the last; empty when it is not known."""
     pinned: bool = False
     """Put the first stream back on the track after each step."""
     negative: Cond | None = None
     """What takes the place of the empty prompt, in all steps."""
-    uncond: tuple[Float[Tensor, "b n d"], ...] = ()
+    uncond: Sequence[Float[Tensor, "b n d"]] = ()
     """For each step the text that takes the place of the empty prompt's."""
-    noises: tuple[Float[Tensor, "b c h w"], ...] = ()
+    noises: Sequence[Float[Tensor, "b c h w"]] = ()
     """For each step the unit noise of a stochastic stepper."""
     ending: Float[Tensor, "b c h w"] | None = None
     """Added to every stream after the last step."""

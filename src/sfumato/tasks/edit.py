@@ -132,11 +132,23 @@ class PictureEdit:
         scales = 1.0 if self.looks is not None else self.start.guide(model, self.guidance)
         return against(model, scales, self.negative, self.prompts)
 
-    def plan(self, model: Backbone, fitted: Sequence[Fitted], steps: int, memory: int | None = None) -> Plan:
-        """What it reads, writes and costs. Raises ``SfumatoError`` for what cannot be run."""
+    def plan(
+        self,
+        model: Backbone,
+        fitted: Sequence[Fitted],
+        steps: int,
+        memory: int | None = None,
+        count: int | None = None,
+        group: int | None = None,
+    ) -> Plan:
+        """What it reads, writes and costs, of these pictures or of so many such.
+
+        Raises ``SfumatoError`` for what cannot be run.
+        """
         height, width = fitted[0].pixels.shape[-2:]
-        prompts = {stream: [prompt] * len(fitted) for stream, prompt in self.prompts.items()}
+        prompts = {stream: [prompt] * (count or len(fitted)) for stream, prompt in self.prompts.items()}
         options = {"guide": self.guide(model), "steps": steps, "size": (height, width), "memory": memory}
+        options["group"] = group
         return denoising.plan(model, prompts, methods=self.methods, **options)
 
 

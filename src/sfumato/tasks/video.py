@@ -1,7 +1,9 @@
 """Edit videos by words: frame by frame or together, a part at a time, each frame kept as it comes.
 
-Frames of a part are the images of one run, so that methods across images act on them. Beyond a part nothing is held in
-memory: frames are read, painted and written, and a run that was stopped goes on behind those that are there.
+Where frames are by themselves, those of a part are the images of one run: beyond a part nothing is held in memory, and
+what was stopped goes on behind the frames that are there. Where a method looks across them all are one run, whose
+latents are in memory and whose frames go through the network a part at a time (``sfumato.core.groups``); their way back
+to noise lies on disk meanwhile, with the step that the run is at, so that it goes on there (``_Work``).
 """
 
 from __future__ import annotations
@@ -9,14 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import islice
-from pathlib import Path
+from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,11 +27,14 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
+from sfumato.core.denoising import denoise
+from sfumato.core.marks import Mark
 from sfumato.core.noise import Independent, Noises
 from sfumato.core.plan import Plan
+from sfumato.core.results import Sample
 from sfumato.errors import SfumatoError
-from sfumato.inversion import invert
-from sfumato.io.files import writable, write_json
+from sfumato.inversion import Path, invert
+from sfumato.io.files import atomic, writable, write_json
 from sfumato.io.progress import Listener, heard, progress
 from sfumato.media import images, pictures
 from sfumato.media import video as videos
@@ -42,8 +48,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 CHUNK = 8
-"""Frames of a run."""
-_RECORD = ".video.json"
+"""Frames that go through the network together."""
+_RECORD, _WORK = ".video.json", ".work"
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,9 @@ class VideoEdit:
     noises: Noises = field(default_factory=Independent)
     """How that of a frame goes with that of the others."""
     chunk: int = CHUNK
-    """Frames that are painted together."""
+    """Frames that go through the network together."""
     anchor: bool = False
-    """Is the first frame painted again with every part, so that methods across frames see it?"""
+    """Is the first frame painted again with every part, for what looks across frames but not across parts?"""
     seed: int = 0
     fit: Fit = "whole"
 
@@ -96,6 +102,16 @@ class VideoEdit:
         alone = next((m for m in self._all if not m.requires.batch), None)
         if alone is not None and self.anchor:
             raise SfumatoError(f"{type(alone).__name__} edits one frame a run; leave the anchor out")
+        if self.streamed and self.anchor:
+            raise SfumatoError(
+                "all frames of the video are one run, in which they see each other; leave the anchor out"
+            )
+
+    @property
+    def streamed(self) -> bool:
+        """Are all frames one run, because something looks across them?"""
+        sets = any(method.requires.set for method in self._all)
+        return sets and all(method.requires.groups for method in self._all)
 
     @property
     def _all(self) -> tuple[Any, ...]:
@@ -127,18 +143,24 @@ class Cost:
     rows: float
     """That the network predicts in all."""
     seconds: float
-    """By the time of one prediction of a run's rows; what methods do beside is not in it."""
+    """By the time of one prediction of rows that go together; what methods do beside is not in it."""
     bytes: int
     """Of memory that a run's taps take, as ``Plan.bytes``."""
     disk: int
     """Bytes of the frames, by twice the size of one of the video's as PNG."""
+    held: int = 0
+    """Bytes of memory for the latents of a run of all frames; 0 where there is none."""
+    work: int = 0
+    """Bytes on disk until all frames are painted: the frames' way back to noise."""
 
     def __str__(self) -> str:
         many = "frames" if self.frames > 1 else "frame"
         runs = f"{self.runs} runs" if self.runs > 1 else "a run"
+        held = f"latents {mib(self.held)}, " if self.held else ""
+        work = f", the way back to noise {mib(self.work)} until they are painted" if self.work else ""
         return (
             f"{self.frames} {many} in {runs}, {self.rows:.0f} rows of the network, about {spoken(self.seconds)} here; "
-            f"taps take {self.bytes / 2**20:.0f} MiB, frames on disk about {self.disk / 2**20:.0f} MiB"
+            f"{held}taps take {mib(self.bytes)}, frames on disk about {mib(self.disk)}{work}"
         )
 
 
@@ -146,7 +168,7 @@ class Cost:
 class Edited:
     """What became of a video."""
 
-    frames: Path
+    frames: File
     """A folder of PNGs."""
     count: int
     again: int
@@ -162,25 +184,35 @@ def price(model: Backbone, asked: VideoEdit, memory: int | None = None) -> Cost:
     asked.footage.check()
     frames, (_, some) = len(asked.footage), next(asked.parts())
     fitted = asked.fitted(model, some)
-    start = asked.edit.start
-    steps, inverting = _inverted_rows(model, asked.edit, fitted[0])
-    plan = asked.edit.prepared(model).plan(model, fitted, steps or start.steps, memory)
-    each = len(plan.run.rows) / len(fitted) * steps * (1 + sum(plan.calls.values())) + inverting
-    runs = math.ceil(frames / asked.together)
+    path, inverting = _rehearsed(model, asked.edit, fitted[0])
+    steps = len(path.levels) or asked.edit.start.steps
+    edit, streamed = asked.edit.prepared(model), asked.streamed
+    count = frames if streamed else len(fitted)
+    plan = edit.plan(model, fitted, steps, memory, count, asked.chunk if streamed else None)
+    rows = len(plan.run.rows) // count
+    each = rows * len(path.levels) * (1 + sum(plan.calls.values())) + inverting
+    runs = 1 if streamed else math.ceil(frames / asked.together)
     painted = frames + (runs - 1) * asked.anchor
     with torch.no_grad():
-        prompts = [p for some in plan.run.prompts.values() for p in some] * len(plan.run.rows.conditions)
-        cond = model.embed(prompts[: len(plan.run.rows)])
-        x = torch.zeros(len(plan.run.rows), model.channels, *plan.run.grid, device=model.device)
-        seconds = _timed(model, x, cond, plan)
-    bits = 2 * _png(some[0])
-    return Cost(frames, runs, each * painted, each * painted * seconds / len(plan.run.rows), plan.bytes, bits * frames)
+        together = rows * min(count, asked.chunk)
+        prompts = [p for some in plan.run.prompts.values() for p in some[:1]] * together
+        cond = model.embed(prompts[:together])
+        x = torch.zeros(together, model.channels, *plan.run.grid, device=model.device)
+        seconds = _timed(model, x, cond, plan) / together
+    disk = 2 * _png(some[0]) * frames
+    held, work = (0, 0)
+    if streamed:
+        # of each stream what a step has and makes, and of each condition its prediction
+        streams, conditions = len(plan.run.rows.streams), len(plan.run.rows.conditions)
+        held = frames * path.image.nbytes * (2 + streams * (2 * conditions + 8))
+        work = frames * sum(x.nbytes for x in _tensors(path).values())
+    return Cost(frames, runs, each * painted, each * painted * seconds, plan.bytes, disk, held, work)
 
 
 def edit_video(
     model: Backbone,
     asked: VideoEdit,
-    frames: Path,
+    frames: File,
     *,
     settings: Mapping[str, Any] | None = None,
     memory: int | None = None,
@@ -196,6 +228,8 @@ def edit_video(
     _claim(frames, _key(asked, settings or {}))
     edit, steps, plan, count, again = asked.edit.prepared(model), 0, None, 0, 0
     with heard(on_progress), progress("editing frames", total) as advance:
+        if asked.streamed:
+            return _together(model, asked, edit, frames, _key(asked, settings or {}), memory, advance, began)
         for numbers, some in asked.parts():
             new = numbers[asked.anchor and numbers[-1] >= asked.together :]
             files = {n: frames / f"{n:05d}.png" for n in new}
@@ -213,7 +247,7 @@ def edit_video(
     return Edited(frames, count, again, time.perf_counter() - began, steps, plan)
 
 
-def beside(asked: VideoEdit, frames: Path) -> Iterator[Picture]:
+def beside(asked: VideoEdit, frames: File) -> Iterator[Picture]:
     """Each frame of the video beside what it became."""
     edited = videos.opened(frames).frames()
     for frame, became in zip(asked.footage.frames(), edited, strict=False):
@@ -229,8 +263,12 @@ def spoken(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def _inverted_rows(model: Backbone, edit: PictureEdit, fitted: Fitted) -> tuple[int, float]:
-    """Steps of a run, and the rows that the network predicts to invert a frame, found with a network that says 0."""
+def mib(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"
+
+
+def _rehearsed(model: Backbone, edit: PictureEdit, fitted: Fitted) -> tuple[Path, float]:
+    """A frame's path, and the rows that the network predicts to find it, by a network that says 0."""
     rows, other = [0], copy(model)
 
     def predict(x: Tensor, t: Any, cond: Cond) -> Tensor:
@@ -240,7 +278,113 @@ def _inverted_rows(model: Backbone, edit: PictureEdit, fitted: Fitted) -> tuple[
     other.predict = predict  # pyright: ignore[reportAttributeAccessIssue]
     with heard(lambda event: None):
         path = invert(other, fitted.pixels, edit.source, edit.start)
-    return len(path.levels), rows[0]
+    return path, rows[0]
+
+
+_EACH = ("track", "uncond", "noises")
+"""Of a path, what it has of each step."""
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """All that a path has of its images."""
+    found = {name: torch.stack([*steps]) for name in _EACH if (steps := getattr(path, name))}
+    return found | {n: x for n in ("latents", "image", "ending") if (x := getattr(path, n)) is not None}
+
+
+@dataclass(frozen=True)
+class _Steps(Sequence[Tensor]):
+    """Of each step what files have of their frames, read when it is asked for."""
+
+    files: tuple[File, ...]
+    name: str
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[n] for n in range(self.count)[i]]
+        return _read(self.files, self.name, range(self.count)[i])
+
+
+def _read(files: Iterable[File], name: str, step: int | None = None) -> Tensor:
+    """What files have of their frames under a name, or of that what a step has."""
+    from safetensors import safe_open
+
+    parts = []
+    for file in files:
+        with safe_open(file, "pt") as kept:
+            parts.append(kept.get_tensor(name) if step is None else kept.get_slice(name)[step])
+    return torch.cat(parts)
+
+
+def _inverted(
+    model: Backbone, asked: VideoEdit, edit: PictureEdit, place: File
+) -> tuple[Path | None, tuple[File, ...]]:
+    """The path of all frames, found a part at a time into files; those that are there stay."""
+    from safetensors.torch import save_file
+
+    path, files = None, list[File]()
+    for numbers, some in asked.parts():
+        files.append(place / f"{numbers[0]:05d}.safetensors")
+        fitted = asked.fitted(model, some)
+        if path is None:
+            path = _rehearsed(model, edit, fitted[0])[0]
+        if not files[-1].exists():
+            net = model.with_noises(Numbered(asked.noises, numbers))
+            found = invert(net, torch.stack([one.pixels for one in fitted]), edit.source, edit.start)
+            with atomic(files[-1]) as part:
+                save_file({n: x.detach().cpu().contiguous().clone() for n, x in _tensors(found).items()}, part)
+    assert path is not None
+    whole = {n: _read(files, n) for n in _tensors(path) if n not in _EACH}
+    count = len(whole["latents"])
+    steps: dict[str, Any] = {n: _Steps(tuple(files), n, len(getattr(path, n))) for n in _EACH if getattr(path, n)}
+    negative = None if path.negative is None else path.negative.repeat(count)
+    return replace(path, prompts=(edit.source,) * count, negative=negative, **whole, **steps)
+
+
+def _together(
+    model: Backbone,
+    asked: VideoEdit,
+    edit: PictureEdit,
+    frames: File,
+    key: str,
+    memory: int | None,
+    advance: Callable[[int], None],
+    began: float,
+) -> Edited:
+    """All frames as one run."""
+    total, work = len(asked.footage), frames / _WORK
+    files = [frames / f"{n:05d}.png" for n in range(total)]
+    missing = {n for n, file in enumerate(files) if not file.exists()}
+    if not missing:
+        advance(total)
+        return Edited(frames, total, total, time.perf_counter() - began, 0)
+    model.check_change(edit.source, edit.target)
+    _, some = next(asked.parts())
+    plan = edit.plan(model, asked.fitted(model, some), edit.start.steps, memory, total, asked.chunk)
+    path = _inverted(model, asked, edit, work)
+    count = len(path.prompts)
+    net = model.with_noises(Numbered(asked.noises, tuple(range(count))))
+    prompts = {stream: [prompt] * count for stream, prompt in edit.prompts.items()}
+    mark = Mark(work / "step.safetensors", key)
+    options = {"guide": edit.guide(model), "seed": asked.seed, "memory": memory, "group": asked.chunk, "mark": mark}
+    out = denoise(net, prompts, start=path, methods=edit.methods, **options)
+    source = out["source"].latents if "source" in out else path.image.to(out["target"].latents)
+    for numbers, some in asked.parts():
+        at = slice(numbers[0], numbers[-1] + 1)
+        if missing.isdisjoint(numbers) and numbers[-1] < total:
+            advance(len(numbers))
+            continue
+        target = Sample(model, out["target"].latents[at], ())
+        changed, painted = target.differs(Sample(model, source[at], ())), target.images
+        for n, one, x, cells in zip(numbers, asked.fitted(model, some), painted, changed, strict=True):
+            if n in missing or n >= total:
+                pictures.write(one.restore(pictures.picture(x), cells), frames / f"{n:05d}.png")
+        advance(len(numbers))
+    shutil.rmtree(work, ignore_errors=True)
+    return Edited(frames, count, total - len(missing), time.perf_counter() - began, len(path.levels), plan)
 
 
 def _timed(model: Backbone, x: Tensor, cond: Cond, plan: Plan) -> float:
@@ -287,7 +431,7 @@ def _mark(video: Video) -> str:
     return sums.hexdigest()
 
 
-def _claim(folder: Path, key: str) -> None:
+def _claim(folder: File, key: str) -> None:
     """Make the folder ours; take away frames of other settings."""
     writable(folder)
     record, own = folder / _RECORD, sorted(folder.glob("[0-9]" * 5 + "*.png"))
@@ -300,4 +444,5 @@ def _claim(folder: Path, key: str) -> None:
         raise SfumatoError(f"{folder} has pictures of another origin; give another place")
     for file in own:
         file.unlink()
+    shutil.rmtree(folder / _WORK, ignore_errors=True)
     write_json(record, {"key": key})

@@ -41,7 +41,7 @@ from sfumato.prompts.layout import Mask
 class CollaborativeEditing(Inversion):
     """The run's first stream is the sources, all others are their edits; the images of a stream are one set."""
 
-    requires: ClassVar = Requires(words=True)
+    requires: ClassVar = Requires(words=True, set=True)
 
     rate: float = 2.0
     """How much of the weighted gradient a step takes from each latent."""

@@ -40,7 +40,7 @@ from sfumato.prompts.words import spans
 class ConsiStory(Method):
     """The images of a stream show the subject, their prompts all name it."""
 
-    requires: ClassVar = Requires(words=True)
+    requires: ClassVar = Requires(words=True, set=True)
 
     word: str
     """The subject, a word or phrase of every prompt."""

@@ -43,7 +43,7 @@ from sfumato.prompts.words import spans
 class FateZero(Method):
     """The run's first stream is the source, all others its edits; the images of a stream are its frames."""
 
-    requires: ClassVar = Requires(words=True, source=True, groups=True)
+    requires: ClassVar = Requires(words=True, source=True, set=True, groups=True)
 
     cross: float = 0.8
     """Part of the steps in which attention to the words is the source's."""

@@ -32,7 +32,7 @@ from sfumato.methods.sets.sources import read, shared
 class Pix2Video(Method):
     """The images of a stream are its frames; of several streams all are edits, or a source that is painted alike."""
 
-    requires: ClassVar = Requires(groups=True)
+    requires: ClassVar = Requires(set=True, groups=True)
 
     sources: str = "first+previous"
     """Whom each frame reads (as ``SharedAttention``)."""

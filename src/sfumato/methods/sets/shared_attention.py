@@ -32,7 +32,7 @@ from sfumato.methods.sets.sources import PAIR, read, shared
 class SharedAttention(Method):
     """The images of a stream are the set, in their order."""
 
-    requires: ClassVar = Requires(groups=True)
+    requires: ClassVar = Requires(set=True, groups=True)
 
     sources: str = "first"
     """Whom each image reads: ``self``, ``first``, ``previous``, ``next``, ``middle``, ``all``, a number from 0 on, or

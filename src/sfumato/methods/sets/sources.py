@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sfumato.core.attention import Call
+from sfumato.core.groups import turns
 from sfumato.core.method import Edit, Run, Span, Where
 from sfumato.core.rows import Pattern
 from sfumato.errors import SfumatoError, unknown
@@ -72,6 +73,8 @@ def shared(
     """
     if all(tuple(some) == (i,) for i, some in enumerate(found)):
         return ()
+    if run.group:  # who cannot go in groups is refused before anything of all that is read is made
+        turns([found], len(found), run.group)
     at, weight = rows(found, run.rows.views)
     others = at != torch.arange(len(at))[:, None]
     found = tuple(map(tuple, found))

@@ -38,7 +38,7 @@ from sfumato.methods.sets.sources import PAIR, read, shared
 class StyleAligned(Method):
     """The first image of a stream is the reference, all others take its style."""
 
-    requires: ClassVar = Requires(groups=True)
+    requires: ClassVar = Requires(set=True, groups=True)
 
     adain: str = "qk"
     """Which of queries, keys and values (``q``, ``k``, ``v``) get the reference's statistics."""

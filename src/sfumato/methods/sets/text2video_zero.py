@@ -40,7 +40,7 @@ from sfumato.prompts.layout import Mask
 class Text2VideoZero(Method):
     """The images of a stream are its frames."""
 
-    requires: ClassVar = Requires(windows=False, groups=True)
+    requires: ClassVar = Requires(windows=False, set=True, groups=True)
 
     right: float = 12 / 512
     """How far the first frame's content is looked for to the right, for each further frame, as a part of the width."""

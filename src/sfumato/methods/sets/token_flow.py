@@ -45,7 +45,7 @@ from sfumato.ops.memory import chunks
 class TokenFlow(Method):
     """The run's first stream is the source, all others its edits; the images of a stream are its frames."""
 
-    requires: ClassVar = Requires(source=True, windows=False, groups=True)
+    requires: ClassVar = Requires(source=True, windows=False, set=True, groups=True)
 
     every: int = 8
     """Frames of a stretch, of which one is a keyframe."""
