@@ -224,8 +224,8 @@ def listed(group: str, title: str) -> str:
     rows = []
     for entry in sorted((e for e in index.METHODS if e.group == group), key=lambda e: e.word):
         name, _, does = about(entry.module, entry.method).head
-        picture = PAGES.parent / "images" / "methods" / f"{entry.word}.png"
-        shown = f'<img src="../images/methods/{entry.word}.png" width="160" alt="">' if picture.exists() else ""
+        picture = PAGES.parent / "images" / "methods" / f"{entry.word}.webp"
+        shown = f'<img src="../images/methods/{entry.word}.webp" width="160" alt="">' if picture.exists() else ""
         rows.append([shown, f"[{name}]({entry.word}.md)", markdown(sentence(does), wrap=False)])
     return f"## {title}\n\n{table(['', 'method', ''], rows)}\n"
 

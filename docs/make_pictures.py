@@ -10,10 +10,11 @@ import io
 import json
 import re
 import shlex
-import shutil
 import sys
 import tempfile
 from pathlib import Path
+
+import shown
 
 from sfumato.cli import main
 
@@ -52,11 +53,11 @@ def ducks(folder: Path, n: int = 3) -> None:
     from sfumato.media import pictures
     from sfumato.media.labels import write_labels
 
-    shown = renders(np.random.default_rng(2), n, kinds=("duck",), count=1, view="side", style="photo")
-    for i, image in enumerate(shown.images, 1):
+    seen = renders(np.random.default_rng(2), n, kinds=("duck",), count=1, view="side", style="photo")
+    for i, image in enumerate(seen.images, 1):
         pictures.write(pictures.picture(image), folder / f"{i}.png")
         if i != 2:  # the one that is asked about
-            write_labels((shown.thing[i - 1] == 0).long(), folder / f"{i}-labels.png")
+            write_labels((seen.thing[i - 1] == 0).long(), folder / f"{i}-labels.png")
 
 
 if __name__ == "__main__":
@@ -69,5 +70,5 @@ if __name__ == "__main__":
             print(f"{page} has no command")
             continue
         with tempfile.TemporaryDirectory() as folder:
-            shutil.copyfile(picture(page, Path(folder)), DOCS / "images" / "methods" / f"{name}.png")
-        print(f"docs/images/methods/{name}.png", flush=True)
+            file = picture(page, Path(folder))
+            print(shown.convert(file, DOCS / "images" / "methods" / f"{name}.webp"), flush=True)

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import shown
 import torch
 from torch import Tensor
 
@@ -156,5 +157,4 @@ DRAWN: dict[str, Callable[[], Any]] = {
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or DRAWN:
-        pictures.write(DRAWN[name](), IMAGES / f"{name}.png")
-        print(f"docs/images/real/{name}.png", flush=True)
+        print(shown.write(DRAWN[name](), IMAGES / f"{name}.webp"), flush=True)
