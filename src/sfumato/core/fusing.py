@@ -70,7 +70,7 @@ class Canvas:
 
     def prompts(self, prompts: Sequence[str]) -> tuple[str, ...] | None:
         """What the network reads of each view of these images; None where it is what the image's prompt says."""
-        each = [self.views.prompts_of(prompt, self.count) for prompt in prompts]
+        each = [self.views.prompts_of(prompt, self.grid, self.window) for prompt in prompts]
         if all(own == (prompt,) * self.count for own, prompt in zip(each, prompts, strict=True)):
             return None
         return tuple(own for some in each for own in some)
