@@ -59,6 +59,7 @@ from sfumato.methods.sets import (
     FreeInit,
     FreeNoise,
     MergeAttendDiffuse,
+    MultiDiffusion,
     Pix2Video,
     SharedAttention,
     SpotDiffusion,
@@ -360,6 +361,10 @@ METHODS = (
     Row(
         "merge-attend-diffuse", MergeAttendDiffuse(1.0), off=(MergeAttendDiffuse(0.0),), views=Tiles(8),
         families=("sd", "sd2", "sdxl", "pixart"), but=ALONE,
+    ),
+    Row(
+        "multi-diffusion", MultiDiffusion(LAYOUT, bootstrap=0.5),
+        off=(MultiDiffusion(Layout((Region("{}", (0, 0, 1, 1)),))),), views=Tiles(8), but=ALONE,
     ),
     Row(
         "spot-diffusion", SpotDiffusion(), views=Tiles(),

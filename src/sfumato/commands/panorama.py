@@ -9,6 +9,7 @@ import tyro
 
 from sfumato.commands import painting, uses
 from sfumato.commands.options import (
+    Boxes,
     Device,
     GuidanceOrOwn,
     Json,
@@ -18,6 +19,7 @@ from sfumato.commands.options import (
     Running,
     Seed,
     StepsOrOwn,
+    layout_of,
     note_guidance,
     painted_size,
     size_of,
@@ -56,6 +58,7 @@ def panorama(
     steps: StepsOrOwn = None,
     guidance: GuidanceOrOwn = None,
     sampling: tyro.conf.OmitArgPrefixes[Stepping],
+    box: Boxes = (),
     memory: Memory = 8.0,
     model: Model = "stilllife",
     loading: tyro.conf.OmitArgPrefixes[Running],
@@ -70,9 +73,12 @@ def panorama(
     """Paint panoramas from a sentence: canvases that the model sees in windows of its own size, which agree in overlaps
     (MultiDiffusion), or as a method has it.
 
-    Methods come last, joined by +; of panoramas: sync-diffusion, merge-attend-diffuse, spot-diffusion, sync-tweedies.
+    Methods come last, joined by +; of panoramas: sync-diffusion, merge-attend-diffuse, spot-diffusion, sync-tweedies,
+    and multi-diffusion with what is to be where.
 
     Example: sfumato panorama "ducks on sand at sunset" --size 1024x128 sync-diffusion --until 0.2
+
+    Example: sfumato panorama "grass" --size 512x128 --box "a red cube on grass" 320,20,460,128 multi-diffusion
 
     Example: sfumato panorama "cubes on grass" --size 768x128 --ring
 
@@ -84,7 +90,9 @@ def panorama(
     if "x" not in size.lower().replace("×", "x"):
         raise SfumatoError(f"--size of a panorama is WIDTHxHEIGHT, such as 1024x128, got {size!r}")
     uses.painted(chain)
-    chain = chain.given(seed=seed)
+    layout = layout_of(box)
+    chain = chain.given(seed=seed, layout=layout)
+    uses.boxes(layout, [chain])
     place = painting.Place.of("panorama", out, prompt)
 
     quiet()

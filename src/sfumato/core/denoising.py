@@ -187,8 +187,10 @@ def _check_methods(methods: Any) -> None:
 def _canvas(model: Backbone, views: Views | None, grid: Grid, methods: Sequence[Method], images: int) -> Canvas | None:
     """How so many images of a stream are seen, as the methods have it; None: as they are."""
     if views is None:
+        views = next((own for method in methods if (own := method.alone()) is not None), None)
+    if views is None:
         return None
-    for method in methods:
+    for method in sorted(methods, key=lambda method: method.late):
         views = method.seeing(views)
     return seeing(model, views, grid, images)
 
@@ -310,7 +312,9 @@ class _Running:
             first, x = self.mark.opened(x, [p.state for p in self.phases], self.draw)
         with tapping(self.run.model, self.plan) as begin:
             for i in range(first, len(self.levels)):
-                step = Step(i, self.levels[i], self.levels[i + 1], x, self.run, self.cond, passed=passed)
+                step = Step(
+                    i, self.levels[i], self.levels[i + 1], x, self.run, self.cond, passed=passed, draw=self.draw
+                )
                 if self.seen is not None:
                     self.seen.turn(i)
                     if not self.seen.apart:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.grids import Grids
 from sfumato.core.method import Step
+from sfumato.core.results import encoded_around
 from sfumato.core.rows import Rows
 from sfumato.core.schedule import Level, noise_in, part_of, without_noise
 from sfumato.core.sites import Grid
@@ -70,7 +70,7 @@ class Canvas:
 
     def prompts(self, prompts: Sequence[str]) -> tuple[str, ...] | None:
         """What the network reads of each view of these images; None where it is what the image's prompt says."""
-        each = [self.views.prompts_of(prompt, self.count) for prompt in prompts]
+        each = [self.views.prompts_of(prompt, self.grid, self.window) for prompt in prompts]
         if all(own == (prompt,) * self.count for own, prompt in zip(each, prompts, strict=True)):
             return None
         return tuple(own for some in each for own in some)
@@ -86,14 +86,8 @@ class Canvas:
         return self._encoded(self._pixels(x)) if self.given.fuse == "pixels" and self.count > 1 else self.merge(x)
 
     def _encoded(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-        """Of what goes around, with as much more at both ends as an encoder sees at once."""
-        if not self.views.around:
-            return self.model.encode(images)
-        more = min(self.window[1], self.grid[1])
-        wide = torch.cat(
-            [images[..., -more * self.model.factor :], images, images[..., : more * self.model.factor]], -1
-        )
-        return self.model.encode(wide)[..., more:-more]
+        """The canvas' latents, without a seam where it goes around."""
+        return encoded_around(self.model, images) if self.views.around else self.model.encode(images)
 
     def fuse(self, move: Move, step: Step, shown: Tensor, x0: Tensor, eps: Tensor) -> Move:
         """Fill in the step's ``x0`` and ``eps`` from those of what was shown; gives what then moves the step."""
@@ -141,9 +135,9 @@ class Canvas:
         if self.views.fuse != "pixels":
             return self._agreed(x0)
         merged, cell = self._pixels(x0), self.model.factor
-        if self.apart:
-            merged = self.views.split(merged, (self.window[0] * cell, self.window[1] * cell), cell)
-        return self.model.encode(merged)
+        if not self.apart:
+            return self._encoded(merged)
+        return self.model.encode(self.views.split(merged, (self.window[0] * cell, self.window[1] * cell), cell))
 
     def _pixels(self, x0: Tensor) -> Float[Tensor, "b 3 H W"]:
         """The canvas of what is seen in latents."""

@@ -196,6 +196,8 @@ class Step:
     """From images to what the network sees of them: windows, where a run has ``Views``."""
     merge: Callable[[Tensor], Tensor] = lambda x: x
     """From what it sees back to images, as the mean of windows."""
+    draw: Callable[[], Tensor] = lambda: torch.empty(0)
+    """Unit noise as stochastic steps draw it: for each image of its own seed, the same in all streams."""
     offset: Tensor | None = None
     """What the network sees beside what it is shown of ``x``: windows that were moved each by itself."""
 
@@ -259,6 +261,8 @@ class Method(Settings):
     requires: ClassVar[Requires] = Requires()
     lengthens: ClassVar[bool] = False
     """Does it let clips have more frames than the model attends over at once?"""
+    late: ClassVar[bool] = False
+    """Does it see to the views after all others, whatever those make of them?"""
 
     @property
     def in_groups(self) -> bool:
@@ -283,6 +287,10 @@ class Method(Settings):
     def seeing(self, views: Views) -> Views:
         """The views of a run on a canvas as this method has them: others, or others in each step."""
         return views
+
+    def alone(self) -> Views | None:
+        """The views of a run that was given none; None: images are seen as they are."""
+        return None
 
 
 class Start(Method):

@@ -25,12 +25,29 @@ def decoded_around(model: Backbone, latents: Float[Tensor, "b c h w"]) -> Float[
     Convolutions go around, and what else a decoder has (norms and attention over all of it) knows no places. A VAE
     that decodes in tiles would close each on itself: it gets a third of the ring more at both ends, which are cut off.
     """
-    if not getattr(getattr(model, "vae", None), "use_tiling", False):
+    if not _tiling(model):
         with around():
             return model.decode(latents)
     columns = max(1, latents.shape[-1] // 3)
-    images = model.decode(torch.cat([latents[..., -columns:], latents, latents[..., :columns]], -1))
-    return images[..., columns * model.factor : -columns * model.factor]
+    return model.decode(_longer(latents, columns))[..., columns * model.factor : -columns * model.factor]
+
+
+def encoded_around(model: Backbone, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+    """Latents of images whose right border is next to the left one, the other way round."""
+    if not _tiling(model):
+        with around():
+            return model.encode(images)
+    columns = max(1, images.shape[-1] // model.factor // 3)
+    return model.encode(_longer(images, columns * model.factor))[..., columns:-columns]
+
+
+def _tiling(model: Backbone) -> bool:
+    return bool(getattr(getattr(model, "vae", None), "use_tiling", False))
+
+
+def _longer(x: Tensor, columns: int) -> Tensor:
+    """With so many columns more at both ends."""
+    return torch.cat([x[..., -columns:], x, x[..., :columns]], -1)
 
 
 @dataclass(frozen=True)

@@ -84,9 +84,9 @@ class Views:
         """How many views a canvas of latents has."""
         return len(self.of((height, width), window))
 
-    def prompts_of(self, prompt: str, views: int) -> tuple[str, ...]:
+    def prompts_of(self, prompt: str, canvas: Grid, window: Grid) -> tuple[str, ...]:
         """What the network reads of each view of an image with this prompt."""
-        return (prompt,) * views
+        return (prompt,) * self.count(*canvas, window)
 
     def split(self, x: Float[Tensor, "b c H W"], window: Grid, cell: int = 1) -> Float[Tensor, "bv c h w"]:
         """All views of the first image, then those of the next."""
@@ -239,9 +239,9 @@ class Looks(Views):
         if self.prompts and len(self.prompts) != len(self.views):
             raise SfumatoError(f"{len(self.views)} views have as many prompts or none, got {len(self.prompts)}")
 
-    def prompts_of(self, prompt: str, views: int) -> tuple[str, ...]:
+    def prompts_of(self, prompt: str, canvas: Grid, window: Grid) -> tuple[str, ...]:
         if not self.prompts:
-            return super().prompts_of(prompt, views)
+            return super().prompts_of(prompt, canvas, window)
         return tuple(own.replace("{}", prompt) for own in self.prompts)
 
     def window(self, canvas: Grid, side: int) -> Grid:

@@ -91,6 +91,7 @@ METHODS = (
     Entry("free-init", "sets.free_init:FreeInit"),
     Entry("free-noise", "sets.free_noise:FreeNoise"),
     Entry("merge-attend-diffuse", "sets.merge_attend_diffuse:MergeAttendDiffuse", "mad"),
+    Entry("multi-diffusion", "sets.multi_diffusion:MultiDiffusion", "multidiffusion"),
     Entry("pix2video", "sets.pix2video:Pix2Video"),
     Entry("shared-attention", "sets.shared_attention:SharedAttention"),
     Entry("spot-diffusion", "sets.spot_diffusion:SpotDiffusion"),

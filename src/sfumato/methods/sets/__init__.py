@@ -5,6 +5,7 @@ from sfumato.methods.sets.fate_zero import FateZero
 from sfumato.methods.sets.free_init import FreeInit
 from sfumato.methods.sets.free_noise import FreeNoise
 from sfumato.methods.sets.merge_attend_diffuse import MergeAttendDiffuse
+from sfumato.methods.sets.multi_diffusion import MultiDiffusion
 from sfumato.methods.sets.pix2video import Pix2Video
 from sfumato.methods.sets.shared_attention import SharedAttention
 from sfumato.methods.sets.spot_diffusion import SpotDiffusion
@@ -20,6 +21,7 @@ __all__ = [
     "FreeInit",
     "FreeNoise",
     "MergeAttendDiffuse",
+    "MultiDiffusion",
     "Pix2Video",
     "SharedAttention",
     "SpotDiffusion",
