@@ -317,8 +317,12 @@ METHODS = (
         but={"same": "sizes are set whatever the words"},
     ),
     Row(
-        "consi-story", ConsiStory("cube", dropout=0.0), off=(ConsiStory("cube", until=0.0),), set=True,
+        "consi-story", ConsiStory("cube", dropout=0.0), off=(ConsiStory("cube", until=0.0, inject=0.0),), set=True,
         but={**ALONE, **SET},
+    ),
+    Row(
+        "consi-story: queries", ConsiStory("cube", dropout=0.0, queries_until=1.0, inject=0.0), set=True,
+        but={**ALONE, **SET, "off": "switched off as in the row above"},
     ),
     Row(
         "fate-zero", FateZero(1.0, 1.0), off=(FateZero(0.0, 0.0, "self"),), streams=EDIT, set=True,
