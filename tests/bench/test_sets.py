@@ -31,6 +31,19 @@ def test_a_seam_is_where_colours_jump_at_windows():
     assert panoramas.seam(even, [0], 8).tolist() == pytest.approx([63, 63], rel=1e-3)  # across the wrap
 
 
+def test_the_edge_of_a_thing_is_no_seam():
+    """A thing a quarter as high as the picture, whose edge is at the border and 40 times as steep as the rest."""
+    edge = torch.linspace(0, 0.5, 64).expand(1, 3, 16, 64).clone()
+    edge[..., :4, 32:] += 0.3175
+    faint = edge[..., 4:, :].clone()
+    assert panoramas.seam(edge, [32], 8).item() == pytest.approx(41**0.25, rel=1e-3)
+    faint[..., 32:] += 0.5 / 63 * 2
+    assert panoramas.seam(faint, [32], 8).item() == pytest.approx(3, rel=1e-3)
+    flat = torch.zeros(1, 3, 16, 64)
+    flat[..., 0, 32:] = 1.0
+    assert 1 < panoramas.seam(flat, [32], 8).item() < 1.6
+
+
 def test_borders_are_where_windows_begin_and_end():
     assert panoramas.borders(Tiles(1.0), (128, 512), 128, 8) == [128, 256, 384]
     assert panoramas.borders(Tiles(8), (128, 256), 128, 8) == [64, 128, 192]

@@ -54,14 +54,25 @@ def look(
     return found
 
 
-def foresee(step: Step, shown: Float[Tensor, "bv c h w"]) -> Float[Tensor, "bv c h w"]:
+def foresee(
+    step: Step, shown: Float[Tensor, "bv c h w"], views: Sequence[int] | None = None
+) -> Float[Tensor, "bv c h w"]:
     """The x0 that one more prediction of all rows stands for, guided as the run is; of what the network is ``shown``.
 
-    Gradients flow to it where they are on. The network is as the model has it, with the step's controls: what methods
-    edit is not in it.
+    ``views``: which ones of each image are shown; all, unless some are named. Gradients flow to it where they are on.
+    The network is as the model has it, with the step's controls: what methods edit is not in it.
     """
-    run = step.run
-    predicted = run.predict(shown, step.level.t, step.cond)
-    parts = dict(zip(run.rows.conditions, predicted.split(len(shown)), strict=True))
-    prediction = parts["cond"] if run.guide is None else run.guide.combine(parts, run.rows)
+    run, rows = step.run, step.run.rows
+    if views is None or len(views) == rows.views:
+        predicted = run.predict(shown, step.level.t, step.cond)
+    elif step.cond.controls:  # which may know rows by their places
+        whole = shown.new_zeros(len(shown) // len(views), rows.views, *shown.shape[1:])
+        whole[:, list(views)] = shown.unflatten(0, (-1, len(views)))
+        return foresee(step, whole.flatten(0, 1)).unflatten(0, (-1, rows.views))[:, list(views)].flatten(0, 1)
+    else:
+        at = torch.arange(len(rows)).view(-1, rows.views)[:, list(views)].flatten().tolist()
+        rows, cond = replace(rows, views=len(views)), Cond.cat([step.cond[i : i + 1] for i in at])
+        predicted = run.model.predict(shown.repeat(len(rows.conditions), 1, 1, 1), step.level.t, cond)
+    parts = dict(zip(rows.conditions, predicted.split(len(shown)), strict=True))
+    prediction = parts["cond"] if run.guide is None else run.guide.combine(parts, rows)
     return run.model.schedule.x0_and_eps(prediction, shown, step.level)[0]

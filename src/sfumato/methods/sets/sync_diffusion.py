@@ -8,8 +8,8 @@ Defaults: the paper's, weight 20, 0.95 of it after each step, a stride of a quar
 the window in the middle as anchor. The authors' script guides the first 10 of 50 steps (``--until 0.2``); the defaults
 of its options (0.1, 0.99, stride 8, 40 steps) are another thing. The distance there is LPIPS of decoded images, whose
 weights do not ship. Here it has LPIPS' form, with equal weights, on what the model's own decoder makes of x0 first,
-which costs a tenth of decoding; any ``distance`` of two sets of images may take its place. All windows are one batch;
-the anchor's own gradient is nought, and is not worked out to be thrown away.
+which costs a tenth of decoding; any ``distance`` of two sets of images may take its place. All windows but the anchor
+are one batch; there its own gradient is worked out to be thrown away, and it is decoded for each of the others.
 
 With ``network=False`` x0 is what the step itself predicts, with the noise held (as Pix2Video has it): no further
 prediction and no way back through the network. Its slope by x is that of the best denoiser of unit normal latents,
@@ -79,21 +79,24 @@ class SyncDiffusion(Method):
         if count == 1 or not self.weight or not end:
             return Phases()
         distance = perceptual(self.distance or self.by, run.model)
+        others = tuple(i for i in range(count) if i != anchor)
 
-        def gradient(step: Step, shown: Tensor, x0: Callable[[Tensor], Tensor]) -> Tensor:
-            """Of each window's distance to the anchor, by what is shown of it."""
+        def gradient(shown: Tensor, x0: Callable[[Tensor, tuple[int, ...]], Tensor]) -> Tensor:
+            """Of each window's distance to the anchor, by what is shown of it; ``x0`` is of some windows."""
+            windows = shown.detach().unflatten(0, (-1, count))
+            with torch.no_grad():
+                towards = x0(windows[:, anchor], (anchor,))
             with torch.enable_grad():
-                shown = shown.detach().requires_grad_()
-                now = x0(shown)
-                towards = now.detach().unflatten(0, (-1, count))[:, anchor].repeat_interleave(count, 0)
-                (found,) = gradients(run.model, distance(now, towards).sum(), (shown,))  # eq. 8
-            found.unflatten(0, (-1, count))[:, anchor] = 0
-            return found
+                moving = windows[:, others].flatten(0, 1).requires_grad_()
+                (found,) = gradients(run.model, distance(x0(moving, others), towards).sum(), (moving,))  # eq. 8
+            out = torch.zeros_like(windows)
+            out[:, others] = found.unflatten(0, (-1, len(others)))
+            return out.flatten(0, 1)
 
         def before(step: Step) -> None:
             if step.i >= end:
                 return
-            slope = gradient(step, step.split(step.x), lambda shown: foresee(step, shown))
+            slope = gradient(step.split(step.x), lambda some, which: foresee(step, some, which))
             moved = -self.weight * self.decay**step.i * slope
             mean = step.merge(moved)  # the canvas is what windows are on average
             step.x = step.x + mean
@@ -104,7 +107,7 @@ class SyncDiffusion(Method):
             _, alpha, sigma = step.level
             if step.i >= end or alpha == 0:  # where nothing of x is of the image, x0 does not depend on it
                 return
-            slope = alpha / (alpha**2 + sigma**2) * gradient(step, step.split(step.x0), lambda shown: shown)
+            slope = alpha / (alpha**2 + sigma**2) * gradient(step.split(step.x0), lambda some, _: some)
             mean = step.merge(-self.weight * self.decay**step.i * slope)
             step.x = step.x + mean
             step.x0 = step.x0 + mean / alpha  # the noise is held
@@ -114,7 +117,9 @@ class SyncDiffusion(Method):
 
 
 def perceptual(by: str | Distance, model: Backbone) -> Distance:
-    """A distance of x0 by its word, or by a function of images. ``SfumatoError`` for a CLIP where there is none."""
+    """A distance of x0 by its word, or by a function of images: of some windows of each image to one of it, which is
+    looked at once. ``SfumatoError`` for a CLIP where there is none.
+    """
     if by == "clip":
         see = model.seen_features
         if see is None:
@@ -123,14 +128,21 @@ def perceptual(by: str | Distance, model: Backbone) -> Distance:
             )
         by = lambda a, b: 1 - torch.cosine_similarity(see(a), see(b))  # noqa: E731
     if callable(by):
-        return lambda a, b: by(model.decode(a), model.decode(b))
+        return lambda a, b: by(model.decode(a), spread(model.decode(b), a))
     vae = getattr(model, "vae", None)
 
     def decoding(a: Tensor, b: Tensor) -> Tensor:
-        one, other = autoencoders.features(vae, a), autoencoders.features(vae, b)
-        return coloured(a, b) if one is None or other is None else apart(one, other)
+        one, other = (autoencoders.features(vae, x) if by == "decoder" else None for x in (a, b))
+        if one is None or other is None:
+            return coloured(a, spread(b, a))
+        return apart(one, [spread(x, a) for x in other])
 
-    return coloured if by == "latents" else decoding
+    return decoding
+
+
+def spread(x: Float[Tensor, "b *shape"], of: Float[Tensor, "bv *more"]) -> Float[Tensor, "bv *shape"]:
+    """What an image has, for each of its windows."""
+    return x.repeat_interleave(len(of) // len(x), 0)
 
 
 AUTHORS = SyncDiffusion(until=0.2)
