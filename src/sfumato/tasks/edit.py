@@ -137,6 +137,7 @@ class PictureEdit:
         height, width = fitted[0].pixels.shape[-2:]
         prompts = {stream: [prompt] * len(fitted) for stream, prompt in self.prompts.items()}
         options = {"guide": self.guide(model), "steps": steps, "size": (height, width), "memory": memory}
+        options |= {"views": self.start.alone()}
         return denoising.plan(model, prompts, methods=self.methods, **options)
 
 
