@@ -20,12 +20,15 @@ from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG, ImageTextCFG
 from sfumato.core.rows import single
 from sfumato.core.schedule import add_noise
+from sfumato.core.views import Tiles
 from sfumato.errors import SfumatoError
 from sfumato.inversion import invert
-from sfumato.methods.edit.collaborative_editing import CollaborativeEditing
+from sfumato.methods.edit.collaborative_editing import WIDE, CollaborativeEditing, Drawn
 from sfumato.methods.edit.delta_denoising import DeltaDenoising
+from sfumato.methods.edit.masactrl import MasaCtrl
 from sfumato.prompts.layout import Mask
 from sfumato.stilllife import networks
+from sfumato.tasks.edit import PictureEdit
 
 SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
 SCHEDULES = families.SCHEDULES
@@ -97,6 +100,7 @@ def test_the_defaults_are_the_published_ones():
     how = CollaborativeEditing()
     assert (how.rate, how.decay, how.every, how.steps, how.least, how.most) == (2.0, 0.9, 20, 200, 0.2, 0.5)
     assert (how.edit_guidance, how.image_scale, how.weighting) == (7.5, 5.0, "variance")
+    assert (WIDE.windows, WIDE.stride, how.windows) == (16, 0.25, 0)
 
 
 def test_a_set_goes_down_the_published_way_between_gaussians(gaussians):
@@ -182,6 +186,128 @@ def test_what_it_cannot_do_is_said(sd, instruct):
         denoise(instruct, {"source": SOURCE, "target": TARGET}, start=path, guide=CFG(4.0))
 
 
+# -- windows of pictures that are larger than the model's
+
+
+def wide(model, n=2, width=10, seed=0):
+    return torch.rand(n, 3, 4, width, generator=torch.Generator().manual_seed(seed))
+
+
+def by_windows(path, how, lefts, eps):
+    """The published loop of wide pictures: windows are the set, each with noise of its own, laid down as their mean."""
+    source, x, n = path.image, path.image.clone(), len(path.image)
+    generators = [torch.Generator().manual_seed(how.seed + 1 + i) for i in range(n)]
+    for i, level in enumerate(list(path.levels)[:-1]):
+        count = len(lefts[i])
+        drawn = [torch.stack([torch.randn(3, 4, 4, generator=g) for g in generators]) for _ in range(count)]
+        noise = torch.stack(drawn, 1).flatten(0, 1)
+        cut = [torch.stack([of[..., left : left + 4] for left in lefts[i]], 1).flatten(0, 1) for of in (source, x)]
+        before, noisy = (add_noise(of, noise, level) for of in cut)
+        score, flat = eps("target", noisy, level) - eps("source", before, level), noisy.flatten(1)
+        squared = (flat[:, None] - flat).square().sum(-1)
+        width = np.log(len(flat)) / squared[tuple(torch.triu_indices(len(flat), len(flat), 1))].median()
+        k = (-width * squared).exp()
+        shared = torch.einsum("ab,bchw->achw", k, score)
+        shared -= 2 * width * torch.einsum("ab,abchw->achw", k, noisy[:, None] - noisy)
+        step = how.rate * how.decay ** (i // how.every) * level.sigma**2 * shared / k.sum(1).view(-1, 1, 1, 1)
+        total, times = torch.zeros_like(x), torch.zeros(x.shape[-1])
+        for image in range(n):
+            for j, left in enumerate(lefts[i]):
+                total[image, ..., left : left + 4] += step[image * count + j]
+                times[left : left + 4] += 1 / n
+        x = x - total / times.clamp_min(1)
+    return x
+
+
+@pytest.mark.parametrize("number", [2, 99])
+def test_windows_of_wide_pictures_go_down_the_published_way(gaussians, number):
+    """Between Gaussians; some windows in each step, and all of them."""
+    how = CollaborativeEditing(rate=0.5, every=2, steps=5, seed=3, windows=number, stride=0.5)
+    path, out = run(gaussians, how, ("one", "other"), n=2, pixels=wide(gaussians), scale=1.0)
+
+    def eps(stream, x, level):
+        mixture = gaussians.mixtures[{"source": "one", "target": "other"}[stream]]
+        return mixture.posterior(x, level)[1]
+
+    views = how.alone()
+    assert isinstance(views, Drawn)
+    lefts = [[left for _, left in views.at(i).places(4, 10, (4, 4))] for i in range(5)]
+    assert sorted({left for some in lefts for left in some}) == [0, 2, 4, 6]
+    wanted = by_windows(path, how, lefts, eps)
+    torch.testing.assert_close(out["target"].latents, wanted, atol=1e-5, rtol=1e-4)
+    assert torch.equal(out["source"].latents, path.image)
+
+
+def test_a_picture_as_large_as_one_window_is_edited_as_it_is(sd, gaussians, instruct):
+    """Or smaller: bit for bit."""
+    for model, said in ((gaussians, ("one", "other")), (sd, (SOURCE, TARGET)), (instruct, (SOURCE, TARGET))):
+        how = CollaborativeEditing(rate=0.3, steps=2)
+        _, plain = run(model, how, said, n=2)
+        _, seen = run(model, replace(how, windows=4), said, n=2)
+        assert torch.equal(plain["target"].latents, seen["target"].latents)
+
+
+@pytest.mark.parametrize("width", [4, 5, 9, 17])
+@pytest.mark.parametrize("number", [1, 3, 7])
+def test_all_windows_have_had_a_turn_before_one_comes_again(width, number):
+    views = Drawn(Tiles(0.25), number, seed=2)
+    every = Tiles(0.25).places(4, width, (4, 4))
+    assert max(left for _, left in every) == width - 4  # to the border
+    turn = -(-len(every) // number)
+    for first in (0, turn, 5 * turn):
+        steps = [views.at(first + i).places(4, width, (4, 4)) for i in range(turn)]
+        assert {place for step in steps for place in step} == set(every)
+        assert all(len(set(step)) == len(step) == min(number, len(every)) for step in steps)
+
+
+def test_no_strip_stays_as_it_was(gaussians):
+    """Of a width that no stride ends at, to the last column; outside of the mask nothing changes."""
+    pixels = wide(gaussians, 1, 11)
+    how = CollaborativeEditing(rate=0.3, steps=4, windows=1, stride=0.5, decay=1.0, repulsion=0.0)
+    path, out = run(gaussians, replace(how, steps=5), ("one", "other"), n=1, pixels=pixels)
+    assert ((out["target"].latents - path.image).abs().amax((0, 1, 2)) > 1e-3).all()
+    inside = (torch.arange(11) < 5).expand(4, 11)
+    path, out = run(gaussians, replace(how, mask=Mask(inside), steps=5), ("one", "other"), n=1, pixels=pixels)
+    changed = (out["target"].latents - path.image).abs().amax((0, 1, 2)) > 1e-3
+    assert changed.tolist() == [True] * 5 + [False] * 6
+
+
+def test_windows_that_were_given_are_a_set_as_well(gaussians):
+    how = CollaborativeEditing(rate=0.3, steps=3)
+    path = invert(gaussians, wide(gaussians), ["one"] * 2, how)
+    prompts = {"source": ["one"] * 2, "target": ["other"] * 2}
+    options: dict[str, Any] = {"start": path, "guide": 1.0, "views": Tiles(2)}
+    given = denoise(gaussians, prompts, **options)["target"].latents
+    _, drawn = run(gaussians, replace(how, windows=9, stride=0.5), ("one", "other"), 2, wide(gaussians), 1.0)
+    torch.testing.assert_close(given, drawn["target"].latents, atol=1e-6, rtol=1e-5)
+
+
+def test_instruct_pix2pix_sees_each_window_s_own_part(instruct):
+    """At a stride of a whole window and without a set's share, windows are pictures of their own."""
+    how = CollaborativeEditing(rate=0.5, bandwidth="off", steps=2, windows=2, stride=1.0)
+    side = instruct.size
+    pixels = torch.rand(1, 3, side, 2 * side, generator=torch.Generator().manual_seed(1))
+    path, out = run(instruct, how, (SOURCE, "make the cube blue"), n=1, pixels=pixels)
+    seen = path.image / instruct.vae.config.scaling_factor
+    cells, generator = side // instruct.factor, torch.Generator().manual_seed(1)
+    x, views = path.image.clone(), how.alone()
+    assert isinstance(views, Drawn)
+    for i, level in enumerate(list(path.levels)[:-1]):
+        noise = [torch.randn(path.image.shape[1], cells, cells, generator=generator)[None] for _ in range(2)]
+        was = x.clone()
+        for (_, left), drawn in zip(views.at(i).places(cells, 2 * cells, (cells, cells)), noise, strict=True):
+            here = slice(left, left + cells)
+            guide, found = ImageTextCFG(seen[..., here], 7.5, 5.0), []
+            for words, clean in (("make the cube blue", was), ("", path.image)):
+                noisy = add_noise(clean[..., here], drawn, level)
+                conds = guide.embed(instruct, [words])
+                with torch.no_grad():
+                    parts = {k: instruct.predict(noisy, level.t, cond) for k, cond in conds.items()}
+                found.append(instruct.schedule.x0_and_eps(guide.combine(parts, single(1)), noisy, level)[1])
+            x[..., here] -= how.rate * level.sigma**2 * (found[0] - found[1])
+    torch.testing.assert_close(out["target"].latents, x, atol=1e-4, rtol=1e-3)
+
+
 # -- the command
 
 
@@ -213,6 +339,26 @@ def test_pictures_of_one_command_are_written_each_as_its_own_file(run, here, tmp
     assert Image.open(found["beside"]).size == (2 * 130 - 2, 3 * 130 - 2)
     for name, place in zip(("one", "second", "third"), places, strict=True):
         assert (np.asarray(Image.open(place)) != np.asarray(Image.open(tmp_path / f"{name}.png"))).any()
+
+
+def test_a_wide_picture_is_edited_by_windows(run, here, tmp_path):
+    files(tmp_path, one=(160, 128))
+    edit, found = ["edit", tmp_path / "one.png", *WORDS, "--json"], []
+    for options in (["--windows", 2], []):
+        code, out, err = run(*edit, "--out", tmp_path / f"out{len(options)}", "csd-edit", *options)
+        assert code == 0, err
+        found.append(np.asarray(Image.open(json.loads(out)["image"])))
+    assert found[0].shape == (128, 160, 3) and (found[0] != found[1]).any()
+    code, _, err = run(*edit, "--out", tmp_path / "no", "csd-edit", "--windows", "-1")
+    assert code == 2 and "windows of a step are 1 or more" in err.splitlines()[-1]
+
+
+def test_the_plan_of_an_edit_is_of_its_windows(sd):
+    """Before there is a path to follow."""
+    fitted: Any = [type("Fitted", (), {"pixels": torch.zeros(3, sd.size, 3 * sd.size)})()]
+    for windows, rows in ((0, 1), (2, 2), (99, 9)):
+        asked = PictureEdit(SOURCE, TARGET, CollaborativeEditing(windows=windows), methods=[MasaCtrl()])
+        assert asked.plan(sd, fitted, 2).run.rows.views == rows
 
 
 def test_of_other_methods_a_set_is_edited_as_each_picture_alone(run, here, tmp_path):

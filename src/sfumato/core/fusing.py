@@ -42,7 +42,7 @@ class Canvas:
         if views.until < 1 and not self.apart:
             raise SfumatoError('views that go on by themselves have latents of their own: side="instance"')
         unseen = int((self.views.coverage(*grid, self.window) <= 0).sum())
-        if unseen and not self.apart:
+        if unseen and not (self.apart or views.partial):
             raise SfumatoError(
                 f"{unseen} cells of a canvas of {grid[0]} x {grid[1]} lie in no view, so nothing would be painted "
                 'there; add views that show them, or sample each view by itself (side="instance")'

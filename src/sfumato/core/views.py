@@ -67,6 +67,8 @@ class Views:
     until: float = 1.0
     around: bool = False
     """Does the canvas' right border go on at its left?"""
+    partial: bool = False
+    """Do those of one step leave out what those of others show?"""
 
     def at(self, i: int) -> Views:
         """The views of a step, as many in each: of some it is others."""

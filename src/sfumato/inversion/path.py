@@ -17,6 +17,7 @@ from sfumato.core.rows import single
 from sfumato.core.schedule import Level, Levels
 from sfumato.core.settings import Settings
 from sfumato.core.steppers import DDIM, Stepper
+from sfumato.core.views import Views
 from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
@@ -108,6 +109,10 @@ class Inversion(Settings):
     """Is a run's first stream the image itself, which is found again? If not, a run may be of the edit alone."""
     edit_guidance: ClassVar[float] = 7.5
     """The published guidance of an edit."""
+
+    def alone(self) -> Views | None:
+        """The views of its runs, unless they are given others; None: images are seen as they are."""
+        return None
 
     def source_guidance(self, scale: float) -> float:
         """The guidance with which the first stream finds its image, when edits are painted at ``scale``."""

@@ -148,7 +148,7 @@ class PictureEdit:
         height, width = fitted[0].pixels.shape[-2:]
         prompts = {stream: [prompt] * (count or len(fitted)) for stream, prompt in self.prompts.items()}
         options = {"guide": self.guide(model), "steps": steps, "size": (height, width), "memory": memory}
-        options["group"] = group
+        options |= {"group": group, "views": self.start.alone()}
         return denoising.plan(model, prompts, methods=self.methods, **options)
 
 

@@ -12,7 +12,14 @@ abar = sigma^2, 200 steps of plain descent at a rate of 2.0, 0.9 of it after eac
 the kernel, which leaves the rate what it is for one picture; the text divides by their number (``number``). The code
 takes its bandwidth from a median with zeros, has no number for two pictures, and draws levels from 0.02 up.
 
-Needs: a network call a step for all pictures; the run's steps are those of the descent.
+A picture larger than the model's own is a set, too: of its windows (``windows``, section 4.1). Each step draws some,
+which have noise of their own, share their gradients, and lay them on the picture, the mean where they overlap. The
+authors' lie a quarter of their side apart, 4 to 16 in a step (``wide``), drawn in each step anew, and what is left at a
+border that their stride does not end at is never edited. Here the last ones end at the borders, and all have a turn
+before one comes again. One window is the picture itself.
+
+Needs: a network call a step for all pictures, or for the windows that are drawn; the run's steps are those of the
+descent.
 
 Families: all; Stable Diffusion's InstructPix2Pix for instructions.
 """
@@ -22,6 +29,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.backbones.latent import Latent
@@ -29,8 +38,11 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import Guide, Scales
 from sfumato.core.method import Phases, Requires, Run, Step
+from sfumato.core.sites import Grid
+from sfumato.core.views import Fuse, Tiles, Views, Windows
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.stein import PUBLISHED, Bandwidth, Division, Stein
+from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path
 from sfumato.methods.edit.delta_denoising import Descent, drawn_levels
 from sfumato.methods.edit.instruct_pix2pix import Instruction, InstructPix2Pix
@@ -65,13 +77,22 @@ class CollaborativeEditing(Inversion):
     """What a step is divided by: the sum of the kernel, or the number of pictures."""
     mask: Mask | None = None
     """Where the pictures may change; everywhere if not given."""
+    windows: int = 0
+    """Of a picture larger than the model's, how many windows take part in a step; 0: it is seen whole."""
+    stride: float = 0.25
+    """From window to window, as a part of a window's side."""
     seed: int = 0
-    """Of the levels and the noise; picture i has noise of its own from seed + i."""
+    """Of the levels, the noise and the windows; picture i has noise of its own from seed + i."""
     steps: int = 200
 
     def guide(self, model: Backbone, scale: float | None = None) -> Guide | Scales:
         paints = self.edit_guidance if scale is None else scale
         return Instruction(None, paints, self.image_scale) if _instructed(model) else paints  # pyright: ignore
+
+    def alone(self) -> Views | None:
+        if self.windows < 0:
+            raise SfumatoError(f"windows of a step are 1 or more, or 0 for pictures seen whole, got {self.windows}")
+        return Drawn(Tiles(self.stride), self.windows, self.seed) if self.windows else None
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         levels = drawn_levels(model.schedule, self.least, self.most, self.steps, self.seed)
@@ -80,7 +101,7 @@ class CollaborativeEditing(Inversion):
             image, levels, prompts, image, rate=self.rate, seed=self.seed,
             inside=None if self.mask is None else self.mask.at((image.shape[-2], image.shape[-1])),
             decay=self.decay, every=self.every, weighting=self.weighting, shown=shown,
-            stein=Stein(self.bandwidth, self.repulsion, self.division),
+            stein=Stein(self.bandwidth, self.repulsion, self.division), views=self.alone(),
         )  # fmt: skip
 
 
@@ -98,9 +119,14 @@ class TogetherDown(Descent):
     stein: Stein = PUBLISHED
     shown: Path | None = None
     """What shows InstructPix2Pix the sources."""
+    views: Views | None = None
+    """Windows of pictures that are larger than the model's."""
+
+    def alone(self) -> Views | None:
+        return self.views
 
     def start(self, run: Run) -> Phases:
-        phases = super().start(run)
+        phases = super().start(run) if run.rows.views == 1 else self._by_windows(run)
         if self.shown is None or (sees := self.shown.start(run).cond) is None:
             return phases
         source = run.rows.streams[0]
@@ -112,7 +138,62 @@ class TogetherDown(Descent):
 
         return replace(phases, cond=cond)
 
+    def _by_windows(self, run: Run) -> Phases:
+        """A descent of all windows as one set, each with noise of its own."""
+        source, *edits = run.rows.streams
+        guide, images, count = run.guide, run.rows.of_stream, run.rows.views
+        draw = run.model.noises.drawing([self.seed + 1 + i for i in range(images)], (self.image.shape[1], *run.grid))
+        clean: list[Tensor] = []
+
+        def before(step: Step) -> None:
+            clean[:] = [step.x]
+            noise = torch.stack([draw() for _ in range(count)], 1).flatten(0, 1).repeat(1 + len(edits), 1, 1, 1)
+            step.x, step.offset = step.level.alpha * step.x, step.level.sigma * noise.to(step.x)
+
+        def after(step: Step) -> None:
+            assert guide is not None and step.offset is not None
+            noisy, prediction = step.split(step.x) + step.offset, guide.combine(step.parts, run.rows)
+            _, eps = run.model.schedule.x0_and_eps(prediction, noisy, step.level)
+            x, from_source = clean[0].clone(), eps[run.rows.stream(source)]
+            for edit in edits:
+                at = run.rows.stream(edit)
+                way = step.merge(self._way(step, noisy[at], eps[at] - from_source))
+                x[run.images(edit)] -= way if self.inside is None else way * self.inside.to(x)
+            step.x_next = x
+
+        return Phases(before=before, after=after)
+
     def way(self, step: Step, edit: slice, gradient: Tensor) -> Tensor:
-        x = step.x[edit]
-        weighted = weight(self.weighting, step.level, x) * self.stein(gradient, x)
+        return self._way(step, step.x[edit], gradient)
+
+    def _way(self, step: Step, noisy: Float[Tensor, "n c h w"], gradient: Tensor) -> Float[Tensor, "n c h w"]:
+        weighted = weight(self.weighting, step.level, noisy) * self.stein(gradient, noisy)
         return self.rate * self.decay ** (step.i // self.every) * weighted
+
+
+@dataclass(frozen=True)
+class Drawn(Windows):
+    """Some windows in each step, drawn so that all have had a turn before one comes again."""
+
+    inner: Tiles
+    number: int
+    seed: int = 0
+    step: int = 0
+    fuse: Fuse = "eps"
+    partial: bool = True
+
+    def at(self, i: int) -> Drawn:
+        return replace(self, step=i)
+
+    def places(self, height: int, width: int, window: Grid) -> tuple[tuple[int, int], ...]:
+        every = self.inner.places(height, width, window)
+        if self.number >= len(every):
+            return every
+        turn, part = divmod(self.step, -(-len(every) // self.number))
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + turn) % 2**63)
+        order = torch.randperm(len(every), generator=generator).tolist()
+        return tuple(every[order[(part * self.number + k) % len(every)]] for k in range(self.number))
+
+
+WIDE = CollaborativeEditing(windows=16)
+"""Pictures larger than the model's, as in the authors' code: up to 16 windows in a step."""
