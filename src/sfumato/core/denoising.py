@@ -218,7 +218,7 @@ def _ready(model: Backbone, streams: Mapping[str, tuple[str, ...]], methods: Seq
     """Methods that know what they find out before a run."""
     for method in methods:
         method.requires.check_model(model, type(method).__name__)
-    for source, target in zip(streams.get("source", ()), streams.get("target", ()), strict=False):
+    for source, target in dict.fromkeys(zip(streams.get("source", ()), streams.get("target", ()), strict=False)):
         model.check_change(source, target)
     return [method.prepare(model, streams) for method in methods]
 

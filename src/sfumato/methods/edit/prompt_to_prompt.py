@@ -152,10 +152,8 @@ def _blend(blend: LocalBlend, run: Run, need: Need, total: dict[str, Tensor]):
     """``total`` is of each stream what its maps sum up to."""
     source, *targets = run.rows.streams
     words = {s: blend.source if s == source else blend.target for s in run.rows.streams}
-    tokens = {
-        s: [spans(run.model.words(p), words[s]) for p in run.prompts[s] for _ in range(run.rows.views)]
-        for s in run.rows.streams
-    }
+    known = {(s, p): spans(run.model.words(p), words[s]) for s in run.rows.streams for p in {*run.prompts[s]}}
+    tokens = {s: [known[s, p] for p in run.prompts[s] for _ in range(run.rows.views)] for s in run.rows.streams}
     first = span((0, blend.start), run.steps)[1]
 
     def after(step: Step) -> None:

@@ -89,7 +89,8 @@ class _Region:
 
     def __init__(self, run: Run, source: str, how: FateZero):
         self.run, self.source, self.threshold = run, source, how.threshold
-        self.tokens = [spans(run.model.words(p), how.word or "") for p in run.prompts[source]]
+        known = {p: spans(run.model.words(p), how.word or "") for p in dict.fromkeys(run.prompts[source])}
+        self.tokens = [known[p] for p in run.prompts[source]]
         side = nearest_side(choose(run.model, "image->text", run.grid, who="FateZero"), run.grid, how.res)
         self.need = Need(Where("image->text", side, (0, how.self), (source, "cond")))
         self.state: dict[str, Tensor] = {}
