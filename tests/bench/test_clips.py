@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from sfumato.bench.sets import clips
 from sfumato.methods.sets.noise import IntegralWarp
+from sfumato.metrics.image import psnr
 from sfumato.metrics.video import warp_error
 
 
@@ -38,9 +41,71 @@ def test_noise_along_a_clip_s_flow_is_like_itself_there():
 
 @pytest.mark.parametrize("name", list(clips.RUNNERS))
 def test_a_method_is_asked_for_by_a_case(name):
-    case = clips.Case(None, torch.zeros(2), torch.zeros(2), None, 5)  # pyright: ignore[reportArgumentType]
+    edit: Any = SimpleNamespace(captions=("a red cube", "a blue cube"), instruction="make the cube blue")
+    case = clips.Case(edit, torch.zeros(2), torch.zeros(2), None, 5)  # pyright: ignore[reportArgumentType]
     asked = clips.RUNNERS[name](case)
+    assert asked.prompts in (None, ("a red cube", "make the cube blue"))
+    assert (asked.model == "stilllife") == (asked.prompts is None)
     assert asked.unit and ("Shared" in asked.unit) == ("shared" in name)
+
+
+MEANS = {
+    "SDEdit": (0.9, 10.0), "Plug-and-Play": (0.8, 8.0), "Plug-and-Play, shared noise": (0.8, 2.0),
+    "Plug-and-Play, TokenFlow": (0.7, 1.0), "Plug-and-Play, TokenFlow, shared noise": (0.8, 6.0),
+    "Prompt-to-Prompt": (0.6, 5.0), "Prompt-to-Prompt, TokenFlow": (0.9, 4.0), "InstructPix2Pix": (1.0, 20.0),
+    "CSD-Edit": (0.9, 3.0), "FateZero, at all grids": (0.5, 12.0), "Pix2Video": (0.5, 4.0),
+}  # fmt: skip
+"""Success and warp error beyond the VAE's."""
+
+
+def means(**other: tuple[float, float]) -> dict[str, dict[str, float]]:
+    return {name: dict(zip(("success", "excess"), pair, strict=True)) for name, pair in (MEANS | other).items()}
+
+
+def test_warp_errors_are_compared_with_those_of_the_same_editing_where_it_succeeds_as_often():
+    found = clips.consistency(means())
+    # of 1 / 8, 6 / 8, 4 / 5 and 3 / 20 the first and the last succeed less often than each frame by itself
+    assert found["video_warp_error"] == pytest.approx(6 / 8)
+    assert found["video_over_best"] == pytest.approx(1 / 5)
+    assert found["video_shared_noise"] == pytest.approx(2 / 8)
+    assert found["csd_video_consistency"] == pytest.approx(3 / 4)
+    as_often = means(**{"CSD-Edit": (1.0, 3.0), "Pix2Video": (0.5, 30.0)})
+    assert clips.consistency(as_often)["video_warp_error"] == pytest.approx(3 / 20)
+    assert clips.consistency(as_often)["csd_video_consistency"] == pytest.approx(3 / 12)
+    never = means(**{one: (0.0, 1.0) for one in clips.BESIDE})
+    assert clips.consistency(never)["video_warp_error"] == 1
+    assert set(MEANS) <= set(clips.RUNNERS) and {*clips.BESIDE, *clips.BESIDE.values()} <= set(clips.RUNNERS)
+
+
+class Studied(clips.ClipSession):
+    """Of one clip, without a model: what methods made of it is known, and what is read of frames is their mean."""
+
+    @property
+    def cases(self):
+        return [clips.case(np.random.default_rng(4), "recolour", 7, frames=3, size=32)]
+
+    model = SimpleNamespace(encode=lambda x: x, decode=lambda x: 0.9 * x + 0.02 * torch.rand(x.shape))
+    oracle = SimpleNamespace(read=list)
+
+
+def test_a_clip_s_rows_are_beyond_what_the_vae_alone_makes_of_the_truth(monkeypatch):
+    rows = {name: {"success": s, "warp_error": e / 100, "psnr_to_truth": 20.0} for name, (s, e) in MEANS.items()}
+    rows |= {name: {"success": 0.5, "warp_error": 1.0, "psnr_to_truth": 9.0} for name in {*clips.RUNNERS} - {*rows}}
+    monkeypatch.setattr(clips, "applied", lambda frame, edit: float(frame.mean() > 0))
+    asked = iter(clips.RUNNERS)
+    monkeypatch.setattr(clips, "_measured", lambda *_: (rows[next(asked)], torch.zeros(3, 32, 96)))
+    torch.manual_seed(0)
+    session = Studied(1, 0, torch.device("cpu"))
+    figures = clips.editing(session)
+    case, made = session.cases[0], session.methods["VAE alone"]
+    assert session.methods["truth"]["psnr_to_truth"] == 100 and session.methods["truth"]["success"] == 1
+    assert session.methods["no edit"]["psnr_to_truth"] == pytest.approx(float(psnr(case.before, case.after).mean()))
+    assert session.methods["truth"]["warp_error"] == pytest.approx(float(warp_error(case.after, case.motion).mean()))
+    assert made["excess"] == 0 and made["warp_error"] > session.methods["truth"]["warp_error"]
+    for name, (_, error) in MEANS.items():
+        assert session.methods[name]["excess"] == pytest.approx(error / 100 - made["warp_error"])
+    assert figures["video_edit_success"].tolist() == [0.9] and figures["video_to_truth"].tolist() == [20.0]
+    assert figures["video_warp_error"] == clips.consistency(session.methods | {})["video_warp_error"]
 
 
 @pytest.mark.slow

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from families import randomised
 from PIL import Image
 
+from sfumato.core.backbone import Backbone
+from sfumato.media import pictures
 from sfumato.media import video as videos
+from sfumato.ops.blur import blur
+from sfumato.stilllife import weights
 
 WORDS = ["--from", "a red cube", "--to", "a blue cube", "--steps", 2]
 
@@ -82,6 +89,20 @@ def test_where_nothing_is_drawn_that_is_said(run, here, gif):
         (["clip.gif", "--noise", "pink", "sdedit"], "unknown noise 'pink'; known: independent, shared, mixed"),
         (["clip.gif", "--noise", "mixed:b", "sdedit"], "--noise mixed:A takes a number, such as mixed:1, got 'b'"),
         (["clip.gif", "--noise", "shared:1", "sdedit"], "noise that is shared has no number; leave :1 out"),
+        (["clip.gif", "--noise", "warped:1", "sdedit"], "noise that is warped has no number; leave :1 out"),
+        (["clip.gif", "--noise", "advected:2", "sdedit"], "--noise advected:A keeps a part from 0 to 1, got 2"),
+        (["clip.gif", "--mask", "half.png", "sdedit"], "--mask is of inpainting checkpoints and methods with a mask"),
+        (["clip.gif", "--box", "cube", "0,0,9,9", "sdedit"], "--box is of methods with a layout"),
+        (["clip.gif", "--control", "clip.gif", "sdedit"], "comes with 0 ControlNets, and --control gives 1"),
+        (["clip.gif", "--controlnet", "stilllife-depth", "sdedit"], "each --controlnet steers by a --control PICTURE"),
+        (
+            ["clip.gif", "--controlnet", "stilllife-depth", "--control", "short.gif", "--chunk", "4", "sdedit"],
+            "short.gif has 4 of the frames, and the video 6; a video to steer by is of the same ones",
+        ),
+        (
+            ["clip.gif", "--controlnet", "stilllife-depth", "--control", "wide.gif", "sdedit"],
+            "of another shape than the video's of 60 x 40",
+        ),
         (["clip.gif", "--out", "a.avi", "sdedit"], "videos are written as .mp4, .m4v, .mov, .mkv, .gif or a folder"),
         (["clip.gif", "--out", "clip.gif", "sdedit"], "is a picture that was given"),
         (["clip.gif", "--invert", "ddim", "sdedit"], "sdedit has a start of its own; leave --invert out"),
@@ -90,8 +111,60 @@ def test_where_nothing_is_drawn_that_is_said(run, here, gif):
     ],
 )
 def test_what_it_refuses_is_one_line(run, here, gif, options, words):
+    half = Image.new("L", (60, 40), 255)
+    half.paste(0, (0, 0, 30, 40))
+    half.save("half.png")
+    videos.write(videos.opened(gif).frames(0, 4), Path("short.gif"), Fraction(10))
+    videos.write((Image.new("RGB", (80, 40), (40 * i, 0, 0)) for i in range(6)), Path("wide.gif"), Fraction(10))
     code, out, err = run("video", *options, *WORDS)
     last = [line for line in err.splitlines() if not line.startswith("note: ")]
     assert code == 2 and not out and len(last) == 1 and last[0].startswith("sfumato: "), (code, out, err)
     assert words is None or words in last[0]
-    assert not Path("out/video").exists() or not list(Path("out/video").iterdir())
+    assert not Path("out/video").exists() or not list(Path("out/video").rglob("*.png"))
+
+
+def frames_of(told: str) -> np.ndarray:
+    return np.stack([np.asarray(frame, int) for frame in videos.opened(json.loads(told)["frames"]).frames()])
+
+
+def test_frames_are_steered_by_those_of_another_video(run, here, gif, tmp_path):
+    """However many are painted together; another video is another result, which is not taken for the first one."""
+    torch.manual_seed(0)
+    randomised(network := weights.module("depth"))
+    network.save_pretrained(tmp_path / "control")
+    dice = np.random.default_rng(1)
+    for name in ("one", "other"):
+        shown = (Image.fromarray(dice.integers(0, 256, (40, 60, 3), np.uint8)) for _ in range(6))
+        videos.write(shown, tmp_path / f"{name}.gif", Fraction(10))
+    found = []
+    for more in (
+        ["--controlnet", "control:20", "--control", "one.gif", "--chunk", 6],
+        ["--controlnet", "control:20", "--control", "one.gif", "--chunk", 4, "--out", "apart.gif"],
+        ["--controlnet", "control:20", "--control", "other.gif", "--chunk", 6],
+        ["--controlnet", "control:0", "--control", "one.gif", "--chunk", 6],
+        ["--chunk", 6],
+    ):
+        code, out, err = run("video", gif, *WORDS, *more, "--json", "sdedit")
+        assert code == 0 and "were there" not in err, err
+        found.append(frames_of(out))
+    assert np.abs(found[0] - found[1]).max() <= 1 and np.abs(found[3] - found[4]).max() <= 1
+    assert all(np.abs(found[0] - other).mean() > 0.5 for other in (found[2], found[4])), [
+        np.abs(found[0] - other).mean() for other in (found[2], found[4])
+    ]
+
+
+def test_noise_goes_along_the_video_s_own_flow(run, here, tmp_path, monkeypatch):
+    """Of a picture that moves by 8 pixels a frame, a cell of the latents, so does the noise."""
+    monkeypatch.chdir(tmp_path)
+    wide = blur(torch.rand(3, 64, 128, generator=torch.Generator().manual_seed(0)), 2.0) * 4 - 1.5
+    shown = (pictures.picture(wide[..., 4 * i : 4 * i + 64].clamp(0, 1)) for i in range(4))
+    videos.write(shown, tmp_path / "clip", Fraction(10))
+    drawn = []
+    plain = Backbone.with_noises
+    monkeypatch.setattr(Backbone, "with_noises", lambda self, noises: drawn.append(noises) or plain(self, noises))
+    for kind, kept in (("warped", 0.5), ("advected:0.5", 0.25)):
+        code, _, err = run("video", "clip", *WORDS, "--noise", kind, "--chunk", 2, "sdedit")
+        assert code == 0, err
+        x = drawn[-1].of.draw([1, 2, 3, 4], (256, 8, 8))
+        along = torch.stack([(a[:, 2:6, 2:6] * b[:, 2:6, 2:6]).mean() for a, b in pairwise(x)])
+        assert (along - kept).abs().max() < 0.15, along

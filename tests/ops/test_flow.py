@@ -42,3 +42,10 @@ def test_a_clip_s_flow_is_found_where_it_comes_back():
 def test_a_frame_alone_moves_nowhere():
     with pytest.raises(SfumatoError, match="two frames or more, got 1"):
         flow.found(torch.zeros(1, 3, 16, 16))
+
+
+def test_a_pair_s_flow_is_its_own_whatever_is_found_beside_it():
+    wide = blur(torch.rand(3, 3, 48, 60, generator=torch.Generator().manual_seed(0)), 2.0) * 4 - 1.5
+    frames = torch.cat([wide[:1], Similarity(0.02, 0.0)(wide[:1]), 0.1 * wide[1:]])[..., 6:-6, 6:-6].clamp(0, 1)
+    both, alone = flow.found(frames), flow.found(frames[:2])
+    assert torch.equal(both.forward[:1], alone.forward) and torch.equal(both.gone[:1], alone.gone)

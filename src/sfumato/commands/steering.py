@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -30,7 +31,8 @@ class Steering:
     controlnet: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PLACE[:WEIGHT]")] = ()
     """A ControlNet: a diffusers folder, an id of the hub, a file, or stilllife-depth [default: the model's own]."""
     control: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE")] = ()
-    """The picture of edges, depth, a pose that it steers by, for each --controlnet in their order."""
+    """The picture of edges, depth, a pose that it steers by (a video of them, for a video's frames), for each
+    --controlnet in their order."""
     control_mode: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Which of its kinds of picture a union ControlNet is given, by its number."""
 
@@ -87,6 +89,15 @@ class Steering:
         self, model: Model, loading: Loading, pictures: list[Float[Tensor, "3 h w"]], negative: str = ""
     ) -> Model:
         """The model with its ControlNets under every prompt. ``SfumatoError`` for those of another family."""
+        steered = self.steered(model, loading, negative)
+        return model if steered is None else steered(model, [picture[None] for picture in pictures])
+
+    def steered(
+        self, model: Model, loading: Loading, negative: str = ""
+    ) -> Callable[[Model, Sequence[Float[Tensor, "b 3 h w"]]], Model] | None:
+        """What gives the model its ControlNets with pictures of each, one for all images or one an image; None for
+        none. ``SfumatoError`` for those of another family.
+        """
         from sfumato.backbones import controlnets
         from sfumato.backbones.controlnets import ControlNet
 
@@ -94,7 +105,7 @@ class Steering:
         if not self.control:
             if own is not None:
                 note(f"{model.name} comes with a ControlNet, which steers by --control PICTURE and not without")
-            return model
+            return None
         found = [_weighed(place) for place in self.controlnet]
         nets = [controlnets.read(place, model, loading.variant, loading.offline) for place, _ in found]
         if not found:
@@ -109,13 +120,17 @@ class Steering:
         if self.control_mode is not None and not any(unions):
             raise SfumatoError("--control-mode is of union ControlNets, and none of these is one; leave it out")
         modes = [self.control_mode if union else None for union in unions]
-        controls = [
-            ControlNet(net, picture[None], weight, mode, ("", negative))
-            for net, picture, (_, weight), mode in zip(nets, pictures, found, modes, strict=True)
-        ]
-        for control in controls:
-            control.check(model)
-        return model.given(lambda cond: replace(cond, controls=(*cond.controls, *controls)))
+
+        def steered(model: Model, pictures: Sequence[Float[Tensor, "b 3 h w"]]) -> Model:
+            controls = [
+                ControlNet(net, picture, weight, mode, ("", negative))
+                for net, picture, (_, weight), mode in zip(nets, pictures, found, modes, strict=True)
+            ]
+            for control in controls:
+                control.check(model)
+            return model.given(lambda cond: replace(cond, controls=(*cond.controls, *controls)))
+
+        return steered
 
     def settings(self) -> dict[str, Any]:
         """What differs from plain sampling."""

@@ -2,8 +2,8 @@
 
 | option | is read by |
 | --- | --- |
-| ``--box`` (generate, panorama, edit, show plan) | methods with a layout that is not given behind their word |
-| ``--mask`` (edit) | inpainting checkpoints, which need it; methods with a mask that is not given behind their word |
+| ``--box`` (generate, panorama, edit, video, show plan) | methods with a layout that is not given behind their word |
+| ``--mask`` (edit, video) | inpainting checkpoints, which need it; methods with a mask that is not given behind their word |
 | ``--appearance`` (edit) | methods that take a picture's looks; these go without the command's ``--guidance`` |
 | ``--looks`` (edit) | ``--appearance`` |
 | ``--invert`` (edit, video) | methods without a start of their own |

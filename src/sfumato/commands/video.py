@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ import tyro
 
 from sfumato.commands import uses
 from sfumato.commands.options import (
+    Boxes,
     Device,
     EditGuidance,
     EditSteps,
@@ -23,10 +25,13 @@ from sfumato.commands.options import (
     bytes_of,
     check_apart,
     guidance_of,
+    layout_of,
+    mask_of,
     note_guidance,
     seed_of,
     whole,
 )
+from sfumato.commands.steering import Steering
 from sfumato.errors import SfumatoError, unknown
 from sfumato.io.files import writable
 from sfumato.io.terminal import note, print_json, quiet
@@ -37,9 +42,24 @@ from sfumato.tasks.kept import settings_of
 from sfumato.tasks.starts import How
 
 if TYPE_CHECKING:
-    from sfumato.core.noise import Noises
+    from collections.abc import Callable
 
-NOISES = ("independent", "shared", "mixed", "progressive", "translated")
+    from sfumato.core.noise import Noises
+    from sfumato.ops.motion import Motion
+
+NOISES = {
+    "independent": "Independent",
+    "shared": "Shared",
+    "mixed": "Mixed",
+    "progressive": "Progressive",
+    "translated": "Translated",
+    "advected": "Advected",
+    "warped": "IntegralWarp",
+}
+OTHERS = ("out", "json", "film", "plan", "beside", "steering")
+OTHERS += ("frames", "fps", "chunk", "anchor", "noise", "fit", "seed")
+"""Options on which frames do not depend, or that are known of them otherwise."""
+NUMBERED, FLOWING = ("mixed", "progressive", "advected"), ("advected", "warped")
 
 
 def video(
@@ -73,9 +93,19 @@ def video(
         str,
         tyro.conf.arg(
             metavar="KIND[:A]",
-            help="What frames have of each other's noise: independent, shared, mixed:A, progressive:A, translated.",
+            help="What frames have of each other's noise: independent, shared, mixed:A, progressive:A, translated; or "
+            "along the video's own flow, advected:A or warped.",
         ),
     ] = "independent",
+    mask: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="IMAGE",
+            help="The part of every frame that may change: for inpainting checkpoints and methods with a mask.",
+        ),
+    ] = None,
+    box: Boxes = (),
+    steering: tyro.conf.OmitArgPrefixes[Steering],
     beside: Annotated[
         bool, tyro.conf.arg(help="Write the video beside its edit, too."), tyro.conf.FlagCreatePairsOff
     ] = False,
@@ -114,10 +144,14 @@ def video(
     whole("--chunk", chunk, 1, 1024)
     limit, rate, span = bytes_of(memory), _rate(fps), _span(frames)
     guidance_of(guidance)
-    noises = _noises(noise)
+    drawn = _noises(noise)
     if not chain.items:
         raise SfumatoError(f"video takes methods, joined by +; they are: {', '.join(index.words())}")
+    layout, hole = layout_of(box), mask_of(mask)
+    chain = chain.given(layout=layout, mask=hole)
+    uses.boxes(layout, [chain])
     uses.start(invert, [chain])
+    from sfumato.media import images
     from sfumato.media import video as videos
 
     found = videos.opened(film)
@@ -128,18 +162,30 @@ def video(
     if not plan:
         writable(place.parent)
     quiet()
+    from sfumato.core.noise import Independent, Noises
     from sfumato.tasks.edit import PictureEdit
-    from sfumato.tasks.video import Footage, VideoEdit, edit_video, price
+    from sfumato.tasks.frames import Aligned, Reads, motion_of
+    from sfumato.tasks.video import Footage, VideoEdit, edit_video, mark, price
     from sfumato.tasks.video import beside as side_by_side
 
     footage = Footage(found, *span, rate)
     footage.check()
+    beside_it = [Footage(videos.opened(control), *span, rate) for control in steering.control]
+    for control in beside_it:
+        if len(control) < len(footage):
+            raise SfumatoError(
+                f"{control.video.path} has {len(control)} of the frames, and the video {len(footage)}; a video to steer "
+                "by is of the same ones"
+            )
     net = loading.load(model, device)
     note_guidance(net, guidance)
     loading.remark(model, source, target, negative)
-    uses.mask(None, net, [chain])
-    edit = PictureEdit.of(chain, source, target, invert, steps, guidance, seed, None, negative)
-    asked = VideoEdit(footage, edit, noises, chunk, anchor, seed, fit)
+    hole = uses.mask(hole, net, [chain])
+    controls = tuple(Aligned(one.frames, f"{one.video.path} {mark(one.video)[:16]}") for one in beside_it)
+    steered = steering.steered(net, loading, negative)
+    first = images.fit(next(footage.frames()), net.size, net.multiple, fit)
+    edit = PictureEdit.of(chain.seeing(first), source, target, invert, steps, guidance, seed, None, negative)
+    asked = VideoEdit(footage, edit, Independent(), chunk, anchor, seed, fit, Reads(controls, steered, hole, fit))
     uses.seed(seed, [(edit.start, *edit.methods)])
     uses.noise(noise != "independent", [(edit.start, *edit.methods)])
     cost = price(net, asked, limit)
@@ -147,8 +193,13 @@ def video(
         print_json(vars(cost)) if json else print(cost)
         return
     note(str(cost))
-    others = ("out", "json", "film", "plan", "beside", "frames", "fps", "chunk", "anchor", "noise", "fit", "seed")
-    settings = {k: v for k, v in settings_of(given, [chain]).items() if k not in others}
+    if isinstance(drawn, Noises):
+        asked = replace(asked, noises=drawn)
+    else:
+        seen = (images.fit(frame, net.size, net.multiple, fit).pixels for frame in footage.frames())
+        asked = replace(asked, noises=drawn(motion_of(seen)))
+    settings = {k: v for k, v in settings_of(given, [chain]).items() if k not in OTHERS}
+    settings |= {"controlnet": steering.controlnet, "control_mode": steering.control_mode}
     done = edit_video(net, asked, kept, settings=settings, memory=limit)
     if done.again:
         note(f"{done.again} of {done.count} frames were there")
@@ -195,19 +246,21 @@ def _span(text: str | None) -> tuple[int, int | None]:
     return span
 
 
-def _noises(text: str) -> Noises:
-    """What ``--noise`` names."""
+def _noises(text: str) -> Noises | Callable[[Motion], Noises]:
+    """What ``--noise`` names; of what goes along the flow, what makes it of one."""
     kind, colon, number = text.partition(":")
     if kind not in NOISES:
         raise unknown("noise", kind, NOISES)
     from sfumato.methods.sets import noise
 
-    made = getattr(noise, kind.capitalize())
-    if not colon:
-        return made()
-    if kind not in ("mixed", "progressive"):
+    made = getattr(noise, NOISES[kind])
+    if colon and kind not in NUMBERED:
         raise SfumatoError(f"noise that is {kind} has no number; leave :{number} out")
     try:
-        return made(float(number))
+        value = float(number) if colon else None
     except ValueError:
         raise SfumatoError(f"--noise {kind}:A takes a number, such as {kind}:1, got {number!r}") from None
+    given = () if value is None else (value,)
+    if kind == "advected" and value is not None and not 0 <= value <= 1:
+        raise SfumatoError(f"--noise advected:A keeps a part from 0 to 1, got {number}")
+    return (lambda motion: made(motion, *given)) if kind in FLOWING else made(*given)

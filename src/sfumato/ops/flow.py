@@ -63,7 +63,7 @@ def _step(a: Tensor, b: Tensor, window: float) -> Float[Tensor, "m 2 h w"]:
     y = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
     t = b - a
     xx, xy, yy, xt, yt = blur(torch.cat([x * x, x * y, y * y, x * t, y * t], 1), window).unbind(1)
-    little = 1e-4 * float(mean.var()) + 1e-9
+    little = 1e-4 * mean.var((1, 2, 3))[:, None, None] + 1e-9  # each pair's own, whatever is found beside it
     xx, yy = xx + little, yy + little
     scale = xx * yy - xy * xy
     way = torch.stack([xy * yt - yy * xt, xy * xt - xx * yt], 1) / scale[:, None]

@@ -42,6 +42,7 @@ from sfumato.media.images import Fit, Fitted
 from sfumato.media.video import Video
 from sfumato.methods.sets.noise import Numbered
 from sfumato.tasks.edit import PictureEdit, run_edits
+from sfumato.tasks.frames import Reads
 from sfumato.tasks.kept import digest
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ class VideoEdit:
     """Is the first frame painted again with every part, for what looks across frames but not across parts?"""
     seed: int = 0
     fit: Fit = "whole"
+    reads: Reads = field(default_factory=Reads)
+    """What the network reads of each frame."""
 
     def __post_init__(self) -> None:
         if self.chunk < 1:
@@ -237,7 +240,10 @@ def edit_video(
             again += len(new) - len(missing)
             if missing:
                 net = model.with_noises(Numbered(asked.noises, numbers))
-                done = run_edits(net, asked.fitted(net, some), {"": edit}, seed=asked.seed, memory=memory)[""]
+                fitted = asked.fitted(net, some)
+                net = asked.reads.given(net, numbers, fitted)
+                options = {"seed": asked.seed, "memory": memory, "inside": asked.reads.inside(net, fitted)}
+                done = run_edits(net, fitted, {"": edit}, **options)[""]
                 steps, plan = done.steps, done.plan
                 for n, picture in zip(numbers, done.edited.pictures, strict=True):
                     if n in missing:
@@ -412,13 +418,13 @@ def _png(picture: Picture) -> int:
 
 def _key(asked: VideoEdit, settings: Mapping[str, Any]) -> str:
     of = {f: getattr(asked, f) for f in ("edit", "noises", "chunk", "anchor", "seed", "fit")}
-    footage = asked.footage
+    footage, of["reads"] = asked.footage, asked.reads.marks
     return digest(
-        {**settings, **of, "video": _mark(footage.video), "frames": [footage.start, footage.stop, footage.fps]}
+        {**settings, **of, "video": mark(footage.video), "frames": [footage.start, footage.stop, footage.fps]}
     )
 
 
-def _mark(video: Video) -> str:
+def mark(video: Video) -> str:
     """A word for what a video holds, without reading all of it."""
     sums = hashlib.sha256()
     for file in video.files or (video.path,):
