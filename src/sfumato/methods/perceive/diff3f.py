@@ -268,9 +268,7 @@ class VertexFeatures:
 
     def _compared(self, other: VertexFeatures) -> tuple[Float[Tensor, "v c"], Float[Tensor, "w c"]]:
         """What both are described by, each vertex's of length one."""
-        a, b = (
-            one.values if one.changes is None else torch.cat([one.values, one.changes], 1) for one in (self, other)
-        )
+        a, b = (one.values if one.changes is None else torch.cat([one.values, one.changes], 1) for one in (self, other))
         if self.standard:
             both = torch.cat([a, b])
             mean, scale = both.mean(0), both.std(0).clamp_min(1e-6)
