@@ -34,7 +34,10 @@ def test_every_key_has_a_figure_or_a_reason(quick, tmp_path):
         "diff3f_man_woman", "diff3f_man_woman_over_baselines",
     }  # fmt: skip
     table = found.compared["shapes"].table()
-    assert set(table) == {"Diff3F", "Diff3F, up block 1", "Diff3F, random weights", "positions", "normals", "random"}
+    assert set(table) == {
+        "Diff3F", "Diff3F, features alone", "Diff3F, sided features alone", "Diff3F, up block 1",
+        "Diff3F, the pose it finds", "Diff3F, random weights", "positions", "normals", "random",
+    }  # fmt: skip
     errors = {name: row["error"]["mean"] for name, row in table.items()}
     assert found.results["diff3f_error"] == pytest.approx(errors["Diff3F"])
     best = min(errors["random"], errors["positions"])

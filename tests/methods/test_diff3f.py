@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -48,7 +49,7 @@ def test_a_vertex_takes_what_the_views_that_see_it_have_there():
     y, x = torch.meshgrid(middles, middles, indexing="ij")
     place = torch.stack([x, y, torch.ones_like(x)])
     only = torch.stack([place, torch.cat([place[:2] * 0, place[2:]])])  # the second view tells nothing
-    sums = lifted([only.half(), only[:, 2:] * 5], at, found)
+    sums = lifted([only.half(), only[:, 2:] * 5], at, found.float()[..., None])
     assert sums.shape == (len(mesh.vertices), 4) and sums.dtype == torch.float32
     inner = ((at[0] > 1 / 16) & (at[0] < 15 / 16)).all(1)
     one, both = found[0] & ~found[1] & inner, found.all(0) & inner
@@ -149,7 +150,7 @@ def test_painting_is_steered_by_depth(here, monkeypatch):
 
 def features(values: torch.Tensor, standard: bool = False) -> VertexFeatures:
     mesh = Mesh(torch.rand(len(values), 3), torch.tensor([[0, 1, 2]]))
-    return VertexFeatures(mesh, values, torch.ones(len(values), dtype=torch.bool), standard)
+    return VertexFeatures(mesh, values, torch.ones(len(values), dtype=torch.bool), standard=standard)
 
 
 def test_a_vertex_is_matched_to_the_most_alike(monkeypatch):
@@ -172,6 +173,103 @@ def test_a_channel_that_outweighs_all_is_brought_down():
     noisy = values + 0.1 * values.std(0) * torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
     right = [(features(values, s).match(features(noisy, s)) == torch.arange(50)).sum() for s in (False, True)]
     assert right[1] == 50 > right[0]
+
+
+def test_channels_are_brought_to_mean_0_and_variance_1_over_both_shapes():
+    a, b = torch.tensor([[1.0, 10.0], [3.0, 30.0], [1.0, 70.0]]), torch.tensor([[2.0, 60.0], [5.0, 20.0], [4.0, 40.0]])
+    one, two = features(a, True)._compared(features(b))
+    both = torch.cat([a, b])
+    wanted = F.normalize((both - both.mean(0)) / both.std(0), dim=1)
+    torch.testing.assert_close(torch.cat([one, two]), wanted)
+    constant = torch.cat([a, torch.ones(3, 1)], 1)
+    assert features(constant, True).match(features(constant)).tolist() == [0, 1, 2]
+
+
+def around_it(turn: float) -> torch.Tensor:
+    a = torch.tensor(turn)
+    return torch.tensor([[a.cos(), 0, a.sin()], [0, 1, 0], [-a.sin(), 0, a.cos()]])
+
+
+def test_places_tell_left_from_right_where_features_do_not():
+    """Features that a mirror leaves as they are; the other shape is turned, and half of it is matched with the wrong
+    side."""
+    draws = torch.Generator().manual_seed(0)
+    half = torch.randn(40, 3, generator=draws).abs() * torch.tensor([1.0, 2.0, 0.5])
+    vertices = torch.cat([half, half * torch.tensor([-1.0, 1, 1])])
+    values = torch.randn(40, 6, generator=draws).repeat(2, 1)
+    faces, every = torch.tensor([[0, 1, 2]]), torch.arange(80)
+    noisy = values + 0.02 * torch.randn(80, 6, generator=draws)
+    one = VertexFeatures(Mesh(vertices, faces), values, every >= 0, places=0.5)
+    two = VertexFeatures(Mesh(vertices @ around_it(2.0).T, faces), noisy, every >= 0)
+    alone = replace(one, places=0.0).match(two)
+    assert torch.equal(alone % 40, every % 40) and 20 < (alone == every).sum() < 60
+    index, scores = one.found(two)
+    assert torch.equal(index, every)
+    torch.testing.assert_close(scores, F.cosine_similarity(values, noisy))  # of features alone
+    torch.testing.assert_close(one.turn(two, index), around_it(-2.0), atol=1e-5, rtol=0)
+    # what counts is how far they are: a mirror image is not turned into the shape
+    flipped = replace(two, shape=Mesh(two.shape.vertices * torch.tensor([-1.0, 1, 1]), faces))
+    assert torch.linalg.det(one.turn(flipped, every)) > 0.99
+
+
+def test_places_weigh_as_distances_do():
+    draws = torch.Generator().manual_seed(1)
+    x, y = torch.rand(9, 3, generator=draws), 3 * torch.rand(12, 3, generator=draws)
+    a, b = (F.normalize(torch.randn(n, 4, generator=draws), dim=1) for n in (9, 12))
+    faces = torch.tensor([[0, 1, 2]])
+    one = VertexFeatures(Mesh(x, faces), a, torch.ones(9) > 0, places=0.7)
+    two = VertexFeatures(Mesh(y, faces), b, torch.ones(12) > 0)
+    turn = around_it(0.4)
+    far = torch.cdist(a, b).square() + 0.49 * torch.cdist(x, y @ turn.T).square()
+    assert torch.equal(one._placed(two, a, b, turn), far.argmin(1))
+
+
+@pytest.mark.parametrize("fov", [0.0, 40.0])
+def test_sides_are_where_a_camera_stands_of_a_vertex(fov):
+    mesh = Mesh(*sphere(3))
+    cameras = around([0, 50, 310], [0, 30, 30], 3.0, fov or None)
+    found = diff3f.sides(mesh, cameras)
+    front = (mesh.vertices - torch.tensor([0.0, 0, 1])).norm(dim=1).argmin()
+    level = math.sin(math.radians(50)) * math.cos(math.radians(30))  # of the way to the second camera, to the right
+    way = 3 * level / math.dist((3 * level, 1.5, 3 * level / math.tan(math.radians(50))), (0, 0, 1)) if fov else level
+    torch.testing.assert_close(found[:, front], torch.tensor([0.0, way, -way]), atol=2e-3, rtol=0)
+    torch.testing.assert_close(diff3f.sides(Mesh(mesh.vertices, mesh.faces.flip(1)), cameras), found)
+    mirror = torch.tensor([-1.0, 1, 1])
+    other = diff3f.sides(Mesh(mesh.vertices * mirror, mesh.faces), around([0, 310, 50], [0, 30, 30], 3.0, fov or None))
+    torch.testing.assert_close(other, -found, atol=1e-5, rtol=0)
+
+
+def test_changes_are_of_features_from_views_of_the_left_to_views_of_the_right(sd, monkeypatch):
+    """Each view has a channel of its own: the mean is how often it sees a vertex, the change how far to the side."""
+    monkeypatch.setattr(diff3f, "BATCH", 3)
+    drawn: list[int] = []
+
+    def maps(self, model, views):
+        at = torch.arange(len(drawn), len(drawn) + len(views))
+        drawn.extend(at.tolist())
+        return [F.one_hot(at, 4).float()[:, :, None, None].expand(-1, -1, 2, 2)]
+
+    monkeypatch.setattr(Diff3F, "maps", maps)
+    method = replace(SMALL, ball=0.0, sided=True)
+    found = method(sd, blob())
+    mesh, cameras = blob().unit(), method.cameras
+    size = 2 * method.side(sd)
+    _, seen = visible(rasterise(mesh.vertices, mesh.faces, cameras, size), cameras, mesh.vertices)
+    weight = (seen / seen.sum(0).clamp_min(1)).T
+    side = diff3f.sides(mesh, cameras).T
+    mean = (weight * side).sum(1, keepdim=True)
+    assert found.changes is not None and found.seen.sum() > 100
+    torch.testing.assert_close(found.values[found.seen], weight[found.seen])
+    torch.testing.assert_close(found.changes[found.seen], (weight * (side - mean))[found.seen], atol=1e-6, rtol=0)
+    drawn.clear()
+    plain = replace(method, sided=False)(sd, blob())
+    assert plain.changes is None
+    torch.testing.assert_close(plain.values, found.values)
+    same, scores = found.found(found)
+    assert torch.equal(found.values[same], found.values) and torch.equal(found.changes[same], found.changes)
+    torch.testing.assert_close(scores, torch.ones(len(scores)))
+    other = replace(found, changes=-found.changes)  # as a mirror has them
+    assert found.found(other)[1].mean() < 0.99
 
 
 def test_parts_are_what_has_like_features():
@@ -206,6 +304,7 @@ def test_matches_are_smoothed_where_that_is_asked(sd, monkeypatch):
         ({"distance": 0.9}, "outside of the unit ball"),
         ({"blocks": ()}, "one block or several"),
         ({"smooth": -1}, "smooth lies between"),
+        ({"places": -0.5}, "places count 0 or more"),
         ({"size": 4}, "size lies between"),
     ],
     ids=lambda x: "-".join(x) if isinstance(x, dict) else "",

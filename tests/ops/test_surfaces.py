@@ -101,3 +101,26 @@ def test_what_is_near_is_within_the_radius():
     wanted = [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
     assert surfaces.near(vertices, 0.2).toarray().tolist() == wanted
     assert surfaces.nearest(torch.tensor([[0.9, 0, 0]]), vertices).tolist() == [3]
+
+
+def test_the_nearest_rotation_is_found_and_is_never_a_mirror():
+    draws = torch.Generator().manual_seed(0)
+    points = torch.randn(30, 3, generator=draws, dtype=torch.float64) * torch.tensor([3.0, 2.0, 1.0])
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=draws, dtype=torch.float64))[0]
+    turn = turn * torch.linalg.det(turn)
+    found = surfaces.rotation(points, points @ turn + 5)  # wherever both lie
+    torch.testing.assert_close(found, turn)
+    mirror = torch.tensor([1.0, 1, -1]).double()
+    found = surfaces.rotation(points, points * mirror)
+    assert torch.linalg.det(found) > 0.99
+    angle = torch.linspace(0, 6.28, 100).double()  # no small turn brings them nearer
+
+    def far(turn):
+        return (points - points.mean(0) - (points - points.mean(0)) * mirror @ turn.T).square().sum()
+
+    for a in angle:
+        for i, j in ((0, 1), (1, 2), (0, 2)):
+            small = torch.eye(3).double()
+            small[i, i] = small[j, j] = a.cos()
+            small[i, j], small[j, i] = a.sin(), -a.sin()
+            assert far(small @ found) >= far(found) - 1e-9

@@ -21,14 +21,11 @@ from sfumato.commands.options import (
     note_guidance,
     painted_size,
     size_of,
-    slug,
     written,
 )
 from sfumato.commands.sampling import Sampling, suited
-from sfumato.io.files import writable
-from sfumato.io.terminal import print_json, quiet
+from sfumato.io.terminal import quiet
 from sfumato.tasks import chain as chains
-from sfumato.tasks import kept
 from sfumato.tasks.chain import Chain
 
 
@@ -84,7 +81,7 @@ def illusion(
     given = dict(locals())
     limit, asked = painting.checked(n, steps, seed, memory, guidance), size_of(size)
     uses.painted(chain)
-    writable(out)
+    place = painting.Place.of("illusion", out, f"{prompt} {view} {other}", one=False)
 
     quiet()
     from sfumato.media import pictures
@@ -114,19 +111,15 @@ def illusion(
         "model": model,
         **({"methods": " + ".join(map(repr, chain.items))} if chain.items else {}),
     }
-    every = {**kept.settings_of(given, [chain]), "n": None}
     rows: list[dict[str, Any]] = []
-    for i, (image, seen) in enumerate(zip(painted.painted.pictures, painted.others, strict=True)):
+    for i, name in enumerate(place.names(n, seed, given, chain)):
         own = {**settings, "seed": seed + i}
-        name = f"{slug(f'{prompt} {view} {other}')}-{seed + i}"
-        name = kept.named(out, "illusion", ".png", name, {**every, "seed": seed + i})
         rows.append(
             {
-                "image": str(pictures.write(image, out / f"{name}.png", own)),
-                "other": str(pictures.write(seen, out / f"{name}-other.png", own)),
+                "image": str(pictures.write(painted.painted.pictures[i], out / f"{name}.png", own)),
+                "other": str(pictures.write(painted.others[i], out / f"{name}-other.png", own)),
                 "film": str(pictures.write_film(painted.film(i), out / f"{name}.gif")),
                 "seed": seed + i,
             }
         )
-    files = [value for row in rows for key, value in row.items() if key != "seed"]
-    print_json({"images": [{**settings, **row} for row in rows]}) if json else print("\n".join(files))
+    painting.tell("images", rows, settings, json)

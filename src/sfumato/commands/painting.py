@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,9 +42,9 @@ class Place:
     file: Path | None
 
     @classmethod
-    def of(cls, command: str, out: Path, prompt: str) -> Place:
-        """What ``--out`` says. Refuses a place that cannot be written."""
-        single = is_image(out)
+    def of(cls, command: str, out: Path, prompt: str, one: bool = True) -> Place:
+        """What ``--out`` says, of a command that may write ``one`` file alone. Refuses what cannot be written."""
+        single = one and is_image(out)
         folder = out.parent if single else out
         writable(folder)
         return cls(command, folder, out.stem if single else slug(prompt), out if single else None)
@@ -64,20 +64,18 @@ class Place:
         from sfumato.media import pictures
 
         n, rows = len(shown), []
-        every = {**settings_of(dict(given), [chain]), "n": None}
-        for i, image in enumerate(shown):
-            stem = f"{self.stem}-{seed + i}"
-            name = stem if self.file else self._named(stem, {**every, "seed": seed + i})
+        for i, name in enumerate(self.names(n, seed, given, chain)):
             path = self.file if self.file and n == 1 else self.folder / f"{name}.png"
-            rows.append({"image": str(pictures.write(image, path, {**settings, "seed": seed + i})), "seed": seed + i})
+            row = {"image": str(pictures.write(shown[i], path, {**settings, "seed": seed + i})), "seed": seed + i}
             if painted.films:
-                rows[-1]["film"] = str(pictures.write_film(painted.films[i], path.with_suffix(".gif")))
+                row["film"] = str(pictures.write_film(painted.films[i], path.with_suffix(".gif")))
             if painted.attention:
                 file = pictures.write(painted.attention[i], self.folder / f"{name}-attention.png", dict(settings))
-                rows[-1]["attention"] = str(file)
-        files = [value for row in rows for key, value in row.items() if key != "seed"]
+                row["attention"] = str(file)
+            rows.append(row)
+        files = files_of(rows)
         found = {"images": [{**settings, **row} for row in rows], "grid": None, **found}
-        stem = self.stem if self.file else self._named(self.stem, {**every, "n": n})
+        stem = self.stem if self.file else self._named(self.stem, {**settings_of(dict(given), [chain]), "n": n})
         if n > 1:
             all_of = {**settings, "seed": f"{seed}-{seed + n - 1}"}
             found["grid"] = str(pictures.write(pictures.grid(shown), self.folder / f"{stem}.png", all_of))
@@ -88,5 +86,23 @@ class Place:
             files.append(found["plan"])
         print_json(found) if json else print("\n".join(files))
 
+    def names(self, n: int, seed: int, given: Mapping[str, Any], *chains: Chain) -> Iterator[str]:
+        """Of so many pictures, an own one each; each is claimed when it is asked for."""
+        every = {**settings_of(dict(given), chains), "n": None}
+        for own in range(seed, seed + n):
+            stem = f"{self.stem}-{own}"
+            yield stem if self.file else self._named(stem, {**every, "seed": own})
+
     def _named(self, stem: str, settings: dict[str, Any]) -> str:
         return kept.named(self.folder, self.command, ".png", stem, settings)
+
+
+def files_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What rows have but their seeds, and of lists what is in them."""
+    found = [value for row in rows for key, value in row.items() if key != "seed"]
+    return [file for value in found for file in (value if isinstance(value, list) else [value])]
+
+
+def tell(key: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], json: bool) -> None:
+    """Say where files are: their names, or all that is known of them as JSON."""
+    print_json({key: [{**settings, **row} for row in rows]}) if json else print("\n".join(files_of(rows)))

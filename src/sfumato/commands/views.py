@@ -26,9 +26,7 @@ from sfumato.commands.options import (
     written,
 )
 from sfumato.commands.sampling import Sampling, suited
-from sfumato.io.files import writable
-from sfumato.io.terminal import print_json, quiet
-from sfumato.tasks import kept
+from sfumato.io.terminal import quiet
 
 
 def views(
@@ -63,7 +61,7 @@ def views(
     """
     given = dict(locals())
     limit, asked = painting.checked(n, steps, seed, memory, guidance), size_of(size)
-    writable(out)
+    place = painting.Place.of("views", out, prompt, one=False)
 
     quiet()
     from sfumato.media import pictures
@@ -91,18 +89,13 @@ def views(
         "size": written(height, width),
         "model": model,
     }
-    every = {**kept.settings_of(given), "n": None}
     rows: list[dict[str, Any]] = []
-    for i, (sheet, tiles) in enumerate(zip(painted.painted.pictures, painted.views, strict=True)):
+    for i, name in enumerate(place.names(n, seed, given)):
         own = {**settings, "seed": seed + i}
-        name = kept.named(out, "views", ".png", f"{slug(prompt)}-{seed + i}", {**every, "seed": seed + i})
-        file = str(pictures.write(sheet, out / f"{name}.png", own))
+        file = str(pictures.write(painted.painted.pictures[i], out / f"{name}.png", own))
         several = [
             str(pictures.write(tile, out / f"{name}-{k}-{slug(word)}.png", {**own, "prompt": text}))
-            for k, (tile, word, text) in enumerate(zip(tiles, words, prompts, strict=True), 1)
+            for k, (tile, word, text) in enumerate(zip(painted.views[i], words, prompts, strict=True), 1)
         ]
         rows.append({"sheet": file, "images": several, "seed": seed + i})
-    if json:
-        print_json({"sheets": [{**settings, **row} for row in rows]})
-    else:
-        print("\n".join(file for row in rows for file in (row["sheet"], *row["images"])))
+    painting.tell("sheets", rows, settings, json)

@@ -170,6 +170,14 @@ def nearest(points: Float[Tensor, "n 3"], others: Float[Tensor, "m 3"]) -> Int[T
     return torch.from_numpy(cKDTree(others.double().cpu().numpy()).query(points.double().cpu().numpy())[1]).long()
 
 
+def rotation(points: Float[Tensor, "n 3"], others: Float[Tensor, "n 3"]) -> Float[Tensor, "3 3"]:
+    """What turns others, about their mean, nearest to points about theirs (Kabsch 1976); never a mirror image."""
+    a, b = (x.double() - x.double().mean(0) for x in (points, others))
+    u, _, v = torch.linalg.svd(a.T @ b)
+    last = torch.linalg.det(u @ v).sign()
+    return ((u * torch.stack([torch.ones_like(last), torch.ones_like(last), last])) @ v).to(points)
+
+
 def near(vertices: Float[Tensor, "v 3"], radius: float) -> sparse.csr_matrix:
     """1 for each two vertices within a radius, also for each with itself."""
     tree = cKDTree(vertices.double().cpu().numpy())

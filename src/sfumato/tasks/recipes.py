@@ -157,6 +157,8 @@ _ROWS = (
                 "up_blocks.2.attentions.2",
             ),
             "standard": True,
+            "sided": True,
+            "places": 2.0,
         },
     ),
     Recipe("optimal-transport", {"epsilon": 0.1, **_FEATURES}, side=TWICE),

@@ -100,10 +100,17 @@ def man_and_woman() -> Pair:
 def matchers(session: ShapesSession) -> dict[str, Callable[[Pair], Tensor]]:
     """By what the first's vertices are found on the second."""
     suited: Diff3F = find("diff3f").method
-    published = replace(suited, t=Diff3F.t, layers=(), standard=False)
+    published = replace(suited, t=Diff3F.t, layers=(), standard=False, sided=False, places=0.0)
 
     def by_features(model: Backbone, method: Diff3F) -> Callable[[Pair], Tensor]:
         return lambda pair: task.match_shapes(model, pair.first, pair.second, method).index
+
+    def by_pose(pair: Pair) -> Tensor:
+        """The nearest place, once what features match has turned one onto the other."""
+        method = replace(suited, places=0.0)
+        done = task.match_shapes(session.model, pair.first, pair.second, method)
+        turn = done.first.turn(done.second, done.index)
+        return surfaces.nearest(done.first.shape.vertices, done.second.shape.vertices @ turn.T)
 
     def by_normals(pair: Pair) -> Tensor:
         return surfaces.nearest(*(surfaces.vertex_normals(s.vertices, s.faces) for s in (pair.first, pair.second)))
@@ -114,7 +121,10 @@ def matchers(session: ShapesSession) -> dict[str, Callable[[Pair], Tensor]]:
 
     return {
         "Diff3F": by_features(session.model, suited),
+        "Diff3F, features alone": by_features(session.model, replace(suited, sided=False, places=0.0)),
+        "Diff3F, sided features alone": by_features(session.model, replace(suited, places=0.0)),
         "Diff3F, up block 1": by_features(session.model, published),
+        "Diff3F, the pose it finds": by_pose,
         "Diff3F, random weights": by_features(session.untrained, suited),
         "positions": lambda pair: surfaces.nearest(pair.first.vertices, pair.second.vertices),
         "normals": by_normals,

@@ -16,6 +16,12 @@ at the vertices that a view sees, by its depth, not dropped from its pixels on a
 there in float16. All views are painted from one noise; the authors' have one each, as their generator is not used.
 ``smooth`` is no part of the paper's method: ZoomOut (Melzi et al. 2019), where the paper compares with functional maps.
 
+Neither are ``sided`` and ``places``, which are for what the mean of all views cannot tell: left from right. To the left
+of a body the front lies to the one side and the back to the other; to its right it is the other way round, and the
+means are the same. ``sided`` puts beside the mean how features change from views of the one side of a vertex to
+views of the other, which changes its sign in a mirror. ``places``: matches by features turn one shape onto the other,
+by a rotation, which is never a mirror image (Kabsch 1976); then where vertices lie counts as well.
+
 Needs: a part of a network call for each view and noise, and a painting of each view where ``look`` is "painted".
 
 Families: all. Transformers have no blocks; there it is what the attention reads after the same part of the depth.
@@ -23,6 +29,7 @@ Families: all. Transformers have no blocks; there it is what the attention reads
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -95,6 +102,11 @@ class Diff3F(Settings):
     """A vertex has the mean of all within this part of the shape's diameter."""
     standard: bool = False
     """Bring each channel to mean 0 and variance 1 over both shapes before they are compared."""
+    sided: bool = False
+    """Compare as well how features change from views of a vertex's left to views of its right."""
+    places: float = 0.0
+    """How much it counts, beside features of length one, where vertices lie once the shapes are turned alike; for
+    shapes in one pose."""
     smooth: int = 0
     """Smooth matches by functional maps of at most so many functions; 0 leaves them."""
     seed: int = 0
@@ -112,6 +124,8 @@ class Diff3F(Settings):
             raise SfumatoError(
                 f"a ball is a part of the diameter and a background of white, got {self.ball:g}, {self.background:g}"
             )
+        if not 0 <= self.places < math.inf:
+            raise SfumatoError(f"places count 0 or more, got {self.places:g}")
         whole("smooth", self.smooth, 0, 1000)
         whole("a view's size", self.size or 512, 8, 4096)
         _ = self.cameras, self.reading
@@ -130,21 +144,29 @@ class Diff3F(Settings):
     def __call__(self, model: Backbone, shape: Mesh, steered: Any = None) -> VertexFeatures:
         """The features of a shape's vertices. ``steered``: a ControlNet on depth, which painting needs."""
         shape, cameras, size = shape.unit(), self.cameras, self.side(model)
-        many = len(shape.vertices)
-        sums, counts = None, torch.zeros(many)
+        sums, counts = None, torch.zeros(len(shape.vertices))
         with progress("reading views", len(cameras)) as advance:
             for start in range(0, len(cameras), BATCH):
                 some = cameras[slice(start, start + BATCH)]
                 seen = rasterise(shape.vertices, shape.faces, some, size * _rays(size))
                 at, found = visible(seen, some, shape.vertices)
                 maps = self.maps(model, self.views(model, shape, some, seen, steered))
-                part = lifted(maps, at, found)
+                weights = found.float()[..., None]
+                if self.sided:
+                    weights = torch.cat([weights, weights * sides(shape, some)[..., None]], -1)
+                part = lifted(maps, at, weights)
+                if self.sided:  # of the weights themselves as well, to be taken off
+                    part = torch.cat([part, weights[..., 1:].sum(0)], 1)
                 sums = part if sums is None else sums + part
                 counts += found.sum(0)
                 advance(len(some))
         assert sums is not None
         finite(sums, f"the features of {model.name}", model.remedy)
-        return VertexFeatures(shape, self.spread(shape, sums, counts), counts > 0, self.standard, self.smooth)
+        values, changes = self.spread(shape, sums, counts), None
+        if self.sided:
+            values, changes, side = values.split([(values.shape[1] - 1) // 2] * 2 + [1], 1)
+            changes = changes - side * values
+        return VertexFeatures(shape, values, counts > 0, changes, self.standard, self.places, self.smooth)
 
     def side(self, model: Backbone) -> int:
         """Of the views: what the model can take that is nearest to ``size``."""
@@ -211,8 +233,12 @@ class VertexFeatures:
     values: Float[Tensor, "v c"]
     seen: Bool[Tensor, " v"]
     """By a view."""
+    changes: Float[Tensor, "v c"] | None = None
+    """How values change from views of a vertex's left to views of its right."""
     standard: bool = False
     """Compared with channels of mean 0 and variance 1 over both shapes."""
+    places: float = 0.0
+    """How much places count once the shapes are turned alike."""
     smooth: int = 0
     """Functions that matches are smoothed by."""
 
@@ -226,17 +252,36 @@ class VertexFeatures:
             raise SfumatoError(
                 f"features of {self.values.shape[1]} and {other.values.shape[1]} channels are of different networks"
             )
-        a, b = self.values, other.values
-        if self.standard:
-            both = torch.cat([a, b])
-            mean, scale = both.mean(0), both.std(0).clamp_min(1e-6)
-            a, b = (a - mean) / scale, (b - mean) / scale
-        a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
-        index = torch.cat([(part @ b.T).argmax(1) for part in chunks(a, len(b))])
+        a, b = self._compared(other)
+        index = _best(a, b)
+        if self.places:
+            index = self._placed(other, a, b, self.turn(other, index))
+            index = self._placed(other, a, b, self.turn(other, index))  # which now knows left from right
         if self.smooth:
             shapes = [(one.shape.vertices, one.shape.faces) for one in (self, other)]
             index = zoomed_out(index, shapes[0], shapes[1], self.smooth)
         return index, (a * b[index]).sum(1)
+
+    def turn(self, other: VertexFeatures, index: Int[Tensor, " v"]) -> Float[Tensor, "3 3"]:
+        """The rotation that brings what was matched of another shape nearest to this one."""
+        return surfaces.rotation(self.shape.vertices, other.shape.vertices[index])
+
+    def _compared(self, other: VertexFeatures) -> tuple[Float[Tensor, "v c"], Float[Tensor, "w c"]]:
+        """What both are described by, each vertex's of length one."""
+        a, b = (one.values if one.changes is None else torch.cat([one.values, one.changes], 1) for one in (self, other))
+        if self.standard:
+            both = torch.cat([a, b])
+            mean, scale = both.mean(0), both.std(0).clamp_min(1e-6)
+            a, b = (a - mean) / scale, (b - mean) / scale
+        return F.normalize(a, dim=1), F.normalize(b, dim=1)
+
+    def _placed(
+        self, other: VertexFeatures, a: Float[Tensor, "v c"], b: Float[Tensor, "w c"], turn: Float[Tensor, "3 3"]
+    ) -> Int[Tensor, " v"]:
+        """The nearest in features and, by ``places``, in the other's places turned: largest a.b - |x - y|^2 / 2."""
+        x, y = self.places * self.shape.vertices, self.places * (other.shape.vertices @ turn.T)
+        one, far = torch.ones_like(x[:, :1]), y.square().sum(1, keepdim=True)
+        return _best(torch.cat([a, x, one], 1), torch.cat([b, y, -far / 2], 1))
 
     def segment(self, parts: int) -> Int[Tensor, " v"]:
         """Clusters of vertices with like features, from 0."""
@@ -245,25 +290,47 @@ class VertexFeatures:
         return k_means(values.double().numpy(), parts, tries=3)
 
 
+def _best(a: Float[Tensor, "v c"], b: Float[Tensor, "w c"]) -> Int[Tensor, " v"]:
+    return torch.cat([(part @ b.T).argmax(1) for part in chunks(a, len(b))])
+
+
 def _rays(size: int) -> int:
     """A pixel's side: edges of small renders are smooth."""
     return 2 if size <= _FINE else 1
 
 
 def lifted(
-    maps: list[Float[Tensor, "n _ _ _"]], at: Float[Tensor, "n v 2"], found: Bool[Tensor, "n v"]
+    maps: list[Float[Tensor, "n _ _ _"]], at: Float[Tensor, "n v 2"], weights: Float[Tensor, "n v k"]
 ) -> Float[Tensor, "v c"]:
-    """Maps of views sampled where vertices are seen, of length one each, side by side and added up over the views."""
+    """Maps of views sampled where vertices are seen, of length one each, side by side and added up over the views.
+
+    By each of ``k`` weights, one after the other; the first is 0 where a vertex is not seen.
+    """
     columns = []
     for layer in maps:
-        out = torch.zeros(at.shape[1], layer.shape[1])
-        for view, places, mine in zip(layer, at, found, strict=True):  # a view at a time: all would be large
-            which = mine.nonzero()[:, 0]
+        out = torch.zeros(weights.shape[2], at.shape[1], layer.shape[1])
+        for view, places, weight in zip(layer, at, weights, strict=True):  # a view at a time: all would be large
+            which = weight[:, 0].nonzero()[:, 0]
             if len(which):
                 values = warp(view[None].float(), places[None, None, which])[0, :, 0].T
-                out.index_add_(0, which, F.normalize(values, dim=1))
+                out.index_add_(1, which, weight[which].T[..., None] * F.normalize(values, dim=1))
         columns.append(out)
-    return torch.cat(columns, 1)
+    return torch.cat(tuple(torch.cat(columns, 2)), 1)
+
+
+def sides(shape: Mesh, cameras: Cameras) -> Float[Tensor, "n v"]:
+    """How far to its right a camera stands of a vertex that looks along its normal: across that and the vertical.
+
+    Normals are turned to the camera, so that it does not matter which way a mesh's faces look.
+    """
+    normal = surfaces.vertex_normals(shape.vertices, shape.faces)
+    poses = cameras.poses.to(normal)
+    if cameras.pinhole:
+        to = F.normalize(poses[:, None, :3, 3] - shape.vertices, dim=-1)
+    else:
+        to = poses[:, None, :3, 2].expand(-1, len(normal), -1)
+    across = torch.stack([normal[:, 2], torch.zeros_like(normal[:, 0]), -normal[:, 0]], 1)  # the vertical x normal
+    return (to * across).sum(-1) * (to * normal).sum(-1).sign()
 
 
 def shown(shape: Mesh, cameras: Cameras, seen: Seen, look: Look, background: float = 1.0) -> Float[Tensor, "n 3 h w"]:
