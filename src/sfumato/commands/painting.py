@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,7 @@ class Place:
         given: Mapping[str, Any],
         chain: Chain,
         json: bool,
+        films: Callable[[Sequence[Picture], Path], Path] | None = None,
         **found: Any,
     ) -> None:
         """The pictures, their grid, where words look and the plan of methods; says where they are, with ``found``."""
@@ -70,8 +71,8 @@ class Place:
             name = stem if self.file else self._named(stem, {**every, "seed": seed + i})
             path = self.file if self.file and n == 1 else self.folder / f"{name}.png"
             rows.append({"image": str(pictures.write(image, path, {**settings, "seed": seed + i})), "seed": seed + i})
-            if painted.films:
-                rows[-1]["film"] = str(pictures.write_film(painted.films[i], path.with_suffix(".gif")))
+            if painted.films and films is not None:
+                rows[-1]["film"] = str(films(painted.films[i], path))
             if painted.attention:
                 file = pictures.write(painted.attention[i], self.folder / f"{name}-attention.png", dict(settings))
                 rows[-1]["attention"] = str(file)
