@@ -74,7 +74,7 @@ def test_it_gives_a_model_time_as_its_folder_does(tmp_path):
     assert set(first) == set(second) and all(torch.equal(first[k], v) for k, v in second.items())
     assert nets[0].config.motion_num_attention_heads == nets[1].config.motion_num_attention_heads == 8
     wide = families.stable_diffusion(network={"block_out_channels": (32, 32), "norm_num_groups": 8})
-    with pytest.raises(SfumatoError, match="this motion adapter is none for StableDiffusionPipeline: .*size mismatch"):
+    with pytest.raises(SfumatoError, match=r"this motion adapter is none for StableDiffusionPipeline: .*size mismatch"):
         load(wide, motion=tmp_path / "mm.safetensors")
 
 
@@ -85,7 +85,7 @@ def test_what_is_no_adapter_is_named(tmp_path):
     lora = {"down_blocks.0.motion_modules.0.temporal_transformer.to_q_lora.down.weight": torch.zeros(2)}
     codes = {k: v + (0.5 if "pos_encoder" in k else 0) for k, v in whole.items()}
     cases: list[tuple[dict[str, torch.Tensor], str]] = [
-        ({k: v.clone() for k, v in own.items()}, f"of a diffusers MotionAdapter, .* give the folder of both, {tmp_path}"),
+        ({k: v.clone() for k, v in own.items()}, f"of a diffusers MotionAdapter, .* the folder of both, {tmp_path}"),
         ({"lora_unet_x.lora_up.weight": torch.zeros(2)}, "holds no motion adapter: it is a LoRA; give it to a model"),
         (lora, r"is a LoRA of motion; give it beside an adapter, as lora \(--lora FILE\)"),
         (whole | {"controlnet_cond_embedding.conv_in.weight": torch.zeros(2)}, "no motion adapter: it is a ControlNet"),
@@ -104,5 +104,5 @@ def test_what_is_no_adapter_is_named(tmp_path):
     pipe = families.stable_diffusion()
     with pytest.raises(SfumatoError, match="is a pickle, which is not read"):
         load(pipe, motion=tmp_path / "mm_sd_v15_v2.ckpt")
-    with pytest.raises(SfumatoError, match="there is no file .*none.safetensors"):
+    with pytest.raises(SfumatoError, match=r"there is no file .*none\.safetensors"):
         load(pipe, motion=tmp_path / "none.safetensors")

@@ -21,7 +21,7 @@ def reading(kind: str, colour: str = "red", ground: str = "grass") -> Reading:
 def waves(right: float, frames: int = 4) -> torch.Tensor:
     """A soft pattern that goes to the right by so many pixels a frame."""
     x = torch.arange(64.0)
-    rows = [torch.sin((x - right * f) / 5)[None] + torch.sin((x / 7))[:, None] for f in range(frames)]
+    rows = [torch.sin((x - right * f) / 5)[None] + torch.sin(x / 7)[:, None] for f in range(frames)]
     return (torch.stack(rows)[:, None].expand(-1, 3, -1, -1) / 4 + 0.5).contiguous()
 
 

@@ -199,7 +199,9 @@ def test_a_motion_adapter_ships_where_it_was_trained(shipped, monkeypatch, tmp_p
         torch.nn.init.zeros_(p)
     adapter.save_pretrained(tmp_path / "cache" / "motion" / "final")
     found = collect(tmp_path / "cache")
-    assert list(found) == ["motion"] and not any("up_blocks.1" in key or key.endswith(".pe") for key in found["motion"].tensors)
+    assert list(found) == ["motion"] and not any(
+        "up_blocks.1" in key or key.endswith(".pe") for key in found["motion"].tensors
+    )
     weights.save(found["motion"].tensors, found["motion"].config, place / "motion.safetensors")
     weights.write_manifest(place)
     again, wanted = weights.motion().state_dict(), adapter.state_dict()

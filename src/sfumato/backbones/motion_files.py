@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sfumato.backbones import folder, single_file
-from sfumato.errors import SfumatoError, first_line
+from sfumato.errors import SfumatoError
 
 HEADS, GROUPS = 8, 32
 _MODULES, _OWN = ".motion_modules.", ".temporal_transformer."

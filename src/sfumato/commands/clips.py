@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image as Picture
 
-    from sfumato.backbones.video import Video
     from sfumato.core.backbone import Backbone
 
 RATE, MOTION, NOISE, STEPS = 7, 127, 0.02, 25  # Stable Video Diffusion's own
@@ -47,12 +46,14 @@ class Clips:
         """Refuse what is said of clips where there are none, and of a picture where none is read."""
         given = [f"--{name}" for name in ("film", "fps") if getattr(self, name) is not None]
         if frames == 1 and given:
-            raise SfumatoError(f"{given[0]} is of clips, and an image is painted; give a model with motion, or leave it out")
+            raise SfumatoError(
+                f"{given[0]} is of clips, and an image is painted; give a model with motion, or leave it out"
+            )
         given = [f"--{name}" for name in ("bucket", "augment") if getattr(self, name) is not None]
         if not picture and given:
             raise SfumatoError(f"{given[0]} is of Stable Video Diffusion, which goes on from a picture; leave it out")
 
-    def going_on(self, model: Video, picture: Path, size: tuple[int, int] | None, seed: int) -> tuple[Any, int, int]:
+    def going_on(self, model: Any, picture: Path, size: tuple[int, int] | None, seed: int) -> tuple[Any, int, int]:
         """The model as it goes on from a picture, and the clip's height and width: of the picture's shape unless said.
 
         ``SfumatoError`` for what is no picture, and for a size that the model does not paint.
@@ -64,7 +65,9 @@ class Clips:
         w, h = found.size
         height, width = painted_size(model, size or shaped(model, h, w))
         if abs(math.log(w * height / (h * width))) > 0.05:
-            note(f"its middle is read of {picture}, {w} x {h}, as the clip is of another shape, {written(height, width)}")
+            note(
+                f"its middle is read of {picture}, {w} x {h}, as the clip is of another shape, {written(height, width)}"
+            )
         options = {"fps": self.fps or RATE, "motion": self.bucket or MOTION, "seed": seed}
         noise = NOISE if self.augment is None else self.augment
         return model.of(images.cropped(found, height, width), noise=noise, **options), height, width
@@ -87,7 +90,7 @@ class Clips:
 
 def goes_on(model: Backbone) -> bool:
     """Does it paint clips that go on from a picture?"""
-    return model.kind == "Video"
+    return getattr(model, "kind", None) == "Video"
 
 
 def is_file(prompt: str) -> bool:
@@ -111,7 +114,9 @@ def picture_of(model: Backbone, prompt: str) -> Path | None:
 
     file, there = Path(prompt), is_file(prompt)
     if goes_on(model) and not there:
-        raise SfumatoError(f"{model.name} goes on from a picture, whose file stands for the prompt; there is no {prompt!r}")
+        raise SfumatoError(
+            f"{model.name} goes on from a picture, whose file stands for the prompt; there is no {prompt!r}"
+        )
     if not goes_on(model) and there and file.suffix.lower() in images.suffixes():
         raise SfumatoError(
             f"{model.name} paints from words, and {prompt} is a picture; Stable Video Diffusion goes on from one "

@@ -161,4 +161,13 @@ def generate(
         "model": model,
         **({"methods": " + ".join(map(repr, chain.items))} if chain.items else {}),
     }
-    place.write(painted, shown, seed, settings, given, chain, json, films=partial(clips.write, rate=RATE) if picture else clips.write)
+    place.write(
+        painted,
+        shown,
+        seed,
+        settings,
+        given,
+        chain,
+        json,
+        films=partial(clips.write, rate=RATE) if picture else clips.write,
+    )

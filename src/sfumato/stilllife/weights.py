@@ -111,7 +111,7 @@ def motion() -> Any:
 
     Raises ``SfumatoError`` where this version ships none."""
     config, tensors = read(path("motion.safetensors"))
-    made = diffusers.MotionAdapter.from_config(dict(config))
+    made: Any = diffusers.MotionAdapter.from_config(dict(config))
     codes = {k: v for k, v in made.state_dict().items() if k.endswith(".pe")}
     zeros = {k: torch.zeros_like(v) for k, v in made.state_dict().items()}
     return _filled(made, zeros | codes | tensors)

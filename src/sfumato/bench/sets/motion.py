@@ -1,7 +1,7 @@
 """Clips from words: the built-in model with its motion adapter, beside frames that it paints each by itself.
 
-The oracle reads every frame. Consistency alone is won by a clip in which nothing moves, so what moves is measured by found
-flow and stands beside true clips', round which the camera swings by 30 degrees as in ``clips``.
+The oracle reads every frame. Consistency alone is won by a clip in which nothing moves, so what moves is measured by
+found flow and stands beside true clips', round which the camera swings by 30 degrees as in ``clips``.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from sfumato.stilllife.scene import sample_scene
 STEPS, GUIDANCE, FRAMES, SWING = 20, 5.0, 16, 30.0
 
 MEANINGS = {
-    "motion_identity": "clips of the motion adapter: the frames' part that is read as the clip's commonest kind, colour "
-    "and ground",
+    "motion_identity": "clips of the motion adapter: the frames' part that is read as the clip's commonest kind, "
+    "colour and ground",
     "motion_flow": "their mean way from frame to frame, by found flow, over that of true clips",
     "motion_success": "the part of their frames that is read as the prompt's kind, colour and ground",
 }
@@ -101,7 +101,9 @@ def way(motion: Motion, size: int) -> float:
 def painted(session: MotionSession, asked: Way, prompt: str, seed: int) -> Float[Tensor, "n 3 h w"]:
     options = {"guide": GUIDANCE, "steps": STEPS}
     if asked.adapter:
-        return denoise(session.moving.with_noises(asked.noises), prompt, frames=FRAMES, seed=seed, **options).images.cpu()
+        return denoise(
+            session.moving.with_noises(asked.noises), prompt, frames=FRAMES, seed=seed, **options
+        ).images.cpu()
     seeds = [seed] * FRAMES if isinstance(asked.noises, Shared) else [seed + i for i in range(FRAMES)]
     return denoise(session.model.with_noises(asked.noises), [prompt] * FRAMES, seed=seeds, **options).images.cpu()
 

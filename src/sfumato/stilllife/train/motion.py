@@ -12,7 +12,6 @@ they read as what they need: each place's features beside those of the same plac
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -160,9 +159,7 @@ def learnt(model: Any, draw: Draw, args: Options) -> Any:
     return ema
 
 
-def alike(
-    own: Float[Tensor, "b f c h w"], common: Float[Tensor, "b 1 c h w"], step: int
-) -> Float[Tensor, "b f c h w"]:
+def alike(own: Float[Tensor, "b f c h w"], common: Float[Tensor, "b 1 c h w"], step: int) -> Float[Tensor, "b f c h w"]:
     """The frames' noise: their own, and in every second clip with a part ``SHARED`` of variance in common."""
     share = SHARED * ((torch.arange(len(own), device=own.device) + step) % 2).view(-1, 1, 1, 1, 1)
     return (1 - share).sqrt() * own + share.sqrt() * common
@@ -175,9 +172,7 @@ def drawing(args: Options, frozen: Frozen) -> Draw:
     """
     place = args.data / "clips"
 
-    def draw(
-        step: int, size: int
-    ) -> tuple[Float[Tensor, "b f 4 h w"], Float[Tensor, "b 77 d"], Int[Tensor, "b f"]]:
+    def draw(step: int, size: int) -> tuple[Float[Tensor, "b f 4 h w"], Float[Tensor, "b 77 d"], Int[Tensor, "b f"]]:
         rng = np.random.default_rng((args.seed, step, 9))
         clips, words, when = [], [], []
         for j in range(size):
