@@ -25,12 +25,12 @@ def base() -> Any:
     return unet(attention_head_dim=2)
 
 
-def drawn(step: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clips that are one pattern, moved by a column a frame; of a step's own noise."""
+def drawn(step: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Clips that are one pattern, moved by a column a frame, of which every second instant is seen."""
     generator = torch.Generator().manual_seed(step)
     z = torch.randn(size, 1, 4, 8, 8, generator=generator)
     clip = torch.cat([z.roll(f, -1) for f in range(3)], 1)
-    return clip, torch.randn(size, 5, 16, generator=generator)
+    return clip, torch.randn(size, 5, 16, generator=generator), torch.tensor([[0, 2, 4]]).expand(size, 3)
 
 
 def options(out: Path, **more: Any) -> Options:
@@ -43,12 +43,57 @@ def weights(model: Any, moves: bool) -> dict[str, torch.Tensor]:
 
 def test_it_begins_with_nothing(base):
     model = motion.moving(base).eval()
-    (z, text), frames = drawn(0, 2), 3
+    (z, text, _), frames = drawn(0, 2), 3
     with torch.no_grad():
         clip = model(z.transpose(1, 2), 401, text.repeat_interleave(frames, 0)).sample.transpose(1, 2).flatten(0, 1)
         alone = base(z.flatten(0, 1), 401, text.repeat_interleave(frames, 0)).sample
     torch.testing.assert_close(clip, alone, atol=1e-5, rtol=1e-5)
-    assert all(p.requires_grad == (".motion_modules." in name) for name, p in model.named_parameters())
+    learned = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert learned and all(".motion_modules." in name and ".ff." not in name for name in learned)
+    adapter = {n: p for n, p in model.named_parameters() if ".motion_modules." in n and n not in learned}
+    assert adapter and not any(p.any() for p in adapter.values())  # which need not ship
+
+
+def test_only_the_finer_levels_have_modules():
+    """Of four levels, as the built-in model has: two on the way down, three on the way up, none in the middle."""
+    levels = {"down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), "block_out_channels": (8,) * 4,
+              "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3)}  # fmt: skip
+    model = motion.moving(unet(attention_head_dim=2, **levels))
+    found = {".".join(n.split(".")[:2]) for n, p in model.named_parameters() if p.requires_grad}
+    assert found == {"down_blocks.0", "down_blocks.1", "up_blocks.1", "up_blocks.2", "up_blocks.3"}
+
+
+def test_once_it_writes_it_writes_what_differs_from_frames_that_are_near():
+    """Its first layers are an average over frames, nearer ones and those alike weighing more, less what is there."""
+    model: Any = motion.moving(unet(attention_head_dim=8, block_out_channels=(64, 64), norm_num_groups=16)).eval()
+    module = model.up_blocks[1].motion_modules[0]
+    with torch.no_grad():
+        module.proj_out.weight.copy_(torch.eye(64))
+        for each in motion.instants(module):  # without that of when they are
+            each.pe.zero_()  # pyright: ignore[reportCallIssue]
+        module.transformer_blocks[0].attn1.to_out[0].bias.zero_()
+    one, other = torch.randn(2, 64, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        still, apart = (module(x, num_frames=4) - x for x in (torch.stack([one] * 4), torch.stack([one, other] * 2)))
+    assert still.abs().mean() < 0.6 * apart.abs().mean()  # what a norm over places and one over channels differ by
+    assert torch.cosine_similarity((apart - still)[0].flatten(), (one - other).flatten(), dim=0) > 0.75
+
+
+def test_frames_are_when_they_are_and_not_one_by_one():
+    """Codes of a clip's own instants; one by one they are what diffusers adds."""
+    table = torch.arange(12.0).view(1, 6, 2)
+    codes, x = motion.Instants(table), torch.zeros(4, 3, 2)  # two clips of two places
+    assert torch.equal(codes(x), table[:, :3].expand(4, -1, -1))
+    codes.at = torch.tensor([[0, 2, 4], [5, 4, 1]])
+    assert torch.equal(codes(x)[:, :, 0], torch.tensor([[0.0, 4, 8], [0, 4, 8], [10, 8, 2], [10, 8, 2]]))
+
+
+def test_every_second_clip_has_noise_in_common():
+    own, common = torch.randn(2, 3, 4, 64, 64), torch.randn(2, 1, 4, 64, 64)
+    noise = motion.alike(own, common, 0)
+    assert torch.equal(noise[0], own[0]) and noise.var().sub(1).abs() < 0.02
+    along = (noise[1, 0] * noise[1, 1]).mean()
+    assert abs(along - motion.SHARED) < 0.03 and torch.equal(motion.alike(own, common, 1)[1], own[1])
 
 
 @pytest.mark.slow
@@ -90,19 +135,29 @@ def test_what_it_writes_gives_a_model_time(tmp_path, base, models):
     assert torch.equal(own, ema.up_blocks[1].motion_modules[0].proj_out.weight)
 
 
-def test_clips_move_and_begin_with_their_scene():
+def test_clips_move_by_their_scene():
     rng = np.random.default_rng(0)
     scene = sample_scene(rng)
     clip = motion.moved(scene, rng, 5)
-    assert len(clip) == 5 and clip[0] == scene
-    turns = [abs(s.camera.azimuth - scene.camera.azimuth) for s in clip]
-    assert turns == sorted(turns) and motion.SWING[0] <= turns[-1] <= motion.SWING[1]
+    turns = [s.camera.azimuth for s in clip]
+    assert len(clip) == 5 and clip[2].camera.azimuth == pytest.approx(scene.camera.azimuth)
+    assert [t.yaw for t in clip[2].things] == pytest.approx([t.yaw for t in scene.things])
+    assert turns in (sorted(turns), sorted(turns, reverse=True))
+    assert motion.SWING[0] <= abs(turns[-1] - turns[0]) <= motion.SWING[1]
 
 
 @pytest.mark.slow
 def test_renders_are_clips_with_words(tmp_path):
-    args = Options(out=tmp_path, device="cpu", clip=tmp_path / "none", vae=tmp_path / "none")
-    z, text = motion.drawing(args, load_frozen(args, torch.device("cpu")))(0, 2)
-    again, _ = motion.drawing(args, load_frozen(args, torch.device("cpu")))(0, 2)
-    assert z.shape == (2, motion.FRAMES, 4, 16, 16) and text.shape[:2] == (2, 77) and torch.equal(z, again)
+    args = Options(out=tmp_path, data=tmp_path, device="cpu", clip=tmp_path / "none", vae=tmp_path / "none")
+    frozen = load_frozen(args, torch.device("cpu"))
+    z, text, at = motion.drawing(args, frozen)(0, 2)
+    again, _, when = motion.drawing(args, frozen)(0, 2)
+    assert z.shape == (2, motion.FRAMES, 4, 16, 16) and text.shape[:2] == (2, 77)
+    assert torch.equal(z, again) and torch.equal(at, when)
     assert (z[:, 1:] - z[:, :-1]).abs().mean() < (z[0] - z[1]).abs().mean()  # neighbours are alike
+    steps = at.diff(dim=1)
+    assert (steps > 0).all() and at.min() >= 0 and at.max() < motion.MOST  # backwards they are counted from the end
+    assert len(list((tmp_path / "clips").glob("*.safetensors"))) == 1  # one geometry, in several appearances
+    seen, _, scenes = motion.kept(tmp_path / "clips", 0, 0, frozen)
+    assert len(seen) == len(scenes) == 4 and len({s.things[0].shape for s in scenes}) == 1
+    assert len({(s.ground, s.light, s.style, s.things[0].colour) for s in scenes}) > 1

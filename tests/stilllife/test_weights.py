@@ -13,10 +13,11 @@ from diffusers import (
 )
 from safetensors.torch import load_file
 
+from sfumato.backbones.load import load
 from sfumato.errors import SfumatoError
 from sfumato.stilllife import paint, weights
 from sfumato.stilllife.coarse import coarsen, refine
-from sfumato.stilllife.train.ship import difference
+from sfumato.stilllife.train.ship import collect, difference
 
 
 def copied(place, monkeypatch, tmp_path):
@@ -185,6 +186,30 @@ def test_a_relative_that_does_not_ship_is_named(shipped, monkeypatch, tmp_path):
     assert rows["stilllife"]["shipped"] and not rows["stilllife-depth"]["shipped"]
     with pytest.raises(SfumatoError, match=r"ships no depth\.safetensors"):
         weights.load("stilllife-depth")
+
+
+def test_a_motion_adapter_ships_where_it_was_trained(shipped, monkeypatch, tmp_path):
+    """What is zero of it is left out and comes back as zero; that there is none is said."""
+    from families import motion_adapter
+
+    place, adapter = copied(shipped[0], monkeypatch, tmp_path), motion_adapter()
+    with pytest.raises(SfumatoError, match=r"this version ships no motion\.safetensors; it has"):
+        load("stilllife", motion="stilllife", device="cpu")
+    for p in adapter.up_blocks[1].parameters():
+        torch.nn.init.zeros_(p)
+    adapter.save_pretrained(tmp_path / "cache" / "motion" / "final")
+    found = collect(tmp_path / "cache")
+    assert list(found) == ["motion"] and not any(
+        "up_blocks.1" in key or key.endswith(".pe") for key in found["motion"].tensors
+    )
+    weights.save(found["motion"].tensors, found["motion"].config, place / "motion.safetensors")
+    weights.write_manifest(place)
+    again, wanted = weights.motion().state_dict(), adapter.state_dict()
+    assert set(again) == set(wanted)
+    for key, value in wanted.items():
+        off = (again[key] - value).abs().max()
+        assert off <= (1e-6 if not value.any() or key.endswith(".pe") else value.abs().max() / 2**7 * 1.01), key
+    assert load("stilllife", motion="stilllife", device="cpu").frames == adapter.config["motion_max_seq_length"]
 
 
 def test_the_table_counts(here, shipped):

@@ -55,7 +55,8 @@ def load(
     - ``vae``, ``scheduler``, and any other part of the pipeline by its name (``text_encoder``, ``tokenizer_2``): in
       place of the model's own. In hand, or a folder or id of the hub that holds it or a model with it; a VAE's file; a
       scheduler's class or its name, made by the config of the model's own.
-    - ``motion``: an AnimateDiff adapter, which gives Stable Diffusion 1 time: a folder or id of the hub, or in hand.
+    - ``motion``: an AnimateDiff adapter, which gives Stable Diffusion 1 time: a folder or id of the hub, a file, or in
+      hand.
     - ``lora``: files, or files and weights, also as ``FILE:WEIGHT``, of kohya's and diffusers' layouts.
     - ``config``: for a single file, the diffusers folder with what is not in it, or a word of ``single_file.configs``.
     - ``dtype``: of the networks (float32 unless said), also as a word: ``float32``, ``float16``, ``bfloat16``. Latents

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sfumato.backbones import folder, hub
+from sfumato.backbones import folder, hub, motion_files
 from sfumato.backbones.parts import of_parts
 from sfumato.backbones.unet import STAGES, UNet, halved
 from sfumato.core.backbone import Backbone
@@ -27,6 +28,7 @@ from sfumato.io.terminal import without
 
 WEIGHTS, STRIDE = "weights of a window's frames", "frames between windows"  # in Cond.extra
 _MODULES = "motion_modules"
+BUILT_IN = "stilllife"  # the adapter that ships
 
 
 class Motion(UNet):
@@ -153,8 +155,19 @@ def _in_windows(
     return block.ff(block.norm3(x)) + x
 
 
+def _read(motion: str, variant: str | None, dtype: Any, offline: bool) -> Any:
+    if motion == BUILT_IN:
+        from sfumato.stilllife import weights
+
+        return weights.motion().to(dtype)
+    if motion_files.is_file(motion):
+        return motion_files.read(Path(motion), dtype)
+    return folder.part(hub.find(motion, variant, offline, part="motion_adapter"), "motion_adapter", variant, dtype)
+
+
 def moving(name: str, pipe: Any, motion: Any, variant: str | None, dtype: Any, offline: bool) -> Any:
-    """A pipeline of Stable Diffusion 1 with an AnimateDiff adapter: in hand, or a folder or id of the hub with one.
+    """A pipeline of Stable Diffusion 1 with an AnimateDiff adapter: in hand, a file, or a folder or id of the hub with
+    one.
 
     Raises ``SfumatoError`` for what is no such adapter, or none for this model.
     """
@@ -167,8 +180,7 @@ def moving(name: str, pipe: Any, motion: Any, variant: str | None, dtype: Any, o
         raise SfumatoError(f"motion adapters are of Stable Diffusion 1, and {name} is a {type(pipe).__name__}")
     adapter = motion
     if isinstance(motion, str | Path):
-        place = hub.find(str(motion), variant, offline, part="motion_adapter")
-        adapter = folder.part(place, "motion_adapter", variant, dtype or unet.dtype)
+        adapter = _read(expanduser(str(motion)), variant, dtype or unet.dtype, offline)
     if not isinstance(adapter, diffusers.MotionAdapter):
         raise SfumatoError(f"what is given as motion is a {type(adapter).__name__}, not a MotionAdapter")
     parts = {k: v for k, v in pipe.components.items() if k not in ("unet", "safety_checker")}

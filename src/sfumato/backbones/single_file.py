@@ -69,7 +69,10 @@ _OTHERS = (
     ),
     (r"^(diffusion_model\.)?input_blocks\.", "the network alone, without text encoder and VAE; give the whole model"),
     (r"^(image_proj|ip_adapter)\.", "an IP-Adapter; load a model, and call model.pipe.load_ip_adapter"),
-    (r"motion_modules\.", "a motion module of AnimateDiff, and nothing here paints videos by one"),
+    (
+        r"motion_modules\.",
+        "a motion module of AnimateDiff; give it beside Stable Diffusion 1, as motion (--motion FILE)",
+    ),
     (
         r"^(emb_params$|string_to_param|clip_[lg]$|<.*>$)",
         "an embedding; give it to a model as embedding (--embedding FILE)",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from sfumato.commands import painting, uses
+from sfumato.commands.clips import RATE, STEPS, Clips, named, picture_of
 from sfumato.commands.options import (
     Boxes,
     Device,
@@ -38,7 +40,10 @@ from sfumato.tasks.chain import Chain
 
 
 def generate(
-    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT", help="What to paint, in quotes.")],
+    prompt: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(metavar="PROMPT", help="What to paint, in quotes; for Stable Video Diffusion a picture's file."),
+    ],
     *,
     negative: Negative = "",
     n: Annotated[int, tyro.conf.arg(help="Images; image i is painted from seed + i.")] = 4,
@@ -47,8 +52,9 @@ def generate(
     size: Size = None,
     frames: Annotated[
         int | None,
-        tyro.conf.arg(help="Of clips, by a model with motion: each is a GIF too [default: 16 of those that have it]."),
+        tyro.conf.arg(help="Of clips, by a model with motion [default: at most 16, or Stable Video Diffusion's own]."),
     ] = None,
+    clips: tyro.conf.OmitArgPrefixes[Clips],
     sampling: tyro.conf.OmitArgPrefixes[Sampling],
     steering: tyro.conf.OmitArgPrefixes[Steering],
     inpaint: Annotated[
@@ -84,6 +90,8 @@ def generate(
 
     Example: sfumato generate "a duck that swims" --model sd-1.5 --motion guoyww/animatediff-motion-adapter-v1-5-2
 
+    Example: sfumato generate duck.png --model stabilityai/stable-video-diffusion-img2vid --n 1 --film mp4
+
     Example: sfumato generate "a duck" --model inpainting.safetensors --inpaint photo.png --mask hole.png
     """
     given = dict(locals())
@@ -104,31 +112,41 @@ def generate(
     chain = chain.given(seed=seed, layout=layout)
     uses.boxes(layout, [chain])
     check_apart(out, inpaint, mask, *steering.control)
-    place = painting.Place.of("generate", out, prompt)
+    place = painting.Place.of("generate", out, named(prompt))
 
     quiet()
     from sfumato.tasks import generate as task
     from sfumato.tasks.inpaint import Inpainting
 
     net = loading.load(model, device)
+    picture = picture_of(net, prompt)
     part = None if inpaint is None or mask is None else Inpainting.read(inpaint, mask, net)
-    frames = min(16, net.frames) if frames is None else frames
+    frames = (net.frames if picture else min(16, net.frames)) if frames is None else frames
+    clips.check(frames, picture is not None)
     net.check_frames(frames, any(method.lengthens for method in chain.methods))
     if show_attention and frames > 1:
         raise SfumatoError("--show-attention is of images, and these are clips; leave it out, or give --frames 1")
     net = net if part is None else part.given(net)
-    height, width = painted_size(net, part.size if part is not None else asked or steering.size(net))
+    if picture is not None:
+        check_apart(out, picture)
+        net, height, width = clips.going_on(net, picture, asked, seed)
+    else:
+        height, width = painted_size(net, part.size if part is not None else asked or steering.size(net))
     if sampling.canvas is not None:
         height, width = painted_size(net, (sampling.canvas[1], sampling.canvas[0]), "--canvas")
     net = steering.steer(net, loading, steering.cropped(height, width), negative)
     loading.remark(model, prompt, negative)
-    steps, guidance = suited(net, steps, guidance)
+    if picture is not None and not negative and sampling.plain:
+        steps, guide = steps or STEPS, net.guided(guidance)
+    else:
+        steps, guidance = suited(net, steps, guidance)
+        guide = sampling.guide(net, guidance, negative)
     note_guidance(net, guidance, negative)
     chain = chain.of(height, width)
-    options = {"methods": chain.methods, "guide": sampling.guide(net, guidance, negative), "steps": steps}
+    options = {"methods": chain.methods, "guide": guide, "steps": steps}
     options |= {**sampling.options((height, width)), "stepper": sampling.made(net)}
     options |= {"memory": limit, "attention": show_attention, "frames": frames}
-    painted = task.generate(net, prompt, range(seed, seed + n), **options)
+    painted = task.generate(net, "" if picture else prompt, range(seed, seed + n), **options)
     shown = [image if part is None else part.restore(image, net) for image in painted.pictures]
     settings = {
         "prompt": prompt,
@@ -136,11 +154,20 @@ def generate(
         "steps": steps,
         "guidance": guidance,
         "size": height if height == width else written(height, width),
-        **({"frames": frames} if frames > 1 else {}),
+        **({"frames": frames, **clips.settings()} if frames > 1 else {}),
         **sampling.settings(),
         **steering.settings(),
         **({} if inpaint is None else {"inpaint": str(inpaint), "mask": str(mask)}),
         "model": model,
         **({"methods": " + ".join(map(repr, chain.items))} if chain.items else {}),
     }
-    place.write(painted, shown, seed, settings, given, chain, json)
+    place.write(
+        painted,
+        shown,
+        seed,
+        settings,
+        given,
+        chain,
+        json,
+        films=partial(clips.write, rate=RATE) if picture else clips.write,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,7 @@ class Place:
         given: Mapping[str, Any],
         chain: Chain,
         json: bool,
+        films: Callable[[Sequence[Picture], Path], Path] | None = None,
         **found: Any,
     ) -> None:
         """The pictures, their grid, where words look and the plan of methods; says where they are, with ``found``."""
@@ -67,8 +68,8 @@ class Place:
         for i, name in enumerate(self.names(n, seed, given, chain)):
             path = self.file if self.file and n == 1 else self.folder / f"{name}.png"
             row = {"image": str(pictures.write(shown[i], path, {**settings, "seed": seed + i})), "seed": seed + i}
-            if painted.films:
-                row["film"] = str(pictures.write_film(painted.films[i], path.with_suffix(".gif")))
+            if painted.films and films is not None:
+                row["film"] = str(films(painted.films[i], path))
             if painted.attention:
                 file = pictures.write(painted.attention[i], self.folder / f"{name}-attention.png", dict(settings))
                 row["attention"] = str(file)

@@ -44,6 +44,11 @@ class Stepping:
         for text in self.further + self.without:
             _term(text)
 
+    @property
+    def plain(self) -> bool:
+        """Is there no further prompt?"""
+        return not (self.further or self.without)
+
     def guide(self, model: Backbone, scale: float, negative: str) -> Guide:
         """Guidance of a prompt at a scale, and of the further ones."""
         from sfumato.core.guidance import Composed, PerpNeg, against

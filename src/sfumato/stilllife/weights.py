@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 # Classes by name: diffusers and transformers import them when asked, which takes seconds that reading a path need not.
-BITS = {"depth": 8, "instruct": 4}  # of what is kept of a matrix; all else is kept in half precision
+BITS = {"depth": 8, "instruct": 4, "motion": 8}  # of what is kept of a matrix; all else is kept in half precision
 CHANGE = ".change"  # what is added to the base, under the name of its tensor and this
 _CODES, _SCALES = ".codes", ".scales"
 MODULES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "clip": "CLIPModel", "depth": "ControlNetModel"}
@@ -104,6 +104,17 @@ def module(name: str) -> Any:
         raise unknown("network", name, MODULES)
     config, tensors = read(path(f"{name}.safetensors"))
     return _filled(_built(name, config), tensors)
+
+
+def motion() -> Any:
+    """The motion adapter of the base, in float32. Its file leaves out what is zero.
+
+    Raises ``SfumatoError`` where this version ships none."""
+    config, tensors = read(path("motion.safetensors"))
+    made: Any = diffusers.MotionAdapter.from_config(dict(config))
+    codes = {k: v for k, v in made.state_dict().items() if k.endswith(".pe")}
+    zeros = {k: torch.zeros_like(v) for k, v in made.state_dict().items()}
+    return _filled(made, zeros | codes | tensors)
 
 
 def _built(name: str, config: Mapping[str, Any]) -> Any:

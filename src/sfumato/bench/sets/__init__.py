@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.bench.report import Report, gather
-from sfumato.bench.sets import clips, panoramas, shapes, views
+from sfumato.bench.sets import clips, motion, panoramas, shapes, views
 from sfumato.io.device import choose
 
-MODULES = (panoramas, views, clips, shapes)
+MODULES = (panoramas, views, clips, motion, shapes)
 
 
-class SetsSession(clips.ClipSession, shapes.ShapesSession):
+class SetsSession(clips.ClipSession, motion.MotionSession, shapes.ShapesSession):
     """What the measures share."""
 
 

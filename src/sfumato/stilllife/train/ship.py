@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import tyro
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, MotionAdapter, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -32,6 +32,7 @@ from sfumato.stilllife.train.vae import finished
 
 CLASSES = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "clip": CLIPModel, "depth": ControlNetModel}
 SHIPPED = (*CLASSES, "oracle", "instruct")
+MOTION = "motion"  # ships where it was trained, and `train all` leaves it out
 BUDGET = 52 * 2**20  # bytes of all weights together
 SHARD = 15 * 2**20  # bytes of a packed file at most
 _HEADER = 2**18  # bytes of a packed file that are kept for what it says of itself
@@ -70,7 +71,7 @@ def ship(
         raise SfumatoError(f"{total / 2**20:.1f} MiB are more than the {BUDGET / 2**20:.0f} MiB that may ship")
 
 
-def collect(cache: Path, names: Sequence[str] = SHIPPED) -> dict[str, Network]:
+def collect(cache: Path, names: Sequence[str] = (*SHIPPED, MOTION)) -> dict[str, Network]:
     """The finished networks of the runs in ``cache``, by name."""
     found: dict[str, Network] = {}
     for name, kind in CLASSES.items():
@@ -89,6 +90,10 @@ def collect(cache: Path, names: Sequence[str] = SHIPPED) -> dict[str, Network]:
         tuned = UNet2DConditionModel.from_pretrained(final)
         changes = difference(base.state_dict(), tuned.state_dict())
         found["instruct"] = Network(plain(tuned.config), changes)
+    if MOTION in names and (final := cache / MOTION / "final").is_dir():
+        adapter: Any = MotionAdapter.from_pretrained(final)
+        learnt = {k: v for k, v in adapter.state_dict().items() if v.any() and not k.endswith(".pe")}
+        found[MOTION] = Network(plain(adapter.config), learnt)
     return found
 
 

@@ -261,8 +261,9 @@ def images(
     return fresh
 
 
-def noiser(device: torch.device, weighting: str | None = None) -> Callable[[Tensor], Noisy]:
+def noiser(device: torch.device, weighting: str | None = None) -> Callable[..., Noisy]:
     """A function that puts noise on scaled latents, at levels spread evenly over the batch; ``WEIGHTING`` by default.
+    The noise may be given, and is else drawn.
 
     ``min-snr``: an image weighs min(SNR, 5) / SNR (Hang et al. 2023, 2303.09556). ``even``: 1 / sqrt(SNR), 1 on average
     over all levels. The error that is left goes about as sqrt(SNR), from 0.15 down to 0.006, so that with the first
@@ -273,12 +274,12 @@ def noiser(device: torch.device, weighting: str | None = None) -> Callable[[Tens
     even = (weighting or WEIGHTING) == "even"
     weights = ratio.rsqrt() / ratio.rsqrt().mean() if even else (GAMMA / ratio).clamp(max=1.0)
 
-    def diffuse(z: Float[Tensor, "b 4 h w"]) -> Noisy:
+    def diffuse(z: Float[Tensor, "b 4 h w"], noise: Float[Tensor, "b 4 h w"] | None = None) -> Noisy:
         b = len(z)
         at = (torch.arange(b, device=device) + torch.rand(b, device=device)) / b
         t = (at * len(alphas)).long().clamp_max(len(alphas) - 1)
         alpha = alphas[t].view(-1, 1, 1, 1)
-        noise = torch.randn_like(z)
+        noise = torch.randn_like(z) if noise is None else noise
         return Noisy(alpha.sqrt() * z + (1 - alpha).sqrt() * noise, t, noise, weights[t])
 
     return diffuse
