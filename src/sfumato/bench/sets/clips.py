@@ -67,8 +67,8 @@ MEANINGS = {
     "noise_along_flow": "correlation of noise that a clip's flow carried with the first frame's, a frame later",
     "noise_blended": "variance of two independent noises blended: the mistake that the laws see",
     "davis_warp_error": "a real clip, edited: warp error of one noise for all over that of own ones, by found flow",
-    "memory_per_frame": "MiB that editing a video takes more a frame, from 16 to 64 frames: the most of SDEdit, which has "
-    "frames by themselves, and of SharedAttention and TokenFlow, which look across",
+    "memory_per_frame": "MiB that editing a video takes more a frame, from 16 to 64 frames: the most of SDEdit (frames "
+    "by themselves), SharedAttention and TokenFlow (which look across them)",
 }
 TARGETS = {
     "video_warp_error": Target(0.5, at_least=False),
