@@ -97,10 +97,10 @@ def video(
 ) -> None:
     """Edit a video by words, by any editing method: frame by frame, or its frames together.
 
-    The methods come last, joined by +, as in sfumato edit. Frames go through the network --chunk at a time; methods that
-    look across them (token-flow, shared-attention) see all of the video nevertheless. They are kept as PNGs in a folder
-    beside the result: what is stopped goes on there when the same command is run again. What it will take is said before
-    it begins; --plan says that alone.
+    The methods come last, joined by +, as in sfumato edit. Frames go through the network --chunk at a time; methods
+    that look across them (token-flow, shared-attention) see all of the video nevertheless. Frames are kept as PNGs in a
+    folder beside the result: what is stopped goes on there when the same command is run again. What it will take is
+    said before it begins; --plan says that alone.
 
     Example: sfumato video clip.mp4 --from "a red cube on grass" --to "a blue cube on grass" prompt-to-prompt
 
