@@ -83,10 +83,10 @@ def video(
     frames: Annotated[
         str | None, tyro.conf.arg(metavar="A:B", help="From frame A to before frame B of the video [default: all].")
     ] = None,
-    chunk: Annotated[int, tyro.conf.arg(metavar="N", help="Frames that are painted together.")] = 8,
+    chunk: Annotated[int, tyro.conf.arg(metavar="N", help="Frames that go through the network together.")] = 8,
     anchor: Annotated[
         bool,
-        tyro.conf.arg(help="Paint the first frame again with all others, for methods across frames."),
+        tyro.conf.arg(help="Paint the first frame again with every part, for what looks across frames but not parts."),
         tyro.conf.FlagCreatePairsOff,
     ] = False,
     noise: Annotated[
@@ -127,7 +127,8 @@ def video(
 ) -> None:
     """Edit a video by words, by any editing method: frame by frame, or its frames together.
 
-    The methods come last, joined by +, as in sfumato edit. Frames are painted --chunk at a time and kept as PNGs in a
+    The methods come last, joined by +, as in sfumato edit. Frames go through the network --chunk at a time; methods
+    that look across them (token-flow, shared-attention) see all of the video nevertheless. Frames are kept as PNGs in a
     folder beside the result: what is stopped goes on there when the same command is run again. What it will take is
     said before it begins; --plan says that alone.
 
