@@ -97,7 +97,7 @@ def test_where_nothing_is_drawn_that_is_said(run, here, gif):
         (["clip.gif", "--controlnet", "stilllife-depth", "sdedit"], "each --controlnet steers by a --control PICTURE"),
         (
             ["clip.gif", "--controlnet", "stilllife-depth", "--control", "short.gif", "--chunk", "4", "sdedit"],
-            "short.gif has 4 of the frames, and the video 6; a video to steer by is of the same ones",
+            "short.gif has 4 of the frames, and the video 6; one to steer by is of the same ones",
         ),
         (
             ["clip.gif", "--controlnet", "stilllife-depth", "--control", "wide.gif", "sdedit"],

@@ -175,7 +175,7 @@ def video(
     for control in beside_it:
         if len(control) < len(footage):
             raise SfumatoError(
-                f"{control.video.path} has {len(control)} of the frames, and the video {len(footage)}; a video to steer "
+                f"{control.video.path} has {len(control)} of the frames, and the video {len(footage)}; one to steer "
                 "by is of the same ones"
             )
     net = loading.load(model, device)
