@@ -206,12 +206,17 @@ _APART = 1.5  # between neighbouring things, world units
 
 
 def strip(
-    rng: np.random.Generator, width: int = 512, height: int = 128, device: str | torch.device | None = None
+    rng: np.random.Generator,
+    width: int = 512,
+    height: int = 128,
+    device: str | torch.device | None = None,
+    row: Sequence[Scene] = (),
 ) -> Rendering:
     """One wide picture, (1, 3, height, width), of a row of things, as from a train: the eye travels with the columns.
 
     Across it is a parallel projection, up and down perspective; at the things both have one scale, so that a square
-    cut out anywhere looks like a scene. Depth is along z. ``scenes[0]`` is the world, its camera is not used.
+    cut out anywhere looks like a scene. Depth is along z. ``scenes[0]`` is the world, its camera is not used. The first
+    things of the scenes of ``row`` stand in it in turn, on the first one's ground; without them they are drawn.
     """
     unit = _FOCAL * height / _AWAY  # pixels
     n = round(width / unit / _APART)
@@ -221,7 +226,7 @@ def strip(
     origin = torch.stack([along, torch.full_like(along, _EYE), torch.full_like(along, _AWAY)], -1)
     up = (_HORIZON * height - torch.arange(height) - 0.5) / (_FOCAL * height)
     ray = torch.stack([torch.zeros(height), up, -torch.ones(height)], -1)[:, None]
-    return _wide(rng, spots, origin.expand(height, width, 3), ray.expand(height, width, 3), device)
+    return _wide(rng, spots, origin.expand(height, width, 3), ray.expand(height, width, 3), device, row)
 
 
 def panorama(
@@ -259,9 +264,10 @@ def _wide(
     origin: Float[Tensor, "h w 3"],
     ray: Float[Tensor, "h w 3"],
     device: str | torch.device | None,
+    row: Sequence[Scene] = (),
 ) -> Rendering:
     """A world with a thing at each (x, z, turn of the onlooker), seen along the rays."""
-    drawn = [sample_scene(rng, count=1) for _ in spots]
+    drawn = [row[i % len(row)] if row else sample_scene(rng, count=1) for i in range(len(spots))]
     things = tuple(
         replace(s.things[0], x=x, z=z, yaw=s.things[0].yaw + turn) for s, (x, z, turn) in zip(drawn, spots, strict=True)
     )

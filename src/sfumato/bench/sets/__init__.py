@@ -1,4 +1,4 @@
-"""``sfumato bench sets``: panoramas, clips, views and shapes, whose images are to agree, on the built-in model.
+"""``sfumato bench sets``: panoramas, clips, views, shapes, wide edits: images that are to agree, on the built-in model.
 
 Each module measures one kind of set: its ``MEASURES``, and of their keys ``MEANINGS`` and ``TARGETS``.
 """
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.bench.report import Report, gather
-from sfumato.bench.sets import clips, motion, panoramas, shapes, views
+from sfumato.bench.sets import clips, motion, panoramas, shapes, views, wide
 from sfumato.io.device import choose
 
-MODULES = (panoramas, views, clips, motion, shapes)
+MODULES = (panoramas, views, clips, motion, shapes, wide)
 
 
 class SetsSession(clips.ClipSession, motion.MotionSession, shapes.ShapesSession):
