@@ -23,6 +23,7 @@ def test_it_paints_what_the_library_does(run, here, tmp_path):
     model = load("stilllife", device="cpu")
     for args, views, methods in (
         (("--stride", 8), Tiles(8), []),
+        (("--stride", 8, "--feather"), Tiles(8, feather=True), []),
         (("--ring", "sync-diffusion", "--weight", 3.0), Ring(), [SyncDiffusion(3.0)]),
     ):
         code, out, err = run("panorama", PROMPT, "--size", "256x128", "--seed", 5, "--out", tmp_path, *COMMON, *args)
@@ -52,7 +53,7 @@ def test_it_paints_what_the_library_does(run, here, tmp_path):
         (("--size", "256x128", "--stride", "17"), "a stride lies between 1 and the window's side, 16 cells, got 17"),
         (("--size", "256x128", "--stride", "8", "spot-diffusion"), "leave the stride out"),
         (("--size", "256x128", "sdedit"), "starts from a picture"),
-        (("--size", "256x128", "--sphere", "--ring"), "leave ring and stride out"),
+        (("--size", "256x128", "--sphere", "--ring"), "leave ring, stride and feather out"),
         (("--size", "384x128", "--sphere"), "twice as wide as it is high"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from rounding import assert_same_but_for_rounding
@@ -40,6 +42,32 @@ def test_overlaps_are_means():
     parts = torch.stack([torch.full((1, 4, 4), v) for v in (1.0, 3.0)])
     out = Tiles(2).merge(parts, x)
     assert out[0, 0, 0].tolist() == [1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("views", [Tiles(3, feather=True), Ring(5, feather=True)], ids=["strip", "ring"])
+def test_feathered_windows_count_by_a_gaussian_and_cover_all(views):
+    """Written down once more; what all windows say alike stays, in halves too."""
+    x = torch.randn(2, 4, 21, 50)
+    parts = views.split(x, (16, 16))
+    torch.testing.assert_close(views.merge(parts, x), x, atol=1e-4, rtol=1e-4)
+    along = torch.tensor([math.exp(-(((i + 0.5) / 16 - 0.5) ** 2) / 0.02) for i in range(16)])
+    total, weight, apart = torch.zeros(21, 50), torch.zeros(21, 50), torch.randn(len(parts) // 2, 1, 16, 16)
+    for part, (top, left) in zip(apart, views.places(21, 50, (16, 16)), strict=True):
+        for i in range(16):
+            for j in range(16):
+                at = (top + i, (left + j) % 50)
+                total[at] += part[0, i, j] * along[i] * along[j]
+                weight[at] += along[i] * along[j]
+    found = views.merge(apart, torch.zeros(1, 1, 21, 50))[0, 0]
+    torch.testing.assert_close(found, total / weight, atol=1e-3, rtol=1e-3)
+    assert (found - type(views)(views.stride).merge(apart, torch.zeros(1, 1, 21, 50))).abs().max() > 0.5
+
+
+def test_a_feathered_window_comes_in_without_a_step():
+    """Two windows that say 0 and 1: evenly weighted the canvas jumps by a half where one begins and where one ends."""
+    parts = torch.stack([torch.full((1, 16, 16), v) for v in (0.0, 1.0)])
+    even, soft = (Tiles(8, feather=f).merge(parts, torch.zeros(1, 1, 16, 24))[0, 0, 0].diff() for f in (False, True))
+    assert even[[7, 15]].tolist() == [0.5, 0.5] and soft[[7, 15]].abs().max() < 0.01 and soft.sum() > 0.99
 
 
 @pytest.mark.parametrize("fuse", ["eps", "x0", "x_prev"])

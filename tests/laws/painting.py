@@ -363,8 +363,7 @@ METHODS = (
         but={**SET, "same": "frames get what keyframes got"},
     ),
     Row(
-        "merge-attend-diffuse", MergeAttendDiffuse(1.0), off=(MergeAttendDiffuse(0.0),), views=Tiles(8),
-        families=("sd", "sd2", "sdxl", "pixart"), but=ALONE,
+        "merge-attend-diffuse", MergeAttendDiffuse(1.0), off=(MergeAttendDiffuse(0.0),), views=Tiles(8), but=ALONE,
     ),
     Row(
         "multi-diffusion", MultiDiffusion(LAYOUT, bootstrap=0.5),

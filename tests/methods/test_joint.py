@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 from families import randomised, vae
 from rounding import assert_same_but_for_rounding
 from torch import Tensor
 
 from sfumato.backbones import autoencoders
 from sfumato.backbones.exact import Exact, Mixture
+from sfumato.backbones.transformers import positions
 from sfumato.core.attention import Call
 from sfumato.core.denoising import denoise, plan
+from sfumato.core.look import foresee
 from sfumato.core.method import Edit, Run
 from sfumato.core.results import Sample, Trajectory
 from sfumato.core.rows import Rows
@@ -184,6 +188,64 @@ def test_features_of_a_decoder_are_those_that_it_makes_first(sd):
         )
 
 
+def test_the_anchor_is_looked_at_once_and_not_differentiated(sd):
+    """Of two images in five windows each: what the distance is given, and what the network is run on."""
+    looks, rows, own = [], [], sd.network.forward
+
+    def counting(x: Tensor, *args: Any, **named: Any) -> Any:
+        rows.append((len(x), torch.is_grad_enabled()))
+        return own(x, *args, **named)
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        looks.append((len(a), len(b), a.requires_grad, b.requires_grad))
+        return (a - b).square().flatten(1).mean(1)
+
+    decoded, decode = [], type(sd).decode
+
+    def decoding(self: Any, x: Tensor) -> Tensor:
+        decoded.append(len(x))
+        return decode(self, x)
+
+    options: dict[str, Any] = {"steps": 2, "guide": 3.0, "size": (128, 256), "views": Tiles(4)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sd.network, "forward", counting)
+        patch.setattr(type(sd), "decode", decoding)
+        denoise(sd, ["a red cube", "a duck"], methods=[SyncDiffusion(until=0.5, distance=distance)], **options)
+    assert looks == [(8, 8, True, False)] and decoded == [8, 2]
+    assert rows == [(4, False), (16, True), (20, False), (20, False)]
+
+
+@pytest.mark.parametrize("by", ["decoder", "latents"])
+def test_a_distance_to_one_window_is_that_to_its_repetitions(sd, by):
+    a, b = noise(6, 4, 8, 8), noise(2, 4, 8, 8, seed=1)
+    distance = perceptual(by, sd)
+    with torch.no_grad():
+        assert_same_but_for_rounding(distance(a, b), distance(a, b.repeat_interleave(3, 0)))
+
+
+def test_some_windows_are_foreseen_as_among_all(sd):
+    """Also with a control, which is given the whole batch."""
+    shown, found = noise(6, 4, 16, 16), []
+
+    def control(model: Any, x: Tensor, t: Tensor, cond: Any) -> dict[str, Tensor]:
+        assert len(x) == len(cond) == 12
+        mid = torch.arange(12.0).view(-1, 1, 1, 1).expand(-1, 16, 8, 8) / 10
+        return {"mid_block_additional_residual": mid, "down_block_additional_residuals": (torch.zeros(()),) * 4}
+
+    for controls in ((), (control,)):
+
+        def watch(step: Any) -> None:
+            with torch.no_grad():
+                whole = foresee(step, shown).unflatten(0, (2, 3))
+                some = foresee(step, shown.unflatten(0, (2, 3))[:, [2, 0]].flatten(0, 1), (2, 0))
+            found.append(whole)
+            torch.testing.assert_close(some.unflatten(0, (2, 2)), whole[:, [2, 0]], atol=1e-5, rtol=1e-5)
+
+        options: dict[str, Any] = {"steps": 1, "guide": {"main": 3.0}, "size": (128, 256), "views": Tiles(8)}
+        denoise(sd, ["a red cube", "a duck"], callback=watch, controls=controls, **options)
+    assert (found[0] - found[1]).abs().max() > 1e-3
+
+
 # --- windows that attend as one image
 
 
@@ -231,6 +293,91 @@ def test_windows_attend_as_tokens_of_one_canvas(sd, views):
     assert len(attended(sd, views, canvas, words=False)[1]) == 1
 
 
+@pytest.mark.parametrize("name", ["sd3", "flux", "deepfloyd"])
+def test_where_picture_and_text_attend_together_windows_read_the_mean_of_their_texts(models, name):
+    """Places that are turned are written down as diffusers has them, and those of merged tokens are the canvas'."""
+    model, words = models(name), 5
+    side, stride = model.size // model.factor, 4
+    canvas, views = (side, 2 * side), Tiles(stride)
+    run, edits = attended(model, views, canvas)
+    site = next(s for s in model.sites if {"image", "text"} <= set(s.key))
+    grid, count, lefts = site.grid(run.grid), run.rows.views, range(0, side + 1, stride)
+    columns = [(torch.arange(grid[1]) + left // site.scale) for left in lefts]
+    size = (grid[0], 2 * grid[1])
+
+    def placed(x: Tensor, right: int = 0) -> Tensor:
+        if name != "flux":
+            return x
+        at = positions(grid[0], (x.shape[-2] - words) // grid[0]) + torch.tensor([0.0, 0, right])
+        cos_and_sin = FluxPosEmbed(10000, [*model.network.config.axes_dims_rope])(
+            torch.cat([torch.zeros(words, 3), at])
+        )
+        return apply_rotary_emb(x, cos_and_sin)
+
+    def of(side: str) -> tuple[str, ...]:
+        return site.query if side == "q" else site.key
+
+    tokens = {s: sum(grid[0] * grid[1] if part == "image" else words for part in of(s)) for s in "qkv"}
+    plain = {s: noise(len(run.rows), site.heads, n, site.dim, seed=i) for i, (s, n) in enumerate(tokens.items())}
+    seen = plain if name != "flux" else {s: placed(x) if s != "v" else x for s, x in plain.items()}
+    call = Call(site, run.rows, grid, 0, seen)
+    next(e for e in edits if e.field == "out").do(call)
+
+    def laid(x: Tensor, segments: tuple[str, ...]) -> Tensor:
+        whole, at = [], 0
+        for part in segments:
+            some = x[..., at : (at := at + (grid[0] * grid[1] if part == "image" else words)), :].double()
+            some = some.unflatten(0, (-1, count))
+            if part == "text":
+                whole.append(some.mean(1))
+                continue
+            total, shown = torch.zeros(len(some), site.heads, *size, site.dim).double(), torch.zeros(size[1]).double()
+            for n, where in enumerate(columns):
+                total[..., where, :] += some[:, n].unflatten(2, grid)
+                shown[where] += 1
+            whole.append((total / shown[:, None]).flatten(2, 3))
+        return torch.cat(whole, 2)
+
+    q, k, v = (laid(plain[s], of(s)) for s in "qkv")
+    q, k = (placed(x.float()).double() for x in (q, k))
+    answer = (q @ k.mT / site.dim**0.5).softmax(-1) @ v
+    wanted = []
+    for where in columns:
+        at, parts = 0, []
+        for part in site.query:
+            some = answer[:, :, at : (at := at + (size[0] * size[1] if part == "image" else words))]
+            parts.append(some if part == "text" else some.unflatten(2, size)[..., where, :].flatten(2, 3))
+        wanted.append(torch.cat(parts, 2))
+    torch.testing.assert_close(call.output().double(), torch.stack(wanted, 1).flatten(0, 1), atol=1e-4, rtol=1e-4)
+
+
+def test_merged_windows_of_flux_are_flux_at_the_canvas_size(models):
+    """All but its attention is a token's own, so that windows whose tokens attend as the canvas' are the canvas."""
+    model = models("flux")
+    options: dict[str, Any] = {"steps": 2, "guide": 3.0, "size": _wide(model), "seed": 3}
+    whole = denoise(model, "a red cube", **options).latents
+    for views in (Tiles(4), Tiles(0.5, feather=True)):
+        merged = denoise(model, "a red cube", views=views, methods=[MergeAttendDiffuse(1.0)], **options).latents
+        torch.testing.assert_close(merged, whole, atol=1e-4, rtol=1e-4)
+    apart = denoise(model, "a red cube", views=Tiles(4), **options).latents
+    assert (apart - whole).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_what_words_count_is_kept_in_merged_joint_attention(models, name):
+    model = models(name)
+    options: dict[str, Any] = {"steps": 1, "guide": 3.0, "size": _wide(model), "views": Tiles(0.5), "seed": 3}
+    out = [
+        denoise(model, prompt, methods=[MergeAttendDiffuse(1.0)], **options).latents
+        for prompt in ("a red cube", "a (red:1.0) cube", "a (red:0.0) cube")
+    ]
+    assert torch.equal(out[0], out[1]) and (out[0] - out[2]).abs().max() > 1e-5
+    if name == "flux":
+        del options["views"]
+        whole = denoise(model, "a (red:0.0) cube", **options).latents
+        torch.testing.assert_close(out[2], whole, atol=1e-4, rtol=1e-4)
+
+
 def test_a_ring_that_attends_as_one_has_no_beginning(sd):
     start = noise(1, 4, 16, 32)
     options: dict[str, Any] = {"steps": 2, "guide": 3.0, "views": Ring(8), "methods": [MergeAttendDiffuse(1.0)]}
@@ -244,8 +391,11 @@ def test_only_layers_whose_tokens_lie_as_windows_do_are_merged(sd, models):
     every = plan(sd, "a", views=Tiles(8), methods=[MergeAttendDiffuse()], **options)
     scales_of = lambda planned: {s.scale for e in planned.entries for s in e.sites}  # noqa: E731
     assert scales_of(every) == {s.scale for s in sd.sites if s.key == ("image",)}
-    with pytest.raises(SfumatoError, match="picture and text have to attend apart"):
-        plan(models("flux"), "a", views=Tiles(0.5), methods=[MergeAttendDiffuse()], steps=2, size=_wide(models("flux")))
+    flux = models("flux")
+    with pytest.raises(SfumatoError, match="windows begin with a token where the stride is a multiple of its side"):
+        plan(flux, "a", views=Tiles(3), methods=[MergeAttendDiffuse()], steps=2, size=_wide(flux))
+    with pytest.raises(SfumatoError, match="on a ring the first is as near to the last as to the next"):
+        plan(flux, "a", views=Ring(4), methods=[MergeAttendDiffuse()], steps=2, size=_wide(flux))
     with pytest.raises(SfumatoError, match="merges the windows of one canvas"):
         plan(sd, "a", views=Looks((Turned(),)), methods=[MergeAttendDiffuse()], steps=2)
 

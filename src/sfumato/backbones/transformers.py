@@ -193,11 +193,11 @@ class Flux(Transformer):
     @of_parts("network")
     def sites(self) -> tuple[Site, ...]:
         both, config = ("text", "image"), self.network.config
-        heads, dim = config.num_attention_heads, config.attention_head_dim
+        heads, dim, rotary = config.num_attention_heads, config.attention_head_dim, tuple(config.axes_dims_rope)
         double = [f"transformer_blocks.{i}.attn" for i in range(len(self.network.transformer_blocks))]
         one = [f"single_transformer_blocks.{i}.attn" for i in range(len(self.network.single_transformer_blocks))]
         return tuple(
-            Site(path, i, "double" if i < len(double) else "single", both, both, 2, heads, dim)
+            Site(path, i, "double" if i < len(double) else "single", both, both, 2, heads, dim, rotary=rotary)
             for i, path in enumerate(double + one)
         )
 

@@ -53,6 +53,11 @@ def panorama(
             help="From window to window, in cells of the latents [default: the method's, or an eighth of a window].",
         ),
     ] = None,
+    feather: Annotated[
+        bool,
+        tyro.conf.arg(help="Let windows count less towards their borders: no bands at large strides."),
+        tyro.conf.FlagCreatePairsOff,
+    ] = False,
     negative: Negative = "",
     n: Annotated[int, tyro.conf.arg(help="Panoramas; number i is painted from seed + i.")] = 1,
     steps: StepsOrOwn = None,
@@ -100,7 +105,7 @@ def panorama(
 
     net = loading.load(model, device)
     height, width = painted_size(net, asked)
-    seen = task.canvas(net, (height, width), ring, stride, sphere)
+    seen = task.canvas(net, (height, width), ring, stride, sphere, feather)
     loading.remark(model, prompt, negative)
     steps, guidance = suited(net, steps, guidance)
     note_guidance(net, guidance, negative)
@@ -109,7 +114,7 @@ def panorama(
     options |= {"stepper": sampling.made(net), "memory": limit}
     price = task.cost(net, prompt, seen, **options)
     note(str(price))
-    kind = {"ring": ring, "stride": stride, "sphere": sphere}
+    kind = {"ring": ring, "stride": stride, "sphere": sphere, "feather": feather}
     painted = task.panorama(net, prompt, range(seed, seed + n), (height, width), **kind, **options)
     settings = {
         "prompt": prompt,

@@ -55,6 +55,11 @@ class Call:
         """The kernel's beside its tensors and mask, such as its scale."""
         return {k: v for k, v in self._kernel.items() if k != "attn_mask"}
 
+    @property
+    def mask(self) -> Tensor | None:
+        """The kernel's own: what is added to the logits, or, as booleans, which keys are seen."""
+        return self._kernel.get("attn_mask")
+
     def get(self, which: str, name: Name, segment: str | None = None) -> Float[Tensor, "each heads tokens dim"]:
         """``q``, ``k`` or ``v`` of a group, or ``out`` in the last phase: of all its tokens, or of one segment's."""
         tensor = self._of(which)[self.rows[name]]

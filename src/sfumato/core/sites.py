@@ -38,6 +38,9 @@ class Site:
     axis: Axis = "space"
     """Over what of a clip it attends: an image's tokens, or one place of all its frames. Over time its rows are each
     clip's places, whose grid is ``grid``, and its tokens frames."""
+    rotary: tuple[int, ...] = ()
+    """How many of a head's numbers are turned by each part of a token's place, the last two its row and column, in the
+    queries and keys that methods see (``ops.rotary``); none, unless said."""
 
     @property
     def pairs(self) -> tuple[str, ...]:

@@ -48,11 +48,17 @@ class Cost:
 
 
 def canvas(
-    model: Backbone, size: tuple[int, int], ring: bool = False, stride: int | None = None, sphere: bool = False
+    model: Backbone,
+    size: tuple[int, int],
+    ring: bool = False,
+    stride: int | None = None,
+    sphere: bool = False,
+    feather: bool = False,
 ) -> dict[str, Any]:
     """Size and views of a panorama of this height and width, for ``denoise`` and its kin.
 
-    ``stride`` in cells of the latents, from window to window; methods that do not say have an eighth of a window.
+    ``stride`` in cells of the latents, from window to window; methods that do not say have an eighth of a window. With
+    ``feather`` windows count less towards their borders.
     Raises ``SfumatoError`` for a panorama that is smaller than what the model sees, and a stride that is none.
     """
     model.check_size(*size)
@@ -64,9 +70,12 @@ def canvas(
         )
     if stride is not None and not 1 <= stride <= cells:
         raise SfumatoError(f"a stride lies between 1 and the window's side, {cells} cells, got {stride}")
-    if sphere and (ring or stride is not None):
-        raise SfumatoError("a sphere is closed as it is, its windows 45 degrees apart; leave ring and stride out")
-    return {"size": size, "views": Sphere() if sphere else (Ring if ring else Tiles)(stride)}
+    if sphere and (ring or feather or stride is not None):
+        raise SfumatoError(
+            "a sphere is closed as it is, its windows 45 degrees apart and softer outwards; leave ring, stride and "
+            "feather out"
+        )
+    return {"size": size, "views": Sphere() if sphere else (Ring if ring else Tiles)(stride, feather=feather)}
 
 
 def cost(model: Backbone, prompt: str, seen: dict[str, Any], steps: int = 30, **options: Any) -> Cost:
@@ -87,6 +96,7 @@ def panorama(
     ring: bool = False,
     stride: int | None = None,
     sphere: bool = False,
+    feather: bool = False,
     methods: Sequence[Method] = (),
     guide: Guide | Scales = 5.0,
     steps: int = 30,
@@ -95,11 +105,11 @@ def panorama(
     on_progress: Listener | None = None,
 ) -> Generated:
     """A panorama a seed, of this height and width; one after the other. A ``ring`` is closed from noise to pixels, a
-    ``sphere`` is all that lies around, twice as wide as it is high.
+    ``sphere`` is all that lies around, twice as wide as it is high; ``feather`` softens windows towards their borders.
 
     Raises ``SfumatoError`` as ``canvas`` and ``denoise`` do, before the first is painted.
     """
-    seen = canvas(model, size, ring, stride, sphere)
+    seen = canvas(model, size, ring, stride, sphere, feather)
     options: dict[str, Any] = {"guide": guide, "steps": steps, "stepper": stepper, "memory": memory}
     return images.generate(
         model, prompt, seeds, methods=methods, together=1, on_progress=on_progress, **options, **seen

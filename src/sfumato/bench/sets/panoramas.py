@@ -77,15 +77,22 @@ WAYS: dict[str, tuple[Views, tuple[Method, ...]]] = {
 """Views and methods by what they are called here."""
 
 
-def seam(images: Float[Tensor, "b 3 h w"], columns: Sequence[int], cell: int) -> Float[Tensor, " b"]:
-    """Difference across the left borders of these columns, over that across all other cells' borders.
+def across(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b w"]:
+    """Difference of each column to the one before, of a typical row: the geometric mean over rows.
 
-    Of a column it is the geometric mean over rows, so that what crosses all of them counts and an edge in some does
-    little.
+    So what crosses all of them counts, and an edge in some does little.
     """
-    across = (images - images.roll(1, -1)).abs().mean(1).clamp_min(FLAT).log().mean(1).exp()
-    others = [c for c in range(cell, images.shape[-1], cell) if c not in columns]
-    return across[:, list(columns)].mean(1) / across[:, others].mean(1)
+    return (images - images.roll(1, -1)).abs().mean(1).clamp_min(FLAT).log().mean(1).exp()
+
+
+def seam(images: Float[Tensor, "b 3 h w"], columns: Sequence[int], cell: int) -> Float[Tensor, " b"]:
+    """What is across the left borders of these columns, over that across all other cells' borders."""
+    return over_others(across(images), columns, cell)
+
+
+def over_others(found: Float[Tensor, "b w"], columns: Sequence[int], cell: int) -> Float[Tensor, " b"]:
+    others = [c for c in range(cell, found.shape[-1], cell) if c not in columns]
+    return found[:, list(columns)].mean(1) / found[:, others].mean(1)
 
 
 def apart(features: Float[Tensor, "n d"], others: Float[Tensor, "m d"] | None = None) -> float:
@@ -135,8 +142,8 @@ def strips(session: Session) -> Mapping[str, Figure]:
                 features.flatten(0, 1),
                 borders(WAYS["multi-diffusion"][0], (side, 2 * side), side, model.factor),
             )
-            each = windows.flatten(0, 1)
-            single = seam(each, [c for c in at if c < side], model.factor).unflatten(0, (-1, WIDE)).mean(1).numpy()
+            each = torch.stack([across(one).mean(0) for one in windows])  # as many columns as of a strip
+            single = over_others(each, [c for c in at if c < side], model.factor).numpy()
         pairs = [apart(features[i], features[i + 1]) for i in range(0, session.n - 1, 2)]
         found[name] = {
             "seam": worst(painted, views, side, model.factor),

@@ -128,11 +128,15 @@ def perceptual(by: str | Distance, model: Backbone) -> Distance:
             )
         by = lambda a, b: 1 - torch.cosine_similarity(see(a), see(b))  # noqa: E731
     if callable(by):
-        return lambda a, b: by(model.decode(a), spread(model.decode(b), a))
+        return lambda a, b: by(model.decode(a), spread(torch.no_grad()(model.decode)(b), a))
     vae = getattr(model, "vae", None)
 
     def decoding(a: Tensor, b: Tensor) -> Tensor:
-        one, other = (autoencoders.features(vae, x) if by == "decoder" else None for x in (a, b))
+        if by == "latents":
+            return coloured(a, spread(b, a))
+        with torch.no_grad():
+            other = autoencoders.features(vae, b)
+        one = autoencoders.features(vae, a)
         if one is None or other is None:
             return coloured(a, spread(b, a))
         return apart(one, [spread(x, a) for x in other])
