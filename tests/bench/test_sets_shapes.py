@@ -35,8 +35,8 @@ def test_every_key_has_a_figure_or_a_reason(quick, tmp_path):
     }  # fmt: skip
     table = found.compared["shapes"].table()
     assert set(table) == {
-        "Diff3F", "Diff3F, features alone", "Diff3F, sided features alone", "Diff3F, up block 1",
-        "Diff3F, the pose it finds", "Diff3F, random weights", "positions", "normals", "random",
+        "Diff3F", "Diff3F without places", "Diff3F, means alone", "Diff3F, the pose alone", "Diff3F, up block 1",
+        "Diff3F, random weights", "positions", "normals", "random",
     }  # fmt: skip
     errors = {name: row["error"]["mean"] for name, row in table.items()}
     assert found.results["diff3f_error"] == pytest.approx(errors["Diff3F"])

@@ -32,7 +32,13 @@ def test_every_key_is_measured(session):
     assert sorted(measured) == sorted(bench.MEANINGS) and set(bench.TARGETS) <= set(bench.MEANINGS)
     found = report.gather(report.Report("v", 1, 0, "cpu", bench.MEANINGS, bench.TARGETS), bench.MEASURES, session)
     assert not found.why and set(found.figures) == set(bench.MEANINGS)
-    assert set(found.methods) >= {"views: grid", "views: apart", "illusions: illusion", "illusions: one prompt"}
+    assert set(found.methods) >= {
+        "views: set",
+        "views: grid",
+        "views: apart",
+        "illusions: illusion",
+        "illusions: one prompt",
+    }
 
 
 def test_four_views_are_one_thing_when_all_read_the_same():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from sfumato.commands.options import (
     written,
 )
 from sfumato.commands.sampling import Sampling, suited
+from sfumato.errors import SfumatoError
 from sfumato.io.terminal import quiet
 
 
@@ -34,9 +36,18 @@ def views(
     *,
     views: Annotated[
         str,
-        tyro.conf.arg(metavar="WORD,WORD", help="Its views, an even number, painted two in a row."),
+        tyro.conf.arg(metavar="WORD,WORD", help="Its views, an even number, shown two in a row."),
     ] = "front,right,back,left",
     template: Annotated[str, tyro.conf.arg(metavar="TEXT", help="What each view reads.")] = "{view} view of {prompt}",
+    contrast: Annotated[
+        float,
+        tyro.conf.arg(help="How far each view is guided away from its opposite's words; a half more time, at 0 none."),
+    ] = 12.0,
+    grid: Annotated[
+        bool,
+        tyro.conf.arg(help="Paint the views as tiles of one picture, for models that know pictures of that size."),
+        tyro.conf.FlagCreatePairsOff,
+    ] = False,
     negative: Negative = "",
     n: Annotated[int, tyro.conf.arg(help="Sheets; sheet i is painted from seed + i.")] = 1,
     steps: StepsOrOwn = None,
@@ -50,10 +61,10 @@ def views(
     out: Annotated[Path, tyro.conf.arg(help="Folder for the results.")] = Path("out/views"),
     json: Json = False,
 ) -> None:
-    """Paint views of one thing as the tiles of one picture, so that they show the same thing.
+    """Paint views of one thing that read each other while they are painted, so that they show the same thing.
 
-    Writes each sheet as a PNG, and its views as NAME-1-front.png and so on. --size is that of a view. Each tile reads
-    the words of its view: of the built-in model's left and right become side, as its captions say.
+    Writes each sheet as a PNG, and its views as NAME-1-front.png and so on. --size is that of a view. Each view reads
+    its words: of the built-in model's left and right become side, as its captions say.
 
     Example: sfumato views "a red robot" --views front,right,back,left --seed 2
 
@@ -61,6 +72,8 @@ def views(
     """
     given = dict(locals())
     limit, asked = painting.checked(n, steps, seed, memory, guidance), size_of(size)
+    if not 0 <= contrast <= 100:
+        raise SfumatoError(f"--contrast is a number from 0 to 100, got {contrast:g}")
     place = painting.Place.of("views", out, prompt, one=False)
 
     quiet()
@@ -75,7 +88,8 @@ def views(
     steps, guidance = suited(net, steps, guidance)
     note_guidance(net, guidance, negative)
     how = Sampling()
-    painted = task.paint_views(
+    paint = task.paint_grid if grid else partial(task.paint_views, contrast=contrast)
+    painted = paint(
         net, prompt, words, range(seed, seed + n), template=template, size=(height, width), steps=steps,
         guide=how.guide(net, guidance, negative), stepper=how.made(net), memory=limit,
     )  # fmt: skip
@@ -83,6 +97,7 @@ def views(
         "prompt": prompt,
         "views": views,
         "template": template,
+        **({"grid": True} if grid else {"contrast": contrast}),
         "negative": negative,
         "steps": steps,
         "guidance": guidance,

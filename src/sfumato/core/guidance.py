@@ -157,6 +157,28 @@ class PerpNeg(Composed):
 
 
 @dataclass(frozen=True)
+class Contrasted(Guide):
+    """Away from other prompts as well, an image its own: a guidance's, and weight (c - o).
+
+    Of two prompts that differ in a word this is what the word changes, which guidance by the whole prompt hardly heeds.
+    """
+
+    guide: Guide
+    others: tuple[str, ...]
+    """Of each image of a stream."""
+    weight: float = 7.5
+
+    def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
+        if not self.others or len(prompts) % len(self.others):
+            raise SfumatoError(f"{len(self.others)} other prompts do not go into {len(prompts)}; give one an image")
+        others = self.others * (len(prompts) // len(self.others))
+        return {**self.guide.embed(model, prompts), "other": model.embed(others)}
+
+    def combine(self, parts: Parts, rows: Rows) -> Float[Tensor, "b *shape"]:
+        return self.guide.combine(parts, rows) + self.weight * (parts["cond"] - parts["other"])
+
+
+@dataclass(frozen=True)
 class Distilled(Guide):
     """For a network that reads its guidance as an input (Flux dev, LCM): each stream its own, and no further row."""
 

@@ -1,4 +1,4 @@
-"""Are four views one thing, and is a picture two: views painted as a grid and apart, pictures that read in two ways.
+"""Are four views one thing, and is a picture two: views painted together and apart, pictures that read in two ways.
 
 The oracle reads what was painted. All ways to paint start from the same seeds. Things of the views have a front that
 can be seen; the two things of an illusion have one colour and stand on one ground.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,17 @@ from sfumato.stilllife.kinds import KINDS, TRAINED
 from sfumato.stilllife.oracle import Reading, ReadThing
 from sfumato.stilllife.scene import COLOURS, GROUNDS
 from sfumato.tasks.illusion import illusion, view_of
-from sfumato.tasks.views import paint_views, words_of
+from sfumato.tasks.views import Viewed, paint_grid, paint_views
 
 STEPS, GUIDANCE = 30, 7.5
 VIEWS = ("front", "right", "back", "left")
 TURNS = ("turn", "flip", "circle:135")
 
 MEANINGS = {
-    "views_identity": "four views as a grid: one kind, one colour and one ground in all, front and back as asked",
-    "views_identity_apart": "the same views painted each by itself, from the same words",
+    "views_identity": "four views as sfumato views paints them, a set whose images read each other: one kind, one "
+    "colour and one ground in all, a front seen in the front view and none in the back view",
+    "views_identity_grid": "the same views as the tiles of one picture",
+    "views_identity_apart": "the same views painted each by itself, from the same words and noise",
     "illusion_success": "a picture is read as one prompt, and seen otherwise as the other: kind and colour",
     "illusion_one_prompt": "the same of pictures of the first prompt alone",
     "illusion_both_prompts": "the same of pictures of both prompts at once, in one view",
@@ -89,17 +92,29 @@ def viewed(readings: Sequence[Reading], kind: str, colour: str) -> Row:
 
 
 def identity(session: Session) -> Mapping[str, Figure]:
-    """Views of things with a front, as a grid and apart."""
+    """Views of things with a front: as a set, without what makes it one or what tells its views, as a grid, apart."""
     kinds = [kind for kind in TRAINED if KINDS[kind].mark is not None]
-    found: dict[str, dict[str, Row]] = {"grid": {}, "apart": {}}
+    alone: dict[str, Any] = {"methods": ()}
+    ways: dict[str, Callable[..., Viewed]] = {
+        "set": paint_views,
+        "set, no contrast": partial(paint_views, contrast=0.0),
+        "contrast alone": partial(paint_views, **alone),
+        "grid": paint_grid,
+        "apart": partial(paint_views, contrast=0.0, **alone),
+    }
+    found: dict[str, dict[str, Row]] = {name: {} for name in ways}
     images: dict[str, list[Tensor]] = {name: [] for name in found}
     asked = things(session, 31, kinds, 1)
-    with progress("bench: views", 2 * len(asked)) as advance:
+    with progress("bench: views", len(ways) * len(asked)) as advance:
         for i, thing in enumerate(asked):
             # no ground is named, so that one is found together or not
-            prompt, ways = thing.prompt(0, ground=False), {"grid": _grid, "apart": _apart}
+            prompt = thing.prompt(0, ground=False)
             for name, way in ways.items():
-                tiles, cost = timed(lambda way=way, p=prompt, s=thing.seed: way(session, p, s), session.device)
+                painted, cost = timed(
+                    lambda way=way, p=prompt, s=thing.seed: way(session.model, p, VIEWS, [s], **_options()),
+                    session.device,
+                )
+                tiles = torch.stack([tensor(tile) for tile in painted.views[0]])
                 row = viewed(session.oracle.read(tiles), thing.kinds[0], thing.colour)
                 found[name][f"views {i}"] = {**row, **cost}
                 images[name].append(tiles)
@@ -107,18 +122,10 @@ def identity(session: Session) -> Mapping[str, Figure]:
     keys = ("identity", "one", "asked", "views", "world", "seconds")
     _noted(session, "views", found, images, keys, 4)
     return {
-        "views_identity": np.array(columns(found["grid"], "identity")),
+        "views_identity": np.array(columns(found["set"], "identity")),
+        "views_identity_grid": np.array(columns(found["grid"], "identity")),
         "views_identity_apart": np.array(columns(found["apart"], "identity")),
     }
-
-
-def _grid(session: Session, prompt: str, seed: int) -> Float[Tensor, "4 3 h w"]:
-    painted = paint_views(session.model, prompt, VIEWS, [seed], **_options())
-    return torch.stack([tensor(tile) for tile in painted.views[0]])
-
-
-def _apart(session: Session, prompt: str, seed: int) -> Float[Tensor, "4 3 h w"]:
-    return denoise(session.model, words_of(session.model, prompt, VIEWS), seed=seed, **_options()).images
 
 
 def read_as(reading: Reading, colour: str, kind: str) -> bool:
@@ -181,6 +188,6 @@ def _noted(
 
 
 MEASURES: tuple[tuple[tuple[str, ...], Callable[[Session], Mapping[str, Figure]]], ...] = (
-    (("views_identity", "views_identity_apart"), identity),
+    (("views_identity", "views_identity_grid", "views_identity_apart"), identity),
     (("illusion_success", "illusion_one_prompt", "illusion_both_prompts"), illusions),
 )
