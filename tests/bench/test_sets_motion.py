@@ -29,7 +29,7 @@ def test_what_is_read_of_a_clip():
     asked = ("cube", "red", "grass")
     same = motion.judged(waves(0), [reading("cube")] * 4, asked)
     assert (same["identity"], same["whole"], same["success"]) == (1, 1, 1)
-    assert same["flow"] == pytest.approx(0, abs=1e-3) and same["unlike"] is None
+    assert same["flow"] == pytest.approx(0, abs=1e-3) and (same["change"], same["followed"]) == (0, 1)
     mixed = [reading("cube"), reading("duck"), reading("duck"), reading("duck", ground="sand")]
     row = motion.judged(waves(0), mixed, asked)
     assert (row["identity"], row["whole"], row["success"]) == (0.5, 0, 0.25)
@@ -42,7 +42,7 @@ def test_what_moves_is_measured_and_followed():
     noise = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     shaking = motion.judged(noise, [reading("cube")] * 4, None)
     assert row["flow"] == pytest.approx(1.5, rel=0.2) and still["flow"] < 0.01 and row["success"] is None
-    assert row["unlike"] < 0.1 and row["unlike"] < 0.2 * shaking["unlike"]
+    assert row["warp_error"] < 0.1 * row["change"] and row["followed"] > 0.8 > 0.3 > shaking["followed"]
 
 
 def test_without_an_adapter_it_is_skipped_in_one_line(monkeypatch):

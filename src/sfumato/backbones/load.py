@@ -56,7 +56,7 @@ def load(
       place of the model's own. In hand, or a folder or id of the hub that holds it or a model with it; a VAE's file; a
       scheduler's class or its name, made by the config of the model's own.
     - ``motion``: an AnimateDiff adapter, which gives Stable Diffusion 1 time: a folder or id of the hub, a file, or in
-      hand.
+      hand; ``stilllife`` is the built-in model's.
     - ``lora``: files, or files and weights, also as ``FILE:WEIGHT``, of kohya's and diffusers' layouts.
     - ``config``: for a single file, the diffusers folder with what is not in it, or a word of ``single_file.configs``.
     - ``dtype``: of the networks (float32 unless said), also as a word: ``float32``, ``float16``, ``bfloat16``. Latents

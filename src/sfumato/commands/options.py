@@ -86,7 +86,8 @@ class Loading:
     vae: Annotated[str | None, tyro.conf.arg(metavar="PLACE")] = None
     """Another VAE: a diffusers folder or an id of the hub, or a file."""
     motion: Annotated[str | None, tyro.conf.arg(metavar="PLACE")] = None
-    """An AnimateDiff adapter, which gives Stable Diffusion 1 time: a diffusers folder, an id of the hub, or a file."""
+    """An AnimateDiff adapter, which gives Stable Diffusion 1 time: a diffusers folder, an id of the hub, a file, or
+    stilllife for the built-in model's."""
     scheduler: Annotated[str | None, tyro.conf.arg(metavar="PLACE")] = None
     """Another schedule: a diffusers folder, or a scheduler's class such as EulerDiscreteScheduler."""
     config: Annotated[str | None, tyro.conf.arg(metavar="PLACE")] = None

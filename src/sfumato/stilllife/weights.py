@@ -60,6 +60,10 @@ MODELS = {
         (*_BASE, "depth.safetensors"), "text and depth to image", "StableDiffusionControlNetPipeline"
     ),
 }
+BESIDE = {
+    "oracle": ("image to what is in it", "sfumato.stilllife.oracle.Oracle"),
+    "motion": ("text to clips, beside stilllife (--motion stilllife)", "MotionAdapter"),
+}
 
 
 def folder() -> Path:
@@ -290,18 +294,14 @@ def table() -> list[dict[str, Any]]:
                 "shipped": len(have) == len(model.files),
             }
         )
-    oracle = listed.get("oracle.safetensors", {"parameters": 0, "bytes": 0})
-    rows.append(
-        {
-            "name": "oracle",
-            "for": "image to what is in it",
-            "pipeline": "sfumato.stilllife.oracle.Oracle",
-            "parameters": oracle["parameters"],
-            "bytes": oracle["bytes"],
-            "files": ["oracle.safetensors"],
-            "shipped": "oracle.safetensors" in listed,
-        }
-    )
+    for name, (use, kind) in BESIDE.items():
+        file = f"{name}.safetensors"
+        if file in listed or name == "oracle":
+            have = listed.get(file, {"parameters": 0, "bytes": 0})
+            counted = {key: have[key] for key in ("parameters", "bytes")}
+            rows.append(
+                {"name": name, "for": use, "pipeline": kind, **counted, "files": [file], "shipped": file in listed}
+            )
     return rows
 
 

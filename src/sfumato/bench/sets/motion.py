@@ -1,7 +1,7 @@
 """Clips from words: the built-in model with its motion adapter, beside frames that it paints each by itself.
 
 The oracle reads every frame. Consistency alone is won by a clip in which nothing moves, so what moves is measured by
-found flow and stands beside true clips', round which the camera swings by 30 degrees as in ``clips``.
+found flow, as far as it is followed, and stands beside true clips', round which the camera swings by 30 degrees.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ MEANINGS = {
 }
 TARGETS: dict[str, Target] = {}
 """Beside each stand frames by themselves, of own, mixed and shared noise, and true clips."""
-KEYS = ("identity", "whole", "success", "flow", "warp_error", "unlike", "seconds")
-"""``whole``: all frames are alike; ``unlike``: warp error over the frames' own difference, less is followed by flow."""
+KEYS = ("identity", "whole", "success", "flow", "followed", "warp_error", "change", "seconds")
+"""``whole``: all frames are alike; ``followed``: the part of a frame whose flow comes back to where it was, without
+which neither flow nor warp error says anything; ``change``: the mean square of what a frame differs from the next by.
+"""
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,14 @@ def judged(frames: Float[Tensor, "n 3 h w"], readings: Sequence[Reading], asked:
     seen = [None if (t := largest(r)) is None else (t.kind, t.colour, r.ground) for r in readings]
     _, most = Counter(seen).most_common(1)[0] if any(seen) else (None, 0)
     found = flow.found(frames)
-    error, still = float(warp_error(frames, found).nanmean()), float((frames[1:] - frames[:-1]).square().mean())
     return {
         "identity": most / len(seen),
         "whole": float(most == len(seen)),
         "success": None if asked is None else float(np.mean([one == asked for one in seen])),
         "flow": way(found, frames.shape[-1]),
-        "warp_error": error,
-        "unlike": error / still if still > 1e-9 else None,
+        "followed": float((~found.gone).float().mean()),
+        "warp_error": float(warp_error(frames, found).nanmean()),
+        "change": float((frames[1:] - frames[:-1]).square().mean()),
     }
 
 
@@ -104,7 +106,9 @@ def painted(session: MotionSession, asked: Way, prompt: str, seed: int) -> Float
         return denoise(
             session.moving.with_noises(asked.noises), prompt, frames=FRAMES, seed=seed, **options
         ).images.cpu()
-    seeds = [seed] * FRAMES if isinstance(asked.noises, Shared) else [seed + i for i in range(FRAMES)]
+    if isinstance(asked.noises, Shared):  # all frames are one image
+        return denoise(session.model, prompt, seed=seed, **options).images.cpu().expand(FRAMES, -1, -1, -1)
+    seeds = [seed + i for i in range(FRAMES)]
     return denoise(session.model.with_noises(asked.noises), [prompt] * FRAMES, seed=seeds, **options).images.cpu()
 
 
