@@ -26,7 +26,7 @@ from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.grids import Grids
 from sfumato.core.method import Method
-from sfumato.inversion import Direct, invert
+from sfumato.inversion import DDIMInversion, Direct, invert
 from sfumato.media import pictures
 from sfumato.methods.edit import PlugAndPlay, PromptToPrompt
 from sfumato.methods.sets import (
@@ -106,7 +106,9 @@ def by_frames() -> Tensor:
 
 
 def from_target(*methods: Method) -> Tensor:
-    return denoise(model(), TARGET, start=found(), methods=methods, guide=GUIDANCE).images
+    """By the target's words alone: the source is where the noise comes from."""
+    path = invert(model(), clip(), SOURCE, DDIMInversion(steps=STEPS))
+    return denoise(model(), TARGET, start=path, methods=methods, guide=GUIDANCE).images
 
 
 def text2video_zero() -> Film:
