@@ -38,7 +38,8 @@ GROUPS = {
 INTRO = """# Methods
 
 Each page says what a method does, shows a picture that its own command made with the built-in model
-(`python docs/make_pictures.py`), and says when to use it and when not, what it costs, and on which models it works.
+(`python docs/make_pictures.py`, of sets of images also `python docs/moving.py`), and says when to use it and when not,
+what it costs, and on which models it works.
 [Which method for which edit](../which-method.md) and [reading images](../reading.md) compare them, and so does
 [score distillation](../distillation.md).
 """
@@ -224,8 +225,9 @@ def listed(group: str, title: str) -> str:
     rows = []
     for entry in sorted((e for e in index.METHODS if e.group == group), key=lambda e: e.word):
         name, _, does = about(entry.module, entry.method).head
-        picture = PAGES.parent / "images" / "methods" / f"{entry.word}.webp"
-        shown = f'<img src="../images/methods/{entry.word}.webp" width="160" alt="">' if picture.exists() else ""
+        files = [f"images/{kind}/{entry.word}.webp" for kind in ("methods", "moving")]
+        there = [file for file in files if (PAGES.parent / file).exists()]
+        shown = f'<img src="../{there[0]}" width="160" alt="">' if there else ""
         rows.append([shown, f"[{name}]({entry.word}.md)", markdown(sentence(does), wrap=False)])
     return f"## {title}\n\n{table(['', 'method', ''], rows)}\n"
 

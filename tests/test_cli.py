@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from sfumato import cli
+from sfumato.io.device import choose
 from sfumato.stilllife.captions import parse, truth
 from sfumato.stilllife.scene import Scene
 
@@ -260,13 +262,26 @@ def test_the_tour_is_one_page_that_needs_nothing_else(run, here, tmp_path, monke
 
     monkeypatch.setattr(tour, "STEPS", 1)
     monkeypatch.setattr(tour, "EDIT_STEPS", 2)
+    monkeypatch.setattr(tour, "SET_STEPS", 2)
     code, out, _ = run("tour", "--out", tmp_path / "tour", "--device", "cpu")
     assert code == 0 and out.strip() == str(tmp_path / "tour" / "index.html")
     page = (tmp_path / "tour" / "index.html").read_text(encoding="utf-8")
     assert all(sentence in page for sentence in tour.SENTENCES)
-    assert "<script" not in page and "http" not in page and "url(" not in page and 'src="data:image/png' in page
+    assert "<script" not in page and "http" not in page and 'src="data:image/png' in page
+    assert page.count("url(") == page.count("url('data:image/png;base64,") == 4
     assert page.count("painted</span>") == tour.EACH * len(tour.SENTENCES)
-    assert page.count("<figcaption>as it should be") == len(tour.EDITS) and (tmp_path / "tour" / "photo.png").is_file()
+    assert page.count("<figcaption>as it should be") == len(tour.EDITS) + 1
+    assert (tmp_path / "tour" / "photo.png").is_file()
+    assert page.count('class="clip"') == 3 and page.count('class="ring"') == 1 and "--frames: 8;" in page
+    frames = sorted((tmp_path / "tour" / "clip-edited").glob("*.png"))
+    assert len(frames) == tour.CLIP_FRAMES == len(list((tmp_path / "tour" / "clip").glob("*.png")))
+    frames[5].unlink()
+    whole = {file: file.read_bytes() for file in frames if file != frames[5]}
+    monkeypatch.setattr("sfumato.tasks.video.run_edits", refuse := Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        tour._filmed(tmp_path / "tour", choose("cpu"))
+    assert refuse.call_count == 1 and not frames[5].exists()
+    assert all(file.read_bytes() == data for file, data in whole.items()), "frames that are there stay"
 
 
 def test_the_tour_marks_each_word_by_what_is_seen():

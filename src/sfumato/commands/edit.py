@@ -14,6 +14,7 @@ from sfumato.commands.options import (
     EditGuidance,
     EditSteps,
     Fit,
+    Invert,
     Json,
     Memory,
     Model,
@@ -39,7 +40,6 @@ from sfumato.tasks import chain as chains
 from sfumato.tasks import kept, recipes
 from sfumato.tasks.chain import Chain
 from sfumato.tasks.kept import settings_of
-from sfumato.tasks.starts import How
 
 if TYPE_CHECKING:
     from sfumato.media.images import Fitted
@@ -54,9 +54,7 @@ def edit(
     negative: Negative = "",
     steps: EditSteps = None,
     guidance: EditGuidance = None,
-    invert: Annotated[
-        How | None, tyro.conf.arg(help="The inversion, for methods without one of their own [default: direct].")
-    ] = None,
+    invert: Invert = None,
     appearance: Annotated[
         Path | None,
         tyro.conf.arg(metavar="IMAGE", help="A picture whose looks the edit takes, for methods of that kind."),

@@ -13,6 +13,7 @@ import tyro
 
 from sfumato.errors import SfumatoError, whole
 from sfumato.io.terminal import note
+from sfumato.tasks.starts import How
 
 if TYPE_CHECKING:
     from sfumato.core.backbone import Backbone
@@ -27,6 +28,9 @@ Steps = Annotated[int, tyro.conf.arg(help="DDIM steps.")]
 EditSteps = Annotated[int | None, tyro.conf.arg(help="DDIM steps [default: the method's, or 50].")]
 EditGuidance = Annotated[
     float | None, tyro.conf.arg(help="Classifier-free guidance of the edit [default: the method's, or 7.5].")
+]
+Invert = Annotated[
+    How | None, tyro.conf.arg(help="The inversion, for methods without one of their own [default: direct].")
 ]
 StepsOrOwn = Annotated[int | None, tyro.conf.arg(help="Steps [default: 30, or 4 of a model distilled to few steps].")]
 GuidanceOrOwn = Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.commands.options import bytes_of, guidance_of, is_image, seed_of, slug, whole
 from sfumato.io.files import writable, write_json
-from sfumato.io.terminal import print_json
+from sfumato.io.terminal import note, print_json
 from sfumato.tasks import kept
 from sfumato.tasks.chain import Chain
 from sfumato.tasks.kept import settings_of
@@ -96,6 +96,42 @@ class Place:
 
     def _named(self, stem: str, settings: dict[str, Any]) -> str:
         return kept.named(self.folder, self.command, ".png", stem, settings)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run's pictures are written as they come; the same command, run again, goes on behind those that are there."""
+
+    place: Place
+    settings: Mapping[str, Any]
+    given: Mapping[str, Any]
+    chain: Chain
+
+    def found(self, seed: int) -> Picture | None:
+        from sfumato.media import images
+
+        file = self._file(seed)
+        if file is None:
+            return None
+        if file.exists():
+            note(f"{file} was there")
+            return images.open_picture(file)
+        kept.Kept(file.parent, self.place.command, ".png").drop(file.stem)  # its name is taken when it is there
+        return None
+
+    def keep(self, seed: int, picture: Picture) -> None:
+        from sfumato.media import pictures
+
+        if file := self._file(seed):
+            pictures.write(picture, file, {**self.settings, "seed": seed})
+
+    def _file(self, seed: int) -> Path | None:
+        """None where ``--out`` is one file, which holds no record of what it is of."""
+        if self.place.file:
+            return None
+        own = {**settings_of(dict(self.given), [self.chain]), "n": None, "seed": seed}
+        name = kept.named(self.place.folder, self.place.command, ".png", f"{self.place.stem}-{seed}", own)
+        return self.place.folder / f"{name}.png"
 
 
 def files_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:

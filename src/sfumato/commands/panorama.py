@@ -115,7 +115,6 @@ def panorama(
     price = task.cost(net, prompt, seen, **options)
     note(str(price))
     kind = {"ring": ring, "stride": stride, "sphere": sphere, "feather": feather}
-    painted = task.panorama(net, prompt, range(seed, seed + n), (height, width), **kind, **options)
     settings = {
         "prompt": prompt,
         "negative": negative,
@@ -127,6 +126,8 @@ def panorama(
         "model": model,
         **({"methods": " + ".join(map(repr, chain.items))} if chain.items else {}),
     }
+    keeper = painting.Finished(place, settings, given, chain)
+    painted = task.panorama(net, prompt, range(seed, seed + n), (height, width), keeper=keeper, **kind, **options)
     place.write(
         painted, painted.pictures, seed, settings, given, chain, json, cost={**vars(price), "times": price.times}
     )

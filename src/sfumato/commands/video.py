@@ -16,6 +16,7 @@ from sfumato.commands.options import (
     EditGuidance,
     EditSteps,
     Fit,
+    Invert,
     Json,
     Memory,
     Model,
@@ -39,7 +40,6 @@ from sfumato.methods import index
 from sfumato.tasks import chain as chains
 from sfumato.tasks.chain import Chain
 from sfumato.tasks.kept import settings_of
-from sfumato.tasks.starts import How
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +65,7 @@ NUMBERED, FLOWING = ("mixed", "progressive", "advected"), ("advected", "warped")
 def video(
     film: Annotated[
         tyro.conf.Positional[Path],
-        tyro.conf.arg(metavar="VIDEO", help="A film, a GIF, a folder of frames, or a sequence such as shot-%%04d.png."),
+        tyro.conf.arg(metavar="VIDEO", help="A film, a GIF, a folder of frames, or a sequence such as shot-%04d.png."),
     ],
     *,
     source: Annotated[str, tyro.conf.arg(name="from", help="What the video shows.")],
@@ -73,9 +73,7 @@ def video(
     negative: Negative = "",
     steps: EditSteps = None,
     guidance: EditGuidance = None,
-    invert: Annotated[
-        How | None, tyro.conf.arg(help="The inversion, for methods without one of their own [default: direct].")
-    ] = None,
+    invert: Invert = None,
     fps: Annotated[
         str | None,
         tyro.conf.arg(metavar="RATE", help="Frames a second that are taken, such as 12 [default: the video's own]."),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
 
 from PIL.Image import Image as Picture
+
+from sfumato.media.pictures import grid
 
 
 def page_of(body: str, title: str = "Still Life, a tour") -> str:
@@ -22,11 +25,35 @@ def page_of(body: str, title: str = "Still Life, a tour") -> str:
 
 def image(picture: Picture, alt: str) -> str:
     """A picture as an inlined ``<img>``."""
+    size = f'width="{picture.width}" height="{picture.height}"'
+    return f'<img src="{_inlined(picture)}" alt="{escape(alt)}" {size}>'
+
+
+def clip(frames: Sequence[Picture], words: str, alt: str) -> str:
+    """Frames of one size, one after the other, over and over, with ``words`` (HTML) under them."""
+    style = f"--frames: {len(frames)}; aspect-ratio: {frames[0].width} / {frames[0].height}"
+    moving = _moving("clip", grid(frames, len(frames), 0), style, alt)
+    return f"<figure>{moving}<figcaption>{words}</figcaption></figure>\n"
+
+
+def ring(strip: Picture, alt: str, larger: float = 1.5) -> str:
+    """A picture that goes on at its other end, and moves past."""
+    style = f"--turn: {strip.width * larger:g}px; --high: {strip.height * larger:g}px"
+    return _moving("ring", strip, style, alt) + "\n"
+
+
+def _moving(kind: str, picture: Picture, style: str, alt: str) -> str:
+    """The page's style moves what an element has for its background: no script, and none where motion is not wanted."""
+    return (
+        f'<div class="{kind}" role="img" aria-label="{escape(alt)}" '
+        f"style=\"{style}; background-image: url('{_inlined(picture)}')\"></div>"
+    )
+
+
+def _inlined(picture: Picture) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    size = f'width="{picture.width}" height="{picture.height}"'
-    return f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}" {size}>'
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def figure(picture: Picture, words: str, alt: str | None = None) -> str:

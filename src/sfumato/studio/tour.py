@@ -24,7 +24,8 @@ from sfumato.errors import SfumatoError
 from sfumato.inversion import Direct, invert
 from sfumato.io.device import choose
 from sfumato.io.files import write_text
-from sfumato.media import pictures
+from sfumato.media import page, pictures
+from sfumato.media import video as videos
 from sfumato.media.images import fit, open_picture
 from sfumato.media.page import figure, image, page_of, row, section
 from sfumato.methods.edit import LocalBlend, PromptToPrompt
@@ -34,8 +35,10 @@ from sfumato.stilllife.oracle import Oracle, Reading, ReadThing, matches
 from sfumato.stilllife.render import Rendering, keypoints, render, shade, trace
 from sfumato.stilllife.scene import LIGHTS, STYLES, Camera, Scene, Thing
 from sfumato.stilllife.sketches import sketches
-from sfumato.tasks.edit import edit_pictures
+from sfumato.tasks.edit import PictureEdit, edit_pictures
+from sfumato.tasks.panorama import panorama
 from sfumato.tasks.recipes import BLEND, EDITING
+from sfumato.tasks.video import Footage, VideoEdit, edit_video
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -70,6 +73,10 @@ WORLD = Scene(
 PHOTO = Scene((Thing("cube", "red", "plain", "large", yaw=30.0),), ground="grass", seed=3)
 EDITS = (change.Recolour(0, "blue"), change.Reshape(0, "sphere"))
 EDIT_STEPS = 50
+RING, RING_SIZE, RING_STRIDE = "a red cube on grass", (128, 384), 8
+CLIP = replace(PHOTO, things=(Thing("cube", "red", "plain", "medium", x=-0.5, yaw=20.0),))
+CLIP_FRAMES = 8
+SET_STEPS = 12  # of the ring and of the clip, which are as many pictures
 
 
 @dataclass
@@ -107,6 +114,8 @@ def make(out: Path, seed: int = 0, device: str = "auto") -> tuple[Path, float]:
         parts += [_sentences(renders, painted, readings), _dressed(painted[EACH * len(SENTENCES) :], target)]
         with clock.on("editing"):
             parts.append(_edited(out, target))
+        with clock.on("sets of images"):
+            parts += [_ring(seed, target), _filmed(out, target)]
         speed = {"images painted": len(words), "seconds an image": clock.spent["painting"] / len(words)}
     except SfumatoError as e:
         parts += [_rendered_only(renders, str(e))]
@@ -114,9 +123,9 @@ def make(out: Path, seed: int = 0, device: str = "auto") -> tuple[Path, float]:
     with clock.on("rendering"):
         parts += [_truth(target), _counterfactuals(target), _orbit(target)]
     parts.append(_foot(clock, speed, target))
-    page = out / "index.html"
-    write_text(page, page_of("".join(parts)))
-    return page, round(time.perf_counter() - began, 1)
+    file = out / "index.html"
+    write_text(file, page_of("".join(parts)))
+    return file, round(time.perf_counter() - began, 1)
 
 
 def _plainly(stated: Said) -> Said:
@@ -241,10 +250,57 @@ def _edited(out: Path, device: torch.device) -> str:
         figures.append(figure(edited, f"“{escape(edit.instruction)}”"))
         figures.append(figure(pictures.picture(truth), "as it should be"))
         asked, blend = f'--from "{source}" --to "{target}"', f"--blend {' '.join(words)} {BLEND}"
-        commands.append(f"sfumato edit photo.png {asked} --guidance {EDITING:g} prompt-to-prompt {blend}\n")
+        commands.append(f"sfumato edit photo.png {asked} --guidance {EDITING:g} prompt-to-prompt {blend}")
     about = "A picture file is inverted, and painted again from other words; its layout is kept, and what lies around."
-    body = row(*figures) + f"<pre><code>{escape(''.join(commands))}</code></pre>\n"
-    return section("A picture edited by words", about, body)
+    return section("A picture edited by words", about, row(*figures) + _code(*commands))
+
+
+def _ring(seed: int, device: torch.device) -> str:
+    """A panorama that closes."""
+    model = load("stilllife", device=device)
+    options = {"ring": True, "stride": RING_STRIDE, "steps": SET_STEPS, "guide": GUIDANCE}
+    (strip,) = panorama(model, RING, [seed], RING_SIZE, **options).pictures
+    height, width = RING_SIZE
+    about = (
+        f"<i>{escape(RING[0].upper() + RING[1:])}</i>, all around: the model sees a square at a time, and the squares "
+        "agree where they overlap, also across the seam. It was never shown a picture of this shape, and draws its cubes "
+        "into each other."
+    )
+    command = f'sfumato panorama "{RING}" --size {width}x{height} --ring --stride {RING_STRIDE} --steps {SET_STEPS}'
+    return section("A picture without an end", about, page.ring(strip, RING) + _code(command))
+
+
+def _filmed(out: Path, device: torch.device) -> str:
+    """A clip edited by words, beside the render of what it should have become. Frames that are there stay."""
+    edit = change.counterfactual(CLIP, EDITS[0])
+    before, after = (_clip(scene, device) for scene in (edit.before, edit.after))
+    footage = Footage(videos.opened(videos.write(before, out / "clip")))
+    source, target = edit.captions
+    asked = PictureEdit(source, target, Direct(steps=SET_STEPS), [PromptToPrompt()], EDITING)
+    model = load("stilllife", device=device)
+    edited = edit_video(model, VideoEdit(footage, asked), out / "clip-edited", settings={"model": "stilllife"})
+    sides = {
+        "the frames of clip/": before,
+        f"“{escape(edit.instruction)}”": list(videos.opened(edited.frames).frames()),
+        "as it should be": after,
+    }
+    body = row(*(page.clip(frames, words, words) for words, frames in sides.items()))
+    about = f"{CLIP_FRAMES} frames, each inverted and painted again from other words; what is shared keeps its place."
+    asked_of = f'--from "{source}" --to "{target}" --steps {SET_STEPS} --guidance {EDITING:g}'
+    command = f"sfumato video clip {asked_of} --invert direct prompt-to-prompt"
+    return section("A clip edited by words", about, body + _code(command))
+
+
+def _clip(scene: Scene, device: torch.device) -> list[Picture]:
+    """A scene whose thing moves to the right and turns."""
+    (thing,) = scene.things
+    scenes = moves.between(scene, replace(scene, things=(replace(thing, x=-thing.x, yaw=50.0),)), CLIP_FRAMES)
+    return [pictures.picture(image) for image in render(scenes, device=device).images]
+
+
+def _code(*commands: str) -> str:
+    lines = "\n".join(commands)
+    return f"<pre><code>{escape(lines)}\n</code></pre>\n"
 
 
 def _rendered_only(renders: Tensor, reason: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sfumato.core import denoising
 from sfumato.core.backbone import Backbone
@@ -37,6 +37,16 @@ class Generated:
     """Of clips their frames; the pictures show them side by side."""
 
 
+class Keeper(Protocol):
+    """Where images are kept as they come, so that a run that was stopped goes on behind them."""
+
+    def found(self, seed: int) -> Picture | None:
+        """The image of a seed, if it is there."""
+        ...
+
+    def keep(self, seed: int, picture: Picture) -> None: ...
+
+
 def generate(
     model: Backbone,
     prompt: str,
@@ -53,11 +63,12 @@ def generate(
     attention: bool = False,
     together: int | None = None,
     preview_every: int = 0,
+    keeper: Keeper | None = None,
     on_progress: Listener | None = None,
 ) -> Generated:
     """An image a seed, or a clip of so many ``frames``, at most so many ``together`` (8 unless said).
 
-    ``preview_every`` counts steps; of windows (``views``) there is no preview.
+    ``preview_every`` counts steps; of windows (``views``) there is no preview. What ``keeper`` has is not painted.
 
     The rest is ``denoise``'s, which raises ``SfumatoError`` for what it refuses before the first image is painted.
     """
@@ -71,13 +82,16 @@ def generate(
     if memory is not None and denoising.plan(model, [prompt] * together, **options).bytes > memory:
         together = 1
     planned = denoising.plan(model, [prompt] * together, memory=memory, **options)
-    painted: list[Picture] = []
+    painted = [None if keeper is None else keeper.found(seed) for seed in seeds]
+    missing = [i for i, picture in enumerate(painted) if picture is None]
     looked: list[Picture] = []
     films: list[tuple[Picture, ...]] = []
     more = {"memory": memory, "callback": previewing(0 if views else preview_every)}
     with heard(on_progress), progress("images", len(seeds)) as advance:
-        for first in range(0, len(seeds), together):
-            some = list(seeds[first : first + together])
+        advance(len(seeds) - len(missing))
+        for first in range(0, len(missing), together):
+            places = missing[first : first + together]
+            some = [seeds[i] for i in places]
             out = denoising.denoise(model, [prompt] * len(some), seed=some, **more, **options)
             images = [pictures.picture(image) for image in out.images]
             if watch is not None:
@@ -85,6 +99,9 @@ def generate(
             if frames > 1:
                 films += [tuple(images[i : i + frames]) for i in range(0, len(images), frames)]
                 images = [pictures.grid(film) for film in films[-len(some) :]]
-            painted += images
+            for i, picture in zip(places, images, strict=True):
+                painted[i] = picture
+                if keeper is not None:
+                    keeper.keep(seeds[i], picture)
             advance(len(some))
-    return Generated(tuple(painted), tuple(looked), planned, tuple(films))
+    return Generated(tuple(filter(None, painted)), tuple(looked), planned, tuple(films))

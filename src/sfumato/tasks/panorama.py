@@ -16,7 +16,7 @@ from sfumato.core.views import Ring, Tiles
 from sfumato.errors import SfumatoError
 from sfumato.io.progress import Listener
 from sfumato.tasks import generate as images
-from sfumato.tasks.generate import Generated
+from sfumato.tasks.generate import Generated, Keeper
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ def panorama(
     steps: int = 30,
     stepper: Stepper | None = None,
     memory: int | None = None,
+    keeper: Keeper | None = None,
     on_progress: Listener | None = None,
 ) -> Generated:
     """A panorama a seed, of this height and width; one after the other. A ``ring`` is closed from noise to pixels, a
@@ -110,7 +111,7 @@ def panorama(
     Raises ``SfumatoError`` as ``canvas`` and ``denoise`` do, before the first is painted.
     """
     seen = canvas(model, size, ring, stride, sphere, feather)
-    options: dict[str, Any] = {"guide": guide, "steps": steps, "stepper": stepper, "memory": memory}
+    options: dict[str, Any] = {"guide": guide, "steps": steps, "stepper": stepper, "memory": memory, "keeper": keeper}
     return images.generate(
         model, prompt, seeds, methods=methods, together=1, on_progress=on_progress, **options, **seen
     )

@@ -1,0 +1,125 @@
+"""Ctrl-C in the middle of a run: one line, nothing half written, what is finished stays, the same command goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
+
+from sfumato.media import video as videos
+from sfumato.tasks import video as video_task
+
+COMMON = ("--steps", 2, "--device", "cpu", "--out", "out")
+COMMANDS = {
+    "panorama": ("panorama", "a red cube", "--size", "256x128", "--stride", 16, "--n", 2, *COMMON),
+    "illusion": ("illusion", "a red cube", "a red duck", "--n", 2, *COMMON),
+    "views": ("views", "a red cube", "--views", "front,back", "--n", 2, *COMMON),
+    "video": ("video", "clip", "--from", "a red cube", "--to", "a blue cube", "--chunk", 2, *COMMON, "sdedit"),
+}
+
+
+@pytest.fixture
+def stop(monkeypatch) -> Callable[[int], None]:
+    """From the ``n``-th prediction of the network on each is met by a SIGINT; never, for none."""
+    forward, calls, at = UNet2DConditionModel.forward, [0], [0]
+
+    def interrupted(self, *args, **kwargs):
+        calls[0] += 1
+        if calls[0] == at[0]:
+            os.kill(os.getpid(), signal.SIGINT)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", interrupted)
+
+    def after(n: int) -> None:
+        calls[0], at[0] = 0, n
+
+    return after
+
+
+@pytest.fixture
+def clip(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dice = np.random.default_rng(0)
+    frames = [Image.fromarray(dice.integers(0, 256, (48, 48, 3), np.uint8)) for _ in range(4)]
+    return videos.write(frames, tmp_path / "clip")
+
+
+def files(folder) -> dict[str, bytes]:
+    """Pictures and what else there is, without the records of what they are of."""
+    return {p.name: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".json"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_run_that_is_stopped_is_one_line_and_goes_on(run, here, clip, stop, tmp_path, name):
+    out = tmp_path / "out"
+    stop(2)
+    code, said, err = run(*COMMANDS[name])
+    lines = [line for line in err.splitlines() if not line.startswith("note: ")]
+    assert (code, said, lines) == (130, "", ["sfumato: stopped"])
+    assert not files(out)
+    stop(0)
+    code, _, err = run(*COMMANDS[name])
+    assert code == 0 and "were there" not in err, err
+    assert files(out) and not [p for p in out.rglob(".*") if p.suffix != ".json"]
+
+
+def test_panoramas_that_are_finished_stay_and_are_not_painted_again(run, here, clip, stop, tmp_path):
+    command, out = COMMANDS["panorama"], tmp_path / "out"
+    assert run(*command)[0] == 0
+    whole = files(out)
+    assert sorted(whole) == ["a-red-cube-0.png", "a-red-cube-1.png", "a-red-cube.png"]
+    for file in out.iterdir():
+        file.unlink()
+    stop(4)  # the second one's last step
+    assert run(*command)[0] == 130 and files(out) == {"a-red-cube-0.png": whole["a-red-cube-0.png"]}
+    assert not (out / ".a-red-cube-1.panorama.json").exists()
+    stop(3)  # there is less left
+    code, _, err = run(*command)
+    assert code == 0 and "a-red-cube-0.png was there" in err and files(out) == whole
+    stop(0)
+    code, _, err = run(*command, "--seed", 1, "--guidance", 3)
+    assert code == 0 and "was there" not in err and "a-red-cube-1.2.png" in files(out), "of other settings"
+
+
+def test_frames_that_are_finished_stay(run, here, clip, monkeypatch, tmp_path):
+    command, out = COMMANDS["video"], tmp_path / "out"
+    assert run(*command)[0] == 0
+    whole = files(out)
+    assert sorted(whole) == [f"0000{i}.png" for i in range(4)]
+    (out / "00002.png").unlink(), (out / "00003.png").unlink()
+    edits, calls = video_task.run_edits, []
+
+    def second(*args, **kwargs):
+        calls.append(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        return edits(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(video_task, "run_edits", second)
+        code, _, err = run(*command)
+    assert (code, len(calls)) == (130, 1) and err.endswith("sfumato: stopped\n")
+    assert sorted(files(out)) == ["00000.png", "00001.png"]
+    code, _, err = run(*command)
+    assert code == 0 and "2 of 4 frames were there" in err and files(out) == whole
+
+
+def test_shapes_that_are_stopped_leave_nothing(run, here, monkeypatch, stop, tmp_path):
+    trimesh = pytest.importorskip("trimesh")
+    monkeypatch.chdir(tmp_path)
+    trimesh.creation.box().export("box.off")
+    command = ("shapes", "box.off", "--parts", 2, "--device", "cpu", "--out", "out", "diff3f")
+    command = (*command, "--look", "shaded", "--azimuths", 0, 180, "--elevations", 0, "--size", 64)
+    stop(1)
+    code, said, err = run(*command)
+    assert (code, said) == (130, "") and err.endswith("sfumato: stopped\n") and err.count("\n") == 1
+    assert not files(tmp_path / "out")
+    stop(0)
+    assert run(*command)[0] == 0 and len(files(tmp_path / "out")) == 2
+    assert torch.is_grad_enabled()
