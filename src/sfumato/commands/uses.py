@@ -3,7 +3,7 @@
 | option | is read by |
 | --- | --- |
 | ``--box`` (generate, panorama, edit, video, show plan) | methods with a layout that is not given behind their word |
-| ``--mask`` (edit, video) | inpainting checkpoints, which need it; methods with a mask that is not given behind their word |
+| ``--mask`` (edit, video) | inpainting checkpoints, which need it; methods with a mask that none is behind |
 | ``--appearance`` (edit) | methods that take a picture's looks; these go without the command's ``--guidance`` |
 | ``--looks`` (edit) | ``--appearance`` |
 | ``--invert`` (edit, video) | methods without a start of their own |
