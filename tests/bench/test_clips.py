@@ -84,7 +84,7 @@ class Studied(clips.ClipSession):
     def cases(self):
         return [clips.case(np.random.default_rng(4), "recolour", 7, frames=3, size=32)]
 
-    model = SimpleNamespace(encode=lambda x: x, decode=lambda x: 0.9 * x + 0.02 * torch.rand(x.shape))
+    model = SimpleNamespace(encode=lambda x: x, decode=lambda x: x + 0.1 * torch.rand(x.shape))
     oracle = SimpleNamespace(read=list)
 
 
