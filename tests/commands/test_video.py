@@ -131,6 +131,9 @@ def test_frames_are_steered_by_those_of_another_video(run, here, gif, tmp_path):
     """However many are painted together; another video is another result, which is not taken for the first one."""
     torch.manual_seed(0)
     randomised(network := weights.module("depth"))
+    for name, weight in network.named_parameters():
+        if "controlnet_cond_embedding" in name:  # behind so many small layers its picture would hardly matter
+            torch.nn.init.normal_(weight, std=0.5)
     network.save_pretrained(tmp_path / "control")
     dice = np.random.default_rng(1)
     for name in ("one", "other"):

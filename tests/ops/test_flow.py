@@ -49,3 +49,29 @@ def test_a_pair_s_flow_is_its_own_whatever_is_found_beside_it():
     frames = torch.cat([wide[:1], Similarity(0.02, 0.0)(wide[:1]), 0.1 * wide[1:]])[..., 6:-6, 6:-6].clamp(0, 1)
     both, alone = flow.found(frames), flow.found(frames[:2])
     assert torch.equal(both.forward[:1], alone.forward) and torch.equal(both.gone[:1], alone.gone)
+
+
+def test_what_is_lost_leaves_or_comes_back_elsewhere():
+    def way(x: float, y: float) -> torch.Tensor:
+        return torch.tensor([float(x), float(y)]).view(1, 2, 1, 1).expand(1, 2, 12, 16)
+
+    leaves = flow._lost(way(3, -2), way(-3, 2))[0]
+    wanted = torch.zeros(12, 16, dtype=torch.bool)
+    wanted[:, -3:] = wanted[:2] = True
+    assert torch.equal(leaves, wanted)
+    # one is said to come back where it is within a hundredth of both ways' squares and a half
+    for there, back, lost in ((3, -2, True), (3, -2.25, False), (30, -25, True), (30, -26, False)):
+        wide = flow._lost(way(there, 0).repeat(1, 1, 1, 8), way(back, 0).repeat(1, 1, 1, 8))[0, :, :90]
+        assert bool(wide.all() if lost else not wide.any()), (there, back)
+
+
+@pytest.mark.parametrize("iterations", [5, 16])
+def test_a_long_way_is_found_from_coarse_to_fine_and_what_goes_out_is_gone(iterations):
+    wide = blur(torch.rand(1, 3, 84, 140, generator=torch.Generator().manual_seed(0)), 5.0) * 9 - 4
+    wide[:, 0] = 0.5  # all colours count
+    frames = torch.cat([wide, Similarity(12 / 140, 0.0)(wide)])[..., 10:-10, 20:-20]
+    found = flow.found(frames, iterations)  # of a pixel at most, at each of three sizes
+    away = found.forward[:, 10:-10, 10:-30] * torch.tensor([100.0, 64.0]) - torch.tensor([12.0, 0.0])
+    assert away.norm(dim=-1).median() < 0.2
+    assert found.gone[..., -8:].float().mean() > 0.9 and found.gone[..., 10:-30].float().mean() < 0.1
+    assert found.new[..., :8].float().mean() > 0.9 and found.new[..., 30:-10].float().mean() < 0.1

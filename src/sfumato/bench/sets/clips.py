@@ -56,7 +56,7 @@ PER_FRAME = ("SDEdit", "Plug-and-Play", "Prompt-to-Prompt", "InstructPix2Pix")
 """Editing in which nothing of a frame depends on another."""
 BESIDE = {
     "Plug-and-Play, TokenFlow": "Plug-and-Play",
-    "Plug-and-Play, TokenFlow, shared noise": "Plug-and-Play",
+    "Plug-and-Play, TokenFlow, shared noise": "Plug-and-Play, shared noise",
     "Prompt-to-Prompt, TokenFlow": "Prompt-to-Prompt",
     "CSD-Edit": "InstructPix2Pix",
 }

@@ -11,7 +11,8 @@ source's tokens as that attention gets them. Edits need a technique beside it th
 published ``PlugAndPlay()`` in the same run, with a start by ``Direct``. It follows the paper where the code does not:
 frames are blended between the keyframes on both sides of them, not with the earlier one alone, from wherever those were
 drawn and not as if in the middle of their stretch; weights go to 1 at a keyframe (theirs are a sigmoid's, of 0.5 to
-0.73); no frame beyond a multiple of 8 is dropped, the last stretch is shorter. Keyframes are not predicted twice: in
+0.73); no frame beyond a multiple of 8 is dropped, the last stretch is shorter. Theirs carries the source's tokens as
+well; here the source is left as it is. Keyframes are not predicted twice: in
 one pass they are what they would be in one of their own.
 
 Needs: image->image queries, keys and values, and the source's tokens; attention is computed of keyframes alone, fused.
