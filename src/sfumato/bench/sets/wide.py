@@ -82,8 +82,8 @@ def cases(session: Session) -> list[Case]:
             for scene in (edit.before, edit.after)
         )
         thing = edit.after.things[0]
-        said = [f"a {scene.things[0].colour} {thing.kind} on {scene.ground}" for scene in (edit.before, edit.after)]
-        out.append(Case(said[0], said[1], thing.kind, thing.colour, before, after, int(rng.integers(2**30))))
+        words = [f"a {scene.things[0].colour} {thing.kind} on {scene.ground}" for scene in (edit.before, edit.after)]
+        out.append(Case(words[0], words[1], thing.kind, thing.colour, before, after, int(rng.integers(2**30))))
     return out
 
 
