@@ -164,3 +164,11 @@ def test_what_no_camera_sees_is_nowhere():
     cameras = Cameras(around([0], [0], 3.0).poses, 0.1)
     seen = rasterise(*(x + 2 if x.is_floating_point() else x for x in cube(0.2)), cameras, 16)
     assert not seen.there.any() and seen.depth.isinf().all() and (seen.normal == 0).all()
+
+
+def test_of_faces_at_one_depth_the_first_has_the_pixel():
+    vertices, faces = cube()
+    seen = rasterise(vertices, faces.repeat(3, 1), around([30], [20], 3.0), 24)
+    once = rasterise(vertices, faces, around([30], [20], 3.0), 24)
+    assert once.there.sum() > 50 and torch.equal(seen.face, once.face)
+    assert torch.equal(seen.within, once.within) and torch.equal(seen.normal, once.normal)

@@ -41,8 +41,8 @@ def views(
     template: Annotated[str, tyro.conf.arg(metavar="TEXT", help="What each view reads.")] = "{view} view of {prompt}",
     contrast: Annotated[
         float,
-        tyro.conf.arg(help="How far each view is guided away from its opposite's words; a half more time, at 0 none."),
-    ] = 12.0,
+        tyro.conf.arg(help="How far front, back, left and right are guided away from their opposites' words; 0: not."),
+    ] = 0.0,
     grid: Annotated[
         bool,
         tyro.conf.arg(help="Paint the views as tiles of one picture, for models that know pictures of that size."),
@@ -74,6 +74,8 @@ def views(
     limit, asked = painting.checked(n, steps, seed, memory, guidance), size_of(size)
     if not 0 <= contrast <= 100:
         raise SfumatoError(f"--contrast is a number from 0 to 100, got {contrast:g}")
+    if contrast and grid:
+        raise SfumatoError("--contrast is of views that are a set, and --grid paints one picture; leave one out")
     place = painting.Place.of("views", out, prompt, one=False)
 
     quiet()
@@ -97,7 +99,7 @@ def views(
         "prompt": prompt,
         "views": views,
         "template": template,
-        **({"grid": True} if grid else {"contrast": contrast}),
+        **({"grid": True} if grid else {"contrast": contrast} if contrast else {}),
         "negative": negative,
         "steps": steps,
         "guidance": guidance,

@@ -32,9 +32,8 @@ TEMPLATE = "{view} view of {prompt}"
 COLUMNS = 2  # 2 x 2 of four (TextMesh), 3 x 2 of six (Zero123++)
 STILL_LIFE = {"left": "side", "right": "side", "top": "overhead", "above": "overhead"}
 """Views that its captions have another word for."""
-OPPOSITE = {"front": "back", "back": "front", "left": "right", "right": "left", "side": "front"}
+OPPOSITE = {"front": "back", "back": "front", "left": "right", "right": "left"}
 """What a view's words are held against."""
-CONTRAST = 12.0
 
 
 def words_of(model: Backbone, prompt: str, views: Sequence[str], template: str = TEMPLATE) -> tuple[str, ...]:
@@ -89,7 +88,7 @@ def paint_views(
     size: tuple[int, int] | None = None,
     methods: Sequence[Method] = (EXTENDED,),
     guide: Guide | Scales = 5.0,
-    contrast: float = CONTRAST,
+    contrast: float = 0.0,
     memory: int | None = None,
     on_progress: Listener | None = None,
     **options: Any,

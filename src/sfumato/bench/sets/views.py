@@ -31,6 +31,7 @@ from sfumato.tasks.views import Viewed, paint_grid, paint_views
 
 STEPS, GUIDANCE = 30, 7.5
 VIEWS = ("front", "right", "back", "left")
+CONTRAST = 6.0
 TURNS = ("turn", "flip", "circle:135")
 
 MEANINGS = {
@@ -92,15 +93,13 @@ def viewed(readings: Sequence[Reading], kind: str, colour: str) -> Row:
 
 
 def identity(session: Session) -> Mapping[str, Figure]:
-    """Views of things with a front: as a set, without what makes it one or what tells its views, as a grid, apart."""
+    """Views of things with a front: as a set, also away from their opposites' words, as a grid, apart."""
     kinds = [kind for kind in TRAINED if KINDS[kind].mark is not None]
-    alone: dict[str, Any] = {"methods": ()}
     ways: dict[str, Callable[..., Viewed]] = {
         "set": paint_views,
-        "set, no contrast": partial(paint_views, contrast=0.0),
-        "contrast alone": partial(paint_views, **alone),
+        "set, contrast": partial(paint_views, contrast=CONTRAST),
         "grid": paint_grid,
-        "apart": partial(paint_views, contrast=0.0, **alone),
+        "apart": partial(paint_views, methods=()),
     }
     found: dict[str, dict[str, Row]] = {name: {} for name in ways}
     images: dict[str, list[Tensor]] = {name: [] for name in found}
