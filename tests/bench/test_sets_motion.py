@@ -42,7 +42,7 @@ def test_what_moves_is_measured_and_followed():
     noise = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     shaking = motion.judged(noise, [reading("cube")] * 4, None)
     assert row["flow"] == pytest.approx(1.5, rel=0.2) and still["flow"] < 0.01 and row["success"] is None
-    assert row["warp_error"] < 0.1 * row["change"] and row["followed"] > 0.8 > 0.3 > shaking["followed"]
+    assert row["warp_error"] < 0.1 * row["change"] and row["followed"] > 0.7 > 0.3 > shaking["followed"]
 
 
 def test_without_an_adapter_it_is_skipped_in_one_line(monkeypatch):

@@ -93,7 +93,7 @@ def test_every_second_clip_has_noise_in_common():
     noise = motion.alike(own, common, 0)
     assert torch.equal(noise[0], own[0]) and noise.var().sub(1).abs() < 0.02
     along = (noise[1, 0] * noise[1, 1]).mean()
-    assert abs(along - motion.SHARED) < 0.03 and torch.equal(motion.alike(own, common, 1)[1], own[1])
+    assert abs(along - 0.5) < 0.03 and torch.equal(motion.alike(own, common, 1)[1], own[1])
 
 
 @pytest.mark.slow
@@ -120,6 +120,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_and_leaves_the_unet(tmp_pat
         assert torch.equal(value, whole.state_dict()[key]), key
     changed = [k for k, v in weights(first, moves=True).items() if not torch.equal(v, whole.state_dict()[k])]
     assert any("proj_out" in key for key in changed)
+    assert all(each.at.tolist() == [[0, 2, 4]] * 2 for each in motion.instants(whole))  # it learnt when frames are
+    assert all(each.at is None for each in motion.instants(ema))
 
 
 @pytest.mark.slow
