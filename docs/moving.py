@@ -40,6 +40,7 @@ from sfumato.methods.sets import (
 )
 from sfumato.stilllife import moves
 from sfumato.stilllife.scene import Camera, Scene, Thing
+from sfumato.tasks.illusion import illusion, view_of
 from sfumato.tasks.panorama import panorama
 from sfumato.tasks.views import paint_views
 
@@ -150,6 +151,13 @@ def painted(prompt: str, ring: bool) -> Picture:
     return panorama(model(), prompt, [SEED], (128, 512), **options).pictures[0]
 
 
+def anagram(view: str, *prompts: str) -> Film:
+    """From what a picture is to what it is in another view, and back to the beginning."""
+    made = illusion(model(), (prompts[0], prompts[1]), view_of(view), [SEED], guide=7.5)
+    frames = made.film(0)[8:]  # it holds its beginning; here that lasts longer
+    return Film(frames, [1500, *[60] * (len(frames) - 2), 1500])
+
+
 def turned() -> Film:
     """Views of one thing, one after the other."""
     (views,) = paint_views(model(), "a red robot", ["front", "right", "back", "left"], [2], steps=STEPS).views
@@ -174,6 +182,7 @@ MADE: dict[str, Callable[[], Film]] = {
     ),
     "style-aligned": lambda: together(StyleAligned(), ("a pencil sketch of a red cube on grass", "a duck", "a mug")),
     "consi-story": lambda: together(ConsiStory("duck"), ("a duck on grass", "a duck on sand", "a duck at night")),
+    "illusion": partial(anagram, "turn", "a green robot on sand", "a green house on sand"),
     "views": turned,
 }
 

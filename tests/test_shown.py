@@ -74,3 +74,13 @@ def test_every_picture_is_shown_on_a_page():
     text = "\n".join(p.read_text(encoding="utf-8") for p in pages)
     files = [p.relative_to(DOCS / "images").as_posix() for p in (DOCS / "images").rglob("*") if p.is_file()]
     assert files and not [name for name in files if f"images/{name}" not in text and not name.startswith("ducks/")]
+
+
+def test_every_moving_picture_is_one_that_is_made_and_moves(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    made = runpy.run_path(str(DOCS / "moving.py"))["MADE"]
+    files = sorted((DOCS / "images" / "moving").iterdir())
+    assert {file.stem for file in files} <= set(made)
+    for file in files:
+        with Image.open(file) as found:
+            assert found.n_frames >= 4 and found.info["loop"] == 0, file.name

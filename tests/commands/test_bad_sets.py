@@ -77,3 +77,8 @@ def test_a_frame_alone_is_a_video_and_so_is_a_pixel(run, here, folder, name):
     assert code == 0, err
     (file,) = Path("out").glob("*.png")
     assert Image.open(file).size == Image.open(Path(name) / "00000.png").size
+
+
+def test_the_help_names_a_sequence_as_it_is_typed(run):
+    code, out, _ = run("video", "--help")
+    assert code == 0 and "shot-%04d.png" in out and "%%" not in out

@@ -263,8 +263,8 @@ def _ring(seed: int, device: torch.device) -> str:
     height, width = RING_SIZE
     about = (
         f"<i>{escape(RING[0].upper() + RING[1:])}</i>, all around: the model sees a square at a time, and the squares "
-        "agree where they overlap, also across the seam. It was never shown a picture of this shape, and draws its cubes "
-        "into each other."
+        "agree where they overlap, also across the seam. It was never shown a picture of this shape, and draws "
+        "its cubes into each other."
     )
     command = f'sfumato panorama "{RING}" --size {width}x{height} --ring --stride {RING_STRIDE} --steps {SET_STEPS}'
     return section("A picture without an end", about, page.ring(strip, RING) + _code(command))
