@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -206,7 +206,7 @@ def null_text(session: CoreSession) -> Mapping[str, Figure]:
     return {"null_text_psnr": figure, "null_text_seconds": ours / theirs}
 
 
-def plain_null_text(model: Any, track: tuple[Tensor, ...], prompt: str) -> list[Tensor]:
+def plain_null_text(model: Any, track: Sequence[Tensor], prompt: str) -> list[Tensor]:
     """The published loop, straight: one image, both texts predicted again after a fit, the weights' gradients too."""
     levels = model.schedule.levels(STEPS)
     cond, text = model.embed([prompt]).text, model.embed([""]).text.clone()

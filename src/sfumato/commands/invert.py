@@ -85,9 +85,9 @@ def invert(
     stem = kept.named(out, "invert", "-inverted.png", image.stem, kept.settings_of(given))
     sheet = pictures.write(beside, out / f"{stem}-inverted.png", words)
     tensors = {"start": path.latents, "image": path.image}
-    tensors |= {"track": torch.stack(path.track)} if path.track else {}
-    tensors |= {"uncond": torch.stack(path.uncond)} if path.uncond else {}
-    tensors |= {"noises": torch.stack(path.noises)} if path.noises else {}
+    tensors |= {"track": torch.stack([*path.track])} if path.track else {}
+    tensors |= {"uncond": torch.stack([*path.uncond])} if path.uncond else {}
+    tensors |= {"noises": torch.stack([*path.noises])} if path.noises else {}
     file = out / f"{stem}-path.safetensors"
     save_tensors(file, tensors, {k: str(v) for k, v in words.items()})
     figures = {"psnr": done.psnr, "psnr_vae": done.psnr_best}

@@ -51,6 +51,6 @@ def about(described: Any, kind: Any) -> About:
 
 def asked(requires: Requires) -> tuple[str, ...]:
     """What a method requires, in words; nothing for one that takes any run."""
-    told = [f for f in fields(requires) if f.name not in ("who", "set", "groups")]  # these refuse nothing
-    unusual = [f.name for f in told if getattr(requires, f.name) != f.default]
+    named = [f for f in fields(requires) if f.name not in ("who", "set", "groups")]  # these refuse nothing
+    unusual = [f.name for f in named if getattr(requires, f.name) != f.default]
     return tuple(_ASKED[name] for name in unusual)

@@ -3,7 +3,7 @@
 Where frames are by themselves, those of a part are the images of one run: beyond a part nothing is held in memory, and
 what was stopped goes on behind the frames that are there. Where a method looks across them all are one run, whose
 latents are in memory and whose frames go through the network a part at a time (``sfumato.core.groups``); their way back
-to noise lies on disk meanwhile, with the step that the run is at, so that it goes on there (``_Work``).
+to noise lies on disk meanwhile, with the step that the run is at, so that it goes on there.
 """
 
 from __future__ import annotations
@@ -325,9 +325,7 @@ def _read(files: Iterable[File], name: str, step: int | None = None) -> Tensor:
     return torch.cat(parts)
 
 
-def _inverted(
-    model: Backbone, asked: VideoEdit, edit: PictureEdit, place: File
-) -> tuple[Path | None, tuple[File, ...]]:
+def _inverted(model: Backbone, asked: VideoEdit, edit: PictureEdit, place: File) -> Path:
     """The path of all frames, found a part at a time into files; those that are there stay."""
     from safetensors.torch import save_file
 
