@@ -55,7 +55,7 @@ def opposites(model: Backbone, prompt: str, views: Sequence[str], template: str 
 
 def seeds_of(seed: int, views: int) -> list[int]:
     """Of a set's images: the first has the set's own, and no two sets' are the same."""
-    return [seed + k * 2**40 for k in range(views)]
+    return [seed, *((seed + k * 2**40) % 2**63 for k in range(1, views))]
 
 
 def grid_of(views: int) -> tuple[int, int]:
