@@ -9,9 +9,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, randomised
+from families import FAMILIES, controlnet, randomised
 from PIL import Image
 
+from sfumato.backbones.controlnets import ControlNet
 from sfumato.backbones.load import family
 from sfumato.core.method import Method, Phases, Requires, Run
 from sfumato.core.steppers import DDIM
@@ -24,7 +25,9 @@ from sfumato.methods.edit import InstructPix2Pix, PlugAndPlay, PromptToPrompt, S
 from sfumato.methods.edit.prompt_to_prompt import LocalBlend
 from sfumato.methods.sets import FateZero, Pix2Video, SharedAttention, TokenFlow
 from sfumato.methods.sets.noise import Independent, Mixed, Progressive, Shared, Translated
+from sfumato.prompts.layout import Mask
 from sfumato.tasks.edit import PictureEdit, run_edits
+from sfumato.tasks.frames import Aligned, Reads
 from sfumato.tasks.video import Footage, VideoEdit, beside, edit_video, price, spoken
 
 SOURCE, TARGET = "a red cube on grass", "a blue duck on grass"
@@ -246,6 +249,29 @@ def test_parts_of_a_video_see_each_other(model, tmp_path, start, methods):
     edit_video(model, plain, tmp_path / "plain")
     assert np.abs(pixels(tmp_path / "plain") - whole).max() > 1
     assert not (tmp_path / "3" / ".work").exists()
+
+
+def test_each_frame_of_a_run_is_steered_by_its_own_picture(model, tmp_path):
+    """As in the edit of as many pictures, also where a few go through the network together."""
+    network = controlnet("sd", model.network)
+
+    def steer(net, shown):
+        return net.given(lambda cond: replace(cond, controls=(ControlNet(network, shown[0]),)))
+
+    def control(i: int) -> Image.Image:
+        return Image.fromarray(np.random.default_rng(90 + i).integers(0, 256, (32, 36, 3), np.uint8))
+
+    reads = Reads((Aligned(lambda: map(control, range(9))),), steer)
+    asked = across(tmp_path, (SharedAttention("first"),), chunk=3, reads=reads)
+    edit_video(model, asked, tmp_path / "3")
+    fitted = asked.fitted(model, asked.footage.frames())
+    net = reads.given(model, range(7), fitted)
+    whole = np.stack([np.asarray(f, int) for f in run_edits(net, fitted, {"": asked.edit})[""].edited.pictures])
+    assert np.abs(pixels(tmp_path / "3") - whole).max() <= 1
+    net = reads.given(model, [0] * 7, fitted)
+    first = np.stack([np.asarray(f, int) for f in run_edits(net, fitted, {"": asked.edit})[""].edited.pictures])
+    assert np.abs(first - whole).max() > 1
+    assert not replace(asked, reads=Reads(mask=Mask(torch.ones(32, 36, dtype=torch.bool)))).streamed
 
 
 class Halted(Exception):

@@ -93,7 +93,7 @@ class ControlNet:
     def _unet(self, model: Any, x: Tensor, t: Tensor, cond: Cond) -> Mapping[str, Any]:
         network, dtype, config = self.network, dtype_of(self.network), self.network.config
         image = self._fitted(x, 2 ** (len(config.conditioning_embedding_out_channels) - 1))
-        image = cond.spread(image.to(x.device, dtype))
+        image = cond.spread(image).to(x.device, dtype)
         more: dict[str, Any] = {"controlnet_cond": image, "conditioning_scale": self.scale, "return_dict": False}
         if self.mode is not None:
             kind = torch.zeros(len(x), config.num_control_type).to(x.device, dtype)
@@ -118,14 +118,14 @@ class ControlNet:
             inputs["encoder_hidden_states"] = None
         if network.pos_embed is None:
             inputs["hidden_states"] = model.network.pos_embed(inputs["hidden_states"])
-        image = cond.spread(image.to(inputs["pooled_projections"]))
+        image = cond.spread(image).to(inputs["pooled_projections"])
         return {"block_controlnet_hidden_states": network(**inputs, controlnet_cond=image, **self._options)[0]}
 
     def _flux(self, model: Any, x: Tensor, t: Tensor, cond: Cond) -> Mapping[str, Any]:
         network, inputs = self.network, model.inputs(self.network, x, t, cond)
         hinted = network.input_hint_block is not None  # XLabs'
         image = self._fitted(x, 8) * 2 - 1 if hinted else packed(self._encoded(model, x))
-        image = cond.spread(image.to(inputs["hidden_states"]))
+        image = cond.spread(image).to(inputs["hidden_states"])
         mode = None if self.mode is None else torch.full((len(x), 1), self.mode, device=x.device)
         double, single = network(**inputs, controlnet_cond=image, controlnet_mode=mode, **self._options)
         found = {"controlnet_block_samples": double, "controlnet_single_block_samples": single}

@@ -112,8 +112,8 @@ class VideoEdit:
 
     @property
     def streamed(self) -> bool:
-        """Are all frames one run, because something looks across them?"""
-        sets = any(method.requires.set for method in self._all)
+        """Are all frames one run, because something looks across them? With a mask they are seen a part at a time."""
+        sets = any(method.requires.set for method in self._all) and self.reads.mask is None
         return sets and all(method.requires.groups for method in self._all)
 
     @property
@@ -208,6 +208,7 @@ def price(model: Backbone, asked: VideoEdit, memory: int | None = None) -> Cost:
         # of each stream what a step has and makes, and of each condition its prediction
         streams, conditions = len(plan.run.rows.streams), len(plan.run.rows.conditions)
         held = frames * path.image.nbytes * (2 + streams * (2 * conditions + 8))
+        held += frames * fitted[0].pixels.nbytes * len(asked.reads.controls)
         work = frames * sum(x.nbytes for x in _tensors(path).values())
     return Cost(frames, runs, each * painted, each * painted * seconds, plan.bytes, disk, held, work)
 
@@ -336,7 +337,7 @@ def _inverted(model: Backbone, asked: VideoEdit, edit: PictureEdit, place: File)
         if path is None:
             path = _rehearsed(model, edit, fitted[0])[0]
         if not files[-1].exists():
-            net = model.with_noises(Numbered(asked.noises, numbers))
+            net = asked.reads.given(model.with_noises(Numbered(asked.noises, numbers)), numbers, fitted)
             found = invert(net, torch.stack([one.pixels for one in fitted]), edit.source, edit.start)
             with atomic(files[-1]) as part:
                 save_file({n: x.detach().cpu().contiguous().clone() for n, x in _tensors(found).items()}, part)
@@ -371,6 +372,9 @@ def _together(
     path = _inverted(model, asked, edit, work)
     count = len(path.prompts)
     net = model.with_noises(Numbered(asked.noises, tuple(range(count))))
+    if asked.reads.controls:
+        fitted = [one for _, some in asked.parts() for one in asked.fitted(model, some)]
+        net = asked.reads.given(net, range(count), fitted)
     prompts = {stream: [prompt] * count for stream, prompt in edit.prompts.items()}
     mark = Mark(work / "step.safetensors", key)
     options = {"guide": edit.guide(model), "seed": asked.seed, "memory": memory, "group": asked.chunk, "mark": mark}
