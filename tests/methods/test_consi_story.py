@@ -250,3 +250,17 @@ def test_features_of_a_transformer_are_those_of_half_its_depth(models):
     model = models("sd3")
     run = Run(model, {"main": ("a cube", "a cube")}, Rows(("main",), ("cond",), 2), 50, (16, 16))
     assert described(run, 0.5) == up_block(model, 1)
+
+
+def test_maps_of_the_last_steps_say_where_the_subject_is(sd):
+    run = Run(sd, {"main": tuple(PROMPTS[:2])}, Rows(("main",), ("cond",), 2), 5, (8, 8))
+    where, level = _Subject(run, ConsiStory("cube")), sd.schedule.at(500)
+    site = next(s for s in sd.sites if "image->text" in s.pairs)
+    maps = torch.rand(3, 2, site.grid((8, 8))[0] ** 2, sd.text_tokens, generator=torch.Generator().manual_seed(0))
+    for i in range(3):
+        step = Step(i, level, level, torch.zeros(2, 4, 8, 8), run, None)
+        step.maps[where.need] = {site: {("main", "cond"): maps[i]}}
+        where.note(step)
+    at = [spans(sd.words(prompt), "cube") for prompt in PROMPTS[:2]]
+    seen = torch.stack([torch.stack([m[r][:, at[r]].mean(-1) for r in range(2)]) for m in maps[1:]])  # 0.4 of 5 steps
+    torch.testing.assert_close(torch.stack(where.maps["main"]).flatten(2), seen)
