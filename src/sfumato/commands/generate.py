@@ -40,10 +40,7 @@ from sfumato.tasks.chain import Chain
 
 
 def generate(
-    prompt: Annotated[
-        tyro.conf.Positional[str],
-        tyro.conf.arg(metavar="PROMPT", help="What to paint, in quotes; for Stable Video Diffusion a picture's file."),
-    ],
+    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT", help="What to paint, in quotes.")],
     *,
     negative: Negative = "",
     n: Annotated[int, tyro.conf.arg(help="Images; image i is painted from seed + i.")] = 4,
@@ -78,6 +75,8 @@ def generate(
     chain: tyro.conf.Suppress[tyro.conf.Fixed[Chain]] = chains.NONE,
 ) -> None:
     """Paint images from a sentence, as PNGs that carry the sentence, the seed and the settings.
+
+    Stable Video Diffusion reads no words: its prompt is the file of a picture, from which a clip goes on.
 
     Methods come last, joined by +, each with options of its own: see sfumato generate METHOD --help, and sfumato show
     methods for what they are.

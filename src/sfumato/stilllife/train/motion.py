@@ -42,6 +42,7 @@ SHARED = 0.5  # variance that the frames' noise has in common, in half of the cl
 DOWN, UP = 2, 3  # finest levels with modules, on the way down and up
 ALIKE = 0.7  # of features that a query and a key begin with
 LOUD = 4.0  # times its own size, what the last layer reads: so much faster it learns than the others
+REPORT = "motion-run"  # beside the page on the adapter, which is written by hand
 USES = 8  # clips drawn a new geometry; each has ``DRESSES`` appearances, forwards and backwards
 
 Draw = Callable[[int, int], tuple[Tensor, Tensor, Tensor]]
@@ -54,7 +55,9 @@ def run(args: Options) -> None:
     out, model = args.place("motion"), moving(base)
     ema = learnt(model, drawing(args, load_frozen(args, device)), args)
     ema.save_motion_modules(str(out / "final"))
-    print(f"motion: written to {out / 'final'}, {loop.report('motion', args, {'motion': ema}, _batch(args), {})}")
+    learned = nn.ParameterList(p for p in model.parameters() if p.requires_grad)
+    told = loop.report(REPORT, replace(args, out=out), {"motion": learned}, _batch(args), {})
+    print(f"motion: written to {out / 'final'}, {told}")
 
 
 def _batch(args: Options) -> int:
