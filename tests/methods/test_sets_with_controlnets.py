@@ -15,6 +15,7 @@ from sfumato.backbones.controlnets import ControlNet
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.method import Method
+from sfumato.core.views import Tiles
 from sfumato.methods.edit import PlugAndPlay, PromptToPrompt
 from sfumato.methods.sets import FateZero, Pix2Video, SharedAttention, Text2VideoZero, TokenFlow
 
@@ -120,3 +121,19 @@ def test_frames_keep_the_depth_of_a_clip():
             ]
         )
     assert error["with"] < error["without"] / 4, error
+
+
+def test_windows_are_steered_by_the_picture_of_their_image(steered):
+    """Two canvases of one run, each with a picture: what each would be with its picture alone."""
+    model, network = steered("sd")
+    shown, prompts = pictures()[:2], ["a red cube", "a duck"]
+    options: dict[str, Any] = {"steps": 2, "guide": 3.0, "size": (128, 192), "views": Tiles(8)}
+
+    def wide(prompts: list[str], seed: int, shown: Tensor) -> Tensor:
+        return denoise(model, prompts, seed=seed, controls=[ControlNet(network, shown)], **options).latents
+
+    both = wide(prompts, 5, shown)
+    for i in range(2):
+        torch.testing.assert_close(
+            both[i : i + 1], wide(prompts[i : i + 1], 5 + i, shown[i : i + 1]), atol=1e-4, rtol=1e-4
+        )

@@ -36,6 +36,8 @@ class Cond:
     """What each token of the text counts where images attend to it; None: all the same."""
     frames: int = 1
     """How many rows one after the other are the frames of a clip."""
+    views: int = 1
+    """How many rows one after the other are views of one image."""
     numbers: tuple[int, ...] | None = None
     """Which images of a stream these rows are of, where not all go through the network at once."""
 
@@ -74,6 +76,8 @@ class Cond:
         """One image for all rows, or one an image of each stream and condition. ``SfumatoError`` for other numbers."""
         if self.numbers is not None and len(images) > 1:
             images = images[list(self.numbers)]
+        if len(images) > 1:
+            images = images.repeat_interleave(self.views, 0)
         times, rest = divmod(len(self), len(images))
         if rest:
             raise SfumatoError(f"{len(self)} rows of conditions take as many images or one for all, got {len(images)}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from sfumato.core import plan as plans
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
-from sfumato.core.fusing import Canvas, seeing
+from sfumato.core.fusing import Canvas, Together, seeing
 from sfumato.core.gradients import gradients
 from sfumato.core.groups import Group
 from sfumato.core.guidance import CFG, Guide, Scales, guided
@@ -268,6 +268,7 @@ def _prepared(
     views, canvas = (None, None) if seen is None else (seen.given, seen.grid)
     if seen is not None:
         cond, rows, grid = cond if own else cond.repeat(seen.count), seen.rows(rows), seen.window
+        cond = replace(cond, views=1 if isinstance(seen, Together) else seen.count)
         if seen.apart:
             each = own or [p for p in prompts for _ in range(seen.count)]
             streams = {n: tuple(each[i * rows.each : (i + 1) * rows.each]) for i, n in enumerate(streams)}
