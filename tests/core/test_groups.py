@@ -53,7 +53,7 @@ UNETS = {
 }
 CASES = {**ALONE, **EDITS, **UNETS}
 FAST = ("sd",)
-OF_JOINT = [("sd3", name) for name in ("chain", "fate-zero by a word", "token-flow")]
+OF_JOINT = [("sd3", name) for name in ("chain", "token-flow")]
 SLOW = ("sd2", "sdxl", "deepfloyd", "pixart", "flux", "sd3")
 
 
@@ -189,7 +189,7 @@ def test_the_same_words_are_read_once_and_mean_the_same(models, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("name", ["first", "chain", "token-flow"])
+@pytest.mark.parametrize("name", [pytest.param("first", marks=pytest.mark.slow), "chain", "token-flow"])
 def test_of_each_image_there_are_latents_and_no_more(models, name):
     """By torch's own account of each allocation: of eight images more, what a step has of each (x, and the prediction
     of both conditions, of each stream; what it starts from), and of TokenFlow an eighth of a keyframe's tokens."""
