@@ -23,6 +23,7 @@ def test_it_writes_both_views_and_a_film(run, here, tiny, tmp_path):
     found = json.loads(out)["images"]
     assert code == 0 and [row["seed"] for row in found] == [5, 6]
     for row in found:
+        assert row["image"].endswith(f"-{row['seed']}.png")
         upright, other = (np.asarray(Image.open(row[which]), int) for which in ("image", "other"))
         assert upright.shape == (64, 64, 3) and abs(upright[::-1, ::-1] - other).max() <= 1
         film = Image.open(row["film"])
