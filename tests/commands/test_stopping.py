@@ -88,6 +88,17 @@ def test_panoramas_that_are_finished_stay_and_are_not_painted_again(run, here, c
     assert code == 0 and "was there" not in err and "a-red-cube-1.2.png" in files(out), "of other settings"
 
 
+def test_illusions_that_are_there_are_not_painted_again(run, here, clip, stop, tmp_path):
+    command, out = COMMANDS["illusion"], tmp_path / "out"
+    assert run(*command)[0] == 0
+    whole = files(out)
+    last = next(file for file in whole if file.endswith("1.png"))
+    (out / last).unlink()
+    stop(5)  # there are two steps of one, where two take four predictions apart
+    code, _, err = run(*command)
+    assert code == 0 and err.count(" was there") == 1 and files(out) == whole
+
+
 def test_frames_that_are_finished_stay(run, here, clip, monkeypatch, tmp_path):
     command, out = COMMANDS["video"], tmp_path / "out"
     assert run(*command)[0] == 0

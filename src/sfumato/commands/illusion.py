@@ -94,11 +94,6 @@ def illusion(
     steps, guidance = suited(net, steps, 7.5 if guidance is None and net.distilled is None else guidance)
     note_guidance(net, guidance, negative)
     how = Sampling()
-    painted = task.illusion(
-        net, (prompt, other), looked, range(seed, seed + n), fuse=None if fuse == "auto" else fuse,
-        methods=chain.given(seed=seed).of(height, width).methods, guide=how.guide(net, guidance, negative),
-        steps=steps, size=(height, width), stepper=how.made(net), memory=limit,
-    )  # fmt: skip
     settings = {
         "prompt": prompt,
         "other": other,
@@ -111,6 +106,12 @@ def illusion(
         "model": model,
         **({"methods": " + ".join(map(repr, chain.items))} if chain.items else {}),
     }
+    painted = task.illusion(
+        net, (prompt, other), looked, range(seed, seed + n), fuse=None if fuse == "auto" else fuse,
+        methods=chain.given(seed=seed).of(height, width).methods, guide=how.guide(net, guidance, negative),
+        steps=steps, size=(height, width), stepper=how.made(net), memory=limit,
+        keeper=painting.Finished(place, settings, given, chain),
+    )  # fmt: skip
     rows: list[dict[str, Any]] = []
     for i, name in enumerate(place.names(n, seed, given, chain)):
         own = {**settings, "seed": seed + i}
