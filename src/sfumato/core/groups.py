@@ -63,7 +63,7 @@ def turns(reads: Sequence[Sequence[Sequence[int]]], images: int, size: int) -> t
         if len(ring) > size:
             raise SfumatoError(
                 f"{len(ring)} images read each other in every layer, so they go through the network together, and a "
-                f"group is of {size}; take groups of {len(ring)}, or let fewer be read"
+                f"group is of {size}; take groups of {len(ring)} (--chunk), or let fewer be read"
             )
         if not sets or len(sets[-1]) + len(ring) > size:
             sets.append([])
