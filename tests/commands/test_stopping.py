@@ -24,6 +24,14 @@ COMMANDS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """As on a terminal: what runs in the background may begin with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def stop(monkeypatch) -> Callable[[int], None]:
     """From the ``n``-th prediction of the network on each is met by a SIGINT; never, for none."""

@@ -12,7 +12,15 @@ from sfumato.core.denoising import denoise, plan
 
 APART = {"llm-grounded": {"frozen": 0.0, "transfer": 0.0}}
 """Settings without runs of a method's own, whose plans are their own."""
-BOUNDS = {"consi-story", "fate-zero: word", "masactrl: masks", "spatial-temporal", "structured-diffusion", "token-flow"}
+BOUNDS = {
+    "consi-story",
+    "consi-story: queries",
+    "fate-zero: word",
+    "masactrl: masks",
+    "spatial-temporal",
+    "structured-diffusion",
+    "token-flow",
+}
 """Methods with handlers that need what the step has found by then; their plans say at most."""
 
 

@@ -18,6 +18,7 @@ from sfumato.errors import SfumatoError
 from sfumato.inversion import Inversion, invert
 
 AGAIN = {
+    "consi-story: queries",
     "fate-zero: word",
     "feature-transfer: guided",
     "masactrl: masks",
@@ -27,6 +28,13 @@ AGAIN = {
 }
 """Other settings of methods that are here."""
 NAMES = [name for name in ROWS if name not in AGAIN]
+WHOLE = (
+    "sees whole images",
+    "works by an image's words, and each view has its own",
+    "views are tiles or a ring of it",
+    "regions are of one canvas",
+)
+"""Why a method does not go with one that brings views of its own."""
 PHASES = ("cond", "before", "denoised", "noise", "after")
 
 
@@ -52,6 +60,20 @@ class Together:
 
     def starts(self, name: str) -> bool:
         return isinstance(ROWS[name].settings(self.models(ROWS[name].families[0])), Inversion)
+
+    def viewed(self, family: str, *names: str) -> bool:
+        """Does one bring views of its own?"""
+        return any(ROWS[name].settings(self.models(family)).alone() is not None for name in names)
+
+    def apart(self, family: str, a: str, b: str) -> bool:
+        """Does one bring views of its own that the other does not go with, and says so?"""
+        if not self.viewed(family, a, b):
+            return False
+        try:
+            self.painted(family, a, b)
+        except SfumatoError as e:
+            return any(reason in str(e) for reason in WHOLE)
+        return False
 
     def around(self, family: str, name: str) -> str:
         """The method, if it has rows of its own in the guidance: others may write those as well."""
@@ -143,6 +165,8 @@ def test_pairs_go_together_unless_they_write_the_same(together, exact, first):
         if a != first or not shared or (together.starts(a) and together.starts(b)):
             continue  # of two that say where to start there is one
         family = shared[0]
+        if together.apart(family, a, b):
+            continue
         prompts, options = together.arguments(family, a, b)
         levels = options["start"].levels if "start" in options else range(STEPS)
         steps = len(levels)
@@ -164,7 +188,8 @@ def test_pairs_go_together_unless_they_write_the_same(together, exact, first):
             continue
         out = together.painted(family, a, b)
         # within a moment of a step, the order that is asked for is the order; else there is none
-        again = out if together.moments(*of[0]) & together.moments(*of[1]) else together.painted(family, b, a)
+        ordered = together.moments(*of[0]) & together.moments(*of[1]) or together.viewed(family, a, b)
+        again = out if ordered else together.painted(family, b, a)
         for stream in prompts:
             one, two = out[stream].latents, again[stream].latents
             assert one.isfinite().all(), (a, b)

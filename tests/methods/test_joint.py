@@ -371,7 +371,8 @@ def test_what_words_count_is_kept_in_merged_joint_attention(models, name):
         denoise(model, prompt, methods=[MergeAttendDiffuse(1.0)], **options).latents
         for prompt in ("a red cube", "a (red:1.0) cube", "a (red:0.0) cube")
     ]
-    assert torch.equal(out[0], out[1]) and (out[0] - out[2]).abs().max() > 1e-5
+    effect = (out[0] - out[2]).abs().max()
+    assert effect > 1e-5 and (out[0] - out[1]).abs().max() < 0.05 * effect
     if name == "flux":
         del options["views"]
         whole = denoise(model, "a (red:0.0) cube", **options).latents

@@ -88,7 +88,8 @@ def generate(
     films: list[tuple[Picture, ...]] = []
     more = {"memory": memory, "callback": previewing(0 if views else preview_every)}
     with heard(on_progress), progress("images", len(seeds)) as advance:
-        advance(len(seeds) - len(missing))
+        if len(missing) < len(seeds):
+            advance(len(seeds) - len(missing))
         for first in range(0, len(missing), together):
             places = missing[first : first + together]
             some = [seeds[i] for i in places]

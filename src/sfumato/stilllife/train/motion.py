@@ -56,8 +56,8 @@ def run(args: Options) -> None:
     ema = learnt(model, drawing(args, load_frozen(args, device)), args)
     ema.save_motion_modules(str(out / "final"))
     learned = nn.ParameterList(p for p in model.parameters() if p.requires_grad)
-    told = loop.report(REPORT, replace(args, out=out), {"motion": learned}, _batch(args), {})
-    print(f"motion: written to {out / 'final'}, {told}")
+    reported = loop.report(REPORT, replace(args, out=out), {"motion": learned}, _batch(args), {})
+    print(f"motion: written to {out / 'final'}, {reported}")
 
 
 def _batch(args: Options) -> int:
