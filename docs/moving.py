@@ -181,7 +181,9 @@ MADE: dict[str, Callable[[], Film]] = {
         SharedAttention("first", own=True), ("a red cube on grass", "a duck", "a mug", "a sphere")
     ),
     "style-aligned": lambda: together(StyleAligned(), ("a pencil sketch of a red cube on grass", "a duck", "a mug")),
-    "consi-story": lambda: together(ConsiStory("duck", res=0.5), ("a duck on grass", "a duck on sand", "a duck at night")),
+    "consi-story": lambda: together(
+        ConsiStory("duck", res=0.5), ("a duck on grass", "a duck on sand", "a duck at night")
+    ),
     "illusion": partial(anagram, "turn", "a green robot on sand", "a green house on sand"),
     "views": turned,
 }
