@@ -229,11 +229,12 @@ def edit_video(
     """
     began, total = time.perf_counter(), len(asked.footage)
     asked.footage.check()
-    _claim(frames, _key(asked, settings or {}))
+    key = _key(asked, settings or {})
+    _claim(frames, key)
     edit, steps, plan, count, again = asked.edit.prepared(model), 0, None, 0, 0
     with heard(on_progress), progress("editing frames", total) as advance:
         if asked.streamed:
-            return _together(model, asked, edit, frames, _key(asked, settings or {}), memory, advance, began)
+            return _together(model, asked, edit, frames, key, memory, advance, began)
         for numbers, some in asked.parts():
             new = numbers[asked.anchor and numbers[-1] >= asked.together :]
             files = {n: frames / f"{n:05d}.png" for n in new}
@@ -373,8 +374,10 @@ def _together(
     count = len(path.prompts)
     net = model.with_noises(Numbered(asked.noises, tuple(range(count))))
     if asked.reads.controls:
-        fitted = [one for _, some in asked.parts() for one in asked.fitted(model, some)]
-        net = asked.reads.given(net, range(count), fitted)
+        # frames are read for their shapes alone, and not kept while the run goes on
+        net = asked.reads.given(
+            net, range(count), [one for _, some in asked.parts() for one in asked.fitted(net, some)]
+        )
     prompts = {stream: [prompt] * count for stream, prompt in edit.prompts.items()}
     mark = Mark(work / "step.safetensors", key)
     options = {"guide": edit.guide(model), "seed": asked.seed, "memory": memory, "group": asked.chunk, "mark": mark}
