@@ -89,10 +89,12 @@ class Place:
 
     def names(self, n: int, seed: int, given: Mapping[str, Any], *chains: Chain) -> Iterator[str]:
         """Of so many pictures, an own one each; each is claimed when it is asked for."""
-        every = {**settings_of(dict(given), chains), "n": None}
-        for own in range(seed, seed + n):
-            stem = f"{self.stem}-{own}"
-            yield stem if self.file else self._named(stem, {**every, "seed": own})
+        return (self.name(own, given, *chains) for own in range(seed, seed + n))
+
+    def name(self, seed: int, given: Mapping[str, Any], *chains: Chain) -> str:
+        """Of the picture of a seed."""
+        stem = f"{self.stem}-{seed}"
+        return stem if self.file else self._named(stem, {**settings_of(dict(given), chains), "n": None, "seed": seed})
 
     def _named(self, stem: str, settings: dict[str, Any]) -> str:
         return kept.named(self.folder, self.command, ".png", stem, settings)
@@ -129,9 +131,7 @@ class Finished:
         """None where ``--out`` is one file, which holds no record of what it is of."""
         if self.place.file:
             return None
-        own = {**settings_of(dict(self.given), [self.chain]), "n": None, "seed": seed}
-        name = kept.named(self.place.folder, self.place.command, ".png", f"{self.place.stem}-{seed}", own)
-        return self.place.folder / f"{name}.png"
+        return self.place.folder / f"{self.place.name(seed, self.given, self.chain)}.png"
 
 
 def files_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
