@@ -16,13 +16,13 @@ from sfumato.scene.fields import Field, Matter, Voxels
 from sfumato.scene.mesh import check, chosen_level, cleaned, closed, inner, pieces, sampled, surface, vertex_normals
 from sfumato.scene.regions import Box, Region, Space
 
-AWAY = Box((1.0, -2.0, 3.0), 1.5)
+UNIT, AWAY = Box(), Box((1.0, -2.0, 3.0), 1.5)
 
 
 class Balls(Field):
     """Balls (x, y, z, radius) of a density, whose border has a width; colours are places."""
 
-    def __init__(self, *balls: tuple[float, float, float, float], region: Region = Box(), dense=60.0, soft=0.02):
+    def __init__(self, *balls: tuple[float, float, float, float], region: Region = UNIT, dense=60.0, soft=0.02):
         super().__init__()
         self.region, self.balls, self.dense, self.soft = region, torch.tensor(balls), dense, soft
 
@@ -110,9 +110,9 @@ def test_of_all_space_the_cube_is_taken_that_is_not_drawn_near():
 
 
 def test_what_has_no_surface_is_refused():
-    with pytest.raises(SfumatoError, match="empty or nearly so, no ray .* more than 0 %"):
+    with pytest.raises(SfumatoError, match=r"empty or nearly so, no ray .* more than 0 %"):
         surface(Balls((0.0, 0.0, 0.0, 0.5), dense=1e-4), 16)
-    with pytest.raises(SfumatoError, match="at most 60.* level is 70"):
+    with pytest.raises(SfumatoError, match=r"at most 60.* level is 70"):
         surface(Balls((0.0, 0.0, 0.0, 0.5)), 16, 70.0)
     with pytest.raises(SfumatoError, match="100 % of the region"):
         surface(Balls((0.0, 0.0, 0.0, 9.0)), 16)

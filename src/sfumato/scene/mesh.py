@@ -1,13 +1,13 @@
 """From a field to a closed surface: marching cubes at a level that the field itself chooses, and a check of the result.
 
 By ``scikit-image`` (the ``3d`` extra), which is imported when a surface is made. Density is read in blocks at the
-middles of a grid's cells; around the grid nothing is, so that what reaches its border is closed there. Between two cells
-the surface lies by the part of light that a cell stops, 1 - 2^(-density / level), which is one half at the level and
-does not move outwards where matter is very dense.
+middles of a grid's cells; around the grid nothing is, so that what reaches its border is closed there. Between two
+cells the surface lies by the part of light that a cell stops, 1 - 2^(-density / level), which is one half at the level
+and does not move outwards where matter is very dense.
 
-threestudio's "auto" level, the mean of what is above 0, is the usual cause of empty meshes and of meshes with holes. Here
-rays are cast through the field from a few sides, and the level is the one whose first crossings agree best with what the
-rays show: where there is something, and how far away.
+threestudio's "auto" level, the mean of what is above 0, is the usual cause of empty meshes and of meshes with holes.
+Here rays are cast through the field from a few sides, and the level is the one whose first crossings agree best with
+what the rays show: where there is something, and how far away.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from torch import Tensor
 
 from sfumato.errors import SfumatoError, finite
 from sfumato.media.meshes import Mesh, areas
-from sfumato.scene import volume
 from sfumato.scene.cameras import Pinholes, Rays, orbit
 from sfumato.scene.fields import Field
 from sfumato.scene.regions import Box, Region
@@ -76,8 +75,8 @@ def surface(
 ) -> Surface:
     """The surface of a field on ``resolution`` cells a side of ``box``, or of the field's own region.
 
-    ``level``: of density, one that the field chooses if not given. ``least``: pieces whose area is a smaller part of the
-    largest piece's are floaters and left out, as are walls of hollows, which nobody sees.
+    ``level``: of density, one that the field chooses if not given. ``least``: pieces whose area is a smaller part of
+    the largest piece's are floaters and left out, as are walls of hollows, which nobody sees.
 
     Raises ``SfumatoError`` for a field without a surface: one that is empty, full, or not finite.
     """
@@ -134,7 +133,7 @@ def inner(region: Region) -> Box:
 
 @torch.no_grad()
 def sampled(field: Field, box: Box, resolution: int) -> Float[Tensor, "x y z"]:
-    """Density at the middles of cells, on the CPU; the axes are the world's. ``SfumatoError`` for what is not finite."""
+    """Density at the middles of cells, on the CPU, along the world's axes. ``SfumatoError`` where it is not finite."""
     device = next(field.parameters(), torch.zeros(())).device
     at = ((torch.arange(resolution) + 0.5) / resolution * 2 - 1) * box.half
     x, y, z = (at + c for c in box.centre)
@@ -162,8 +161,8 @@ def chosen_level(field: Field, box: Box, cameras: Pinholes | None = None, sample
     """The level of density whose surface shows what the field shows, from cameras around the box.
 
     Of each ray: whether more than half of its light is stopped, and where half of it is. Of a level: whether density
-    ever is above it, and where first. What is least is 1 - IoU of the silhouettes plus the mean difference of those
-    places, in sides of the box. Of equals the geometric middle is taken.
+    ever is above it, and where first. Of the levels whose silhouettes have nearly the best IoU, the one is taken for
+    which 1 - IoU plus the mean difference of those places, in sides of the box, is least; of equals the middle one.
     """
     if cameras is None:
         high, low = (orbit(4, (40, 40), elevation=e, distance=4.2 * box.half, fov=46, target=box.centre, first=f)
@@ -202,6 +201,7 @@ def chosen_level(field: Field, box: Box, cameras: Pinholes | None = None, sample
         errors.append(1 - iou + (float(apart.mean()) / (2 * box.half) if len(apart) else 1.0))
         ious.append(iou)
     error = torch.tensor(errors)
+    error[torch.tensor(ious) < 0.9 * max(ious)] = torch.inf
     good = (error <= error.min() + 2e-3).nonzero()[:, 0].tolist()
     best = good[len(good) // 2]
     return Choice(levels[best], ious[best])
