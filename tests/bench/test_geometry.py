@@ -53,7 +53,7 @@ def test_the_true_mesh_has_the_renderers_silhouettes_and_depths():
 def test_a_perfect_field_is_right_and_its_depth_is_along_the_ray():
     scene = FieldScene(Solids(SCENE), sampling=Sampling(128))
     found = geometry(scene, true_mesh(SCENE, 64), unseen(true_mesh(SCENE, 32), 1, 64))
-    assert found["iou"] > 0.93 and found["depth"] < 0.005
+    assert found["iou"] > 0.93 and found["depth"] < 0.01  # a sample a hundredth of the way
 
 
 def test_what_is_moved_larger_or_elsewhere_is_wrong():
