@@ -101,7 +101,7 @@ class Updating(Problem):
 
     def loss(self, step: int) -> Float[Tensor, ""]:
         self._next = self._renewed(step)
-        self.scene.at_step(self.fraction) if hasattr(self.scene, "at_step") else None  # type: ignore[attr-defined]
+        self.scene.at_step(self.fraction)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         rng = generator(self.seed, step)
         device = next(self.scene.parameters()).device
         h, w = self.cameras.size
@@ -146,11 +146,3 @@ class Updating(Problem):
     def restore(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         self.views = state["views"]["images"].to(self.views)
         self.edited = int(state["views"]["edited"])
-
-
-def unevenness(scene: Generator) -> Float[Tensor, ""]:
-    """Mean squared difference of neighbouring cells of a dense grid; 0 of other fields."""
-    grid = getattr(getattr(scene, "field", None), "grid", None)
-    if grid is None:
-        return next(scene.parameters()).new_zeros(())
-    return torch.stack([grid.diff(dim=k).square().mean() for k in (2, 3, 4)]).sum()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from sfumato.distill import Distillation, Images, distil
 from sfumato.distill.generators import Generator
 from sfumato.distill.loop import Gradient, Now
 from sfumato.errors import SfumatoError, unknown
-from sfumato.inversion import Inversion, invert
+from sfumato.inversion import EditFriendly, Inversion, invert
 from sfumato.inversion.path import noise_of
 from sfumato.io.progress import Listener, heard, show
 from sfumato.learning.loop import learn
@@ -34,7 +34,12 @@ from sfumato.methods.edit.delta_denoising import CLEAN, Descent
 from sfumato.methods.edit.instruct_pix2pix import InstructPix2Pix
 from sfumato.scene.cameras import Pinholes
 from sfumato.scene.capture import Capture
-from sfumato.scene.updating import Turns, Updating, unevenness
+from sfumato.scene.fields import Voxels
+from sfumato.scene.regions import Space
+from sfumato.scene.regularisers import total_variation
+from sfumato.scene.render import FieldScene, Sampling
+from sfumato.scene.updating import Turns, Updating
+from sfumato.tasks import recipes
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -62,7 +67,7 @@ class Noised:
     """
 
     instruction: str
-    method: InstructPix2Pix = InstructPix2Pix(steps=20)
+    method: InstructPix2Pix = field(default_factory=lambda: InstructPix2Pix(steps=20))
     guidance: float | None = None
     least: float = 0.02
     most: float = 0.98
@@ -74,7 +79,7 @@ class Noised:
         with torch.no_grad():
             image = model.encode(seen.to(model.device))
         noisy = add_noise(image, noise_of(model, image, seed).to(image), levels[0])
-        path = replace(shown, latents=noisy, levels=levels, image=image, track=())
+        path = replace(shown, latents=noisy, levels=levels, image=image, track=(image,) * (len(levels) + 1))
         guide = self.method.guide(model, self.guidance)
         return denoise(model, {"target": [self.instruction] * len(photos)}, start=path, guide=guide, seed=seed)[
             "target"
@@ -114,7 +119,7 @@ class SceneEdit:
 
     editor: Editor | Distillation
     """What edits views; or a gradient that moves the scene itself, whose prompt is ``target``."""
-    turns: Turns = Turns()
+    turns: Turns = field(default_factory=Turns)
     steps: int = 600
     """Of the scene; of a distillation as well."""
     rate: float = 0.1
@@ -131,17 +136,19 @@ def scene_edit(
     instruction: str = "",
     source: str = "",
     target: str = "",
+    model: str = "",
     guidance: float | None = None,
     image_scale: float | None = None,
     together: int = 16,
     every: int | None = None,
-    steps: int | None = None,
+    steps: int = 600,
     edit_steps: int | None = None,
 ) -> SceneEdit:
     """A published way to edit, by its word, of an instruction or of what the scene shows and should show.
 
-    Of Instruct-NeRF2NeRF one view is edited every 10 steps, of CSD-Edit ``together`` every 2000 as published; a run
-    that is shorter than that has its turns evenly, each view once. Raises ``SfumatoError`` for words that are missing.
+    Of Instruct-NeRF2NeRF one view is edited every 10 steps, of CSD-Edit ``together`` every 2000 as published; of a run
+    that has not that many steps, so that each view has its turn in the first half. ``model``: the name of the model,
+    whose recipes are followed where there are some. Raises ``SfumatoError`` for words that are missing.
     """
     if word not in METHODS:
         raise unknown("way to edit a scene", word, METHODS)
@@ -151,26 +158,48 @@ def scene_edit(
         raise SfumatoError(f"{word} needs {needs}: what the scene shows, and what it should show")
     if word == "instruct-nerf2nerf" and not instruction:
         raise SfumatoError("instruct-nerf2nerf does what an instruction says, such as 'make it blue'")
-    steps = 600 if steps is None else steps
-    scale = {} if image_scale is None else {"image_scale": image_scale}
+    suits = recipes_of(model)
     if word in ("dds", "sdi"):
-        own = {} if guidance is None else {"guidance": guidance}
-        method = DeltaScore(source=source, **own) if word == "dds" else ScoreDistillationViaInversion(**own)
+        method = DeltaScore(source=source) if word == "dds" else ScoreDistillationViaInversion()
+        method = method if guidance is None else replace(method, guidance=guidance)
         return SceneEdit(method, steps=steps, target=target, rate=0.05)
+    scale = {} if image_scale is None else {"image_scale": image_scale}
+    count = {} if edit_steps is None else {"steps": edit_steps}
     if word == "instruct-nerf2nerf":
-        method = InstructPix2Pix(steps=edit_steps or 20, **scale)
-        return SceneEdit(Noised(instruction, method, guidance), Turns(1, every or 10), steps)
+        method, guides = suits(InstructPix2Pix(), steps=20)
+        return SceneEdit(
+            Noised(instruction, replace(method, **scale, **count), guides if guidance is None else guidance),
+            Turns(1, every or 10), steps,
+        )  # fmt: skip
     if word == "csd-edit":
-        how = CollaborativeEditing(**scale) if edit_steps is None else CollaborativeEditing(steps=edit_steps, **scale)
-        editor = Pictures(instruction or target, how, source, guidance=guidance)
-        return SceneEdit(editor, Turns(together, every or 2000), steps)
-    if instruction:
-        editor = Pictures(instruction, InstructPix2Pix(steps=edit_steps or 100, **scale), guidance=guidance)
+        how, guides = suits(CollaborativeEditing())
+    elif instruction:
+        how, guides = suits(InstructPix2Pix())
     else:
-        from sfumato.inversion import EditFriendly
+        how, guides = suits(EditFriendly(steps=50))
+    guides = None if word == "csd-edit" and instruction else guides
+    editor = Pictures(
+        instruction or target, replace(how, **(scale if hasattr(how, "image_scale") else {}), **count), source,
+        guidance=guides if guidance is None else guidance,
+    )  # fmt: skip
+    turns = Turns(together, every or 2000) if word == "csd-edit" else Turns(8, 1, 1)
+    return SceneEdit(editor, turns, steps)
 
-        editor = Pictures(target, EditFriendly(steps=edit_steps or 50), source, guidance=guidance)
-    return SceneEdit(editor, Turns(8, 1, 1), steps)
+
+def recipes_of(model: str) -> Callable[..., tuple[Any, float | None]]:
+    """A method as it suits a model, and its guidance; as published, where nothing is known."""
+
+    def suits(method: Any, **settings: Any) -> tuple[Any, float | None]:
+        of = {InstructPix2Pix: "instruct-pix2pix", CollaborativeEditing: "collaborative-editing"}
+        if not model.startswith("stilllife"):
+            return replace(method, **settings), None
+        if type(method) not in of:
+            return replace(method, **settings), recipes.EDITING
+        word = of[type(method)]
+        found = recipes.find(word, "stilllife-instruct" if word == "instruct-pix2pix" else "stilllife")
+        return replace(found.method, **settings), found.guidance
+
+    return suits
 
 
 @dataclass(frozen=True)
@@ -213,14 +242,15 @@ def edit_scene(
             method = _OfViews(edit.editor, model, capture, edit.views)
             distil(
                 model, scene, edit.target, method, edit.steps, optimiser=_adam(edit.rate), viewpoints=method.views,
-                regularisers=(lambda _: edit.smooth * unevenness(scene),), seed=seed, keep=keep, every=every,
+                regularisers=(lambda rendering: smooth(edit.smooth)(scene),), seed=seed, keep=keep, every=every,
                 watch=film if frame_every else None,
             )  # fmt: skip
             views, count = scene.view(capture.cameras).images, edit.steps * edit.views  # pyright: ignore
         else:
             problem = Updating(
-                scene, capture.cameras, capture.images, _renewing(model, capture, edit.editor, seed), edit.turns, seed,
-                masks=masks, counted=capture.masks, losses=(lambda s: edit.smooth * unevenness(s),),
+                scene, capture.cameras, capture.images, _renewing(model, capture, edit.editor, seed),
+                within(edit.turns, len(capture), edit.steps), seed,
+                masks=masks, counted=capture.masks, losses=(smooth(edit.smooth),),
                 watch=film if frame_every else None,
             )  # fmt: skip
             mark = f"{edit!r} of {len(capture)} views, seed {seed}, model {model.name} {about}"
@@ -229,8 +259,52 @@ def edit_scene(
     return EditedScene(scene, views, count, tuple(film.frames), time.perf_counter() - began)
 
 
+SIDES, FIRST_STEPS = (16, 32, 64), 400
+"""Cells of the grid that is fitted to photographs, coarse to fine; a quarter of the steps for all but the last."""
+
+
+def first_scene(
+    capture: Capture, *, steps: int = FIRST_STEPS, sides: Sequence[int] = SIDES, seed: int = 0, rate: float = 1.0,
+    keep: Path | None = None, about: str = "", every: int = 50,
+) -> FieldScene:  # fmt: skip
+    """A scene that shows the capture as it is: a dense grid of all of space, first of few cells."""
+    middle, away = capture.middle, (capture.cameras.eyes - capture.middle).norm(dim=-1)
+    region = Space(tuple(middle.tolist()), 0.4 * float(away.min()))  # pyright: ignore[reportArgumentType]
+    scene = FieldScene(Voxels(sides[0], region=region), sampling=Sampling(64, 1.0))
+    few = max(1, steps // (len(sides) + 1))
+    for i, side in enumerate(sides):
+        scene = FieldScene(scene.field.refined(side), scene.background, scene.sampling) if i else scene  # pyright: ignore
+        last = side == sides[-1]
+        problem = Updating(
+            scene, capture.cameras, capture.images, seed=seed + i, counted=capture.masks, losses=(smooth(0.01),)
+        )
+        learn(
+            problem, _adam(rate)(problem.groups()), steps=steps - few * i if last else few,
+            rate=(lambda own, step, part: own * 0.1**part) if last else None,
+            keep=None if keep is None else keep.with_name(f"{keep.stem}-{side}{keep.suffix}"), every=every,
+            about=f"a grid of {side} cells, {steps} steps, seed {seed} {about}",
+        )  # fmt: skip
+    return scene
+
+
+def smooth(weight: float) -> Callable[[Generator], Tensor]:
+    """A loss: the mean squared difference of neighbouring cells of a dense grid, nothing of other fields."""
+
+    def loss(scene: Generator) -> Tensor:
+        grid = getattr(getattr(scene, "field", None), "grid", None)
+        return next(scene.parameters()).new_zeros(()) if grid is None else weight * total_variation(grid)
+
+    return loss
+
+
 def _adam(rate: float) -> Callable[..., torch.optim.Optimizer]:
     return lambda groups: torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.99), eps=1e-15)
+
+
+def within(turns: Turns, views: int, steps: int) -> Turns:
+    """Turns that come often enough for each view to have one in the first half of a run."""
+    needed = -(-views // turns.views)
+    return turns if turns.every * needed <= steps else replace(turns, every=max(1, steps // 2 // needed))
 
 
 def _renewing(model: Backbone, capture: Capture, editor: Editor, seed: int) -> Callable:
