@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 BALL = 6.0
+MIDDLE = np.array([3.0, -2.0, 0.5])
 NUMBERS = {"OPENCV": 4, "PINHOLE": 1, "SIMPLE_PINHOLE": 0, "SIMPLE_RADIAL": 2, "RADIAL": 3, "OPENCV_FISHEYE": 5,
            "FULL_OPENCV": 6, "FOV": 7, "SIMPLE_RADIAL_FISHEYE": 8, "RADIAL_FISHEYE": 9}  # fmt: skip
 LENS = {"fl_x": 61.0, "fl_y": 55.0, "cx": 37.5, "cy": 22.25, "w": 68, "h": 44}
@@ -31,14 +32,14 @@ def ring(n: int = 6, seed: int = 0) -> np.ndarray:
         right /= np.linalg.norm(right)
         pose = np.eye(4)
         pose[:3, :3] = np.stack([right, np.cross(back, right), back], 1)
-        pose[:3, 3] = eye + [3.0, -2.0, 0.5]  # the middle of things is not the middle of the world
+        pose[:3, 3] = eye + MIDDLE  # the middle of things is not the middle of the world
         out.append(pose)
     return np.stack(out)
 
 
 def colour(eyes: np.ndarray, ways: np.ndarray) -> np.ndarray:
     """Of the painted ball around the middle, where rays in its world meet it, in [0, 1]."""
-    start = eyes - [3.0, -2.0, 0.5]
+    start = eyes - MIDDLE
     way = ways / np.linalg.norm(ways, axis=-1, keepdims=True)
     b, c = (start * way).sum(-1), (start**2).sum(-1) - BALL**2
     at = (start + (-b + np.sqrt(b**2 - c))[..., None] * way) / BALL
@@ -147,7 +148,7 @@ def colmap(
 
 
 def errors(capture: object) -> np.ndarray:
-    """Of each pixel of a capture that counts: how far its colour is from that of the ball where its own ray meets it."""
+    """Of each pixel of a capture that counts: how far its colour is from the ball's where its own ray meets it."""
     rays = capture.cameras.to(capture.world).rays()  # type: ignore[attr-defined]
     by = capture.world.numpy()  # type: ignore[attr-defined]
     eyes = rays.origins.numpy() @ by[:3, :3].T + by[:3, 3]

@@ -106,7 +106,7 @@ def test_missing_images_are_counted(tmp_path, capsys):
     with pytest.raises(SfumatoError, match="6 of 6 images"):
         read_capture(tmp_path)
     (tmp_path / "images").rmdir()
-    with pytest.raises(SfumatoError, match="there is no folder .*images"):
+    with pytest.raises(SfumatoError, match=r"there is no folder .*images"):
         read_capture(tmp_path)
 
 
