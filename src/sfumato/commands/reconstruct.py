@@ -89,7 +89,7 @@ def reconstruct(
     name = kept.named(out, "reconstruct", ".safetensors", f"{name}-{field}", settings)
     so_far = out / f".{name}.{kept.digest(settings)[:8]}.safetensors"
     done = task.reconstruct(found, recipe, steps=steps, held_out=held_out, seed=seed, device=place, keep=so_far)
-    about = task.about(found, done, capture=str(capture), field=field, steps=steps, seed=seed)
+    about = task.about(found, done, source=str(capture), field=field, steps=steps, seed=seed)
     files = [save_scene(out / f"{name}.safetensors", done.scene, about)]
     so_far.unlink(missing_ok=True)
     files.append(pictures.write(task.beside(done), out / f"{name}.png", {"capture": capture, "field": field}))

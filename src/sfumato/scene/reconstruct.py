@@ -29,6 +29,8 @@ from sfumato.scene.sampling import Sampling
 KINDS = {"voxels": Voxels, "hash": HashGrid, "nerf": NeRF, "residual": Residual}
 CLEAR = 0.02
 """Of images of things that are cut out, more is transparent than this; less may be borders that a lens left."""
+NEAR = 0.3
+"""Nothing is nearer, in distances of the nearest camera to the middle: what one camera sees alone becomes no mist."""
 EMPTY = 1e-3
 """A scene that fills less of its views than this has gone."""
 LOOKED = 0.1
@@ -92,11 +94,12 @@ def region_of(capture: Capture) -> Region:
 def scene_for(capture: Capture, recipe: Recipe, seed: int = 0) -> FieldScene:
     """A scene that has learned nothing yet."""
     region = region_of(capture)
-    near = 0.5 * capture.span[0]
+    away = (capture.cameras.eyes - capture.middle).norm(dim=-1)
+    near = NEAR * float(away.min()) if capture.points is None else 0.8 * capture.span[0]
     sampling = Sampling(
-        recipe.samples, near if region.bounded else near / region.radius, recipe.reach, recipe.coarse, recipe.skip
+        recipe.samples, near / region.radius if isinstance(region, Space) else near, recipe.reach, recipe.coarse, recipe.skip
     )
-    return FieldScene(_field(recipe, region, seed), Harmonic(degree=2 if not region.bounded else 0), sampling)
+    return FieldScene(_field(recipe, region, seed), Harmonic(degree=2 if isinstance(region, Space) else 0), sampling)
 
 
 def _field(recipe: Recipe, region: Region, seed: int) -> Field:
