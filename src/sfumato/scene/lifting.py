@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfumato.distill.annealing import Ramp
 from sfumato.distill.generators import Generator, Rendering
@@ -26,64 +24,44 @@ PATIENCE = 20
 """Steps one after the other in which a scene is empty, or full, before that is said."""
 
 
-class Horizon(nn.Module):
-    """What lies behind, by elevation alone: a ground and a sky that are the same all around, so that no thing is there.
-
-    A table of values at elevations from straight down to straight up, and linear between them.
-    """
-
-    def __init__(self, channels: int = 3, latent: bool = False, rows: int = 25):
-        super().__init__()
-        if rows < 2:
-            raise SfumatoError(f"a horizon is a table of two rows or more, got {rows}")
-        self.channels, self.latent, self.rows = channels, latent, rows
-        self.table = nn.Parameter(torch.zeros(rows, channels))
-
-    def forward(self, directions: Float[Tensor, "*r 3"]) -> Float[Tensor, "*r c"]:
-        place = (torch.asin(directions[..., 1].clamp(-1, 1)) / math.pi + 0.5) * (self.rows - 1)
-        row = place.detach().floor().long().clamp(0, self.rows - 2)
-        raw = torch.lerp(self.table[row], self.table[row + 1], (place - row)[..., None])
-        return raw if self.latent else raw.sigmoid()
-
-    def settings(self) -> dict[str, Any]:
-        return {"channels": self.channels, "latent": self.latent, "rows": self.rows}
-
-
 class Lifting(Generator):
     """A scene whose views are enlarged to what a model reads, and that says when it is empty, or nothing but full."""
+
+    at: Tensor
+    """The step, and for how many the scene has been empty or full; as all state it is part of a checkpoint."""
 
     def __init__(self, scene: FieldScene, steps: int, size: tuple[int, int] | None = None):
         super().__init__()
         self.scene, self.steps, self.size = scene, steps, size
         self.space = scene.space
         self.rates = {f"scene.{k}": rate for k, rate in scene.rates.items()}
+        self.register_buffer("at", torch.zeros(2, dtype=torch.long))
         self.opacity = float("nan")
         """Mean of the last views."""
-        self.step = self._odd = 0
+
+    @property
+    def step(self) -> int:
+        return int(self.at[0])
 
     def render(self, viewpoints: Any = None) -> Rendering:
+        progress = self.step / self.steps
+        self.scene.at_step(progress)
         shown = self.scene.render(viewpoints)
         if shown.alpha is not None:
             self.opacity = float(shown.alpha.detach().mean())
         images = shown.images
         if self.size is not None and images.shape[-2:] != self.size:
             images = F.interpolate(images, self.size, mode="bilinear", align_corners=False)
-        return shown._replace(images=images, extra={**shown.extra, "progress": torch.tensor(self.step / self.steps)})
-
-    def at_step(self, step: int) -> None:
-        """Which step is next: what fields show, and how losses weigh."""
-        self.step = step
-        tell = getattr(self.scene, "at_step", self.scene.field.at_step)
-        tell(step / self.steps)
+        return shown._replace(images=images, extra={**shown.extra, "progress": torch.tensor(progress)})
 
     def after_backward(self, step: int, optimisers: Optimisers) -> None:
         self.scene.after_backward(step, optimisers)
 
     def after_step(self, step: int, optimisers: Optimisers) -> None:
         self.scene.after_step(step, optimisers)
-        self.at_step(step + 1)
-        self._odd = self._odd + 1 if not EMPTY <= self.opacity <= FULL else 0
-        if self._odd >= PATIENCE:
+        odd = int(self.at[1]) + 1 if not EMPTY <= self.opacity <= FULL else 0
+        self.at = torch.tensor([step + 1, odd])
+        if odd >= PATIENCE:
             what = "empty" if self.opacity < EMPTY else "full: everything is covered"
             raise SfumatoError(
                 f"step {step}: the scene has been {what} for {PATIENCE} steps (mean opacity {self.opacity:.3f}); take "
@@ -172,20 +150,6 @@ def begun(scene: FieldScene, density: float = 10.0, radius: float = 0.5) -> Fiel
     if isinstance(grid, Tensor) and grid.ndim == 5:
         axes = [(torch.arange(n) + 0.5) / n * 2 - 1 for n in grid.shape[2:]]
         r = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0)
-        grid[0, 0] += (density * (1 - r / radius) - getattr(scene.field, "shift", 0.0)).clamp_min(-density / 2).to(grid)
+        raw = density * (1 - r / radius) - getattr(scene.field, "shift", 0.0)
+        grid[0, 0] += raw.clamp(-0.4 * density, 0.8 * density).to(grid)
     return scene
-
-
-def small(cameras: Pinholes, most: int) -> Pinholes:
-    """The same cameras with images of at most so many pixels a side."""
-    h, w = cameras.size
-    side = max(h, w)
-    return cameras if side <= most else cameras.resized(max(1, h * most // side), max(1, w * most // side))
-
-
-def watched(cameras: Pinholes, progress: float) -> Pinholes:
-    """One of cameras that stand around, as a preview turns with the run."""
-    return replace(cameras)[[round(progress * len(cameras)) % len(cameras)]]
-
-
-Watch = Callable[[int, Tensor], None]

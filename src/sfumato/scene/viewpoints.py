@@ -31,6 +31,8 @@ class Views:
     words: ViewWords = DREAMFUSION
     rng: torch.Generator | None = None
     """For samples that lie anywhere in their parts of a ray."""
+    normals: bool = False
+    """Are normals rendered as well?"""
 
     def __len__(self) -> int:
         return len(self.cameras)
@@ -80,6 +82,8 @@ class RandomCameras:
     words: ViewWords = DREAMFUSION
     hold: int = 1
     """Steps for which they stay where they are."""
+    normals: bool = False
+    """Are normals rendered as well, for losses on them?"""
 
     def __post_init__(self) -> None:
         ranges = {"azimuth": self.azimuth, "elevation": self.elevation, "distance": self.distance, "fov": self.fov}
@@ -108,7 +112,7 @@ class RandomCameras:
         up = F.normalize(torch.tensor([0.0, 1.0, 0.0]) + self.up * normal[:, 3:], dim=1)
         cameras = looking(towards(eyes, at, up).float(), _within(self.fov, u[:, 7]).float(), self.size)
         places = (tuple(cast("list[float]", x.tolist())) for x in (azimuth, elevation))
-        return Views(cameras, *places, self.words, generator(draws.seed, step, 3))
+        return Views(cameras, *places, self.words, generator(draws.seed, step, 3), self.normals)
 
 
 def _within(ends: Range, part: Tensor) -> Tensor:

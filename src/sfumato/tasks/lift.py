@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.distill import Distillation, Images, distil
+from sfumato.distill import Distillation, Images, Rendering, distil
 from sfumato.distill.loop import Regulariser
 from sfumato.errors import SfumatoError
 from sfumato.io.progress import Listener, heard, show
@@ -28,6 +28,7 @@ from sfumato.scene.fields_hash import HashGrid
 from sfumato.scene.lifting import Lifting, Ramped, SeenIn, begun
 from sfumato.scene.regions import Box
 from sfumato.scene.render import FieldScene, Sampling
+from sfumato.scene.viewpoints import RandomCameras
 from sfumato.tasks.lift_recipes import Lift, Loss
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ LOSSES: dict[Loss, Any] = {
     "z-variance": losses_of.ZVariance,
     "distortion": losses_of.Distortion,
     "convexity": losses_of.Convexity,
+    "smooth": None,
 }
 OF_NORMALS = ("orientation", "convexity")
 TURN = 8
@@ -58,6 +60,22 @@ class Given:
     mask: Float[Tensor, "h w"] | None = None
     depth: Float[Tensor, "h w"] | None = None
     weight: float = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class Smooth:
+    """The total variation of a dense grid, whatever is rendered."""
+
+    field: Field
+
+    def __repr__(self) -> str:
+        return "Smooth()"
+
+    def __call__(self, rendering: Rendering) -> Float[Tensor, ""]:
+        grid = getattr(self.field, "grid", None)
+        if not isinstance(grid, Tensor) or grid.ndim != 5:
+            raise SfumatoError("smooth is a loss on a dense grid, and this field is none; take another, such as opaque")
+        return losses_of.total_variation(grid)
 
 
 @dataclass(frozen=True)
@@ -97,7 +115,7 @@ def blank(recipe: Lift, model: Backbone, seed: int = 0) -> FieldScene:
     channels = model.channels if latent else 3
     region = Box(recipe.centre, recipe.half)
     made: Field
-    if recipe.field == "voxels":
+    if recipe.kind == "voxels":
         made = Voxels(recipe.cells, channels, region, latent)
     else:
         made = HashGrid(channels=channels, region=region, latent=latent, seed=seed, blob=10.0, blob_radius=0.5)
@@ -134,14 +152,14 @@ def lift(
     steps = recipe.steps if steps is None else steps
     scene = blank(recipe, model, seed) if scene is None else scene
     lifting = _lifting(scene, recipe, model, steps)
-    film = _Film(lifting, model, _around(recipe, TURN), frame_every, steps)
+    film = _Film(lifting, model, _around(recipe, model, TURN), frame_every, steps)
     with heard(on_progress):
         records = distil(
-            model, lifting, prompt, method or recipe.method, steps, viewpoints=_cameras(recipe),
-            regularisers=_losses(recipe, scene, given), watch=film, keep=keep, every=every, seed=seed,
+            model, lifting, prompt, method or recipe.method, steps, viewpoints=_cameras(recipe, model),
+            regularisers=_losses(recipe, model, scene, given), watch=film, keep=keep, every=every, seed=seed,
             **_options(recipe),
         )  # fmt: skip
-    cameras = _around(recipe, TURN)
+    cameras = _around(recipe, model, TURN)
     views, alpha = seen(scene, model, cameras)
     return Lifted(
         scene, cameras, views, alpha, tuple(film.frames), tuple(r.strength for r in records), _remarks(views, alpha)
@@ -157,8 +175,8 @@ def cost(model: Backbone, prompt: str, recipe: Lift, method: Distillation | None
     lifting, times = _lifting(scene, recipe, model, steps), [time.perf_counter()]
     lasting = getattr(method, "refresh", 1)
     distil(
-        model, lifting, prompt, copy.copy(method), max(2, steps) if steps < 3 else 3, viewpoints=_cameras(recipe),
-        regularisers=_losses(recipe, scene, given), watch=lambda *_: times.append(time.perf_counter()),
+        model, lifting, prompt, copy.copy(method), max(2, steps) if steps < 3 else 3, viewpoints=_cameras(recipe, model),
+        regularisers=_losses(recipe, model, scene, given), watch=lambda *_: times.append(time.perf_counter()),
         **_options(recipe),
     )  # fmt: skip
     times.append(time.perf_counter())
@@ -180,26 +198,31 @@ def _options(recipe: Lift) -> dict[str, Any]:
     return {"optimiser": adam, "clip": recipe.clip, "reduction": recipe.reduction}
 
 
-def _cameras(recipe: Lift) -> Any:
-    from dataclasses import replace
+def _cameras(recipe: Lift, model: Backbone) -> RandomCameras:
+    size = recipe.cameras.size
+    if recipe.space == "latent":  # the network's own cells
+        size = (model.size // model.factor,) * 2
+    return replace(recipe.cameras, size=size, normals=any(name in OF_NORMALS for name in recipe.losses))
 
-    return replace(recipe.cameras, normals=any(name in OF_NORMALS for name in recipe.losses))
 
-
-def _losses(recipe: Lift, scene: FieldScene, given: Given | None) -> Sequence[Regulariser]:
-    found: list[Regulariser] = [Ramped(LOSSES[name](), ramp) for name, ramp in recipe.losses.items()]
+def _losses(
+    recipe: Lift, model: Backbone, scene: FieldScene, given: Given | None
+) -> Sequence[Regulariser]:
+    found: list[Regulariser] = []
+    for name, ramp in recipe.losses.items():
+        found.append(Ramped(Smooth(scene.field) if name == "smooth" else LOSSES[name](), ramp))
     if given is not None:
         h, w = given.picture.shape[-2:]
-        camera = _around(recipe, 1, (h, w), given.azimuth, given.elevation)
+        camera = _around(recipe, model, 1, (h, w), given.azimuth, given.elevation)
         found.append(SeenIn(scene, given.picture, camera, given.mask, given.depth, given.weight))
     return found
 
 
 def _around(
-    recipe: Lift, n: int, size: tuple[int, int] | None = None, first: float = 0.0, elevation: float | None = None
+    recipe: Lift, model: Backbone, n: int, size: tuple[int, int] | None = None, first: float = 0.0, elevation: float | None = None
 ) -> Pinholes:
     """Cameras around, as far and as high as the middle of those that are drawn."""
-    of = recipe.cameras
+    of = _cameras(recipe, model)
     return orbit(
         n, size or of.size, elevation=sum(of.elevation) / 2 if elevation is None else elevation,
         distance=sum(of.distance) / 2, fov=sum(of.fov) / 2, target=of.target, first=first,
@@ -243,15 +266,7 @@ class _Film:
     frames: list[Picture] = field(default_factory=list)
 
     def __call__(self, step: int, images: Images) -> None:
-        if self.lifting.step != step:  # a run that goes on
-            self.lifting.at_step(step)
         if self.every and step % self.every == 0:
             camera = self.cameras[[(step // self.every) % len(self.cameras)]]
             self.frames.append(pictures.picture(seen(self.lifting.scene, self.model, camera)[0][0]))
             show(self.frames[-1])
-
-
-def check_seen(module: nn.Module) -> None:
-    """Every parameter is finite, or ``SfumatoError``."""
-    if not all(bool(p.isfinite().all()) for p in module.parameters()):
-        raise SfumatoError("the scene has values that are not finite")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sfumato.distill.generators import Space
     from sfumato.distill.loop import Distillation
 
-Loss = Literal["orientation", "sparsity", "opaque", "z-variance", "distortion", "convexity", "opacity"]
+Loss = Literal["orientation", "sparsity", "opaque", "z-variance", "distortion", "convexity", "opacity", "smooth"]
 """By their words; ``sfumato.scene.regularisers`` has them."""
 Behind = Literal["horizon", "directions", "plain"]
 Kind = Literal["voxels", "hash"]
@@ -48,7 +48,7 @@ class Lift:
     steps: int = 10_000
     cameras: RandomCameras = DREAMFUSION_SD
     space: Space = "pixel"
-    field: Kind = "hash"
+    kind: Kind = "hash"
     cells: int = 0
     """Of a dense grid, a side."""
     samples: int = 512
@@ -95,7 +95,7 @@ PUBLISHED = (
     _SDS("score-distillation", source="dreamfusion-sd.yaml", losses={
         "orientation": piecewise((0.0, 10.0), (0.5, 1000.0)), "sparsity": constant(1.0)}),
     Lift("score-jacobian-chaining", "published", "the authors' code: latents, Adamax 0.05, emptiness 1e4 to 2e5",
-         space="latent", field="voxels", cells=100, rate=0.05, cameras=replace(DREAMFUSION_SD, size=(64, 64))),
+         space="latent", kind="voxels", cells=100, rate=0.05, cameras=replace(DREAMFUSION_SD, size=(64, 64))),
     Lift("score-distillation-via-inversion", "published", "Lukoianov et al. 2024 and sdi.yaml",
          cameras=replace(DREAMFUSION_SD, size=(512, 512), words=replace(DREAMFUSION, told="perp-neg")),
          losses={
@@ -123,11 +123,13 @@ PUBLISHED = (
 )  # fmt: skip
 
 _HERE = partial(
-    Lift, preset="still-life", source="measured", steps=300, field="voxels", cells=40, samples=40, half=0.75,
+    Lift, preset="still-life", source="measured", steps=300, kind="voxels", cells=40, samples=40, half=0.75,
     centre=(0.0, 0.55, 0.0), rate=0.1, eps=1e-8, behind="horizon", behind_rate=0.05,
     cameras=replace(STILL_LIFE_CAMERAS, n=4, size=(64, 64)), reduction="mean",
     losses={"opaque": constant(1e-3)},
 )  # fmt: skip
+IN_LATENTS: dict[str, Any] = {"space": "latent", "cells": 24, "samples": 32}
+"""What a recipe of pixels is changed by for a scene of the built-in model's latents."""
 STILL_LIFE = (
     _HERE("score-distillation", settings={"guidance": 20.0}),
     _HERE("score-jacobian-chaining", settings={"guidance": 20.0}),
