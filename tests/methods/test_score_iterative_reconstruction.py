@@ -26,7 +26,9 @@ def drawn(*shape, seed=0):
 
 def known(spread):
     means = drawn(2, 3, 4, 4, seed=9) / 2
-    return Exact({"one": Mixture(means[:1], spread), "": Mixture(means[1:], spread)}, families.SCHEDULES["epsilon"]), means
+    return Exact(
+        {"one": Mixture(means[:1], spread), "": Mixture(means[1:], spread)}, families.SCHEDULES["epsilon"]
+    ), means
 
 
 def now(model, x, step=0, steps=8, memory=None):

@@ -22,8 +22,12 @@ from sfumato.tasks.lift_recipes import PUBLISHED, STILL_LIFE, recipe
 
 ROWS = {f"{row.word}-{row.preset}": row for row in (*PUBLISHED, *STILL_LIFE)}
 PROMPT = "a red duck on grass"
-FAST = {"score-distillation-via-inversion": {"per_unit": 1}, "variational-score-distillation": {"rank": 1},
-        "entropic-score-distillation": {"rank": 1}, "score-iterative-reconstruction": {"per_unit": 2, "refresh": 2}}  # fmt: skip
+FAST = {
+    "score-distillation-via-inversion": {"per_unit": 1},
+    "variational-score-distillation": {"rank": 1},
+    "entropic-score-distillation": {"rank": 1},
+    "score-iterative-reconstruction": {"per_unit": 2, "refresh": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +38,7 @@ def model(tmp_path_factory):
 def tiny(row, **changes):
     """The recipe at a size that takes no time: few pixels, cells and samples, and a grid in the place of a hash."""
     hold = {"hold": 2} if row.word == "score-iterative-reconstruction" else {}
+    # of latents a recipe has as many cells as the model
     cameras = replace(row.cameras, n=min(2, row.cameras.n), size=(8, 8), **hold)
     settings = {**row.settings, **FAST.get(row.word, {})}
     return replace(row, cameras=cameras, kind="voxels", cells=6, samples=6, settings=settings, **changes)
@@ -96,7 +101,9 @@ def test_published_recipes_are_as_they_were_published():
     assert sdi.cameras.size == (512, 512) and sdi.cameras.words.told == "perp-neg" and sdi.method.guidance == 7.5
     assert sdi.losses["convexity"](0.39) == 0.1 and sdi.losses["convexity"](0.41) == 0
     assert sdi.losses["sparsity"](0.1) == 0.15 and sdi.losses["sparsity"](0.31) == 0
-    assert sdi.losses["opaque"](0.5) == 0.1 and sdi.losses["z-variance"](0.5) == 1 and sdi.losses["orientation"](1) == 0.1
+    assert (
+        sdi.losses["opaque"](0.5) == 0.1 and sdi.losses["z-variance"](0.5) == 1 and sdi.losses["orientation"](1) == 0.1
+    )
     for word in ("variational-score-distillation", "entropic-score-distillation"):
         row = rows[word]
         assert (row.steps, row.half, row.networks) == (25_000, 1.0, 1e-3) and row.cameras.distance == (1.0, 1.5)
@@ -173,7 +180,7 @@ def test_what_it_takes_is_told_before(model):
 def test_what_was_lifted_is_opened_again(model, tmp_path):
     row = tiny(recipe("sir", "stilllife"))
     done = lift(model, PROMPT, row, steps=2, frame_every=1)
-    assert len(done.frames) == 2
+    assert len(done.frames) == 3
     place = save_scene(tmp_path / "scene.safetensors", done.scene, {"prompt": PROMPT})
     scene, about = load_scene(place)
     assert about == {"prompt": PROMPT}

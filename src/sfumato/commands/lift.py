@@ -23,9 +23,7 @@ MESHES = (".glb", ".obj", ".ply")
 
 
 def lift(
-    prompt: Annotated[
-        tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT", help="The thing, in quotes.")
-    ],
+    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT", help="The thing, in quotes.")],
     *,
     image: Annotated[
         Path | None, tyro.conf.arg(metavar="IMAGE", help="A picture that it looks like from where that was taken.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -102,7 +101,7 @@ class Lifted:
     """What they see, in [0, 1], on the CPU."""
     alpha: Float[Tensor, "8 1 h w"]
     frames: tuple[Picture, ...]
-    """Previews on the way, a little turned each."""
+    """Previews on the way, a little turned each, and the first of the views."""
     strength: tuple[float, ...]
     """Of each step's gradient, of a run that went on those since then."""
     remarks: tuple[str, ...]
@@ -161,6 +160,7 @@ def lift(
         )  # fmt: skip
     cameras = _around(recipe, model, TURN)
     views, alpha = seen(scene, model, cameras)
+    film.frames.append(pictures.picture(views[0]))
     return Lifted(
         scene, cameras, views, alpha, tuple(film.frames), tuple(r.strength for r in records), _remarks(views, alpha)
     )
@@ -175,7 +175,7 @@ def cost(model: Backbone, prompt: str, recipe: Lift, method: Distillation | None
     lifting, times = _lifting(scene, recipe, model, steps), [time.perf_counter()]
     lasting = getattr(method, "refresh", 1)
     distil(
-        model, lifting, prompt, copy.copy(method), max(2, steps) if steps < 3 else 3, viewpoints=_cameras(recipe, model),
+        model, lifting, prompt, method, 3, viewpoints=_cameras(recipe, model),
         regularisers=_losses(recipe, model, scene, given), watch=lambda *_: times.append(time.perf_counter()),
         **_options(recipe),
     )  # fmt: skip
@@ -205,9 +205,7 @@ def _cameras(recipe: Lift, model: Backbone) -> RandomCameras:
     return replace(recipe.cameras, size=size, normals=any(name in OF_NORMALS for name in recipe.losses))
 
 
-def _losses(
-    recipe: Lift, model: Backbone, scene: FieldScene, given: Given | None
-) -> Sequence[Regulariser]:
+def _losses(recipe: Lift, model: Backbone, scene: FieldScene, given: Given | None) -> Sequence[Regulariser]:
     found: list[Regulariser] = []
     for name, ramp in recipe.losses.items():
         found.append(Ramped(Smooth(scene.field) if name == "smooth" else LOSSES[name](), ramp))
@@ -219,7 +217,12 @@ def _losses(
 
 
 def _around(
-    recipe: Lift, model: Backbone, n: int, size: tuple[int, int] | None = None, first: float = 0.0, elevation: float | None = None
+    recipe: Lift,
+    model: Backbone,
+    n: int,
+    size: tuple[int, int] | None = None,
+    first: float = 0.0,
+    elevation: float | None = None,
 ) -> Pinholes:
     """Cameras around, as far and as high as the middle of those that are drawn."""
     of = _cameras(recipe, model)
