@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from sfumato.errors import SfumatoError
-from sfumato.scene.cameras import Pinholes, orbit
+from sfumato.scene.cameras import Pinholes, looking, orbit
 from sfumato.scene.capture import Capture, read_capture, write_capture
 from sfumato.scene.shots import Z_UP, focus, moved, placed, upwards
 
@@ -74,11 +74,11 @@ def test_more_images_than_memory_are_refused(tmp_path, monkeypatch):
 
 
 def test_large_images_are_made_smaller(tmp_path):
-    place = posed.folder(tmp_path, posed.BENT | {k: 3 * v for k, v in posed.LENS.items()})
+    place = posed.folder(tmp_path, posed.BENT | {k: 2 * v for k, v in posed.LENS.items()}, 3)
     whole, small = read_capture(place), read_capture(place, side=60)
-    assert whole.cameras.size == (132, 204) and small.cameras.size == (39, 60)
+    assert whole.cameras.size == (88, 136) and small.cameras.size == (39, 60)
     assert posed.errors(small).max() < 3 * READING
-    assert read_capture(place, side=None).cameras.size == (132, 204)
+    assert read_capture(place, side=None).cameras.size == (88, 136)
     with pytest.raises(SfumatoError, match="16 pixels a side or more"):
         read_capture(place, side=8)
 
@@ -275,6 +275,45 @@ def test_near_and_far_by_cameras():
     capture = Capture(torch.zeros(6, 3, 40, 60), cameras, tuple("abcdef"))
     torch.testing.assert_close(capture.middle, torch.tensor([1.0, 0.5, 0.0]), atol=1e-5, rtol=0)
     assert capture.span == pytest.approx((0.25, 7.5), rel=1e-4)
+
+
+def test_near_is_above_0_where_a_camera_stands_in_the_middle():
+    poses = torch.eye(4).repeat(3, 1, 1)
+    poses[1, 0, 3], poses[2, 0, 3] = 2.0, -2.0
+    capture = Capture(torch.zeros(3, 3, 9, 9), looking(poses, 60.0, (9, 9)), tuple("abc"))
+    assert capture.span == pytest.approx((0.02, 6.0))
+
+
+def test_a_camera_that_stands_far_out_is_doubted(tmp_path, capsys):
+    place = posed.folder(tmp_path)
+    about = posed.settings(place)
+    read_capture(place)
+    assert not capsys.readouterr().err
+    about["frames"][4]["transform_matrix"][0][3] = 900.0
+    read_capture(posed.rewrite(place, about))
+    line = capsys.readouterr().err
+    assert "images/04.png stands" in line and "is its pose right?" in line and len(line.splitlines()) == 1
+
+
+SEEDS = range(6)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_any_lens_any_shape_every_pixel(tmp_path, seed):
+    """Of focal lengths, middles, shapes and bends drawn at random, by transforms.json and by COLMAP."""
+    rng = np.random.default_rng(seed)
+    w, h = (int(n) for n in rng.integers(24, 60, 2))
+    lens = {"w": w, "h": h, "fl_x": max(w, h) * rng.uniform(0.8, 2), "fl_y": max(w, h) * rng.uniform(0.8, 2),
+            "cx": w * rng.uniform(0.35, 0.65), "cy": h * rng.uniform(0.35, 0.65), "k1": rng.uniform(-0.1, 0.15),
+            "k2": rng.uniform(-0.05, 0.05), "p1": rng.uniform(-0.01, 0.01), "p2": rng.uniform(-0.01, 0.01)}  # fmt: skip
+    one = read_capture(posed.folder(tmp_path / "a", lens, 3, seed))
+    params = [lens[k] for k in ("fl_x", "fl_y", "cx", "cy", "k1", "k2", "p1", "p2")]
+    two = read_capture(posed.colmap(tmp_path / "b", "OPENCV", params, lens, bool(seed % 2), 3, seed))
+    assert posed.errors(one).max() < READING
+    assert one.masks is None or float(one.masks.float().mean()) > 0.7
+    torch.testing.assert_close(one.images, two.images, atol=1e-6, rtol=0)
+    torch.testing.assert_close(one.cameras.poses, two.cameras.poses, atol=1e-6, rtol=0)
+    torch.testing.assert_close(one.cameras.focal, two.cameras.focal)
 
 
 # there and back
