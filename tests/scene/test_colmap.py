@@ -80,6 +80,11 @@ def test_a_kept_world_has_what_is_down_in_colmap_s_down(tmp_path):
     np.testing.assert_allclose(capture.own(capture.cameras.eyes).numpy(), eyes, atol=1e-6)
 
 
+def test_axes_are_known_and_not_to_be_said(tmp_path):
+    with pytest.raises(SfumatoError, match="OpenCV's in any case"):
+        read_capture(place(tmp_path, "PINHOLE"), opencv=True)
+
+
 def test_a_model_is_found_where_programs_put_it(tmp_path):
     place(tmp_path, "PINHOLE")
     model = tmp_path / "sparse" / "0"

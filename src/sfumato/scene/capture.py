@@ -27,7 +27,7 @@ from sfumato.scene.cameras import Pinholes
 from sfumato.scene.clouds import write_points
 from sfumato.scene.colmap import model_of, read_colmap
 from sfumato.scene.photographs import SIDE
-from sfumato.scene.shots import Z_UP, Shots, focus, moved, placed
+from sfumato.scene.shots import Z_UP, Shot, Shots, focus, moved, placed
 from sfumato.scene.transforms import read_transforms
 
 BEYOND = 2.0
@@ -154,6 +154,7 @@ def read_capture(
     shots = found.shots
     poses = torch.stack([shot.pose for shot in shots])
     by = placed(poses)
+    _doubt(path, shots, poses)
     if found.world is not None or keep_world:
         by = found.upright.T
     ours = moved(poses, by)
@@ -161,14 +162,18 @@ def read_capture(
     images, masks, alphas, lenses = photographs.read(shots, side)
     focal, centre = torch.tensor([lens.focal for lens in lenses]), torch.tensor([lens.centre for lens in lenses])
     cameras = Pinholes(ours.float(), focal, centre, (int(images.shape[-2]), int(images.shape[-1])))
+    world = torch.linalg.inv(by) if found.world is None else found.world
+    return Capture(images, cameras, tuple(shot.name for shot in shots), masks, alphas, points, found.colours, world)
+
+
+def _doubt(path: Path, shots: Sequence[Shot], poses: Float[Tensor, "n 4 4"]) -> None:
+    """Say what of the cameras looks wrong, before anything is made of them."""
     if focus(poses) is None and focus(poses * torch.tensor([1.0, -1, -1, 1])) is not None:
         note(f"the cameras of {path} look away from where their axes meet; are its poses OpenCV's?")
     away = (poses[:, :3, 3] - poses[:, :3, 3].median(0).values).norm(dim=-1)
     if float(away.max()) > STRAY * float(away.median()) > 0:
         stray, times = shots[int(away.argmax())].name, float(away.max() / away.median())
         note(f"the camera of {stray} stands {times:.0f} times as far out as most; is its pose right?")
-    world = torch.linalg.inv(by) if found.world is None else found.world
-    return Capture(images, cameras, tuple(shot.name for shot in shots), masks, alphas, points, found.colours, world)
 
 
 def _found(path: Path, opencv: bool) -> Shots:
@@ -184,6 +189,8 @@ def _found(path: Path, opencv: bool) -> Shots:
             return read_transforms(path / name, opencv)
     model = model_of(path)
     if model is not None:
+        if opencv:
+            raise SfumatoError(f"{model} is COLMAP's, whose axes are OpenCV's in any case; that is of transforms.json")
         return read_colmap(model, path)
     raise SfumatoError(
         f"{path} has no transforms.json and no COLMAP model (sparse/0/cameras.bin, ...); COLMAP or nerfstudio's "
