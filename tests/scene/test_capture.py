@@ -137,6 +137,21 @@ def test_masks(tmp_path):
         read_capture(place)
 
 
+def test_masks_go_through_the_lens_with_their_images(tmp_path):
+    """A mask of where the photograph is red: it is where the straight image is red, but for the very border."""
+    place = posed.folder(tmp_path, posed.BENT)
+    about = posed.settings(place)
+    for i, frame in enumerate(about["frames"]):
+        red = posed.photograph(posed.ring()[i], posed.BENT)[..., 0] > 0.5
+        posed.save(red.astype(float), place / "masks" / f"{i}.png")
+        frame["mask_path"] = f"masks/{i}.png"
+    seen = read_capture(place).masks
+    capture = read_capture(posed.rewrite(place, about))
+    red = capture.images[:, 0]
+    clear = seen & ((red - 0.5).abs() > 0.06)  # half a pixel is as much
+    assert 0.5 < float(clear.float().mean()) and capture.masks[clear].equal(red[clear] > 0.5)
+
+
 def test_transparency_becomes_white_and_is_kept(tmp_path):
     place = posed.folder(tmp_path)
     file = place / "images" / "01.png"
