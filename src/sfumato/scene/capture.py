@@ -184,9 +184,13 @@ def _found(path: Path, opencv: bool) -> Shots:
         raise SfumatoError(f"{path} is no capture; give its folder or its transforms.json")
     if not path.is_dir():
         raise SfumatoError(f"there is no capture {path}")
-    for name in ("transforms.json", "transforms_train.json"):
-        if (path / name).is_file():
-            return read_transforms(path / name, opencv)
+    if (path / "transforms.json").is_file():
+        return read_transforms(path / "transforms.json", opencv)
+    if (path / "transforms_train.json").is_file():
+        others = [n for n in ("transforms_val.json", "transforms_test.json") if (path / n).is_file()]
+        if others:
+            note(f"of {path} transforms_train.json is read; {' and '.join(others)} by name, with their own world kept")
+        return read_transforms(path / "transforms_train.json", opencv)
     model = model_of(path)
     if model is not None:
         if opencv:
