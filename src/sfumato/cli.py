@@ -15,6 +15,7 @@ from sfumato import __version__
 from sfumato.commands import argv, fields
 from sfumato.commands import experiment as experiments
 from sfumato.commands.bench import bench
+from sfumato.commands.capture import capture
 from sfumato.commands.describe import describe
 from sfumato.commands.distill2d import distill2d
 from sfumato.commands.edit import edit
@@ -44,7 +45,7 @@ COMMANDS = {
     f.__name__.replace("_", "-"): f
     for f in (
         generate, panorama, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes,
-        distill2d, lift, edit_scene, experiment,
+        distill2d, lift, edit_scene, capture, experiment,
         render, describe, show, export, tour, bench,
     )
 }  # fmt: skip
