@@ -31,6 +31,7 @@ from sfumato.commands.lift import lift
 from sfumato.commands.match import match
 from sfumato.commands.oneline import oneline
 from sfumato.commands.panorama import panorama
+from sfumato.commands.reconstruct import reconstruct
 from sfumato.commands.render import render
 from sfumato.commands.segment import segment
 from sfumato.commands.shapes import shapes
@@ -45,7 +46,7 @@ COMMANDS = {
     f.__name__.replace("_", "-"): f
     for f in (
         generate, panorama, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes,
-        distill2d, lift, edit_scene, capture, experiment,
+        distill2d, lift, edit_scene, capture, reconstruct, experiment,
         render, describe, show, export, tour, bench,
     )
 }  # fmt: skip
