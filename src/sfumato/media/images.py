@@ -69,9 +69,10 @@ def open_picture(path: str | Path) -> Picture:
     return flat(opened(path))
 
 
-def opened(path: str | Path) -> Picture:
-    """An image file in its own mode, with its rotation tag obeyed; of an animation or of pages the first, with a note.
+def opened(path: str | Path, turned: bool = True) -> Picture:
+    """An image file in its own mode; of an animation or of pages the first, with a note.
 
+    ``turned``: with its rotation tag obeyed. Programs that find cameras read pixels as they lie.
     Raises ``SfumatoError`` for what is missing, broken, no image, or larger than 100 million pixels.
     """
     path = Path(path).expanduser()
@@ -81,7 +82,7 @@ def opened(path: str | Path) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow's own limit of pixels, and of tags that are not read
             with Image.open(path, formats=formats()) as found:
-                return _loaded(found, path)
+                return _loaded(found, path, turned)
     except FileNotFoundError:
         raise SfumatoError(f"there is no file {path}") from None
     except Image.DecompressionBombError:
@@ -96,7 +97,7 @@ def opened(path: str | Path) -> Picture:
         raise SfumatoError(f"cannot read {path}: {getattr(e, 'strerror', None) or first_line(e)}") from e
 
 
-def _loaded(found: ImageFile.ImageFile, path: Path) -> Picture:
+def _loaded(found: ImageFile.ImageFile, path: Path, turned: bool) -> Picture:
     if not 0 < found.width * found.height <= MOST_PIXELS:
         raise SfumatoError(
             f"{path} has {found.width} x {found.height} pixels, "
@@ -107,7 +108,7 @@ def _loaded(found: ImageFile.ImageFile, path: Path) -> Picture:
         note(f"{path} has {frames} frames or pages; the first is read")
     found.load()
     try:
-        picture = ImageOps.exif_transpose(found)
+        picture = ImageOps.exif_transpose(found) if turned else found.copy()
     except Exception:  # a broken tag: the picture is read as it lies
         picture = found.copy()
     picture.format, picture.filename = found.format, str(path)  # type: ignore[attr-defined]
@@ -240,7 +241,7 @@ class Fitted:
         alpha = self.original.getchannel("A") if self.original.mode == "RGBA" else None
         seen = result.resize(size, Image.Resampling.LANCZOS)
         if alpha is not None:
-            seen = _off_white(seen, alpha.crop(self.box))
+            seen = off_white(seen, alpha.crop(self.box))
         mask = None
         if changed is not None:
             cells = Image.fromarray((changed.cpu().numpy() * 255).astype(np.uint8))
@@ -251,7 +252,7 @@ class Fitted:
         return out
 
 
-def _off_white(picture: Picture, alpha: Picture) -> Picture:
+def off_white(picture: Picture, alpha: Picture) -> Picture:
     """The colours that over white, at this opacity, look like the picture."""
     share = np.asarray(alpha, np.float32)[..., None] / 255
     own = (np.asarray(picture, np.float32) - 255 * (1 - share)) / np.where(share, share, np.inf)

@@ -1,16 +1,41 @@
-"""Captures: images of a scene, each with the camera that saw it."""
+"""Captures: images of a scene, each with the camera that saw it; read from what other programs write, and written.
+
+A capture's cameras are brought into a world whose y is up, what they look at in its middle, the farthest of them at 1
+(``shots.placed``); ``Capture.world`` is the way back. Images are undistorted, and have one size.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from PIL import Image
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
+from sfumato.io.files import write_json
+from sfumato.io.terminal import note
+from sfumato.media import pictures
+from sfumato.media.images import coloured, off_white, opened, tensor
 from sfumato.scene.cameras import Pinholes
+from sfumato.scene.clouds import write_points
+from sfumato.scene.colmap import model_of, read_colmap
+from sfumato.scene.lenses import Lens
+from sfumato.scene.shots import Z_UP, Shot, Shots, focus, moved, placed
+from sfumato.scene.transforms import read_transforms
+
+SIDE = 1024
+"""Pixels of the longer side of images, at most, unless one says otherwise."""
+BEYOND = 2.0
+"""How far a scene goes on behind its middle, in distances of the farthest camera, where no points say it."""
+ALIKE = 0.01
+"""By how much the shapes (height over width) of a picture and of what its camera is said to see may differ."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +49,14 @@ class Capture:
     """Of the files, or what they are called."""
     masks: Bool[Tensor, "n h w"] | None = None
     """Pixels that count; None for all."""
+    alphas: Float[Tensor, "n h w"] | None = None
+    """How much of each pixel is the thing, of images with transparency; behind it they are white."""
+    points: Float[Tensor, "p 3"] | None = None
+    """Sparse points of the scene, if any are known."""
+    colours: Float[Tensor, "p 3"] | None = None
+    """Of the points, in [0, 1]."""
+    world: Float[Tensor, "4 4"] | None = None
+    """From this world to the capture's own, in float64, with its scale; None where they are the same."""
 
     def __post_init__(self) -> None:
         n, h, w = len(self.images), *self.images.shape[-2:]
@@ -32,15 +65,20 @@ class Capture:
                 f"a capture has a camera and a name an image, got {n} images of {h} x {w}, {len(self.cameras)} cameras "
                 f"of {self.cameras.size}, {len(self.names)} names"
             )
+        for what, values in (("masks", self.masks), ("alphas", self.alphas)):
+            if values is not None and values.shape != (n, h, w):
+                raise SfumatoError(f"a capture's {what} are {n} of {h} x {w}, got {tuple(values.shape)}")
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, some: Sequence[int] | Int[Tensor, " m"]) -> Capture:
         some = torch.as_tensor(some)
-        masks = None if self.masks is None else self.masks[some]
+        masks, alphas = (None if x is None else x[some] for x in (self.masks, self.alphas))
         names = tuple(self.names[int(i)] for i in some)
-        return replace(self, images=self.images[some], cameras=self.cameras[some], names=names, masks=masks)
+        return replace(
+            self, images=self.images[some], cameras=self.cameras[some], names=names, masks=masks, alphas=alphas
+        )
 
     def split(self, every: int = 8) -> tuple[Capture, Capture]:
         """What is learned from, and what is held out: every so many-th, the first among them (as nerfstudio does)."""
@@ -51,3 +89,206 @@ class Capture:
                 f"a capture of {len(self)} images leaves none to learn from with one in {every} held out"
             )
         return self[rest], self[held]
+
+    def resized(self, height: int, width: int) -> Capture:
+        """The same with fewer or more pixels, each the mean of what it covers."""
+
+        def to(x: Tensor) -> Tensor:
+            return F.interpolate(x, (height, width), mode="bilinear", antialias=True, align_corners=False)
+
+        masks = None if self.masks is None else to(self.masks[:, None].float())[:, 0] > 0.999
+        alphas = None if self.alphas is None else to(self.alphas[:, None])[:, 0].clamp(0, 1)
+        cameras = self.cameras.resized(height, width)
+        return replace(self, images=to(self.images).clamp(0, 1), cameras=cameras, masks=masks, alphas=alphas)
+
+    @property
+    def middle(self) -> Float[Tensor, " 3"]:
+        """What the cameras look at; their own mean where they look nowhere together."""
+        found = focus(self.cameras.poses.double())
+        return (self.cameras.eyes.mean(0) if found is None else found).to(self.cameras.poses)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Near and far: between which distances along its rays the scene lies, for all cameras.
+
+        By sparse points that cameras see: the range of all but the nearest and farthest thousandth, and a fifth more
+        each way. Else by the cameras: from a tenth of the nearest one's distance to the middle, to ``BEYOND`` times
+        the farthest one's more.
+        """
+        if self.points is not None and len(self.points) >= 16:
+            h, w = self.cameras.size
+            seen = self.cameras.seen(self.points)
+            inside = (seen[..., 2] > 0) & (seen[..., :2] >= 0).all(-1) & (seen[..., 0] < w) & (seen[..., 1] < h)
+            away = (self.points.to(self.cameras.eyes) - self.cameras.eyes[:, None]).norm(dim=-1)[inside]
+            if len(away) >= 16:
+                away = away.sort().values
+                near, far = (float(away[round(part * (len(away) - 1))]) for part in (0.001, 0.999))
+                return near / 1.2, far * 1.2
+        away = (self.cameras.eyes - self.middle).norm(dim=-1)
+        return 0.1 * float(away.min()), (1 + BEYOND) * float(away.max())
+
+    def own(self, points: Float[Tensor, "*p 3"]) -> Float[Tensor, "*p 3"]:
+        """Points of this world in the capture's own."""
+        if self.world is None:
+            return points
+        by = self.world.to(points.device)
+        return (points.double() @ by[:3, :3].T + by[:3, 3]).to(points)
+
+
+def read_capture(
+    path: str | Path, side: int | None = SIDE, *, keep_world: bool = False, opencv: bool = False
+) -> Capture:
+    """A capture: its folder, its ``transforms.json``, or a folder of a COLMAP model with images beside.
+
+    ``side``: of the longer side of images at most, larger ones are made smaller (None: they are left as they are).
+    ``keep_world``: the capture's own world turned so that y is up, neither moved nor scaled. ``opencv``: poses in
+    ``transforms.json`` have OpenCV's axes (y down, z ahead).
+
+    Images of several sizes are brought to the commonest, whole, and what that leaves empty is masked; so is what a lens
+    has not seen. What is transparent becomes white. Raises ``SfumatoError`` for what cannot be read, in one line.
+    """
+    path = Path(path).expanduser()
+    if side is not None and side < 16:
+        raise SfumatoError(f"images have 16 pixels a side or more, got {side}")
+    found = _found(path, opencv)
+    shots = found.shots
+    poses = torch.stack([shot.pose for shot in shots])
+    by = placed(poses)
+    if found.world is not None or keep_world:
+        by = found.upright.T
+    ours = moved(poses, by)
+    points = None if found.points is None else (found.points.double() @ by[:3, :3].T + by[:3, 3]).float()
+    images, masks, alphas, lenses = _pictures(shots, side)
+    cameras = Pinholes(
+        ours.float(),
+        torch.tensor([lens.focal for lens in lenses], dtype=torch.float64).float(),
+        torch.tensor([lens.centre for lens in lenses], dtype=torch.float64).float(),
+        (int(images.shape[-2]), int(images.shape[-1])),
+    )
+    if focus(poses) is None and focus(poses * torch.tensor([1.0, -1, -1, 1])) is not None:
+        note(f"the cameras of {path} look away from where their axes meet; are its poses OpenCV's?")
+    world = torch.linalg.inv(by) if found.world is None else found.world
+    return Capture(images, cameras, tuple(shot.name for shot in shots), masks, alphas, points, found.colours, world)
+
+
+def _found(path: Path, opencv: bool) -> Shots:
+    """What lies at a path."""
+    if path.is_file():
+        if path.suffix.lower() == ".json":
+            return read_transforms(path, opencv)
+        raise SfumatoError(f"{path} is no capture; give its folder or its transforms.json")
+    if not path.is_dir():
+        raise SfumatoError(f"there is no capture {path}")
+    for name in ("transforms.json", "transforms_train.json"):
+        if (path / name).is_file():
+            return read_transforms(path / name, opencv)
+    model = model_of(path)
+    if model is not None:
+        return read_colmap(model, path)
+    raise SfumatoError(
+        f"{path} has no transforms.json and no COLMAP model (sparse/0/cameras.bin, ...); COLMAP or nerfstudio's "
+        "ns-process-data find the cameras of photographs"
+    )
+
+
+def _size(lens: Lens, side: int | None) -> tuple[int, int]:
+    """Height and width within a limit."""
+    h, w = lens.size
+    if side is None or max(h, w) <= side:
+        return h, w
+    part = side / max(h, w)
+    return max(1, round(h * part)), max(1, round(w * part))
+
+
+def _inside(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
+    """The largest size of the shape of one that fits another."""
+    part = min(frame[0] / size[0], frame[1] / size[1])
+    return min(frame[0], max(1, round(size[0] * part))), min(frame[1], max(1, round(size[1] * part)))
+
+
+def _pictures(
+    shots: Sequence[Shot], side: int | None
+) -> tuple[Float[Tensor, "n 3 h w"], Bool[Tensor, "n h w"] | None, Float[Tensor, "n h w"] | None, list[Lens]]:
+    """Images, masks, alphas (None where all are 1) and straight lenses of shots, of one size."""
+    sizes = Counter(_size(shot.lens, side) for shot in shots)
+    frame = sizes.most_common(1)[0][0]
+    if len(sizes) > 1:
+        others = len(shots) - sizes[frame]
+        note(f"{others} of {len(shots)} images are not {frame[1]} x {frame[0]} as most are; they are fitted into that")
+    n = len(shots)
+    images, masks = torch.ones(n, 3, *frame), torch.zeros(n, *frame, dtype=torch.bool)
+    alphas, lenses = torch.zeros(n, *frame), []
+    for i, shot in enumerate(shots):
+        h, w = _inside(shot.lens.size, frame)
+        lens = shot.lens.resized(h, w)
+        picture = coloured(opened(shot.file, turned=False))
+        _check_shape(picture.size, shot)
+        picture = picture.resize((w, h), Image.Resampling.LANCZOS) if picture.size != (w, h) else picture
+        pixels = tensor(picture.convert("RGB"))
+        clear = torch.ones(1, h, w)
+        if picture.mode == "RGBA":
+            clear = tensor(picture.getchannel("A").convert("RGB"))[:1]
+            pixels = clear * pixels + 1 - clear
+        counts = torch.ones(1, h, w)
+        if shot.mask is not None:
+            mask = opened(shot.mask, turned=False).convert("L")
+            _check_shape(mask.size, shot)
+            counts = (tensor(mask.resize((w, h), Image.Resampling.NEAREST).convert("RGB"))[:1] > 0.5).float()
+        if not lens.straight:
+            both, there = lens.straightened(torch.cat([pixels, clear])[None])
+            pixels, clear = both[0, :3].clamp(0, 1), both[0, 3:].clamp(0, 1)
+            counts = lens.straightened(counts[None], nearest=True)[0][0] * there
+            lens = Lens(lens.size, lens.focal, lens.centre)
+        images[i, :, :h, :w], alphas[i, :h, :w], masks[i, :h, :w] = pixels, clear[0], counts[0] > 0.5
+        lenses.append(lens)
+    if not bool(masks.any()):
+        raise SfumatoError("the masks leave no pixel that counts; they are white where images are to be read")
+    whole = bool((alphas[masks] == 1).all())
+    return images, None if bool(masks.all()) else masks, None if whole else alphas, lenses
+
+
+def _check_shape(size: tuple[int, int], shot: Shot) -> None:
+    """Is a picture, or a mask, of the shape that its camera sees?"""
+    (w, h), (height, width) = size, shot.lens.size
+    if abs(h * width / (w * height) - 1) > max(ALIKE, 1.5 / min(h, w)):
+        turned = "; it lies on its side" if abs(w * width / (h * height) - 1) < ALIKE else ""
+        raise SfumatoError(
+            f"{shot.name} has a picture or mask of {w} x {h}, and a camera of {width} x {height} pixels{turned}"
+        )
+
+
+def write_capture(folder: str | Path, capture: Capture, beside: Mapping[str, str] = MappingProxyType({})) -> Path:
+    """Write PNGs and, at last, a ``transforms.json`` that this and other programs read; ``read_capture`` reads it back.
+
+    The file has this world with its z up, and under ``sfumato`` the way to the capture's own. ``beside``: further
+    entries of frames, names of files with ``{}`` for the image's.
+    """
+    folder = Path(folder).expanduser()
+    poses = Z_UP @ capture.cameras.poses.double().cpu()
+    names = [f"{i:04d}" for i in range(len(capture))]
+    h, w = capture.cameras.size
+    frames = []
+    for i, name in enumerate(names):
+        image = pictures.picture(capture.images[i])
+        if capture.alphas is not None:
+            clear = Image.fromarray((capture.alphas[i] * 255).round().byte().cpu().numpy())
+            image = off_white(image, clear)
+            image.putalpha(clear)
+        pictures.write(image, folder / "images" / f"{name}.png")
+        (fx, fy), (cx, cy) = capture.cameras.focal[i].tolist(), capture.cameras.centre[i].tolist()
+        frame = {"file_path": f"images/{name}.png", "fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy}
+        if capture.masks is not None:
+            mask = folder / "masks" / f"{name}.png"
+            pictures.write(pictures.picture(capture.masks[i].float().expand(3, h, w)), mask)
+            frame["mask_path"] = f"masks/{name}.png"
+        frame |= {key: file.format(name) for key, file in beside.items()}
+        frames.append({**frame, "name": capture.names[i], "transform_matrix": poses[i].tolist()})
+    world = torch.eye(4, dtype=torch.float64) if capture.world is None else capture.world
+    about = {"camera_model": "PINHOLE", "w": w, "h": h, "sfumato": {"world": world.tolist()}, "frames": frames}
+    if capture.points is not None:
+        about["ply_file_path"] = "points.ply"
+        up = capture.points.cpu() @ Z_UP[:3, :3].T.float()
+        write_points(folder / "points.ply", up, capture.colours)
+    path = folder / "transforms.json"
+    write_json(path, about, indent=1)
+    return path

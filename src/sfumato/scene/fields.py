@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError
+from sfumato.scene import harmonics
 from sfumato.scene.regions import Box, Region
 
 
@@ -35,6 +36,8 @@ class Field(nn.Module):
     region: Region
     channels: int = 3
     """Of the values."""
+    latent: bool = False
+    """Are values as they are, rather than colours in [0, 1]?"""
     rates: Mapping[str, float] = MappingProxyType({})
     """Learning rates of parameters, by name; others have the optimiser's own."""
 
@@ -53,10 +56,44 @@ class Field(nn.Module):
         """A run is so far, in [0, 1): show finer levels, if there are any."""
 
 
-class Voxels(Field):
+class Solid(Field):
+    """What the fields here have in common: how raw numbers become densities and values.
+
+    Density is softplus(raw + ``shift`` + ``blob`` (1 - r / ``blob_radius``)), r from the region's middle: a blob to
+    begin with (threestudio's, of 10 and 0.5). Values leave through a sigmoid unless ``latent``.
+    """
+
+    def __init__(
+        self, channels: int, region: Region | None, latent: bool, shift: float, blob: float, blob_radius: float
+    ):
+        super().__init__()
+        if channels < 1 or blob_radius <= 0:
+            raise SfumatoError(
+                f"a field has a channel or more and a blob of some radius, got {channels}, {blob_radius}"
+            )
+        self.region, self.channels, self.latent = region or Box(), channels, latent
+        self.shift, self.blob, self.blob_radius = shift, blob, blob_radius
+
+    def solid(self, raw: Float[Tensor, " p"], points: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:
+        """Densities of raw numbers."""
+        if self.blob:
+            radius = (points - points.new_tensor(self.region.centre)).norm(dim=-1)
+            raw = raw + self.blob * (1 - radius / self.blob_radius)
+        return F.softplus(raw + self.shift)
+
+    def shown(self, raw: Float[Tensor, "p c"]) -> Float[Tensor, "p c"]:
+        return raw if self.latent else raw.sigmoid()
+
+    def settings(self) -> dict[str, Any]:
+        names = ("channels", "region", "latent", "shift", "blob", "blob_radius")
+        return {name: getattr(self, name) for name in names}
+
+
+class Voxels(Solid):
     """A dense grid, read trilinearly: what is fastest on a CPU.
 
-    Density is softplus(raw + ``shift``), colours leave through a sigmoid unless ``latent``.
+    With a ``degree`` raw colours have spherical harmonics of the direction added, from a grid of a quarter as many
+    cells a side: how light changes with the view is smooth in space.
     """
 
     def __init__(
@@ -66,23 +103,51 @@ class Voxels(Field):
         region: Region | None = None,
         latent: bool = False,
         shift: float = -4.0,
+        degree: int = 0,
+        blob: float = 0.0,
+        blob_radius: float = 0.5,
     ):
-        super().__init__()
-        if resolution < 2 or channels < 1:
-            raise SfumatoError(f"a grid has 2 cells a side or more and a channel, got {resolution}, {channels}")
-        self.region, self.channels, self.latent, self.shift = region or Box(), channels, latent, shift
-        n = resolution
+        super().__init__(channels, region, latent, shift, blob, blob_radius)
+        if resolution < 2:
+            raise SfumatoError(f"a grid has 2 cells a side or more, got {resolution}")
+        n, self.degree = resolution, degree
         self.grid = nn.Parameter(torch.zeros(1, 1 + channels, n, n, n))
+        if (others := harmonics.count(degree) - 1) > 0:
+            n = max(2, resolution // 4)
+            self.turning = nn.Parameter(torch.zeros(1, channels * others, n, n, n))
+
+    @property
+    def resolution(self) -> int:
+        """Cells a side."""
+        return self.grid.shape[-1]
 
     def raw(self, points: Float[Tensor, "p 3"]) -> Float[Tensor, "k p"]:
-        at = self.region.local(points).view(1, -1, 1, 1, 3)
-        return F.grid_sample(self.grid, at, align_corners=False, padding_mode="border")[0, :, :, 0, 0]
+        return read(self.grid, self.region.local(points))
 
     def forward(self, points: Float[Tensor, "p 3"], directions: Float[Tensor, "p 3"] | None = None) -> Matter:
         raw = self.raw(points)
         values = raw[1:].T
-        return Matter(F.softplus(raw[0] + self.shift), values if self.latent else values.sigmoid())
+        if self.degree > 0 and directions is not None:
+            turning = read(self.turning, self.region.local(points)).view(self.channels, -1, len(points))
+            values = values + torch.einsum("ckp,pk->pc", turning, harmonics.basis(directions, self.degree)[:, 1:])
+        return Matter(self.solid(raw[0], points), self.shown(values))
+
+    def density(self, points: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:
+        return self.solid(read(self.grid[:, :1], self.region.local(points))[0], points)
 
     def settings(self) -> dict[str, Any]:
-        size = {"resolution": self.grid.shape[-1], "channels": self.channels}
-        return {**size, "region": self.region, "latent": self.latent, "shift": self.shift}
+        return {"resolution": self.resolution, "degree": self.degree, **super().settings()}
+
+    @torch.no_grad()
+    def refined(self, resolution: int) -> Voxels:
+        """The same field with another number of cells a side, as this one is read there."""
+        finer = type(self)(**{**self.settings(), "resolution": resolution}).to(self.grid)
+        for name, own in finer.named_parameters():
+            own.copy_(F.interpolate(getattr(self, name), own.shape[-3:], mode="trilinear", align_corners=False))
+        return finer
+
+
+def read(grid: Float[Tensor, "1 k d h w"], local: Float[Tensor, "p 3"]) -> Float[Tensor, "k p"]:
+    """A dense grid at places in [-1, 1], trilinearly; its axes are z, y, x."""
+    at = local.view(1, -1, 1, 1, 3)
+    return F.grid_sample(grid, at, align_corners=False, padding_mode="border")[0, :, :, 0, 0]

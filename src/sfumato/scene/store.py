@@ -10,21 +10,26 @@ from sfumato.distill.generators import Generator
 from sfumato.errors import SfumatoError
 from sfumato.io.files import save_tensors
 from sfumato.learning.checkpoint import read
+from sfumato.scene.backgrounds import Background, Directional, Harmonic, Plain
 from sfumato.scene.fields import Field, Voxels
+from sfumato.scene.fields_hash import HashGrid
+from sfumato.scene.fields_networks import NeRF, Residual
 from sfumato.scene.regions import Box, Region, Space
 from sfumato.scene.render import FieldScene, Sampling
 
-FIELDS: tuple[type[Field], ...] = (Voxels,)
+FIELDS: tuple[type[Field], ...] = (Voxels, HashGrid, NeRF, Residual)
 REGIONS: tuple[type[Region], ...] = (Box, Space)
+BACKGROUNDS: tuple[type[Background], ...] = (Background, Plain, Harmonic, Directional)
 
 
 def save_scene(path: str | Path, scene: FieldScene, about: dict[str, Any] | None = None) -> Path:
     """Write it; ``about`` is kept beside (a prompt, cameras it was seen by)."""
     settings = scene.field.settings()
-    region = settings.pop("region")
+    region, behind = settings.pop("region"), scene.background
     header = {
-        "field": type(scene.field).__name__, "settings": settings,
-        "region": [type(region).__name__, vars(region)], "sampling": vars(scene.sampling), "about": about or {},
+        "field": type(scene.field).__name__, "settings": settings, "region": [type(region).__name__, vars(region)],
+        "background": [type(behind).__name__, behind.settings()], "sampling": vars(scene.sampling),
+        "about": about or {},
     }  # fmt: skip
     path = Path(path)
     save_tensors(path, scene.state_dict(), {"scene": json.dumps(header)})
@@ -34,14 +39,23 @@ def save_scene(path: str | Path, scene: FieldScene, about: dict[str, Any] | None
 def load_scene(path: str | Path) -> tuple[Generator, dict[str, Any]]:
     """The scene and what is known about it. Raises ``SfumatoError`` for a file that is no scene, or is damaged."""
     tensors, header = read(path)
+    if "scene" not in header:
+        raise SfumatoError(f"{path} is no scene, but other weights; make a scene by sfumato reconstruct or lift")
     try:
         made = json.loads(header["scene"])
-        kinds: dict[str, Any] = {k.__name__: k for k in (*FIELDS, *REGIONS)}
-        kind, values = made["region"]
-        region = kinds[kind](**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-        field = kinds[made["field"]](**made["settings"], region=region)
-        scene = FieldScene(field, sampling=Sampling(**made["sampling"]))
+        region = _made(REGIONS, *made["region"])
+        field = _made(FIELDS, made["field"], {**made["settings"], "region": region})
+        scene = FieldScene(field, _made(BACKGROUNDS, *made["background"]), Sampling(**made["sampling"]))
         scene.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as e:
-        raise SfumatoError(f"{path} is no scene that is known here ({e}); make one by reconstruct or lift") from e
+    except (KeyError, TypeError, ValueError, RuntimeError, SfumatoError) as e:
+        reason = " ".join(str(e).split())[:200]
+        raise SfumatoError(f"{path} is a scene that is not known here ({reason}); make it again") from e
     return scene, made["about"]
+
+
+def _made(kinds: tuple[type, ...], name: str, settings: dict[str, Any]) -> Any:
+    """One of some kinds, by its name; lists are tuples, as JSON has none."""
+    of = {kind.__name__: kind for kind in kinds}
+    if name not in of:
+        raise SfumatoError(f"there is no {name}, but {', '.join(of)}")
+    return of[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
