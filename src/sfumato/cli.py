@@ -18,6 +18,7 @@ from sfumato.commands.bench import bench
 from sfumato.commands.describe import describe
 from sfumato.commands.distill2d import distill2d
 from sfumato.commands.edit import edit
+from sfumato.commands.edit_scene import edit_scene
 from sfumato.commands.experiment import experiment
 from sfumato.commands.export import export
 from sfumato.commands.features import features
@@ -39,10 +40,10 @@ from sfumato.errors import SfumatoError, out_of_memory
 from sfumato.methods import index
 
 COMMANDS = {
-    f.__name__: f
+    f.__name__.replace("_", "-"): f
     for f in (
         generate, panorama, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes,
-        distill2d, experiment,
+        distill2d, edit_scene, experiment,
         render, describe, show, export, tour, bench,
     )
 }  # fmt: skip

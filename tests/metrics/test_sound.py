@@ -41,6 +41,8 @@ GIVEN: dict[str, tuple[Any, ...]] = {
     "euclidean": (None, None, None),
     "geodesic": (None, None, None),
     "within": (torch.rand(3),),
+    "silhouette_iou": (IMAGES[0], IMAGES[0]),
+    "depth_error": (IMAGES[0], IMAGES[0]),
 }
 """What each measure takes."""
 

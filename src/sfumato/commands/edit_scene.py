@@ -1,0 +1,164 @@
+"""``sfumato edit-scene``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sfumato.commands.options import Device, Json, Running, Seed, guidance_of, seed_of, slug, whole
+from sfumato.errors import SfumatoError
+from sfumato.io.files import writable, write_json
+from sfumato.io.terminal import note, print_json, quiet
+from sfumato.tasks import kept
+
+BUILT_IN = "stilllife"
+
+
+def edit_scene(
+    capture: Annotated[
+        tyro.conf.Positional[Path],
+        tyro.conf.arg(metavar="CAPTURE", help="A folder of views with their cameras, or its transforms.json."),
+    ],
+    words: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(
+            metavar="[INSTRUCTION] METHOD",
+            help="What to do, in quotes, and how: per-view, instruct-nerf2nerf, csd-edit, dds or sdi.",
+        ),
+    ],
+    *,
+    source: Annotated[
+        str, tyro.conf.arg(name="from", metavar="TEXT", help="What the scene shows, in place of an instruction.")
+    ] = "",
+    target: Annotated[str, tyro.conf.arg(name="to", metavar="TEXT", help="What it should show.")] = "",
+    scene: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="FILE", help="The scene of this capture [default: one is fitted to it first]."),
+    ] = None,
+    steps: Annotated[int, tyro.conf.arg(help="Steps of the scene while it is edited.")] = 600,
+    fit_steps: Annotated[int, tyro.conf.arg(help="Steps of the first fit, where there is no --scene.")] = 800,
+    edit_steps: Annotated[int | None, tyro.conf.arg(help="Steps of a view's edit [default: the method's].")] = None,
+    together: Annotated[int, tyro.conf.arg(help="Views of a set that csd-edit edits together.")] = 16,
+    between: Annotated[
+        int | None,
+        tyro.conf.arg(metavar="STEPS", help="Steps between two edits [default: 10; of csd-edit, each view once]."),
+    ] = None,
+    guidance: Annotated[float | None, tyro.conf.arg(help="To the text [default: what suits the model].")] = None,
+    image_scale: Annotated[
+        float | None, tyro.conf.arg(help="Guidance to the photograph [default: what suits the model].")
+    ] = None,
+    every: Annotated[int, tyro.conf.arg(help="Steps between two frames of the preview.")] = 50,
+    model: Annotated[
+        str,
+        tyro.conf.arg(
+            help="As of other commands [default: stilllife-instruct for instructions, stilllife for --from and --to]."
+        ),
+    ] = "",
+    loading: tyro.conf.OmitArgPrefixes[Running],
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Annotated[Path, tyro.conf.arg(help="Folder for the scene, its views and the preview.")] = Path(
+        "out/edit-scene"
+    ),
+    json: Json = False,
+) -> None:
+    """Edit a scene by words: its views are edited, and the scene follows them. What was stopped goes on where it was.
+
+    Writes NAME.safetensors (the scene), NAME-views/ (what its views became), NAME.png (views before, edited, and as
+    the scene shows them), NAME.gif (the preview) and NAME.json.
+
+    Example: sfumato edit-scene capture/ "make the cube blue" instruct-nerf2nerf
+
+    Example: sfumato edit-scene capture/ csd-edit --from "a red cube on grass" --to "a blue cube on grass"
+    """
+    given = dict(locals())
+    from sfumato.tasks.edit_scene import METHODS, scene_edit
+
+    if not 1 <= len(words) <= 2:
+        raise SfumatoError(f"after the capture come what to do, in quotes, and how: {', '.join(METHODS)}")
+    *said_first, method = words
+    instruction = said_first[0].strip() if said_first else ""
+    if instruction and (source or target):
+        raise SfumatoError("an edit goes by an instruction, or by --from and --to, not by both")
+    if bool(source) != bool(target):
+        raise SfumatoError("--from and --to belong together: what the scene shows, and what it should show")
+    whole("--steps", steps, 1, 1_000_000)
+    whole("--fit-steps", fit_steps, 1, 1_000_000)
+    whole("--together", together, 1, 1024)
+    whole("--every", every, 1, 1_000_000)
+    for name, value in (("--edit-steps", edit_steps), ("--between", between)):
+        if value is not None:
+            whole(name, value, 1, 1_000_000)
+    seed_of(seed)
+    guidance_of(guidance)
+    model = model or (f"{BUILT_IN}-instruct" if instruction else BUILT_IN)
+    how = scene_edit(
+        method, instruction=instruction, source=source, target=target, model=model, guidance=guidance,
+        image_scale=image_scale, together=together, every=between, steps=steps, edit_steps=edit_steps,
+    )  # fmt: skip
+    writable(out)
+    quiet()
+    from sfumato.media import pictures
+    from sfumato.scene.capture import read_capture
+    from sfumato.scene.store import load_scene, save_scene
+    from sfumato.tasks.edit_scene import edit_scene as run
+    from sfumato.tasks.edit_scene import first_scene
+
+    shots = read_capture(capture)
+    if len(shots) < 2:
+        raise SfumatoError(f"{capture} has one view, and a scene is seen from several; edit a picture by sfumato edit")
+    net = loading.load(model, device)
+    settings = {**kept.settings_of(given), "model": model, "capture": kept.digest([shots.images, shots.cameras.poses])}
+    own = kept.digest(settings)
+    name = kept.named(out, "edit-scene", ".safetensors", f"{slug(instruction or target)}-{method}", settings)
+    so_far = out / f".{name}.{own[:8]}.safetensors"
+    before: Any
+    if scene is None:
+        fit = out / f".fit.{kept.digest([settings['capture'], fit_steps, seed])}.safetensors"
+        if fit.exists():
+            before = load_scene(fit)[0]
+        else:
+            before = first_scene(shots, steps=fit_steps, seed=seed, keep=fit.with_suffix(".part.safetensors"))
+            save_scene(fit, before)
+            for part in out.glob(f"{fit.stem}.part*.safetensors"):
+                part.unlink()
+    else:
+        before = load_scene(scene)[0]
+    _shows(before, shots, scene or capture)
+    first = shots.images
+    done = run(net, shots, before, how, seed=seed, keep=so_far, about=own, frame_every=every)
+    some = list(range(0, len(shots), max(1, len(shots) // 4)))
+    now = done.scene.view(shots.cameras[some]).images.cpu()  # pyright: ignore
+    about = {"instruction": instruction, "from": source, "to": target, "method": repr(how), "seed": seed}
+    files = [save_scene(out / f"{name}.safetensors", done.scene, {**about, "model": model})]  # pyright: ignore
+    folder = writable(out / f"{name}-views")
+    for view, image in zip(shots.names, done.views, strict=True):
+        files.append(pictures.write(pictures.picture(image.clamp(0, 1)), folder / f"{Path(view).stem}.png"))
+    shown = [pictures.picture(x) for row in (first[some], done.views[some].cpu(), now) for x in row.clamp(0, 1)]
+    files.append(pictures.write(pictures.grid(shown, len(some)), out / f"{name}.png", about))
+    if done.frames:
+        files.append(pictures.write_film(done.frames, out / f"{name}.gif"))
+    so_far.unlink(missing_ok=True)
+    record = {**about, "model": model, "edited": done.edited, "seconds": round(done.seconds, 1), "files": files}
+    record["files"] = [str(f) for f in files]
+    write_json(out / f"{name}.json", record, indent=1)
+    if json:
+        print_json({**record, "record": str(out / f"{name}.json")})
+    else:
+        print("\n".join([*record["files"], str(out / f"{name}.json")]))
+
+
+FAR = 12.0
+"""dB; a scene that is farther from a capture's views than this is of another one."""
+
+
+def _shows(scene: Any, shots: Any, what: Path) -> None:
+    """Say where a scene is of another capture."""
+    from sfumato.metrics.image import psnr
+
+    at = [0, len(shots) // 2]
+    found = float(psnr(scene.view(shots.cameras[at]).images.clamp(0, 1).cpu(), shots.images[at]).mean())
+    if found < FAR:
+        note(f"{what} shows this capture's views at {found:.1f} dB only; is it of another capture, or hardly fitted?")
