@@ -21,6 +21,7 @@ from sfumato.commands.edit import edit
 from sfumato.commands.edit_scene import edit_scene
 from sfumato.commands.experiment import experiment
 from sfumato.commands.export import export
+from sfumato.commands.export_scene import export_scene
 from sfumato.commands.features import features
 from sfumato.commands.generate import generate
 from sfumato.commands.illusion import illusion
@@ -44,7 +45,7 @@ COMMANDS = {
     for f in (
         generate, panorama, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes,
         distill2d, edit_scene, experiment,
-        render, describe, show, export, tour, bench,
+        render, describe, show, export, export_scene, tour, bench,
     )
 }  # fmt: skip
 GROUPS = {"experiment": experiments.commands, "show": lambda word: SHOWN}
