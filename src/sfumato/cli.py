@@ -22,6 +22,7 @@ from sfumato.commands.edit import edit
 from sfumato.commands.edit_scene import edit_scene
 from sfumato.commands.experiment import experiment
 from sfumato.commands.export import export
+from sfumato.commands.export_scene import export_scene
 from sfumato.commands.features import features
 from sfumato.commands.generate import generate
 from sfumato.commands.illusion import illusion
@@ -46,8 +47,7 @@ COMMANDS = {
     f.__name__.replace("_", "-"): f
     for f in (
         generate, panorama, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes,
-        distill2d, lift, edit_scene, capture, reconstruct, experiment,
-        render, describe, show, export, tour, bench,
+        distill2d, lift, edit_scene, capture, reconstruct, render, describe, show, export, tour, bench, export_scene, experiment,
     )
 }  # fmt: skip
 GROUPS = {"experiment": experiments.commands, "show": lambda word: SHOWN}
