@@ -108,6 +108,18 @@ def test_harmonics_are_read_by_the_direction_from_the_eye():
     torch.testing.assert_close(colour, torch.full((1, 3), wanted))
 
 
+def test_what_is_left_out_for_a_step_is_not_seen_and_the_rest_is_denser():
+    some = cloud(12)
+    views = orbit(2, (12, 12))
+    kept = (torch.arange(12) % 2).float() * 1.25
+    some.kept = kept
+    shown = some.render(views).images
+    some.kept = None
+    with torch.no_grad():
+        some.opacities.copy_(torch.logit(some.opacities.sigmoid() * kept))
+    torch.testing.assert_close(some.render(views).images, shown)
+
+
 def test_latents_are_shown_as_they_are():
     values = torch.tensor([[3.0, -2.0, 0.5, 1.0]])
     one = Gaussians(torch.zeros(1, 3), values, scales=torch.full((1, 3), 5.0), opacity=0.999, latent=True)
@@ -266,7 +278,9 @@ def views_of(truth, n=6, size=(20, 20)):
     return Capture(truth.view(cameras).images, cameras, tuple(f"{i}" for i in range(n)))
 
 
-SHORT = Recipe(Rates(steps=30, means=1e-3), Growth(start=2, every=4, stop=20, threshold=1e-5, reset=10), widen=5)
+SHORT = Recipe(
+    Rates(steps=30, means=1e-3), Growth(start=2, every=4, stop=20, threshold=1e-5, reset=10), widen=5, drop=0.4
+)
 
 
 class Stopped(Exception):

@@ -93,6 +93,9 @@ class Recipe:
     """Times the mean opacity, a part of ``fit``'s loss; 0.01 in Kheradmand et al. 2024."""
     size: float = 0.0
     """Times the mean scale, likewise."""
+    drop: float = 0.0
+    """Part of the Gaussians that a step of ``fit`` does not see in the end, growing from 0, the others the denser for
+    it: against learning single views by heart (Park et al. 2025, DropGaussian: 0.2)."""
 
 
 KERBL = Recipe()
@@ -115,6 +118,8 @@ class Gaussians(Generator):
     """Do renderings have normals, whoever looks? They are the shortest axes, towards the camera."""
     random_background: float = 0.0
     """How often a drawn viewpoint sees one random colour behind the scene."""
+    kept: Tensor | None = None
+    """What opacities are multiplied by for now: zeros leave Gaussians out."""
     backend: Backend = "auto"
     """Who draws: ``auto`` is gsplat on CUDA, where it is installed, and plain torch elsewhere."""
 
@@ -197,7 +202,10 @@ class Gaussians(Generator):
 
     def splats(self) -> Splats:
         """With their activations."""
-        return Splats(self.means, self.quaternions, self.scales.exp(), self.opacities.sigmoid())
+        opacities = self.opacities.sigmoid()
+        if self.kept is not None:
+            opacities = (opacities * self.kept).clamp_max(1)
+        return Splats(self.means, self.quaternions, self.scales.exp(), opacities)
 
     def values(self, seen: Projected, eyes: Float[Tensor, "n 3"]) -> Float[Tensor, "m c"]:
         """Colours as they are seen, from 0, or latents."""
@@ -219,15 +227,15 @@ class Gaussians(Generator):
         cameras = getattr(viewpoints, "cameras", viewpoints)
         cameras = (orbit(4, (64, 64)) if cameras is None else cameras).to(self.means)
         n, size = len(cameras), cameras.size
-        seen = project(self.splats(), cameras, self.backend)
+        splats = self.splats()
+        seen = project(splats, cameras, self.backend)
         if torch.is_grad_enabled() and self.recipe.growth is not None and seen.means.requires_grad:
             seen.means.retain_grad()
             self._seen.append((seen, size))
         shown = [self.values(seen, cameras.eyes), seen.depth[:, None]]
         if normals := self.normals or getattr(viewpoints, "normals", False):
             shown.append(self.axes(seen, cameras.eyes))
-        opacities = self.opacities.sigmoid()[seen.gaussian]
-        image = blend(seen, opacities, torch.cat(shown, 1), n, size, self.backend)
+        image = blend(seen, splats.opacities[seen.gaussian], torch.cat(shown, 1), n, size, self.backend)
         c = shown[0].shape[1]
         directions = cameras.rays().directions
         rng = getattr(viewpoints, "rng", None)
