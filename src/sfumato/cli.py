@@ -26,6 +26,7 @@ from sfumato.commands.generate import generate
 from sfumato.commands.illusion import illusion
 from sfumato.commands.invert import invert
 from sfumato.commands.keypoints import keypoints
+from sfumato.commands.lift import lift
 from sfumato.commands.match import match
 from sfumato.commands.oneline import oneline
 from sfumato.commands.panorama import panorama
@@ -43,7 +44,7 @@ COMMANDS = {
     f.__name__.replace("_", "-"): f
     for f in (
         generate, panorama, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes,
-        distill2d, edit_scene, experiment,
+        distill2d, lift, edit_scene, experiment,
         render, describe, show, export, tour, bench,
     )
 }  # fmt: skip
@@ -51,7 +52,7 @@ GROUPS = {"experiment": experiments.commands, "show": lambda word: SHOWN}
 """Commands that are a word more: each gives them all, when one is asked for."""
 CHAINED = {
     **dict.fromkeys(("generate", "panorama", "illusion", "edit", "video", "plan"), index.PAINTING),
-    "distill2d": index.DISTILLING,
+    **dict.fromkeys(("distill2d", "lift"), index.DISTILLING),
     **dict.fromkeys(("segment", "match", "keypoints", "shapes"), index.READING),
 }
 """Those that take methods, and of which groups."""

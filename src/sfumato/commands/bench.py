@@ -14,7 +14,7 @@ from sfumato.io.terminal import quiet
 
 def bench(
     suite: tyro.conf.Positional[
-        Literal["generate", "core", "edit", "control", "perceive", "distill", "sets", "real"]
+        Literal["generate", "core", "edit", "control", "perceive", "distill", "sets", "lift", "real"]
     ] = "generate",
     *,
     n: Annotated[int, tyro.conf.arg(help="Prompts of each class, or images.")] = 100,
