@@ -108,7 +108,9 @@ def _field(recipe: Recipe, region: Region, seed: int) -> Field:
         grid = {"levels": 8, "log_size": 14, "growth": 1.5}
         return HashGrid(**grid, region=region, degree=recipe.degree, shift=shift, gain=gain, seed=seed)
     kind = NeRF if recipe.field == "nerf" else Residual
-    return kind(width=64, depth=4, frequencies=6, region=region, degree=recipe.degree, shift=shift, gain=gain, seed=seed)
+    return kind(
+        width=64, depth=4, frequencies=6, region=region, degree=recipe.degree, shift=shift, gain=gain, seed=seed
+    )
 
 
 @dataclass(eq=False)
