@@ -17,10 +17,18 @@ from sfumato.scene.cameras import orbit
 from sfumato.scene.lifting import PATIENCE, Lifting, Ramped, SeenIn
 from sfumato.scene.regularisers import Opacity
 from sfumato.scene.store import load_scene, save_scene
+from sfumato.tasks import lift as task
 from sfumato.tasks.lift import Given, blank, cost, lift, seen
 from sfumato.tasks.lift_recipes import PUBLISHED, STILL_LIFE, recipe
 
 ROWS = {f"{row.word}-{row.preset}": row for row in (*PUBLISHED, *STILL_LIFE)}
+FEW = (
+    "score-distillation",
+    "score-jacobian-chaining",
+    "score-distillation-via-inversion",
+    "score-iterative-reconstruction",
+)
+"""Whose published recipes are of another kind than those for the built-in model."""
 PROMPT = "a red duck on grass"
 FAST = {
     "score-distillation-via-inversion": {"per_unit": 1},
@@ -33,6 +41,13 @@ FAST = {
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return families.made(tmp_path_factory.mktemp("families"))("sd")
+
+
+@pytest.fixture(autouse=True)
+def small(model, monkeypatch):
+    """Few views, of few pixels."""
+    monkeypatch.setattr(model, "size", families.side(model))
+    monkeypatch.setattr(task, "TURN", 2)
 
 
 def tiny(row, **changes):
@@ -48,7 +63,13 @@ class Cut(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(k, marks=pytest.mark.slow if row.preset == "published" and row.word not in FEW else ())
+        for k, row in ROWS.items()
+    ],
+)
 def test_every_recipe_runs_and_goes_on_where_it_was_cut_off(model, name, tmp_path, monkeypatch):
     row = tiny(ROWS[name])
     whole = lift(model, PROMPT, row, steps=3, seed=4)
@@ -66,7 +87,7 @@ def test_every_recipe_runs_and_goes_on_where_it_was_cut_off(model, name, tmp_pat
     assert len(resumed.strength) == 1
     for k, v in resumed.scene.state_dict().items():
         assert torch.equal(v, moved[k]), k
-    assert whole.views.shape == (8, 3, model.size, model.size) and whole.views.isfinite().all()
+    assert whole.views.shape == (2, 3, model.size, model.size) and whole.views.isfinite().all()
 
 
 def _until(step, real):
@@ -120,21 +141,21 @@ def test_published_recipes_are_as_they_were_published():
 
 
 def test_a_picture_holds_the_view_that_it_was_taken_from(model):
-    row = tiny(recipe("score-distillation", "stilllife"), rate=0.1)
+    row = tiny(recipe("score-distillation", "stilllife"), rate=0.3)
     side = model.size
     picture = torch.zeros(3, side, side)
     picture[0] = 0.9
     middle = torch.zeros(side, side)
     middle[side // 4 : -side // 4, side // 4 : -side // 4] = 1
-    held = lift(model, PROMPT, row, steps=40, given=Given(picture, 90.0, 20.0, mask=middle, weight=1e3))
-    loose = lift(model, PROMPT, row, steps=40)
+    held = lift(model, PROMPT, row, steps=15, given=Given(picture, 90.0, 20.0, mask=middle, weight=1e3))
+    loose = lift(model, PROMPT, row, steps=15)
     camera = orbit(1, (side, side), elevation=20, distance=3.05, target=(0, 0.45, 0), first=90)
 
     def away(done):
         images, alpha = seen(done.scene, model, camera)
         return float((images[0] - picture).square().mean()), float((alpha[0, 0] - middle).square().mean())
 
-    assert away(held)[0] < 0.3 * away(loose)[0]
+    assert away(held)[0] < 0.5 * away(loose)[0] and away(held)[1] < away(loose)[1]
     with pytest.raises(SfumatoError, match="one camera of its size"):
         SeenIn(held.scene, picture[:, 1:], camera)
     with pytest.raises(SfumatoError, match="compared in pixels"):

@@ -148,7 +148,10 @@ def lift(
         pictures.write_film(done.frames, folder / f"{stem}.gif"),
     ]
     if mesh is not None:
-        files.append(task.exported(done.scene, folder / f"{stem}{mesh.suffix.lower()}"))
+        file, odd = task.exported(done.scene, folder / f"{stem}{mesh.suffix.lower()}")
+        files.append(file)
+        for remark in odd:
+            note(remark)
     so_far.unlink(missing_ok=True)
     row = {**settings, "expected": {"seconds": expected.seconds, "megabytes": expected.megabytes},
            "remarks": done.remarks, "strength": done.strength, "files": [str(f) for f in files]}  # fmt: skip
