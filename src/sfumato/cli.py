@@ -31,6 +31,7 @@ from sfumato.commands.oneline import oneline
 from sfumato.commands.panorama import panorama
 from sfumato.commands.render import render
 from sfumato.commands.segment import segment
+from sfumato.commands.segment_scene import segment_scene
 from sfumato.commands.shapes import shapes
 from sfumato.commands.show import SHOWN, show
 from sfumato.commands.tour import tour
@@ -43,7 +44,7 @@ COMMANDS = {
     f.__name__.replace("_", "-"): f
     for f in (
         generate, panorama, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes,
-        distill2d, edit_scene, experiment,
+        distill2d, edit_scene, segment_scene, experiment,
         render, describe, show, export, tour, bench,
     )
 }  # fmt: skip
