@@ -29,6 +29,7 @@ from sfumato.commands.keypoints import keypoints
 from sfumato.commands.match import match
 from sfumato.commands.oneline import oneline
 from sfumato.commands.panorama import panorama
+from sfumato.commands.reconstruct import reconstruct
 from sfumato.commands.render import render
 from sfumato.commands.segment import segment
 from sfumato.commands.segment_scene import segment_scene
@@ -44,7 +45,7 @@ COMMANDS = {
     f.__name__.replace("_", "-"): f
     for f in (
         generate, panorama, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes,
-        distill2d, edit_scene, segment_scene, experiment,
+        distill2d, reconstruct, edit_scene, segment_scene, experiment,
         render, describe, show, export, tour, bench,
     )
 }  # fmt: skip

@@ -60,9 +60,9 @@ def exact(std: float, mean: torch.Tensor = MEAN) -> Exact:
 )
 def test_it_is_finite_at_every_spacing_and_number_of_steps(stepper, spacing, options):
     """Or refused in a sentence, where a level would be visited twice."""
-    config = {**CLEAN, "num_train_timesteps": 40, "timestep_spacing": spacing, **options}
+    config = {**CLEAN, "num_train_timesteps": 12, "timestep_spacing": spacing, **options}
     model = Exact({"x": Mixture(MEAN, 0.5)}, Schedule.read(config))
-    for steps in (1, 2, 3, 39, 40):
+    for steps in (1, 2, 3, 11, 12):
         try:
             out = denoise(model, ["x", "x"], guide=1, steps=steps, stepper=stepper)
         except SfumatoError as error:

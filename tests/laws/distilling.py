@@ -18,6 +18,7 @@ from sfumato.methods.distill.noise_free_score_distillation import NoiseFreeScore
 from sfumato.methods.distill.score_distillation import ScoreDistillation
 from sfumato.methods.distill.score_distillation_bridge import ScoreDistillationBridge
 from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
+from sfumato.methods.distill.score_iterative_reconstruction import ScoreIterativeReconstruction
 from sfumato.methods.distill.score_jacobian_chaining import ScoreJacobianChaining
 from sfumato.methods.distill.variational_score_distillation import VariationalScoreDistillation
 
@@ -49,6 +50,13 @@ METHODS = (
     Row(
         "score-distillation-via-inversion",
         (ScoreDistillationViaInversion(per_unit=2), ScoreDistillationViaInversion(kappa="cached")),
+    ),
+    Row(
+        "score-iterative-reconstruction",
+        (
+            ScoreIterativeReconstruction(refresh=2, begin=0.0, per_unit=2),
+            ScoreIterativeReconstruction(refresh=1, begin=1.0, per_unit=2, distance="squared"),
+        ),
     ),
     Row("score-jacobian-chaining", (ScoreJacobianChaining(),)),
     Row("variational-score-distillation", (quick(VariationalScoreDistillation),)),

@@ -84,7 +84,8 @@ def of_pictures(method: UnsupervisedKeypoints, model: Any) -> Any:
 
 
 def of_a_shape(method: Diff3F, model: Any) -> Any:
-    return replace(method, size=families.side(model))(model, Mesh(*solids.sphere(1)))
+    some = {"azimuths": method.azimuths[:3], "elevations": method.elevations[:2]}  # each view is like the others
+    return replace(method, size=families.side(model), **some)(model, Mesh(*solids.sphere(1)))
 
 
 def refined(method: GraphCut, model: Any) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -11,6 +12,9 @@ from sfumato.commands.options import Device, Json, Seed, is_image, seed_of, slug
 from sfumato.errors import SfumatoError
 from sfumato.io.terminal import print_json
 from sfumato.tasks import kept
+
+if TYPE_CHECKING:
+    from sfumato.stilllife.scene import Scene
 
 
 def render(
@@ -28,6 +32,10 @@ def render(
         tyro.conf.arg(help="Write depth, normals, things, parts and coordinates as well (PNG and one npz)."),
         tyro.conf.FlagCreatePairsOff,
     ] = False,
+    views: Annotated[
+        int | None,
+        tyro.conf.arg(metavar="N", help="Instead of one picture so many views all around it, as a capture's folder."),
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
     out: Annotated[Path, tyro.conf.arg(help="A folder, or a .png.")] = Path("out/render"),
@@ -38,6 +46,8 @@ def render(
     Example: sfumato render "a red cube to the left of a blue duck on sand" --buffers
 
     Example: sfumato render --scene out/render/a-red-cube.json --size 512
+
+    Example: sfumato render "a red cube on grass" --views 24
     """
     import numpy as np
 
@@ -63,6 +73,10 @@ def render(
         except UnicodeDecodeError:
             raise SfumatoError(f"{scene} is not a scene: it is no text") from None
     words = captions.plain(drawn)
+    if views is not None:
+        whole("--views", views, 2, 500)
+        if buffers or is_image(out):
+            raise SfumatoError("--views writes a folder of pictures with depth and things beside; leave --buffers out")
     if is_image(out):
         folder, stem = out.parent, out.stem
     else:
@@ -72,9 +86,17 @@ def render(
         )
     writable(folder)
     if folder == out:
-        stem = kept.named(folder, "render", ".png", stem, {"scene": drawn.to_json(), "size": size})
+        settings = {"scene": drawn.to_json(), "size": size} | ({} if views is None else {"views": views})
+        stem = kept.named(folder, "render", ".png" if views is None else "", stem, settings)
 
     from sfumato.io.device import choose
+
+    if views is not None:
+        from sfumato.stilllife.captures import cameras_around, write_views
+
+        path = write_views(folder / stem, drawn, cameras_around(drawn, views), size, choose(device))
+        files = {"capture": path.parent, "transforms": path, "scene": path.parent / "scene.json"}
+        return _print(json, words, drawn, files)
     from sfumato.media import pictures
     from sfumato.stilllife.render import render as draw
     from sfumato.stilllife.sketches import write_buffers
@@ -85,6 +107,11 @@ def render(
     write_text(files["scene"], drawn.to_json() + "\n")
     if buffers:
         files |= write_buffers(rendering, folder, stem)
+    _print(json, words, drawn, files)
+
+
+def _print(json: bool, words: str, drawn: Scene, files: Mapping[str, Path]) -> None:
+    """Say what was written where."""
     if json:
         print_json({"caption": words, "scene": drawn.to_dict(), "files": {k: str(v) for k, v in files.items()}})
     else:

@@ -28,7 +28,10 @@ class Guided(Distillation):
         """The model under the step's prompts and the guidance, or under others."""
         scale = self.guidance if guidance is None else guidance
         asked = now.prompts if prompts is None else tuple(prompts)
-        return GuidedModel(now.model, asked, guided(now.model, scale, self.negative))
+        guide = guided(now.model, scale, self.negative)
+        if prompts is None and now.seen is not None:
+            guide = now.seen(guide, now.asked)
+        return GuidedModel(now.model, asked, guide)
 
     def level(self, now: Now, shared: bool = False) -> Level:
         """The step's, drawn for each image or for all."""

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.guidance import Guide
 from sfumato.core.method import Requires
 from sfumato.core.settings import Settings
 from sfumato.distill.annealing import Ramp
@@ -49,7 +50,7 @@ class Now:
 
     model: Backbone
     x: Images
-    """What was rendered, as the model's latents, without gradients."""
+    """What was rendered, as the model's latents, without gradients; as pixels in a step that does not read them."""
     prompts: tuple[str, ...]
     """One an image, as its viewpoint wants it."""
     step: int
@@ -66,6 +67,8 @@ class Now:
     """Where each image was seen from, camera to world, for methods that tell their own network."""
     asked: tuple[str, ...] = ()
     """One an image, whatever the viewpoint; as ``prompts`` unless given."""
+    seen: Callable[[Guide, tuple[str, ...]], Guide] | None = None
+    """How the viewpoints of these images guide by more than a prompt; ``guided`` of what drew them, if it has that."""
 
     def __post_init__(self) -> None:
         self.asked = self.asked or self.prompts
@@ -84,7 +87,7 @@ class Now:
 class Gradient(NamedTuple):
     """Against what to move: the latents, and for some methods the images in pixels as well."""
 
-    latents: Images
+    latents: Images | None
     pixels: Images | None = None
 
 
@@ -102,6 +105,10 @@ class Distillation(Settings):
         """Around a run: yields a ``Learner``, or None."""
         yield None
 
+    def reads(self, step: int) -> bool:
+        """Are latents of pixels made in this step? Where the gradient is by pixels alone, that is spared."""
+        return True
+
     def gradient(self, now: Now) -> Gradient | Images:
         """To descend, weighted, an image each: it is not divided by their number."""
         raise NotImplementedError
@@ -118,7 +125,7 @@ class Record(NamedTuple):
 
     step: int
     strength: float
-    """Root mean square of the gradient by the latents."""
+    """Root mean square of the gradient by the latents, or by pixels where there is no other."""
 
 
 def distil(
@@ -202,16 +209,22 @@ class _Distilling(Problem):
         asked = self.asked * (len(images) if len(self.asked) == 1 else 1)
         if self.watch is not None:
             self.watch(step, images.detach())
-        latents = model.encode(images) if pixel else images
+        latents = model.encode(images) if pixel and self.method.reads(step) else images
         with torch.no_grad():
             prompts = asked if batch is None else tuple(batch.prompts(asked))
             now = Now(model, latents.detach(), prompts, step, self.steps, draws, dict(self.memory), self.learner)
             now.pixels = images.detach() if pixel else None
             now.asked, now.cameras = asked, None if batch is None else batch.matrices
+            now.seen = getattr(batch, "guided", None)
             given = self.method.gradient(now)
         given = given if isinstance(given, Gradient) else Gradient(given)
-        self.now, self.strength = now, float(given.latents.square().mean().sqrt())
-        loss = apply_gradient(latents, self._limited(given.latents, step), self.reduction)
+        strongest = given.pixels if given.latents is None else given.latents
+        if strongest is None:
+            raise SfumatoError(f"step {step} of {self.name} gives no gradient, by latents or by pixels")
+        self.now, self.strength = now, float(strongest.square().mean().sqrt())
+        loss = images.new_zeros(())
+        if given.latents is not None:
+            loss = apply_gradient(latents, self._limited(given.latents, step), self.reduction)
         if self.regularisers or given.pixels is not None:
             pixels = images if pixel else model.decode(images)
             if given.pixels is not None:

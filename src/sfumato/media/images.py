@@ -241,7 +241,7 @@ class Fitted:
         alpha = self.original.getchannel("A") if self.original.mode == "RGBA" else None
         seen = result.resize(size, Image.Resampling.LANCZOS)
         if alpha is not None:
-            seen = _off_white(seen, alpha.crop(self.box))
+            seen = off_white(seen, alpha.crop(self.box))
         mask = None
         if changed is not None:
             cells = Image.fromarray((changed.cpu().numpy() * 255).astype(np.uint8))
@@ -252,7 +252,7 @@ class Fitted:
         return out
 
 
-def _off_white(picture: Picture, alpha: Picture) -> Picture:
+def off_white(picture: Picture, alpha: Picture) -> Picture:
     """The colours that over white, at this opacity, look like the picture."""
     share = np.asarray(alpha, np.float32)[..., None] / 255
     own = (np.asarray(picture, np.float32) - 255 * (1 - share)) / np.where(share, share, np.inf)

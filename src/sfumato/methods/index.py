@@ -130,6 +130,11 @@ METHODS = (
         "distill.score_distillation_via_inversion:ScoreDistillationViaInversion",
         "sdi",
     ),
+    Entry(
+        "score-iterative-reconstruction",
+        "distill.score_iterative_reconstruction:ScoreIterativeReconstruction",
+        "sir",
+    ),
     Entry("score-jacobian-chaining", "distill.score_jacobian_chaining:ScoreJacobianChaining", "sjc"),
     Entry(
         "variational-score-distillation", "distill.variational_score_distillation:VariationalScoreDistillation", "vsd"

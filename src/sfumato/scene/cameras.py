@@ -96,6 +96,13 @@ class Pinholes:
         flat = torch.stack([local[..., 0], -local[..., 1]], -1) / depth[..., None]
         return torch.cat([flat * self.focal[:, None] + self.centre[:, None], depth[..., None]], -1)
 
+    def slant(self) -> Float[Tensor, "n h w"]:
+        """How much longer the way along each pixel's ray is than along the axis: from z-depth to ours, a factor."""
+        h, w = self.size
+        x = (torch.arange(w).to(self.poses) + 0.5 - self.centre[:, :1]) / self.focal[:, :1]
+        y = (torch.arange(h).to(self.poses) + 0.5 - self.centre[:, 1:]) / self.focal[:, 1:]
+        return (1 + x[:, None].square() + y[:, :, None].square()).sqrt()
+
     def opencv(self) -> tuple[Float[Tensor, "n 4 4"], Float[Tensor, "n 3 3"]]:
         """World to camera with y down and z ahead, and intrinsics: OpenCV's, COLMAP's and gsplat's."""
         views = torch.linalg.inv(self.poses * torch.tensor(FLIP).to(self.poses))

@@ -7,9 +7,10 @@ A capture's cameras are brought into a world whose y is up, what they look at in
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +22,10 @@ from sfumato.errors import SfumatoError
 from sfumato.io.files import write_json
 from sfumato.io.terminal import note
 from sfumato.media import pictures
-from sfumato.media.images import coloured, opened, tensor
+from sfumato.media.images import coloured, off_white, opened, tensor
 from sfumato.scene.cameras import Pinholes
+from sfumato.scene.clouds import write_points
+from sfumato.scene.colmap import model_of, read_colmap
 from sfumato.scene.lenses import Lens
 from sfumato.scene.shots import Z_UP, Shot, Shots, focus, moved, placed
 from sfumato.scene.transforms import read_transforms
@@ -135,10 +138,10 @@ class Capture:
 def read_capture(
     path: str | Path, side: int | None = SIDE, *, keep_world: bool = False, opencv: bool = False
 ) -> Capture:
-    """A capture: a folder, or its ``transforms.json``.
+    """A capture: its folder, its ``transforms.json``, or a folder of a COLMAP model with images beside.
 
     ``side``: of the longer side of images at most, larger ones are made smaller (None: they are left as they are).
-    ``keep_world``: the capture's own world with its z up turned to y, neither moved nor scaled. ``opencv``: poses in
+    ``keep_world``: the capture's own world turned so that y is up, neither moved nor scaled. ``opencv``: poses in
     ``transforms.json`` have OpenCV's axes (y down, z ahead).
 
     Images of several sizes are brought to the commonest, whole, and what that leaves empty is masked; so is what a lens
@@ -152,7 +155,7 @@ def read_capture(
     poses = torch.stack([shot.pose for shot in shots])
     by = placed(poses)
     if found.world is not None or keep_world:
-        by = Z_UP.T
+        by = found.upright.T
     ours = moved(poses, by)
     points = None if found.points is None else (found.points.double() @ by[:3, :3].T + by[:3, 3]).float()
     images, masks, alphas, lenses = _pictures(shots, side)
@@ -163,11 +166,9 @@ def read_capture(
         (int(images.shape[-2]), int(images.shape[-1])),
     )
     if focus(poses) is None and focus(poses * torch.tensor([1.0, -1, -1, 1])) is not None:
-        note(f"the cameras of {path} look away from where their axes meet; if they should not, take its poses as OpenCV's")
+        note(f"the cameras of {path} look away from where their axes meet; are its poses OpenCV's?")
     world = torch.linalg.inv(by) if found.world is None else found.world
-    return Capture(
-        images, cameras, tuple(shot.name for shot in shots), masks, alphas, points, found.colours, world
-    )
+    return Capture(images, cameras, tuple(shot.name for shot in shots), masks, alphas, points, found.colours, world)
 
 
 def _found(path: Path, opencv: bool) -> Shots:
@@ -181,7 +182,13 @@ def _found(path: Path, opencv: bool) -> Shots:
     for name in ("transforms.json", "transforms_train.json"):
         if (path / name).is_file():
             return read_transforms(path / name, opencv)
-    raise SfumatoError(f"{path} has no transforms.json; nerfstudio's ns-process-data or instant-ngp make one")
+    model = model_of(path)
+    if model is not None:
+        return read_colmap(model, path)
+    raise SfumatoError(
+        f"{path} has no transforms.json and no COLMAP model (sparse/0/cameras.bin, ...); COLMAP or nerfstudio's "
+        "ns-process-data find the cameras of photographs"
+    )
 
 
 def _size(lens: Lens, side: int | None) -> tuple[int, int]:
@@ -250,27 +257,38 @@ def _check_shape(size: tuple[int, int], shot: Shot) -> None:
         )
 
 
-def write_capture(folder: str | Path, capture: Capture) -> Path:
-    """Write PNGs and a ``transforms.json`` that this and other programs read; ``read_capture`` gives it back.
+def write_capture(folder: str | Path, capture: Capture, beside: Mapping[str, str] = MappingProxyType({})) -> Path:
+    """Write PNGs and, at last, a ``transforms.json`` that this and other programs read; ``read_capture`` reads it back.
 
-    What its world is beside the capture's own is kept in the file, under ``sfumato``.
+    The file has this world with its z up, and under ``sfumato`` the way to the capture's own. ``beside``: further
+    entries of frames, names of files with ``{}`` for the image's.
     """
     folder = Path(folder).expanduser()
-    poses = (Z_UP @ capture.cameras.poses.double().cpu())
+    poses = Z_UP @ capture.cameras.poses.double().cpu()
     names = [f"{i:04d}" for i in range(len(capture))]
     h, w = capture.cameras.size
     frames = []
     for i, name in enumerate(names):
-        pictures.write(pictures.picture(capture.images[i]), folder / "images" / f"{name}.png")
+        image = pictures.picture(capture.images[i])
+        if capture.alphas is not None:
+            clear = Image.fromarray((capture.alphas[i] * 255).round().byte().cpu().numpy())
+            image = off_white(image, clear)
+            image.putalpha(clear)
+        pictures.write(image, folder / "images" / f"{name}.png")
         (fx, fy), (cx, cy) = capture.cameras.focal[i].tolist(), capture.cameras.centre[i].tolist()
         frame = {"file_path": f"images/{name}.png", "fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy}
         if capture.masks is not None:
             mask = folder / "masks" / f"{name}.png"
             pictures.write(pictures.picture(capture.masks[i].float().expand(3, h, w)), mask)
             frame["mask_path"] = f"masks/{name}.png"
+        frame |= {key: file.format(name) for key, file in beside.items()}
         frames.append({**frame, "name": capture.names[i], "transform_matrix": poses[i].tolist()})
     world = torch.eye(4, dtype=torch.float64) if capture.world is None else capture.world
     about = {"camera_model": "PINHOLE", "w": w, "h": h, "sfumato": {"world": world.tolist()}, "frames": frames}
+    if capture.points is not None:
+        about["ply_file_path"] = "points.ply"
+        up = capture.points.cpu() @ Z_UP[:3, :3].T.float()
+        write_points(folder / "points.ply", up, capture.colours)
     path = folder / "transforms.json"
     write_json(path, about, indent=1)
     return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
+from sfumato.io.terminal import note
 from sfumato.scene.lenses import Lens
 
+FEWEST = 2
+"""Images of a capture."""
 RIGID = 1e-2
 """How far a pose's axes may be from right angles and one length; what is nearer is put right."""
 Z_UP = torch.tensor([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]], dtype=torch.float64)
@@ -42,6 +45,8 @@ class Shots:
     """Sparse points of the scene, in its own world."""
     colours: Float[Tensor, "p 3"] | None = None
     """Theirs, in [0, 1]."""
+    upright: Float[Tensor, "4 4"] = field(default_factory=lambda: Z_UP)
+    """From a world whose y is up to the capture's own, by what its format says is up."""
     world: Float[Tensor, "4 4"] | None = None
     """Where a capture was written here: from the world that it had to its own; it is brought into that one again."""
 
@@ -69,9 +74,11 @@ def rigid(pose: object, name: str, flip: bool = False) -> Float[Tensor, "4 4"]:
         raise SfumatoError(f"the pose of {name} is not rigid: its axes {_row(axes.T.ravel())} are skewed or stretched")
     if np.linalg.det(axes) < 0:
         raise SfumatoError(f"the pose of {name} is left-handed (mirrored): its axes {_row(axes.T.ravel())}; negate one")
-    u, _, v = np.linalg.svd(axes)
+    if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-6:  # what is right in float32 stays as it is
+        u, _, v = np.linalg.svd(axes)
+        axes = u @ v
     out = np.eye(4)
-    out[:3, :3], out[:3, 3] = u @ v * ((1, -1, -1) if flip else (1, 1, 1)), rows[:3, 3]
+    out[:3, :3], out[:3, 3] = axes * ((1, -1, -1) if flip else (1, 1, 1)), rows[:3, 3]
     return torch.from_numpy(out)
 
 
@@ -146,6 +153,12 @@ def moved(poses: Float[Tensor, "n 4 4"], by: Float[Tensor, "4 4"]) -> Float[Tens
     return out
 
 
-def some(names: Sequence[str], most: int = 3) -> str:
-    """A few names, for a line."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+def report_missing(missing: Sequence[str], of: int, path: Path) -> None:
+    """Say which images are not there. Raises ``SfumatoError`` where under two are."""
+    names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    if of < FEWEST:
+        raise SfumatoError(f"{path} has {of} image{'s' * (not of)}; a scene is found from {FEWEST} or more, better 20")
+    if of - len(missing) < FEWEST:
+        raise SfumatoError(f"{len(missing)} of {of} images of {path} are not there ({names})")
+    if missing:
+        note(f"{len(missing)} of {of} images of {path} are not there ({names}); the rest is read")

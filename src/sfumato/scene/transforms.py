@@ -16,15 +16,14 @@ import torch
 from PIL import Image
 
 from sfumato.errors import SfumatoError
-from sfumato.io.terminal import note
+from sfumato.scene.clouds import read_points
 from sfumato.scene.lenses import Lens
-from sfumato.scene.shots import Shot, Shots, rigid, some
+from sfumato.scene.shots import Shot, Shots, report_missing, rigid
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG", ".webp", ".tif", ".tiff", ".exr")
 PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE")
 BENT = ("OPENCV", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV")
 FISHEYES = ("OPENCV_FISHEYE", "FISHEYE")
-FEWEST = 2
 
 
 def read_transforms(path: Path, flip: bool = False) -> Shots:
@@ -55,7 +54,10 @@ def read_transforms(path: Path, flip: bool = False) -> Shots:
     shots = [shot for _, shot in sorted(shots, key=lambda each: each[0])]  # as nerfstudio, so that every eighth is too
     ours = about.get("sfumato")
     world = None if not isinstance(ours, dict) else _world(ours.get("world"), path)
-    return Shots(tuple(shots), world=world)
+    points, colours = None, None
+    if about.get("ply_file_path"):
+        points, colours = read_points(path.parent / str(about["ply_file_path"]))
+    return Shots(tuple(shots), points, colours, world=world)
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -87,16 +89,6 @@ def found(file: Path) -> Path | None:
     if file.is_file():
         return file
     return next((e for ending in ENDINGS if (e := file.with_name(file.name + ending)).is_file()), None)
-
-
-def report_missing(missing: list[str], of: int, path: Path) -> None:
-    """Say which images are not there. Raises ``SfumatoError`` where under two are."""
-    left = of - len(missing)
-    if left < FEWEST:
-        lost = f"{len(missing)} of {of} images of {path} are not there ({some(missing)})" if missing else ""
-        raise SfumatoError(lost or f"{path} has one image; a scene is found from {FEWEST} or more, better 20")
-    if missing:
-        note(f"{len(missing)} of {of} images of {path} are not there ({some(missing)}); the rest is read")
 
 
 _FOCAL = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")
