@@ -35,6 +35,7 @@ from sfumato.commands.panorama import panorama
 from sfumato.commands.reconstruct import reconstruct
 from sfumato.commands.render import render
 from sfumato.commands.segment import segment
+from sfumato.commands.segment_scene import segment_scene
 from sfumato.commands.shapes import shapes
 from sfumato.commands.show import SHOWN, show
 from sfumato.commands.tour import tour
@@ -47,7 +48,7 @@ COMMANDS = {
     f.__name__.replace("_", "-"): f
     for f in (
         generate, panorama, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes,
-        distill2d, lift, edit_scene, capture, reconstruct, render, describe, show, export, tour, bench, export_scene, experiment,
+        distill2d, lift, edit_scene, capture, reconstruct, render, describe, show, export, tour, bench, export_scene, segment_scene, experiment,
     )
 }  # fmt: skip
 GROUPS = {"experiment": experiments.commands, "show": lambda word: SHOWN}
