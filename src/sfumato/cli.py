@@ -48,7 +48,8 @@ COMMANDS = {
     f.__name__.replace("_", "-"): f
     for f in (
         generate, panorama, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes,
-        distill2d, lift, edit_scene, capture, reconstruct, render, describe, show, export, tour, bench, export_scene, segment_scene, experiment,
+        distill2d, lift, capture, reconstruct, segment_scene, edit_scene, export_scene, experiment,
+        render, describe, show, export, tour, bench,
     )
 }  # fmt: skip
 GROUPS = {"experiment": experiments.commands, "show": lambda word: SHOWN}
