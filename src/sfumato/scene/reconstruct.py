@@ -45,9 +45,9 @@ class Recipe:
     """voxels, hash, nerf or residual."""
     cells: int = 128
     """Of voxels, a side, in the end."""
-    stages: tuple[float, ...] = (0.15, 0.4)
+    stages: tuple[float, ...] = (0.2, 0.5)
     """Parts of the run at which voxels have twice as many cells a side: coarse first."""
-    degree: int = 1
+    degree: int = 0
     """Of the spherical harmonics by which colours change with the view."""
     rays: int = 2048
     """A step, drawn from all pixels."""
@@ -96,9 +96,8 @@ def scene_for(capture: Capture, recipe: Recipe, seed: int = 0) -> FieldScene:
     region = region_of(capture)
     away = (capture.cameras.eyes - capture.middle).norm(dim=-1)
     near = NEAR * float(away.min()) if capture.points is None else 0.8 * capture.span[0]
-    sampling = Sampling(
-        recipe.samples, near / region.radius if isinstance(region, Space) else near, recipe.reach, recipe.coarse, recipe.skip
-    )
+    near = near / region.radius if isinstance(region, Space) else near
+    sampling = Sampling(recipe.samples, near, recipe.reach, recipe.coarse, recipe.skip)
     return FieldScene(_field(recipe, region, seed), Harmonic(degree=2 if isinstance(region, Space) else 0), sampling)
 
 
