@@ -59,33 +59,41 @@ class Field(nn.Module):
 class Solid(Field):
     """What the fields here have in common: how raw numbers become densities and values.
 
-    Density is softplus(raw + ``shift`` + ``blob`` (1 - r / ``blob_radius``)), r from the region's middle: a blob to
-    begin with (threestudio's, of 10 and 0.5). Values leave through a sigmoid unless ``latent``.
+    Density is ``gain`` softplus(raw + ``shift`` + ``blob`` (1 - r / ``blob_radius``)), r from the region's middle: a
+    blob to begin with (threestudio's, of 10 and 0.5). ``gain``: what raw numbers of about 1 are to mean, per unit of
+    length. Values leave through a sigmoid unless ``latent``.
     """
 
     def __init__(
-        self, channels: int, region: Region | None, latent: bool, shift: float, blob: float, blob_radius: float
+        self,
+        channels: int,
+        region: Region | None,
+        latent: bool,
+        shift: float,
+        blob: float,
+        blob_radius: float,
+        gain: float,
     ):
         super().__init__()
-        if channels < 1 or blob_radius <= 0:
+        if channels < 1 or not blob_radius > 0 or not gain > 0:
             raise SfumatoError(
-                f"a field has a channel or more and a blob of some radius, got {channels}, {blob_radius}"
+                f"a field has a channel or more, a radius and a gain above 0, got {channels}, {blob_radius}, {gain}"
             )
         self.region, self.channels, self.latent = region or Box(), channels, latent
-        self.shift, self.blob, self.blob_radius = shift, blob, blob_radius
+        self.shift, self.blob, self.blob_radius, self.gain = shift, blob, blob_radius, gain
 
     def solid(self, raw: Float[Tensor, " p"], points: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:
         """Densities of raw numbers."""
         if self.blob:
             radius = (points - points.new_tensor(self.region.centre)).norm(dim=-1)
             raw = raw + self.blob * (1 - radius / self.blob_radius)
-        return F.softplus(raw + self.shift)
+        return self.gain * F.softplus(raw + self.shift)
 
     def shown(self, raw: Float[Tensor, "p c"]) -> Float[Tensor, "p c"]:
         return raw if self.latent else raw.sigmoid()
 
     def settings(self) -> dict[str, Any]:
-        names = ("channels", "region", "latent", "shift", "blob", "blob_radius")
+        names = ("channels", "region", "latent", "shift", "blob", "blob_radius", "gain")
         return {name: getattr(self, name) for name in names}
 
 
@@ -106,8 +114,9 @@ class Voxels(Solid):
         degree: int = 0,
         blob: float = 0.0,
         blob_radius: float = 0.5,
+        gain: float = 1.0,
     ):
-        super().__init__(channels, region, latent, shift, blob, blob_radius)
+        super().__init__(channels, region, latent, shift, blob, blob_radius, gain)
         if resolution < 2:
             raise SfumatoError(f"a grid has 2 cells a side or more, got {resolution}")
         n, self.degree = resolution, degree
@@ -138,6 +147,14 @@ class Voxels(Solid):
     def settings(self) -> dict[str, Any]:
         return {"resolution": self.resolution, "degree": self.degree, **super().settings()}
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """A grid that was refined comes with the cells that it has."""
+        for name, own in list(self.named_parameters()):
+            found = state_dict.get(prefix + name)
+            if found is not None and found.ndim == 5 and found.shape != own.shape and found.shape[1] == own.shape[1]:
+                setattr(self, name, nn.Parameter(own.new_empty(found.shape)))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     @torch.no_grad()
     def refined(self, resolution: int) -> Voxels:
         """The same field with another number of cells a side, as this one is read there."""
@@ -148,6 +165,19 @@ class Voxels(Solid):
 
 
 def read(grid: Float[Tensor, "1 k d h w"], local: Float[Tensor, "p 3"]) -> Float[Tensor, "k p"]:
-    """A dense grid at places in [-1, 1], trilinearly; its axes are z, y, x."""
-    at = local.view(1, -1, 1, 1, 3)
-    return F.grid_sample(grid, at, align_corners=False, padding_mode="border")[0, :, :, 0, 0]
+    """A dense grid at places in [-1, 1], trilinearly; its axes are z, y, x.
+
+    Torch reads a grid on one core; of many places each core gets its part.
+    """
+    p = len(local)
+    parts = torch.get_num_threads() if p >= SHARED and local.device.type == "cpu" else 1
+    more = -p % parts
+    at = F.pad(local, (0, 0, 0, more)) if more else local
+    found = F.grid_sample(
+        grid.expand(parts, -1, -1, -1, -1), at.view(parts, -1, 1, 1, 3), align_corners=False, padding_mode="border"
+    )
+    return found[0, :, :, 0, 0] if parts == 1 else found[..., 0, 0].transpose(0, 1).flatten(1)[:, :p]
+
+
+SHARED = 2**14
+"""So many places are read by all cores."""

@@ -47,10 +47,11 @@ class HashGrid(Solid):
         degree: int = 0,
         blob: float = 0.0,
         blob_radius: float = 0.5,
+        gain: float = 1.0,
         progressive: tuple[int, float, float] | None = None,
         seed: int = 0,
     ):
-        super().__init__(channels, region, latent, shift, blob, blob_radius)
+        super().__init__(channels, region, latent, shift, blob, blob_radius, gain)
         if min(levels, features, base, width) < 1 or growth < 1 or not 1 <= log_size <= 30:
             raise SfumatoError(f"a hash grid has levels, features and cells, got {levels}, {features}, {base}")
         self.levels, self.features, self.log_size, self.base, self.growth = levels, features, log_size, base, growth

@@ -38,9 +38,10 @@ class Network(Solid):
         degree: int,
         blob: float,
         blob_radius: float,
+        gain: float,
         seed: int,
     ):
-        super().__init__(channels, region, latent, shift, blob, blob_radius)
+        super().__init__(channels, region, latent, shift, blob, blob_radius, gain)
         if width < 2 or depth < 1 or frequencies < 0:
             raise SfumatoError(f"a network has layers of some width, got {depth} of {width}, {frequencies} frequencies")
         self.width, self.depth, self.frequencies, self.degree, self.seed = width, depth, frequencies, degree, seed
@@ -97,10 +98,11 @@ class NeRF(Network):
         degree: int = 0,
         blob: float = 0.0,
         blob_radius: float = 0.5,
+        gain: float = 1.0,
         seed: int = 0,
     ):
         super().__init__(
-            width, depth, frequencies, channels, region, latent, shift, degree, blob, blob_radius, seed
+            width, depth, frequencies, channels, region, latent, shift, degree, blob, blob_radius, gain, seed
         )  # fmt: skip
         again = {0: self.inputs, SKIP: width + self.inputs}
         self.layers = nn.ModuleList(nn.Linear(again.get(i, width), width) for i in range(depth))
@@ -132,10 +134,11 @@ class Residual(Network):
         degree: int = 0,
         blob: float = 0.0,
         blob_radius: float = 0.5,
+        gain: float = 1.0,
         seed: int = 0,
     ):
         super().__init__(
-            width, depth, frequencies, channels, region, latent, shift, degree, blob, blob_radius, seed
+            width, depth, frequencies, channels, region, latent, shift, degree, blob, blob_radius, gain, seed
         )  # fmt: skip
         self.first = nn.Linear(self.inputs, width)
         self.blocks = nn.ModuleList(nn.ModuleList(nn.Linear(width, width) for _ in range(2)) for _ in range(depth))

@@ -87,24 +87,32 @@ def _sound(centre: tuple[float, float, float], half: float) -> None:
 
 
 def spaced(
-    region: Region, start: Float[Tensor, "*r"], end: Float[Tensor, "*r"], parts: Float[Tensor, "*r s"]
+    region: Region,
+    start: Float[Tensor, "*r"],
+    end: Float[Tensor, "*r"],
+    parts: Float[Tensor, "*r s"],
+    reach: float = 1.0,
 ) -> Float[Tensor, "*r s"]:
-    """Distances at parts of the way: even in a box, in space even up to the radius and then in disparity."""
+    """Distances at parts of the way: even in a box, in space even up to ``reach`` radii and then in disparity."""
     if isinstance(region, Box):
         return start[..., None] + parts * (end - start)[..., None]
-    one = region.radius
+    one = reach * region.radius
     first, last = _drawn(start, one)[..., None], _drawn(end, one)[..., None]
     at = first + parts * (last - first)
     return torch.where(at < 0.5, 2 * one * at, one / (2 * (1 - at)).clamp_min(1e-9))
 
 
 def parts_of(
-    region: Region, start: Float[Tensor, "*r"], end: Float[Tensor, "*r"], distances: Float[Tensor, "*r s"]
+    region: Region,
+    start: Float[Tensor, "*r"],
+    end: Float[Tensor, "*r"],
+    distances: Float[Tensor, "*r s"],
+    reach: float = 1.0,
 ) -> Float[Tensor, "*r s"]:
     """Which parts of the way distances are: what ``spaced`` makes distances of."""
     if isinstance(region, Box):
         return (distances - start[..., None]) / (end - start)[..., None].clamp_min(1e-9)
-    one = region.radius
+    one = reach * region.radius
     first, last = _drawn(start, one)[..., None], _drawn(end, one)[..., None]
     return (_drawn(distances, one) - first) / (last - first)
 

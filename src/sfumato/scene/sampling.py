@@ -26,6 +26,8 @@ class Sampling:
     """At which the field is asked."""
     near: float = 0.05
     """Nothing is nearer; in radii in a ``Space``."""
+    reach: float = 1.0
+    """In a ``Space``: up to how many radii parts of a ray are of one length, before they are of one disparity."""
     coarse: int = 0
     """Even parts of the ray of which the occupancy's densities say where samples go; 0: samples are even themselves."""
     skip: float = 0.0
@@ -34,7 +36,13 @@ class Sampling:
     """Of the occupancy, a side; there is none where neither is asked for."""
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.coarse < 0 or self.near < 0 or not 0 <= self.skip < 1 or self.cells < 2:
+        if (
+            self.samples < 1
+            or self.coarse < 0
+            or min(self.near, self.reach - 1e-9) < 0
+            or not 0 <= self.skip < 1
+            or self.cells < 2
+        ):
             raise SfumatoError(f"a ray has samples, from a distance of 0 on, got {self}")
 
     @property
@@ -77,10 +85,10 @@ class Occupancy(nn.Module):
             some = torch.randint(n**3, (n**3 // 4,), generator=rng)
         z, y, x = some // n**2, some // n % n, some % n
         inside = torch.rand(len(some), 3, generator=rng)
-        local = ((torch.stack([x, y, z], -1) + inside) / n * 2 - 1).to(device)
+        local = ((torch.stack([x, y, z], -1) + inside) / n * 2 - 1).to(self.density)
         found = torch.cat([field.density(field.region.world(part)) for part in local.split(at_once)])
         self.density *= self.fade
-        self.density.scatter_reduce_(0, some.to(device), found.to(self.density), "amax")
+        self.density.scatter_reduce_(0, some.to(device), found, "amax")
         self.updates += 1
 
     def at(self, local: Float[Tensor, "*p 3"]) -> Float[Tensor, "*p"]:
@@ -103,19 +111,19 @@ def edges(
     by one draw a ray with ``rng``.
     """
     start, end = region.span(rays, sampling.near)
-    n = sampling.samples
+    n, reach = sampling.samples, sampling.reach
     if occupancy is None or not sampling.coarse or not occupancy.known:
         parts = torch.linspace(0, 1, n + 1).to(start).expand(*start.shape, -1)
-        return spaced(region, start, end, parts), parts
+        return spaced(region, start, end, parts, reach), parts
     with torch.no_grad():
         parts = torch.linspace(0, 1, sampling.coarse + 1).to(start).expand(*start.shape, -1)
-        far = spaced(region, start, end, parts)
+        far = spaced(region, start, end, parts, reach)
         density = occupancy.at(region.local(rays.at((far[..., 1:] + far[..., :-1]) / 2)))
         w = volume.weights(density, far.diff(dim=-1)).each
         move = 0.5 if rng is None else torch.rand(*start.shape, 1, generator=rng).to(start)
         wanted = (torch.arange(n + 1).to(start) + move) / (n + 1)
         parts = resampled(widened(w), parts, wanted.expand(*start.shape, -1))
-        return spaced(region, start, end, parts), parts
+        return spaced(region, start, end, parts, reach), parts
 
 
 def widened(w: Float[Tensor, "*r s"], rest: float = 0.01) -> Float[Tensor, "*r s"]:
