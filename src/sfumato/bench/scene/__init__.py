@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.bench.report import Report, gather
-from sfumato.bench.scene import speed, splats
+from sfumato.bench.scene import exports, speed, splats
 from sfumato.bench.session import Session
 from sfumato.io.device import choose
 
-MODULES = (speed, splats)
+MODULES = (speed, splats, exports)
 
 
 def run(n: int, seed: int, device: str = "auto", out: Path | None = None, modules: Sequence[Any] = MODULES) -> Report:
