@@ -30,6 +30,7 @@ from sfumato.commands.lift import lift
 from sfumato.commands.match import match
 from sfumato.commands.oneline import oneline
 from sfumato.commands.panorama import panorama
+from sfumato.commands.reconstruct import reconstruct
 from sfumato.commands.render import render
 from sfumato.commands.segment import segment
 from sfumato.commands.shapes import shapes
@@ -44,7 +45,7 @@ COMMANDS = {
     f.__name__.replace("_", "-"): f
     for f in (
         generate, panorama, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes,
-        distill2d, lift, edit_scene, experiment,
+        distill2d, reconstruct, lift, edit_scene, experiment,
         render, describe, show, export, tour, bench,
     )
 }  # fmt: skip

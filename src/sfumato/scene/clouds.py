@@ -56,9 +56,9 @@ def _header(lines: list[list[str]]) -> tuple[str, int, list[tuple[str, str]]]:
     """Format, number of points and their entries, names and kinds; points come first in a file."""
     if lines[0] != ["ply"]:
         raise ValueError
-    form = next(line[1] for line in lines if line[:1] == ["format"])
+    form = next((line[1] for line in lines if line[:1] == ["format"]), None)
     at = [i for i, line in enumerate(lines) if line[:1] == ["element"]]
-    if form not in ("ascii", *ORDERS) or not at or lines[at[0]][1] != "vertex":
+    if form is None or form not in ("ascii", *ORDERS) or not at or lines[at[0]][1] != "vertex":
         raise ValueError
     own = lines[at[0] + 1 : at[1] if len(at) > 1 else None]
     return form, int(lines[at[0]][2]), [(line[2], line[1]) for line in own if line[:1] == ["property"]]

@@ -85,7 +85,7 @@ def _pose(rows: tuple[float, ...], name: str) -> Float[Tensor, "4 4"]:
         [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
         [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
     ], dtype=torch.float64)  # fmt: skip
-    return rigid(torch.cat([turn.T, -(turn.T @ move)[:, None]], 1), name, flip=True)
+    return rigid(torch.cat([turn.T, -(turn.T @ move)[:, None]], 1).numpy(), name, flip=True)
 
 
 def _lens(kind: str, size: tuple[int, int], p: tuple[float, ...], path: Path) -> Lens:
@@ -105,9 +105,7 @@ def _lens(kind: str, size: tuple[int, int], p: tuple[float, ...], path: Path) ->
 
 def _known(kind: str, path: Path) -> None:
     if kind not in READ:
-        raise SfumatoError(
-            f"{path} has cameras of the kind {kind}; known: {', '.join(READ)}; undistort by COLMAP before"
-        )
+        raise SfumatoError(f"{path} has cameras of the kind {kind}; undistort by COLMAP before, or: {', '.join(READ)}")
 
 
 class _Bytes:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -66,14 +65,17 @@ class Lens:
 
     def unbent(self, bent: Float[Tensor, "*p 2"]) -> Float[Tensor, "*p 2"]:
         """The way back, by Newton's method; nan where no (x, y) within ``reach`` comes to lie there."""
-        flat, one = bent, torch.tensor([1.0, 0.0]).to(bent)
+        flat = bent
         for _ in range(STEPS):
-            at, dx = torch.func.jvp(self.bent, (flat,), (one.expand_as(flat),))[:2]
-            dy = torch.func.jvp(self.bent, (flat,), (one.flip(0).expand_as(flat),))[1]
-            off, det = at - bent, dx[..., 0] * dy[..., 1] - dx[..., 1] * dy[..., 0]
+            with torch.enable_grad():
+                flat = flat.detach().requires_grad_()
+                at = self.bent(flat)
+                dx, dy = (torch.autograd.grad(at[..., i].sum(), flat, retain_graph=not i)[0] for i in (0, 1))
+            flat, off = flat.detach(), at.detach() - bent
+            det = dx[..., 0] * dy[..., 1] - dx[..., 1] * dy[..., 0]
             step = torch.stack([
-                dy[..., 1] * off[..., 0] - dy[..., 0] * off[..., 1],
-                dx[..., 0] * off[..., 1] - dx[..., 1] * off[..., 0],
+                dy[..., 1] * off[..., 0] - dx[..., 1] * off[..., 1],
+                dx[..., 0] * off[..., 1] - dy[..., 0] * off[..., 0],
             ], -1) / det[..., None]  # fmt: skip
             size = step.norm(dim=-1, keepdim=True)
             step = step / (size / (0.5 * (1 + flat.norm(dim=-1, keepdim=True)))).clamp_min(1)  # no leaps
@@ -98,7 +100,7 @@ class Lens:
         y, x = torch.meshgrid(torch.arange(h).double() + 0.5, torch.arange(w).double() + 0.5, indexing="ij")
         flat = (torch.stack([x, y], -1) - centre) / focal
         at = self.bent(flat) * focal + centre
-        inside = ((at >= 0) & (at <= torch.tensor([w, h]))).all(-1)
+        inside = ((at >= 0.5) & (at <= torch.tensor([w, h]) - 0.5)).all(-1)  # among the centres of pixels
         return at, inside & (flat.norm(dim=-1) <= self.reach)
 
     def straightened(
@@ -106,14 +108,40 @@ class Lens:
     ) -> tuple[Float[Tensor, "n c h w"], Bool[Tensor, "h w"]]:
         """Images of this lens as a pinhole has them, and the pixels that the lens has seen.
 
-        They are read bicubically, or the nearest pixel of each.
+        They are read by Catmull and Rom's cubics, which leave even slopes as they are, or the nearest pixel of each.
         """
         at, there = _places(self)
-        h, w = self.size
-        grid = (2 * at / torch.tensor([w, h]) - 1).to(images)
-        mode = "nearest" if nearest else "bicubic"
-        grid = grid.nan_to_num(2).clamp(-2, 2).expand(len(images), h, w, 2)
-        return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False), there
+        read = sampled(images, at, nearest)
+        return read, there
+
+
+def sampled(
+    images: Float[Tensor, "n c h w"], at: Float[Tensor, "y x 2"], nearest: bool = False
+) -> Float[Tensor, "n c y x"]:
+    """Images at places (x, y) in pixels, by cubics or the nearest pixel; beyond a border is what is on it."""
+    n, c, h, w = images.shape
+    place = at.nan_to_num(0) - 0.5
+    if nearest:
+        x, y = place.round().long().unbind(-1)
+        return images[..., y.clamp(0, h - 1), x.clamp(0, w - 1)]
+    first, part = place.floor().long(), (place - place.floor()).to(images)
+    out = images.new_zeros(n, c, *at.shape[:2])
+    across, down = _cubic(part[..., 0]), _cubic(part[..., 1])
+    for j, v in enumerate(down, -1):
+        row = (first[..., 1] + j).clamp(0, h - 1)
+        for i, u in enumerate(across, -1):
+            out += u * v * images[..., row, (first[..., 0] + i).clamp(0, w - 1)]
+    return out
+
+
+def _cubic(t: Float[Tensor, "y x"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Shares of four neighbours of a place, t beyond the second (Catmull and Rom 1974)."""
+    return (
+        t * (-0.5 + t * (1 - 0.5 * t)),
+        1 + t * t * (1.5 * t - 2.5),
+        t * (0.5 + t * (2 - 1.5 * t)),
+        t * t * (0.5 * t - 0.5),
+    )
 
 
 @lru_cache(maxsize=2)  # most captures have one lens
