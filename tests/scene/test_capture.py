@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import posed
@@ -56,12 +57,20 @@ def test_a_world_of_any_axes_place_and_scale_comes_to_the_same(tmp_path, turn):
 
 
 def test_images_of_more_pixels_than_said_see_the_same(tmp_path):
-    """w and h are of the calibration; the pictures may be larger or smaller, as nerfstudio's images_2 are."""
-    large = {k: 2 * v for k, v in posed.LENS.items()}
-    posed.folder(tmp_path, large)
-    posed.rewrite(tmp_path, posed.settings(tmp_path) | posed.LENS)
-    capture = read_capture(tmp_path)
-    assert capture.cameras.size == (44, 68) and posed.errors(capture).max() < 3 * READING
+    """w and h are of the calibration; the pictures may be smaller, as nerfstudio's images_2 are, or larger."""
+    posed.folder(tmp_path, posed.BENT)
+    for part in (2, 0.5):
+        about = posed.settings(tmp_path) | {k: part * v for k, v in posed.LENS.items()}
+        capture = read_capture(posed.rewrite(tmp_path, about))
+        assert capture.cameras.size == (44, 68) and posed.errors(capture).max() < READING
+
+
+def test_more_images_than_memory_are_refused(tmp_path, monkeypatch):
+    place = posed.folder(tmp_path)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**18))
+    with pytest.raises(SfumatoError, match=r"6 images of 68 x 44 take .* give a smaller side"):
+        read_capture(place)
+    assert len(read_capture(place, side=40)) == 6
 
 
 def test_large_images_are_made_smaller(tmp_path):

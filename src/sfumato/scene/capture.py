@@ -6,7 +6,6 @@ A capture's cameras are brought into a world whose y is up, what they look at in
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,20 +21,17 @@ from sfumato.errors import SfumatoError
 from sfumato.io.files import write_json
 from sfumato.io.terminal import note
 from sfumato.media import pictures
-from sfumato.media.images import coloured, off_white, opened, tensor
+from sfumato.media.images import off_white
+from sfumato.scene import photographs
 from sfumato.scene.cameras import Pinholes
 from sfumato.scene.clouds import write_points
 from sfumato.scene.colmap import model_of, read_colmap
-from sfumato.scene.lenses import Lens
-from sfumato.scene.shots import Z_UP, Shot, Shots, focus, moved, placed
+from sfumato.scene.photographs import SIDE
+from sfumato.scene.shots import Z_UP, Shots, focus, moved, placed
 from sfumato.scene.transforms import read_transforms
 
-SIDE = 1024
-"""Pixels of the longer side of images, at most, unless one says otherwise."""
 BEYOND = 2.0
 """How far a scene goes on behind its middle, in distances of the farthest camera, where no points say it."""
-ALIKE = 0.01
-"""By how much the shapes (height over width) of a picture and of what its camera is said to see may differ."""
 
 
 @dataclass(frozen=True)
@@ -158,13 +154,9 @@ def read_capture(
         by = found.upright.T
     ours = moved(poses, by)
     points = None if found.points is None else (found.points.double() @ by[:3, :3].T + by[:3, 3]).float()
-    images, masks, alphas, lenses = _pictures(shots, side)
-    cameras = Pinholes(
-        ours.float(),
-        torch.tensor([lens.focal for lens in lenses], dtype=torch.float64).float(),
-        torch.tensor([lens.centre for lens in lenses], dtype=torch.float64).float(),
-        (int(images.shape[-2]), int(images.shape[-1])),
-    )
+    images, masks, alphas, lenses = photographs.read(shots, side)
+    focal, centre = torch.tensor([lens.focal for lens in lenses]), torch.tensor([lens.centre for lens in lenses])
+    cameras = Pinholes(ours.float(), focal, centre, (int(images.shape[-2]), int(images.shape[-1])))
     if focus(poses) is None and focus(poses * torch.tensor([1.0, -1, -1, 1])) is not None:
         note(f"the cameras of {path} look away from where their axes meet; are its poses OpenCV's?")
     world = torch.linalg.inv(by) if found.world is None else found.world
@@ -189,72 +181,6 @@ def _found(path: Path, opencv: bool) -> Shots:
         f"{path} has no transforms.json and no COLMAP model (sparse/0/cameras.bin, ...); COLMAP or nerfstudio's "
         "ns-process-data find the cameras of photographs"
     )
-
-
-def _size(lens: Lens, side: int | None) -> tuple[int, int]:
-    """Height and width within a limit."""
-    h, w = lens.size
-    if side is None or max(h, w) <= side:
-        return h, w
-    part = side / max(h, w)
-    return max(1, round(h * part)), max(1, round(w * part))
-
-
-def _inside(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
-    """The largest size of the shape of one that fits another."""
-    part = min(frame[0] / size[0], frame[1] / size[1])
-    return min(frame[0], max(1, round(size[0] * part))), min(frame[1], max(1, round(size[1] * part)))
-
-
-def _pictures(
-    shots: Sequence[Shot], side: int | None
-) -> tuple[Float[Tensor, "n 3 h w"], Bool[Tensor, "n h w"] | None, Float[Tensor, "n h w"] | None, list[Lens]]:
-    """Images, masks, alphas (None where all are 1) and straight lenses of shots, of one size."""
-    sizes = Counter(_size(shot.lens, side) for shot in shots)
-    frame = sizes.most_common(1)[0][0]
-    if len(sizes) > 1:
-        others = len(shots) - sizes[frame]
-        note(f"{others} of {len(shots)} images are not {frame[1]} x {frame[0]} as most are; they are fitted into that")
-    n = len(shots)
-    images, masks = torch.ones(n, 3, *frame), torch.zeros(n, *frame, dtype=torch.bool)
-    alphas, lenses = torch.zeros(n, *frame), []
-    for i, shot in enumerate(shots):
-        h, w = _inside(shot.lens.size, frame)
-        lens = shot.lens.resized(h, w)
-        picture = coloured(opened(shot.file, turned=False))
-        _check_shape(picture.size, shot)
-        picture = picture.resize((w, h), Image.Resampling.LANCZOS) if picture.size != (w, h) else picture
-        pixels = tensor(picture.convert("RGB"))
-        clear = torch.ones(1, h, w)
-        if picture.mode == "RGBA":
-            clear = tensor(picture.getchannel("A").convert("RGB"))[:1]
-            pixels = clear * pixels + 1 - clear
-        counts = torch.ones(1, h, w)
-        if shot.mask is not None:
-            mask = opened(shot.mask, turned=False).convert("L")
-            _check_shape(mask.size, shot)
-            counts = (tensor(mask.resize((w, h), Image.Resampling.NEAREST).convert("RGB"))[:1] > 0.5).float()
-        if not lens.straight:
-            both, there = lens.straightened(torch.cat([pixels, clear])[None])
-            pixels, clear = both[0, :3].clamp(0, 1), both[0, 3:].clamp(0, 1)
-            counts = lens.straightened(counts[None], nearest=True)[0][0] * there
-            lens = Lens(lens.size, lens.focal, lens.centre)
-        images[i, :, :h, :w], alphas[i, :h, :w], masks[i, :h, :w] = pixels, clear[0], counts[0] > 0.5
-        lenses.append(lens)
-    if not bool(masks.any()):
-        raise SfumatoError("the masks leave no pixel that counts; they are white where images are to be read")
-    whole = bool((alphas[masks] == 1).all())
-    return images, None if bool(masks.all()) else masks, None if whole else alphas, lenses
-
-
-def _check_shape(size: tuple[int, int], shot: Shot) -> None:
-    """Is a picture, or a mask, of the shape that its camera sees?"""
-    (w, h), (height, width) = size, shot.lens.size
-    if abs(h * width / (w * height) - 1) > max(ALIKE, 1.5 / min(h, w)):
-        turned = "; it lies on its side" if abs(w * width / (h * height) - 1) < ALIKE else ""
-        raise SfumatoError(
-            f"{shot.name} has a picture or mask of {w} x {h}, and a camera of {width} x {height} pixels{turned}"
-        )
 
 
 def write_capture(folder: str | Path, capture: Capture, beside: Mapping[str, str] = MappingProxyType({})) -> Path:

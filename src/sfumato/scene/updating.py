@@ -52,7 +52,7 @@ class Turns:
         if between or (self.rounds and round >= self.rounds):
             return ()
         order = torch.randperm(of, generator=generator(seed, round, 1)).tolist()
-        return tuple(order[part * some : (part + 1) * some])
+        return tuple(sorted(order[part * some : (part + 1) * some]))
 
 
 @dataclass(eq=False)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,12 +50,8 @@ INSTRUCTED = ("per-view", "instruct-nerf2nerf", "csd-edit")
 """Those that can do what an instruction says."""
 
 
-class Editor(Protocol):
-    """What edits views, of a model that knows pictures alone."""
-
-    def __call__(self, model: Backbone, photos: Images, seen: Images, seed: int) -> Images:
-        """``photos`` as the scene ``seen`` from there, edited."""
-        ...
+Editor = Callable[[Backbone, Images, Images, int], Images]
+"""What edits views by a model that knows pictures alone: of (model, photographs, what the scene shows there, seed)."""
 
 
 @dataclass(frozen=True)
