@@ -44,7 +44,7 @@ def reconstruct(
     ),
     json: Json = False,
 ) -> None:
-    """Learn a scene in three dimensions, a field or Gaussians, from images with cameras. A run that was stopped goes on.
+    """Learn a scene in 3D, a field or Gaussians, from images whose cameras are known. A run that was stopped goes on.
 
     Writes NAME.safetensors, the scene, which all other commands open; NAME.png, what was held out above what the scene
     shows of it; NAME.gif, a turn around it; and NAME.json, with PSNR, SSIM and perceptual distance of each held out

@@ -258,7 +258,7 @@ def beside(done: Reconstructed, most: int = 8) -> Picture:
     return pictures.grid([pictures.picture(x) for row in rows for x in row], len(some))
 
 
-def about(capture: Capture, done: Reconstructed, **more: Any) -> dict[str, Any]:
+def about(capture: Capture, done: Reconstructed, /, **more: Any) -> dict[str, Any]:
     """What a scene's file says of itself: what it was learned from, and how well."""
     cameras = capture.cameras
     return {
