@@ -116,7 +116,7 @@ def lift(
     found = replace(found, **changed)
     found = found if words is None else found.told(words)
     found = found if views is None else replace(found, cameras=replace(found.cameras, n=views))
-    method = found.method
+    method: Any = found.method
     if chain.items:  # what was said of the method counts, what was not is the recipe's
         kind = type(chain.items[0])
         own = {f.name: getattr(chain.items[0], f.name) for f in fields(kind)}

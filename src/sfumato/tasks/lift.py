@@ -118,14 +118,18 @@ def blank(recipe: Lift, model: Backbone, seed: int = 0) -> FieldScene:
     region = Box(recipe.centre, recipe.half)
     made: Field
     if recipe.kind == "voxels":
-        made = Voxels(recipe.cells, channels, region, latent)
+        made = Voxels(recipe.cells, channels, region, latent, **recipe.made)
     else:
-        made = HashGrid(channels=channels, region=region, latent=latent, seed=seed, blob=10.0, blob_radius=0.5)
+        made = HashGrid(
+            channels=channels, region=region, latent=latent, seed=seed, blob=10.0, blob_radius=0.5, **recipe.made
+        )
     behind: Background = {"horizon": Horizon, "directions": Directional, "plain": Background}[recipe.behind](
         channels, latent
     )
     scene = begun(FieldScene(made, behind, Sampling(recipe.samples)))
-    scene.rates = {**scene.rates, "background": recipe.behind_rate}
+    networks = () if recipe.networks is None else ("first", "thick", "colour")
+    rates = {f"field.{name}": recipe.networks for name in networks if hasattr(made, name)}
+    scene.rates = {**scene.rates, **rates, "background": recipe.behind_rate}
     return scene.to(model.device)
 
 
@@ -197,7 +201,8 @@ def _lifting(scene: FieldScene, recipe: Lift, model: Backbone, steps: int) -> Li
 
 
 def _options(recipe: Lift) -> dict[str, Any]:
-    adam = partial(torch.optim.Adam, lr=recipe.rate, betas=(0.9, 0.99), eps=recipe.eps)
+    kind = torch.optim.Adamax if recipe.optimiser == "adamax" else torch.optim.Adam
+    adam = partial(kind, lr=recipe.rate, betas=(0.9, 0.99), eps=recipe.eps)
     return {"optimiser": adam, "clip": recipe.clip, "reduction": recipe.reduction}
 
 

@@ -61,7 +61,10 @@ class Lift:
     eps: float = 1e-15
     """Adam's."""
     networks: float | None = None
-    """Rate of what is no grid; None: the same."""
+    """Rate of a hash grid's networks; None: the same."""
+    optimiser: Literal["adam", "adamax"] = "adam"
+    made: Mapping[str, Any] = field(default_factory=dict)
+    """What else the field is made with."""
     behind: Behind = "directions"
     behind_rate: float = 1e-3
     losses: Mapping[Loss, Ramp] = field(default_factory=dict)
@@ -82,9 +85,11 @@ def _jump(before: float, after: float, at: float) -> Ramp:
     return piecewise((0.0, before), (at, after), shape="steps")
 
 
+PROGRESSIVE = {"progressive": (8, 0.2, 0.05)}
+"""Eight levels of the hash grid for 2000 of 10000 steps, and one more each 500."""
 _SDS = partial(
     Lift, preset="published", cameras=replace(DREAMFUSION_SD, size=(64, 64)),
-    losses={"orientation": linear(10.0, 1000.0), "sparsity": constant(1.0)},
+    losses={"orientation": linear(10.0, 1000.0), "sparsity": constant(1.0)}, made=PROGRESSIVE,
 )  # fmt: skip
 _VSD = partial(
     Lift, preset="published", steps=25_000, cameras=PROLIFICDREAMER_SCENE, half=1.0, networks=1e-3,
@@ -94,9 +99,9 @@ _VSD = partial(
 PUBLISHED = (
     _SDS("score-distillation", source="dreamfusion-sd.yaml", losses={
         "orientation": piecewise((0.0, 10.0), (0.5, 1000.0)), "sparsity": constant(1.0)}),
-    Lift("score-jacobian-chaining", "published", "the authors' code: latents, Adamax 0.05, emptiness 1e4 to 2e5",
+    Lift("score-jacobian-chaining", "published", "the authors' code: latents, Adamax 0.05; without its emptiness loss", optimiser="adamax",
          space="latent", kind="voxels", cells=100, rate=0.05, cameras=replace(DREAMFUSION_SD, size=(64, 64))),
-    Lift("score-distillation-via-inversion", "published", "Lukoianov et al. 2024 and sdi.yaml",
+    Lift("score-distillation-via-inversion", "published", "Lukoianov et al. 2024 and sdi.yaml", made=PROGRESSIVE,
          cameras=replace(DREAMFUSION_SD, size=(512, 512), words=replace(DREAMFUSION, told="perp-neg")),
          losses={
              "orientation": constant(0.1), "sparsity": piecewise((0.0, 0.15), (0.3, 0.0), shape="steps"),
