@@ -99,7 +99,7 @@ _VSD = partial(
 PUBLISHED = (
     _SDS("score-distillation", source="dreamfusion-sd.yaml", losses={
         "orientation": piecewise((0.0, 10.0), (0.5, 1000.0)), "sparsity": constant(1.0)}),
-    Lift("score-jacobian-chaining", "published", "the authors' code: latents, Adamax 0.05; without its emptiness loss", optimiser="adamax",
+    Lift("score-jacobian-chaining", "published", "the authors' code, without its emptiness loss", optimiser="adamax",
          space="latent", kind="voxels", cells=100, rate=0.05, cameras=replace(DREAMFUSION_SD, size=(64, 64))),
     Lift("score-distillation-via-inversion", "published", "Lukoianov et al. 2024 and sdi.yaml", made=PROGRESSIVE,
          cameras=replace(DREAMFUSION_SD, size=(512, 512), words=replace(DREAMFUSION, told="perp-neg")),
