@@ -12,7 +12,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from sfumato.errors import SfumatoError
 from sfumato.metrics.clip import clip_features, clip_score, frechet, image_features, text_features
-from sfumato.metrics.image import psnr
+from sfumato.metrics.image import psnr, ssim
 
 
 def _exactly(mean: np.ndarray, cov: np.ndarray, n: int = 400) -> torch.Tensor:
@@ -103,3 +103,28 @@ def test_features_do_not_depend_on_the_batch_and_images_are_resized(model):
     assert torch.allclose(clip_features(images, model, batch=2), image_features(images, model), atol=1e-6)
     assert image_features(torch.rand(1, 3, 64, 64), model).shape == (1, 8)
     assert text_features(["abc"], model, _Letters()).requires_grad
+
+
+def test_structural_similarity_is_the_published_formula():
+    rng = torch.Generator().manual_seed(0)
+    a = torch.rand(2, 3, 15, 17, generator=rng)
+    b = (a + 0.3 * torch.rand(a.shape, generator=rng)).clamp(0, 1)
+    at = torch.arange(11, dtype=torch.float64) - 5
+    window = torch.exp(-(at[:, None].square() + at.square()) / 4.5)
+    window /= window.sum()
+    wanted = torch.zeros(2, 3, 5, 7, dtype=torch.float64)
+    for y in range(5):
+        for x in range(7):
+            p, q = (i[..., y : y + 11, x : x + 11].double() for i in (a, b))
+            mp, mq = (p * window).sum((2, 3)), (q * window).sum((2, 3))
+            dp, dq = p - mp[..., None, None], q - mq[..., None, None]
+            vp, vq, both = ((i * j * window).sum((2, 3)) for i, j in ((dp, dp), (dq, dq), (dp, dq)))
+            one, two = 1e-4, 9e-4
+            wanted[..., y, x] = (2 * mp * mq + one) * (2 * both + two) / ((mp**2 + mq**2 + one) * (vp + vq + two))
+    torch.testing.assert_close(ssim(a, b), wanted.mean((1, 2, 3)).float())
+    mask = torch.zeros(2, 15, 17, dtype=torch.bool)
+    mask[:, 1:13, 2:13] = True
+    torch.testing.assert_close(ssim(a, b, mask), wanted.mean(1)[:, 1:3, 2].mean(1).float())
+    assert ssim(a, a).tolist() == [1, 1]
+    with pytest.raises(SfumatoError, match="11 pixels"):
+        ssim(a[..., :9], b[..., :9])

@@ -25,6 +25,7 @@ GIVEN: dict[str, tuple[Any, ...]] = {
     "clip_score": (IMAGES, ["a", "b"], None, None),
     "frechet": (torch.rand(3, 4), torch.rand(3, 4)),
     "psnr": (IMAGES, IMAGES),
+    "ssim": (torch.rand(2, 3, 12, 12), torch.rand(2, 3, 12, 12)),
     "saturation": (IMAGES,),
     "detail": (IMAGES,),
     "spread": (IMAGES,),

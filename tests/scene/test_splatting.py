@@ -87,8 +87,8 @@ def by_loops(splats, values, some):
 
 @pytest.mark.parametrize("side", [4, 8])
 def test_images_are_those_of_a_loop_over_pixels_and_gaussians(side):
-    splats, values = drawn(30)
-    splats = splats._replace(opacities=splats.opacities.where(torch.arange(30) % 5 > 0, torch.ones(30, dtype=D)))
+    splats, values = drawn(40, spread=1.1, scale=0.3)
+    splats = splats._replace(opacities=splats.opacities.where(torch.arange(40) % 5 > 0, torch.ones(40, dtype=D)))
     some = cameras(2, (10, 13))
     found = seen_by(splats, values, some, side)
     image, opacity = by_loops(splats, values, some)

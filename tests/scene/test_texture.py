@@ -7,15 +7,14 @@ import builtins
 import numpy as np
 import pytest
 import torch
+from balls import coloured_ball
 from PIL import Image
 from solids import cube, plane, sphere
 
 from sfumato.errors import SfumatoError
 from sfumato.media.meshes import Mesh, Texture, read_mesh, write_mesh
 from sfumato.scene.cameras import looking, orbit, towards
-from sfumato.scene.fields import Voxels
 from sfumato.scene.mesh_scene import MeshScene, around, refined
-from sfumato.scene.render import FieldScene, Sampling
 from sfumato.scene.texture import at_surface, baked, coloured, inwards, spread, texels, unwrap
 
 
@@ -122,9 +121,9 @@ def test_texels_know_their_normals_across_seams():
 
 
 def test_seams_do_not_bleed():
-    """Read between the pixels at every edge of every chart, and in a picture half as large, no other colour comes in."""
+    """A shape of one colour has a picture of one colour, between the charts too: whatever is read there is no other."""
     mesh = Mesh(*cube())
-    opened, texture = baked(mesh, lambda p, n: torch.full_like(p, 0.75), 64)
+    _, texture = baked(mesh, lambda p, n: torch.full_like(p, 0.75), 64)
     assert (texture.image - 0.75).abs().max() < 1e-6
     inside = texels(unwrap(mesh, 64), mesh, 64).there
     assert not bool(inside.all())  # there are pixels to fill
@@ -136,19 +135,6 @@ def test_spread_takes_the_nearest():
     assert image[0, 0, [0, 1, 3, 4]].tolist() == [1, 1, 5, 5]
     with pytest.raises(SfumatoError, match="larger texture"):
         spread(there & False, torch.zeros(0, 1))
-
-
-def coloured_ball(dense: float = 60.0) -> FieldScene:
-    """Red, and blue in the half towards +x, around a black core; its outermost shell, which is thin, is grey."""
-    field = Voxels(40)
-    at = (torch.arange(40) + 0.5) / 20 - 1
-    z, y, x = torch.meshgrid(at, at, at, indexing="ij")
-    r = (x**2 + y**2 + z**2).sqrt()
-    red, blue = (torch.tensor(c).view(3, 1, 1, 1) for c in ([4.0, -4, -4], [-4.0, -4, 4]))
-    with torch.no_grad():
-        field.grid[0, 0] = torch.where(r < 0.6, dense, -10.0)
-        field.grid[0, 1:] = torch.where(r < 0.45, -9.0, torch.where(x > 0, blue, red) * (r < 0.6))
-    return FieldScene(field, sampling=Sampling(96))
 
 
 def test_a_ray_inwards_sees_the_colour_that_cameras_see():

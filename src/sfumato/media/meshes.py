@@ -194,9 +194,15 @@ def _write_textured(path: Path, mesh: Mesh, texture: Texture) -> Path:
     return path
 
 
+def beside(path: Path) -> tuple[Path, Path]:
+    """An OBJ's material and its texture."""
+    name = re.sub(r"[^\w.-]", "_", path.stem, flags=re.ASCII)  # a name with a space would end at it
+    return path.with_name(f"{name}.mtl"), path.with_name(f"{name}.png")
+
+
 def _write_obj(path: Path, mesh: Mesh, places: Float[Tensor, "v 2"], picture: Picture) -> Path:
-    name = re.sub(r"[^\w.-]", "_", path.stem)  # a name with a space would end at it
-    material, image = path.with_name(f"{name}.mtl"), path.with_name(f"{name}.png")
+    material, image = beside(path)
+    name = material.stem
     lines = [f"mtllib {material.name}", f"usemtl {name}"]
     lines += [f"v {x:.7g} {y:.7g} {z:.7g}" for x, y, z in mesh.vertices.tolist()]
     lines += [f"vt {u:.7g} {v:.7g}" for u, v in places.tolist()]

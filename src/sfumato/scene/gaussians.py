@@ -93,6 +93,9 @@ class Recipe:
     """Times the mean opacity, a part of ``fit``'s loss; 0.01 in Kheradmand et al. 2024."""
     size: float = 0.0
     """Times the mean scale, likewise."""
+    drop: float = 0.0
+    """Part of the Gaussians that a step of ``fit`` does not see in the end, growing from 0, the others the denser for
+    it: against learning single views by heart (Park et al. 2025, DropGaussian: 0.2)."""
 
 
 KERBL = Recipe()
@@ -115,6 +118,8 @@ class Gaussians(Generator):
     """Do renderings have normals, whoever looks? They are the shortest axes, towards the camera."""
     random_background: float = 0.0
     """How often a drawn viewpoint sees one random colour behind the scene."""
+    kept: Tensor | None = None
+    """What opacities are multiplied by for now: zeros leave Gaussians out."""
     backend: Backend = "auto"
     """Who draws: ``auto`` is gsplat on CUDA, where it is installed, and plain torch elsewhere."""
 
@@ -197,7 +202,10 @@ class Gaussians(Generator):
 
     def splats(self) -> Splats:
         """With their activations."""
-        return Splats(self.means, self.quaternions, self.scales.exp(), self.opacities.sigmoid())
+        opacities = self.opacities.sigmoid()
+        if self.kept is not None:
+            opacities = (opacities * self.kept).clamp_max(1)
+        return Splats(self.means, self.quaternions, self.scales.exp(), opacities)
 
     def values(self, seen: Projected, eyes: Float[Tensor, "n 3"]) -> Float[Tensor, "m c"]:
         """Colours as they are seen, from 0, or latents."""
@@ -219,15 +227,15 @@ class Gaussians(Generator):
         cameras = getattr(viewpoints, "cameras", viewpoints)
         cameras = (orbit(4, (64, 64)) if cameras is None else cameras).to(self.means)
         n, size = len(cameras), cameras.size
-        seen = project(self.splats(), cameras, self.backend)
+        splats = self.splats()
+        seen = project(splats, cameras, self.backend)
         if torch.is_grad_enabled() and self.recipe.growth is not None and seen.means.requires_grad:
             seen.means.retain_grad()
             self._seen.append((seen, size))
         shown = [self.values(seen, cameras.eyes), seen.depth[:, None]]
         if normals := self.normals or getattr(viewpoints, "normals", False):
             shown.append(self.axes(seen, cameras.eyes))
-        opacities = self.opacities.sigmoid()[seen.gaussian]
-        image = blend(seen, opacities, torch.cat(shown, 1), n, size, self.backend)
+        image = blend(seen, splats.opacities[seen.gaussian], torch.cat(shown, 1), n, size, self.backend)
         c = shown[0].shape[1]
         directions = cameras.rays().directions
         rng = getattr(viewpoints, "rng", None)
@@ -269,11 +277,14 @@ class Gaussians(Generator):
 
     # how they learn
 
+    def at_step(self, progress: float) -> None:
+        """Nothing: what changes over a run goes by its steps."""
+
     @torch.no_grad()
     def after_backward(self, step: int, optimisers: Optimisers) -> None:
         """Means go by the rate of the step; where they are pulled is noted."""
-        if "generator.means" in optimisers.named:
-            optimisers.rate_of("generator.means", self.recipe.rates.of_means(step, self.extent))
+        if (name := _name(optimisers, self.means)) is not None:
+            optimisers.rate_of(name, self.recipe.rates.of_means(step, self.extent))
         for seen, (height, width) in self._seen:
             if (pull := seen.means.grad) is not None:
                 cameras = int(seen.camera.max()) + 1 if len(seen.camera) else 1
@@ -344,10 +355,11 @@ class Gaussians(Generator):
     def _replace(self, optimisers: Optimisers, values: Mapping[str, Tensor], moved: Callable[[Tensor], Tensor]) -> None:
         """Put others in the place of parameters; what is noted of them is forgotten where their number changes."""
         for name, value in values.items():
-            parameter = nn.Parameter(value.detach().clone(), requires_grad=getattr(self, name).requires_grad)
+            old = getattr(self, name)
+            parameter = nn.Parameter(value.detach().clone(), requires_grad=old.requires_grad)
             setattr(self, name, parameter)
-            if f"generator.{name}" in optimisers.named:
-                optimisers.replace(f"generator.{name}", parameter, moved)
+            if (known := _name(optimisers, old)) is not None:
+                optimisers.replace(known, parameter, moved)
         if "means" in values:
             self.pulled, self.views = (torch.zeros(len(self)).to(self.pulled) for _ in range(2))
 
@@ -359,6 +371,11 @@ class Gaussians(Generator):
                 setattr(self, name, nn.Parameter(p.new_zeros(g, *p.shape[1:]), requires_grad=p.requires_grad))
             self.pulled, self.views = (torch.zeros(g).to(self.pulled) for _ in range(2))
         super()._load_from_state_dict(state_dict, prefix, *rest)  # pyright: ignore[reportArgumentType]
+
+
+def _name(optimisers: Optimisers, parameter: Tensor) -> str | None:
+    """Of what is learned, under whatever module it lies; None for what is not."""
+    return next((name for name, p in optimisers.named.items() if p is parameter), None)
 
 
 def near(points: Float[Tensor, "g 3"]) -> Float[Tensor, " g"]:
@@ -379,6 +396,7 @@ def ball(
     n: int = 5000,
     radius: float = 0.5,
     *,
+    centre: tuple[float, float, float] = (0.0, 0.0, 0.0),
     channels: int = 3,
     latent: bool = False,
     extent: float = 4.0,
@@ -386,7 +404,7 @@ def ball(
     recipe: Recipe = DREAM,
     seed: int = 0,
 ) -> Gaussians:
-    """Gaussians drawn evenly in a ball around the origin, grey (latents 0), to distil into; defaults as ``DREAM``."""
+    """Gaussians drawn evenly in a ball around ``centre``, grey (latents 0), to distil into; defaults as ``DREAM``."""
     if n < 1 or not radius > 0:
         raise SfumatoError(f"a ball of Gaussians has one or more and a radius above 0, got {n}, {radius:g}")
     rng = generator(seed)
@@ -394,4 +412,5 @@ def ball(
     means = radius * torch.rand(n, 1, generator=rng) ** (1 / 3) * way
     colours = torch.zeros(n, channels) if latent else torch.full((n, channels), 0.5)
     colours = colours + 0.02 * (torch.rand(n, channels, generator=rng) - 0.5)
+    means = means + torch.tensor(centre)
     return Gaussians(means, colours, latent=latent, extent=extent, background=background, recipe=recipe, seed=seed)

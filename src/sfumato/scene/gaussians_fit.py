@@ -215,8 +215,15 @@ class Fitting(Problem):
         of = (self.small if step < self.coarse else self.capture)[one]
         like = self.generator.means
         mask = None if of.masks is None else of.masks.to(like.device)
-        loss = photometric(self.generator.render(of.cameras).images, of.images.to(like), mask)
         recipe = self.generator.recipe
+        if part := recipe.drop * self.fraction:
+            kept = torch.rand(len(self.generator), generator=generator(self.seed, n, step)) >= part
+            self.generator.kept = kept.to(like) / (1 - part)
+        try:
+            shown = self.generator.render(of.cameras).images
+        finally:
+            self.generator.kept = None
+        loss = photometric(shown, of.images.to(like), mask)
         if recipe.opacity:
             loss = loss + recipe.opacity * self.generator.opacities.sigmoid().mean()
         return loss + recipe.size * self.generator.scales.exp().mean() if recipe.size else loss

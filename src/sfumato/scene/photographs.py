@@ -100,9 +100,9 @@ def _one(shot: Shot, lens: Lens) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, 
         _check_shape(mask.size, shot)
         counts = (tensor(mask.resize((w, h), Image.Resampling.NEAREST).convert("RGB"))[:1] > 0.5).float()
     if not lens.straight:
-        both, there = lens.straightened(torch.cat([pixels, clear])[None])
-        pixels, clear = both[0, :3].clamp(0, 1), both[0, 3:].clamp(0, 1)
-        counts = lens.straightened(counts[None], nearest=True)[0][0] * there
+        both, there = lens.straightened((torch.cat([pixels, clear]) if picture.mode == "RGBA" else pixels)[None])
+        pixels, clear = both[0, :3].clamp(0, 1), both[0, 3:].clamp(0, 1) if len(both[0]) > 3 else clear
+        counts = there * (counts if shot.mask is None else lens.straightened(counts[None], nearest=True)[0][0])
     return pixels, clear[0], counts[0] > 0.5
 
 

@@ -27,6 +27,8 @@ from sfumato.scene.render import FieldScene
 from sfumato.scene.sampling import Sampling
 
 KINDS = {"voxels": Voxels, "hash": HashGrid, "nerf": NeRF, "residual": Residual}
+CLEAR = 0.02
+"""Of images of things that are cut out, more is transparent than this; less may be borders that a lens left."""
 EMPTY = 1e-3
 """A scene that fills less of its views than this has gone."""
 LOOKED = 0.1
@@ -45,9 +47,9 @@ class Recipe:
     """Parts of the run at which voxels have twice as many cells a side: coarse first."""
     degree: int = 1
     """Of the spherical harmonics by which colours change with the view."""
-    rays: int = 4096
+    rays: int = 2048
     """A step, drawn from all pixels."""
-    samples: int = 48
+    samples: int = 32
     coarse: int = 96
     """Even parts of a ray, of which the occupancy says where samples go; 0: samples are even themselves."""
     skip: float = 0.0
@@ -59,8 +61,8 @@ class Recipe:
     last: float = 0.1
     start: float = 0.1
     """How thick all is at first: the optical depth of half of the region."""
-    distortion: float = 0.005
-    variation: float = 0.0
+    distortion: float = 0.002
+    variation: float = 1e-3
     """Weight of the total variation of voxels, of a slab in each step."""
 
     def __post_init__(self) -> None:
@@ -79,7 +81,8 @@ def region_of(capture: Capture) -> Region:
     """
     middle = tuple(capture.middle.tolist())
     away = (capture.cameras.eyes - capture.middle).norm(dim=-1)
-    if capture.alphas is not None:
+    clear = capture.alphas is not None and capture.alphas < 0.5
+    if clear is not False and float((clear if capture.masks is None else clear[capture.masks]).float().mean()) > CLEAR:
         h, w = capture.cameras.size
         seen = (torch.tensor([w, h]).to(away) / 2 / capture.cameras.focal).amin(-1)
         return Box(middle, float((away * seen).median()))

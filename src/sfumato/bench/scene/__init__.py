@@ -1,5 +1,4 @@
-"""``sfumato bench scene``: fields learned from views, and how fast they render; still lifes, whose truth is known, and a
-real capture.
+"""``sfumato bench scene``: fields learned from views of still lifes and of a real capture, and how fast they render.
 
 Each module measures one thing: its ``MEASURES``, and of their keys ``MEANINGS`` and ``TARGETS``.
 """
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.bench.report import Report, gather
-from sfumato.bench.scene import speed
+from sfumato.bench.scene import edits, features, reconstruct, speed, splats
 from sfumato.bench.session import Session
 from sfumato.io.device import choose
 
-MODULES = (speed,)
+MODULES = (reconstruct, speed, splats, features, edits)
 
 
 def run(n: int, seed: int, device: str = "auto", out: Path | None = None, modules: Sequence[Any] = MODULES) -> Report:

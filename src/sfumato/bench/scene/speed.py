@@ -17,8 +17,8 @@ from sfumato.scene.sampling import Sampling
 RAYS, SAMPLES, CELLS = 4096, 64, 64
 
 MEANINGS = {
-    "render_rays_per_second": f"ray samples a second, forward and backward, of {CELLS}^3 voxels, {SAMPLES} on a ray, all "
-    "of them asked for; the best of n",
+    "render_rays_per_second": f"ray samples a second, forward and backward, of {CELLS}^3 voxels, {SAMPLES} on a ray, "
+    "all of them asked for; the best of n",
     "render_only_per_second": "the same without gradients",
 }
 TARGETS = {"render_rays_per_second": Target(1e6)}
