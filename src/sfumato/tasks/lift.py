@@ -128,8 +128,9 @@ def blank(recipe: Lift, model: Backbone, seed: int = 0) -> FieldScene:
         channels, latent
     )
     scene = begun(FieldScene(made, behind, Sampling(recipe.samples)))
-    networks = () if recipe.networks is None else ("first", "thick", "colour")
-    rates = {f"field.{name}": recipe.networks for name in networks if hasattr(made, name)}
+    rates: dict[str, float] = {}
+    if recipe.networks is not None:
+        rates = {f"field.{name}": recipe.networks for name in ("first", "thick", "colour") if hasattr(made, name)}
     scene.rates = {**scene.rates, **rates, "background": recipe.behind_rate}
     return scene.to(model.device)
 

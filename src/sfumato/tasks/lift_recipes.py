@@ -129,7 +129,8 @@ PUBLISHED = (
 
 MEASURED = "found by measuring, docs/lift.md"
 _HERE = partial(
-    Lift, preset="still-life", source="as score distillation's there; it runs, and was not measured", steps=150, kind="voxels", cells=40, samples=40, half=0.75,
+    Lift, preset="still-life", source="as score distillation's there; not measured", steps=150,
+    kind="voxels", cells=40, samples=40, half=0.75,
     centre=(0.0, 0.55, 0.0), rate=0.1, eps=1e-8, behind="horizon", behind_rate=0.05,
     cameras=replace(STILL_LIFE_CAMERAS, n=4, size=(64, 64)), reduction="mean",
     losses={"opaque": constant(1e-3)},
