@@ -20,17 +20,14 @@ from sfumato.errors import SfumatoError
 from sfumato.io.memory import peaked
 from sfumato.io.progress import Listener, heard, show
 from sfumato.media import pictures
-from sfumato.media.meshes import write_mesh
 from sfumato.scene import regularisers as losses_of
 from sfumato.scene.backgrounds import Background, Directional, Horizon
 from sfumato.scene.cameras import Pinholes, orbit
 from sfumato.scene.fields import Field, Voxels
 from sfumato.scene.fields_hash import HashGrid
 from sfumato.scene.lifting import Lifting, Ramped, SeenIn, begun
-from sfumato.scene.mesh import inner, surface, vertex_normals
 from sfumato.scene.regions import Box
 from sfumato.scene.render import FieldScene, Sampling
-from sfumato.scene.texture import baked, can_unwrap, coloured, inwards
 from sfumato.scene.viewpoints import RandomCameras
 from sfumato.tasks.lift_recipes import Lift, Loss
 
@@ -284,20 +281,3 @@ class _Film:
             camera = self.cameras[[(step // self.every) % len(self.cameras)]]
             self.frames.append(pictures.picture(seen(self.lifting.scene, self.model, camera)[0][0]))
             show(self.frames[-1])
-
-
-def exported(scene: FieldScene, path: Path, resolution: int = 96, texture: int = 512) -> tuple[Path, tuple[str, ...]]:
-    """The scene's thing as a mesh with what it looks like: a texture where xatlas is there, else colours of vertices.
-
-    The second part says what is odd about the mesh. Raises ``SfumatoError`` for a scene of latents, and for one without
-    a surface.
-    """
-    if scene.space == "latent":
-        raise SfumatoError("a scene of latents has no colours to give a mesh; lift it in pixels (--space pixel)")
-    found = surface(scene.field, resolution)
-    mesh = found.mesh
-    look = inwards(scene, 2 * inner(scene.field.region).half / resolution)
-    if path.suffix.lower() != ".ply" and can_unwrap():
-        opened, image = baked(mesh, look, texture)
-        return write_mesh(path, opened, image), tuple(found.notes)
-    return write_mesh(path, mesh, coloured(look, mesh.vertices, vertex_normals(mesh))), tuple(found.notes)
