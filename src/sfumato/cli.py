@@ -15,17 +15,20 @@ from sfumato import __version__
 from sfumato.commands import argv, fields
 from sfumato.commands import experiment as experiments
 from sfumato.commands.bench import bench
+from sfumato.commands.capture import capture
 from sfumato.commands.describe import describe
 from sfumato.commands.distill2d import distill2d
 from sfumato.commands.edit import edit
 from sfumato.commands.edit_scene import edit_scene
 from sfumato.commands.experiment import experiment
 from sfumato.commands.export import export
+from sfumato.commands.export_scene import export_scene
 from sfumato.commands.features import features
 from sfumato.commands.generate import generate
 from sfumato.commands.illusion import illusion
 from sfumato.commands.invert import invert
 from sfumato.commands.keypoints import keypoints
+from sfumato.commands.lift import lift
 from sfumato.commands.match import match
 from sfumato.commands.oneline import oneline
 from sfumato.commands.panorama import panorama
@@ -45,7 +48,7 @@ COMMANDS = {
     f.__name__.replace("_", "-"): f
     for f in (
         generate, panorama, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes,
-        distill2d, reconstruct, edit_scene, segment_scene, experiment,
+        distill2d, lift, capture, reconstruct, segment_scene, edit_scene, export_scene, experiment,
         render, describe, show, export, tour, bench,
     )
 }  # fmt: skip
@@ -53,7 +56,7 @@ GROUPS = {"experiment": experiments.commands, "show": lambda word: SHOWN}
 """Commands that are a word more: each gives them all, when one is asked for."""
 CHAINED = {
     **dict.fromkeys(("generate", "panorama", "illusion", "edit", "video", "plan"), index.PAINTING),
-    "distill2d": index.DISTILLING,
+    **dict.fromkeys(("distill2d", "lift"), index.DISTILLING),
     **dict.fromkeys(("segment", "match", "keypoints", "shapes"), index.READING),
 }
 """Those that take methods, and of which groups."""

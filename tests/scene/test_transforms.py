@@ -90,6 +90,16 @@ def test_poses_of_the_wrong_axes_are_doubted(place, capsys):
     assert posed.errors(read_capture(place, opencv=True)).max() < 3 / 255
 
 
+def test_blender_s_files_are_found_by_their_names(place, capsys):
+    (place / "transforms.json").rename(place / "transforms_train.json")
+    assert len(read_capture(place)) == 6 and not capsys.readouterr().err
+    about = json.loads((place / "transforms_train.json").read_text())
+    (place / "transforms_test.json").write_text(json.dumps(about | {"frames": about["frames"][2:]}))
+    assert len(read_capture(place)) == 6 and "transforms_test.json by name" in capsys.readouterr().err
+    rest, whole = (read_capture(place / f"transforms_{n}.json", keep_world=True) for n in ("test", "train"))
+    assert len(rest) == 4 and rest.cameras.poses.equal(whole.cameras.poses[2:])
+
+
 def test_a_scaled_pose_is_the_camera_all_the_same(place):
     frames = posed.settings(place)["frames"]
     matrix = np.array(frames[0]["transform_matrix"])

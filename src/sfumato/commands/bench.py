@@ -14,7 +14,7 @@ from sfumato.io.terminal import quiet
 
 def bench(
     suite: tyro.conf.Positional[
-        Literal["generate", "core", "edit", "control", "perceive", "distill", "sets", "scene", "real"]
+        Literal["generate", "core", "edit", "control", "perceive", "distill", "sets", "scene", "lift", "real"]
     ] = "generate",
     *,
     n: Annotated[int, tyro.conf.arg(help="Prompts of each class, or images.")] = 100,
@@ -27,9 +27,8 @@ def bench(
 ) -> None:
     """Measure against the truth, with targets and intervals: the built-in model (generate), the core (core), editing
     methods (edit), methods that control what is painted (control), methods that read images (perceive), score
-    distillation (distill), sets of images such as panoramas (sets), scenes in three
-    dimensions (scene), and what holds on real weights and photographs,
-    where they are (real).
+    distillation (distill), sets of images such as panoramas (sets), scenes in three dimensions (scene), what is lifted
+    from words (lift), and what holds on real weights and photographs, where they are (real).
 
     With --out, edit, control, perceive and distill keep each single result there, and go on where they were stopped.
 

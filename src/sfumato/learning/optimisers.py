@@ -49,6 +49,13 @@ class Optimisers:
             for group, rate in zip(each.param_groups, rates, strict=True):
                 group["lr"] = of(rate)
 
+    def rate_of(self, name: str, rate: float) -> None:
+        """Set the rate of the group that this parameter is in, for this step."""
+        for each in self._all:
+            for group in each.param_groups:
+                if any(p is self.named[name] for p in group["params"]):
+                    group["lr"] = rate
+
     def step(self) -> None:
         for each in self._all:
             each.step()

@@ -83,3 +83,23 @@ class Directional(Background):
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "width": self.width, "seed": self.seed}
+
+
+class Horizon(Background):
+    """By elevation alone: a ground and a sky that are the same all around, so that no thing hides in them.
+
+    A table of values at elevations from straight down to straight up, and linear between them.
+    """
+
+    def __init__(self, channels: int = 3, latent: bool = False, rows: int = 25):
+        super().__init__(channels, latent)
+        self.rows = rows
+        self.table = nn.Parameter(torch.zeros(max(2, rows), channels))
+
+    def raw(self, directions: Float[Tensor, "*r 3"]) -> Float[Tensor, "*r c"]:
+        place = (torch.asin(directions[..., 1].clamp(-1, 1)) / math.pi + 0.5) * (len(self.table) - 1)
+        row = place.detach().floor().long().clamp(0, len(self.table) - 2)
+        return self.value + torch.lerp(self.table[row], self.table[row + 1], (place - row)[..., None])
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "rows": self.rows}

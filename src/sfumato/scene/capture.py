@@ -6,7 +6,6 @@ A capture's cameras are brought into a world whose y is up, what they look at in
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,20 +21,20 @@ from sfumato.errors import SfumatoError
 from sfumato.io.files import write_json
 from sfumato.io.terminal import note
 from sfumato.media import pictures
-from sfumato.media.images import coloured, off_white, opened, tensor
+from sfumato.media.images import off_white
+from sfumato.scene import photographs
 from sfumato.scene.cameras import Pinholes
 from sfumato.scene.clouds import write_points
 from sfumato.scene.colmap import model_of, read_colmap
-from sfumato.scene.lenses import Lens
+from sfumato.scene.photographs import SIDE
 from sfumato.scene.shots import Z_UP, Shot, Shots, focus, moved, placed
 from sfumato.scene.transforms import read_transforms
 
-SIDE = 1024
-"""Pixels of the longer side of images, at most, unless one says otherwise."""
 BEYOND = 2.0
 """How far a scene goes on behind its middle, in distances of the farthest camera, where no points say it."""
-ALIKE = 0.01
-"""By how much the shapes (height over width) of a picture and of what its camera is said to see may differ."""
+
+STRAY = 8.0
+"""How many times as far out as most a camera stands whose pose is doubted."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,8 @@ class Capture:
         """Near and far: between which distances along its rays the scene lies, for all cameras.
 
         By sparse points that cameras see: the range of all but the nearest and farthest thousandth, and a fifth more
-        each way. Else by the cameras: from a tenth of the nearest one's distance to the middle, to ``BEYOND`` times
-        the farthest one's more.
+        each way. Else by the cameras' distances to the middle: from a tenth of the least (a hundredth of the greatest,
+        if that is more) to ``1 + BEYOND`` times the greatest.
         """
         if self.points is not None and len(self.points) >= 16:
             h, w = self.cameras.size
@@ -125,7 +124,8 @@ class Capture:
                 near, far = (float(away[round(part * (len(away) - 1))]) for part in (0.001, 0.999))
                 return near / 1.2, far * 1.2
         away = (self.cameras.eyes - self.middle).norm(dim=-1)
-        return 0.1 * float(away.min()), (1 + BEYOND) * float(away.max())
+        far = float(away.max())
+        return max(0.1 * float(away.min()), 0.01 * far), (1 + BEYOND) * far
 
     def own(self, points: Float[Tensor, "*p 3"]) -> Float[Tensor, "*p 3"]:
         """Points of this world in the capture's own."""
@@ -154,21 +154,26 @@ def read_capture(
     shots = found.shots
     poses = torch.stack([shot.pose for shot in shots])
     by = placed(poses)
+    _doubt(path, shots, poses)
     if found.world is not None or keep_world:
         by = found.upright.T
     ours = moved(poses, by)
     points = None if found.points is None else (found.points.double() @ by[:3, :3].T + by[:3, 3]).float()
-    images, masks, alphas, lenses = _pictures(shots, side)
-    cameras = Pinholes(
-        ours.float(),
-        torch.tensor([lens.focal for lens in lenses], dtype=torch.float64).float(),
-        torch.tensor([lens.centre for lens in lenses], dtype=torch.float64).float(),
-        (int(images.shape[-2]), int(images.shape[-1])),
-    )
-    if focus(poses) is None and focus(poses * torch.tensor([1.0, -1, -1, 1])) is not None:
-        note(f"the cameras of {path} look away from where their axes meet; are its poses OpenCV's?")
+    images, masks, alphas, lenses = photographs.read(shots, side)
+    focal, centre = torch.tensor([lens.focal for lens in lenses]), torch.tensor([lens.centre for lens in lenses])
+    cameras = Pinholes(ours.float(), focal, centre, (int(images.shape[-2]), int(images.shape[-1])))
     world = torch.linalg.inv(by) if found.world is None else found.world
     return Capture(images, cameras, tuple(shot.name for shot in shots), masks, alphas, points, found.colours, world)
+
+
+def _doubt(path: Path, shots: Sequence[Shot], poses: Float[Tensor, "n 4 4"]) -> None:
+    """Say what of the cameras looks wrong, before anything is made of them."""
+    if focus(poses) is None and focus(poses * torch.tensor([1.0, -1, -1, 1])) is not None:
+        note(f"the cameras of {path} look away from where their axes meet; are its poses OpenCV's?")
+    away = (poses[:, :3, 3] - poses[:, :3, 3].median(0).values).norm(dim=-1)
+    if float(away.max()) > STRAY * float(away.median()) > 0:
+        stray, times = shots[int(away.argmax())].name, float(away.max() / away.median())
+        note(f"the camera of {stray} stands {times:.0f} times as far out as most; is its pose right?")
 
 
 def _found(path: Path, opencv: bool) -> Shots:
@@ -179,82 +184,22 @@ def _found(path: Path, opencv: bool) -> Shots:
         raise SfumatoError(f"{path} is no capture; give its folder or its transforms.json")
     if not path.is_dir():
         raise SfumatoError(f"there is no capture {path}")
-    for name in ("transforms.json", "transforms_train.json"):
-        if (path / name).is_file():
-            return read_transforms(path / name, opencv)
+    if (path / "transforms.json").is_file():
+        return read_transforms(path / "transforms.json", opencv)
+    if (path / "transforms_train.json").is_file():
+        others = [n for n in ("transforms_val.json", "transforms_test.json") if (path / n).is_file()]
+        if others:
+            note(f"of {path} transforms_train.json is read; {' and '.join(others)} by name, with their own world kept")
+        return read_transforms(path / "transforms_train.json", opencv)
     model = model_of(path)
     if model is not None:
+        if opencv:
+            raise SfumatoError(f"{model} is COLMAP's, whose axes are OpenCV's in any case; that is of transforms.json")
         return read_colmap(model, path)
     raise SfumatoError(
         f"{path} has no transforms.json and no COLMAP model (sparse/0/cameras.bin, ...); COLMAP or nerfstudio's "
         "ns-process-data find the cameras of photographs"
     )
-
-
-def _size(lens: Lens, side: int | None) -> tuple[int, int]:
-    """Height and width within a limit."""
-    h, w = lens.size
-    if side is None or max(h, w) <= side:
-        return h, w
-    part = side / max(h, w)
-    return max(1, round(h * part)), max(1, round(w * part))
-
-
-def _inside(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
-    """The largest size of the shape of one that fits another."""
-    part = min(frame[0] / size[0], frame[1] / size[1])
-    return min(frame[0], max(1, round(size[0] * part))), min(frame[1], max(1, round(size[1] * part)))
-
-
-def _pictures(
-    shots: Sequence[Shot], side: int | None
-) -> tuple[Float[Tensor, "n 3 h w"], Bool[Tensor, "n h w"] | None, Float[Tensor, "n h w"] | None, list[Lens]]:
-    """Images, masks, alphas (None where all are 1) and straight lenses of shots, of one size."""
-    sizes = Counter(_size(shot.lens, side) for shot in shots)
-    frame = sizes.most_common(1)[0][0]
-    if len(sizes) > 1:
-        others = len(shots) - sizes[frame]
-        note(f"{others} of {len(shots)} images are not {frame[1]} x {frame[0]} as most are; they are fitted into that")
-    n = len(shots)
-    images, masks = torch.ones(n, 3, *frame), torch.zeros(n, *frame, dtype=torch.bool)
-    alphas, lenses = torch.zeros(n, *frame), []
-    for i, shot in enumerate(shots):
-        h, w = _inside(shot.lens.size, frame)
-        lens = shot.lens.resized(h, w)
-        picture = coloured(opened(shot.file, turned=False))
-        _check_shape(picture.size, shot)
-        picture = picture.resize((w, h), Image.Resampling.LANCZOS) if picture.size != (w, h) else picture
-        pixels = tensor(picture.convert("RGB"))
-        clear = torch.ones(1, h, w)
-        if picture.mode == "RGBA":
-            clear = tensor(picture.getchannel("A").convert("RGB"))[:1]
-            pixels = clear * pixels + 1 - clear
-        counts = torch.ones(1, h, w)
-        if shot.mask is not None:
-            mask = opened(shot.mask, turned=False).convert("L")
-            _check_shape(mask.size, shot)
-            counts = (tensor(mask.resize((w, h), Image.Resampling.NEAREST).convert("RGB"))[:1] > 0.5).float()
-        if not lens.straight:
-            both, there = lens.straightened(torch.cat([pixels, clear])[None])
-            pixels, clear = both[0, :3].clamp(0, 1), both[0, 3:].clamp(0, 1)
-            counts = lens.straightened(counts[None], nearest=True)[0][0] * there
-            lens = Lens(lens.size, lens.focal, lens.centre)
-        images[i, :, :h, :w], alphas[i, :h, :w], masks[i, :h, :w] = pixels, clear[0], counts[0] > 0.5
-        lenses.append(lens)
-    if not bool(masks.any()):
-        raise SfumatoError("the masks leave no pixel that counts; they are white where images are to be read")
-    whole = bool((alphas[masks] == 1).all())
-    return images, None if bool(masks.all()) else masks, None if whole else alphas, lenses
-
-
-def _check_shape(size: tuple[int, int], shot: Shot) -> None:
-    """Is a picture, or a mask, of the shape that its camera sees?"""
-    (w, h), (height, width) = size, shot.lens.size
-    if abs(h * width / (w * height) - 1) > max(ALIKE, 1.5 / min(h, w)):
-        turned = "; it lies on its side" if abs(w * width / (h * height) - 1) < ALIKE else ""
-        raise SfumatoError(
-            f"{shot.name} has a picture or mask of {w} x {h}, and a camera of {width} x {height} pixels{turned}"
-        )
 
 
 def write_capture(folder: str | Path, capture: Capture, beside: Mapping[str, str] = MappingProxyType({})) -> Path:

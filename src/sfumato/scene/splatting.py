@@ -11,7 +11,6 @@ all tiles go from front to back at once, a place in their lists at a time.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -35,9 +34,6 @@ FAINT = 1 / 255
 DONE = 1e-4
 SIDE = 4
 """Pixels a tile's side has; smaller ones waste fewer pixels, larger ones have fewer lists."""
-
-DEGREES = 3
-"""Of spherical harmonics, at most."""
 
 
 class Splats(NamedTuple):
@@ -82,26 +78,6 @@ def rotations(quaternions: Float[Tensor, "*g 4"]) -> Float[Tensor, "*g 3 3"]:
         2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
     ]  # fmt: skip
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
-
-
-def harmonics(degree: int, directions: Float[Tensor, "*p 3"]) -> Float[Tensor, "*p k"]:
-    """Real spherical harmonics of unit directions, (degree + 1)^2, in the order and with the signs of splats."""
-    x, y, z = directions.unbind(-1)
-    one = torch.ones_like(x)
-    of = [math.sqrt(1 / (4 * math.pi)) * one]
-    if degree > 0:
-        a = math.sqrt(3 / (4 * math.pi))
-        of += [-a * y, a * z, -a * x]
-    if degree > 1:
-        a, b, c = math.sqrt(15 / (4 * math.pi)), math.sqrt(5 / (16 * math.pi)), math.sqrt(15 / (16 * math.pi))
-        of += [a * x * y, -a * y * z, b * (3 * z * z - 1), -a * x * z, c * (x * x - y * y)]
-    if degree > 2:
-        a, b = math.sqrt(35 / (32 * math.pi)), math.sqrt(105 / (4 * math.pi))
-        c, d = math.sqrt(21 / (32 * math.pi)), math.sqrt(7 / (16 * math.pi))
-        flat = 5 * z * z - 1
-        of += [-a * y * (3 * x * x - y * y), b * x * y * z, -c * y * flat, d * z * (5 * z * z - 3)]
-        of += [-c * x * flat, b / 2 * z * (x * x - y * y), -a * x * (x * x - 3 * y * y)]
-    return torch.stack(of, -1)
 
 
 def project(splats: Splats, cameras: Pinholes, backend: Backend = "torch") -> Projected:

@@ -10,28 +10,36 @@ from sfumato.distill.generators import Generator
 from sfumato.errors import SfumatoError
 from sfumato.io.files import save_tensors
 from sfumato.learning.checkpoint import read
-from sfumato.scene.backgrounds import Background, Directional, Harmonic, Plain
+from sfumato.scene.backgrounds import Background, Directional, Harmonic, Horizon, Plain
 from sfumato.scene.fields import Field, Voxels
 from sfumato.scene.fields_hash import HashGrid
 from sfumato.scene.fields_networks import NeRF, Residual
+from sfumato.scene.gaussians import Gaussians
 from sfumato.scene.regions import Box, Region, Space
 from sfumato.scene.render import FieldScene, Sampling
 
 FIELDS: tuple[type[Field], ...] = (Voxels, HashGrid, NeRF, Residual)
 REGIONS: tuple[type[Region], ...] = (Box, Space)
-BACKGROUNDS: tuple[type[Background], ...] = (Background, Plain, Harmonic, Directional)
+BACKGROUNDS: tuple[type[Background], ...] = (Background, Plain, Harmonic, Directional, Horizon)
 
 
-def save_scene(path: str | Path, scene: FieldScene, about: dict[str, Any] | None = None) -> Path:
+def save_scene(path: str | Path, scene: FieldScene | Gaussians, about: dict[str, Any] | None = None) -> Path:
     """Write it; ``about`` is kept beside (a prompt, cameras it was seen by)."""
+    behind, path = scene.background, Path(path)
+    if isinstance(scene, Gaussians):
+        header = {
+            "gaussians": scene.settings(), "background": [type(behind).__name__, behind.settings()],
+            "about": about or {},
+        }  # fmt: skip
+        save_tensors(path, scene.state_dict(), {"scene": json.dumps(header)})
+        return path
     settings = scene.field.settings()
-    region, behind = settings.pop("region"), scene.background
+    region = settings.pop("region")
     header = {
         "field": type(scene.field).__name__, "settings": settings, "region": [type(region).__name__, vars(region)],
         "background": [type(behind).__name__, behind.settings()], "sampling": vars(scene.sampling),
         "about": about or {},
     }  # fmt: skip
-    path = Path(path)
     save_tensors(path, scene.state_dict(), {"scene": json.dumps(header)})
     return path
 
@@ -43,6 +51,10 @@ def load_scene(path: str | Path) -> tuple[Generator, dict[str, Any]]:
         raise SfumatoError(f"{path} is no scene, but other weights; make a scene by sfumato reconstruct or lift")
     try:
         made = json.loads(header["scene"])
+        if "gaussians" in made:
+            scene = Gaussians.of_settings(**made["gaussians"], background=_made(BACKGROUNDS, *made["background"]))
+            scene.load_state_dict(tensors)
+            return scene, made["about"]
         region = _made(REGIONS, *made["region"])
         field = _made(FIELDS, made["field"], {**made["settings"], "region": region})
         scene = FieldScene(field, _made(BACKGROUNDS, *made["background"]), Sampling(**made["sampling"]))

@@ -31,6 +31,8 @@ class Views:
     words: ViewWords = DREAMFUSION
     rng: torch.Generator | None = None
     """For samples that lie anywhere in their parts of a ray."""
+    normals: bool = False
+    """Are normals rendered as well?"""
 
     def __len__(self) -> int:
         return len(self.cameras)
@@ -80,14 +82,16 @@ class RandomCameras:
     words: ViewWords = DREAMFUSION
     hold: int = 1
     """Steps for which they stay where they are."""
+    normals: bool = False
+    """Are normals rendered as well, for losses on them?"""
 
     def __post_init__(self) -> None:
         ranges = {"azimuth": self.azimuth, "elevation": self.elevation, "distance": self.distance, "fov": self.fov}
         if broken := [k for k, (low, high) in ranges.items() if not low <= high or not math.isfinite(high - low)]:
             raise SfumatoError(f"a range goes upwards, got {broken[0]} {ranges[broken[0]]}")
         if self.n < 1 or self.hold < 1 or not self.distance[0] > 0 or not 0 < self.fov[0] <= self.fov[1] < 180:
-            raise SfumatoError("cameras are one or more, at a distance above 0, with fields of view in 0 to 180 degrees")
-        if not -90 < self.elevation[0] or not self.elevation[1] < 90 or min(self.position, self.centre, self.up) < 0:
+            raise SfumatoError("cameras are one or more, at a distance above 0, of fields of view in 0 to 180 degrees")
+        if not self.elevation[0] > -90 or not self.elevation[1] < 90 or min(self.position, self.centre, self.up) < 0:
             raise SfumatoError("elevations lie between -90 and 90 degrees, and jitters are from 0")
 
     def draw(self, draws: Draws) -> Views:
@@ -108,7 +112,7 @@ class RandomCameras:
         up = F.normalize(torch.tensor([0.0, 1.0, 0.0]) + self.up * normal[:, 3:], dim=1)
         cameras = looking(towards(eyes, at, up).float(), _within(self.fov, u[:, 7]).float(), self.size)
         places = (tuple(cast("list[float]", x.tolist())) for x in (azimuth, elevation))
-        return Views(cameras, *places, self.words, generator(draws.seed, step, 3))
+        return Views(cameras, *places, self.words, generator(draws.seed, step, 3), self.normals)
 
 
 def _within(ends: Range, part: Tensor) -> Tensor:
@@ -117,9 +121,7 @@ def _within(ends: Range, part: Tensor) -> Tensor:
 
 DREAMFUSION_SD = RandomCameras(1)
 """Of threestudio's dreamfusion-sd, its SJC and its SDI, whose image has 512 x 512 pixels."""
-PROLIFICDREAMER_SCENE = RandomCameras(
-    1, distance=(1.0, 1.5), position=0.0, centre=0.0, up=0.0, words=PROLIFICDREAMER
-)
+PROLIFICDREAMER_SCENE = RandomCameras(1, distance=(1.0, 1.5), position=0.0, centre=0.0, up=0.0, words=PROLIFICDREAMER)
 """Of its ProlificDreamer and HiFA; 64 x 64 pixels, later 512."""
 MAGIC3D_REFINE = RandomCameras(1, (512, 512), fov=(30.0, 45.0))
 STABLE_DREAMFUSION = RandomCameras(

@@ -1,9 +1,9 @@
-"""Score-based iterative reconstruction (MicroDreamer, Chen et al. 2024, arXiv 2404.19525): sample views, fit them, again.
+"""Score-based iterative reconstruction (MicroDreamer, Chen et al. 2024, arXiv 2404.19525): paint views and fit them.
 
-Score distillation asks a model once for each step of a scene. Here the model paints: the renderings of some views are
-noised and denoised in a few steps of its sampler, and for many steps the scene is fitted to these pictures in pixels, as
-to photographs, past the encoder; then views are drawn anew. Noise levels fall, so that pictures agree ever more with the
-scene. At first, pictures are painted from noise alone, as the scene is nothing yet.
+Score distillation asks a model once for each step of a scene. Here the model paints: renderings of some views are
+noised and denoised in a few steps of its sampler, and for many steps the scene is fitted to these pictures in pixels,
+as to photographs, past the encoder; then views are drawn anew. Noise levels fall, so that pictures agree ever more with
+the scene. At first, pictures are painted from noise alone, as the scene is nothing yet.
 
 Defaults: the text's. Guidance 7.5, levels 0.8 to 0.5 of the training's, 15 steps a set of views, DDIM without noise of
 its own, absolute differences. Renderings are noised up to t^2 (its t1 = t2^2 / T), and inverted by DDIM from there to t
@@ -20,6 +20,7 @@ Families: all. Latents that are rendered are compared as latents.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -32,6 +33,7 @@ from sfumato.distill.prior import GuidedModel, Images
 from sfumato.errors import SfumatoError
 
 Distance = Literal["absolute", "squared"]
+MICRODREAMER = Times(linear(0.8, 0.5))
 
 
 def climbed(prior: GuidedModel, x: Images, start: Level, at: Level, steps: int) -> Images:
@@ -48,7 +50,7 @@ def sampled(prior: GuidedModel, x: Images, at: Level, steps: int) -> Images:
 def _walked(prior: GuidedModel, x: Images, start: Level, end: Level, steps: int) -> Images:
     schedule = prior.model.schedule
     levels = [schedule.nearest(start.t + (end.t - start.t) * i / max(1, steps)) for i in range(steps + 1)]
-    for here, there in zip(levels, levels[1:], strict=False):
+    for here, there in pairwise(levels):
         x = add_noise(*prior.clean_and_noise(x, here), there)
     return x
 
@@ -57,7 +59,7 @@ def _walked(prior: GuidedModel, x: Images, start: Level, end: Level, steps: int)
 class ScoreIterativeReconstruction(Guided):
     """SIR with the text's settings."""
 
-    times: Times = Times(linear(0.8, 0.5))
+    times: Times = MICRODREAMER
     """Levels that renderings are noised to."""
     begin: float = 0.0625
     """Part of the run whose pictures are painted from noise alone."""
@@ -106,6 +108,3 @@ class ScoreIterativeReconstruction(Guided):
 
     def _steps(self, part: float) -> int:
         return max(1, round(self.per_unit * part))
-
-
-# Of flat images, which need no views, it is as far as one sampling; its place is in scenes.

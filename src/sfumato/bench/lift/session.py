@@ -1,0 +1,88 @@
+"""A lift as a unit of the bench: made once, read by the oracle, kept with its views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.bench.session import Session
+from sfumato.bench.units import Row, Units, timed
+from sfumato.errors import SfumatoError
+from sfumato.stilllife.captions import Said, SaidThing
+from sfumato.stilllife.oracle import Reading, ReadThing
+from sfumato.stilllife.scene import COLOURS, GROUNDS
+from sfumato.tasks.lift import TURN, Lifted, lift
+from sfumato.tasks.lift_recipes import STILL_LIFE, Lift
+
+RECIPES = {row.word: row for row in STILL_LIFE}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is lifted."""
+
+    colour: str
+    kind: str
+    ground: str
+    seed: int
+
+    @property
+    def prompt(self) -> str:
+        return Said((SaidThing(self.kind, self.colour),), ground=self.ground).phrase()
+
+
+@dataclass
+class LiftSession(Session):
+    """What the measures share."""
+
+    found: dict[str, dict[str, Row]] = field(default_factory=dict)
+    """Method -> lift -> figures, of ``success``."""
+
+    @cached_property
+    def units(self) -> Units:
+        return Units(None if self.out is None else self.out / "lift-units.jsonl")
+
+    def asked(self, stream: int, kinds: Sequence[str]) -> list[Asked]:
+        """A thing a prompt: its kind, colour and ground at random."""
+        out = []
+        for i in range(self.n):
+            rng = self.stream(stream, i)
+            kind, colour, ground = (str(rng.choice(words)) for words in (list(kinds), COLOURS, GROUNDS))
+            out.append(Asked(colour, kind, ground, int(rng.integers(2**30))))
+        return out
+
+    def lifted(
+        self, name: str, asked: Asked, recipe: Lift, judge: Callable[[Lifted], Row] | None = None
+    ) -> tuple[Row, Float[Tensor, "3 h w"]]:
+        """Its figures and its views, made now where they are not kept; a scene that diverged has no views right."""
+
+        def measure() -> tuple[Row, Tensor]:
+            size = self.model.size
+            try:
+                done, took = timed(lambda: lift(self.model, asked.prompt, recipe, seed=asked.seed), self.device)
+            except SfumatoError:
+                none: Row = {"right": 0.0, "whole": 0.0, "faces": None, "diverged": 1.0, "seconds": None}
+                return none, torch.zeros(3, size, TURN * size)
+            row: Row = {**judged(self.oracle.read(done.views), asked.kind, asked.colour), "diverged": 0.0}
+            own = {} if judge is None else judge(done)
+            return {**row, **took, **own}, torch.cat(list(done.views), -1)
+
+        return self.units.get(f"{name} {asked.prompt} {asked.seed}", measure)
+
+
+def largest(reading: Reading) -> ReadThing | None:
+    return max(reading.things, key=lambda thing: thing.pixels, default=None)
+
+
+def judged(readings: Sequence[Reading], kind: str, colour: str) -> Row:
+    """Of eight views: the share whose largest thing is read right, whether all are, and in how many a front is seen."""
+    seen = [largest(reading) for reading in readings]
+    right = [thing is not None and (thing.kind, thing.colour) == (kind, colour) for thing in seen]
+    faces = sum(thing is not None and thing.face for thing in seen)
+    return {"right": float(np.mean(right)), "whole": float(all(right)), "faces": float(faces)}

@@ -1,0 +1,259 @@
+"""Gaussians from a capture: where they begin, and what they learn by (Kerbl et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sfumato.errors import SfumatoError
+from sfumato.learning.loop import Problem, Run, learn
+from sfumato.learning.optimisers import Optimisers
+from sfumato.learning.seeds import generator
+from sfumato.ops.blur import blur
+from sfumato.scene.backgrounds import Background, Plain
+from sfumato.scene.cameras import Pinholes, Rays
+from sfumato.scene.capture import Capture
+from sfumato.scene.gaussians import KERBL, Gaussians, Growth, Rates, Recipe, extent_of, near
+
+ADAM = partial(torch.optim.Adam, eps=1e-15)
+"""The authors' optimiser; rates are those of the Gaussians."""
+STRUCTURE = 0.2
+"""Part of the loss that is 1 - SSIM; the rest is the mean absolute difference."""
+NEAREST = 0.4
+"""Points are drawn from this part of a camera's distance to the scene's middle on, to the scene's far end."""
+PIXELS = 2.5
+"""What is drawn is no larger than so many pixels of the camera by which it is drawn."""
+
+DEPTHS = 64
+"""Distances that are compared along a ray."""
+BESIDE = 6
+"""Cameras that a ray's own is compared with."""
+
+
+def quick(steps: int = 1500, most: int | None = 8000) -> Recipe:
+    """For minutes on a CPU: the authors' rates and rules in so many steps, growth in the first half, opacities kept."""
+    rates = Rates(means=1.6e-4 * 4, last=1.6e-6 * 4, steps=steps, opacities=0.05, scales=1e-2, base=1e-2, rest=5e-4)
+    every = max(1, steps // 20)
+    return Recipe(
+        rates, Growth(start=every, stop=steps // 2 + 1, every=every, reset=steps, most=most), max(1, steps // 4)
+    )
+
+
+def ssim(
+    a: Float[Tensor, "b c h w"], b: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b h w"] | None = None
+) -> Float[Tensor, ""]:
+    """Mean structural similarity (Wang et al. 2004) of images in [0, 1]: windows of 11, sigma 1.5, zeros outside.
+
+    ``mask``: pixels that count, as the middles of windows.
+    """
+    x = torch.arange(11).to(a) - 5
+    bell = (-x.square() / (2 * 1.5**2)).exp()
+    bell = (bell / bell.sum()).expand(a.shape[1], 1, 1, 11)
+
+    def mean(image: Tensor) -> Tensor:
+        rows = F.conv2d(image, bell, padding=(0, 5), groups=a.shape[1])
+        return F.conv2d(rows, bell.mT, padding=(5, 0), groups=a.shape[1])
+
+    first, second = mean(a), mean(b)
+    of_a, of_b = mean(a * a) - first.square(), mean(b * b) - second.square()
+    both = mean(a * b) - first * second
+    c, d = 0.01**2, 0.03**2
+    each = (2 * first * second + c) * (2 * both + d) / ((first.square() + second.square() + c) * (of_a + of_b + d))
+    return each.mean() if mask is None else _counted(each, mask)
+
+
+def _counted(values: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b h w"]) -> Float[Tensor, ""]:
+    weight = mask[:, None].to(values)
+    return (values * weight).sum() / (weight.sum() * values.shape[1]).clamp_min(1)
+
+
+def photometric(
+    shown: Float[Tensor, "b c h w"],
+    images: Float[Tensor, "b c h w"],
+    mask: Bool[Tensor, "b h w"] | None = None,
+    structure: float = STRUCTURE,
+) -> Float[Tensor, ""]:
+    """The authors' loss: (1 - s) mean |difference| + s (1 - SSIM); outside of ``mask`` nothing counts."""
+    if mask is not None:
+        shown = torch.where(mask[:, None], shown, images)
+    far = (shown - images).abs()
+    far = far.mean() if mask is None else _counted(far, mask)
+    return (1 - structure) * far + structure * (1 - ssim(shown, images, mask))
+
+
+def start(
+    capture: Capture,
+    n: int = 4000,
+    *,
+    degree: int = 0,
+    background: Background | None = None,
+    recipe: Recipe = KERBL,
+    seed: int = 0,
+) -> Gaussians:
+    """Gaussians at a capture's sparse points, or where it has fewer than ``n``, others beside them.
+
+    The others lie on rays through pixels that are drawn, evenly in the inverse of the distance, in the pixels' colours.
+    """
+    if n < 1:
+        raise SfumatoError(f"a scene begins with one Gaussian or more, got {n}")
+    rng = generator(seed)
+    known = torch.zeros(0, 3) if capture.points is None else capture.points.float()
+    if len(known) > n:
+        known = known[(some := torch.randperm(len(known), generator=rng)[:n])]
+        shown = None if capture.colours is None else capture.colours[some]
+    else:
+        shown = capture.colours
+    colours = torch.full_like(known, 0.5) if shown is None else shown.float()
+    cameras, (h, w) = capture.cameras.to("cpu"), capture.cameras.size
+    m = n - len(known)
+    camera = torch.randint(len(cameras), (m,), generator=rng)
+    x, y = torch.randint(w, (m,), generator=rng), torch.randint(h, (m,), generator=rng)
+    rays = cameras.through(camera, torch.stack([x, y], 1) + 0.5)
+    far = capture.span[1]
+    close = NEAREST * (cameras.eyes - capture.middle.cpu()).norm(dim=1)[camera].clamp_max(far)
+    if len(cameras) > 2 and m:
+        away = swept(capture, camera, rays, close, far)
+    else:
+        away = 1 / torch.lerp(1 / close, torch.full_like(close, 1 / far), torch.rand(m, generator=rng))
+    points = torch.cat([known, rays.at(away[:, None])[:, 0]])
+    colours = torch.cat([colours, capture.images.cpu()[camera, :, y, x]])
+    spread = near(points)
+    spread[len(known) :].clamp_(max=PIXELS * away / cameras.focal[camera].mean(1))
+    if background is None:
+        background = Background() if capture.alphas is None else Plain()
+    return Gaussians(points, colours, scales=spread[:, None].expand(-1, 3), degree=degree, extent=extent_of(cameras),
+                     background=background, recipe=recipe, seed=seed)  # fmt: skip
+
+
+@torch.no_grad()
+def swept(
+    capture: Capture, camera: Int[Tensor, " m"], rays: Rays, close: Float[Tensor, " m"], far: float
+) -> Float[Tensor, " m"]:
+    """How far along rays of cameras the nearest other cameras agree best with what is seen there (Collins 1996).
+
+    Of ``DEPTHS``, even in the inverse of the distance. Images are compared as they are and in two softer versions, and
+    of the cameras next to each the better half counts, since something may stand in the way of the others.
+    """
+    cameras, images = capture.cameras.to("cpu"), capture.images.cpu()
+    soft = [images, blur(images, 1.5), blur(images, 4.0)]
+    features = torch.cat(soft, 1)
+    h, w = cameras.size
+    ahead = cameras.poses[:, :3, 2]
+    alike = ahead @ ahead.T
+    alike.fill_diagonal_(-2)
+    beside = alike.topk(min(BESIDE, len(cameras) - 1), dim=1).indices
+    part = torch.linspace(0, 1, DEPTHS)
+    away = 1 / torch.lerp(1 / close[:, None], torch.full_like(close, 1 / far)[:, None], part)
+    points = rays.at(away)
+    place, _ = _place(cameras, points[:, :1], camera[:, None])
+    own = _read(features, camera, place)
+    apart = []
+    for k in range(beside.shape[1]):
+        other = beside[camera, k]
+        place, depth = _place(cameras, points, other[:, None].expand(-1, DEPTHS))
+        inside = (depth > 0) & (place > 0).all(-1) & (place[..., 0] < w) & (place[..., 1] < h)
+        off = (_read(features, other, place) - own).abs().mean(-1)
+        apart.append(torch.where(inside, off, torch.full_like(off, 1.0)))
+    best = torch.stack(apart, -1).sort(-1).values[..., : max(1, (beside.shape[1] + 1) // 2)].mean(-1)
+    return away.gather(1, best.argmin(1, keepdim=True))[:, 0]
+
+
+def _place(cameras: Pinholes, points: Float[Tensor, "m s 3"], camera: Int[Tensor, "m s"]) -> tuple[Tensor, Tensor]:
+    """(x, y) in pixels of points in a camera each, and their depth."""
+    pose = cameras.poses[camera]
+    local = ((points - pose[..., :3, 3])[..., None, :] @ pose[..., :3, :3])[..., 0, :]
+    depth = -local[..., 2]
+    flat = torch.stack([local[..., 0], -local[..., 1]], -1) / depth.clamp_min(1e-6)[..., None]
+    return flat * cameras.focal[camera] + cameras.centre[camera], depth
+
+
+def _read(images: Float[Tensor, "n c h w"], which: Int[Tensor, " m"], place: Float[Tensor, "m s 2"]) -> Tensor:
+    """What images show at places, (m, s, c)."""
+    h, w = images.shape[-2:]
+    at = 2 * place / torch.tensor([w, h]) - 1
+    out = place.new_empty(*place.shape[:2], images.shape[1])
+    for i in which.unique().tolist():
+        mine = which == i
+        found = F.grid_sample(images[i : i + 1], at[mine][None], align_corners=False, padding_mode="border")
+        out[mine] = found[0].permute(1, 2, 0)
+    return out
+
+
+@dataclass(eq=False)
+class Fitting(Problem):
+    """Gaussians are to look as a capture does; each step shows one of its images, all of them in turn."""
+
+    generator: Gaussians
+    capture: Capture
+    coarse: int = 0
+    """Steps in which images have half as many pixels a side."""
+    seed: int = 0
+    name: str = "Gaussians"
+    doing: str = "fitting Gaussians"
+    modules: dict = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.modules = {"generator": self.generator}
+        self.rates = {f"generator.{k}": rate for k, rate in self.generator.rates.items()}
+
+    @cached_property
+    def small(self) -> Capture:
+        h, w = self.capture.cameras.size
+        return self.capture.resized(max(h // 2, 1), max(w // 2, 1))
+
+    def loss(self, step: int) -> Float[Tensor, ""]:
+        n = len(self.capture)
+        order = torch.randperm(n, generator=generator(self.seed, step // n))
+        one = order[step % n : step % n + 1]
+        of = (self.small if step < self.coarse else self.capture)[one]
+        like = self.generator.means
+        mask = None if of.masks is None else of.masks.to(like.device)
+        recipe = self.generator.recipe
+        if part := recipe.drop * self.fraction:
+            kept = torch.rand(len(self.generator), generator=generator(self.seed, n, step)) >= part
+            self.generator.kept = kept.to(like) / (1 - part)
+        try:
+            shown = self.generator.render(of.cameras).images
+        finally:
+            self.generator.kept = None
+        loss = photometric(shown, of.images.to(like), mask)
+        if recipe.opacity:
+            loss = loss + recipe.opacity * self.generator.opacities.sigmoid().mean()
+        return loss + recipe.size * self.generator.scales.exp().mean() if recipe.size else loss
+
+    def after_backward(self, step: int, optimisers: Optimisers) -> None:
+        self.generator.after_backward(step, optimisers)
+
+    def after_step(self, step: int, optimisers: Optimisers) -> None:
+        self.generator.after_step(step, optimisers)
+
+
+def fit(
+    gaussians: Gaussians,
+    capture: Capture,
+    steps: int,
+    *,
+    coarse: int = 0,
+    seed: int = 0,
+    keep: Path | None = None,
+    every: int | None = None,
+    about: str = "",
+    on_progress: Callable[[Run], None] | None = None,
+) -> Run:
+    """Move Gaussians until they look as a capture does; they are as many as their recipe lets grow.
+
+    ``keep``: a checkpoint, from which the same call goes on, bit for bit; ``about`` says of which run it is.
+    """
+    if gaussians.latent:
+        raise SfumatoError("a capture has pixels, and these Gaussians latents; make them with latent=False")
+    problem = Fitting(gaussians, capture, coarse, seed)
+    about = about or f"{len(capture)} images, {steps} steps, seed {seed}, {gaussians.recipe}, coarse {coarse}"
+    return learn(problem, ADAM(problem.groups()), steps=steps, keep=keep, about=about, every=every,
+                 on_progress=on_progress)  # fmt: skip

@@ -1,0 +1,295 @@
+"""Lift a prompt, or a picture, to a scene in three dimensions by what a model knows of images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.core.backbone import Backbone
+from sfumato.distill import Distillation, Images, Rendering, distil
+from sfumato.distill.loop import Regulariser
+from sfumato.errors import SfumatoError
+from sfumato.io.progress import Listener, heard, show
+from sfumato.media import pictures
+from sfumato.media.meshes import write_mesh
+from sfumato.scene import regularisers as losses_of
+from sfumato.scene.backgrounds import Background, Directional, Horizon
+from sfumato.scene.cameras import Pinholes, orbit
+from sfumato.scene.fields import Field, Voxels
+from sfumato.scene.fields_hash import HashGrid
+from sfumato.scene.lifting import Lifting, Ramped, SeenIn, begun
+from sfumato.scene.mesh import inner, surface, vertex_normals
+from sfumato.scene.regions import Box
+from sfumato.scene.render import FieldScene, Sampling
+from sfumato.scene.texture import baked, can_unwrap, coloured, inwards
+from sfumato.scene.viewpoints import RandomCameras
+from sfumato.tasks.lift_recipes import Lift, Loss
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+LOSSES: dict[Loss, Any] = {
+    "orientation": losses_of.Orientation,
+    "sparsity": losses_of.Sparsity,
+    "opacity": losses_of.Opacity,
+    "opaque": losses_of.Opaque,
+    "z-variance": losses_of.ZVariance,
+    "distortion": losses_of.Distortion,
+    "convexity": losses_of.Convexity,
+    "smooth": None,
+}
+OF_NORMALS = ("orientation", "convexity")
+TURN = 8
+"""Views of a finished scene, and places from which its preview looks on the way."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """A picture of the thing, and what is known of it."""
+
+    picture: Float[Tensor, "3 h w"]
+    azimuth: float = 0.0
+    """Where it was seen from; 0 is the front."""
+    elevation: float = 20.0
+    mask: Float[Tensor, "h w"] | None = None
+    depth: Float[Tensor, "h w"] | None = None
+    weight: float = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class Smooth:
+    """The total variation of a dense grid, whatever is rendered."""
+
+    field: Field
+
+    def __repr__(self) -> str:
+        return "Smooth()"
+
+    def __call__(self, rendering: Rendering) -> Float[Tensor, ""]:
+        grid = getattr(self.field, "grid", None)
+        if not isinstance(grid, Tensor) or grid.ndim != 5:
+            raise SfumatoError("smooth is a loss on a dense grid, and this field is none; take another, such as opaque")
+        return losses_of.total_variation(grid)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run is expected to take."""
+
+    seconds: float
+    megabytes: float
+    """Of parameters and what an optimiser keeps of them, and of what a step keeps of its samples."""
+
+    def __str__(self) -> str:
+        took = f"{self.seconds / 60:.1f} min" if self.seconds >= 90 else f"{self.seconds:.0f} s"
+        return f"about {took} and {self.megabytes:.0f} MB beside the model"
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """What a run came to."""
+
+    scene: FieldScene
+    cameras: Pinholes
+    """Eight around it."""
+    views: Float[Tensor, "8 3 H W"]
+    """What they see, in [0, 1], on the CPU."""
+    alpha: Float[Tensor, "8 1 h w"]
+    frames: tuple[Picture, ...]
+    """Previews on the way, a little turned each, and the first of the views."""
+    strength: tuple[float, ...]
+    """Of each step's gradient, of a run that went on those since then."""
+    remarks: tuple[str, ...]
+    """What is odd about it."""
+
+
+def blank(recipe: Lift, model: Backbone, seed: int = 0) -> FieldScene:
+    """The scene that a run begins with: a blob before a background."""
+    latent = recipe.space == "latent"
+    channels = model.channels if latent else 3
+    region = Box(recipe.centre, recipe.half)
+    made: Field
+    if recipe.kind == "voxels":
+        made = Voxels(recipe.cells, channels, region, latent)
+    else:
+        made = HashGrid(channels=channels, region=region, latent=latent, seed=seed, blob=10.0, blob_radius=0.5)
+    behind: Background = {"horizon": Horizon, "directions": Directional, "plain": Background}[recipe.behind](
+        channels, latent
+    )
+    scene = begun(FieldScene(made, behind, Sampling(recipe.samples)))
+    scene.rates = {**scene.rates, "background": recipe.behind_rate}
+    return scene.to(model.device)
+
+
+def lift(
+    model: Backbone,
+    prompt: str,
+    recipe: Lift,
+    *,
+    method: Distillation | None = None,
+    steps: int | None = None,
+    given: Given | None = None,
+    seed: int = 0,
+    keep: Path | None = None,
+    every: int = 50,
+    frame_every: int = 0,
+    scene: FieldScene | None = None,
+    on_progress: Listener | None = None,
+) -> Lifted:
+    """A scene of ``prompt``; ``given``: one that also looks like a picture from where that was taken.
+
+    ``method``: in the place of the recipe's. ``keep``: a checkpoint, each ``every`` steps, from which the same call
+    goes on. ``frame_every``: steps between two previews. ``scene``: to begin with, in the place of a blob.
+
+    Raises ``SfumatoError`` where the scene is empty, or full, for long, and for what is not finite.
+    """
+    steps = recipe.steps if steps is None else steps
+    scene = blank(recipe, model, seed) if scene is None else scene
+    lifting = _lifting(scene, recipe, model, steps)
+    film = _Film(lifting, model, _around(recipe, model, TURN), frame_every, steps)
+    with heard(on_progress):
+        records = distil(
+            model, lifting, prompt, method or recipe.method, steps, viewpoints=_cameras(recipe, model),
+            regularisers=_losses(recipe, model, scene, given), watch=film, keep=keep, every=every, seed=seed,
+            **_options(recipe),
+        )  # fmt: skip
+    cameras = _around(recipe, model, TURN)
+    views, alpha = seen(scene, model, cameras)
+    film.frames.append(pictures.picture(views[0]))
+    return Lifted(
+        scene, cameras, views, alpha, tuple(film.frames), tuple(r.strength for r in records), _remarks(views, alpha)
+    )
+
+
+def cost(model: Backbone, prompt: str, recipe: Lift, method: Distillation | None = None, steps: int | None = None,
+         given: Given | None = None) -> Cost:  # fmt: skip
+    """What a run would take, by its first steps on a scene that is let go."""
+    steps = recipe.steps if steps is None else steps
+    method = method or recipe.method
+    scene = blank(recipe, model)
+    lifting, times = _lifting(scene, recipe, model, steps), [time.perf_counter()]
+    lasting = getattr(method, "refresh", 1)
+    distil(
+        model, lifting, prompt, method, 3, viewpoints=_cameras(recipe, model),
+        regularisers=_losses(recipe, model, scene, given), watch=lambda *_: times.append(time.perf_counter()),
+        **_options(recipe),
+    )  # fmt: skip
+    times.append(time.perf_counter())
+    first, second = times[2] - times[1], times[-1] - times[-2]
+    each = second if lasting == 1 else (first + (lasting - 1) * second) / lasting
+    held = sum(p.numel() for p in lifting.parameters()) * 4 * 4
+    h, w = recipe.cameras.size
+    samples = recipe.cameras.n * h * w * recipe.samples
+    return Cost(steps * each, (held + samples * 4 * (6 + 3 * scene.field.channels)) / 2**20)
+
+
+def _lifting(scene: FieldScene, recipe: Lift, model: Backbone, steps: int) -> Lifting:
+    size = None if recipe.space == "latent" else (model.size, model.size)
+    return Lifting(scene, steps, size)
+
+
+def _options(recipe: Lift) -> dict[str, Any]:
+    adam = partial(torch.optim.Adam, lr=recipe.rate, betas=(0.9, 0.99), eps=recipe.eps)
+    return {"optimiser": adam, "clip": recipe.clip, "reduction": recipe.reduction}
+
+
+def _cameras(recipe: Lift, model: Backbone) -> RandomCameras:
+    size = recipe.cameras.size
+    if recipe.space == "latent":  # the network's own cells
+        size = (model.size // model.factor,) * 2
+    return replace(recipe.cameras, size=size, normals=any(name in OF_NORMALS for name in recipe.losses))
+
+
+def _losses(recipe: Lift, model: Backbone, scene: FieldScene, given: Given | None) -> Sequence[Regulariser]:
+    found: list[Regulariser] = []
+    for name, ramp in recipe.losses.items():
+        found.append(Ramped(Smooth(scene.field) if name == "smooth" else LOSSES[name](), ramp))
+    if given is not None:
+        h, w = given.picture.shape[-2:]
+        camera = _around(recipe, model, 1, (h, w), given.azimuth, given.elevation)
+        found.append(SeenIn(scene, given.picture, camera, given.mask, given.depth, given.weight))
+    return found
+
+
+def _around(
+    recipe: Lift,
+    model: Backbone,
+    n: int,
+    size: tuple[int, int] | None = None,
+    first: float = 0.0,
+    elevation: float | None = None,
+) -> Pinholes:
+    """Cameras around, as far and as high as the middle of those that are drawn."""
+    of = _cameras(recipe, model)
+    return orbit(
+        n, size or of.size, elevation=sum(of.elevation) / 2 if elevation is None else elevation,
+        distance=sum(of.distance) / 2, fov=sum(of.fov) / 2, target=of.target, first=first,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def seen(
+    scene: FieldScene, model: Backbone, cameras: Pinholes
+) -> tuple[Float[Tensor, "n 3 H W"], Float[Tensor, "n 1 h w"]]:
+    """Views of a scene at the model's size, and how much of them it fills."""
+    if scene.space == "pixel":
+        cameras = cameras.resized(model.size, model.size)
+    shown = scene.view(cameras)
+    images = model.decode(shown.images) if scene.space == "latent" else shown.images
+    assert shown.alpha is not None
+    return images.clamp(0, 1).cpu(), shown.alpha.cpu()
+
+
+def _remarks(views: Tensor, alpha: Tensor) -> tuple[str, ...]:
+    out = []
+    filled = float(alpha.mean())
+    if filled < 0.01:
+        out.append(f"there is next to nothing in it: {filled:.1%} of the views are filled")
+    if filled > 0.9:
+        out.append(f"nearly everything is covered, {filled:.0%} of the views: it may be a wall before the cameras")
+    if float((views.amax(1) - views.amin(1)).mean()) > 0.8:
+        out.append("its colours are as saturated as can be; take a lower guidance")
+    return tuple(out)
+
+
+@dataclass
+class _Film:
+    """Previews of a run as they come, each from a little further around."""
+
+    lifting: Lifting
+    model: Backbone
+    cameras: Pinholes
+    every: int
+    steps: int
+    frames: list[Picture] = field(default_factory=list)
+
+    def __call__(self, step: int, images: Images) -> None:
+        if self.every and step % self.every == 0:
+            camera = self.cameras[[(step // self.every) % len(self.cameras)]]
+            self.frames.append(pictures.picture(seen(self.lifting.scene, self.model, camera)[0][0]))
+            show(self.frames[-1])
+
+
+def exported(scene: FieldScene, path: Path, resolution: int = 96, texture: int = 512) -> tuple[Path, tuple[str, ...]]:
+    """The scene's thing as a mesh with what it looks like: a texture where xatlas is there, else colours of vertices.
+
+    The second part says what is odd about the mesh. Raises ``SfumatoError`` for a scene of latents, and for one without
+    a surface.
+    """
+    if scene.space == "latent":
+        raise SfumatoError("a scene of latents has no colours to give a mesh; lift it in pixels (--space pixel)")
+    found = surface(scene.field, resolution)
+    mesh = found.mesh
+    look = inwards(scene, 2 * inner(scene.field.region).half / resolution)
+    if path.suffix.lower() != ".ply" and can_unwrap():
+        opened, image = baked(mesh, look, texture)
+        return write_mesh(path, opened, image), tuple(found.notes)
+    return write_mesh(path, mesh, coloured(look, mesh.vertices, vertex_normals(mesh))), tuple(found.notes)
