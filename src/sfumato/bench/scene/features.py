@@ -197,7 +197,7 @@ def measured(session: Session, world: World) -> tuple[Row, Tensor]:
 
     own, other = (task.latents(model, shots.images) for shots in (photos, unseen))
     size = (own.shape[-2], own.shape[-1])
-    options = {"steps": LIFT, "seed": session.seed}
+    options: dict[str, Any] = {"steps": LIFT, "seed": session.seed}
     fields = {
         "simple": task.lift(scene, photos.cameras, own, "simple", **options),
         "dual": task.lift(scene, photos.cameras, own, **options),
