@@ -15,8 +15,6 @@ from sfumato.bench.session import Session
 from sfumato.io.device import choose
 
 MODULES = (reconstruct, speed, splats, exports, features, edits)
-from sfumato.bench.scene import reconstruct, speed, splats
-MODULES = (reconstruct, speed, splats)
 
 
 def run(n: int, seed: int, device: str = "auto", out: Path | None = None, modules: Sequence[Any] = MODULES) -> Report:
