@@ -15,12 +15,14 @@ from sfumato import __version__
 from sfumato.commands import argv, fields
 from sfumato.commands import experiment as experiments
 from sfumato.commands.bench import bench
+from sfumato.commands.capture import capture
 from sfumato.commands.describe import describe
 from sfumato.commands.distill2d import distill2d
 from sfumato.commands.edit import edit
 from sfumato.commands.edit_scene import edit_scene
 from sfumato.commands.experiment import experiment
 from sfumato.commands.export import export
+from sfumato.commands.export_scene import export_scene
 from sfumato.commands.features import features
 from sfumato.commands.generate import generate
 from sfumato.commands.illusion import illusion
@@ -33,6 +35,7 @@ from sfumato.commands.panorama import panorama
 from sfumato.commands.reconstruct import reconstruct
 from sfumato.commands.render import render
 from sfumato.commands.segment import segment
+from sfumato.commands.segment_scene import segment_scene
 from sfumato.commands.shapes import shapes
 from sfumato.commands.show import SHOWN, show
 from sfumato.commands.tour import tour
@@ -45,7 +48,7 @@ COMMANDS = {
     f.__name__.replace("_", "-"): f
     for f in (
         generate, panorama, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes,
-        distill2d, reconstruct, lift, edit_scene, experiment,
+        distill2d, lift, capture, reconstruct, segment_scene, edit_scene, export_scene, experiment,
         render, describe, show, export, tour, bench,
     )
 }  # fmt: skip

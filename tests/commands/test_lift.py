@@ -101,3 +101,24 @@ def test_what_cannot_be_lifted_is_said_in_a_line(here, run, tmp_path, args, word
     code, _, err = run("lift", PROMPT, "--out", tmp_path, *args)
     assert code == 2 and words in err and "Traceback" not in err
     assert run("lift", " ", "--out", tmp_path, "sds")[0] == 2
+
+
+def test_a_mesh_is_written_where_one_is_named(lab, tmp_path):
+    trimesh = pytest.importorskip("trimesh")
+    pytest.importorskip("skimage")
+    code, out, err = lab("--json", "sds", out=tmp_path / "cube.glb")
+    assert code == 0, err
+    files = [name.split("/")[-1] for name in json.loads(out)["files"]]
+    assert files == ["cube.safetensors", "cube.png", "cube.gif", "cube.glb"]
+    back = trimesh.load(tmp_path / "cube.glb", force="mesh", process=False)
+    assert len(back.faces) > 50 and float(abs(back.vertices).max()) < 2
+    low, high = back.bounds
+    assert (high - low).min() > 0.2  # the blob that it begins with
+
+
+def test_a_mesh_of_latents_is_grey_and_that_is_said(lab, tmp_path):
+    pytest.importorskip("trimesh")
+    pytest.importorskip("skimage")
+    code, _, err = lab("--space", "latent", "sds", out=tmp_path / "cube.ply")
+    assert code == 0 and "so the mesh is grey" in err
+    assert (tmp_path / "cube.safetensors").exists() and (tmp_path / "cube.ply").exists()

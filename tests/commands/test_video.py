@@ -103,7 +103,10 @@ def test_where_nothing_is_drawn_that_is_said(run, here, gif):
             ["clip.gif", "--controlnet", "stilllife-depth", "--control", "wide.gif", "sdedit"],
             "of another shape than the video's of 60 x 40",
         ),
-        (["clip.gif", "--out", "a.avi", "sdedit"], "videos are written as .mp4, .m4v, .mov, .mkv, .gif or a folder"),
+        (
+            ["clip.gif", "--out", "a.avi", "sdedit"],
+            "videos are written as .mp4, .m4v, .mov, .mkv, .gif, .webp or a folder",
+        ),
         (["clip.gif", "--out", "clip.gif", "sdedit"], "is a picture that was given"),
         (["clip.gif", "--invert", "ddim", "sdedit"], "sdedit has a start of its own; leave --invert out"),
         (["none.mp4", "sdedit"], "there is no file none.mp4"),

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from sfumato.errors import SfumatoError
-from sfumato.scene.cameras import Pinholes, orbit
+from sfumato.scene.cameras import Pinholes, looking, orbit
 from sfumato.scene.capture import Capture, read_capture, write_capture
 from sfumato.scene.shots import Z_UP, focus, moved, placed, upwards
 
@@ -74,11 +74,11 @@ def test_more_images_than_memory_are_refused(tmp_path, monkeypatch):
 
 
 def test_large_images_are_made_smaller(tmp_path):
-    place = posed.folder(tmp_path, posed.BENT | {k: 3 * v for k, v in posed.LENS.items()})
+    place = posed.folder(tmp_path, posed.BENT | {k: 2 * v for k, v in posed.LENS.items()}, 3)
     whole, small = read_capture(place), read_capture(place, side=60)
-    assert whole.cameras.size == (132, 204) and small.cameras.size == (39, 60)
+    assert whole.cameras.size == (88, 136) and small.cameras.size == (39, 60)
     assert posed.errors(small).max() < 3 * READING
-    assert read_capture(place, side=None).cameras.size == (132, 204)
+    assert read_capture(place, side=None).cameras.size == (88, 136)
     with pytest.raises(SfumatoError, match="16 pixels a side or more"):
         read_capture(place, side=8)
 
@@ -96,7 +96,7 @@ def test_images_of_several_sizes_and_shapes_are_fitted(tmp_path, capsys):
     posed.rewrite(place, about)
     capture = read_capture(place)
     assert "2 of 5 images are not 68 x 44" in capsys.readouterr().err
-    assert capture.cameras.size == (44, 68)
+    assert capture.cameras.size == (44, 68) and capture.alphas is None, "what is left over is not transparent"
     assert bool(capture.masks[[0, 1, 2, 4]].all())
     assert capture.masks[3].sum() == 44 * 28 and bool(capture.masks[3, :, :28].all()), "68 x 44 within a height of 44"
     assert posed.errors(capture).max() < 3 * READING
@@ -135,6 +135,21 @@ def test_masks(tmp_path):
     posed.save(np.zeros((44, 44)), place / "masks" / "b.png")
     with pytest.raises(SfumatoError, match="mask of 44 x 44, and a camera of 68 x 44"):
         read_capture(place)
+
+
+def test_masks_go_through_the_lens_with_their_images(tmp_path):
+    """A mask of where the photograph is red: it is where the straight image is red, but for the very border."""
+    place = posed.folder(tmp_path, posed.BENT)
+    about = posed.settings(place)
+    for i, frame in enumerate(about["frames"]):
+        red = posed.photograph(posed.ring()[i], posed.BENT)[..., 0] > 0.5
+        posed.save(red.astype(float), place / "masks" / f"{i}.png")
+        frame["mask_path"] = f"masks/{i}.png"
+    seen = read_capture(place).masks
+    capture = read_capture(posed.rewrite(place, about))
+    red = capture.images[:, 0]
+    clear = seen & ((red - 0.5).abs() > 0.06)  # half a pixel is as much
+    assert float(clear.float().mean()) > 0.5 and capture.masks[clear].equal(red[clear] > 0.5)
 
 
 def test_transparency_becomes_white_and_is_kept(tmp_path):
@@ -259,13 +274,13 @@ def test_cameras_straight_above_have_a_world_too():
 
 
 def test_near_and_far_by_points():
-    """All points between 1.5 and 4 of all cameras, and a few that no camera sees."""
-    cameras = orbit(6, (40, 60), distance=2.5, fov=60.0, elevation=0.0)
+    """Points of a ball that all cameras see; and some above and behind them, which none does."""
+    cameras = orbit(6, (40, 60), distance=2.5, fov=60.0, elevation=0.0)[[0, 1, 5]]
     way = torch.nn.functional.normalize(torch.randn(2000, 3, generator=torch.Generator().manual_seed(0)), dim=1)
-    points = torch.cat([0.5 * way, torch.tensor([[0.0, 90.0, 0.0]]).expand(30, 3)])
-    capture = Capture(torch.zeros(6, 3, 40, 60), cameras, tuple("abcdef"), points=points)
+    unseen = torch.tensor([[0.0, 90.0, 0.0], [0.0, 0.0, 60.0]]).repeat_interleave(30, 0)
+    capture = Capture(torch.zeros(3, 3, 40, 60), cameras, tuple("abc"), points=torch.cat([0.5 * way, unseen]))
     near, far = capture.span
-    away = (points[:2000] - cameras.eyes[:, None]).norm(dim=-1)
+    away = (0.5 * way - cameras.eyes[:, None]).norm(dim=-1)
     assert near == pytest.approx(float(away.min()) / 1.2, rel=0.01)
     assert far == pytest.approx(float(away.max()) * 1.2, rel=0.01)
 
@@ -275,6 +290,45 @@ def test_near_and_far_by_cameras():
     capture = Capture(torch.zeros(6, 3, 40, 60), cameras, tuple("abcdef"))
     torch.testing.assert_close(capture.middle, torch.tensor([1.0, 0.5, 0.0]), atol=1e-5, rtol=0)
     assert capture.span == pytest.approx((0.25, 7.5), rel=1e-4)
+
+
+def test_near_is_above_0_where_a_camera_stands_in_the_middle():
+    poses = torch.eye(4).repeat(3, 1, 1)
+    poses[1, 0, 3], poses[2, 0, 3] = 2.0, -2.0
+    capture = Capture(torch.zeros(3, 3, 9, 9), looking(poses, 60.0, (9, 9)), tuple("abc"))
+    assert capture.span == pytest.approx((0.02, 6.0))
+
+
+def test_a_camera_that_stands_far_out_is_doubted(tmp_path, capsys):
+    place = posed.folder(tmp_path)
+    about = posed.settings(place)
+    read_capture(place)
+    assert not capsys.readouterr().err
+    about["frames"][4]["transform_matrix"][0][3] = 900.0
+    read_capture(posed.rewrite(place, about))
+    line = capsys.readouterr().err
+    assert "images/04.png stands" in line and "is its pose right?" in line and len(line.splitlines()) == 1
+
+
+SEEDS = range(6)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_any_lens_any_shape_every_pixel(tmp_path, seed):
+    """Of focal lengths, middles, shapes and bends drawn at random, by transforms.json and by COLMAP."""
+    rng = np.random.default_rng(seed)
+    w, h = (int(n) for n in rng.integers(24, 60, 2))
+    lens = {"w": w, "h": h, "fl_x": max(w, h) * rng.uniform(0.8, 2), "fl_y": max(w, h) * rng.uniform(0.8, 2),
+            "cx": w * rng.uniform(0.35, 0.65), "cy": h * rng.uniform(0.35, 0.65), "k1": rng.uniform(-0.1, 0.15),
+            "k2": rng.uniform(-0.05, 0.05), "p1": rng.uniform(-0.01, 0.01), "p2": rng.uniform(-0.01, 0.01)}  # fmt: skip
+    one = read_capture(posed.folder(tmp_path / "a", lens, 3, seed))
+    params = [lens[k] for k in ("fl_x", "fl_y", "cx", "cy", "k1", "k2", "p1", "p2")]
+    two = read_capture(posed.colmap(tmp_path / "b", "OPENCV", params, lens, bool(seed % 2), 3, seed))
+    assert posed.errors(one).max() < READING
+    assert one.masks is None or float(one.masks.float().mean()) > 0.7
+    torch.testing.assert_close(one.images, two.images, atol=1e-6, rtol=0)
+    torch.testing.assert_close(one.cameras.poses, two.cameras.poses, atol=1e-6, rtol=0)
+    torch.testing.assert_close(one.cameras.focal, two.cameras.focal)
 
 
 # there and back

@@ -73,6 +73,18 @@ def test_points_come_into_the_world_with_the_cameras(tmp_path):
     assert float(middle.norm(dim=1).max()) * scale == pytest.approx(away.max(), rel=0.1)
 
 
+def test_a_kept_world_has_what_is_down_in_colmap_s_down(tmp_path):
+    capture = read_capture(place(tmp_path, "PINHOLE"), keep_world=True)
+    eyes = posed.ring()[:, :3, 3]
+    np.testing.assert_allclose(capture.cameras.eyes.numpy(), eyes * [1, -1, -1], atol=1e-6)
+    np.testing.assert_allclose(capture.own(capture.cameras.eyes).numpy(), eyes, atol=1e-6)
+
+
+def test_axes_are_known_and_not_to_be_said(tmp_path):
+    with pytest.raises(SfumatoError, match="OpenCV's in any case"):
+        read_capture(place(tmp_path, "PINHOLE"), opencv=True)
+
+
 def test_a_model_is_found_where_programs_put_it(tmp_path):
     place(tmp_path, "PINHOLE")
     model = tmp_path / "sparse" / "0"

@@ -7,28 +7,17 @@ import math
 
 import pytest
 import torch
+from balls import Balls
 from solids import cube, plane, sphere
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
 from sfumato.media.meshes import Mesh
-from sfumato.scene.fields import Field, Matter, Voxels
+from sfumato.scene.fields import Matter, Voxels
 from sfumato.scene.mesh import check, chosen_level, cleaned, closed, inner, pieces, sampled, surface, vertex_normals
-from sfumato.scene.regions import Box, Region, Space
+from sfumato.scene.regions import Box, Space
 
-UNIT, AWAY = Box(), Box((1.0, -2.0, 3.0), 1.5)
-
-
-class Balls(Field):
-    """Balls (x, y, z, radius) of a density, whose border has a width; colours are places."""
-
-    def __init__(self, *balls: tuple[float, float, float, float], region: Region = UNIT, dense=60.0, soft=0.02):
-        super().__init__()
-        self.region, self.balls, self.dense, self.soft = region, torch.tensor(balls), dense, soft
-
-    def forward(self, points: Tensor, directions: Tensor | None = None) -> Matter:
-        apart = (torch.cdist(points, self.balls[:, :3]) - self.balls[:, 3]).amin(1)
-        return Matter(self.dense * torch.sigmoid(-apart / self.soft), self.region.local(points) / 2 + 0.5)
+AWAY = Box((1.0, -2.0, 3.0), 1.5)
 
 
 def test_a_ball_away_from_the_origin_is_a_closed_sphere_where_it_stands():

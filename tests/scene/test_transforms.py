@@ -9,6 +9,7 @@ import numpy as np
 import posed
 import pytest
 import torch
+from PIL import Image
 
 from sfumato.errors import SfumatoError
 from sfumato.scene.capture import read_capture
@@ -88,6 +89,16 @@ def test_poses_of_the_wrong_axes_are_doubted(place, capsys):
     read_capture(place)
     assert "are its poses OpenCV's" in capsys.readouterr().err
     assert posed.errors(read_capture(place, opencv=True)).max() < 3 / 255
+
+
+def test_blender_s_files_are_found_by_their_names(place, capsys):
+    (place / "transforms.json").rename(place / "transforms_train.json")
+    assert len(read_capture(place)) == 6 and not capsys.readouterr().err
+    about = json.loads((place / "transforms_train.json").read_text())
+    (place / "transforms_test.json").write_text(json.dumps(about | {"frames": about["frames"][2:]}))
+    assert len(read_capture(place)) == 6 and "transforms_test.json by name" in capsys.readouterr().err
+    rest, whole = (read_capture(place / f"transforms_{n}.json", keep_world=True) for n in ("test", "train"))
+    assert len(rest) == 4 and rest.cameras.poses.equal(whole.cameras.poses[2:])
 
 
 def test_a_scaled_pose_is_the_camera_all_the_same(place):
@@ -218,3 +229,12 @@ def test_a_picture_that_is_none_is_named(place):
         read_capture(place)
     with pytest.raises(SfumatoError, match=r"03\.png"):
         read(place, w=None, h=None)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("side", [10500, 14000])
+def test_a_picture_that_is_too_large_is_one_line(place, side):
+    """PNGs of one bit: a Pillow of its own accord warns of the first, and refuses the second."""
+    Image.new("1", (side * 68 // 44, side)).save(place / "images" / "03.png")
+    with pytest.raises(SfumatoError, match=r"03\.png has .*more than 100 million"):
+        read_capture(place)

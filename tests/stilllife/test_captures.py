@@ -107,3 +107,23 @@ def test_what_render_refuses_of_views(run, tmp_path, more):
     code, _, err = run("render", "a red cube on grass", "--out", tmp_path, *more)
     assert code == 2 and "--views" in err and len(err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_leaves_no_capture_that_looks_whole(run, tmp_path, monkeypatch):
+    from sfumato.scene import capture as module
+
+    words = ("render", "a red cube on grass", "--views", 3, "--size", 24, "--out", tmp_path)
+    stopped = iter([None, None, KeyboardInterrupt])
+
+    def write(*args, whole=module.pictures.write):
+        if (error := next(stopped, None)) is not None:
+            raise error
+        return whole(*args)
+
+    monkeypatch.setattr(module.pictures, "write", write)
+    assert run(*words)[0] == 130
+    (place,) = (p for p in tmp_path.iterdir() if p.is_dir())
+    with pytest.raises(SfumatoError, match=r"no transforms\.json"):
+        read_capture(place)
+    code, out, _ = run(*words)
+    assert code == 0 and out.splitlines()[0] == str(place) and len(read_views(place)[0]) == 3

@@ -27,11 +27,11 @@ def bench(
 ) -> None:
     """Measure against the truth, with targets and intervals: the built-in model (generate), the core (core), editing
     methods (edit), methods that control what is painted (control), methods that read images (perceive), score
-    distillation (distill), sets of images such as panoramas (sets), scenes in three
-    dimensions (scene), and what holds on real weights and photographs,
-    where they are (real).
+    distillation (distill), sets of images such as panoramas (sets), scenes in three dimensions (scene), what is lifted
+    from words (lift), and what holds on real weights and photographs, where they are (real).
 
-    With --out, edit, control, perceive and distill keep each single result there, and go on where they were stopped.
+    With --out, edit, control, perceive, distill and lift keep each single result there, and go on where they were
+    stopped.
 
     Example: sfumato bench generate --n 20 --json > generate.json
 

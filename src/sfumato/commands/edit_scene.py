@@ -37,6 +37,10 @@ def edit_scene(
         Path | None,
         tyro.conf.arg(metavar="FILE", help="The scene of this capture [default: one is fitted to it first]."),
     ] = None,
+    only: Annotated[
+        str,
+        tyro.conf.arg(metavar="WORD", help="Change this thing alone, found by where the word looks in all views."),
+    ] = "",
     steps: Annotated[int, tyro.conf.arg(help="Steps of the scene while it is edited.")] = 600,
     fit_steps: Annotated[int, tyro.conf.arg(help="Steps of the first fit, where there is no --scene.")] = 800,
     edit_steps: Annotated[int | None, tyro.conf.arg(help="Steps of a view's edit [default: the method's].")] = None,
@@ -71,7 +75,7 @@ def edit_scene(
 
     Example: sfumato edit-scene capture/ "make the cube blue" instruct-nerf2nerf
 
-    Example: sfumato edit-scene capture/ csd-edit --from "a red cube on grass" --to "a blue cube on grass"
+    Example: sfumato edit-scene capture/ csd-edit --from "a red cube on grass" --to "a blue cube on grass" --only cube
     """
     given = dict(locals())
     from sfumato.tasks.edit_scene import METHODS, scene_edit
@@ -102,9 +106,8 @@ def edit_scene(
     quiet()
     from sfumato.media import pictures
     from sfumato.scene.capture import read_capture
-    from sfumato.scene.store import load_scene, save_scene
+    from sfumato.scene.store import save_scene
     from sfumato.tasks.edit_scene import edit_scene as run
-    from sfumato.tasks.edit_scene import first_scene
 
     shots = read_capture(capture)
     if len(shots) < 2:
@@ -114,21 +117,16 @@ def edit_scene(
     own = kept.digest(settings)
     name = kept.named(out, "edit-scene", ".safetensors", f"{slug(instruction or target)}-{method}", settings)
     so_far = out / f".{name}.{own[:8]}.safetensors"
-    before: Any
-    if scene is None:
-        fit = out / f".fit.{kept.digest([settings['capture'], fit_steps, seed])}.safetensors"
-        if fit.exists():
-            before = load_scene(fit)[0]
-        else:
-            before = first_scene(shots, steps=fit_steps, seed=seed, keep=fit.with_suffix(".part.safetensors"))
-            save_scene(fit, before)
-            for part in out.glob(f"{fit.stem}.part*.safetensors"):
-                part.unlink()
-    else:
-        before = load_scene(scene)[0]
-    _shows(before, shots, scene or capture)
+    before = scene_of(shots, scene, out, settings["capture"], fit_steps, seed)
+    shows(before, shots, scene or capture)
+    masks = None
+    if only:
+        from sfumato.tasks.segment_scene import thing_masks
+
+        reads = net if model == BUILT_IN or not model.startswith(BUILT_IN) else loading.load(BUILT_IN, device)
+        masks = thing_masks(reads, shots, before, only, model.removesuffix("-instruct"), seed=seed)
     first = shots.images
-    done = run(net, shots, before, how, seed=seed, keep=so_far, about=own, frame_every=every)
+    done = run(net, shots, before, how, masks=masks, seed=seed, keep=so_far, about=own, frame_every=every)
     some = list(range(0, len(shots), max(1, len(shots) // 4)))
     now = done.scene.view(shots.cameras[some]).images.cpu()  # pyright: ignore
     about = {"instruction": instruction, "from": source, "to": target, "method": repr(how), "seed": seed}
@@ -150,11 +148,26 @@ def edit_scene(
         print("\n".join([*record["files"], str(out / f"{name}.json")]))
 
 
+def scene_of(shots: Any, scene: Path | None, out: Path, capture: str, steps: int, seed: int) -> Any:
+    """A scene's file, or one that is fitted to a capture, and kept in ``out`` for the next time."""
+    from sfumato.scene.store import load_scene, save_scene
+    from sfumato.tasks.edit_scene import first_scene
+
+    if scene is not None:
+        return load_scene(scene)[0]
+    fit = out / f".fit.{kept.digest([capture, steps, seed])}.safetensors"
+    if not fit.exists():
+        part = fit.with_suffix(".part.safetensors")
+        save_scene(fit, first_scene(shots, steps=steps, seed=seed, keep=part))
+        part.unlink(missing_ok=True)
+    return load_scene(fit)[0]
+
+
 FAR = 12.0
 """dB; a scene that is farther from a capture's views than this is of another one."""
 
 
-def _shows(scene: Any, shots: Any, what: Path) -> None:
+def shows(scene: Any, shots: Any, what: Path) -> None:
     """Say where a scene is of another capture."""
     from sfumato.metrics.image import psnr
 

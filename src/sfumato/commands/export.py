@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from sfumato.commands.options import Json
+from sfumato.errors import SfumatoError
 from sfumato.io.terminal import print_json, quiet
 
 
@@ -24,6 +25,8 @@ def export(
 
     Example: sfumato export stilllife out/stilllife
     """
+    if name.endswith(".safetensors"):
+        raise SfumatoError(f"{name} is no model that ships; for a scene: sfumato export-scene {name} --out scene.glb")
     quiet()
     from sfumato.stilllife import weights
 

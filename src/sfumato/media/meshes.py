@@ -1,16 +1,19 @@
 """Meshes of triangles: read from OBJ, OFF, PLY and GLB, checked, brought to a unit ball, written with colours.
 
+A texture is written into a GLB as its material's colour (PBR, not metallic, rough), or beside an OBJ as a PNG.
+
 By ``trimesh`` (the ``3d`` extra), which is imported when a file is read or written. Nothing is unpickled, no
 material or texture is opened, and nothing beside the file itself is looked for.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,10 +23,16 @@ from torch import Tensor
 from sfumato.errors import SfumatoError, finite, first_line
 from sfumato.io.files import atomic
 from sfumato.io.terminal import note
+from sfumato.media import pictures
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 FORMATS = (".obj", ".off", ".ply", ".glb")
 COLOURED = (".ply", ".glb")
-"""Formats that are written: they hold a colour for every vertex."""
+"""Formats that hold a colour for every vertex."""
+TEXTURED = (".glb", ".obj")
+"""Formats that hold a texture; an OBJ is three files."""
 MOST = 2_000_000
 """Faces that are read at most."""
 BYTES_A_FACE = 600
@@ -129,22 +138,88 @@ def areas(mesh: Mesh) -> Float[Tensor, " f"]:
     return torch.linalg.cross(b - a, c - a).norm(dim=1) / 2
 
 
-def write_mesh(path: str | Path, mesh: Mesh, colours: Float[Tensor, "v 3"]) -> Path:
-    """Write a PLY or GLB with a colour in [0, 1] for every vertex. Raises ``SfumatoError`` where it cannot be."""
+@dataclass(frozen=True)
+class Texture:
+    """A picture and where each vertex lies in it."""
+
+    places: Float[Tensor, "v 2"]
+    """Right and up, in [0, 1] from the picture's lower left corner."""
+    image: Float[Tensor, "3 h w"]
+    """In [0, 1], rows go down."""
+
+
+def write_mesh(path: str | Path, mesh: Mesh, colours: Float[Tensor, "v 3"] | Texture) -> Path:
+    """Write a PLY or GLB with a colour in [0, 1] for every vertex, or a GLB or OBJ with a texture.
+
+    An OBJ has its material and its texture beside it, under its own name; all three get their names together, once all
+    is on the disk. Raises ``SfumatoError`` where it cannot be.
+    """
     path = Path(path).expanduser()
-    if path.suffix.lower() not in COLOURED:
+    kind = path.suffix.lower()
+    if isinstance(colours, Texture):
+        if kind not in TEXTURED:
+            raise SfumatoError(f"a mesh with a texture is written as {' or '.join(TEXTURED)}, not as {path.name}")
+        return _write_textured(path, mesh, colours)
+    if kind not in COLOURED:
         raise SfumatoError(f"a coloured mesh is written as {' or '.join(COLOURED)}, not as {path.name}")
     if colours.shape != mesh.vertices.shape:
         raise SfumatoError(f"{len(mesh.vertices)} vertices have a colour each, got {tuple(colours.shape)}")
     finite(colours, "a mesh's colours")
-    bytes_ = (colours.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
     made = _trimesh().Trimesh(
-        mesh.vertices.double().cpu().numpy(), mesh.faces.cpu().numpy(), vertex_colors=bytes_, process=False
+        mesh.vertices.double().cpu().numpy(), mesh.faces.cpu().numpy(), vertex_colors=_bytes(colours), process=False
     )
-    data = made.export(file_type=path.suffix[1:].lower())
+    data = made.export(file_type=kind[1:])
     with atomic(path) as part:
         Path(part).write_bytes(data)
     return path
+
+
+def _write_textured(path: Path, mesh: Mesh, texture: Texture) -> Path:
+    if texture.places.shape != (len(mesh.vertices), 2):
+        places = tuple(texture.places.shape)
+        raise SfumatoError(f"{len(mesh.vertices)} vertices have a place in a texture each, got {places}")
+    finite(texture.places, "places in a texture")
+    picture = pictures.picture(texture.image)
+    if path.suffix.lower() == ".obj":
+        return _write_obj(path, mesh, texture.places, picture)
+    trimesh = _trimesh()
+    material = trimesh.visual.material.PBRMaterial(
+        name=path.stem, baseColorTexture=picture, metallicFactor=0.0, roughnessFactor=1.0
+    )
+    visual = trimesh.visual.TextureVisuals(uv=texture.places.double().cpu().numpy(), material=material)
+    made = trimesh.Trimesh(mesh.vertices.double().cpu().numpy(), mesh.faces.cpu().numpy(), visual=visual, process=False)
+    data = made.export(file_type="glb")
+    with atomic(path) as part:
+        Path(part).write_bytes(data)
+    return path
+
+
+def beside(path: Path) -> tuple[Path, Path]:
+    """An OBJ's material and its texture."""
+    name = re.sub(r"[^\w.-]", "_", path.stem, flags=re.ASCII)  # a name with a space would end at it
+    return path.with_name(f"{name}.mtl"), path.with_name(f"{name}.png")
+
+
+def _write_obj(path: Path, mesh: Mesh, places: Float[Tensor, "v 2"], picture: Picture) -> Path:
+    material, image = beside(path)
+    name = material.stem
+    lines = [f"mtllib {material.name}", f"usemtl {name}"]
+    lines += [f"v {x:.7g} {y:.7g} {z:.7g}" for x, y, z in mesh.vertices.tolist()]
+    lines += [f"vt {u:.7g} {v:.7g}" for u, v in places.tolist()]
+    lines += [f"f {a}/{a} {b}/{b} {c}/{c}" for a, b, c in (mesh.faces + 1).tolist()]
+    about = f"newmtl {name}\nKa 1 1 1\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {image.name}\n"
+    for file in (path, material, image):
+        if file.is_dir():
+            raise SfumatoError(f"cannot write {file}: it is a folder")
+    with atomic(path) as one, atomic(material) as two, atomic(image) as three:
+        one.write_text("\n".join(lines) + "\n", encoding="ascii")
+        two.write_text(about, encoding="utf-8")
+        picture.save(three, format="PNG")
+    return path
+
+
+def _bytes(values: Float[Tensor, "*n c"]) -> Any:
+    return (values.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
 
 
 def _pieces(found: Any, trimesh: ModuleType) -> list[tuple[Any, Any]]:

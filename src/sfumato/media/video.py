@@ -1,4 +1,4 @@
-"""Videos frame by frame: MP4 and its like by ``av`` (the extra ``video``), GIF, folders of frames, image sequences.
+"""Videos frame by frame: MP4 and its like by ``av`` (the extra ``video``), GIF, WebP, folders of frames, sequences.
 
 One frame at a time is in memory. Sound is not read.
 """
@@ -29,6 +29,8 @@ RATE = Fraction(24)
 """Frames a second of what does not say: folders and sequences."""
 FILMS = (".mp4", ".m4v", ".mov", ".mkv")
 """Kinds of video that are written by ``av``; it reads others too."""
+MOVING = (".gif", ".webp")
+"""Kinds of moving picture."""
 _NUMBER = re.compile(r"%0?(\d*)d")
 
 
@@ -103,9 +105,9 @@ def opened(path: str | Path) -> Video:
 
 
 def write(frames: Iterable[Picture], path: Path, rate: Fraction = RATE) -> Path:
-    """Write frames in RGB as their number comes: a film or a GIF by the suffix, or PNGs in a folder.
+    """Write frames in RGB as their number comes: a film, a GIF or a WebP by the suffix, or PNGs in a folder.
 
-    A film or a GIF is whole or not there. Raises ``SfumatoError`` for no frames, and for frames of two sizes.
+    What is one file is whole or not there. Raises ``SfumatoError`` for no frames, and for frames of two sizes.
     """
     kind = writes(path)
     frames = _alike(frames, path)
@@ -115,20 +117,24 @@ def write(frames: Iterable[Picture], path: Path, rate: Fraction = RATE) -> Path:
             pictures.write(frame, path / f"{i:05d}.png")
         return path
     with atomic(path) as part:
-        _write_gif(frames, part, rate) if kind == "gif" else _write_film(frames, part, path, rate)
+        if kind == "film":
+            _write_film(frames, part, path, rate)
+        else:
+            _write_moving(frames, part, rate, kind)
     return path
 
 
 def writes(path: Path) -> str:
-    """``film``, ``gif`` or ``folder``: what ``write`` makes of a name. ``SfumatoError`` for what it cannot write."""
+    """``film``, ``gif``, ``webp`` or ``folder``: what ``write`` makes of a name. ``SfumatoError`` for other names."""
     suffix = path.suffix.lower()
     if suffix in FILMS:
         av()
         return "film"
-    if suffix == ".gif":
-        return "gif"
+    if suffix in MOVING:
+        return suffix[1:]
     if suffix and not path.is_dir():
-        raise SfumatoError(f"videos are written as {', '.join(FILMS)}, .gif or a folder of frames, not as {path}")
+        kinds = ", ".join((*FILMS, *MOVING))
+        raise SfumatoError(f"videos are written as {kinds} or a folder of frames, not as {path}")
     return "folder"
 
 
@@ -242,16 +248,24 @@ def _told(path: Path) -> Iterator[None]:
         raise SfumatoError(f"cannot read {path}: {getattr(e, 'strerror', None) or first_line(e)}") from e
 
 
-def _write_gif(frames: Iterator[Picture], part: Path, rate: Fraction) -> None:
+def _write_moving(frames: Iterator[Picture], part: Path, rate: Fraction, kind: str) -> None:
+    unit = 100 if kind == "gif" else 1000  # hundredths of a second are what GIF has
+
     def timed() -> Iterator[Picture]:
         for i, frame in enumerate(frames):
-            begins, ends = (round(n * 100 / rate) for n in (i, i + 1))  # hundredths of a second are what GIF has
+            begins, ends = (round(n * unit / rate) for n in (i, i + 1))
+            times.append(1000 // unit * max(ends - begins, 1))
             frame = frame.copy()
-            frame.info = {"duration": 10 * max(ends - begins, 1)}
+            frame.info = {"duration": times[-1]}
             yield frame
 
+    times: list[int] = []
     shown = timed()
-    next(shown).save(part, format="GIF", save_all=True, append_images=shown, loop=0)
+    if kind == "gif":
+        next(shown).save(part, format="GIF", save_all=True, append_images=shown, loop=0)
+    else:
+        first, *others = shown
+        first.save(part, format="WEBP", save_all=True, append_images=others, duration=times, loop=0, quality=85)
 
 
 def _write_film(frames: Iterator[Picture], part: Path, path: Path, rate: Fraction) -> None:

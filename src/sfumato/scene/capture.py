@@ -27,11 +27,14 @@ from sfumato.scene.cameras import Pinholes
 from sfumato.scene.clouds import write_points
 from sfumato.scene.colmap import model_of, read_colmap
 from sfumato.scene.photographs import SIDE
-from sfumato.scene.shots import Z_UP, Shots, focus, moved, placed
+from sfumato.scene.shots import Z_UP, Shot, Shots, focus, moved, placed
 from sfumato.scene.transforms import read_transforms
 
 BEYOND = 2.0
 """How far a scene goes on behind its middle, in distances of the farthest camera, where no points say it."""
+
+STRAY = 8.0
+"""How many times as far out as most a camera stands whose pose is doubted."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,8 @@ class Capture:
         """Near and far: between which distances along its rays the scene lies, for all cameras.
 
         By sparse points that cameras see: the range of all but the nearest and farthest thousandth, and a fifth more
-        each way. Else by the cameras: from a tenth of the nearest one's distance to the middle, to ``BEYOND`` times
-        the farthest one's more.
+        each way. Else by the cameras' distances to the middle: from a tenth of the least (a hundredth of the greatest,
+        if that is more) to ``1 + BEYOND`` times the greatest.
         """
         if self.points is not None and len(self.points) >= 16:
             h, w = self.cameras.size
@@ -121,7 +124,8 @@ class Capture:
                 near, far = (float(away[round(part * (len(away) - 1))]) for part in (0.001, 0.999))
                 return near / 1.2, far * 1.2
         away = (self.cameras.eyes - self.middle).norm(dim=-1)
-        return 0.1 * float(away.min()), (1 + BEYOND) * float(away.max())
+        far = float(away.max())
+        return max(0.1 * float(away.min()), 0.01 * far), (1 + BEYOND) * far
 
     def own(self, points: Float[Tensor, "*p 3"]) -> Float[Tensor, "*p 3"]:
         """Points of this world in the capture's own."""
@@ -150,6 +154,7 @@ def read_capture(
     shots = found.shots
     poses = torch.stack([shot.pose for shot in shots])
     by = placed(poses)
+    _doubt(path, shots, poses)
     if found.world is not None or keep_world:
         by = found.upright.T
     ours = moved(poses, by)
@@ -157,10 +162,18 @@ def read_capture(
     images, masks, alphas, lenses = photographs.read(shots, side)
     focal, centre = torch.tensor([lens.focal for lens in lenses]), torch.tensor([lens.centre for lens in lenses])
     cameras = Pinholes(ours.float(), focal, centre, (int(images.shape[-2]), int(images.shape[-1])))
-    if focus(poses) is None and focus(poses * torch.tensor([1.0, -1, -1, 1])) is not None:
-        note(f"the cameras of {path} look away from where their axes meet; are its poses OpenCV's?")
     world = torch.linalg.inv(by) if found.world is None else found.world
     return Capture(images, cameras, tuple(shot.name for shot in shots), masks, alphas, points, found.colours, world)
+
+
+def _doubt(path: Path, shots: Sequence[Shot], poses: Float[Tensor, "n 4 4"]) -> None:
+    """Say what of the cameras looks wrong, before anything is made of them."""
+    if focus(poses) is None and focus(poses * torch.tensor([1.0, -1, -1, 1])) is not None:
+        note(f"the cameras of {path} look away from where their axes meet; are its poses OpenCV's?")
+    away = (poses[:, :3, 3] - poses[:, :3, 3].median(0).values).norm(dim=-1)
+    if float(away.max()) > STRAY * float(away.median()) > 0:
+        stray, times = shots[int(away.argmax())].name, float(away.max() / away.median())
+        note(f"the camera of {stray} stands {times:.0f} times as far out as most; is its pose right?")
 
 
 def _found(path: Path, opencv: bool) -> Shots:
@@ -171,11 +184,17 @@ def _found(path: Path, opencv: bool) -> Shots:
         raise SfumatoError(f"{path} is no capture; give its folder or its transforms.json")
     if not path.is_dir():
         raise SfumatoError(f"there is no capture {path}")
-    for name in ("transforms.json", "transforms_train.json"):
-        if (path / name).is_file():
-            return read_transforms(path / name, opencv)
+    if (path / "transforms.json").is_file():
+        return read_transforms(path / "transforms.json", opencv)
+    if (path / "transforms_train.json").is_file():
+        others = [n for n in ("transforms_val.json", "transforms_test.json") if (path / n).is_file()]
+        if others:
+            note(f"of {path} transforms_train.json is read; {' and '.join(others)} by name, with their own world kept")
+        return read_transforms(path / "transforms_train.json", opencv)
     model = model_of(path)
     if model is not None:
+        if opencv:
+            raise SfumatoError(f"{model} is COLMAP's, whose axes are OpenCV's in any case; that is of transforms.json")
         return read_colmap(model, path)
     raise SfumatoError(
         f"{path} has no transforms.json and no COLMAP model (sparse/0/cameras.bin, ...); COLMAP or nerfstudio's "

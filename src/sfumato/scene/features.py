@@ -178,11 +178,10 @@ class Lift(Problem):
             )
         if not self.maps.isfinite().all():
             raise SfumatoError("maps to lift are finite; read the pictures again")
-        self.features.middle.copy_(self.maps.double().mean((0, 2, 3)))  # type: ignore[operator]
-        spread = self.maps.double().std((0, 2, 3)).to(self.maps)
-        self.features.spread.copy_(
-            torch.where(spread > 1e-5 * self.features.middle.abs() + 1e-8, spread, torch.ones_like(spread))
-        )  # type: ignore[operator]
+        middle, spread = ((f(self.maps.double(), (0, 2, 3))).to(self.maps) for f in (torch.mean, torch.std))
+        state: dict[str, Any] = dict(self.features.named_buffers())
+        state["middle"].copy_(middle)
+        state["spread"].copy_(torch.where(spread > 1e-5 * middle.abs() + 1e-8, spread, torch.ones_like(spread)))
         self.modules = {"features": self.features}
         if not self.features.stopped:
             self.modules["scene"] = self.features.scene

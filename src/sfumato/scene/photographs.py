@@ -14,10 +14,9 @@ from torch import Tensor
 
 from sfumato.errors import SfumatoError
 from sfumato.io.terminal import note
-from sfumato.media.images import coloured, opened, tensor
+from sfumato.media.images import coloured, opened, size_of, tensor
 from sfumato.scene.lenses import Lens
 from sfumato.scene.shots import Shot
-from sfumato.scene.transforms import picture_size
 
 SIDE = 1024
 """Pixels of the longer side of images, at most, unless one says otherwise."""
@@ -69,7 +68,7 @@ def read(shots: Sequence[Shot], side: int | None = SIDE) -> Photographs:
 
 def _of_picture(shot: Shot) -> Lens:
     """A shot's lens in its picture's own pixels."""
-    w, h = picture_size(shot.file)
+    w, h = size_of(shot.file)
     _check_shape((w, h), shot)
     return shot.lens.resized(h, w)
 
@@ -100,9 +99,9 @@ def _one(shot: Shot, lens: Lens) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, 
         _check_shape(mask.size, shot)
         counts = (tensor(mask.resize((w, h), Image.Resampling.NEAREST).convert("RGB"))[:1] > 0.5).float()
     if not lens.straight:
-        both, there = lens.straightened(torch.cat([pixels, clear])[None])
-        pixels, clear = both[0, :3].clamp(0, 1), both[0, 3:].clamp(0, 1)
-        counts = lens.straightened(counts[None], nearest=True)[0][0] * there
+        both, there = lens.straightened((torch.cat([pixels, clear]) if picture.mode == "RGBA" else pixels)[None])
+        pixels, clear = both[0, :3].clamp(0, 1), both[0, 3:].clamp(0, 1) if len(both[0]) > 3 else clear
+        counts = there * (counts if shot.mask is None else lens.straightened(counts[None], nearest=True)[0][0])
     return pixels, clear[0], counts[0] > 0.5
 
 

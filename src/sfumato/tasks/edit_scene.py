@@ -34,10 +34,9 @@ from sfumato.methods.edit.delta_denoising import CLEAN, Descent
 from sfumato.methods.edit.instruct_pix2pix import InstructPix2Pix
 from sfumato.scene.cameras import Pinholes
 from sfumato.scene.capture import Capture
-from sfumato.scene.fields import Voxels
-from sfumato.scene.regions import Space
+from sfumato.scene.reconstruct import Recipe, Reconstruction, adam, falling, scene_for
 from sfumato.scene.regularisers import total_variation
-from sfumato.scene.render import FieldScene, Sampling
+from sfumato.scene.render import FieldScene
 from sfumato.scene.updating import Turns, Updating
 from sfumato.tasks import recipes
 
@@ -118,11 +117,11 @@ class SceneEdit:
     turns: Turns = field(default_factory=Turns)
     steps: int = 600
     """Of the scene; of a distillation as well."""
-    rate: float = 0.1
+    rate: float = 0.05
     target: str = ""
     views: int = 1
     """Of a step, of a distillation."""
-    smooth: float = 0.01
+    smooth: float = 0.0
     """Weight of the difference of neighbouring cells."""
 
 
@@ -237,7 +236,8 @@ def edit_scene(
                 raise SfumatoError("what moves the scene itself knows no masks; edit its views (csd-edit) for a part")
             method = _OfViews(edit.editor, model, capture, edit.views)
             distil(
-                model, scene, edit.target, method, edit.steps, optimiser=_adam(edit.rate), viewpoints=method.views,
+                model, scene, edit.target, method, edit.steps,
+                optimiser=lambda groups: adam(groups, edit.rate), viewpoints=method.views,
                 regularisers=(lambda rendering: smooth(edit.smooth)(scene),), seed=seed, keep=keep, every=every,
                 watch=film if frame_every else None,
             )  # fmt: skip
@@ -250,36 +250,31 @@ def edit_scene(
                 watch=film if frame_every else None,
             )  # fmt: skip
             mark = f"{edit!r} of {len(capture)} views, seed {seed}, model {model.name} {about}"
-            learn(problem, _adam(edit.rate)(problem.groups()), steps=edit.steps, keep=keep, about=mark, every=every)
+            learn(problem, adam(problem.groups(), edit.rate), steps=edit.steps, keep=keep, about=mark, every=every)
             views, count = problem.views, problem.edited
     return EditedScene(scene, views, count, tuple(film.frames), time.perf_counter() - began)
 
 
-SIDES, FIRST_STEPS = (16, 32, 64), 400
-"""Cells of the grid that is fitted to photographs, coarse to fine; a quarter of the steps for all but the last."""
+OWN = Recipe(cells=64, degree=0, rays=2048)
+"""How a scene that is to be edited is learned: its colours do not turn, as what edits disagree in would hide there."""
 
 
 def first_scene(
-    capture: Capture, *, steps: int = FIRST_STEPS, sides: Sequence[int] = SIDES, seed: int = 0, rate: float = 1.0,
-    keep: Path | None = None, about: str = "", every: int = 50,
-) -> FieldScene:  # fmt: skip
-    """A scene that shows the capture as it is: a dense grid of all of space, first of few cells."""
-    middle, away = capture.middle, (capture.cameras.eyes - capture.middle).norm(dim=-1)
-    region = Space(tuple(middle.tolist()), 0.4 * float(away.min()))  # pyright: ignore[reportArgumentType]
-    scene = FieldScene(Voxels(sides[0], region=region), sampling=Sampling(64, 1.0))
-    few = max(1, steps // (len(sides) + 1))
-    for i, side in enumerate(sides):
-        scene = FieldScene(scene.field.refined(side), scene.background, scene.sampling) if i else scene  # pyright: ignore
-        last = side == sides[-1]
-        problem = Updating(
-            scene, capture.cameras, capture.images, seed=seed + i, counted=capture.masks, losses=(smooth(0.01),)
-        )
-        learn(
-            problem, _adam(rate)(problem.groups()), steps=steps - few * i if last else few,
-            rate=(lambda own, step, part: own * 0.1**part) if last else None,
-            keep=None if keep is None else keep.with_name(f"{keep.stem}-{side}{keep.suffix}"), every=every,
-            about=f"a grid of {side} cells, {steps} steps, seed {seed} {about}",
-        )  # fmt: skip
+    capture: Capture,
+    *,
+    steps: int = 800,
+    recipe: Recipe = OWN,
+    seed: int = 0,
+    keep: Path | None = None,
+    about: str = "",
+) -> FieldScene:
+    """A scene that shows the capture as it is."""
+    scene = scene_for(capture, recipe, seed)
+    problem = Reconstruction(capture, scene, recipe, seed)
+    learn(
+        problem, adam(problem.groups(), recipe.rate), steps=steps, rate=falling(recipe.last), keep=keep, every=100,
+        about=f"{recipe!r} in {steps} steps, seed {seed} {about}",
+    )  # fmt: skip
     return scene
 
 
@@ -291,10 +286,6 @@ def smooth(weight: float) -> Callable[[Generator], Tensor]:
         return next(scene.parameters()).new_zeros(()) if grid is None else weight * total_variation(grid)
 
     return loss
-
-
-def _adam(rate: float) -> Callable[..., torch.optim.Optimizer]:
-    return lambda groups: torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.99), eps=1e-15)
 
 
 def within(turns: Turns, views: int, steps: int) -> Turns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from sfumato.bench.session import Session
 from sfumato.bench.units import Row, Units, timed
 from sfumato.errors import SfumatoError
+from sfumato.stilllife.captions import Said, SaidThing
 from sfumato.stilllife.oracle import Reading, ReadThing
 from sfumato.stilllife.scene import COLOURS, GROUNDS
 from sfumato.tasks.lift import TURN, Lifted, lift
@@ -33,12 +34,15 @@ class Asked:
 
     @property
     def prompt(self) -> str:
-        return f"a {self.colour} {self.kind} on {self.ground}"
+        return Said((SaidThing(self.kind, self.colour),), ground=self.ground).phrase()
 
 
 @dataclass
 class LiftSession(Session):
     """What the measures share."""
+
+    found: dict[str, dict[str, Row]] = field(default_factory=dict)
+    """Method -> lift -> figures, of ``success``."""
 
     @cached_property
     def units(self) -> Units:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
 from sfumato.bench.lift.session import RECIPES, LiftSession
 from sfumato.bench.report import Comparison, Figure, Target
 from sfumato.bench.units import Row, columns
+from sfumato.errors import SfumatoError
 from sfumato.io.progress import progress
 from sfumato.stilllife.kinds import TRAINED
 
@@ -52,22 +54,39 @@ def success(session: LiftSession) -> Mapping[str, Figure]:
             }
     session.compared["lift"] = Comparison(KEYS, found)
 
-    def of(word: str, key: str = "right") -> np.ndarray:
-        return np.array(columns(found.get(word, {}), key))
+    session.found = found
+    best = max(found, key=lambda word: (_of(session, word).mean(), -_of(session, word, "diverged").mean()))
+    every = np.concatenate([_of(session, word, "diverged") for word in found])
+    return {"lift_success": _of(session, best), "diverged": every}
 
-    best = max(found, key=lambda word: (of(word).mean(), -of(word, "diverged").mean()))
-    out: dict[str, Figure] = {
-        "lift_success": of(best),
-        "lift_success_sdi": of("score-distillation-via-inversion"),
-        "lift_success_sds": of("score-distillation"),
-        "lift_success_sir": of("score-iterative-reconstruction"),
-        "lift_minutes": of(best, "seconds") / 60,
-        "peak_mb": of(best, "peak_mb"),
-        "diverged": np.concatenate([of(word, "diverged") for word in found]),
-    }
-    return {k: v for k, v in out.items() if not isinstance(v, np.ndarray) or len(v)}
+
+def single(session: LiftSession, key: str, word: str) -> Mapping[str, Figure]:
+    """The success of one method."""
+    return {key: _of(session, word)}
+
+
+def taken(session: LiftSession) -> Mapping[str, Figure]:
+    """Time and memory of the best method."""
+    best = max(session.found, key=lambda word: _of(session, word).mean())
+    return {"lift_minutes": _of(session, best, "seconds") / 60, "peak_mb": _of(session, best, "peak_mb")}
+
+
+def _of(session: LiftSession, word: str, key: str = "right") -> np.ndarray:
+    values = np.array(columns(session.found.get(word, {}), key))
+    if not len(values):
+        raise SfumatoError(f"there is no {key} of a lift by {word}")
+    return values
 
 
 MEASURES: tuple[tuple[tuple[str, ...], Callable[[LiftSession], Mapping[str, Figure]]], ...] = (
-    (tuple(MEANINGS), success),
+    (("lift_success", "diverged"), success),
+    *(
+        ((key,), partial(single, key=key, word=word))
+        for key, word in (
+            ("lift_success_sdi", "score-distillation-via-inversion"),
+            ("lift_success_sds", "score-distillation"),
+            ("lift_success_sir", "score-iterative-reconstruction"),
+        )
+    ),
+    (("lift_minutes", "peak_mb"), taken),
 )

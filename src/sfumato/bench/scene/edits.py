@@ -35,9 +35,9 @@ from sfumato.stilllife.captures import capture
 from sfumato.stilllife.render import Rendering
 from sfumato.tasks.edit_scene import Pictures, SceneEdit, edit_scene, first_scene, scene_edit
 
-VIEWS, ARC, HELD = 10, 90.0, (3, 6)
-FIT, STEPS = 300, 160
-"""Steps of the first fit, and of each edit."""
+VIEWS, ARC, HELD = 8, 75.0, (2, 5)
+FIT, STEPS, DESCENT = 250, 100, 20
+"""Steps of the first fit, of each edit's fit, and of CSD-Edit's own descent."""
 NEAR = 0.03
 """World units by which a point may miss the surface that a neighbour sees, and be the same."""
 
@@ -127,8 +127,8 @@ class Tried:
 
 def _instructed(word: str, **options: object) -> Callable[[World], SceneEdit]:
     def make(world: World) -> SceneEdit:
-        said = {"instruction": world.edit.instruction, "model": "stilllife-instruct", "steps": STEPS}
-        return scene_edit(word, **{**said, **options})  # pyright: ignore[reportArgumentType]
+        own = {"instruction": world.edit.instruction, "model": "stilllife-instruct", "steps": STEPS}
+        return scene_edit(word, **{**own, **options})  # pyright: ignore[reportArgumentType]
 
     return make
 
@@ -137,19 +137,19 @@ def _told(alone: bool) -> Callable[[World], SceneEdit]:
     def make(world: World) -> SceneEdit:
         source, target = world.edit.captions
         made = scene_edit("csd-edit", source=source, target=target, model="stilllife", together=VIEWS, steps=STEPS,
-                          edit_steps=30)  # fmt: skip
+                          edit_steps=DESCENT)  # fmt: skip
         editor = made.editor
         assert isinstance(editor, Pictures) and isinstance(editor.how, CollaborativeEditing)
         # as far as in the recipe's 60 steps
-        how = replace(editor.how, rate=0.4, bandwidth="off" if alone else "text")
+        how = replace(editor.how, rate=0.2 * 60 / DESCENT, bandwidth="off" if alone else "text")
         return replace(made, editor=replace(editor, how=how), turns=Turns(VIEWS, STEPS, 1))
 
     return make
 
 
 METHODS: dict[str, Tried] = {
-    "per-view": Tried(_instructed("per-view", edit_steps=20)),
-    "Instruct-NeRF2NeRF": Tried(_instructed("instruct-nerf2nerf", edit_steps=10, every=8)),
+    "per-view": Tried(_instructed("per-view", edit_steps=12)),
+    "Instruct-NeRF2NeRF": Tried(_instructed("instruct-nerf2nerf", edit_steps=8, every=8)),
     "CSD-Edit": Tried(_told(False), "stilllife"),
     "CSD-Edit, each alone": Tried(_told(True), "stilllife"),
 }
@@ -196,7 +196,7 @@ def edits(session: Session) -> Mapping[str, Figure]:
                 return {**row, "seconds": time.perf_counter() - began}, picture
 
             for name in rows:
-                key = f"{name} {w} {session.seed} {FIT} {STEPS} {VIEWS} {world.edit.instruction}"
+                key = f"{name} {w} {session.seed} {FIT} {STEPS} {DESCENT} {VIEWS} {world.edit.instruction}"
                 rows[name][f"world {w}"], _ = units.get(key, lambda name=name: measure(name))
                 advance()
     keys = ("success", "to_truth", "warp_error", "to_own_pictures", "seconds")
