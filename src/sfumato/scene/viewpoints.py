@@ -111,8 +111,8 @@ class RandomCameras:
         at = target + self.centre * normal[:, :3]
         up = F.normalize(torch.tensor([0.0, 1.0, 0.0]) + self.up * normal[:, 3:], dim=1)
         cameras = looking(towards(eyes, at, up).float(), _within(self.fov, u[:, 7]).float(), self.size)
-        places = (tuple(cast("list[float]", x.tolist())) for x in (azimuth, elevation))
-        return Views(cameras, *places, self.words, generator(draws.seed, step, 3), self.normals)
+        azimuths, elevations = (tuple(cast("list[float]", x.tolist())) for x in (azimuth, elevation))
+        return Views(cameras, azimuths, elevations, self.words, generator(draws.seed, step, 3), self.normals)
 
 
 def _within(ends: Range, part: Tensor) -> Tensor:
