@@ -28,8 +28,8 @@ def test_still_lifes_are_held_out_a_quarter(monkeypatch):
         return reconstruct_of(views, recipe, **{**options, "steps": 1})
 
     reconstruct_of = reconstruct.reconstruct
-    small = replace(reconstruct.RECIPE, cells=8, stages=(), rays=16, samples=4, coarse=8)
-    monkeypatch.setattr(reconstruct, "RECIPE", small)
+    small = replace(reconstruct.STILL, cells=8, stages=(), rays=16, samples=4, coarse=8)
+    monkeypatch.setattr(reconstruct, "STILL", small)
     monkeypatch.setattr(reconstruct, "reconstruct", learned)
     monkeypatch.setattr(reconstruct, "VIEWS", 4)
     found = reconstruct.still(Session(2, 0, torch.device("cpu")))
