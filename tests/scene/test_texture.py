@@ -157,11 +157,35 @@ def test_colours_are_learned_from_images_and_only_where_they_are_seen():
     true = MeshScene(mesh, placed(mesh.vertices, None))
     cameras = orbit(1, (40, 40), elevation=1, **around(mesh))
     images = true.view(cameras).images
-    scene = refined(MeshScene(mesh, torch.full_like(mesh.vertices, 0.5)), images, cameras, 60, 0.08)
+    scene = refined(MeshScene(mesh, torch.full_like(mesh.vertices, 0.5)), images, cameras, 60, 0.08, smooth=0.0)
     seen, behind = mesh.vertices[:, 2] > 0.6, mesh.vertices[:, 2] < -0.6
     apart = (scene.colours - true.colours).abs().amax(1)
     assert apart[seen].max() < 0.05 and apart[behind].min() > 0.1
     assert bool((scene.colours[behind] == 0.5).all())
+
+
+def test_vertices_that_no_pixel_sees_go_with_their_neighbours():
+    mesh = Mesh(*sphere(4))  # finer than the image
+    cameras = orbit(1, (12, 12), elevation=1, **around(mesh))
+    blue = torch.tensor([0.0, 0.0, 1.0]).expand_as(mesh.vertices)
+    images = MeshScene(mesh, blue).view(cameras).images
+    seen = mesh.vertices[:, 2] > 0.7
+
+    def furthest(smooth: float) -> float:
+        scene = refined(MeshScene(mesh, torch.full_like(blue, 0.5)), images, cameras, 60, 0.05, smooth=smooth)
+        return float((scene.colours - blue).abs()[seen].max())
+
+    assert furthest(1.0) < 0.1 < 0.4 < furthest(0.0)
+
+
+def test_what_is_added_to_vertices_lies_between_them_in_the_texture():
+    mesh = Mesh(*sphere(3))
+    _, plain = baked(mesh, placed, 64)
+    opened, more = baked(mesh, placed, 64, 0.1 * mesh.vertices)
+    on = texels(unwrap(mesh, 64), mesh, 64)
+    change = (more.image - plain.image).permute(1, 2, 0)[on.there]
+    torch.testing.assert_close(change, 0.1 * on.points, atol=1e-5, rtol=0)
+    assert len(opened.vertices) > len(mesh.vertices)
 
 
 def test_a_mesh_gives_gradients_to_its_colours_alone():

@@ -1,17 +1,18 @@
-"""``sfumato show``: what there is, and what a run would do."""
+"""``sfumato show``: what there is, what a run would do, and a scene from all around."""
 
 from __future__ import annotations
 
 from sfumato.commands.methods import methods
 from sfumato.commands.models import models
 from sfumato.commands.plan import plan
+from sfumato.commands.show_scene import scene
 from sfumato.commands.sites import sites
 
-SHOWN = {f.__name__: f for f in (models, methods, sites, plan)}
+SHOWN = {f.__name__: f for f in (models, methods, sites, plan, scene)}
 
 
 def show() -> None:
-    """Show the models, the methods, a model's attention calls, or the plan of an edit. One word more says which.
+    """Show the models, the methods, a model's attention calls, the plan of an edit, or a scene. A word more says which.
 
     Example: sfumato show methods
     """

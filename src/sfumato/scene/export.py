@@ -152,21 +152,21 @@ def _export_mesh(
     if texture is None and path.suffix.lower() == ".obj":
         raise SfumatoError("an OBJ has no colours of vertices; write .glb or .ply, or a texture (sfumato[3d])")
     latent = scene.space == "latent"
-    with progress("surface", 3) as advance:
+    with progress("surface", 2 if latent else 3) as advance:
         found = surface(scene.field, resolution, level)
         advance(what="colours")
         notes += found.notes
         mesh, worn = found.mesh, torch.full_like(found.mesh.vertices, 0.5)
-        cell = 2 * inner(scene.field.region).half / resolution
+        colour = textures.inwards(scene, REACH * 2 * inner(scene.field.region).half / resolution)
         if latent:
             notes.append("the scene shows a model's latents, which are no colours, so the mesh is grey")
-        elif texture is not None:
-            mesh, worn = textures.baked(found.mesh, textures.inwards(scene, REACH * cell), texture)
         else:
-            worn = textures.coloured(textures.inwards(scene, REACH * cell), mesh.vertices, vertex_normals(mesh))
-        advance(what="colours")
-        if refine and not latent:
-            worn = _refined(scene, MeshScene(mesh, worn), refine, resolution).worn
+            worn = before = textures.coloured(colour, mesh.vertices, vertex_normals(mesh))
+            if refine:
+                worn = _refined(scene, MeshScene(mesh, before), refine, resolution).colours.detach()
+            advance(what="texture")
+            if texture is not None:
+                mesh, worn = textures.baked(mesh, colour, texture, worn - before)
         meshes.write_mesh(path, mesh, worn)
         advance()
     files = [path, *(meshes.beside(path) if path.suffix.lower() == ".obj" else ())]

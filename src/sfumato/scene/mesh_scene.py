@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +102,15 @@ def around(mesh: Mesh) -> dict[str, Any]:
 
 def refined(
     scene: MeshScene, images: Float[Tensor, "n 3 h w"], cameras: Pinholes, steps: int = 60, rate: float = 0.02,
-    at_once: int = 4, keep: Path | None = None,
+    at_once: int = 4, smooth: float = 1.0, keep: Path | None = None,
 ) -> MeshScene:  # fmt: skip
     """Colours that show what ``images`` do from ``cameras``: by least squares, where a pixel is full of the mesh.
 
-    Images are taken in turn, ``at_once`` a step. What no camera sees stays as it was.
+    Images are taken in turn, ``at_once`` a step. ``smooth``: weight of how much the change of a vertex's colour differs
+    from its neighbours', so that vertices between the pixels go with them; of textures, whose pixels may lie closer
+    than the images', there is no such term: change the vertices' colours and bake the change into the texture.
     """
-    problem = _Colours(scene, images, cameras, at_once)
+    problem = _Colours(scene, images, cameras, at_once, smooth)
     learn(problem, torch.optim.Adam(problem.groups(), lr=rate, betas=(0.9, 0.99)), steps=steps, keep=keep)
     return scene
 
@@ -119,8 +120,10 @@ class _Colours(Problem):
     doing = "colouring"
     rates: Mapping[str, float] = {}
 
-    def __init__(self, scene: MeshScene, images: Tensor, cameras: Pinholes, at_once: int):
+    def __init__(self, scene: MeshScene, images: Tensor, cameras: Pinholes, at_once: int, smooth: float):
         self.scene, self.images, self.cameras = scene, images, cameras
+        self.before, self.smooth = scene.colours.detach().clone(), 0.0 if scene.textured else smooth
+        self.edges = torch.cat([scene.mesh.faces[:, [0, 1]], scene.mesh.faces[:, [1, 2]], scene.mesh.faces[:, [2, 0]]])
         self.modules = {"mesh": scene}
         self.at_once = min(at_once, len(images))
 
@@ -130,12 +133,11 @@ class _Colours(Problem):
         assert shown.alpha is not None
         full = (shown.alpha > 0.999).to(shown.images)
         true = self.images[some].to(shown.images)
-        return (full * (shown.images - true).square()).sum() / full.sum().clamp_min(1)
+        loss = (full * (shown.images - true).square()).sum() / full.sum().clamp_min(1)
+        if self.smooth:
+            one, two = (self.scene.colours - self.before)[self.edges.to(self.before.device)].unbind(1)
+            loss = loss + self.smooth * (one - two).square().sum(1).mean()
+        return loss
 
     def after_step(self, step: int, optimisers: Optimisers) -> None:
         self.scene.after_step(step, optimisers)
-
-
-def on(mesh: Mesh, device: torch.device | str) -> Mesh:
-    """On a device."""
-    return replace(mesh, vertices=mesh.vertices.to(device), faces=mesh.faces.to(device))

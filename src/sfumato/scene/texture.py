@@ -67,25 +67,34 @@ class Texels:
     points: Float[Tensor, "p 3"]
     normals: Float[Tensor, "p 3"]
     """Of length 1, smooth across faces and seams."""
+    more: Float[Tensor, "p 3"]
+    """What was given for vertices, or 0."""
 
 
-def texels(unwrapped: Unwrapped, whole: Mesh, size: int) -> Texels:
-    """Where the pixels of a picture of ``size`` a side lie on the surface."""
+def texels(unwrapped: Unwrapped, whole: Mesh, size: int, more: Float[Tensor, "v 3"] | None = None) -> Texels:
+    """Where the pixels of a picture of ``size`` a side lie on the surface; ``more``: of the whole mesh's vertices."""
     flat = torch.cat([unwrapped.places * 2 - 1, torch.zeros(len(unwrapped.places), 1)], 1)
     pose = torch.eye(4, dtype=torch.float64)[None]
     pose[0, 2, 3] = 2.0
     seen = raster.rasterise(flat, unwrapped.mesh.faces, raster.Cameras(pose, 1.0, pinhole=False), size)
     there = seen.there[0]
-    normals = vertex_normals(whole)[unwrapped.origin]
-    values = seen.of(torch.cat([unwrapped.mesh.vertices, normals], 1), unwrapped.mesh.faces)[0][there]
-    return Texels(there, values[:, :3], F.normalize(values[:, 3:], dim=1))
+    more = torch.zeros_like(whole.vertices) if more is None else more
+    known = torch.cat([vertex_normals(whole), more], 1)[unwrapped.origin]
+    values = seen.of(torch.cat([unwrapped.mesh.vertices, known], 1), unwrapped.mesh.faces)[0][there]
+    return Texels(there, values[:, :3], F.normalize(values[:, 3:6], dim=1), values[:, 6:])
 
 
-def baked(mesh: Mesh, colour: Colour, size: int = 1024) -> tuple[Mesh, Texture]:
-    """The mesh cut open along seams, and a texture of what ``colour`` says of each of its pixels."""
+def baked(
+    mesh: Mesh, colour: Colour, size: int = 1024, more: Float[Tensor, "v 3"] | None = None
+) -> tuple[Mesh, Texture]:
+    """The mesh cut open along seams, and a texture of what ``colour`` says of each of its pixels.
+
+    ``more``: what is added to that, of each vertex, and between vertices what lies between.
+    """
     opened = unwrap(mesh, size)
-    on = texels(opened, mesh, size)
-    return opened.mesh, Texture(opened.places, spread(on.there, coloured(colour, on.points, on.normals)))
+    on = texels(opened, mesh, size, more)
+    colours = (coloured(colour, on.points, on.normals) + on.more).clamp(0, 1)
+    return opened.mesh, Texture(opened.places, spread(on.there, colours))
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ class Solids(Field):
 
     def __init__(self, scene: Scene, dense: float = 200.0, soft: float = 0.004, region: Box | None = None):
         super().__init__()
-        self.dense, self.soft = dense, soft
+        self.scene, self.dense, self.soft = scene, dense, soft
         self.things: list[tuple[Solid, Tensor, Tensor, float, Tensor]] = []
         lows, highs = [], []
         for i, thing in enumerate(scene.things):

@@ -1,0 +1,45 @@
+"""``sfumato show scene``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sfumato.commands.options import Device, whole
+from sfumato.errors import SfumatoError
+from sfumato.io.terminal import note, quiet
+
+
+def scene(
+    file: Annotated[
+        tyro.conf.Positional[Path],
+        tyro.conf.arg(metavar="SCENE", help="A scene's file (.safetensors), of reconstruct, lift or edit-scene."),
+    ],
+    *,
+    host: Annotated[str, tyro.conf.arg(help="Who may look: this machine alone, or 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, tyro.conf.arg(help="Of the page.")] = 8080,
+    device: Device = "auto",
+) -> None:
+    """Show a scene in a browser, where one walks around it, until Ctrl-C: small while it moves, then fine.
+
+    Example: sfumato show scene out/lift/robot.safetensors
+    """
+    whole("--port", port, 1, 65535)
+    if not file.is_file():
+        raise SfumatoError(f"there is no file {file}; a scene is made by sfumato reconstruct, lift or edit-scene")
+    quiet()
+    from sfumato.io.device import choose
+    from sfumato.scene.store import load_scene
+    from sfumato.studio.scenes import serve
+
+    made, _ = load_scene(file)
+    server = serve(made.to(choose(device)), host, port)
+    note(f"the scene is at http://{host}:{server.get_port()}; Ctrl-C ends it")
+    try:
+        while True:
+            time.sleep(3600)
+    finally:
+        server.stop()
