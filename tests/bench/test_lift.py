@@ -79,10 +79,10 @@ def test_faces_are_counted_by_the_way_that_views_are_told(made, monkeypatch, tmp
 
 
 @pytest.mark.slow
-def test_the_oracle_sees_three_faces_of_a_true_robot():
+def test_the_oracle_sees_a_true_robots_face_from_its_front_alone():
     whole = LiftSession(2, 1, torch.device("cpu"))
     assert isinstance(whole.oracle, Oracle)
-    assert 2 <= janus.truth(whole) <= 4
+    assert 3 <= janus.truth(whole) <= 5  # the face shows a little from the sides, too
 
 
 def test_every_key_has_a_meaning():

@@ -59,7 +59,7 @@ class Given:
     elevation: float = 20.0
     mask: Float[Tensor, "h w"] | None = None
     depth: Float[Tensor, "h w"] | None = None
-    weight: float = 10.0
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
