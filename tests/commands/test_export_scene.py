@@ -61,7 +61,7 @@ def test_a_film_and_a_sheet(run, ball, tmp_path):
     ("args", "line"),
     [
         (("--out", "a.stl"), "a scene is written as .glb, .obj, .ply"),
-        (("--resolution", 2), "--resolution lies between 8 and 1024, got 2"),
+        (("--resolution", 2), "--resolution lies between 8 and 512, got 2"),
         (("--threshold", -1), "--threshold is a density above 0, got -1"),
         (("--threshold", 1e9, "--out", "a.glb"), "take a lower level or more cells"),
         (("--texture-size", 1), "--texture-size lies between 16"),

@@ -163,9 +163,7 @@ def test_frames_of_two_sizes_are_refused(tmp_path):
 
 
 def test_what_cannot_be_written_is_one_line(tmp_path):
-    with pytest.raises(
-        SfumatoError, match=r"as .mp4, .m4v, .mov, .mkv, .gif, .webp or a folder of frames, not as .*a.avi"
-    ):
+    with pytest.raises(SfumatoError, match=r"as .mp4, .m4v, .*, .gif, .webp or a folder of frames, not as .*a.avi"):
         video.writes(tmp_path / "a.avi")
     with pytest.raises(SfumatoError, match="there are no frames to write"):
         video.write([], tmp_path / "a.gif")

@@ -107,7 +107,7 @@ def test_what_has_no_surface_is_refused():
         surface(Balls((0.0, 0.0, 0.0, 9.0)), 16)
     with pytest.raises(SfumatoError, match="above 0, got -1"):
         surface(Balls((0.0, 0.0, 0.0, 0.5)), 16, -1.0)
-    with pytest.raises(SfumatoError, match="8 to 1024"):
+    with pytest.raises(SfumatoError, match="8 to 512"):
         surface(Balls((0.0, 0.0, 0.0, 0.5)), 4)
     field = Voxels(8)
     with torch.no_grad():

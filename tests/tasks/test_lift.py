@@ -119,7 +119,7 @@ def test_published_recipes_are_as_they_were_published():
     assert sds.cameras.size == (64, 64) and sds.samples == 512 and sds.method.guidance == 100
     assert sds.losses["orientation"](0) == 10 and sds.losses["orientation"](0.5) == 1000
     assert sds.losses["sparsity"](0.7) == 1
-    assert sdi.cameras.size == (512, 512) and sdi.cameras.words.told == "perp-neg" and sdi.method.guidance == 7.5
+    assert sdi.cameras.size == (512, 512) and sdi.cameras.words.way == "perp-neg" and sdi.method.guidance == 7.5
     assert sdi.losses["convexity"](0.39) == 0.1 and sdi.losses["convexity"](0.41) == 0
     assert sdi.losses["sparsity"](0.1) == 0.15 and sdi.losses["sparsity"](0.31) == 0
     assert (

@@ -54,7 +54,7 @@ def export_scene(
 
     Example: sfumato export-scene out/lift/robot.safetensors --out robot.mp4 --size 384 --elevation 20
     """
-    whole("--resolution", resolution, 8, 1024)
+    whole("--resolution", resolution, 8, 512)
     whole("--texture-size", texture_size, 16, 8192)
     whole("--refine", refine, 0, 10_000)
     whole("--frames", frames, 2, 1000)

@@ -115,7 +115,7 @@ def lift(
     elif space is not None:
         changed["space"] = space
     found = replace(found, **changed)
-    found = found if words is None else found.told(words)
+    found = found if words is None else found.by_way(words)
     found = found if views is None else replace(found, cameras=replace(found.cameras, n=views))
     method: Any = found.method
     if chain.items:  # what was said of the method counts, what was not is the recipe's

@@ -170,7 +170,7 @@ def distil(
     about += f"views {viewpoints!r}, regularisers {list(regularisers)!r}, reduction {reduction}"
     about = re.sub(r" at 0x[0-9a-f]+", "", about)  # of functions, another in each process
     with method.started(model, seed) as problem.learner:
-        learn(problem, optimising, steps=steps, keep=keep, about=about, every=every, on_progress=problem.told)
+        learn(problem, optimising, steps=steps, keep=keep, about=about, every=every, on_progress=problem.shown)
     return problem.records
 
 
@@ -248,7 +248,7 @@ class _Distilling(Problem):
         self.memory = self.now.memory
         self.records.append(Record(step, self.strength))
 
-    def told(self, run: Run) -> None:
+    def shown(self, run: Run) -> None:
         """How strong the gradient is, beside the bar."""
         run.say(f"{self.doing}, gradient {self.strength:.3g}")
 

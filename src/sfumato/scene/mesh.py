@@ -81,8 +81,8 @@ def surface(
     Raises ``SfumatoError`` for a field without a surface: one that is empty, full, or not finite.
     """
     measure = _skimage()
-    if not 8 <= resolution <= 1024:
-        raise SfumatoError(f"a surface is found on 8 to 1024 cells a side, got {resolution}")
+    if not 8 <= resolution <= 512:
+        raise SfumatoError(f"a surface is found on 8 to 512 cells a side, got {resolution}")
     box = box or inner(field.region)
     notes = []
     if box != field.region:
@@ -111,7 +111,7 @@ def surface(
             "whole box; take a higher level, or make the scene again with a loss on opacity or sparsity"
         )
     notes += _cut(above)
-    stops = F.pad(-torch.expm1(density.double() * (-math.log(2) / level)), (1,) * 6).numpy()
+    stops = F.pad(-torch.expm1(density * (-math.log(2) / level)), (1,) * 6).numpy()
     places, faces, *_ = measure.marching_cubes(stops, 0.5, gradient_direction="ascent", allow_degenerate=False)
     side = 2 * box.half / resolution
     vertices = torch.from_numpy(places).double() * side + torch.tensor(box.centre).double() - box.half - side / 2

@@ -47,10 +47,10 @@ class Views:
 
     def guided(self, guide: Guide, asked: tuple[str, ...]) -> Guide:
         """A guidance by more than words, where that is asked for."""
-        if self.words.told in ("off", "word"):
+        if self.words.way in ("off", "word"):
             return guide
         blends = [self.words.blend(*of) for of in zip(asked, self.azimuths, self.elevations, strict=True)]
-        return SeenFrom(guide, tuple(blends), self.words.told == "perp-neg")
+        return SeenFrom(guide, tuple(blends), self.words.way == "perp-neg")
 
 
 @dataclass(frozen=True)

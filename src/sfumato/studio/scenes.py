@@ -91,7 +91,7 @@ class Drawing:
 def serve(scene: Generator, host: str = "127.0.0.1", port: int = 8080) -> Any:
     """A server with the scene, which goes on until it is stopped. Raises ``SfumatoError`` where it cannot be."""
     try:
-        import viser
+        import viser  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise SfumatoError(
             "scenes are shown in a browser by viser: pip install 'sfumato[studio]', or write a film: "

@@ -14,7 +14,7 @@ from sfumato.distill.annealing import Ramp, Times, constant, linear, piecewise
 from sfumato.distill.gradients import Reduction
 from sfumato.errors import unknown
 from sfumato.methods import index
-from sfumato.scene.view_words import DREAMFUSION, Told
+from sfumato.scene.view_words import DREAMFUSION, Way
 from sfumato.scene.viewpoints import (
     DREAMFUSION_SD,
     PROLIFICDREAMER_SCENE,
@@ -76,9 +76,9 @@ class Lift:
     def method(self) -> Distillation:
         return index.find(self.word).method(**self.settings)
 
-    def told(self, how: Told) -> Lift:
+    def by_way(self, way: Way) -> Lift:
         """With another way to tell the views."""
-        return replace(self, cameras=replace(self.cameras, words=replace(self.cameras.words, told=how)))
+        return replace(self, cameras=replace(self.cameras, words=replace(self.cameras.words, way=way)))
 
 
 def _jump(before: float, after: float, at: float) -> Ramp:
@@ -102,7 +102,7 @@ PUBLISHED = (
     Lift("score-jacobian-chaining", "published", "the authors' code, without its emptiness loss", optimiser="adamax",
          space="latent", kind="voxels", cells=100, rate=0.05, cameras=replace(DREAMFUSION_SD, size=(64, 64))),
     Lift("score-distillation-via-inversion", "published", "Lukoianov et al. 2024 and sdi.yaml", made=PROGRESSIVE,
-         cameras=replace(DREAMFUSION_SD, size=(512, 512), words=replace(DREAMFUSION, told="perp-neg")),
+         cameras=replace(DREAMFUSION_SD, size=(512, 512), words=replace(DREAMFUSION, way="perp-neg")),
          losses={
              "orientation": constant(0.1), "sparsity": piecewise((0.0, 0.15), (0.3, 0.0), shape="steps"),
              "opaque": constant(0.1), "z-variance": constant(1.0),

@@ -240,7 +240,8 @@ def turning(capture: Capture, n: int = 48, size: tuple[int, int] | None = None) 
         return orbit(n, (h, w), first=first, **where)
     parts = 0.5 - 0.5 * torch.cos(torch.arange(n) / n * 2 * torch.pi)
     each = [orbit(1, (h, w), first=first + width * float(part), **where) for part in parts]
-    return Pinholes(*(torch.cat([getattr(c, k) for c in each]) for k in ("poses", "focal", "centre")), (h, w))
+    poses, focal, centre = (torch.cat([getattr(c, k) for c in each]) for k in ("poses", "focal", "centre"))
+    return Pinholes(poses, focal, centre, (h, w))
 
 
 def frames(scene: FieldScene | Gaussians, cameras: Pinholes) -> Iterator[Picture]:

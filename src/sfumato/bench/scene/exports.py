@@ -69,7 +69,7 @@ def sound(done: Exported) -> bool:
     """Is a mesh that was written all there, as another program reads it?"""
     import trimesh
 
-    found = trimesh.load(done.files[0], force="mesh", process=False)
+    found: Any = trimesh.load(done.files[0], force="mesh", process=False)
     whole = _merged(found)
     closed = whole.is_watertight and whole.volume > 0
     named = any("open" in line for line in done.notes)
