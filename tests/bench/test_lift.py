@@ -75,7 +75,7 @@ def test_faces_are_counted_by_the_way_that_views_are_told(made, monkeypatch, tmp
     monkeypatch.setattr(janus, "truth", lambda session: 3.0)
     found = bench.run(2, 1, "cpu", tmp_path, modules=(janus,)).results
     assert found == {key: 3.0 for key in janus.MEANINGS}
-    assert len(made) == 2 * len(janus.METHODS) * len(janus.TOLD)
+    assert len(made) == 2 * len(janus.METHODS) * len(janus.WAYS)
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def test_images_of_several_sizes_and_shapes_are_fitted(tmp_path, capsys):
     posed.rewrite(place, about)
     capture = read_capture(place)
     assert "2 of 5 images are not 68 x 44" in capsys.readouterr().err
-    assert capture.cameras.size == (44, 68)
+    assert capture.cameras.size == (44, 68) and capture.alphas is None, "what is left over is not transparent"
     assert bool(capture.masks[[0, 1, 2, 4]].all())
     assert capture.masks[3].sum() == 44 * 28 and bool(capture.masks[3, :, :28].all()), "68 x 44 within a height of 44"
     assert posed.errors(capture).max() < 3 * READING

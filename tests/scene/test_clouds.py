@@ -71,3 +71,8 @@ def test_a_binary_one_that_is_cut_short_is_refused(tmp_path):
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(SfumatoError, match="cut short"):
         read_points(file)
+
+
+def test_colours_in_floats_are_parts_of_1(tmp_path):
+    (tmp_path / "a.ply").write_bytes(ASCII.replace(b"uint8", b"float").replace(b"255 0 51", b"1 0 0.2"))
+    np.testing.assert_allclose(read_points(tmp_path / "a.ply")[1][0].numpy(), [1, 0, 0.2], rtol=1e-6)

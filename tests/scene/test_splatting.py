@@ -89,6 +89,8 @@ def by_loops(splats, values, some):
 def test_images_are_those_of_a_loop_over_pixels_and_gaussians(side):
     splats, values = drawn(40, spread=1.1, scale=0.3)
     splats = splats._replace(opacities=splats.opacities.where(torch.arange(40) % 5 > 0, torch.ones(40, dtype=D)))
+    aside = torch.tensor([[2.2, 0, 0], [-2.2, 0, 0], [0, 0, 2.2], [0, 0, -2.2]], dtype=D)  # they reach in from beside
+    splats.means[:4], splats.scales[:4] = aside, 0.8
     some = cameras(2, (10, 13))
     found = seen_by(splats, values, some, side)
     image, opacity = by_loops(splats, values, some)

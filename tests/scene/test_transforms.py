@@ -9,6 +9,7 @@ import numpy as np
 import posed
 import pytest
 import torch
+from PIL import Image
 
 from sfumato.errors import SfumatoError
 from sfumato.scene.capture import read_capture
@@ -228,3 +229,12 @@ def test_a_picture_that_is_none_is_named(place):
         read_capture(place)
     with pytest.raises(SfumatoError, match=r"03\.png"):
         read(place, w=None, h=None)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("side", [10500, 14000])
+def test_a_picture_that_is_too_large_is_one_line(place, side):
+    """PNGs of one bit: a Pillow of its own accord warns of the first, and refuses the second."""
+    Image.new("1", (side * 68 // 44, side)).save(place / "images" / "03.png")
+    with pytest.raises(SfumatoError, match=r"03\.png has .*more than 100 million"):
+        read_capture(place)

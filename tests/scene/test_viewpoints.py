@@ -139,7 +139,7 @@ def test_words_change_at_the_published_angles():
     assert [PROLIFICDREAMER.word(a, 0) for a in (29, 31, 149, 151, 389)] == ["front", "side", "side", "back", "front"]
     assert DREAMFUSION.word(0, 61) == "overhead" and DREAMFUSION.word(0, 59) == "front"
     assert DREAMFUSION.prompt(PROMPT, 90, 0) == "a red duck, side view"
-    assert replace(DREAMFUSION, told="off").prompt(PROMPT, 90, 0) == PROMPT
+    assert replace(DREAMFUSION, way="off").prompt(PROMPT, 90, 0) == PROMPT
     with pytest.raises(SfumatoError, match="places for"):
         ViewWords("{prompt} alone")
 
@@ -179,7 +179,7 @@ def test_weights_of_perp_neg_are_as_they_were_published():
 
 
 def asked(model, azimuths, told, scale=7.5):
-    words = replace(DREAMFUSION, told=told, template="{prompt} {view}")
+    words = replace(DREAMFUSION, way=told, template="{prompt} {view}")
     blends = tuple(words.blend("a red duck on grass", a, 0.0) for a in azimuths)
     blends = tuple(Blend(b.first, b.second, b.part, b.away) for b in blends)
     return GuidedModel(model, ("",) * len(blends), SeenFrom(CFG(scale), blends, told == "perp-neg"))

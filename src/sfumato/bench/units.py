@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import hashlib
 import json
 import time
@@ -18,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
+from sfumato.io.memory import peaked
 from sfumato.media import pictures
 from sfumato.media.images import open_picture, tensor
 from sfumato.stilllife import weights
@@ -80,41 +79,16 @@ class Units:
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, dict[str, float]]:
     """What ``work`` gives, its ``seconds``, and ``peak_mb``: the memory that it took beyond what was there before."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device) / 2**20
-    else:
-        _give_back()
-        before = _resident("VmRSS", reset=True)
-    began = time.perf_counter()
-    out = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        peak = torch.cuda.max_memory_allocated(device) / 2**20
-    else:
-        peak = _resident("VmHWM")
-    figures = {"seconds": time.perf_counter() - began, "peak_mb": max(0.0, peak - before)}
-    return out, figures
 
+    def clocked() -> tuple[Any, float]:
+        began = time.perf_counter()
+        out = work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return out, time.perf_counter() - began
 
-def _give_back() -> None:
-    """What was freed goes back to the system, where glibc can; else what a run takes is hidden by what others took."""
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _resident(key: str, reset: bool = False) -> float:
-    """MiB of this process, as Linux tells them; ``reset`` starts the high-water mark anew. 0 elsewhere."""
-    try:
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return 0.0
-    line = next((line for line in status.splitlines() if line.startswith(f"{key}:")), f"{key}: 0 kB")
-    return int(line.split()[1]) / 1024
+    (out, seconds), peak = peaked(clocked, device)
+    return out, {"seconds": seconds, "peak_mb": peak}
 
 
 def columns(rows: Mapping[str, Row], key: str) -> list[float]:

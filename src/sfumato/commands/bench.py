@@ -30,7 +30,8 @@ def bench(
     distillation (distill), sets of images such as panoramas (sets), scenes in three dimensions (scene), what is lifted
     from words (lift), and what holds on real weights and photographs, where they are (real).
 
-    With --out, edit, control, perceive and distill keep each single result there, and go on where they were stopped.
+    With --out, edit, control, perceive, distill and lift keep each single result there, and go on where they were
+    stopped.
 
     Example: sfumato bench generate --n 20 --json > generate.json
 

@@ -96,6 +96,7 @@ def lift(
     from sfumato.distill import Ramp
     from sfumato.media import pictures
     from sfumato.media.images import read_image
+    from sfumato.scene.export import export
     from sfumato.scene.store import save_scene
     from sfumato.tasks import lift as task
     from sfumato.tasks import lift_recipes
@@ -114,9 +115,9 @@ def lift(
     elif space is not None:
         changed["space"] = space
     found = replace(found, **changed)
-    found = found if words is None else found.told(words)
+    found = found if words is None else found.by_way(words)
     found = found if views is None else replace(found, cameras=replace(found.cameras, n=views))
-    method = found.method
+    method: Any = found.method
     if chain.items:  # what was said of the method counts, what was not is the recipe's
         kind = type(chain.items[0])
         own = {f.name: getattr(chain.items[0], f.name) for f in fields(kind)}
@@ -148,9 +149,9 @@ def lift(
         pictures.write_film(done.frames, folder / f"{stem}.gif"),
     ]
     if mesh is not None:
-        file, odd = task.exported(done.scene, folder / f"{stem}{mesh.suffix.lower()}")
-        files.append(file)
-        for remark in odd:
+        written = export(done.scene, folder / f"{stem}{mesh.suffix.lower()}", resolution=96, texture=512)
+        files += written.files
+        for remark in written.notes:
             note(remark)
     so_far.unlink(missing_ok=True)
     row = {**settings, "expected": {"seconds": expected.seconds, "megabytes": expected.megabytes},

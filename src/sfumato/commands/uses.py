@@ -20,6 +20,7 @@
 | ``--labelled``, ``--learned`` (segment, keypoints) | methods that learn |
 | ``--mask``, ``--edited`` (match) | dift; the edit is inside of the mask |
 | ``--sweep`` (distill2d) | methods with a guidance |
+| ``--mask``, ``--seen-from`` (lift) | ``--image`` |
 | ``--reference`` (distill2d) | ``--saturation``, ``--hue``, ``--histogram`` |
 | ``--guidance`` (invert) | inversions without a guidance of their own |
 | ``--seed`` (render) | what is drawn: a caption, or a random scene |

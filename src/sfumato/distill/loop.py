@@ -23,7 +23,7 @@ from sfumato.distill.generators import Generator, Rendering, Viewpoints
 from sfumato.distill.gradients import Reduction, apply_gradient, clipped
 from sfumato.distill.prior import Images
 from sfumato.errors import SfumatoError, finite
-from sfumato.learning.loop import Problem, learn
+from sfumato.learning.loop import Problem, Run, learn
 from sfumato.learning.optimisers import Optimisers
 from sfumato.learning.seeds import Draws
 
@@ -170,7 +170,7 @@ def distil(
     about += f"views {viewpoints!r}, regularisers {list(regularisers)!r}, reduction {reduction}"
     about = re.sub(r" at 0x[0-9a-f]+", "", about)  # of functions, another in each process
     with method.started(model, seed) as problem.learner:
-        learn(problem, optimising, steps=steps, keep=keep, about=about, every=every)
+        learn(problem, optimising, steps=steps, keep=keep, about=about, every=every, on_progress=problem.shown)
     return problem.records
 
 
@@ -247,6 +247,10 @@ class _Distilling(Problem):
             self.learner.step()
         self.memory = self.now.memory
         self.records.append(Record(step, self.strength))
+
+    def shown(self, run: Run) -> None:
+        """How strong the gradient is, beside the bar."""
+        run.say(f"{self.doing}, gradient {self.strength:.3g}")
 
     def state(self) -> dict[str, Mapping[str, Tensor]]:
         return {"memory": self.memory, "learner": {} if self.learner is None else self.learner.state()}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import stat
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 MOST_PIXELS = 100_000_000
 Fit = Literal["crop", "whole", "stretch"]
+Taken = TypeVar("Taken")
 BRANDS = {b"avif": "AVIF", b"avis": "AVIF", **dict.fromkeys((b"heic", b"heix", b"heim", b"hevc", b"mif1"), "HEIF")}
 """Kinds of picture that not every Pillow reads, by the word at byte 8 of their files."""
 ADVICE = {"AVIF": "a newer Pillow reads it: pip install -U pillow", "HEIF": "pip install pillow-heif reads it"}
@@ -76,13 +78,23 @@ def opened(path: str | Path, turned: bool = True) -> Picture:
     Raises ``SfumatoError`` for what is missing, broken, no image, or larger than 100 million pixels.
     """
     path = Path(path).expanduser()
+    return _open(path, lambda found: _loaded(found, path, turned))
+
+
+def size_of(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image file as it lies; its pixels are not read. Raises as ``opened`` does."""
+    return _open(Path(path).expanduser(), lambda found: found.size)
+
+
+def _open(path: Path, take: Callable[[ImageFile.ImageFile], Taken]) -> Taken:
+    """What is taken of an image file while it is open."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise SfumatoError(f"{path} is {'a folder' if path.is_dir() else 'no plain file'}; a picture file is meant")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow's own limit of pixels, and of tags that are not read
             with Image.open(path, formats=formats()) as found:
-                return _loaded(found, path, turned)
+                return take(found)
     except FileNotFoundError:
         raise SfumatoError(f"there is no file {path}") from None
     except Image.DecompressionBombError:

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from sfumato.errors import SfumatoError
 from sfumato.io.terminal import note
-from sfumato.media.images import coloured, opened, tensor
+from sfumato.media.images import coloured, opened, size_of, tensor
 from sfumato.scene.lenses import Lens
 from sfumato.scene.shots import Shot
-from sfumato.scene.transforms import picture_size
 
 SIDE = 1024
 """Pixels of the longer side of images, at most, unless one says otherwise."""
@@ -69,7 +68,7 @@ def read(shots: Sequence[Shot], side: int | None = SIDE) -> Photographs:
 
 def _of_picture(shot: Shot) -> Lens:
     """A shot's lens in its picture's own pixels."""
-    w, h = picture_size(shot.file)
+    w, h = size_of(shot.file)
     _check_shape((w, h), shot)
     return shot.lens.resized(h, w)
 

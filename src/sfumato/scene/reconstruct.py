@@ -94,7 +94,11 @@ def scene_for(capture: Capture, recipe: Recipe, seed: int = 0) -> FieldScene:
     region = region_of(capture)
     near = 0.5 * capture.span[0]
     sampling = Sampling(
-        recipe.samples, near if region.bounded else near / region.radius, recipe.reach, recipe.coarse, recipe.skip
+        recipe.samples,
+        near if isinstance(region, Box) else near / region.radius,
+        recipe.reach,
+        recipe.coarse,
+        recipe.skip,
     )
     return FieldScene(_field(recipe, region, seed), Harmonic(degree=2 if not region.bounded else 0), sampling)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from sfumato.errors import SfumatoError
+from sfumato.media.images import size_of
 from sfumato.scene.clouds import read_points
 from sfumato.scene.lenses import Lens
 from sfumato.scene.shots import Shot, Shots, report_missing, rigid
@@ -131,7 +131,7 @@ def lens(about: Mapping[str, Any], file: Path, path: Path) -> Lens:
         )
     w, h = number("w"), number("h")
     if w is None or h is None:
-        w, h = picture_size(file)
+        w, h = size_of(file)
     if not (w >= 1 and h >= 1):
         raise SfumatoError(f"images of {path} have {w:g} x {h:g} pixels")
     w, h = round(w), round(h)
@@ -152,12 +152,3 @@ def lens(about: Mapping[str, Any], file: Path, path: Path) -> Lens:
         raise SfumatoError(f"k4 in {path} means one thing to a fisheye and others elsewhere; set camera_model there")
     tangential = (0.0, 0.0) if fisheye else (number("p1") or 0.0, number("p2") or 0.0)
     return Lens(size, (fx, fy), centre, radial, tangential, fisheye)
-
-
-def picture_size(file: Path) -> tuple[int, int]:
-    """Width and height that a picture's file has, not turned; its pixels are not read."""
-    try:
-        with Image.open(file) as picture:
-            return picture.size
-    except Exception as e:
-        raise SfumatoError(f"cannot read {file}: it is no picture that is known here") from e

@@ -23,7 +23,7 @@ from sfumato.core.rows import Rows
 from sfumato.errors import SfumatoError
 
 Decay = tuple[float, float, float]
-Told = Literal["off", "word", "between", "perp-neg"]
+Way = Literal["off", "word", "between", "perp-neg"]
 """A prompt as it is; with its view's word; between the words of the two nearest views; and away from others' as well.
 """
 SIDE_BACK: Decay = (1.0, 0.5, -0.606)
@@ -56,7 +56,8 @@ class ViewWords:
     """Up to so far from 90 and 270 it is one of a side, where it is neither; beyond it no word is right."""
     overhead: float = 60.0
     """Above this elevation it is one from overhead."""
-    told: Told = "word"
+    way: Way = "word"
+    """How a view is said."""
 
     def __post_init__(self) -> None:
         if "{prompt}" not in self.template or "{view}" not in self.template:
@@ -79,7 +80,7 @@ class ViewWords:
 
     def prompt(self, prompt: str, azimuth: float, elevation: float) -> str:
         """What an image from there reads."""
-        return prompt if self.told == "off" else self.text(prompt, self.word(azimuth, elevation))
+        return prompt if self.way == "off" else self.text(prompt, self.word(azimuth, elevation))
 
     def blend(self, prompt: str, azimuth: float, elevation: float) -> Blend:
         """The same between words, with what it is kept away from (threestudio's Perp-Neg)."""

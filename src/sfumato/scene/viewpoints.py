@@ -47,10 +47,10 @@ class Views:
 
     def guided(self, guide: Guide, asked: tuple[str, ...]) -> Guide:
         """A guidance by more than words, where that is asked for."""
-        if self.words.told in ("off", "word"):
+        if self.words.way in ("off", "word"):
             return guide
         blends = [self.words.blend(*of) for of in zip(asked, self.azimuths, self.elevations, strict=True)]
-        return SeenFrom(guide, tuple(blends), self.words.told == "perp-neg")
+        return SeenFrom(guide, tuple(blends), self.words.way == "perp-neg")
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ class RandomCameras:
         at = target + self.centre * normal[:, :3]
         up = F.normalize(torch.tensor([0.0, 1.0, 0.0]) + self.up * normal[:, 3:], dim=1)
         cameras = looking(towards(eyes, at, up).float(), _within(self.fov, u[:, 7]).float(), self.size)
-        places = (tuple(cast("list[float]", x.tolist())) for x in (azimuth, elevation))
-        return Views(cameras, *places, self.words, generator(draws.seed, step, 3), self.normals)
+        azimuths, elevations = (tuple(cast("list[float]", x.tolist())) for x in (azimuth, elevation))
+        return Views(cameras, azimuths, elevations, self.words, generator(draws.seed, step, 3), self.normals)
 
 
 def _within(ends: Range, part: Tensor) -> Tensor:

@@ -17,19 +17,17 @@ from sfumato.core.backbone import Backbone
 from sfumato.distill import Distillation, Images, Rendering, distil
 from sfumato.distill.loop import Regulariser
 from sfumato.errors import SfumatoError
+from sfumato.io.memory import peaked
 from sfumato.io.progress import Listener, heard, show
 from sfumato.media import pictures
-from sfumato.media.meshes import write_mesh
 from sfumato.scene import regularisers as losses_of
 from sfumato.scene.backgrounds import Background, Directional, Horizon
 from sfumato.scene.cameras import Pinholes, orbit
 from sfumato.scene.fields import Field, Voxels
 from sfumato.scene.fields_hash import HashGrid
 from sfumato.scene.lifting import Lifting, Ramped, SeenIn, begun
-from sfumato.scene.mesh import inner, surface, vertex_normals
 from sfumato.scene.regions import Box
 from sfumato.scene.render import FieldScene, Sampling
-from sfumato.scene.texture import baked, can_unwrap, coloured, inwards
 from sfumato.scene.viewpoints import RandomCameras
 from sfumato.tasks.lift_recipes import Lift, Loss
 
@@ -86,7 +84,7 @@ class Cost:
 
     seconds: float
     megabytes: float
-    """Of parameters and what an optimiser keeps of them, and of what a step keeps of its samples."""
+    """Beside the model, at most."""
 
     def __str__(self) -> str:
         took = f"{self.seconds / 60:.1f} min" if self.seconds >= 90 else f"{self.seconds:.0f} s"
@@ -118,14 +116,19 @@ def blank(recipe: Lift, model: Backbone, seed: int = 0) -> FieldScene:
     region = Box(recipe.centre, recipe.half)
     made: Field
     if recipe.kind == "voxels":
-        made = Voxels(recipe.cells, channels, region, latent)
+        made = Voxels(recipe.cells, channels, region, latent, **recipe.made)
     else:
-        made = HashGrid(channels=channels, region=region, latent=latent, seed=seed, blob=10.0, blob_radius=0.5)
+        made = HashGrid(
+            channels=channels, region=region, latent=latent, seed=seed, blob=10.0, blob_radius=0.5, **recipe.made
+        )
     behind: Background = {"horizon": Horizon, "directions": Directional, "plain": Background}[recipe.behind](
         channels, latent
     )
     scene = begun(FieldScene(made, behind, Sampling(recipe.samples)))
-    scene.rates = {**scene.rates, "background": recipe.behind_rate}
+    rates: dict[str, float] = {}
+    if recipe.networks is not None:
+        rates = {f"field.{name}": recipe.networks for name in ("first", "thick", "colour") if hasattr(made, name)}
+    scene.rates = {**scene.rates, **rates, "background": recipe.behind_rate}
     return scene.to(model.device)
 
 
@@ -177,18 +180,19 @@ def cost(model: Backbone, prompt: str, recipe: Lift, method: Distillation | None
     scene = blank(recipe, model)
     lifting, times = _lifting(scene, recipe, model, steps), [time.perf_counter()]
     lasting = getattr(method, "refresh", 1)
-    distil(
-        model, lifting, prompt, method, 3, viewpoints=_cameras(recipe, model),
-        regularisers=_losses(recipe, model, scene, given), watch=lambda *_: times.append(time.perf_counter()),
-        **_options(recipe),
-    )  # fmt: skip
+
+    def begin() -> None:
+        distil(
+            model, lifting, prompt, method, 3, viewpoints=_cameras(recipe, model),
+            regularisers=_losses(recipe, model, scene, given), watch=lambda *_: times.append(time.perf_counter()),
+            **_options(recipe),
+        )  # fmt: skip
+
+    _, megabytes = peaked(begin, model.device)
     times.append(time.perf_counter())
     first, second = times[2] - times[1], times[-1] - times[-2]
     each = second if lasting == 1 else (first + (lasting - 1) * second) / lasting
-    held = sum(p.numel() for p in lifting.parameters()) * 4 * 4
-    h, w = recipe.cameras.size
-    samples = recipe.cameras.n * h * w * recipe.samples
-    return Cost(steps * each, (held + samples * 4 * (6 + 3 * scene.field.channels)) / 2**20)
+    return Cost(steps * each, megabytes)
 
 
 def _lifting(scene: FieldScene, recipe: Lift, model: Backbone, steps: int) -> Lifting:
@@ -197,7 +201,8 @@ def _lifting(scene: FieldScene, recipe: Lift, model: Backbone, steps: int) -> Li
 
 
 def _options(recipe: Lift) -> dict[str, Any]:
-    adam = partial(torch.optim.Adam, lr=recipe.rate, betas=(0.9, 0.99), eps=recipe.eps)
+    kind = torch.optim.Adamax if recipe.optimiser == "adamax" else torch.optim.Adam
+    adam = partial(kind, lr=recipe.rate, betas=(0.9, 0.99), eps=recipe.eps)
     return {"optimiser": adam, "clip": recipe.clip, "reduction": recipe.reduction}
 
 
@@ -276,20 +281,3 @@ class _Film:
             camera = self.cameras[[(step // self.every) % len(self.cameras)]]
             self.frames.append(pictures.picture(seen(self.lifting.scene, self.model, camera)[0][0]))
             show(self.frames[-1])
-
-
-def exported(scene: FieldScene, path: Path, resolution: int = 96, texture: int = 512) -> tuple[Path, tuple[str, ...]]:
-    """The scene's thing as a mesh with what it looks like: a texture where xatlas is there, else colours of vertices.
-
-    The second part says what is odd about the mesh. Raises ``SfumatoError`` for a scene of latents, and for one without
-    a surface.
-    """
-    if scene.space == "latent":
-        raise SfumatoError("a scene of latents has no colours to give a mesh; lift it in pixels (--space pixel)")
-    found = surface(scene.field, resolution)
-    mesh = found.mesh
-    look = inwards(scene, 2 * inner(scene.field.region).half / resolution)
-    if path.suffix.lower() != ".ply" and can_unwrap():
-        opened, image = baked(mesh, look, texture)
-        return write_mesh(path, opened, image), tuple(found.notes)
-    return write_mesh(path, mesh, coloured(look, mesh.vertices, vertex_normals(mesh))), tuple(found.notes)

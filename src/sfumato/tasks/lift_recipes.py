@@ -14,7 +14,7 @@ from sfumato.distill.annealing import Ramp, Times, constant, linear, piecewise
 from sfumato.distill.gradients import Reduction
 from sfumato.errors import unknown
 from sfumato.methods import index
-from sfumato.scene.view_words import DREAMFUSION, Told
+from sfumato.scene.view_words import DREAMFUSION, Way
 from sfumato.scene.viewpoints import (
     DREAMFUSION_SD,
     PROLIFICDREAMER_SCENE,
@@ -61,7 +61,10 @@ class Lift:
     eps: float = 1e-15
     """Adam's."""
     networks: float | None = None
-    """Rate of what is no grid; None: the same."""
+    """Rate of a hash grid's networks; None: the same."""
+    optimiser: Literal["adam", "adamax"] = "adam"
+    made: Mapping[str, Any] = field(default_factory=dict)
+    """What else the field is made with."""
     behind: Behind = "directions"
     behind_rate: float = 1e-3
     losses: Mapping[Loss, Ramp] = field(default_factory=dict)
@@ -73,18 +76,20 @@ class Lift:
     def method(self) -> Distillation:
         return index.find(self.word).method(**self.settings)
 
-    def told(self, how: Told) -> Lift:
+    def by_way(self, way: Way) -> Lift:
         """With another way to tell the views."""
-        return replace(self, cameras=replace(self.cameras, words=replace(self.cameras.words, told=how)))
+        return replace(self, cameras=replace(self.cameras, words=replace(self.cameras.words, way=way)))
 
 
 def _jump(before: float, after: float, at: float) -> Ramp:
     return piecewise((0.0, before), (at, after), shape="steps")
 
 
+PROGRESSIVE = {"progressive": (8, 0.2, 0.05)}
+"""Eight levels of the hash grid for 2000 of 10000 steps, and one more each 500."""
 _SDS = partial(
     Lift, preset="published", cameras=replace(DREAMFUSION_SD, size=(64, 64)),
-    losses={"orientation": linear(10.0, 1000.0), "sparsity": constant(1.0)},
+    losses={"orientation": linear(10.0, 1000.0), "sparsity": constant(1.0)}, made=PROGRESSIVE,
 )  # fmt: skip
 _VSD = partial(
     Lift, preset="published", steps=25_000, cameras=PROLIFICDREAMER_SCENE, half=1.0, networks=1e-3,
@@ -94,10 +99,10 @@ _VSD = partial(
 PUBLISHED = (
     _SDS("score-distillation", source="dreamfusion-sd.yaml", losses={
         "orientation": piecewise((0.0, 10.0), (0.5, 1000.0)), "sparsity": constant(1.0)}),
-    Lift("score-jacobian-chaining", "published", "the authors' code: latents, Adamax 0.05, emptiness 1e4 to 2e5",
+    Lift("score-jacobian-chaining", "published", "the authors' code, without its emptiness loss", optimiser="adamax",
          space="latent", kind="voxels", cells=100, rate=0.05, cameras=replace(DREAMFUSION_SD, size=(64, 64))),
-    Lift("score-distillation-via-inversion", "published", "Lukoianov et al. 2024 and sdi.yaml",
-         cameras=replace(DREAMFUSION_SD, size=(512, 512), words=replace(DREAMFUSION, told="perp-neg")),
+    Lift("score-distillation-via-inversion", "published", "Lukoianov et al. 2024 and sdi.yaml", made=PROGRESSIVE,
+         cameras=replace(DREAMFUSION_SD, size=(512, 512), words=replace(DREAMFUSION, way="perp-neg")),
          losses={
              "orientation": constant(0.1), "sparsity": piecewise((0.0, 0.15), (0.3, 0.0), shape="steps"),
              "opaque": constant(0.1), "z-variance": constant(1.0),
@@ -122,8 +127,10 @@ PUBLISHED = (
          steps=800, cameras=replace(STABLE_DREAMFUSION, n=4, hold=15, size=(128, 128)), reduction="mean"),
 )  # fmt: skip
 
+MEASURED = "found by measuring, docs/lift.md"
 _HERE = partial(
-    Lift, preset="still-life", source="measured", steps=150, kind="voxels", cells=40, samples=40, half=0.75,
+    Lift, preset="still-life", source="as score distillation's there; not measured", steps=150,
+    kind="voxels", cells=40, samples=40, half=0.75,
     centre=(0.0, 0.55, 0.0), rate=0.1, eps=1e-8, behind="horizon", behind_rate=0.05,
     cameras=replace(STILL_LIFE_CAMERAS, n=4, size=(64, 64)), reduction="mean",
     losses={"opaque": constant(1e-3)},
@@ -132,9 +139,9 @@ IN_LATENTS: dict[str, Any] = {"space": "latent", "cells": 24, "samples": 32}
 """What a recipe of pixels is changed by for a scene of the built-in model's latents."""
 _FEW = replace(STILL_LIFE_CAMERAS, n=2, size=(64, 64))
 STILL_LIFE = (
-    _HERE("score-distillation", settings={"guidance": 20.0}),
+    _HERE("score-distillation", source=MEASURED, settings={"guidance": 20.0}),
     _HERE("score-jacobian-chaining", settings={"guidance": 20.0}),
-    _HERE("score-distillation-via-inversion", settings={"per_unit": 4}, cameras=_FEW),
+    _HERE("score-distillation-via-inversion", source=MEASURED, settings={"per_unit": 4}, cameras=_FEW),
     _HERE("variational-score-distillation", settings={"rate": 1e-3, "conditioned": False}),
     _HERE("entropic-score-distillation", settings={"rate": 1e-3}),
     _HERE("hifa", settings={"guidance": 20.0}, cameras=_FEW),
@@ -143,7 +150,7 @@ STILL_LIFE = (
     _HERE("score-distillation-bridge", settings={"guidance": 20.0}),
     _HERE("classifier-score-distillation"),
     _HERE("collaborative-score-distillation"),
-    _HERE("score-iterative-reconstruction", settings={
+    _HERE("score-iterative-reconstruction", source=MEASURED, settings={
         "guidance": 5.0, "times": Times(linear(0.9, 0.4)), "begin": 0.125, "refresh": 25, "per_unit": 10,
         "inversion": False, "distance": "squared"}, steps=200, rate=0.15,
           losses={"opaque": constant(1e-3), "smooth": constant(1e-4)},

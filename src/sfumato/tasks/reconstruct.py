@@ -17,12 +17,14 @@ from torch import Tensor
 from sfumato.backbones import autoencoders
 from sfumato.errors import SfumatoError
 from sfumato.io.progress import Listener, heard, progress, show
-from sfumato.learning.loop import learn
+from sfumato.learning.loop import Run, learn
 from sfumato.media import pictures
 from sfumato.metrics.image import psnr, ssim
 from sfumato.metrics.perceptual import apart
+from sfumato.scene import gaussians_fit
 from sfumato.scene.cameras import Pinholes, orbit
 from sfumato.scene.capture import Capture
+from sfumato.scene.gaussians import Gaussians
 from sfumato.scene.reconstruct import Recipe, Reconstruction, adam, falling, scene_for
 from sfumato.scene.render import FieldScene
 from sfumato.stilllife import weights
@@ -55,7 +57,7 @@ class Figures:
 class Reconstructed:
     """What a run came to."""
 
-    scene: FieldScene
+    scene: FieldScene | Gaussians
     figures: Figures
     """Of what was held out."""
     shown: Float[Tensor, "m 3 h w"]
@@ -104,6 +106,38 @@ def reconstruct(
     return Reconstructed(scene, figures(shown, held), shown, held.images, run.elapsed)
 
 
+def reconstruct_by_gaussians(
+    capture: Capture,
+    count: int = 5000,
+    *,
+    steps: int = 600,
+    held_out: int = 8,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    keep: Path | None = None,
+    on_progress: Listener | None = None,
+) -> Reconstructed:
+    """The same by 3D Gaussians, ``count`` in the beginning."""
+    if steps < 1:
+        raise SfumatoError(f"a run has one step or more, got {steps}")
+    train, held = capture.split(held_out)
+    gaussians = gaussians_fit.start(train, count, recipe=gaussians_fit.quick(steps), seed=seed).to(device)
+    preview, every = held[[0]].cameras, max(1, steps // PREVIEWS)
+
+    def watch(run: Run) -> None:
+        if run.step % every == 0:
+            show(pictures.picture(_small(gaussians, preview)))
+
+    about = f"{count} Gaussians of {digest(train)} in {steps} steps, seed {seed}"
+    with heard(on_progress):
+        run = gaussians_fit.fit(
+            gaussians, train, steps, coarse=int(gaussians_fit.COARSE * steps), seed=seed, keep=keep, about=about,
+            seconds=60, on_progress=None if on_progress is None else watch,
+        )  # fmt: skip
+        shown = seen(gaussians, held.cameras)
+    return Reconstructed(gaussians, figures(shown, held), shown, held.images, run.elapsed)
+
+
 def seconds_of(capture: Capture, recipe: Recipe, steps: int, device: str | torch.device = "cpu") -> float:
     """About how long learning takes here, by one step at each of its stages."""
     total, ends = 0.0, (*recipe.stages, 1.0) if recipe.field == "voxels" else (1.0,)
@@ -127,13 +161,24 @@ def seconds_of(capture: Capture, recipe: Recipe, steps: int, device: str | torch
     return total
 
 
+def seconds_of_gaussians(capture: Capture, count: int, steps: int, device: str | torch.device = "cpu") -> float:
+    """About how long they take here, by two steps of as many as there are in the beginning."""
+    gaussians = gaussians_fit.start(capture, count, recipe=gaussians_fit.quick(steps)).to(device)
+    problem, times = gaussians_fit.Fitting(gaussians, capture), []
+    for step in range(2):
+        began = time.perf_counter()
+        problem.loss(step).backward()
+        times.append(time.perf_counter() - began)
+    return min(times) * steps
+
+
 def digest(capture: Capture) -> str:
     """A word for what a capture holds."""
     parts = (capture.images, capture.cameras.poses, capture.cameras.focal)
     return hashlib.sha256(b"".join(x.cpu().contiguous().numpy().tobytes() for x in parts)).hexdigest()[:16]
 
 
-def seen(scene: FieldScene, cameras: Pinholes) -> Float[Tensor, "n 3 h w"]:
+def seen(scene: FieldScene | Gaussians, cameras: Pinholes) -> Float[Tensor, "n 3 h w"]:
     """Images of a scene, in [0, 1] on the CPU, one after the other."""
     out = []
     with progress("looking", len(cameras)) as advance:
@@ -143,7 +188,7 @@ def seen(scene: FieldScene, cameras: Pinholes) -> Float[Tensor, "n 3 h w"]:
     return torch.cat(out)
 
 
-def _small(scene: FieldScene, cameras: Pinholes, side: int = 96) -> Float[Tensor, "3 h w"]:
+def _small(scene: FieldScene | Gaussians, cameras: Pinholes, side: int = 96) -> Float[Tensor, "3 h w"]:
     h, w = cameras.size
     part = min(1.0, side / max(h, w))
     return scene.view(cameras.resized(max(1, round(h * part)), max(1, round(w * part)))).images[0].clamp(0, 1)
@@ -195,10 +240,11 @@ def turning(capture: Capture, n: int = 48, size: tuple[int, int] | None = None) 
         return orbit(n, (h, w), first=first, **where)
     parts = 0.5 - 0.5 * torch.cos(torch.arange(n) / n * 2 * torch.pi)
     each = [orbit(1, (h, w), first=first + width * float(part), **where) for part in parts]
-    return Pinholes(*(torch.cat([getattr(c, k) for c in each]) for k in ("poses", "focal", "centre")), (h, w))
+    poses, focal, centre = (torch.cat([getattr(c, k) for c in each]) for k in ("poses", "focal", "centre"))
+    return Pinholes(poses, focal, centre, (h, w))
 
 
-def frames(scene: FieldScene, cameras: Pinholes) -> Iterator[Picture]:
+def frames(scene: FieldScene | Gaussians, cameras: Pinholes) -> Iterator[Picture]:
     """A film of them, as it is made."""
     with progress("turning", len(cameras)) as advance:
         for i in range(len(cameras)):
@@ -213,7 +259,7 @@ def beside(done: Reconstructed, most: int = 8) -> Picture:
     return pictures.grid([pictures.picture(x) for row in rows for x in row], len(some))
 
 
-def about(capture: Capture, done: Reconstructed, **more: Any) -> dict[str, Any]:
+def about(capture: Capture, done: Reconstructed, /, **more: Any) -> dict[str, Any]:
     """What a scene's file says of itself: what it was learned from, and how well."""
     cameras = capture.cameras
     return {

@@ -11,13 +11,13 @@ from sfumato.bench.lift.session import RECIPES, LiftSession, largest
 from sfumato.bench.report import Comparison, Figure
 from sfumato.bench.units import Row, columns
 from sfumato.io.progress import progress
-from sfumato.scene.view_words import Told
+from sfumato.scene.view_words import Way
 from sfumato.stilllife.render import render
 from sfumato.stilllife.scene import Camera, Scene, Thing
 from sfumato.tasks.lift import TURN
 
 METHODS = ("score-iterative-reconstruction", "score-distillation")
-TOLD: tuple[Told, ...] = ("off", "word", "perp-neg")
+WAYS: tuple[Way, ...] = ("off", "word", "perp-neg")
 KEYS = ("faces", "right", "seconds")
 
 MEANINGS = {
@@ -48,21 +48,21 @@ def janus(session: LiftSession) -> Mapping[str, Figure]:
     """Each method, each way to tell views."""
     found: dict[str, dict[str, Row]] = {}
     asked = session.asked(42, ("robot",))
-    with progress("bench: faces", len(METHODS) * len(TOLD) * len(asked)) as advance:
+    with progress("bench: faces", len(METHODS) * len(WAYS) * len(asked)) as advance:
         for word in METHODS:
-            for told in TOLD:
-                name = f"{word}, {told}"
+            for way in WAYS:
+                name = f"{word}, {way}"
                 for i, one in enumerate(asked):
-                    row, views = session.lifted(f"janus {name}", one, RECIPES[word].told(told))
+                    row, views = session.lifted(f"janus {name}", one, RECIPES[word].by_way(way))
                     found.setdefault(name, {})[f"robot {i}"] = row
-                    session.keep(f"janus-{word}-{told}-{i}", views[None], 1)
+                    session.keep(f"janus-{word}-{way}-{i}", views[None], 1)
                     advance()
     session.compared["faces"] = Comparison(KEYS, found)
     out: dict[str, Figure] = {"janus_truth": truth(session)}
     for word, key in zip(METHODS, ("janus", "janus_sds"), strict=True):
-        for told in TOLD:
-            tail = {"word": "", "off": "_off", "perp-neg": "_perp_neg"}[told]
-            out[key + tail] = np.array(columns(found[f"{word}, {told}"], "faces"))
+        for way in WAYS:
+            tail = {"word": "", "off": "_off", "perp-neg": "_perp_neg"}[way]
+            out[key + tail] = np.array(columns(found[f"{word}, {way}"], "faces"))
     return out
 
 

@@ -127,8 +127,8 @@ class Tried:
 
 def _instructed(word: str, **options: object) -> Callable[[World], SceneEdit]:
     def make(world: World) -> SceneEdit:
-        said = {"instruction": world.edit.instruction, "model": "stilllife-instruct", "steps": STEPS}
-        return scene_edit(word, **{**said, **options})  # pyright: ignore[reportArgumentType]
+        own = {"instruction": world.edit.instruction, "model": "stilllife-instruct", "steps": STEPS}
+        return scene_edit(word, **{**own, **options})  # pyright: ignore[reportArgumentType]
 
     return make
 
