@@ -40,7 +40,7 @@ def scene(
     server = serve(made.to(choose(device)), host, port)
     address = f"http://{host}:{server.get_port()}"
     if json:
-        print_json({"address": address})
+        print_json({"scene": str(file), "url": address})
     else:
         print(address, flush=True)
     note("Ctrl-C ends it")
