@@ -13,6 +13,8 @@ from PIL import Image
 from sfumato.distill.generators import Pixels
 from sfumato.errors import SfumatoError
 from sfumato.media import video
+from sfumato.media.meshes import Texture, read_mesh
+from sfumato.scene.cameras import orbit
 from sfumato.scene.export import export, kind_of, seen, stand, turntable
 from sfumato.scene.gaussians import Gaussians
 from sfumato.scene.mesh_scene import MeshScene
@@ -59,24 +61,27 @@ def test_without_a_texture_vertices_have_colours(tmp_path, scene, kind):
 
 
 def test_refined_colours_are_nearer_to_what_the_scene_shows(tmp_path):
+    """Read back from the file, of vertices and in the texture alike."""
     import trimesh
 
     thin = coloured_ball(7.0)  # in which one sees so deep that the colour at the surface is not what is seen
-    cameras = stand(thin)
+    views = orbit(2, (32, 32), elevation=30, first=40, **stand(thin))
+    true = seen(thin, views)
 
-    def wrong(steps: int) -> float:
-        path = export(thin, tmp_path / "a.glb", resolution=24, texture=None, refine=steps, level=1.5).files[0]
-        found = trimesh.load(path, force="mesh", process=False)
-        from sfumato.media.meshes import read_mesh
-        from sfumato.scene.cameras import orbit
-
-        colours = torch.tensor(np.asarray(found.visual.vertex_colors)[:, :3] / 255).float()
-        views = orbit(2, (32, 32), elevation=30, first=40, **cameras)
+    def wrong(steps: int, texture: int | None) -> float:
+        path = export(thin, tmp_path / "a.glb", resolution=24, texture=texture, refine=steps, level=1.5).files[0]
+        found = trimesh.load(path, force="mesh", process=False).visual
+        if texture is None:
+            colours = torch.tensor(np.asarray(found.vertex_colors)[:, :3] / 255).float()
+        else:
+            image = np.asarray(found.material.baseColorTexture.convert("RGB")) / 255
+            colours = Texture(torch.tensor(found.uv).float(), torch.tensor(image).float().permute(2, 0, 1))
         shown = MeshScene(read_mesh(path), colours).view(views)
         whole = (shown.alpha > 0.999).float()
-        return float((whole * (shown.images - seen(thin, views)).square()).sum() / whole.sum())
+        return float((whole * (shown.images - true).square()).sum() / whole.sum())
 
-    assert wrong(30) < 0.7 * wrong(0)
+    assert wrong(30, None) < 0.7 * wrong(0, None)
+    assert wrong(30, 64) < 0.7 * wrong(0, 64)
 
 
 def test_gaussians_are_written_as_splats(tmp_path):

@@ -81,7 +81,8 @@ def test_rays_show_features_by_the_weights_of_their_colours():
         features.branch.own.grid[:, 1:] = made.field.grid[:, 1:]
         made.field.latent = True
         made.background.latent = True
-        features.behind.copy_(made.background.value)
+        made.background.value.fill_(0.7)
+        features.behind.fill_(0.7)
         shown = features.view(CAMERAS)
     torch.testing.assert_close(shown, made.view(CAMERAS).images, atol=0.02, rtol=0)
 

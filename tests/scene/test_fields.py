@@ -200,6 +200,16 @@ def test_published_sizes_of_the_hash_grid():
     assert field.sides[0] == 16 and field.sides[-1] in (4095, 4096) and field.levels == 16 and field.features == 2
 
 
+def test_the_fifth_layer_of_a_nerf_sees_the_place_again():
+    field = made(NeRF)
+    at = waves(places(7)[0], 3)
+    deep = at
+    for i, layer in enumerate(field.layers):
+        given = torch.cat([deep, at], -1) if i == 4 else deep
+        deep = (given @ layer.weight.T + layer.bias).clamp_min(0)
+    torch.testing.assert_close(field.trunk(at), deep)
+
+
 def test_waves_are_the_published_ones():
     found = waves(torch.tensor([[0.25, -0.5, 1.0]]), 2)
     phases = torch.tensor([0.25, 0.5, -0.5, -1.0, 1.0, 2.0]) * torch.pi

@@ -21,15 +21,15 @@ def rays(n: int) -> Rays:
 def test_a_box_is_where_walking_along_a_ray_finds_it():
     some = rays(200)
     start, end = BOX.span(some)
-    walk = torch.linspace(0, 8, 8001, dtype=torch.float64)
+    walk = torch.linspace(0, 8, 2001, dtype=torch.float64)
     inside = (BOX.local(some.at(walk.expand(200, -1))).abs() < 1).all(-1)
     assert 20 < int(inside.any(-1).sum()) < 180
     far = torch.where(inside, walk, -1.0).amax(-1)
     near = torch.where(inside, walk, 99.0).amin(-1)
     hit = inside.any(-1)
-    torch.testing.assert_close(start[hit], near[hit], atol=2e-3, rtol=0)
-    torch.testing.assert_close(end[hit], far[hit], atol=2e-3, rtol=0)
-    assert bool((end[~hit] - start[~hit] < 2e-3).all()) and bool((end >= start).all())
+    torch.testing.assert_close(start[hit], near[hit], atol=5e-3, rtol=0)
+    torch.testing.assert_close(end[hit], far[hit], atol=5e-3, rtol=0)
+    assert bool((end[~hit] - start[~hit] < 5e-3).all()) and bool((end >= start).all())
 
 
 def test_a_ray_along_an_axis_and_from_within_are_right():

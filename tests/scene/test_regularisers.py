@@ -99,6 +99,8 @@ def test_smoothness_is_of_neighbours_that_are_seen():
     normals = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]).T.view(1, 3, 2, 2)
     alpha = torch.tensor([1.0, 1.0, 1.0, 0.0]).view(1, 1, 2, 2)
     assert float(r.NormalSmoothness()(rendering(alpha, normals))) == pytest.approx(2 / 2 + 2 / 2)
+    unseen = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]]).T.view(1, 3, 2, 2)
+    assert float(r.NormalSmoothness()(rendering(alpha, unseen))) == pytest.approx(2 / 2 + 2 / 2)
 
 
 def test_total_variation_of_a_checkerboard_and_of_a_slope():

@@ -103,14 +103,14 @@ def test_a_click_finds_what_is_like_it():
     features = lifted()
     with torch.no_grad():
         features.behind.fill_(-1.0)
-    view = orbit(1, (SIDE, SIDE), distance=3.0)
+    view = orbit(1, (16, 48), distance=3.0)
     others = orbit(3, (SIDE, SIDE), distance=3.0, first=40.0)
     thing = features.scene.view(others).alpha[:, 0]
-    for point, wanted in (((15.0, 16.0), thing > 0.6), ((1.0, 1.0), thing < 0.4)):
+    for point, wanted in (((24.0, 8.0), thing > 0.6), ((40.0, 1.0), thing < 0.4)):
         masks, cosine = task.clicked(features, view, point, others)
         assert (masks == wanted)[(thing > 0.6) | (thing < 0.4)].all() and cosine.shape == masks.shape
     with pytest.raises(SfumatoError, match="outside of the view"):
-        task.clicked(features, view, (40.0, 1.0), others)
+        task.clicked(features, view, (50.0, 1.0), others)
 
 
 def test_a_turntable_is_of_captures_that_have_all_sides():

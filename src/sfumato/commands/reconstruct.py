@@ -105,7 +105,7 @@ def reconstruct(
         if splats
         else task.reconstruct(found, recipe, **options)
     )
-    about = task.about(found, done, capture=str(capture), field=field, steps=steps, seed=seed)
+    about = task.about(found, done, source=str(capture), field=field, steps=steps, seed=seed)
     files = [save_scene(out / f"{name}.safetensors", done.scene, about)]
     so_far.unlink(missing_ok=True)
     if isinstance(done.scene, Gaussians):

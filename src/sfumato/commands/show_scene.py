@@ -8,9 +8,9 @@ from typing import Annotated
 
 import tyro
 
-from sfumato.commands.options import Device, whole
+from sfumato.commands.options import Device, Json, whole
 from sfumato.errors import SfumatoError
-from sfumato.io.terminal import note, quiet
+from sfumato.io.terminal import note, print_json, quiet
 
 
 def scene(
@@ -22,6 +22,7 @@ def scene(
     host: Annotated[str, tyro.conf.arg(help="Who may look: this machine alone, or 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, tyro.conf.arg(help="Of the page.")] = 8080,
     device: Device = "auto",
+    json: Json = False,
 ) -> None:
     """Show a scene in a browser, where one walks around it, until Ctrl-C: small while it moves, then fine.
 
@@ -37,7 +38,12 @@ def scene(
 
     made, _ = load_scene(file)
     server = serve(made.to(choose(device)), host, port)
-    note(f"the scene is at http://{host}:{server.get_port()}; Ctrl-C ends it")
+    address = f"http://{host}:{server.get_port()}"
+    if json:
+        print_json({"address": address})
+    else:
+        print(address, flush=True)
+    note("Ctrl-C ends it")
     try:
         while True:
             time.sleep(3600)

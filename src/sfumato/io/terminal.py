@@ -18,7 +18,7 @@ def note(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout, strict: ``SfumatoError`` names what is not finite."""
-    print(as_json(value, indent=2, ensure_ascii=False))
+    print(as_json(value, indent=2, ensure_ascii=False), flush=True)
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:

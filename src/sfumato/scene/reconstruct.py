@@ -29,6 +29,8 @@ from sfumato.scene.sampling import Sampling
 KINDS = {"voxels": Voxels, "hash": HashGrid, "nerf": NeRF, "residual": Residual}
 CLEAR = 0.02
 """Of images of things that are cut out, more is transparent than this; less may be borders that a lens left."""
+NEAR = 0.3
+"""Nothing is nearer, in distances of the nearest camera to the middle: what one camera sees alone becomes no mist."""
 EMPTY = 1e-3
 """A scene that fills less of its views than this has gone."""
 LOOKED = 0.1
@@ -43,9 +45,9 @@ class Recipe:
     """voxels, hash, nerf or residual."""
     cells: int = 128
     """Of voxels, a side, in the end."""
-    stages: tuple[float, ...] = (0.15, 0.4)
+    stages: tuple[float, ...] = (0.2, 0.5)
     """Parts of the run at which voxels have twice as many cells a side: coarse first."""
-    degree: int = 1
+    degree: int = 0
     """Of the spherical harmonics by which colours change with the view."""
     rays: int = 2048
     """A step, drawn from all pixels."""
@@ -92,15 +94,11 @@ def region_of(capture: Capture) -> Region:
 def scene_for(capture: Capture, recipe: Recipe, seed: int = 0) -> FieldScene:
     """A scene that has learned nothing yet."""
     region = region_of(capture)
-    near = 0.5 * capture.span[0]
-    sampling = Sampling(
-        recipe.samples,
-        near if isinstance(region, Box) else near / region.radius,
-        recipe.reach,
-        recipe.coarse,
-        recipe.skip,
-    )
-    return FieldScene(_field(recipe, region, seed), Harmonic(degree=2 if not region.bounded else 0), sampling)
+    away = (capture.cameras.eyes - capture.middle).norm(dim=-1)
+    near = NEAR * float(away.min()) if capture.points is None else 0.8 * capture.span[0]
+    near = near / region.radius if isinstance(region, Space) else near
+    sampling = Sampling(recipe.samples, near, recipe.reach, recipe.coarse, recipe.skip)
+    return FieldScene(_field(recipe, region, seed), Harmonic(degree=2 if isinstance(region, Space) else 0), sampling)
 
 
 def _field(recipe: Recipe, region: Region, seed: int) -> Field:

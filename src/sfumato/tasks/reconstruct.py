@@ -143,7 +143,7 @@ def seconds_of(capture: Capture, recipe: Recipe, steps: int, device: str | torch
     total, ends = 0.0, (*recipe.stages, 1.0) if recipe.field == "voxels" else (1.0,)
     begin = 0.0
     for i, end in enumerate(ends):
-        cells = recipe.cells // 2 ** (len(ends) - 1 - i)
+        cells = max(8, recipe.cells // 2 ** (len(ends) - 1 - i))
         scene = scene_for(capture, replace(recipe, cells=cells, stages=()), 0).to(device)
         if scene.occupancy is not None:
             scene.occupancy.update(scene.field, torch.Generator().manual_seed(0))

@@ -1,0 +1,46 @@
+"""The bench of scenes: its keys, and that it measures what it says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from sfumato.bench import scene
+from sfumato.bench.scene import reconstruct, speed
+from sfumato.bench.session import Session
+
+
+def test_every_key_has_a_meaning_and_a_measure():
+    for module in (reconstruct, speed):
+        keys = [key for some, _ in module.MEASURES for key in some]
+        assert sorted(keys) == sorted(module.MEANINGS) and set(module.TARGETS) <= set(keys)
+    every = [key for module in scene.MODULES for key in module.MEANINGS]
+    assert len(every) == len(set(every))
+
+
+def test_still_lifes_are_held_out_a_quarter(monkeypatch):
+    seen = []
+
+    def learned(views, recipe, **options):
+        seen.append((views, options))
+        return reconstruct_of(views, recipe, **{**options, "steps": 1})
+
+    reconstruct_of = reconstruct.reconstruct
+    small = replace(reconstruct.STILL, cells=8, stages=(), rays=16, samples=4, coarse=8)
+    monkeypatch.setattr(reconstruct, "STILL", small)
+    monkeypatch.setattr(reconstruct, "reconstruct", learned)
+    monkeypatch.setattr(reconstruct, "VIEWS", 4)
+    found = reconstruct.still(Session(2, 0, torch.device("cpu")))
+    assert len(seen) == 2 and seen[0][1]["held_out"] == 4 and seen[0][1]["steps"] == reconstruct.STEPS
+    assert set(found) == {k for k in reconstruct.MEANINGS if k.startswith("reconstruct_")}
+    assert all(isinstance(v, np.ndarray) and len(v) == 2 and np.isfinite(v).all() for v in found.values())
+    assert not torch.equal(seen[0][0].images, seen[1][0].images)
+
+
+def test_speed_counts_all_samples(monkeypatch):
+    monkeypatch.setattr(speed, "RAYS", 64)
+    monkeypatch.setattr(speed.time, "perf_counter", iter(range(100)).__next__)
+    found = speed.rendered(Session(2, 0, torch.device("cpu")))
+    assert found == {"render_rays_per_second": 64 * speed.SAMPLES, "render_only_per_second": 64 * speed.SAMPLES}
