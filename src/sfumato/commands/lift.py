@@ -65,8 +65,8 @@ def lift(
     """Lift a prompt to a scene in three dimensions, by what a model knows of images. A run that was stopped goes on.
 
     The method comes last, with options of its own: see sfumato lift METHOD --help; without one it is sir, which paints
-    views and fits them. Says what it will take before it starts. Writes NAME.safetensors (the scene, which reconstruct,
-    export-scene and edit-scene open), NAME.png (eight views), NAME.gif (the way there), NAME.json, and a mesh where
+    views and fits them. Says what it will take before it starts. Writes NAME.safetensors (the scene, which
+    export-scene opens), NAME.png (eight views), NAME.gif (the way there), NAME.json, and a mesh where
     --out names one.
 
     Example: sfumato lift "a red robot on grass"
