@@ -11,7 +11,6 @@ import torch
 from sfumato.bench import report
 from sfumato.bench.scene import edits, features
 from sfumato.bench.session import Session
-from sfumato.ops.blur import blur
 from sfumato.tasks.edit_scene import first_scene
 
 
@@ -84,14 +83,6 @@ def test_what_is_lifted_is_measured(here, monkeypatch):
     found = report.gather(report.Report("s", 1, 0, "cpu", features.MEANINGS, {}), features.MEASURES, session)
     assert not found.why and set(found.figures) == set(features.MEANINGS)
     assert {f"in a scene: {name}" for name in features.ROWS} <= set(session.methods)
-
-
-def test_similarity_is_one_of_the_same_and_falls():
-    a = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(features.similarity(a, a), torch.ones(2).double())
-    soft = features.similarity(a, blur(a, 1.0))
-    assert (soft < 0.95).all() and (features.similarity(a, blur(a, 3.0)) < soft).all()
-    torch.testing.assert_close(features.similarity(a, blur(a, 1.0)), features.similarity(blur(a, 1.0), a))
 
 
 def test_what_a_map_explains():

@@ -25,9 +25,8 @@ from sfumato.core.backbone import Backbone
 from sfumato.distill import Images
 from sfumato.learning.loop import Problem, learn
 from sfumato.learning.seeds import generator
-from sfumato.metrics.image import psnr
+from sfumato.metrics.image import psnr, ssim
 from sfumato.metrics.perceptual import apart
-from sfumato.ops.blur import blur
 from sfumato.scene.capture import Capture
 from sfumato.scene.features import FeatureField
 from sfumato.stilllife import captions
@@ -88,15 +87,6 @@ class World:
     @property
     def prompt(self) -> str:
         return captions.plain(self.scene)
-
-
-def similarity(a: Images, b: Images, sigma: float = 1.5) -> Float[Tensor, " b"]:
-    """SSIM (Wang et al. 2004) over Gaussian windows, of images in [0, 1]; a mean over colours and places."""
-    x, y = a.double(), b.double()
-    mx, my = blur(x, sigma), blur(y, sigma)
-    vx, vy, both = blur(x * x, sigma) - mx**2, blur(y * y, sigma) - my**2, blur(x * y, sigma) - mx * my
-    one, two = 0.01**2, 0.03**2
-    return ((2 * mx * my + one) * (2 * both + two) / ((mx**2 + my**2 + one) * (vx + vy + two))).mean((1, 2, 3))
 
 
 def levels(session: Session, images: Images) -> list[Tensor]:
@@ -199,7 +189,7 @@ def measured(session: Session, world: World) -> tuple[Row, Tensor]:
         with torch.no_grad():
             far = apart(levels(session, images.to(session.device)), levels(session, unseen.images.to(session.device)))
         row[f"{name}: psnr"] = float(psnr(images, unseen.images).mean())
-        row[f"{name}: ssim"] = float(similarity(images, unseen.images).mean())
+        row[f"{name}: ssim"] = float(ssim(images, unseen.images).mean())
         row[f"{name}: perceptual"] = float(far.mean())
 
     own, other = (task.latents(model, shots.images) for shots in (photos, unseen))
