@@ -23,20 +23,25 @@ def test_every_key_has_a_meaning_and_a_measure():
 def test_still_lifes_are_held_out_a_quarter(monkeypatch):
     seen = []
 
-    def learned(views, recipe, **options):
-        seen.append((views, options))
-        return reconstruct_of(views, recipe, **{**options, "steps": 1})
+    def few(run, **less):
+        def learned(views, *args, **options):
+            seen.append((views, options))
+            return run(views, *args, **{**options, "steps": 1, **less})
 
-    reconstruct_of = reconstruct.reconstruct
+        return learned
+
     small = replace(reconstruct.STILL, cells=8, stages=(), rays=16, samples=4, coarse=8)
     monkeypatch.setattr(reconstruct, "STILL", small)
-    monkeypatch.setattr(reconstruct, "reconstruct", learned)
+    monkeypatch.setattr(reconstruct, "reconstruct", few(reconstruct.reconstruct))
+    monkeypatch.setattr(reconstruct, "reconstruct_by_gaussians", few(reconstruct.reconstruct_by_gaussians, count=8))
     monkeypatch.setattr(reconstruct, "VIEWS", 4)
     found = reconstruct.still(Session(2, 0, torch.device("cpu")))
-    assert len(seen) == 2 and seen[0][1]["held_out"] == 4 and seen[0][1]["steps"] == reconstruct.STEPS
+    assert len(seen) == 4 and all(options["held_out"] == 4 for _, options in seen)
+    assert seen[1][1]["steps"] == reconstruct.STEPS
     assert set(found) == {k for k in reconstruct.MEANINGS if k.startswith("reconstruct_")}
     assert all(isinstance(v, np.ndarray) and len(v) == 2 and np.isfinite(v).all() for v in found.values())
-    assert not torch.equal(seen[0][0].images, seen[1][0].images)
+    assert torch.equal(seen[0][0].images, seen[1][0].images) and not torch.equal(seen[0][0].images, seen[2][0].images)
+    assert not np.array_equal(found["reconstruct_psnr"], found["reconstruct_voxels_psnr"])
 
 
 def test_speed_counts_all_samples(monkeypatch):
