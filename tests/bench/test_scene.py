@@ -10,6 +10,7 @@ import torch
 from sfumato.bench import scene
 from sfumato.bench.scene import reconstruct, speed
 from sfumato.bench.session import Session
+from sfumato.scene.lifting import Lifting
 
 
 def test_every_key_has_a_meaning_and_a_measure():
@@ -49,3 +50,24 @@ def test_speed_counts_all_samples(monkeypatch):
     monkeypatch.setattr(speed.time, "perf_counter", iter(range(100)).__next__)
     found = speed.rendered(Session(2, 0, torch.device("cpu")))
     assert found == {"render_rays_per_second": 64 * speed.SAMPLES, "render_only_per_second": 64 * speed.SAMPLES}
+
+
+def test_a_step_and_the_public_one_are_timed_on_equal_scenes(monkeypatch):
+    monkeypatch.setattr(speed, "STEPS", 1)
+    drawn, rendered = [], Lifting.render
+
+    def render(self, viewpoints=None):
+        drawn.append((viewpoints.cameras.poses, self.scene.field.settings()))
+        return rendered(self, viewpoints)
+
+    def ratio(ours, public):
+        ours()
+        public()
+        return 0.5
+
+    monkeypatch.setattr(Lifting, "render", render)
+    session = Session(2, 0, torch.device("cpu"))
+    monkeypatch.setattr(session, "ratio", ratio)
+    assert speed.steps(session) == {"sds_step_over_public": 0.5}
+    (one, a), (two, b) = drawn
+    assert torch.equal(one, two) and len(one) == 1 and a == b
