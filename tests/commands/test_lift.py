@@ -95,6 +95,7 @@ def test_a_picture_is_part_of_it(lab, tmp_path):
         (("--seen-from", 10, 5, "sds"), "--seen-from is read with --image alone"),
         (("--mask", "photo.png", "sds"), "--mask is read with --image alone"),
         (("delta-score",), "method to lift by"),
+        (("--field", "gaussians", "--image", "photo.png", "sds"), "Gaussians have no surface"),
     ],
 )
 def test_what_cannot_be_lifted_is_said_in_a_line(here, run, tmp_path, args, words):

@@ -19,7 +19,7 @@ from sfumato.scene.regularisers import Opacity
 from sfumato.scene.store import load_scene, save_scene
 from sfumato.tasks import lift as task
 from sfumato.tasks.lift import Given, blank, cost, lift, seen
-from sfumato.tasks.lift_recipes import PUBLISHED, STILL_LIFE, recipe
+from sfumato.tasks.lift_recipes import CELLS, GAUSSIANS, PUBLISHED, STILL_LIFE, recipe
 
 ROWS = {f"{row.word}-{row.preset}": row for row in (*PUBLISHED, *STILL_LIFE)}
 FEW = (
@@ -64,14 +64,21 @@ class Cut(Exception):
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "kind"),
     [
-        pytest.param(k, marks=pytest.mark.slow if row.preset == "published" and row.word not in FEW else ())
-        for k, row in ROWS.items()
+        *(
+            pytest.param(
+                k, "voxels", marks=pytest.mark.slow if row.preset == "published" and row.word not in FEW else ()
+            )
+            for k, row in ROWS.items()
+        ),
+        ("score-distillation-still-life", "gaussians"),
+        ("score-iterative-reconstruction-still-life", "gaussians"),
     ],
 )
-def test_every_recipe_runs_and_goes_on_where_it_was_cut_off(model, name, tmp_path, monkeypatch):
-    row = tiny(ROWS[name])
+def test_every_recipe_runs_and_goes_on_where_it_was_cut_off(model, name, kind, tmp_path, monkeypatch):
+    row = tiny(ROWS[name]).of(kind)
+    monkeypatch.setattr(task, "GAUSSIANS", 40)
     whole = lift(model, PROMPT, row, steps=3, seed=4)
     moved = whole.scene.state_dict()
     before = blank(row, model, 4).state_dict()
@@ -208,6 +215,23 @@ def test_what_was_lifted_is_opened_again(model, tmp_path):
     assert about == {"prompt": PROMPT}
     torch.testing.assert_close(seen(scene, model, done.cameras)[0], done.views)  # pyright: ignore[reportArgumentType]
     assert constant(1.0)(0) == 1
+
+
+def test_a_recipe_is_of_gaussians_too(model):
+    row = recipe("sir", "stilllife")
+    some = row.of("gaussians")
+    assert (
+        "smooth" in row.losses
+        and set(some.losses) == set(row.losses) - {"smooth"}
+        and row.of("voxels").cells == row.cells
+    )
+    assert recipe("sds", "else").of("voxels").cells == CELLS
+    begun = blank(some, model, 3)
+    away = (begun.means.detach() - torch.tensor(some.centre)).norm(dim=1)
+    assert len(begun) == GAUSSIANS and 0.9 * some.half / 2 < float(away.max()) <= some.half / 2
+    assert begun.rates["background"] == some.behind_rate and not torch.equal(begun.means, blank(some, model, 4).means)
+    with pytest.raises(SfumatoError, match="Gaussians have none"):
+        lift(model, PROMPT, tiny(row).of("gaussians"), given=Given(torch.zeros(3, model.size, model.size)), steps=1)
 
 
 def test_a_published_field_has_its_networks_rate_and_its_levels(model):

@@ -43,6 +43,10 @@ def lift(
         Literal["pixel", "latent"] | None,
         tyro.conf.arg(help="Does the scene have colours, or the model's latents? [default: the recipe's]"),
     ] = None,
+    field: Annotated[
+        Literal["voxels", "hash", "gaussians"] | None,
+        tyro.conf.arg(help="What the scene is made of [default: the recipe's, on the built-in model voxels]."),
+    ] = None,
     words: Annotated[
         Literal["off", "word", "between", "perp-neg"] | None,
         tyro.conf.arg(help="How a view is told: not, by a word, between words, or away from others' as well."),
@@ -90,6 +94,11 @@ def lift(
     if not all(map(math.isfinite, seen_from)) or not -90 < seen_from[1] < 90:
         raise SfumatoError(f"--seen-from is an azimuth and an elevation between -90 and 90, got {seen_from}")
     mesh = out if out.suffix.lower() in MESHES else None
+    if field == "gaussians" and (image is not None or (mesh is not None and mesh.suffix.lower() != ".ply")):
+        raise SfumatoError(
+            "Gaussians have no surface: write .ply, which viewers of splats read, and leave --image out; or take "
+            "--field voxels"
+        )
     folder = out.parent if mesh is not None else out
     writable(folder)
     quiet()
@@ -103,6 +112,7 @@ def lift(
 
     name = chain.names[0] if chain.names else "sir"
     found = lift_recipes.recipe(name, "published" if recipe == "published" else model)
+    found = found if field in (None, found.kind) else found.of(field)
     losses = {**found.losses}
     for text in loss:
         word, _, ramp = text.partition("=")

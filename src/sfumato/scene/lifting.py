@@ -16,6 +16,7 @@ from sfumato.errors import SfumatoError
 from sfumato.learning.optimisers import Optimisers
 from sfumato.learning.seeds import generator
 from sfumato.scene.cameras import Pinholes, Rays
+from sfumato.scene.gaussians import Gaussians
 from sfumato.scene.render import FieldScene
 
 EMPTY, FULL = 0.005, 0.98
@@ -30,7 +31,7 @@ class Lifting(Generator):
     at: Tensor
     """The step, and for how many the scene has been empty or full; as all state it is part of a checkpoint."""
 
-    def __init__(self, scene: FieldScene, steps: int, size: tuple[int, int] | None = None):
+    def __init__(self, scene: FieldScene | Gaussians, steps: int, size: tuple[int, int] | None = None):
         super().__init__()
         self.scene, self.steps, self.size = scene, steps, size
         self.space = scene.space

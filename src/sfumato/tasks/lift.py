@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.core.backbone import Backbone
 from sfumato.distill import Distillation, Images, Rendering, distil
@@ -25,11 +25,12 @@ from sfumato.scene.backgrounds import Background, Directional, Horizon
 from sfumato.scene.cameras import Pinholes, orbit
 from sfumato.scene.fields import Field, Voxels
 from sfumato.scene.fields_hash import HashGrid
+from sfumato.scene.gaussians import Gaussians, ball
 from sfumato.scene.lifting import Lifting, Ramped, SeenIn, begun
 from sfumato.scene.regions import Box
 from sfumato.scene.render import FieldScene, Sampling
 from sfumato.scene.viewpoints import RandomCameras
-from sfumato.tasks.lift_recipes import Lift, Loss
+from sfumato.tasks.lift_recipes import GAUSSIANS, Lift, Loss
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -66,7 +67,7 @@ class Given:
 class Smooth:
     """The total variation of a dense grid, whatever is rendered."""
 
-    field: Field
+    field: nn.Module
 
     def __repr__(self) -> str:
         return "Smooth()"
@@ -95,7 +96,7 @@ class Cost:
 class Lifted:
     """What a run came to."""
 
-    scene: FieldScene
+    scene: FieldScene | Gaussians
     cameras: Pinholes
     """Eight around it."""
     views: Float[Tensor, "8 3 H W"]
@@ -109,10 +110,20 @@ class Lifted:
     """What is odd about it."""
 
 
-def blank(recipe: Lift, model: Backbone, seed: int = 0) -> FieldScene:
-    """The scene that a run begins with: a blob before a background."""
+def blank(recipe: Lift, model: Backbone, seed: int = 0) -> FieldScene | Gaussians:
+    """The scene that a run begins with: a blob, or a ball of Gaussians, before a background."""
     latent = recipe.space == "latent"
     channels = model.channels if latent else 3
+    behind: Background = {"horizon": Horizon, "directions": Directional, "plain": Background}[recipe.behind](
+        channels, latent
+    )
+    if recipe.kind == "gaussians":
+        some = ball(
+            GAUSSIANS, recipe.half / 2, centre=recipe.centre, channels=channels, latent=latent,
+            extent=4 * recipe.half / 2, background=behind, seed=seed,
+        )  # fmt: skip
+        some.rates = {**some.rates, "background": recipe.behind_rate}
+        return some.to(model.device)
     region = Box(recipe.centre, recipe.half)
     made: Field
     if recipe.kind == "voxels":
@@ -121,9 +132,6 @@ def blank(recipe: Lift, model: Backbone, seed: int = 0) -> FieldScene:
         made = HashGrid(
             channels=channels, region=region, latent=latent, seed=seed, blob=10.0, blob_radius=0.5, **recipe.made
         )
-    behind: Background = {"horizon": Horizon, "directions": Directional, "plain": Background}[recipe.behind](
-        channels, latent
-    )
     scene = begun(FieldScene(made, behind, Sampling(recipe.samples)))
     rates: dict[str, float] = {}
     if recipe.networks is not None:
@@ -144,7 +152,7 @@ def lift(
     keep: Path | None = None,
     every: int = 50,
     frame_every: int = 0,
-    scene: FieldScene | None = None,
+    scene: FieldScene | Gaussians | None = None,
     on_progress: Listener | None = None,
 ) -> Lifted:
     """A scene of ``prompt``; ``given``: one that also looks like a picture from where that was taken.
@@ -195,7 +203,7 @@ def cost(model: Backbone, prompt: str, recipe: Lift, method: Distillation | None
     return Cost(steps * each, megabytes)
 
 
-def _lifting(scene: FieldScene, recipe: Lift, model: Backbone, steps: int) -> Lifting:
+def _lifting(scene: FieldScene | Gaussians, recipe: Lift, model: Backbone, steps: int) -> Lifting:
     size = None if recipe.space == "latent" else (model.size, model.size)
     return Lifting(scene, steps, size)
 
@@ -213,11 +221,13 @@ def _cameras(recipe: Lift, model: Backbone) -> RandomCameras:
     return replace(recipe.cameras, size=size, normals=any(name in OF_NORMALS for name in recipe.losses))
 
 
-def _losses(recipe: Lift, model: Backbone, scene: FieldScene, given: Given | None) -> Sequence[Regulariser]:
+def _losses(recipe: Lift, model: Backbone, scene: FieldScene | Gaussians, given: Given | None) -> Sequence[Regulariser]:
     found: list[Regulariser] = []
     for name, ramp in recipe.losses.items():
-        found.append(Ramped(Smooth(scene.field) if name == "smooth" else LOSSES[name](), ramp))
+        found.append(Ramped(Smooth(getattr(scene, "field", scene)) if name == "smooth" else LOSSES[name](), ramp))
     if given is not None:
+        if isinstance(scene, Gaussians):
+            raise SfumatoError("a picture holds the rays of a field, and Gaussians have none; take voxels")
         h, w = given.picture.shape[-2:]
         camera = _around(recipe, model, 1, (h, w), given.azimuth, given.elevation)
         found.append(SeenIn(scene, given.picture, camera, given.mask, given.depth, given.weight))
@@ -242,7 +252,7 @@ def _around(
 
 @torch.no_grad()
 def seen(
-    scene: FieldScene, model: Backbone, cameras: Pinholes
+    scene: FieldScene | Gaussians, model: Backbone, cameras: Pinholes
 ) -> tuple[Float[Tensor, "n 3 H W"], Float[Tensor, "n 1 h w"]]:
     """Views of a scene at the model's size, and how much of them it fills."""
     if scene.space == "pixel":

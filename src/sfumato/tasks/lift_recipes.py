@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Loss = Literal["orientation", "sparsity", "opaque", "z-variance", "distortion", "convexity", "opacity", "smooth"]
 """By their words; ``sfumato.scene.regularisers`` has them."""
 Behind = Literal["horizon", "directions", "plain"]
-Kind = Literal["voxels", "hash"]
+Kind = Literal["voxels", "hash", "gaussians"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class Lift:
     """What else is descended, and how much; of means over pixels."""
     clip: Ramp | None = None
     reduction: Reduction = "batch"
+
+    def of(self, kind: Kind) -> Lift:
+        """Of something else; what only a dense grid can be asked for is left out."""
+        losses = {name: ramp for name, ramp in self.losses.items() if name != "smooth" or kind == "voxels"}
+        return replace(self, kind=kind, losses=losses, made={}, cells=self.cells or CELLS)
 
     @property
     def method(self) -> Distillation:
@@ -135,6 +140,8 @@ _HERE = partial(
     cameras=replace(STILL_LIFE_CAMERAS, n=4, size=(64, 64)), reduction="mean",
     losses={"opaque": constant(1e-3)},
 )  # fmt: skip
+CELLS, GAUSSIANS = 40, 3000
+"""Of a dense grid, a side, and how many there are at first, where a recipe is of something else."""
 IN_LATENTS: dict[str, Any] = {"space": "latent", "cells": 24, "samples": 32}
 """What a recipe of pixels is changed by for a scene of the built-in model's latents."""
 _FEW = replace(STILL_LIFE_CAMERAS, n=2, size=(64, 64))
