@@ -71,6 +71,15 @@ def test_a_lift_is_made_once_and_one_that_diverged_has_nothing_right(made, monke
     assert again.results["lift_success"] == 0.5
 
 
+def test_the_best_way_has_most_views_right_and_of_equals_is_the_quickest():
+    def rows(right, seconds):
+        return {"lift 0": {"right": right, "seconds": seconds, "diverged": float(seconds is None)}}
+
+    session = LiftSession(2, 1, torch.device("cpu"), None)
+    session.found = {"slow": rows(1.0, 9.0), "quick": rows(1.0, 3.0), "worse": rows(0.5, 1.0), "gone": rows(0.0, None)}
+    assert success._best(session) == "quick"
+
+
 def test_faces_are_counted_by_the_way_that_views_are_told(made, monkeypatch, tmp_path):
     monkeypatch.setattr(janus, "truth", lambda session: 3.0)
     found = bench.run(2, 1, "cpu", tmp_path, modules=(janus,)).results

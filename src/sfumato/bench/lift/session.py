@@ -20,7 +20,9 @@ from sfumato.stilllife.scene import COLOURS, GROUNDS
 from sfumato.tasks.lift import TURN, Lifted, lift
 from sfumato.tasks.lift_recipes import STILL_LIFE, Lift
 
+OF_GAUSSIANS = "score-iterative-reconstruction of Gaussians"
 RECIPES = {row.word: row for row in STILL_LIFE}
+RECIPES[OF_GAUSSIANS] = RECIPES["score-iterative-reconstruction"].of("gaussians")
 
 
 @dataclass(frozen=True)
