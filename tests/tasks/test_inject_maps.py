@@ -220,4 +220,5 @@ def test_views_are_painted_by_depth_and_by_what_is_lifted(unet):
     plain, with_maps = painted(made), painted(made, [task.GivenAttention(maps)])
     assert plain.shape == (2, 3, 64, 64) and torch.equal(painted(made), plain)
     assert not torch.allclose(with_maps, plain) and not torch.allclose(painted(made, eta=1.0), plain)
+    assert not torch.allclose(painted(made, seed=1), plain)
     assert not torch.allclose(painted(FieldScene(Voxels(8), sampling=Sampling(16))), plain)
