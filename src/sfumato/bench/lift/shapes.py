@@ -15,6 +15,7 @@ from sfumato.distill.annealing import Ramp, piecewise
 from sfumato.errors import SfumatoError
 from sfumato.io.progress import progress
 from sfumato.scene.mesh import surface
+from sfumato.scene.render import FieldScene
 from sfumato.stilllife.matter import true_mesh
 from sfumato.stilllife.scene import Scene, Thing
 from sfumato.tasks.lift import Lifted
@@ -39,6 +40,7 @@ def against_truth(kind: str) -> Callable[[Lifted], Row]:
 
     def judge(done: Lifted) -> Row:
         true = true_mesh(Scene((Thing(kind),)))
+        assert isinstance(done.scene, FieldScene), "Gaussians have no surface"
         try:
             found = surface(done.scene.field, 64).mesh
             return dict(geometry(*aligned(found, true)))
