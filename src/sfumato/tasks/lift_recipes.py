@@ -141,7 +141,10 @@ _FEW = replace(STILL_LIFE_CAMERAS, n=2, size=(64, 64))
 STILL_LIFE = (
     _HERE("score-distillation", source=MEASURED, settings={"guidance": 20.0}),
     _HERE("score-jacobian-chaining", settings={"guidance": 20.0}),
-    _HERE("score-distillation-via-inversion", source=MEASURED, settings={"per_unit": 4}, cameras=_FEW),
+    _HERE("score-distillation-via-inversion", source=MEASURED, settings={
+        "guidance": 5.0, "inversion_guidance": -4.0, "times": Times(linear(0.9, 0.3)), "refresh": 10, "per_unit": 4},
+          rate=0.15, losses={"opaque": constant(1e-3), "smooth": constant(1e-4)},
+        cameras=replace(STILL_LIFE_CAMERAS, n=4, size=(64, 64), hold=10)),
     _HERE("variational-score-distillation", settings={"rate": 1e-3, "conditioned": False}),
     _HERE("entropic-score-distillation", settings={"rate": 1e-3}),
     _HERE("hifa", settings={"guidance": 20.0}, cameras=_FEW),
