@@ -34,7 +34,7 @@ FAST = {
     "score-distillation-via-inversion": {"per_unit": 1},
     "variational-score-distillation": {"rank": 1},
     "entropic-score-distillation": {"rank": 1},
-    "score-iterative-reconstruction": {"per_unit": 2, "refresh": 2},
+    "score-iterative-reconstruction": {"per_unit": 2},
 }
 
 
@@ -52,10 +52,10 @@ def small(model, monkeypatch):
 
 def tiny(row, **changes):
     """The recipe at a size that takes no time: few pixels, cells and samples, and a grid in the place of a hash."""
-    hold = {"hold": 2} if row.word == "score-iterative-reconstruction" else {}
+    held = row.cameras.hold > 1
     # of latents a recipe has as many cells as the model
-    cameras = replace(row.cameras, n=min(2, row.cameras.n), size=(8, 8), **hold)
-    settings = {**row.settings, **FAST.get(row.word, {})}
+    cameras = replace(row.cameras, n=min(2, row.cameras.n), size=(8, 8), hold=2 if held else 1)
+    settings = {**row.settings, **FAST.get(row.word, {}), **({"refresh": 2} if held else {})}
     return replace(row, cameras=cameras, kind="voxels", made={}, cells=6, samples=6, settings=settings, **changes)
 
 
@@ -112,6 +112,12 @@ def test_every_method_that_distils_can_lift():
     assert recipe("sds", "stilllife").preset == "still-life" and recipe("sds", "another").preset == "published"
     with pytest.raises(SfumatoError, match="method to lift by"):
         recipe("delta-score", "stilllife")
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_views_stay_for_as_long_as_what_they_are_fitted_to(row):
+    assert row.cameras.hold == getattr(row.method, "refresh", 1)
+    assert row.steps % row.cameras.hold == 0 or row.preset == "published"
 
 
 def test_published_recipes_are_as_they_were_published():

@@ -133,6 +133,7 @@ PUBLISHED = (
 )  # fmt: skip
 
 MEASURED = "found by measuring, docs/lift.md"
+ONCE = "as score distillation's there; measured on one prompt, docs/lift.md"
 _HERE = partial(
     Lift, preset="still-life", source="as score distillation's there; not measured", steps=150,
     kind="voxels", cells=40, samples=40, half=0.75,
@@ -148,15 +149,18 @@ _FEW = replace(STILL_LIFE_CAMERAS, n=2, size=(64, 64))
 STILL_LIFE = (
     _HERE("score-distillation", source=MEASURED, settings={"guidance": 20.0}),
     _HERE("score-jacobian-chaining", settings={"guidance": 20.0}),
-    _HERE("score-distillation-via-inversion", source=MEASURED, settings={"per_unit": 4}, cameras=_FEW),
+    _HERE("score-distillation-via-inversion", source=MEASURED, settings={
+        "guidance": 5.0, "inversion_guidance": -4.0, "times": Times(linear(0.9, 0.3)), "refresh": 10, "per_unit": 4},
+          rate=0.15, losses={"opaque": constant(1e-3), "smooth": constant(1e-4)},
+        cameras=replace(STILL_LIFE_CAMERAS, n=4, size=(64, 64), hold=10)),
     _HERE("variational-score-distillation", settings={"rate": 1e-3, "conditioned": False}),
     _HERE("entropic-score-distillation", settings={"rate": 1e-3}),
-    _HERE("hifa", settings={"guidance": 20.0}, cameras=_FEW),
-    _HERE("interval-score-matching", cameras=_FEW),
-    _HERE("noise-free-score-distillation"),
+    _HERE("hifa", source=ONCE, settings={"guidance": 20.0}, cameras=_FEW),
+    _HERE("interval-score-matching", source=ONCE, cameras=_FEW),
+    _HERE("noise-free-score-distillation", source=ONCE),
     _HERE("score-distillation-bridge", settings={"guidance": 20.0}),
     _HERE("classifier-score-distillation"),
-    _HERE("collaborative-score-distillation"),
+    _HERE("collaborative-score-distillation", source=ONCE),
     _HERE("score-iterative-reconstruction", source=MEASURED, settings={
         "guidance": 5.0, "times": Times(linear(0.9, 0.4)), "begin": 0.125, "refresh": 25, "per_unit": 10,
         "inversion": False, "distance": "squared"}, steps=200, rate=0.15,
