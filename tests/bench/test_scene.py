@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_still_lifes_are_held_out_a_quarter(monkeypatch):
 
 def test_speed_counts_all_samples(monkeypatch):
     monkeypatch.setattr(speed, "RAYS", 64)
-    monkeypatch.setattr(speed.time, "perf_counter", iter(range(100)).__next__)
+    monkeypatch.setattr(time, "perf_counter", iter(range(100)).__next__)
     found = speed.rendered(Session(2, 0, torch.device("cpu")))
     assert found == {"render_rays_per_second": 64 * speed.SAMPLES, "render_only_per_second": 64 * speed.SAMPLES}
 

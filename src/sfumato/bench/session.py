@@ -66,19 +66,24 @@ class Session:
         if self.out is not None:
             pictures.write(pictures.sheet(images, columns), self.out / f"{what}.png")
 
+    def seconds(self, work: Callable[[], object]) -> float:
+        """How long it takes, until the device has done it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        began = time.perf_counter()
+        work()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - began
+
+    def quickest(self, work: Callable[[], object]) -> float:
+        """Seconds of the best of n, after one to warm up."""
+        work()
+        return min(self.seconds(work) for _ in range(self.n))
+
     def ratio(self, one: Callable[[], object], other: Callable[[], object]) -> float:
         """Median over interleaved runs of the time of one over that of the other, after one of each to warm up."""
-
-        def seconds(what: Callable[[], object]) -> float:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            began = time.perf_counter()
-            what()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            return time.perf_counter() - began
-
         one()
         other()
-        pairs = [(seconds(one), seconds(other)) for _ in range(5)]
+        pairs = [(self.seconds(one), self.seconds(other)) for _ in range(5)]
         return float(np.median([a for a, _ in pairs]) / np.median([b for _, b in pairs]))

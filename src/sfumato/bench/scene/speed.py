@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -51,18 +50,8 @@ def rendered(session: Session) -> Mapping[str, Figure]:
         with torch.no_grad():
             forward()
 
-    out = {}
-    for key, work in (("render_rays_per_second", both), ("render_only_per_second", only)):
-        work()
-        seconds = []
-        for _ in range(session.n):
-            began = time.perf_counter()
-            work()
-            if session.device.type == "cuda":
-                torch.cuda.synchronize(session.device)
-            seconds.append(time.perf_counter() - began)
-        out[key] = RAYS * SAMPLES / min(seconds)
-    return out
+    ways = {"render_rays_per_second": both, "render_only_per_second": only}
+    return {key: RAYS * SAMPLES / session.quickest(work) for key, work in ways.items()}
 
 
 def steps(session: Session) -> Mapping[str, Figure]:

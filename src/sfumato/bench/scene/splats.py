@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 
 import torch
@@ -29,12 +28,12 @@ TARGETS: Mapping[str, Target] = {}
 def splatted(session: Session) -> Mapping[str, Figure]:
     """In plain torch."""
     both, only = _works(session, "torch")
-    return {"splat_ms": _best(both, session), "splat_only_ms": _best(only, session)}
+    return {"splat_ms": 1e3 * session.quickest(both), "splat_only_ms": 1e3 * session.quickest(only)}
 
 
 def by_gsplat(session: Session) -> Mapping[str, Figure]:
     """Raises ``SfumatoError`` where it cannot run."""
-    return {"splat_gsplat_ms": _best(_works(session, "gsplat")[0], session)}
+    return {"splat_gsplat_ms": 1e3 * session.quickest(_works(session, "gsplat")[0])}
 
 
 def _works(session: Session, backend: Backend) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -54,18 +53,6 @@ def _works(session: Session, backend: Backend) -> tuple[Callable[[], None], Call
             scene.render(camera)
 
     return both, only
-
-
-def _best(work: Callable[[], None], session: Session) -> float:
-    work()
-    seconds = []
-    for _ in range(session.n):
-        began = time.perf_counter()
-        work()
-        if session.device.type == "cuda":
-            torch.cuda.synchronize(session.device)
-        seconds.append(time.perf_counter() - began)
-    return 1e3 * min(seconds)
 
 
 MEASURES = ((("splat_ms", "splat_only_ms"), splatted), (("splat_gsplat_ms",), by_gsplat))
