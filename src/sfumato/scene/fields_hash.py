@@ -109,10 +109,7 @@ class HashGrid(Solid):
     def forward(self, points: Float[Tensor, "p 3"], directions: Float[Tensor, "p 3"] | None = None) -> Matter:
         deep = self.deep(points)
         density = self.solid((deep @ self.thick.T)[:, 0], points)
-        if self.degree > 0:  # from nowhere, all that depends on the direction is 0
-            none = deep.new_zeros(len(deep), harmonics.count(self.degree) - 1)
-            turned = none if directions is None else harmonics.basis(directions, self.degree)[:, 1:]
-            deep = torch.cat([deep, turned], -1)
+        deep = harmonics.beside(deep, directions, self.degree)
         return Matter(density, self.shown(deep @ self.colour.T))
 
     def density(self, points: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:

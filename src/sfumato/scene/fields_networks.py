@@ -65,10 +65,7 @@ class Network(Solid):
     def forward(self, points: Float[Tensor, "p 3"], directions: Float[Tensor, "p 3"] | None = None) -> Matter:
         deep = self.trunk(waves(self.region.local(points), self.frequencies))
         density = self.solid(self.dense(deep)[:, 0], points)
-        if self.degree > 0:  # from nowhere, all that depends on the direction is 0
-            none = deep.new_zeros(len(deep), harmonics.count(self.degree) - 1)
-            turned = none if directions is None else harmonics.basis(directions, self.degree)[:, 1:]
-            deep = torch.cat([deep, turned], -1)
+        deep = harmonics.beside(deep, directions, self.degree)
         return Matter(density, self.shown(self.last(F.relu(self.colour(deep)))))
 
     def density(self, points: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:

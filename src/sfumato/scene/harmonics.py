@@ -41,3 +41,11 @@ def basis(directions: Float[Tensor, "*p 3"], degree: int) -> Float[Tensor, "*p k
             -c * x * (5 * z * z - 1), b / 2 * z * (x * x - y * y), -a * x * (x * x - 3 * y * y),
         ]  # fmt: skip
     return torch.stack(out, -1)
+
+
+def beside(deep: Float[Tensor, "p w"], directions: Float[Tensor, "p 3"] | None, degree: int) -> Float[Tensor, "p k"]:
+    """Features with the directions' harmonics from degree 1 on beside them; from nowhere these are 0."""
+    if degree == 0:
+        return deep
+    none = deep.new_zeros(len(deep), count(degree) - 1)
+    return torch.cat([deep, none if directions is None else basis(directions, degree)[:, 1:]], -1)
