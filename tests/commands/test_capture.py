@@ -51,6 +51,22 @@ def test_poses_of_opencv(run, tmp_path):
     assert code == 0 and not err and posed.errors(read_capture(tmp_path / "b")).max() < 1.5 / 255
 
 
+def test_the_one_capture_below_a_folder_is_named(run, tmp_path):
+    """Of two none is, since either may be meant."""
+    place = posed.folder(tmp_path / "all" / "a")
+    (tmp_path / "all" / "notes").mkdir()
+    (tmp_path / "all" / "notes.txt").write_text("none")
+    for command in ("capture", "reconstruct"):
+        code, _, err = run(command, place.parent)
+        assert code == 2 and f"no COLMAP model (sparse/0/cameras.bin, ...); there is one in {place}" in err
+    model = tmp_path / "all" / "b" / "sparse" / "0"
+    model.mkdir(parents=True)
+    for name in ("cameras.txt", "images.txt"):
+        (model / name).write_text("")
+    err = run("capture", place.parent)[2]
+    assert "there is one" not in err and "ns-process-data" in err
+
+
 def test_what_is_refused(run, tmp_path):
     place = posed.folder(tmp_path / "a")
     for args, words in (

@@ -32,6 +32,8 @@ from sfumato.scene.transforms import read_transforms
 
 BEYOND = 2.0
 """How far a scene goes on behind its middle, in distances of the farthest camera, where no points say it."""
+NEAR = 0.3
+"""Nothing is nearer, in distances of the nearest camera to the middle: what one camera sees alone becomes no mist."""
 
 STRAY = 8.0
 """How many times as far out as most a camera stands whose pose is doubted."""
@@ -127,6 +129,13 @@ class Capture:
         far = float(away.max())
         return max(0.1 * float(away.min()), 0.01 * far), (1 + BEYOND) * far
 
+    @property
+    def near_plane(self) -> float:
+        """Nothing of the scene is nearer to a camera: a bit before the nearest of sparse points, else ``NEAR``."""
+        if self.points is not None:
+            return 0.8 * self.span[0]
+        return NEAR * float((self.cameras.eyes - self.middle).norm(dim=-1).min())
+
     def own(self, points: Float[Tensor, "*p 3"]) -> Float[Tensor, "*p 3"]:
         """Points of this world in the capture's own."""
         if self.world is None:
@@ -196,10 +205,28 @@ def _found(path: Path, opencv: bool) -> Shots:
         if opencv:
             raise SfumatoError(f"{model} is COLMAP's, whose axes are OpenCV's in any case; that is of transforms.json")
         return read_colmap(model, path)
+    below = _below(path)
     raise SfumatoError(
-        f"{path} has no transforms.json and no COLMAP model (sparse/0/cameras.bin, ...); COLMAP or nerfstudio's "
-        "ns-process-data find the cameras of photographs"
+        f"{path} has no transforms.json and no COLMAP model (sparse/0/cameras.bin, ...); "
+        + (
+            f"there is one in {below[0]}"
+            if len(below) == 1
+            else "COLMAP or nerfstudio's ns-process-data find the cameras of photographs"
+        )
     )
+
+
+def _below(path: Path) -> list[Path]:
+    """Folders in a folder in which captures seem to lie; none where they cannot be looked into."""
+    names = ("transforms.json", "transforms_train.json")
+    try:
+        return [
+            folder
+            for folder in sorted(path.iterdir())
+            if any((folder / name).is_file() for name in names) or model_of(folder) is not None
+        ]
+    except OSError:
+        return []
 
 
 def write_capture(folder: str | Path, capture: Capture, beside: Mapping[str, str] = MappingProxyType({})) -> Path:

@@ -29,8 +29,6 @@ from sfumato.scene.sampling import Sampling
 KINDS = {"voxels": Voxels, "hash": HashGrid, "nerf": NeRF, "residual": Residual}
 CLEAR = 0.02
 """Of images of things that are cut out, more is transparent than this; less may be borders that a lens left."""
-NEAR = 0.3
-"""Nothing is nearer, in distances of the nearest camera to the middle: what one camera sees alone becomes no mist."""
 EMPTY = 1e-3
 """A scene that fills less of its views than this has gone."""
 LOOKED = 0.1
@@ -94,9 +92,7 @@ def region_of(capture: Capture) -> Region:
 def scene_for(capture: Capture, recipe: Recipe, seed: int = 0) -> FieldScene:
     """A scene that has learned nothing yet."""
     region = region_of(capture)
-    away = (capture.cameras.eyes - capture.middle).norm(dim=-1)
-    near = NEAR * float(away.min()) if capture.points is None else 0.8 * capture.span[0]
-    near = near / region.radius if isinstance(region, Space) else near
+    near = capture.near_plane / region.radius if isinstance(region, Space) else capture.near_plane
     sampling = Sampling(recipe.samples, near, recipe.reach, recipe.coarse, recipe.skip)
     return FieldScene(_field(recipe, region, seed), Harmonic(degree=2 if isinstance(region, Space) else 0), sampling)
 
