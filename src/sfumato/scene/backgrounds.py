@@ -97,9 +97,29 @@ class Horizon(Background):
         self.table = nn.Parameter(torch.zeros(max(2, rows), channels))
 
     def raw(self, directions: Float[Tensor, "*r 3"]) -> Float[Tensor, "*r c"]:
-        place = (torch.asin(directions[..., 1].clamp(-1, 1)) / math.pi + 0.5) * (len(self.table) - 1)
-        row = place.detach().floor().long().clamp(0, len(self.table) - 2)
-        return self.value + torch.lerp(self.table[row], self.table[row + 1], (place - row)[..., None])
+        return self.value + _by_elevation(self.table, directions)
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "rows": self.rows}
+
+
+class Outdoors(Harmonic):
+    """A soft sky and ``Horizon``'s table: what is far changes with the elevation, and softly all around."""
+
+    def __init__(self, channels: int = 3, latent: bool = False, degree: int = 2, rows: int = 25):
+        super().__init__(channels, latent, degree)
+        self.rows = rows
+        self.table = nn.Parameter(torch.zeros(max(2, rows), channels))
+
+    def raw(self, directions: Float[Tensor, "*r 3"]) -> Float[Tensor, "*r c"]:
+        return super().raw(directions) + _by_elevation(self.table, directions)
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "rows": self.rows}
+
+
+def _by_elevation(table: Float[Tensor, "n c"], directions: Float[Tensor, "*r 3"]) -> Float[Tensor, "*r c"]:
+    """A table from straight down to straight up, linear between its rows."""
+    place = (torch.asin(directions[..., 1].clamp(-1, 1)) / math.pi + 0.5) * (len(table) - 1)
+    row = place.detach().floor().long().clamp(0, len(table) - 2)
+    return torch.lerp(table[row], table[row + 1], (place - row)[..., None])

@@ -24,7 +24,7 @@ from sfumato.ops.memory import chunks
 from sfumato.scene import harmonics
 from sfumato.scene.backgrounds import Background
 from sfumato.scene.cameras import Pinholes, orbit
-from sfumato.scene.splatting import Backend, Projected, Splats, blend, project, rotations
+from sfumato.scene.splatting import NEAR, Backend, Projected, Splats, blend, project, rotations
 
 Y0 = math.sqrt(1 / (4 * math.pi))
 """The first harmonic."""
@@ -96,6 +96,9 @@ class Recipe:
     drop: float = 0.0
     """Part of the Gaussians that a step of ``fit`` does not see in the end, growing from 0, the others the denser for
     it: against learning single views by heart (Park et al. 2025, DropGaussian: 0.2)."""
+    depth: float = 0.0
+    """Times the mean difference between inverse distances and those that a plane sweep of the capture finds where
+    several of its cameras agree, in units of the inverse of the nearest; a part of ``fit``'s loss."""
 
 
 KERBL = Recipe()
@@ -111,7 +114,8 @@ class Gaussians(Generator):
     """Gaussians, and what is behind them.
 
     ``colours``: in [0, 1], or latents as they are where it is ``latent``. ``degree``: of harmonics, at most; 0 is one
-    colour from all sides. ``extent``: of the cameras, by which rates and sizes go. ``seed``: of what splits.
+    colour from all sides. ``extent``: of the cameras, by which rates and sizes go. ``near_plane``: nothing nearer to a
+    camera, along its axis, is seen by it. ``seed``: of what splits.
     """
 
     normals: bool = False
@@ -133,17 +137,21 @@ class Gaussians(Generator):
         degree: int = 0,
         latent: bool = False,
         extent: float = 1.0,
+        near_plane: float = NEAR,
         background: Background | None = None,
         recipe: Recipe = KERBL,
         seed: int = 0,
     ):
         super().__init__()
         g, c = len(means), colours.shape[1]
-        if not g or colours.shape != (g, c) or not extent > 0:
-            raise SfumatoError(f"there are no {g} Gaussians of {tuple(colours.shape)} colours, extent {extent:g}")
+        if not g or colours.shape != (g, c) or not extent > 0 or not 0 < near_plane < math.inf:
+            raise SfumatoError(
+                f"there are no {g} Gaussians of {tuple(colours.shape)} colours, extent {extent:g}, seen from "
+                f"{near_plane:g} on"
+            )
         self.space = "latent" if latent else "pixel"
         self.latent, self.degree, self.extent = latent, degree, float(extent)
-        self.recipe, self.seed = recipe, seed
+        self.near_plane, self.recipe, self.seed = float(near_plane), recipe, seed
         spread = near(means)[:, None].expand(-1, 3) if scales is None else scales
         one = torch.tensor([1.0, 0, 0, 0]).to(means).expand(g, 4)
         base = colours if latent else (colours - 0.5) / Y0
@@ -187,16 +195,23 @@ class Gaussians(Generator):
 
     def settings(self) -> dict[str, Any]:
         """What ``of_settings`` makes Gaussians of, as JSON has it, beside their state."""
-        return {"degree": self.degree, "channels": self.base.shape[1], "latent": self.latent, "extent": self.extent}
+        shape = {"degree": self.degree, "channels": self.base.shape[1], "latent": self.latent}
+        return {**shape, "extent": self.extent, "near_plane": self.near_plane}
 
     @classmethod
     def of_settings(
-        cls, degree: int, channels: int, latent: bool, extent: float, background: Background | None = None
+        cls,
+        degree: int,
+        channels: int,
+        latent: bool,
+        extent: float,
+        near_plane: float = NEAR,
+        background: Background | None = None,
     ) -> Gaussians:
         """One, which grows to the number that its state has when it is loaded."""
         means, colours = torch.zeros(1, 3), torch.zeros(1, channels)
         return cls(means, colours, scales=torch.ones(1, 3), degree=degree, latent=latent, extent=extent,
-                   background=background)  # fmt: skip
+                   near_plane=near_plane, background=background)  # fmt: skip
 
     # what is seen
 
@@ -228,7 +243,7 @@ class Gaussians(Generator):
         cameras = (orbit(4, (64, 64)) if cameras is None else cameras).to(self.means)
         n, size = len(cameras), cameras.size
         splats = self.splats()
-        seen = project(splats, cameras, self.backend)
+        seen = project(splats, cameras, self.backend, self.near_plane)
         if torch.is_grad_enabled() and self.recipe.growth is not None and seen.means.requires_grad:
             seen.means.retain_grad()
             self._seen.append((seen, size))

@@ -12,31 +12,30 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sfumato.distill.generators import Rendering
 from sfumato.errors import SfumatoError
 from sfumato.learning.loop import Problem, Run, learn
 from sfumato.learning.optimisers import Optimisers
 from sfumato.learning.seeds import generator
-from sfumato.ops.blur import blur
-from sfumato.scene.backgrounds import Background, Harmonic, Plain
-from sfumato.scene.cameras import Pinholes, Rays
+from sfumato.scene.backgrounds import Background, Outdoors, Plain
 from sfumato.scene.capture import Capture
 from sfumato.scene.gaussians import KERBL, Gaussians, Growth, Rates, Recipe, extent_of, near
+from sfumato.scene.splatting import NEAR
+from sfumato.scene.sweep import NEAREST, Swept, sweep
 
 ADAM = partial(torch.optim.Adam, eps=1e-15)
 """The authors' optimiser; rates are those of the Gaussians."""
 STRUCTURE = 0.2
 """Part of the loss that is 1 - SSIM; the rest is the mean absolute difference."""
-NEAREST = 0.4
-"""Points are drawn from this part of a camera's distance to the scene's middle on, to the scene's far end."""
 PIXELS = 2.5
 """What is drawn is no larger than so many pixels of the camera by which it is drawn."""
 
+DEPTH = 0.3
+"""Weight of distances that a sweep finds; else what shows little, such as snow, becomes mist before it."""
 COARSE = 0.2
 """Part of a run in which images have half as many pixels a side."""
-DEPTHS = 64
-"""Distances that are compared along a ray."""
-BESIDE = 6
-"""Cameras that a ray's own is compared with."""
+VIEWS = 64
+"""Of a capture with more only so many, evenly, are swept for points."""
 
 
 def quick(steps: int = 600, growth: bool = False, most: int | None = 8000) -> Recipe:
@@ -48,7 +47,7 @@ def quick(steps: int = 600, growth: bool = False, most: int | None = 8000) -> Re
     rates = Rates(means=1.6e-4 * 4, last=1.6e-6 * 4, steps=steps, opacities=0.05, scales=1e-2, base=1e-2, rest=5e-4)
     every = max(1, steps // 20)
     own = Growth(start=every, stop=steps // 2 + 1, every=every, reset=steps, most=most) if growth else None
-    return Recipe(rates, own, max(1, steps // 4), opacity=0.01, size=0.01, drop=0.3)
+    return Recipe(rates, own, max(1, steps // 4), opacity=0.01, size=0.01, drop=0.3, depth=DEPTH)
 
 
 def ssim(
@@ -104,7 +103,8 @@ def start(
 ) -> Gaussians:
     """Gaussians at a capture's sparse points, or where it has fewer than ``n``, others beside them.
 
-    The others lie on rays through pixels that are drawn, evenly in the inverse of the distance, in the pixels' colours.
+    The others lie on rays through pixels that are drawn, as far away as a sweep finds them, in the pixels' colours; of
+    two cameras or one, anywhere along them. What is nearer than the capture's ``near_plane`` is never seen.
     """
     if n < 1:
         raise SfumatoError(f"a scene begins with one Gaussian or more, got {n}")
@@ -118,77 +118,33 @@ def start(
     colours = torch.full_like(known, 0.5) if shown is None else shown.float()
     cameras, (h, w) = capture.cameras.to("cpu"), capture.cameras.size
     m = n - len(known)
-    camera = torch.randint(len(cameras), (m,), generator=rng)
+    some = swept_views(capture)
+    nth = torch.randint(len(some), (m,), generator=rng)
+    camera = some[nth]
     x, y = torch.randint(w, (m,), generator=rng), torch.randint(h, (m,), generator=rng)
     rays = cameras.through(camera, torch.stack([x, y], 1) + 0.5)
-    far = capture.span[1]
-    close = NEAREST * (cameras.eyes - capture.middle.cpu()).norm(dim=1)[camera].clamp_max(far)
     if len(cameras) > 2 and m:
-        away = swept(capture, camera, rays, close, far)
+        found = sweep(capture[some]).away
+        away = found[nth, y * found.shape[1] // h, x * found.shape[2] // w]
     else:
-        away = 1 / torch.lerp(1 / close, torch.full_like(close, 1 / far), torch.rand(m, generator=rng))
+        far = capture.span[1]
+        close = NEAREST * (cameras.eyes - capture.middle.cpu()).norm(dim=1).clamp_max(far)[camera]
+        away = 1 / torch.lerp(1 / close, torch.full((m,), 1 / far), torch.rand(m, generator=rng))
     points = torch.cat([known, rays.at(away[:, None])[:, 0]])
     colours = torch.cat([colours, capture.images.cpu()[camera, :, y, x]])
     spread = near(points)
     spread[len(known) :].clamp_(max=PIXELS * away / cameras.focal[camera].mean(1))
     if background is None:
-        background = Harmonic() if capture.alphas is None else Plain()
-    return Gaussians(points, colours, scales=spread[:, None].expand(-1, 3), degree=degree, extent=extent_of(cameras),
-                     background=background, recipe=recipe, seed=seed)  # fmt: skip
+        background = Outdoors() if capture.alphas is None else Plain()
+    return Gaussians(
+        points, colours, scales=spread[:, None].expand(-1, 3), degree=degree, extent=extent_of(cameras),
+        near_plane=max(NEAR, capture.near_plane), background=background, recipe=recipe, seed=seed,
+    )  # fmt: skip
 
 
-@torch.no_grad()
-def swept(
-    capture: Capture, camera: Int[Tensor, " m"], rays: Rays, close: Float[Tensor, " m"], far: float
-) -> Float[Tensor, " m"]:
-    """How far along rays of cameras the nearest other cameras agree best with what is seen there (Collins 1996).
-
-    Of ``DEPTHS``, even in the inverse of the distance. Images are compared as they are and in two softer versions, and
-    of the cameras next to each the better half counts, since something may stand in the way of the others.
-    """
-    cameras, images = capture.cameras.to("cpu"), capture.images.cpu()
-    soft = [images, blur(images, 1.5), blur(images, 4.0)]
-    features = torch.cat(soft, 1)
-    h, w = cameras.size
-    ahead = cameras.poses[:, :3, 2]
-    alike = ahead @ ahead.T
-    alike.fill_diagonal_(-2)
-    beside = alike.topk(min(BESIDE, len(cameras) - 1), dim=1).indices
-    part = torch.linspace(0, 1, DEPTHS)
-    away = 1 / torch.lerp(1 / close[:, None], torch.full_like(close, 1 / far)[:, None], part)
-    points = rays.at(away)
-    place, _ = _place(cameras, points[:, :1], camera[:, None])
-    own = _read(features, camera, place)
-    apart = []
-    for k in range(beside.shape[1]):
-        other = beside[camera, k]
-        place, depth = _place(cameras, points, other[:, None].expand(-1, DEPTHS))
-        inside = (depth > 0) & (place > 0).all(-1) & (place[..., 0] < w) & (place[..., 1] < h)
-        off = (_read(features, other, place) - own).abs().mean(-1)
-        apart.append(torch.where(inside, off, torch.full_like(off, 1.0)))
-    best = torch.stack(apart, -1).sort(-1).values[..., : max(1, (beside.shape[1] + 1) // 2)].mean(-1)
-    return away.gather(1, best.argmin(1, keepdim=True))[:, 0]
-
-
-def _place(cameras: Pinholes, points: Float[Tensor, "m s 3"], camera: Int[Tensor, "m s"]) -> tuple[Tensor, Tensor]:
-    """(x, y) in pixels of points in a camera each, and their depth."""
-    pose = cameras.poses[camera]
-    local = ((points - pose[..., :3, 3])[..., None, :] @ pose[..., :3, :3])[..., 0, :]
-    depth = -local[..., 2]
-    flat = torch.stack([local[..., 0], -local[..., 1]], -1) / depth.clamp_min(1e-6)[..., None]
-    return flat * cameras.focal[camera] + cameras.centre[camera], depth
-
-
-def _read(images: Float[Tensor, "n c h w"], which: Int[Tensor, " m"], place: Float[Tensor, "m s 2"]) -> Tensor:
-    """What images show at places, (m, s, c)."""
-    h, w = images.shape[-2:]
-    at = 2 * place / torch.tensor([w, h]) - 1
-    out = place.new_empty(*place.shape[:2], images.shape[1])
-    for i in which.unique().tolist():
-        mine = which == i
-        found = F.grid_sample(images[i : i + 1], at[mine][None], align_corners=False, padding_mode="border")
-        out[mine] = found[0].permute(1, 2, 0)
-    return out
+def swept_views(capture: Capture) -> Int[Tensor, " v"]:
+    """Which of a capture's views are swept: ``VIEWS`` of them at most, evenly."""
+    return torch.linspace(0, len(capture) - 1, min(len(capture), VIEWS)).round().long()
 
 
 @dataclass(eq=False)
@@ -213,6 +169,23 @@ class Fitting(Problem):
         h, w = self.capture.cameras.size
         return self.capture.resized(max(h // 2, 1), max(w // 2, 1))
 
+    @cached_property
+    def swept(self) -> tuple[dict[int, int], Swept]:
+        """What a sweep finds, and in which of its rows each view is."""
+        some = swept_views(self.capture)
+        return {view: row for row, view in enumerate(some.tolist())}, sweep(self.capture[some])
+
+    def _off(self, view: int, seen: Rendering) -> Float[Tensor, ""]:
+        """How far inverse distances are from those of the sweep where that is sure, in the nearest it looked at."""
+        rows, (away, sure, close) = self.swept
+        if view not in rows or seen.alpha is None or seen.depth is None:
+            return seen.images.new_zeros(())
+        row = rows[view]
+        inverse = seen.alpha / seen.depth.clamp_min(self.generator.near_plane)
+        inverse = F.interpolate(inverse, away.shape[1:], mode="area")[0, 0]
+        off = (inverse - 1 / away[row].to(inverse)).abs() * close[row].to(inverse)
+        return (off * sure[row].to(inverse)).mean()
+
     def loss(self, step: int) -> Float[Tensor, ""]:
         n = len(self.capture)
         order = torch.randperm(n, generator=generator(self.seed, step // n))
@@ -225,10 +198,12 @@ class Fitting(Problem):
             kept = torch.rand(len(self.generator), generator=generator(self.seed, n, step)) >= part
             self.generator.kept = kept.to(like) / (1 - part)
         try:
-            shown = self.generator.render(of.cameras).images
+            seen = self.generator.render(of.cameras)
         finally:
             self.generator.kept = None
-        loss = photometric(shown, of.images.to(like), mask)
+        loss = photometric(seen.images, of.images.to(like), mask)
+        if recipe.depth and len(self.capture) > 2:
+            loss = loss + recipe.depth * self._off(int(one), seen)
         if recipe.opacity:
             loss = loss + recipe.opacity * self.generator.opacities.sigmoid().mean()
         return loss + recipe.size * self.generator.scales.exp().mean() if recipe.size else loss

@@ -26,7 +26,7 @@ Backend = Literal["auto", "torch", "gsplat"]
 BLUR = 0.3
 """Pixels squared that covariances grow by: none falls between pixel centres."""
 NEAR = 0.01
-"""Depth along the axis from which on Gaussians are seen."""
+"""Depth along the axis from which on Gaussians are seen, unless a scene says another."""
 MARGIN = 0.3
 """Part of half of the image by which the Jacobian's place may lie beside it."""
 OPAQUE = 0.999
@@ -80,15 +80,18 @@ def rotations(quaternions: Float[Tensor, "*g 4"]) -> Float[Tensor, "*g 3 3"]:
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
 
-def project(splats: Splats, cameras: Pinholes, backend: Backend = "torch") -> Projected:
-    """What reaches the cameras' images, camera by camera, Gaussians in their order."""
+def project(splats: Splats, cameras: Pinholes, backend: Backend = "torch", near_plane: float = NEAR) -> Projected:
+    """What reaches the cameras' images, camera by camera, Gaussians in their order.
+
+    Of what lies at ``near_plane`` along the axis or nearer nothing is seen.
+    """
     if _by_gsplat(backend, splats.means):
-        return _project_by_gsplat(splats, cameras)
+        return _project_by_gsplat(splats, cameras, near_plane)
     means, (height, width) = splats.means, cameras.size
     views, _ = cameras.to(means).opencv()
     local = torch.einsum("nij,gj->ngi", views[:, :3, :3], means) + views[:, None, :3, 3]
     strong = splats.opacities.detach() >= FAINT
-    camera, gaussian = torch.nonzero((local.detach()[..., 2] > NEAR) & strong, as_tuple=True)
+    camera, gaussian = torch.nonzero((local.detach()[..., 2] > near_plane) & strong, as_tuple=True)
     local = local[camera, gaussian]
     focal, centre = cameras.focal.to(means)[camera], cameras.centre.to(means)[camera]
     depth = local[:, 2]
@@ -297,14 +300,14 @@ def _by_gsplat(backend: Backend, like: Tensor) -> bool:
     return found
 
 
-def _project_by_gsplat(splats: Splats, cameras: Pinholes) -> Projected:
+def _project_by_gsplat(splats: Splats, cameras: Pinholes, near_plane: float) -> Projected:
     from gsplat.cuda import _wrapper as gsplat  # pyright: ignore[reportMissingImports]
 
     views, matrix = (x.to(splats.means).contiguous() for x in cameras.to(splats.means).opencv())
     height, width = cameras.size
     found = gsplat.fully_fused_projection(
         splats.means, None, splats.quaternions, splats.scales, views, matrix, width, height, eps2d=BLUR,
-        near_plane=NEAR, packed=True, opacities=splats.opacities,
+        near_plane=near_plane, packed=True, opacities=splats.opacities,
     )  # fmt: skip
     *_, camera, gaussian, radii, means, depth, conics, _ = found
     return Projected(camera.long(), gaussian.long(), means, conics, depth, radii)

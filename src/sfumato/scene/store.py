@@ -10,7 +10,7 @@ from sfumato.distill.generators import Generator
 from sfumato.errors import SfumatoError
 from sfumato.io.files import save_tensors
 from sfumato.learning.checkpoint import read
-from sfumato.scene.backgrounds import Background, Directional, Harmonic, Horizon, Plain
+from sfumato.scene.backgrounds import Background, Directional, Harmonic, Horizon, Outdoors, Plain
 from sfumato.scene.fields import Field, Voxels
 from sfumato.scene.fields_hash import HashGrid
 from sfumato.scene.fields_networks import NeRF, Residual
@@ -20,7 +20,7 @@ from sfumato.scene.render import FieldScene, Sampling
 
 FIELDS: tuple[type[Field], ...] = (Voxels, HashGrid, NeRF, Residual)
 REGIONS: tuple[type[Region], ...] = (Box, Space)
-BACKGROUNDS: tuple[type[Background], ...] = (Background, Plain, Harmonic, Directional, Horizon)
+BACKGROUNDS: tuple[type[Background], ...] = (Background, Plain, Harmonic, Directional, Horizon, Outdoors)
 
 
 def save_scene(path: str | Path, scene: FieldScene | Gaussians, about: dict[str, Any] | None = None) -> Path:
