@@ -49,8 +49,8 @@ MEANINGS = {
     "table_4_1_tuned": "the same field's with the decoder fine-tuned on the views learned from, over those without, dB "
     "(seed 000: about +3)",
     "attention_in_3d": "part of the variance of views held out that lifted maps explain: words' attention less latents",
-    "scene_segment_miou": "things by words: what each view makes of its pixels, cut and lifted, against the true things "
-    "of views held out: mean IoU with the background",
+    "scene_segment_miou": "things by words: what each view makes of its pixels, cut and lifted, against the true "
+    "things of views held out: mean IoU with the background",
     "scene_segment_over_views": "the same without a graph cut, less what is read in each of these views alone",
     "scene_segment_over_cut_views": "the same, less what is read and cut in each of these views alone",
 }
@@ -284,38 +284,30 @@ def things(stage: Stage) -> tuple[Row, Tensor]:
     cells, size = (looks.shape[-2], looks.shape[-1]), unseen.images.shape[-2:]
     most = field.view(photos.cameras, task.SMOOTH).amax((0, 2, 3))[:, None, None]
     maps = field.view(unseen.cameras, task.SMOOTH) / most
+    attention = explained(coarse(field, unseen.cameras, cells), others)
     single = F.interpolate(others / others.amax((2, 3), keepdim=True), size, mode="bilinear", align_corners=False)
 
-    reading: dict[str, Any] = {"side": side, **stage.options}
-    cut = task.cutter("stilllife")
-    parts, cut_parts = (
-        task.segment_scene(model, photos, scene, method, unseen.cameras, cut=c, **reading).masks for c in (None, cut)
-    )
-    alone = task.votes(model, unseen.images, method, side, cut)[:, 1:]
-    known = stage.world.seen.thing[stage.world.learned].cpu() + 1
-    exact = task.lift(
-        scene, photos.cameras, F.one_hot(known, 3).permute(0, 3, 1, 2).float(), resolution=task.FINE, **stage.options
-    )
-    row = {
-        "attention: explained": explained(coarse(field, unseen.cameras, cells), others),
-        "votes lifted: miou": miou(numbered(parts), truth),
-        "views alone: miou": miou(above(single, method.threshold), truth),
-        "cut votes lifted: miou": miou(numbered(cut_parts), truth),
-        "views alone, cut: miou": miou(numbered(alone), truth),
-        "maps lifted: miou": miou(above(maps, method.threshold), truth),
-        "true masks lifted: miou": miou(numbered(task.parted(exact, unseen.cameras)[1]), truth),
+    cut, known = task.cutter("stilllife"), stage.world.seen.thing[stage.world.learned].cpu() + 1
+    cast = [task.votes(model, photos.images, method, side, c) for c in (None, cut)]
+    cast.append(F.one_hot(known, 3).permute(0, 3, 1, 2).float())
+    field = task.lift(scene, photos.cameras, torch.cat(cast, 1), resolution=task.FINE, **stage.options)
+    plain, cuts, exact = (x.argmax(1).cpu() for x in field.view(unseen.cameras).split(3, 1))
+    found = {
+        "votes lifted": plain,
+        "views alone": above(single, method.threshold),
+        "cut votes lifted": cuts,
+        "views alone, cut": task.votes(model, unseen.images, method, side, cut).argmax(1),
+        "maps lifted": above(maps, method.threshold),
+        "true masks lifted": exact,
     }
-    return row, sheet(unseen.images, *(x[:, None].expand(-1, 3, -1, -1) / 2 for x in (numbered(cut_parts), truth)))
+    row: Row = {f"{name}: miou": miou(labels, truth) for name, labels in found.items()}
+    row["attention: explained"] = attention
+    return row, sheet(unseen.images, *(x[:, None].expand(-1, 3, -1, -1) / 2 for x in (truth, *found.values())))
 
 
 def sheet(*rows: Images) -> Float[Tensor, "3 h w"]:
     """Rows of pictures."""
     return torch.cat([torch.cat(list(x.clamp(0, 1).cpu()), -1) for x in rows], -2)
-
-
-def numbered(masks: Tensor) -> Int[Tensor, "n h w"]:
-    """0 where none is, then the masks' numbers from 1."""
-    return (masks.cpu() * torch.arange(1, masks.shape[1] + 1)[:, None, None]).amax(1)
 
 
 def above(scores: Float[Tensor, "n k h w"], threshold: float) -> Int[Tensor, "n h w"]:
