@@ -21,6 +21,7 @@ from sfumato.methods.control import (
     ClassifierGuidance,
     DenseDiffusion,
     DynamicThresholding,
+    GivenAttention,
     LayoutGuidance,
     LinguisticBinding,
     LlmGrounded,
@@ -94,6 +95,7 @@ SAID["main"] = SAID["target"]
 LAYOUT = Layout((Region("cube", (0, 0, 0.5, 1)), Region("duck", (0.5, 0, 1, 1))))
 LEFT = Mask((torch.arange(8) < 4).expand(8, 8))
 WHOLE = Mask(torch.ones(8, 8, dtype=torch.bool))
+LOOKED = {"cube": {"": LEFT.pixels.float()[None, None]}, "duck": {"": 1 - LEFT.pixels.float()[None, None]}}
 STEPS = 2
 
 
@@ -257,6 +259,14 @@ METHODS = (
     Row(
         "dynamic-thresholding", DynamicThresholding(0.6), families=("deepfloyd",),
         but={**ALONE, "off": "what is not clipped is left as it is, and that is all of it in no picture of noise"},
+    ),
+    Row(
+        "given-attention", GivenAttention(LOOKED, until=1.0),
+        off=(GivenAttention({}), GivenAttention(LOOKED, until=0.0), GivenAttention(LOOKED, strength=0.0)), but=ALONE,
+    ),
+    Row(
+        "given-attention: shapes", GivenAttention(LOOKED, until=1.0, spread=True),
+        off=(GivenAttention(LOOKED, until=0.0, spread=True),), but=ALONE,
     ),
     Row(
         "layout-guidance", LayoutGuidance(LAYOUT, until=1.0, iterations=2),

@@ -21,6 +21,7 @@ AGAIN = {
     "consi-story: queries",
     "fate-zero: word",
     "feature-transfer: guided",
+    "given-attention: shapes",
     "masactrl: masks",
     "self-guidance: shapes",
     "self-guidance: looks",

@@ -14,8 +14,9 @@ from sfumato.methods.edit import CrossImageAttention, DiffEdit, EyeForAnEye, Mas
 EMPTY = {stream: ("", "") for stream in painting.SAID}
 BY_WORDS = {
     *("collaborative-editing", "delta-denoising", "flow-edit", "ledits", "prompt-to-prompt", "attend-and-excite"),
-    *("box-diff", "dense-diffusion", "layout-guidance", "linguistic-binding", "llm-grounded", "region-prompts"),
-    *("consi-story", "fate-zero", "rich-text", "self-guidance", "spatial-temporal", "structured-diffusion"),
+    *("box-diff", "dense-diffusion", "given-attention", "layout-guidance", "linguistic-binding", "llm-grounded"),
+    *("consi-story", "fate-zero", "region-prompts", "rich-text", "self-guidance", "spatial-temporal"),
+    "structured-diffusion",
 }
 WORDLESS = {
     "cross-image-attention": CrossImageAttention(fine=(0, 1), coarse=(0, 1), adain=(0.5, 1)),

@@ -10,6 +10,7 @@ from families import FAMILIES, randomised, seeded
 
 from sfumato.backbones.load import family
 from sfumato.errors import SfumatoError
+from sfumato.methods.perceive.graph_cut import GraphCut
 from sfumato.methods.perceive.text_attribution import TextAttribution
 from sfumato.reading.reader import chosen, read
 from sfumato.scene.cameras import orbit
@@ -66,37 +67,72 @@ def lifted(channels: int = 1) -> FeatureField:
     return features
 
 
+def test_views_vote_for_what_is_read_in_them(model):
+    shots, method = capture(), TextAttribution(("cube", "grass"), PROMPT, threshold=0.6, steps=(101,))
+    cut = GraphCut(smooth=0.5)
+    plain, moved = (task.votes(model, shots.images[:2], method, cut=c) for c in (None, cut))
+    with read(model, shots.images[1]) as reader:
+        found = method(reader)
+        whole = replace(found, scores=found.whole)
+        wanted = (found.labels, cut.refine(whole, shots.images[1]).labels)
+    for votes, labels in zip((plain, moved), wanted, strict=True):
+        assert votes.shape == (2, 3, SIDE, SIDE) and (votes.sum(1) == 1).all()
+        assert torch.equal(votes[1].argmax(0), labels)
+    assert not torch.equal(plain, moved)
+
+
+def votes_of(monkeypatch, *masks: torch.Tensor) -> None:
+    """Of each view for these, and the rest for the background."""
+    cast = torch.stack([1 - torch.stack(masks).sum(0), *masks], 1)
+    monkeypatch.setattr(task, "votes", lambda model, images, method, side=None, cut=None: cast)
+
+
 def test_a_thing_is_where_its_word_looks_and_edits_of_it_stay_there(model, monkeypatch):
-    """Maps that are the thing's outline come back as masks of it, from views that were not read as well."""
+    """Votes that are the thing's outline come back as masks of it, from views that were not read as well."""
     made, shots = scene(), capture()
     outline = made.view(shots.cameras).alpha
     assert outline is not None
-    coarse = torch.nn.functional.avg_pool2d(outline, 4)
-    monkeypatch.setattr(task, "word_maps", lambda model, images, method, side=None: 0.03 * torch.cat([coarse] * 1, 1))
-    method = TextAttribution(("cube",), threshold=0.5)
+    inside = (outline[:, 0] > 0.5).float()
+    votes_of(monkeypatch, inside)
+    method = TextAttribution(("cube",))
     unseen = orbit(2, (SIDE, SIDE), distance=3.0, first=45.0, elevation=40.0)
-    found = task.segment_scene(model, shots, made, method, unseen, steps=60, smooth=0.5)
+    found = task.segment_scene(model, shots, made, method, unseen, steps=60)
     truth = made.view(unseen).alpha
-    assert truth is not None
-    inside = truth > 0.5
-    assert ((found.masks & inside).sum() / (found.masks | inside).sum()) > 0.75
+    assert truth is not None and found.features.branch.own.grid.shape[-1] == task.FINE
+    assert iou(found.masks[:, 0], truth[:, 0] > 0.5) > 0.85
     masks = task.thing_masks(model, shots, made, "cube", steps=60)
     assert masks.shape == (VIEWS, SIDE, SIDE) and 0.02 < masks.float().mean() < 0.6
-    assert (masks & (outline[:, 0] > 0.5)).sum() > 0.9 * (outline > 0.5).sum()
-    monkeypatch.setattr(task, "word_maps", lambda model, images, method, side=None: 0 * coarse)
+    assert (masks & (inside > 0)).sum() > 0.95 * inside.sum()
+    votes_of(monkeypatch, 0 * inside)
     with pytest.raises(SfumatoError, match="found nowhere"):
         task.thing_masks(model, shots, made, "cube", steps=2)
 
 
+def iou(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def test_a_view_that_is_wrong_is_outvoted(model, monkeypatch):
+    """It sees nothing of the thing, and one beside it; four others around it do not."""
+    made, cameras = scene(), orbit(36, (SIDE, SIDE), distance=3.0)[[0, 1, 2, 34, 35]]
+    shots = Capture(torch.rand(5, 3, SIDE, SIDE), cameras, tuple("abcde"))
+    inside = (made.view(shots.cameras).alpha[:, 0] > 0.5).float()
+    wrong = torch.cat([inside[:1].roll(8, -1), inside[1:]])
+    votes_of(monkeypatch, wrong)
+    found = task.segment_scene(model, shots, made, TextAttribution(("cube",)), steps=60)
+    assert iou(found.masks[0, 0], inside[0] > 0) > 0.8 > 0.4 > iou(wrong[0] > 0, inside[0] > 0)
+
+
 def test_words_compete_for_a_pixel(model, monkeypatch):
+    """What has most votes has the place."""
     made, shots = scene(), capture()
-    outline = made.view(shots.cameras).alpha
-    assert outline is not None
-    two = torch.cat([outline, 0.4 * (1 - outline)], 1)
-    monkeypatch.setattr(task, "word_maps", lambda model, images, method, side=None: two)
-    found = task.segment_scene(model, shots, made, TextAttribution(("a", "b"), threshold=0.3), steps=60, smooth=0.0)
-    assert not (found.masks[:, 0] & found.masks[:, 1]).any() and found.masks.any((0, 2, 3)).all()
-    torch.testing.assert_close(found.scores.amax((0, 2, 3)), torch.ones(2))
+    inside = (made.view(shots.cameras).alpha[:, 0] > 0.5).float()
+    votes_of(monkeypatch, 0.6 * inside, 0.3 * inside)
+    found = task.segment_scene(model, shots, made, TextAttribution(("a", "b")), steps=150)
+    assert iou(found.masks[:, 0], inside > 0) > 0.85 and not found.masks[:, 1].any()
+    assert found.scores.shape == found.masks.shape == (VIEWS, 2, SIDE, SIDE)
+    middle = found.scores[:, :, SIDE // 2, SIDE // 2].mean(0)
+    torch.testing.assert_close(middle, torch.tensor([0.6, 0.3]), atol=0.1, rtol=0)
 
 
 def test_a_click_finds_what_is_like_it():

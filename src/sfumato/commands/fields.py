@@ -83,6 +83,7 @@ def spoken(cls: Any) -> Any:
     """The class with its fields as a command line writes them: words with commas, files; the others are hidden."""
     from sfumato.distill import Distillation
     from sfumato.distill.annealing import Ramp, Times
+    from sfumato.methods.control.given_attention import Given, drawn
     from sfumato.methods.edit.prompt_to_prompt import LocalBlend
     from sfumato.prompts.layout import Layout, Mask
 
@@ -106,6 +107,8 @@ def spoken(cls: Any) -> Any:
             spec = _spec("WORD,WORD", lambda text: tuple(_listed(text)), ",".join)
         elif get_args(one)[1:] == (Distillation,):
             spec = _spec("WORD,WORD", _distillations, ",".join)
+        elif get_args(one)[1:] == (Given,):
+            spec = _spec("WORD=PNG,...", partial(_pairs, of=drawn), ",".join)
         elif isinstance(get_origin(one), type) and issubclass(get_origin(one), Mapping):
             spec = _spec("WORD=VALUE,...", partial(_pairs, of=get_args(one)[1]), _paired)
         elif one is Layout:
@@ -152,7 +155,7 @@ def _paired(values: Mapping[str, Any]) -> str:
     return ",".join(f"{k}={v}" for k, v in values.items())
 
 
-def _pairs(text: str, of: type) -> dict[str, Any]:
+def _pairs(text: str, of: Callable[[str], Any]) -> dict[str, Any]:
     out = {}
     for part in _listed(text):
         word, equals, value = part.rpartition("=")

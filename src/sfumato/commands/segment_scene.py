@@ -36,7 +36,8 @@ def segment_scene(
         tyro.conf.arg(metavar="FILE", help="The scene of this capture [default: one is fitted to it first]."),
     ] = None,
     threshold: Annotated[
-        float | None, tyro.conf.arg(help="Part of a word's greatest value, or a click's cosine [default: 0.55, 0.7].")
+        float | None,
+        tyro.conf.arg(help="Part of a word's greatest value in a view, or a click's cosine [default: 0.55, 0.7]."),
     ] = None,
     steps: Annotated[int, tyro.conf.arg(help="Steps in which maps are lifted.")] = 300,
     fit_steps: Annotated[int, tyro.conf.arg(help="Steps of the first fit, where there is no --scene.")] = 800,
@@ -48,10 +49,10 @@ def segment_scene(
     out: Annotated[Path, tyro.conf.arg(help="Folder for the masks and the turntable.")] = Path("out/segment-scene"),
     json: Json = False,
 ) -> None:
-    """Find things of a scene by words or by a click: maps of all views are lifted into it and seen from anywhere.
+    """Find things of a scene by words or by a click: what is read of all views is lifted and seen from anywhere.
 
     Writes for each view NAME/VIEW-labels.png (a palette; 0 is no thing, then the words in their order), NAME.png (the
-    views tinted), NAME.gif (a turntable, tinted), NAME.safetensors (the lifted maps) and NAME.json.
+    views tinted), NAME.gif (a turntable, tinted), NAME.safetensors (what is lifted) and NAME.json.
 
     Example: sfumato segment-scene capture/ --words robot,grass
 
@@ -96,11 +97,10 @@ def segment_scene(
     if found:
         method, side = task.word_reader(model, found, prompt)
         method = method if threshold is None else replace(method, threshold=threshold)
-        parts = task.segment_scene(net, shots, own, method, side=side, steps=steps, seed=seed, keep=part)
+        cut = task.cutter(model)
+        parts = task.segment_scene(net, shots, own, method, side=side, cut=cut, steps=steps, seed=seed, keep=part)
         features, masks = parts.features, parts.masks
-        most = features.view(shots.cameras, task.SMOOTH).amax((0, 2, 3))[:, None, None].clamp_min(1e-12)
-        scores = features.view(turn, task.SMOOTH) / most
-        turned = (scores == scores.amax(1, keepdim=True)) & (scores > method.threshold)
+        turned = task.parted(features, turn)[1]
     else:
         assert click is not None
         method, side = recipes.suited("dift", model, None)

@@ -74,6 +74,7 @@ METHODS = (
     Entry("classifier-guidance", "control.classifier_guidance:ClassifierGuidance"),
     Entry("dense-diffusion", "control.dense_diffusion:DenseDiffusion", "dense"),
     Entry("dynamic-thresholding", "control.dynamic_thresholding:DynamicThresholding"),
+    Entry("given-attention", "control.given_attention:GivenAttention", "attention-injection"),
     Entry("layout-guidance", "control.layout_guidance:LayoutGuidance"),
     Entry("linguistic-binding", "control.linguistic_binding:LinguisticBinding"),
     Entry("llm-grounded", "control.llm_grounded:LlmGrounded"),

@@ -7,112 +7,31 @@ the scene's depth. Without them it knows shapes alone, and not which of them is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.backbones.controlnets import ControlNet
-from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
-from sfumato.core.choice import choose
 from sfumato.core.denoising import denoise
-from sfumato.core.method import Edit, Method, Phases, Requires, Run, Where
-from sfumato.core.sites import Grid, Site
+from sfumato.core.method import Method
 from sfumato.core.steppers import DDIM
 from sfumato.distill import Images
 from sfumato.distill.generators import Generator
 from sfumato.errors import SfumatoError
-from sfumato.prompts.words import spans
+from sfumato.methods.control.given_attention import Given
 from sfumato.scene.cameras import Pinholes
 from sfumato.scene.capture import Capture
 from sfumato.scene.features import FeatureField
 from sfumato.tasks.segment_scene import LIFT_STEPS, SMOOTH, head_maps, lift
 
-Given = Mapping[str, Float[Tensor, "n heads h w"]]
-"""A word's maps by the paths of sites; of all that are not named, at the empty one. One of all images or one each, one
-of all heads or one each."""
 TIMES = (1, 201, 401, 601)
 """Levels of noise at which maps are read, and averaged: of seed 000's 0 to 700."""
-
-
-@dataclass(frozen=True, eq=False)
-class GivenAttention(Method):
-    """Cross-attention to words is what it is given, in the first steps and in conditional rows; the other words keep
-    theirs, and nothing is normalised again, as in Prompt-to-Prompt. Sites that are given nothing keep all of theirs."""
-
-    requires: ClassVar = Requires(words=True, windows=False, groups=True)
-
-    maps: Mapping[str, Given]
-    """Of words of the prompt."""
-    until: float = 0.5
-    """Part of the steps in which it acts: seed 000 found it to diverge where it acts too long."""
-    strength: float = 1.0
-    """Share of what is given; the rest is the network's own."""
-    spread: bool = False
-    """Are maps shapes alone? Then each head's own attention to a word is spread over the picture as its map is; if not,
-    they are probabilities."""
-
-    def start(self, run: Run) -> Phases:
-        for word, given in self.maps.items():
-            for path, x in given.items():
-                if x.ndim != 4 or len(x) not in (1, run.rows.of_stream) or not x.isfinite().all():
-                    raise SfumatoError(
-                        f"maps of {word!r} at {path or 'all sites'} are finite, for one image or {run.rows.of_stream}, "
-                        f"a map a head; got {tuple(x.shape)}"
-                    )
-        tokens = {
-            stream: [[spans(run.model.words(prompt), word) for word in self.maps] for prompt in prompts]
-            for stream, prompts in run.prompts.items()
-        }
-        if not (self.strength and self.until and self.maps):
-            return Phases()
-
-        def do(call: Call) -> None:
-            maps = [resized(given, call.site, call.grid) for given in self.maps.values()]
-            for name in call.rows.match("cond"):
-                probs = call.block(name, "image->text").clone()
-                for row, image in enumerate(call.rows.numbers):
-                    for some, given in zip(tokens[name[0]][image], maps, strict=True):
-                        if given is None:
-                            continue
-                        own = probs[row][..., some]
-                        new = given[image % len(given)][..., None].to(own)
-                        if self.spread:
-                            new = new / new.sum(1, keepdim=True).clamp_min(1e-12) * own.sum(1, keepdim=True)
-                        probs[row, ..., some] = (1 - self.strength) * own + self.strength * new
-                call.set_block(name, "image->text", probs)
-
-        def chosen(site: Any) -> bool:
-            return any(_of(maps, site) is not None for maps in self.maps.values())
-
-        where = Where("image->text", steps=(0, self.until), rows="cond", sites=chosen)
-        for site in choose(run.model, where, run.grid, "given attention"):
-            for word, maps in self.maps.items():
-                found = _of(maps, site)
-                if found is not None and found.shape[1] not in (1, site.heads):
-                    raise SfumatoError(
-                        f"{site.path} has {site.heads} heads, and maps of {found.shape[1]} are given of {word!r}"
-                    )
-        return Phases((Edit(where, "probs", do),))
-
-
-def _of(given: Given, site: Site) -> Tensor | None:
-    return given.get(site.path, given.get(""))
-
-
-def resized(given: Given, site: Site, grid: Grid) -> Float[Tensor, "n heads queries"] | None:
-    """What is given for a site, at its grid; None where nothing is."""
-    found = _of(given, site)
-    if found is None:
-        return None
-    small = F.interpolate(found.float(), grid, mode="bilinear", antialias=True, align_corners=False)
-    return small.clamp(0, 1).flatten(2)
 
 
 def soft(maps: Float[Tensor, "n k h w"], sharpness: float = 10.0) -> Float[Tensor, "n k h w"]:

@@ -20,9 +20,10 @@ from sfumato.errors import SfumatoError
 from sfumato.io.progress import Listener, heard, progress
 from sfumato.learning.loop import learn
 from sfumato.methods.perceive.dift import DIFT
+from sfumato.methods.perceive.graph_cut import GraphCut
 from sfumato.methods.perceive.text_attribution import TextAttribution
 from sfumato.prompts.words import spans
-from sfumato.reading.reader import Noise, chosen, read
+from sfumato.reading.reader import Noise, Reader, chosen, read
 from sfumato.scene.cameras import Pinholes, orbit
 from sfumato.scene.capture import Capture
 from sfumato.scene.features import FeatureField, Kind, Lift
@@ -33,6 +34,8 @@ Maps = Float[Tensor, "n k h w"]
 LIFT_STEPS, LIFT_RATE = 300, 0.05
 SMOOTH = 1.5
 """Pixels of the Gaussian that rendered maps are blurred by (seed 000, section 6.2)."""
+FINE = 64
+"""Cells a side of lifted votes, which have the outlines of pictures and not of maps."""
 
 
 def word_reader(model: str, words: Sequence[str], prompt: str = "") -> tuple[TextAttribution, int | None]:
@@ -41,9 +44,33 @@ def word_reader(model: str, words: Sequence[str], prompt: str = "") -> tuple[Tex
     return replace(method, words=tuple(words), prompt=prompt or None), side
 
 
+def cutter(model: str) -> GraphCut:
+    """The graph cut as it suits a model."""
+    return recipes.suited("graph-cut", model, None)[0]
+
+
 def word_maps(model: Backbone, images: Images, method: TextAttribution, side: int | None = None) -> Maps:
     """Where each picture's words look."""
     return _each(model, images, side, lambda reader: method.maps(reader))
+
+
+def votes(
+    model: Backbone,
+    images: Images,
+    method: TextAttribution,
+    side: int | None = None,
+    cut: GraphCut | None = None,
+) -> Maps:
+    """What each picture by itself takes its pixels for: 1 for it and 0 for the others, the background first, then the
+    words, at the pictures' size. A ``cut`` moves the borders to the picture's edges before."""
+    k = len(method.words) + 1
+
+    def cast(reader: Reader) -> Tensor:
+        found = method(reader)
+        found = found if cut is None else cut.refine(replace(found, scores=found.whole.cpu()), reader.pixels)
+        return F.one_hot(found.labels, k).permute(2, 0, 1)
+
+    return _each(model, images, side, cast)
 
 
 def latents(model: Backbone, images: Images, side: int | None = None) -> Maps:
@@ -129,9 +156,10 @@ class SceneParts:
 
     words: tuple[str, ...]
     scores: Float[Tensor, "n k h w"]
-    """Each word's map as the scene has it, a part of its greatest value in the views that were read."""
+    """Each word's share of the votes."""
     masks: Bool[Tensor, "n k h w"]
     features: FeatureField
+    """The votes as the scene has them, the background's first."""
 
 
 def segment_scene(
@@ -142,7 +170,8 @@ def segment_scene(
     cameras: Pinholes | None = None,
     *,
     side: int | None = None,
-    smooth: float = SMOOTH,
+    cut: GraphCut | None = None,
+    smooth: float = 0.0,
     steps: int = LIFT_STEPS,
     seed: int = 0,
     keep: Path | None = None,
@@ -150,16 +179,26 @@ def segment_scene(
 ) -> SceneParts:
     """The things of ``method.words`` as cameras see them, the capture's own unless others are given.
 
-    A pixel is a word's where its map is above ``method.threshold`` of its greatest value, and above the other words'.
+    Each view votes, and the scene has at each place the share of votes for each word and for the background: a pixel
+    is what has most. ``cut``: of the borders in the views that vote. Maps themselves would not do: their greatest
+    values differ from view to view, and what is lifted is smoother than each of them, so that no part of the greatest
+    is a thing's outline.
     """
     with heard(on_progress):
-        maps = word_maps(model, capture.images, method, side)
-        features = lift(scene, capture.cameras, maps, steps=steps, seed=seed, keep=keep, about=repr(method))
-        known = features.view(capture.cameras, smooth)
-        most = known.amax((0, 2, 3))[:, None, None].clamp_min(1e-12)
-        scores = (known if cameras is None else features.view(cameras, smooth)) / most
-    best = scores == scores.amax(1, keepdim=True)
-    return SceneParts(method.words, scores, best & (scores > method.threshold), features)
+        cast = votes(model, capture.images, method, side, cut)
+        about = f"votes of {method!r} {cut!r}"
+        features = lift(scene, capture.cameras, cast, steps=steps, resolution=FINE, seed=seed, keep=keep, about=about)
+    scores, masks = parted(features, capture.cameras if cameras is None else cameras, smooth)
+    return SceneParts(method.words, scores, masks, features)
+
+
+def parted(
+    features: FeatureField, cameras: Pinholes, smooth: float = 0.0
+) -> tuple[Float[Tensor, "n k h w"], Bool[Tensor, "n k h w"]]:
+    """Of lifted votes each word's share as cameras see it, and where it has most."""
+    shares = features.view(cameras, smooth)
+    most = F.one_hot(shares.argmax(1), shares.shape[1]).permute(0, 3, 1, 2) > 0
+    return shares[:, 1:], most[:, 1:]
 
 
 def thing_masks(
@@ -169,7 +208,8 @@ def thing_masks(
     """Where a capture's views show a word's thing, grown by some pixels: where an edit of the thing alone may change
     them. Raises ``SfumatoError`` where it is nowhere."""
     method, side = word_reader(name, (word,), prompt)
-    found = segment_scene(model, capture, scene, method, side=side, steps=steps, seed=seed).masks[:, 0]
+    options: dict[str, Any] = {"side": side, "cut": cutter(name), "steps": steps, "seed": seed}
+    found = segment_scene(model, capture, scene, method, **options).masks[:, 0]
     if not found.any():
         raise SfumatoError(f"{word!r} is found nowhere in the views; take another word, or leave --only out")
     return F.max_pool2d(found[:, None].float(), 2 * grown + 1, 1, grown)[:, 0] > 0

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.bench.report import Report, gather
-from sfumato.bench.scene import edits, exports, features, reconstruct, speed, splats
+from sfumato.bench.scene import edits, exports, features, injected, reconstruct, speed, splats
 from sfumato.bench.session import Session
 from sfumato.io.device import choose
 
-MODULES = (reconstruct, speed, splats, exports, features, edits)
+MODULES = (reconstruct, speed, splats, exports, features, injected, edits)
 
 
 def run(n: int, seed: int, device: str = "auto", out: Path | None = None, modules: Sequence[Any] = MODULES) -> Report:

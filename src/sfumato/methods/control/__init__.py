@@ -5,6 +5,7 @@ from sfumato.methods.control.box_diff import BoxDiff
 from sfumato.methods.control.classifier_guidance import ClassifierGuidance
 from sfumato.methods.control.dense_diffusion import DenseDiffusion
 from sfumato.methods.control.dynamic_thresholding import DynamicThresholding
+from sfumato.methods.control.given_attention import GivenAttention
 from sfumato.methods.control.layout_guidance import LayoutGuidance
 from sfumato.methods.control.linguistic_binding import LinguisticBinding
 from sfumato.methods.control.llm_grounded import LlmGrounded
@@ -24,6 +25,7 @@ __all__ = [
     "ClassifierGuidance",
     "DenseDiffusion",
     "DynamicThresholding",
+    "GivenAttention",
     "LayoutGuidance",
     "LinguisticBinding",
     "LlmGrounded",
