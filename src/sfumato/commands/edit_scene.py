@@ -133,7 +133,7 @@ def edit_scene(
         from sfumato.tasks.segment_scene import thing_masks
 
         reads = net if model == BUILT_IN or not model.startswith(BUILT_IN) else loading.load(BUILT_IN, device)
-        where = before if hasattr(before, "trace") else scene_of(shots, None, out, settings["capture"], None, seed)
+        where = before if hasattr(before, "trace") else scene_of(shots, None, out, settings["capture"], fit_steps, seed)
         masks = thing_masks(reads, shots, where, only, model.removesuffix("-instruct"), seed=seed)
     first = shots.images
     done = run(net, shots, before, how, masks=masks, seed=seed, keep=so_far, about=own, frame_every=every)
