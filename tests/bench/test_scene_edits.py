@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ import torch
 from sfumato.bench import report
 from sfumato.bench.scene import edits, features
 from sfumato.bench.session import Session
-from sfumato.tasks.edit_scene import first_scene
+from sfumato.bench.units import Units
 
 
 @pytest.fixture(scope="module")
@@ -56,21 +54,23 @@ def test_edits_are_judged_by_views_that_were_held_out(world, here):
 
     views = world.after.images[world.learned]
     row, picture = world.judged(session, Shown(world.after.images), views)  # type: ignore[arg-type]
-    assert row["to_truth"] == float("inf") and row["to_own_pictures"] == 100 and picture.shape == (3, 128, 256)
+    assert row["to_truth"] == float("inf") and row["to_own_pictures"] == 100
+    assert picture.shape == (3, 128, 128 * len(edits.HELD))
     other, _ = world.judged(session, Shown(world.before.images), views)  # type: ignore[arg-type]
     assert 5 < other["to_truth"] < 40 and other["warp_error"] == row["warp_error"]
 
 
 @pytest.mark.slow
 def test_every_way_is_run_from_the_same_scene(here, monkeypatch, tmp_path):
-    for name, value in {"FIT": 1, "STEPS": 2, "DESCENT": 1}.items():
+    for name, value in {"COUNT": 50, "FIT": 1, "STEPS": 2, "PAINTED": 1, "AGAIN": 1}.items():
         monkeypatch.setattr(edits, name, value)
     session = Session(1, 0, torch.device("cpu"), tmp_path)
     found = report.gather(report.Report("s", 1, 0, "cpu", edits.MEANINGS, edits.TARGETS), edits.MEASURES, session)
     assert not found.why and set(found.figures) == set(edits.MEANINGS)
     lines = (tmp_path / "scene-edits.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == len(edits.METHODS) + 2
-    monkeypatch.setattr(edits, "first_scene", None)  # what is kept is not measured again
+    assert not [*tmp_path.glob("**/*.part.safetensors")], "what a unit had when it was stopped goes when it is whole"
+    monkeypatch.setattr(edits, "first_gaussians", None)  # what is kept is not measured again
     again = report.gather(report.Report("s", 1, 0, "cpu", edits.MEANINGS, edits.TARGETS), edits.MEASURES, session)
     assert again.results == found.results
 
@@ -113,9 +113,23 @@ def test_a_decoder_is_tuned_on_its_own(here):
         assert torch.equal(own.encode(images), latents)
 
 
-def test_the_first_scene_of_a_world_is_never_written_to(world):
-    scene = first_scene(world.before[[0, 1]], steps=1)
-    other = copy.deepcopy(scene)
+def test_the_first_scene_of_a_world_is_fitted_once_and_never_written_to(world, tmp_path, monkeypatch):
+    for name, value in {"COUNT": 50, "FIT": 2}.items():
+        monkeypatch.setattr(edits, name, value)
+    units, photos = Units(tmp_path / "units.jsonl", of="a"), world.before[[0, 1, 2]]
+    begun = edits.Begun(photos, 0, units, "fit")
+
+    def stop(*_, **__):
+        raise RuntimeError
+
+    scene, other = begun.scene(), begun.scene()
     with torch.no_grad():
-        next(other.parameters()).add_(1)
-    assert not torch.equal(next(other.parameters()), next(scene.parameters()))
+        other.means.add_(1)
+    assert torch.equal(begun.scene().means, scene.means) and not torch.equal(other.means, scene.means)
+    monkeypatch.setattr(edits, "first_gaussians", stop)
+    again = edits.Begun(photos, 0, units, "fit").scene()
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in scene.state_dict().items())
+    with pytest.raises(RuntimeError):
+        edits.Begun(photos, 0, units, "fit of another").scene()
+    with pytest.raises(RuntimeError):
+        edits.Begun(photos, 0, Units(None), "fit").scene()

@@ -8,22 +8,37 @@ import torch
 from sfumato.errors import SfumatoError
 from sfumato.learning.loop import learn
 from sfumato.scene.cameras import orbit
+from sfumato.scene.capture import Capture
 from sfumato.scene.fields import Voxels
+from sfumato.scene.gaussians import Gaussians
+from sfumato.scene.gaussians_fit import ADAM, Fitting, quick
 from sfumato.scene.render import FieldScene, Sampling
-from sfumato.scene.updating import Turns, Updating
+from sfumato.scene.updating import Looks, Turns, Updating
 
 VIEWS = 5
 
 
-def made(**options) -> Updating:
+def field() -> FieldScene:
     torch.manual_seed(0)
-    scene = FieldScene(Voxels(4), sampling=Sampling(4))
+    return FieldScene(Voxels(4), sampling=Sampling(4))
+
+
+def made(scene=None, **options) -> Updating:
+    scene = field() if scene is None else scene
     views = torch.rand(VIEWS, 3, 6, 8, generator=torch.Generator().manual_seed(1))
     return Updating(scene, orbit(VIEWS, (6, 8)), views, **{"rays": 64, **options})
 
 
+def splats(steps: int = 6) -> Gaussians:
+    rng = torch.Generator().manual_seed(2)
+    means, colours = torch.rand(20, 3, generator=rng) - 0.5, torch.rand(20, 3, generator=rng)
+    return Gaussians(means, colours, opacity=0.8, recipe=quick(steps))
+
+
 def run(problem: Updating, steps: int, **options):
-    return learn(problem, torch.optim.Adam(problem.groups(), lr=0.1), steps=steps, about="it", **options)
+    whole = isinstance(problem.scene, Gaussians)
+    optimiser = ADAM(problem.groups()) if whole else torch.optim.Adam(problem.groups(), lr=0.1)
+    return learn(problem, optimiser, steps=steps, about="it", **options)
 
 
 def brighter(step, at, seen):
@@ -57,6 +72,59 @@ def test_rays_are_those_of_the_pixels_that_they_are_compared_with():
     torch.testing.assert_close(loss, (seen - problem.views[3, :, 4, 7]).abs().mean(), atol=1e-5, rtol=0)
 
 
+def test_gaussians_follow_whole_views_as_they_are_now():
+    """The loss is that of a fit to the edited views, at the part of the run that is over."""
+    problem = made(splats(), edit=lambda step, at, seen: torch.full_like(seen, 0.25), turns=Turns(VIEWS, 1))
+    problem.fraction = 0.5
+    names = tuple("abcde")
+    fit = Fitting(problem.scene, Capture(torch.full_like(problem.views, 0.25), problem.cameras, names), seed=0)
+    fit.fraction = 0.5
+    for step in (0, 3):
+        torch.testing.assert_close(problem.loss(step), fit.loss(step))
+    other = Fitting(problem.scene, Capture(problem.first, problem.cameras, names), seed=0)
+    assert not torch.isclose(problem.loss(0), other.loss(0))
+
+
+def test_gaussians_move_slower_towards_the_end():
+    scene = splats(6)
+    problem = made(scene)
+    optimiser = ADAM(problem.groups())
+    learn(problem, optimiser, steps=6, about="it")
+    (rate,) = [g["lr"] for g in optimiser.param_groups if any(p is scene.means for p in g["params"])]
+    assert rate == pytest.approx(scene.recipe.rates.of_means(5, scene.extent)) and rate < scene.rates["means"] / 10
+
+
+@pytest.mark.parametrize("kind", [field, splats])
+def test_a_patch_is_compared_with_the_same_place_of_its_view(kind):
+    heard, scene = [], kind()
+    if isinstance(scene, FieldScene):  # else it is one colour, wherever one looks
+        with torch.no_grad():
+            scene.field.grid.normal_(std=5.0, generator=torch.Generator().manual_seed(4))  # type: ignore[operator, union-attr]
+
+    def unlike(shown, wanted):
+        heard.append((shown.detach(), wanted))
+        return (shown - wanted).abs().mean((1, 2, 3))
+
+    problem = made(scene, looks=Looks(unlike, 3.0, 4))
+    plain = made(problem.scene)
+    for step in range(4):
+        more = problem.loss(step) - plain.loss(step)
+        shown, wanted = heard[-1]
+        torch.testing.assert_close(more, 3 * (shown - wanted).abs().mean())
+        patches = problem.views.unfold(2, 4, 1).unfold(3, 4, 1)
+        off = (patches - wanted[0, :, None, None]).abs().amax((1, 4, 5))
+        i, y, x = (off == 0).nonzero()[0].tolist()
+        whole = problem.scene.view(problem.cameras[[i]]).images
+        torch.testing.assert_close(shown, whole[..., y : y + 4, x : x + 4], atol=1e-4, rtol=0)
+    assert len({tuple(w.flatten()[:3].tolist()) for _, w in heard}) > 1, "another patch in each step"
+    counted = torch.zeros(VIEWS, 6, 8, dtype=torch.bool)
+    counted[:, 0, 0] = True
+    unknown = made(looks=Looks(unlike, 1.0, 4), counted=counted)
+    unknown.loss(0)
+    shown, wanted = heard[-1]
+    assert (shown == wanted).all(1).sum() >= 15, "what is not known is alike"
+
+
 def test_an_edit_sees_the_scene_and_takes_the_views_place():
     heard = []
 
@@ -88,9 +156,10 @@ def test_outside_of_masks_views_stay_as_they_were_at_first():
     assert ((problem.views - first)[:, :, :3].abs().amax((1, 2, 3)) > 0).all()
 
 
-def test_a_run_that_was_cut_off_goes_on_bit_for_bit_also_in_the_middle_of_an_edit(tmp_path):
+@pytest.mark.parametrize("kind", [field, splats])
+def test_a_run_that_was_cut_off_goes_on_bit_for_bit_also_in_the_middle_of_an_edit(tmp_path, kind):
     options = {"edit": brighter, "turns": Turns(2, 2)}
-    whole = made(**options)
+    whole = made(kind(), **options)
     run(whole, 6)
 
     def cut(step, at, seen):
@@ -100,8 +169,8 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit_also_in_the_middle_of_an_edi
 
     keep = tmp_path / "run.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        run(made(**options | {"edit": cut}), 6, keep=keep)
-    rest = made(**options)
+        run(made(kind(), **options | {"edit": cut}), 6, keep=keep)
+    rest = made(kind(), **options)
     run(rest, 6, keep=keep)
     assert rest.edited == whole.edited and torch.equal(rest.views, whole.views)
     for a, b in zip(rest.scene.parameters(), whole.scene.parameters(), strict=True):

@@ -20,6 +20,7 @@ from sfumato.methods.edit.instruct_pix2pix import InstructPix2Pix
 from sfumato.scene.cameras import orbit
 from sfumato.scene.capture import Capture
 from sfumato.scene.fields import Voxels
+from sfumato.scene.gaussians import KERBL, Gaussians
 from sfumato.scene.render import FieldScene, Sampling
 from sfumato.scene.updating import Turns
 from sfumato.tasks import edit_scene as task
@@ -51,6 +52,13 @@ def capture() -> Capture:
 def scene() -> FieldScene:
     torch.manual_seed(0)
     return FieldScene(Voxels(4), sampling=Sampling(4))
+
+
+def splats() -> Gaussians:
+    """As they are read from a file: by the published recipe, which is for much longer runs."""
+    rng = torch.Generator().manual_seed(2)
+    means, colours = torch.rand(20, 3, generator=rng) - 0.5, torch.rand(20, 3, generator=rng)
+    return Gaussians(means, colours, opacity=0.8, recipe=KERBL)
 
 
 def images(n: int = 2) -> torch.Tensor:
@@ -111,8 +119,11 @@ def test_a_delta_score_of_a_scene_like_its_photographs_is_none(model):
     assert strength(views.images.flip(0), SAME) > 1e-2 and strength(views.images, OTHER) > 1e-2
 
 
-@pytest.mark.parametrize("word", ["csd-edit", "dds", "sdi"])
-def test_a_run_that_was_ended_goes_on_to_the_same_scene(model, tmp_path, word):
+@pytest.mark.parametrize(
+    ("word", "scene"),
+    [("csd-edit", scene), ("dds", scene), ("sdi", scene), ("csd-edit", splats), ("dds", splats)],
+)
+def test_a_run_that_was_ended_goes_on_to_the_same_scene(model, tmp_path, word, scene):
     edit = scene_edit(word, source=SAME, target=OTHER, together=2, every=2, steps=4, edit_steps=1)
     whole = edit_scene(model, capture(), scene(), edit, seed=2, frame_every=2)
     assert len(whole.frames) == 2 and whole.views.shape == (VIEWS, 3, SIDE, SIDE)
@@ -131,6 +142,40 @@ def test_a_run_that_was_ended_goes_on_to_the_same_scene(model, tmp_path, word):
     other = scene_edit(word, source=SAME, target=SAME, together=2, every=2, steps=4, edit_steps=1)
     with pytest.raises(SfumatoError, match="another run"):
         edit_scene(model, capture(), scene(), other, seed=2, keep=keep)
+
+
+def test_gaussians_follow_an_edit_by_a_recipe_of_its_length():
+    """Colours go farther than in a fit, slower in the end; no Gaussians are added or dropped."""
+    white = SceneEdit(lambda model, photos, seen, seed: torch.ones_like(photos), Turns(VIEWS, 1, 1), steps=60)
+    dark = splats()
+    with torch.no_grad():
+        dark.base.fill_(-1.0)
+
+    class Model:
+        name, size, multiple = "none", SIDE, 8
+
+    done = edit_scene(Model(), capture(), dark, white, seed=1)  # type: ignore[arg-type]
+    moved = done.scene.base.amax() + 1
+    assert 1 < moved < 2, "60 steps of 0.01 are 0.6 at most; 60 of 0.05 are 3, and their rate falls"
+    assert len(done.scene) == 20 and done.scene.recipe == task.following(60)
+
+
+def test_a_loss_of_patches_is_part_of_the_run(model, here):
+    edit = scene_edit("csd-edit", source=SAME, target=OTHER, together=2, every=2, steps=2, edit_steps=1)
+    without, with_it = scene(), scene()
+    edit_scene(model, capture(), without, edit, seed=2)
+    edit_scene(model, capture(), with_it, replace(edit, looks=5.0), seed=2)
+    assert not torch.equal(without.field.grid, with_it.field.grid)  # type: ignore[union-attr]
+
+
+def test_what_looks_alike_is_no_distance_apart(here):
+    compare, a, b = task.unlike(), images(), images().flip(-1)
+    a.requires_grad_()
+    assert compare(a, a.detach()).abs().max() < 1e-5 < 1e-2 < compare(a, b).min()
+    (pull,) = torch.autograd.grad(compare(a, b).sum(), a)
+    assert pull.isfinite().all() and pull.abs().amax((1, 2, 3)).min() > 0
+    moved = a.detach() - 1e-4 * pull / pull.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    assert (compare(moved, b) < compare(a, b)).all()
 
 
 def test_each_view_is_edited_once_where_it_is_edited_alone(instructed):

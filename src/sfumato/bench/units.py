@@ -71,10 +71,15 @@ class Units:
                 raise SfumatoError(f"cannot write {self.file}: {e.strerror or e}") from None
         return row, image
 
-    def _picture(self, unit: str) -> Path | None:
+    def beside(self, unit: str, ending: str) -> Path | None:
+        """A file of a unit's own, such as what it had when it was stopped; None where nothing is kept."""
         if self.file is None:
             return None
-        return self.file.with_suffix("") / f"{hashlib.sha256(f'{self.of} {unit}'.encode()).hexdigest()[:16]}.png"
+        name = hashlib.sha256(f"{self.of} {unit}".encode()).hexdigest()[:16]
+        return self.file.with_suffix("") / f"{name}{ending}"
+
+    def _picture(self, unit: str) -> Path | None:
+        return self.beside(unit, ".png")
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, dict[str, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -37,12 +37,19 @@ def edit_scene(
         Path | None,
         tyro.conf.arg(metavar="FILE", help="The scene of this capture [default: one is fitted to it first]."),
     ] = None,
+    field: Annotated[
+        Literal["gaussians", "voxels"],
+        tyro.conf.arg(help="What is fitted, where there is no --scene; Gaussians are sharper, and sooner."),
+    ] = "gaussians",
     only: Annotated[
         str,
         tyro.conf.arg(metavar="WORD", help="Change this thing alone, found by where the word looks in all views."),
     ] = "",
     steps: Annotated[int, tyro.conf.arg(help="Steps of the scene while it is edited.")] = 600,
-    fit_steps: Annotated[int, tyro.conf.arg(help="Steps of the first fit, where there is no --scene.")] = 800,
+    fit_steps: Annotated[
+        int | None,
+        tyro.conf.arg(help="Steps of the first fit, where there is no --scene [default: 600, of voxels 800]."),
+    ] = None,
     edit_steps: Annotated[int | None, tyro.conf.arg(help="Steps of a view's edit [default: the method's].")] = None,
     together: Annotated[int, tyro.conf.arg(help="Views of a set that csd-edit edits together.")] = 16,
     between: Annotated[
@@ -78,6 +85,7 @@ def edit_scene(
     Example: sfumato edit-scene capture/ csd-edit --from "a red cube on grass" --to "a blue cube on grass" --only cube
     """
     given = dict(locals())
+    from sfumato.distill import Distillation
     from sfumato.tasks.edit_scene import METHODS, scene_edit
 
     if not 1 <= len(words) <= 2:
@@ -89,10 +97,9 @@ def edit_scene(
     if bool(source) != bool(target):
         raise SfumatoError("--from and --to belong together: what the scene shows, and what it should show")
     whole("--steps", steps, 1, 1_000_000)
-    whole("--fit-steps", fit_steps, 1, 1_000_000)
     whole("--together", together, 1, 1024)
     whole("--every", every, 1, 1_000_000)
-    for name, value in (("--edit-steps", edit_steps), ("--between", between)):
+    for name, value in (("--edit-steps", edit_steps), ("--between", between), ("--fit-steps", fit_steps)):
         if value is not None:
             whole(name, value, 1, 1_000_000)
     seed_of(seed)
@@ -102,6 +109,8 @@ def edit_scene(
         method, instruction=instruction, source=source, target=target, model=model, guidance=guidance,
         image_scale=image_scale, together=together, every=between, steps=steps, edit_steps=edit_steps,
     )  # fmt: skip
+    if only and isinstance(how.editor, Distillation):
+        raise SfumatoError(f"{method} moves the scene itself and knows no --only; csd-edit and others edit views")
     writable(out)
     quiet()
     from sfumato.media import pictures
@@ -117,14 +126,15 @@ def edit_scene(
     own = kept.digest(settings)
     name = kept.named(out, "edit-scene", ".safetensors", f"{slug(instruction or target)}-{method}", settings)
     so_far = out / f".{name}.{own[:8]}.safetensors"
-    before = scene_of(shots, scene, out, settings["capture"], fit_steps, seed)
+    before = scene_of(shots, scene, out, settings["capture"], fit_steps, seed, field)
     shows(before, shots, scene or capture)
     masks = None
     if only:
         from sfumato.tasks.segment_scene import thing_masks
 
         reads = net if model == BUILT_IN or not model.startswith(BUILT_IN) else loading.load(BUILT_IN, device)
-        masks = thing_masks(reads, shots, before, only, model.removesuffix("-instruct"), seed=seed)
+        where = before if hasattr(before, "trace") else scene_of(shots, None, out, settings["capture"], fit_steps, seed)
+        masks = thing_masks(reads, shots, where, only, model.removesuffix("-instruct"), seed=seed)
     first = shots.images
     done = run(net, shots, before, how, masks=masks, seed=seed, keep=so_far, about=own, frame_every=every)
     some = list(range(0, len(shots), max(1, len(shots) // 4)))
@@ -148,17 +158,21 @@ def edit_scene(
         print("\n".join([*record["files"], str(out / f"{name}.json")]))
 
 
-def scene_of(shots: Any, scene: Path | None, out: Path, capture: str, steps: int, seed: int) -> Any:
+def scene_of(
+    shots: Any, scene: Path | None, out: Path, capture: str, steps: int | None, seed: int, field: str = "voxels"
+) -> Any:
     """A scene's file, or one that is fitted to a capture, and kept in ``out`` for the next time."""
     from sfumato.scene.store import load_scene, save_scene
-    from sfumato.tasks.edit_scene import first_scene
+    from sfumato.tasks.edit_scene import first_gaussians, first_scene
 
     if scene is not None:
         return load_scene(scene)[0]
-    fit = out / f".fit.{kept.digest([capture, steps, seed])}.safetensors"
+    first = first_gaussians if field == "gaussians" else first_scene
+    fit = out / f".fit.{kept.digest([capture, steps, seed, field])}.safetensors"
     if not fit.exists():
         part = fit.with_suffix(".part.safetensors")
-        save_scene(fit, first_scene(shots, steps=steps, seed=seed, keep=part))
+        own: dict[str, Any] = {} if steps is None else {"steps": steps}
+        save_scene(fit, first(shots, **own, seed=seed, keep=part))
         part.unlink(missing_ok=True)
     return load_scene(fit)[0]
 

@@ -292,6 +292,11 @@ class Gaussians(Generator):
 
     # how they learn
 
+    def learn_by(self, recipe: Recipe) -> None:
+        """Go on by another recipe than the one that they were made with."""
+        self.recipe = recipe
+        self._set_rates()
+
     def at_step(self, progress: float) -> None:
         """Nothing: what changes over a run goes by its steps."""
 

@@ -3,12 +3,15 @@
 Instruct-NeRF2NeRF (Haque et al. 2023, arXiv 2303.12789) renders one of a capture's views every few steps, edits it, and
 puts it in the place of the photograph, so that scene and views come to agree; CSD-Edit (Kim et al. 2023, section B.4)
 renews several at once. Nothing here knows what edits a view. Without any edit it is the fit of a scene to its views.
+
+A field follows rays that are drawn from all views, by L1; Gaussians follow whole views, one in each step, as they are
+fitted (``gaussians_fit``). ``Looks`` adds the other half of Instruct-NeRF2NeRF's loss, how unlike patches look.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +24,9 @@ from sfumato.learning.loop import Problem
 from sfumato.learning.optimisers import Optimisers
 from sfumato.learning.seeds import generator
 from sfumato.scene.cameras import Pinholes
+from sfumato.scene.capture import Capture
+from sfumato.scene.gaussians import Gaussians
+from sfumato.scene.gaussians_fit import Fitting
 
 Edit = Callable[[int, tuple[int, ...], Images], Images]
 """New pictures of some views, of (step, their numbers, how the scene looks from there now)."""
@@ -55,9 +61,20 @@ class Turns:
         return tuple(sorted(order[part * some : (part + 1) * some]))
 
 
+@dataclass(frozen=True)
+class Looks:
+    """How unlike a patch of a view looks to networks, beside how far its colours are; one patch in each step."""
+
+    unlike: Callable[[Images, Images], Float[Tensor, " b"]]
+    """Of what the scene shows and what it should, differentiable by the first."""
+    weight: float = 1.0
+    side: int = 32
+    """Of a patch, in pixels; the authors'."""
+
+
 @dataclass(eq=False)
 class Updating(Problem):
-    """A scene that is moved to a capture's views by L1, ray by ray, some of which are edited on the way.
+    """A scene that is moved to a capture's views, some of which are edited on the way.
 
     Views are part of a checkpoint: those of the last whole step, so that a run that was cut off in an edit has it anew.
     """
@@ -70,7 +87,9 @@ class Updating(Problem):
     turns: Turns = Turns()
     seed: int = 0
     rays: int = RAYS
-    """Of a step, drawn from all views."""
+    """Of a step, drawn from all views; Gaussians are compared with a whole view."""
+    looks: Looks | None = None
+    """A loss of patches, if they are to be compared as well."""
     masks: Bool[Tensor, "n h w"] | None = None
     """Where views may change; elsewhere they stay what they were at first."""
     counted: Bool[Tensor, "n h w"] | None = None
@@ -101,6 +120,13 @@ class Updating(Problem):
 
     def loss(self, step: int) -> Float[Tensor, ""]:
         self._next = self._renewed(step)
+        loss = self._by_views(step) if isinstance(self.scene, Gaussians) else self._by_rays(step)
+        if self.looks is not None:
+            loss = loss + self._by_patch(self.looks, step)
+        return loss + sum((own(self.scene) for own in self.losses), loss.new_zeros(()))
+
+    def _by_rays(self, step: int) -> Float[Tensor, ""]:
+        assert self._next is not None
         self.scene.at_step(self.fraction)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         rng = generator(self.seed, step)
         device = next(self.scene.parameters()).device
@@ -111,8 +137,31 @@ class Updating(Problem):
         rays = self.cameras.to(device).through(camera.to(device), place)
         seen = self.scene.trace(rays, rng).values  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         wanted = self._next[camera, :, pixel // w, pixel % w].to(seen)
-        loss = (seen - wanted).abs().mean()
-        return loss + sum((own(self.scene) for own in self.losses), loss.new_zeros(()))
+        return (seen - wanted).abs().mean()
+
+    def _by_views(self, step: int) -> Float[Tensor, ""]:
+        assert self._next is not None and isinstance(self.scene, Gaussians)
+        names = tuple(str(i) for i in range(len(self.views)))
+        fitting = Fitting(self.scene, Capture(self._next, self.cameras, names, self.counted), seed=self.seed)
+        fitting.fraction = self.fraction
+        return fitting.loss(step)
+
+    def _by_patch(self, looks: Looks, step: int) -> Float[Tensor, ""]:
+        assert self._next is not None
+        rng, (h, w) = generator(self.seed, step, 4), self.cameras.size
+        high, wide = min(looks.side, h), min(looks.side, w)
+        i, y, x = (int(torch.randint(n, (), generator=rng)) for n in (len(self.views), h - high + 1, w - wide + 1))
+        one = self.cameras[[i]].to(next(self.scene.parameters()))
+        rows, columns = slice(y, y + high), slice(x, x + wide)
+        if isinstance(self.scene, Gaussians):  # how wide they are seen depends on the whole image's borders
+            seen = self.scene.render(one).images[..., rows, columns]
+        else:
+            corner = one.centre.new_tensor([x, y])
+            seen = self.scene.render(replace(one, centre=one.centre - corner, size=(high, wide))).images
+        wanted = self._next[[i], :, rows, columns].to(seen)
+        if self.counted is not None:
+            seen = torch.where(self.counted[[i], None, rows, columns].to(seen.device), seen, wanted)
+        return looks.weight * looks.unlike(seen, wanted).mean()
 
     @torch.no_grad()
     def _renewed(self, step: int) -> Tensor:
@@ -132,6 +181,9 @@ class Updating(Problem):
             new = torch.where(self.masks[list(at), None].to(new.device), new, self.first[list(at)])
         self.edited += len(at)
         return self.views.index_copy(0, torch.tensor(at, device=self.views.device), new)
+
+    def after_backward(self, step: int, optimisers: Optimisers) -> None:
+        self.scene.after_backward(step, optimisers)
 
     def after_step(self, step: int, optimisers: Optimisers) -> None:
         assert self._next is not None

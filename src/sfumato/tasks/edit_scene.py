@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sfumato.backbones import autoencoders
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
 from sfumato.core.method import Method
@@ -32,12 +33,17 @@ from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistil
 from sfumato.methods.edit.collaborative_editing import CollaborativeEditing
 from sfumato.methods.edit.delta_denoising import CLEAN, Descent
 from sfumato.methods.edit.instruct_pix2pix import InstructPix2Pix
+from sfumato.metrics.perceptual import apart
+from sfumato.scene import gaussians_fit
 from sfumato.scene.cameras import Pinholes
 from sfumato.scene.capture import Capture
+from sfumato.scene.gaussians import Gaussians
+from sfumato.scene.gaussians import Recipe as Learning
 from sfumato.scene.reconstruct import Recipe, Reconstruction, adam, falling, scene_for
 from sfumato.scene.regularisers import total_variation
 from sfumato.scene.render import FieldScene
-from sfumato.scene.updating import Turns, Updating
+from sfumato.scene.updating import Looks, Turns, Updating
+from sfumato.stilllife import weights
 from sfumato.tasks import recipes
 
 if TYPE_CHECKING:
@@ -123,6 +129,8 @@ class SceneEdit:
     """Of a step, of a distillation."""
     smooth: float = 0.0
     """Weight of the difference of neighbouring cells."""
+    looks: float = 0.0
+    """Weight of how unlike patches look to the VAE that ships; LPIPS is in this place in the authors' loss, at 1."""
 
 
 def scene_edit(
@@ -230,6 +238,9 @@ def edit_scene(
     Raises ``SfumatoError`` for what ``denoise`` and ``distil`` refuse.
     """
     began, film = time.perf_counter(), _Film(frame_every)
+    splats = isinstance(scene, Gaussians)
+    if splats:
+        scene.learn_by(following(edit.steps))
     with heard(on_progress):
         if isinstance(edit.editor, Distillation):
             if masks is not None:
@@ -237,8 +248,9 @@ def edit_scene(
             method = _OfViews(edit.editor, model, capture, edit.views)
             distil(
                 model, scene, edit.target, method, edit.steps,
-                optimiser=lambda groups: adam(groups, edit.rate), viewpoints=method.views,
-                regularisers=(lambda rendering: smooth(edit.smooth)(scene),), seed=seed, keep=keep, every=every,
+                optimiser=gaussians_fit.ADAM if splats else lambda groups: adam(groups, edit.rate),
+                viewpoints=method.views, regularisers=(lambda rendering: smooth(edit.smooth)(scene),),
+                seed=seed, keep=keep, every=every,
                 watch=film if frame_every else None,
             )  # fmt: skip
             views, count = scene.view(capture.cameras).images, edit.steps * edit.views  # pyright: ignore
@@ -247,10 +259,15 @@ def edit_scene(
                 scene, capture.cameras, capture.images, _renewing(model, capture, edit.editor, seed),
                 within(edit.turns, len(capture), edit.steps), seed,
                 masks=masks, counted=capture.masks, losses=(smooth(edit.smooth),),
+                looks=Looks(unlike(), edit.looks) if edit.looks else None,
                 watch=film if frame_every else None,
             )  # fmt: skip
             mark = f"{edit!r} of {len(capture)} views, seed {seed}, model {model.name} {about}"
-            learn(problem, adam(problem.groups(), edit.rate), steps=edit.steps, keep=keep, about=mark, every=every)
+            optimiser = gaussians_fit.ADAM(problem.groups()) if splats else adam(problem.groups(), edit.rate)
+            learn(
+                problem, optimiser, steps=edit.steps, rate=falling(LAST) if splats else None, keep=keep, about=mark,
+                every=every,
+            )  # fmt: skip
             views, count = problem.views, problem.edited
     return EditedScene(scene, views, count, tuple(film.frames), time.perf_counter() - began)
 
@@ -276,6 +293,49 @@ def first_scene(
         about=f"{recipe!r} in {steps} steps, seed {seed} {about}",
     )  # fmt: skip
     return scene
+
+
+def first_gaussians(
+    capture: Capture, count: int = 5000, *, steps: int = 600, seed: int = 0, keep: Path | None = None, about: str = ""
+) -> Gaussians:
+    """The same by 3D Gaussians, which need less work for sharper views (docs/gaussians.md)."""
+    scene = gaussians_fit.start(capture, count, recipe=gaussians_fit.quick(steps), seed=seed)
+    gaussians_fit.fit(
+        scene, capture, steps, coarse=int(gaussians_fit.COARSE * steps), seed=seed, keep=keep, every=100,
+        about=f"{count} Gaussians in {steps} steps, seed {seed} {about}",
+    )  # fmt: skip
+    return scene
+
+
+COLOURS, LAST = 0.05, 0.2
+"""Of Gaussians that follow edits: the rate of colours, which go farther than in a fit that begins with those of
+photographs (0.01 is 0.28 in 100 steps of Adam), and what is left of it at the end."""
+
+
+def following(steps: int) -> Learning:
+    """How Gaussians follow edits: as they are fitted, their colours faster."""
+    quick = gaussians_fit.quick(steps)
+    return replace(quick, rates=replace(quick.rates, base=COLOURS), widen=1)
+
+
+def unlike() -> Callable[[Images, Images], Float[Tensor, " b"]]:
+    """How unlike pictures look to the VAE that ships: of what its decoder first makes of them, 1 - cosine."""
+    vae = weights.module("vae")
+    cell = autoencoders.factor(vae, "stilllife")
+
+    def features(images: Images) -> list[Tensor]:
+        h, w = (n // cell * cell for n in images.shape[-2:])
+        found = autoencoders.features(vae, autoencoders.encode(vae, images[..., :h, :w]))
+        assert found is not None
+        return found
+
+    def compare(shown: Images, wanted: Images) -> Float[Tensor, " b"]:
+        vae.to(shown.device)
+        with torch.no_grad():
+            other = features(wanted)
+        return apart(features(shown), other)
+
+    return compare
 
 
 def smooth(weight: float) -> Callable[[Generator], Tensor]:
