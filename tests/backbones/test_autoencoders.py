@@ -229,3 +229,18 @@ def test_latents_of_more_channels_and_another_scale_go_wherever_latents_do(name,
     assert views.images.shape == (1, 3, 64, 96)
     moved = Pixels(images)
     assert distil(model, moved, cube, ScoreDistillation(3.0), 2)[-1].strength > 0
+
+
+def test_encoding_for_a_gradient_gives_the_same_numbers_and_the_same_gradient():
+    """Which is done in another order of memory."""
+    own = drawn("sd", 3).requires_grad_(False)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    learned = images.clone().requires_grad_()
+    found = autoencoders.encode(own, learned)
+    torch.testing.assert_close(found.detach(), autoencoders.encode(own, images), atol=1e-5, rtol=1e-5)
+    ways = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
+    plain = images.clone().requires_grad_()
+    wanted = own.encode(plain * 2 - 1).latent_dist.mean * own.config.scaling_factor
+    torch.testing.assert_close(
+        torch.autograd.grad(found, learned, ways)[0], torch.autograd.grad(wanted, plain, ways)[0], atol=1e-5, rtol=1e-4
+    )

@@ -68,6 +68,8 @@ def test_the_plain_port_of_score_distillation_has_the_gradient_of_ours(quick):
     model = distill.DistillSession(2, 0, CPU).model
     x = model.latents([0], 16, 16).requires_grad_()
     port = PublicSDS(model, distill.PROMPT, 7.5)
+    levels = model.schedule.at(torch.arange(1000))
+    torch.testing.assert_close(port.alphas, (levels.alpha**2).float())
     torch.manual_seed(3)
     port.loss(x, 400).backward()
     torch.manual_seed(3)

@@ -12,6 +12,7 @@ from sfumato.bench import scene
 from sfumato.bench.scene import reconstruct, speed
 from sfumato.bench.session import Session
 from sfumato.scene.lifting import Lifting
+from sfumato.scene.regions import Box
 
 
 def test_every_key_has_a_meaning_and_a_measure():
@@ -50,6 +51,9 @@ def test_speed_counts_all_samples(monkeypatch):
     monkeypatch.setattr(speed, "RAYS", 64)
     monkeypatch.setattr(time, "perf_counter", iter(range(100)).__next__)
     found = speed.rendered(Session(2, 0, torch.device("cpu")))
+    rays = speed.orbit(1, (64, 64), fov=speed.NARROW).rays()
+    enter, leave = Box().span(rays)
+    assert bool((leave > enter).all())  # what misses the box is not work
     assert found == {"render_rays_per_second": 64 * speed.SAMPLES, "render_only_per_second": 64 * speed.SAMPLES}
 
 

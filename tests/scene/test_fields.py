@@ -10,12 +10,13 @@ import torch
 from sfumato.errors import SfumatoError
 from sfumato.scene import harmonics
 from sfumato.scene.cameras import Rays
-from sfumato.scene.fields import Voxels, read
+from sfumato.scene.fields import Voxels
 from sfumato.scene.fields_hash import PRIMES, HashGrid
 from sfumato.scene.fields_networks import NeRF, Residual, waves
 from sfumato.scene.regions import Box, Space
 from sfumato.scene.render import FieldScene, Sampling
 from sfumato.scene.store import FIELDS, load_scene, save_scene
+from sfumato.scene.trilinear import Read, _corners, read, sampled
 
 SMALL = {
     Voxels: {"resolution": 8},
@@ -130,18 +131,50 @@ def test_voxels_are_read_trilinearly_with_x_last():
 
 
 def test_many_places_are_read_as_few_are(monkeypatch):
-    from sfumato.scene import fields
+    from sfumato.scene import trilinear
 
     grid, local = torch.randn(1, 2, 4, 4, 4, requires_grad=True), torch.rand(101, 3) * 2 - 1
-    one = read(grid, local)
-    monkeypatch.setattr(fields, "SHARED", 1)
+    one = sampled(grid, local)
+    monkeypatch.setattr(trilinear, "SHARED", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    two = read(grid, local)
+    two = sampled(grid, local)
     assert torch.equal(one, two)
     ways = torch.randn_like(one)
     (first,) = torch.autograd.grad(one, grid, ways)
     (second,) = torch.autograd.grad(two, grid, ways)
     torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize(("channels", "sides"), [(4, (5, 6, 7)), (1, (2, 2, 2)), (9, (2, 9, 3))])
+def test_the_gradient_cell_by_cell_is_torchs(channels, sides):
+    rng = torch.Generator().manual_seed(9)
+    grid = torch.randn(1, channels, *sides, generator=rng, dtype=torch.float64, requires_grad=True)
+    local = torch.rand(400, 3, generator=rng, dtype=torch.float64) * 2.6 - 1.3  # beyond the border, too
+    local[:8] = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=3)))
+    ways = torch.randn(channels, 400, generator=rng, dtype=torch.float64)
+    one, two = sampled(grid, local), Read.apply(grid, local)
+    assert torch.equal(one, two)
+    rows = torch.stack([rows for rows, _ in _corners(local, torch.Size(sides))])
+    assert int(rows.min()) == 0 and int(rows.max()) == grid[0, 0].numel() - 1  # none beyond the last cell
+    torch.testing.assert_close(
+        torch.autograd.grad(two, grid, ways)[0], torch.autograd.grad(one, grid, ways)[0], atol=1e-12, rtol=1e-12
+    )
+
+
+def test_a_grid_has_its_own_gradient_where_it_learns_from_many_places(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    grid, local = torch.randn(1, 2, 3, 3, 3), torch.rand(27, 3) * 2 - 1
+    learned = grid.clone().requires_grad_()
+
+    def own(grid, local):
+        return "Read" in type(read(grid, local).grad_fn).__name__
+
+    assert own(learned, local) and not own(learned, local[1:]) and not own(grid, local)
+    assert not own(learned, local.clone().requires_grad_())  # which gives places their gradient
+    with torch.no_grad():
+        assert read(learned, local).grad_fn is None
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    assert not own(learned, local)
 
 
 def test_finer_voxels_show_what_the_coarse_ones_did():

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch import nn
 
-from sfumato.scene import volume
+from sfumato.scene import render, volume
+from sfumato.scene.backgrounds import Horizon
 from sfumato.scene.cameras import Rays
 from sfumato.scene.fields import Field, Matter, Voxels
 from sfumato.scene.regions import Box
-from sfumato.scene.render import FieldScene, Sampling, normals
+from sfumato.scene.render import FieldScene, Sampling, Shading, normals
 
 
 class Ball(Field):
@@ -104,6 +106,36 @@ class _Traced(nn.Module):
 
     def forward(self, rays):
         return self.scene.trace(rays)
+
+
+@pytest.mark.parametrize("far", [0.0, 9.0], ids=["some miss", "all miss"])
+def test_rays_that_miss_the_region_are_left_out_and_nothing_is_changed(far, monkeypatch):
+    rng = torch.Generator().manual_seed(4)
+    field = Voxels(4, region=Box(half=0.7), shift=1.0, degree=1).double()
+    scene = FieldScene(field, Horizon(), sampling=Sampling(6)).double()
+    for p in scene.parameters():
+        p.data += torch.randn(p.shape, generator=rng, dtype=torch.float64)
+    rays = across(torch.linspace(-1.5, 1.5, 7, dtype=torch.float64) + far)
+    tilted = rays.directions + torch.tensor([0.0, 0.04, 0.0]) * torch.arange(7)[:, None]  # each before its own sky
+    rays = rays._replace(directions=torch.nn.functional.normalize(tilted, dim=-1))
+    ways = torch.randn(7, 3, generator=rng, dtype=torch.float64)
+    asked, forward = [], Voxels.forward
+    monkeypatch.setattr(Voxels, "forward", lambda self, p, d=None: (asked.append(len(p)), forward(self, p, d))[1])
+
+    def found():
+        scene.zero_grad()
+        seen = scene.trace(
+            rays, torch.Generator().manual_seed(1), shading=Shading(ambient=0.3, diffuse=0.7), lights=rays.origins + 1
+        )
+        ((seen.values * ways).sum() + seen.opacity.sum() + seen.depth.square().sum()).backward()
+        return [x for x in seen if isinstance(x, torch.Tensor)], [p.grad.clone() for p in scene.parameters()]
+
+    some = found()
+    monkeypatch.setattr(render, "_meet", lambda between: None)
+    every = found()
+    assert asked == [6 * (1 if far else 3), 6 * 7]
+    assert len(some[0]) == 7
+    torch.testing.assert_close(some, every, atol=1e-12, rtol=1e-12)
 
 
 def test_normals_of_a_ball_point_away_from_its_middle():

@@ -41,7 +41,10 @@ def factor(vae: Any, name: str, reads: tuple[str, ...] = ()) -> int:
 
 def encode(vae: Any, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
     """Images in [0, 1] as latents, the mean of the encoder's distribution. ``SfumatoError`` where it is not finite."""
-    found = _computed(vae, lambda vae, x: vae.encode(x), images * 2 - 1)
+    x = images * 2 - 1
+    if x.device.type == "cpu" and x.requires_grad:  # a sixth less, there and back
+        x = x.contiguous(memory_format=torch.channels_last)
+    found = _computed(vae, lambda vae, x: vae.encode(x), x)
     raw = (found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents).float()
     finite(raw, f"what the {type(vae).__name__} makes of a picture", _remedy(vae))
     mean, scale = _normal(vae, raw)

@@ -121,8 +121,10 @@ class Latent(Backbone):
                 self.text.check_known(prompt)
                 if remark := self.text.remark(prompt):
                     note(remark)
+            if not new:
+                continue
             with quietly():
-                parts = self._encode([self.text.plain(p) for p in new], skip) if new else {}
+                parts = self._encode([self.text.plain(p) for p in new], skip)
             parts = {k: v.float() if v.is_floating_point() else v for k, v in parts.items()}
             self._known |= {(p, skip): {k: v[i] for k, v in parts.items()} for i, p in enumerate(new)}
         rows = {k: torch.stack([self._known[a][k] for a in asked]) for k in self._known[asked[0]]}

@@ -28,7 +28,7 @@ class Rays(NamedTuple):
 
     def at(self, distance: Float[Tensor, "*r s"]) -> Float[Tensor, "*r s 3"]:
         """Points at distances along them."""
-        return self.origins[..., None, :] + distance[..., None] * self.directions[..., None, :]
+        return torch.addcmul(self.origins[..., None, :], distance[..., None], self.directions[..., None, :])
 
 
 @dataclass(frozen=True)

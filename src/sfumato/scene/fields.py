@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sfumato.errors import SfumatoError
 from sfumato.scene import harmonics
 from sfumato.scene.regions import Box, Region
+from sfumato.scene.trilinear import read
 
 
 class Matter(NamedTuple):
@@ -134,8 +135,8 @@ class Voxels(Solid):
         return read(self.grid, self.region.local(points))
 
     def forward(self, points: Float[Tensor, "p 3"], directions: Float[Tensor, "p 3"] | None = None) -> Matter:
-        raw = self.raw(points)
-        values = raw[1:].T
+        raw, values = self.raw(points).split([1, self.channels])
+        values = values.T
         if self.degree > 0 and directions is not None:
             turning = read(self.turning, self.region.local(points)).view(self.channels, -1, len(points))
             values = values + torch.einsum("ckp,pk->pc", turning, harmonics.basis(directions, self.degree)[:, 1:])
@@ -162,22 +163,3 @@ class Voxels(Solid):
         for name, own in finer.named_parameters():
             own.copy_(F.interpolate(getattr(self, name), own.shape[-3:], mode="trilinear", align_corners=False))
         return finer
-
-
-def read(grid: Float[Tensor, "1 k d h w"], local: Float[Tensor, "p 3"]) -> Float[Tensor, "k p"]:
-    """A dense grid at places in [-1, 1], trilinearly; its axes are z, y, x.
-
-    Torch reads a grid on one core; of many places each core gets its part.
-    """
-    p = len(local)
-    parts = torch.get_num_threads() if p >= SHARED and local.device.type == "cpu" else 1
-    more = -p % parts
-    at = F.pad(local, (0, 0, 0, more)) if more else local
-    found = F.grid_sample(
-        grid.expand(parts, -1, -1, -1, -1), at.view(parts, -1, 1, 1, 3), align_corners=False, padding_mode="border"
-    )
-    return found[0, :, :, 0, 0] if parts == 1 else found[..., 0, 0].transpose(0, 1).flatten(1)[:, :p]
-
-
-SHARED = 2**14
-"""So many places are read by all cores."""

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sfumato.distill.generators import Generator, Rendering
@@ -93,6 +93,11 @@ class FieldScene(Generator):
         lengths = between[..., 1:] - between[..., :-1]
         inside = 0.5 if rng is None else torch.rand(*lengths.shape, generator=rng).to(lengths)
         at = between[..., :-1] + inside * lengths
+        back = self.background(rays.directions) if behind is None else behind
+        meet = _meet(between)
+        if meet is not None:
+            rays, at, lengths = Rays(*(x[meet] for x in rays)), at[meet], lengths[meet]
+            lights = None if lights is None else lights[meet]
         points = rays.at(at).flatten(0, -2)
         asked = self._asked(points, lengths)
         ways = rays.directions[..., None, :].expand(*at.shape, 3).flatten(0, -2)
@@ -118,11 +123,11 @@ class FieldScene(Generator):
             out = what.new_zeros(len(at), what.shape[-1])
             return out.index_add(0, of, each[:, None] * what)
 
-        back = self.background(rays.directions) if behind is None else behind
-        shown = seen(values) + (1 - w.opacity)[..., None] * back
+        shown = seen(values) + (1 - w.opacity)[..., None] * (back if meet is None else back[meet])
         extra = {k: seen(v) for k, v in matter.extra.items()}
         turned = None if lit is None else _placed(lit, asked, at)
-        return Seen(shown, w.opacity, volume.distance(w, at), w.each, between, parts, extra, turned)
+        found = Seen(shown, w.opacity, volume.distance(w, at), w.each, between, parts, extra, turned)
+        return found if meet is None else _among(found, meet, back)
 
     def _asked(self, points: Float[Tensor, "p 3"], lengths: Float[Tensor, "r s"]) -> Tensor | None:
         """Which samples the field is asked for; None for all."""
@@ -203,6 +208,25 @@ class FieldScene(Generator):
         """Where something is, is looked at again every few steps."""
         if self.occupancy is not None and (step + 1) % self.occupancy.every == 0:
             self.occupancy.update(self.field, generator(0, step))
+
+
+def _meet(between: Float[Tensor, "r s+1"]) -> Int[Tensor, " m"] | None:
+    """Which rays meet the region, one at least; None for all."""
+    hit = between[:, -1] > between[:, 0]
+    return None if bool(hit.all()) else hit.nonzero()[:, 0] if bool(hit.any()) else hit.new_zeros(1, dtype=torch.long)
+
+
+def _among(found: Seen, meet: Int[Tensor, " m"], back: Float[Tensor, "r c"]) -> Seen:
+    """What some rays see, among those that see only what is behind."""
+
+    def every(x: Tensor) -> Tensor:
+        return x.new_zeros(len(back), *x.shape[1:]).index_copy(0, meet, x)
+
+    opacity, depth, weights = (every(x) for x in (found.opacity, found.depth, found.weights))
+    extra = {k: every(v) for k, v in found.extra.items()}
+    turned = None if found.normals is None else every(found.normals)
+    shown = back.to(found.values).index_copy(0, meet, found.values)
+    return Seen(shown, opacity, depth, weights, found.edges, found.parts, extra, turned)
 
 
 def _placed(some: Float[Tensor, "q *k"], asked: Tensor | None, at: Float[Tensor, "r s"]) -> Float[Tensor, "r s *k"]:

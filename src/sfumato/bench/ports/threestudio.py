@@ -24,7 +24,7 @@ class Guidance:
     def __init__(self, model: Any, prompt: str, scale: float):
         self.model, self.scale = model, scale
         self.texts = Cond.cat([model.embed([prompt]), model.embed([""])]).text
-        self.alphas = torch.tensor([model.schedule.at(t).alpha ** 2 for t in range(model.schedule.train_steps)])
+        self.alphas = model.pipe.scheduler.alphas_cumprod
 
     def noise(self, x: Latents, t: int, scale: float) -> Latents:
         both = self.model.network(torch.cat([x] * 2), torch.tensor([t] * 2), encoder_hidden_states=self.texts).sample

@@ -22,6 +22,8 @@ from sfumato.tasks.lift import blank
 from sfumato.tasks.lift_recipes import recipe
 
 RAYS, SAMPLES, CELLS = 4096, 64, 64
+NARROW = 25.0
+"""Field of view, in degrees, of which all rays meet the box; others would cost nothing."""
 
 MEANINGS = {
     "render_rays_per_second": f"ray samples a second, forward and backward, of {CELLS}^3 voxels, {SAMPLES} on a ray, "
@@ -36,7 +38,7 @@ PROMPT, GUIDANCE, STEPS = "a red cube on grass", 20.0, 4
 
 def rendered(session: Session) -> Mapping[str, Figure]:
     scene = FieldScene(Voxels(CELLS), sampling=Sampling(SAMPLES)).to(session.device)
-    rays = orbit(1, (64, RAYS // 64)).to(session.device).rays()
+    rays = orbit(1, (64, RAYS // 64), fov=NARROW).to(session.device).rays()
     flat = Rays(*(x.flatten(0, -2) for x in rays))
 
     def forward() -> torch.Tensor:

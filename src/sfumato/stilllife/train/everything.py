@@ -55,6 +55,8 @@ BATCHES = {  # on a CPU, on a GPU
 }
 FEWEST = 5 / 60  # minutes: a stage with less is skipped
 MOST = 128 * data.PER_SHARD  # images rendered, 9 GiB
+RELATIVES = ("instruct", "depth")
+"""Stages that can do without their own weights."""
 HELD_OUT = 512
 PAIRS = 16  # images to a pair: two traces of its own make a pair eight times as dear
 FIRST = {"val": 1 / 8, "train": 1 / 2, "pairs": 3 / 4}  # of the time: when the first shard must be done
@@ -224,6 +226,8 @@ class Everything:
         minutes, began = self.budget.training(stage, COMPILING if compiles else 0.0), self.budget.used()
         row.batch, row.samples, counted = args.batch or BATCHES[stage][self.device.type == "cuda"], 0, 0
         resume, work = args.resume, trainer(stage)
+        if args.start == "shipped" and self._from_unet(stage):
+            row.why = "none here, trained from the UNet"
         while True:
             self._free()
             rest = max(minutes - (self.budget.used() - began), FEWEST)
@@ -282,6 +286,8 @@ class Everything:
             if not self._done("words"):
                 raise SfumatoError("it starts from the text half, which `words` did not finish")
             return self._final("words")
+        if self._from_unet(stage):
+            return None
         if stage in ("oracle", "instruct"):
             file = weights.path(f"{stage}.safetensors")
             return file if stage == "instruct" else file.parent
@@ -291,6 +297,10 @@ class Everything:
             weights.module(stage).save_pretrained(part)
             part.rename(folder)
         return folder
+
+    def _from_unet(self, stage: str) -> bool:
+        """Does a relative start from the UNet, as when it was first trained, since its own file stayed at home?"""
+        return stage in RELATIVES and not (weights.folder() / f"{stage}.safetensors").is_file()
 
     def _final(self, stage: str) -> Path:
         return self.out / stage / "final"
@@ -379,7 +389,7 @@ class Everything:
         found: dict[str, ship.Network] = {}
         for stage in ship.SHIPPED:
             if not self._done(stage):
-                if self._done("unet") and stage in ("instruct", "depth"):
+                if self._done("unet") and stage in RELATIVES:
                     self._remark(f"{stage}: the one that ships was made for another UNet; train it before you ship")
             elif not self._fits(stage):
                 self._remark(f"{stage}: left out, because no UNet has learnt on it")
