@@ -195,8 +195,8 @@ def test_losses_of_published_recipes_weigh_as_they_were_published():
         "score-distillation": {"orientation": {0: 10, 0.25: 505, 0.5: 1000, 1: 1000}, "sparsity": {0.7: 1}},
         "score-jacobian-chaining": {"emptiness": {0.49: 1e4, 0.51: 2e5}},
         "score-distillation-via-inversion": {
-            "orientation": {1: 0.1}, "sparsity": {0: 0.15, 0.1: 0.1, 0.3: 0}, "opaque": {0.5: 0.1}, "z-variance": {0: 1},
-            "convexity": {0.39: 0.1, 0.41: 0}},
+            "orientation": {1: 0.1}, "sparsity": {0: 0.15, 0.1: 0.1, 0.3: 0}, "opaque": {0.5: 0.1},
+            "z-variance": {0: 1}, "convexity": {0.39: 0.1, 0.41: 0}},
         "variational-score-distillation": {"sparsity": {0: 10}, "opaque": {0.39: 0, 0.41: 1000}},
         "entropic-score-distillation": {"sparsity": {0: 10}, "opaque": {0.39: 0, 0.41: 1000}},
         "score-distillation-bridge": {"sparsity": {0: 10}, "opaque": {0.39: 0, 0.41: 1000}},
