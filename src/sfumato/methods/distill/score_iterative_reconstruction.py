@@ -105,7 +105,7 @@ class ScoreIterativeReconstruction(Guided):
         super().__post_init__()
         if not 0 <= self.anchor <= 1 or not self.apart >= 0:
             raise SfumatoError(
-                f"an anchor is a level from 0 to 1, and pictures lie 0 or more apart, got {self.anchor:g}, {self.apart:g}"
+                f"an anchor is a level in [0, 1], and apart is 0 or more, got {self.anchor:g} and {self.apart:g}"
             )
 
     def reads(self, step: int) -> bool:
