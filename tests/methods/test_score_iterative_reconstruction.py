@@ -111,6 +111,12 @@ def test_pictures_that_lie_apart_are_painted_anew_out_of_the_one_that_shows_the_
     assert which(anchor=0.3)[1] == [1] * 5
     assert torch.equal(which(anchor=0.3, apart=10.0)[0], plain)  # they agree, as far as that goes
     assert 0 < sum(which(anchor=0.999)[1]) < 5  # from where nothing is left of the picture
+    memory: dict = {}
+    later = replace(method, anchor=0.3, begin=0.1, refresh=1, times=Times(constant(0.999)))
+    later.gradient(now(model, x, memory=memory))
+    shown = one.expand(5, -1, -1, -1)  # a scene that is all the first
+    kept, loose = (shown - later.gradient(now(model, shown, 4, memory=m)) for m in (memory, {}))
+    assert (kept - shown).abs().max() < 0.1 < 1 < (loose - shown).abs().max()
     alone = x[:1] - replace(method, anchor=0.3).gradient(now(model, x[:1]))
     assert torch.equal(alone, x[:1] - method.gradient(now(model, x[:1])))
 

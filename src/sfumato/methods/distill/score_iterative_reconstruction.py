@@ -97,7 +97,8 @@ class ScoreIterativeReconstruction(Guided):
     """Do all views start from the same noise, so that what they leave open is alike?"""
     anchor: float = 0.0
     """Level from which all first pictures are painted anew, out of the one that shows the prompt best, where they
-    lie ``apart``: a prompt may leave colours open, and each picture has its own. 0: never."""
+    lie ``apart``: a prompt may leave colours open, and each picture has its own. Later levels are not above it then,
+    from which pictures would part again. 0: never."""
     apart: float = 0.12
     """Mean over pixels of the standard deviation over pictures, of values in [0, 1], from which they do."""
 
@@ -134,6 +135,8 @@ class ScoreIterativeReconstruction(Guided):
             first = sampled(prior, add_noise(torch.zeros_like(now.x), noise, noisiest), noisiest, self._steps(1.0))
             return self._anchored(now, prior, first) if self.anchor and len(first) > 1 else first
         at = self.level(now, shared=True)
+        if "anchored" in now.memory:
+            at = schedule.nearest(at.t.clamp_max(self.anchor * schedule.train_steps))
         part = float(at.t) / schedule.train_steps
         start = schedule.nearest(at.t * part) if self.inversion else at
         noisy = add_noise(now.x, noise, start)
@@ -145,6 +148,7 @@ class ScoreIterativeReconstruction(Guided):
         """Pictures as they are where they agree; else all out of the one that shows the prompt best."""
         if float(now.model.decode(first).clamp(0, 1).std(0).mean()) <= self.apart:
             return first
+        now.memory["anchored"] = torch.ones(())
         best = first[int(likeness(now.model, first, now.asked, self.negative, now.draws).argmax())]
         at = now.model.schedule.nearest(self.anchor * now.model.schedule.train_steps)
         return sampled(prior, add_noise(best.expand_as(first), now.noise(), at), at, self._steps(self.anchor))
