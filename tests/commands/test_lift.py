@@ -26,6 +26,7 @@ def lab(here, run, tmp_path, monkeypatch):
         return replace(row, cells=6, samples=6, cameras=replace(row.cameras, n=1, size=(8, 8)))
 
     monkeypatch.setattr(lift_recipes, "recipe", small)
+    monkeypatch.setattr(task, "GAUSSIANS", 40)
 
     def call(*args, steps=2, out=tmp_path):
         return run("lift", PROMPT, "--steps", steps, "--out", out, *args)
@@ -123,3 +124,15 @@ def test_a_mesh_of_latents_is_grey_and_that_is_said(lab, tmp_path):
     code, _, err = lab("--space", "latent", "sds", out=tmp_path / "cube.ply")
     assert code == 0 and "so the mesh is grey" in err
     assert (tmp_path / "cube.safetensors").exists() and (tmp_path / "cube.ply").exists()
+
+
+def test_light_is_asked_for_and_what_cannot_be_lit_is_said(lab, monkeypatch):
+    lit = []
+    real = task.lift
+    monkeypatch.setattr(task, "lift", lambda *args, **of: lit.append(args[2].shading) or real(*args, **of))
+    for args, falls in (
+        (("--shading", "lit"), True), ((), False), (("--shading", "lit", "--field", "gaussians"), False),
+    ):  # fmt: skip
+        code, _, err = lab(*args, "--json", "sds", steps=1)
+        assert code == 0, err
+        assert (lit.pop() is not None) == falls and ("is not shaded" in err) == ("lit" in args and not falls), args

@@ -15,7 +15,12 @@ from sfumato.distill import Now, Pixels, Times, constant, distil
 from sfumato.distill.prior import GuidedModel
 from sfumato.errors import SfumatoError
 from sfumato.learning.seeds import Draws
-from sfumato.methods.distill.score_iterative_reconstruction import ScoreIterativeReconstruction, climbed, sampled
+from sfumato.methods.distill.score_iterative_reconstruction import (
+    ScoreIterativeReconstruction,
+    climbed,
+    likeness,
+    sampled,
+)
 
 QUIET = ScoreIterativeReconstruction(guidance=1.0, begin=0.0, inversion=False, distance="squared")
 
@@ -86,6 +91,45 @@ def test_views_can_start_from_one_noise():
     apart, alike = (x - replace(method, one_noise=one).gradient(now(model, x)) for one in (False, True))
     assert (apart[0] - apart[1]).abs().max() > 0.1
     torch.testing.assert_close(alike[0], alike[1])
+
+
+def test_pictures_that_lie_apart_are_painted_anew_out_of_the_one_that_shows_the_prompt_best():
+    """A prompt that means either of two images, the first of them mostly what there is without it."""
+    one, other = drawn(1, 3, 4, 4, seed=1), drawn(1, 3, 4, 4, seed=2)
+    both = torch.cat([one, other])
+    model = Exact({"one": Mixture(both, 0.01, (0.5, 0.5)), "": Mixture(both, 0.01, (0.97, 0.03))},
+                  families.SCHEDULES["epsilon"])  # fmt: skip
+    x = torch.zeros(5, 3, 4, 4)
+    method = replace(QUIET, begin=1.0)
+
+    def which(**settings):
+        painted = x - replace(method, **settings).gradient(now(model, x))
+        return painted, [int((p - one).norm() > (p - other).norm()) for p in painted.split(1)]
+
+    plain, either = which()
+    assert 0 < sum(either) < 3  # most are the first
+    assert which(anchor=0.3)[1] == [1] * 5
+    assert torch.equal(which(anchor=0.3, apart=10.0)[0], plain)  # they agree, as far as that goes
+    assert 0 < sum(which(anchor=0.999)[1]) < 5  # from where nothing is left of the picture
+    memory: dict = {}
+    later = replace(method, anchor=0.3, begin=0.1, refresh=1, times=Times(constant(0.999)))
+    later.gradient(now(model, x, memory=memory))
+    shown = one.expand(5, -1, -1, -1)  # a scene that is all the first
+    kept, loose = (shown - later.gradient(now(model, shown, 4, memory=m)) for m in (memory, {}))
+    assert (kept - shown).abs().max() < 0.1 < 1 < (loose - shown).abs().max()
+    alone = x[:1] - replace(method, anchor=0.3).gradient(now(model, x[:1]))
+    assert torch.equal(alone, x[:1] - method.gradient(now(model, x[:1])))
+
+
+def test_likeness_is_a_ratio_of_likelihoods():
+    """Against its closed form for one Gaussian each: of the noises that were drawn, squares differ as x0's do."""
+    one, other = drawn(1, 3, 4, 4, seed=1), drawn(1, 3, 4, 4, seed=2)
+    model = Exact({"one": Mixture(one, 1e-4), "": Mixture(other, 1e-4)}, families.SCHEDULES["epsilon"])
+    found = likeness(model, torch.cat([one, other, (one + other) / 2]), ("one",) * 3, "", Draws(0, 0))
+    # the noise found is (alpha x0 + sigma noise - alpha mean) / sigma, off by alpha / sigma (x0 - mean)
+    away = float((one - other).square().mean())
+    ratio = sum(float(at.alpha**2 / at.sigma**2) for at in map(model.schedule.at, (300, 500, 700))) / 3
+    torch.testing.assert_close(found, torch.tensor([ratio * away, -ratio * away, 0.0]), rtol=1e-3, atol=1e-2)
 
 
 def test_a_run_in_pixels_encodes_nothing_between_two_paintings(tmp_path_factory, monkeypatch):

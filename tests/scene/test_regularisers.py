@@ -16,7 +16,8 @@ from sfumato.scene.fields import Voxels
 from sfumato.scene.render import FieldScene, Sampling, Shading
 
 EVERY = (
-    r.Orientation, r.Opacity, r.Sparsity, r.Opaque, r.ZVariance, r.Distortion, r.NormalSmoothness, r.Convexity,
+    r.Orientation, r.Opacity, r.Sparsity, r.Emptiness, r.Opaque, r.ZVariance, r.Distortion, r.NormalSmoothness,
+    r.Convexity,
 )  # fmt: skip
 
 
@@ -39,6 +40,11 @@ def test_opacities_are_weighed_as_published():
     clipped = (0.001, 0.5, 0.999, 0.25)
     entropy = -sum(o * math.log(o) + (1 - o) * math.log(1 - o) for o in clipped) / 4
     assert float(r.Opaque()(seen)) == pytest.approx(entropy, rel=1e-5)
+
+
+def test_emptiness_is_of_samples():
+    seen = rendering(torch.ones(1, 1, 1, 1), weights=torch.tensor([0.0, 0.1, 0.5, 0.4]).view(1, 1, 1, 4))
+    assert float(r.Emptiness()(seen)) == pytest.approx((math.log(2) + math.log(6) + math.log(5)) / 4)
 
 
 def test_the_variance_of_a_distance_is_that_of_its_weights():

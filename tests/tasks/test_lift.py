@@ -12,14 +12,16 @@ import torch
 from sfumato.distill import Ramp, constant
 from sfumato.errors import SfumatoError
 from sfumato.learning.optimisers import Optimisers
+from sfumato.learning.seeds import Draws
 from sfumato.methods import index
 from sfumato.scene.cameras import orbit
 from sfumato.scene.lifting import PATIENCE, Lifting, Ramped, SeenIn
 from sfumato.scene.regularisers import Opacity
 from sfumato.scene.store import load_scene, save_scene
+from sfumato.scene.viewpoints import RandomShading, Stage
 from sfumato.tasks import lift as task
 from sfumato.tasks.lift import Given, blank, cost, lift, seen
-from sfumato.tasks.lift_recipes import CELLS, GAUSSIANS, PUBLISHED, STILL_LIFE, recipe
+from sfumato.tasks.lift_recipes import CELLS, GAUSSIANS, IN_LATENTS, PUBLISHED, STILL_LIFE, recipe
 
 ROWS = {f"{row.word}-{row.preset}": row for row in (*PUBLISHED, *STILL_LIFE)}
 FEW = (
@@ -56,7 +58,9 @@ def tiny(row, **changes):
     # of latents a recipe has as many cells as the model
     cameras = replace(row.cameras, n=min(2, row.cameras.n), size=(8, 8), hold=2 if held else 1)
     settings = {**row.settings, **FAST.get(row.word, {}), **({"refresh": 2} if held else {})}
-    return replace(row, cameras=cameras, kind="voxels", made={}, cells=6, samples=6, settings=settings, **changes)
+    stages = tuple(replace(stage, size=None if stage.size is None else (6, 6), n=None) for stage in row.stages)
+    small = {"stages": stages, "kind": "voxels", "made": {}, "cells": 6, "samples": 6, "settings": settings}
+    return replace(row, cameras=cameras, **{**small, **changes})
 
 
 class Cut(Exception):
@@ -120,38 +124,183 @@ def test_views_stay_for_as_long_as_what_they_are_fitted_to(row):
     assert row.steps % row.cameras.hold == 0 or row.preset == "published"
 
 
-def test_published_recipes_are_as_they_were_published():
-    """distances, steps and weights of threestudio 28d9d80 and the papers; see each row's source."""
+# threestudio 28d9d80's YAMLs, sds-bridge.yaml, csd-if.yaml, LucidDreamer's bagel.yaml, stable-dreamfusion's defaults:
+# steps, rate, (beta, beta), of the background, half a side, random background, views at first, sizes, lights
+ADAM, OWN = (0.9, 0.99), (0.9, 0.999)
+TABLE = {
+    "score-distillation": (10_000, 1e-2, ADAM, 1e-3, 2.0, 0.0, (1.5, 2.0), (64,), (0.2001, 0.75, 0.5)),
+    "score-jacobian-chaining": (10_000, 0.05, OWN, 1e-4, 1.0, 0.0, (1.5, 1.5), (64,), None),
+    "score-distillation-via-inversion": (10_000, 1e-2, ADAM, 1e-3, 2.0, 0.0, (1.5, 2.0), (512,), (0.1, 0.3, 0.75)),
+    "variational-score-distillation": (25_000, 1e-2, ADAM, 1e-3, 1.0, 0.5, (1.0, 1.5), (64, 512), None),
+    "entropic-score-distillation": (25_000, 1e-2, ADAM, 1e-3, 1.0, 0.5, (1.0, 1.5), (64, 512), None),
+    "hifa": (25_000, 1e-2, ADAM, 1e-3, 1.0, 0.5, (1.0, 1.5), (512,), None),
+    "interval-score-matching": (5000, 1e-2, ADAM, 1e-3, 2.0, 0.66, (5.2, 5.5), (512,), None),
+    "noise-free-score-distillation": (10_000, 1e-2, ADAM, 1e-3, 2.0, 0.0, (1.5, 2.0), (64,), (0.2001, 0.75, 0.5)),
+    "score-distillation-bridge": (25_000, 1e-2, ADAM, 1e-3, 1.0, 0.5, (1.0, 1.5), (64, 512), None),
+    "classifier-score-distillation": (10_000, 1e-3, OWN, 1e-3, 1.0, 0.5, (1.5, 2.0), (64,), (0.5001, 0.5, 1.0)),
+    "collaborative-score-distillation": (10_000, 1e-2, ADAM, 1e-3, 1.0, 0.5, (3.0, 3.5), (64,), (0.0, 1.0, 0.2)),
+    "score-iterative-reconstruction": (800, 1e-2, ADAM, 1e-3, 2.0, 0.0, (3.0, 3.5), (128,), None),
+}
+
+
+@pytest.mark.parametrize("word", TABLE)
+def test_published_recipes_have_the_numbers_that_were_published(word):
+    (row,) = (row for row in PUBLISHED if row.word == word)
+    assert len(TABLE) == len(PUBLISHED)
+    sizes = [row.cameras.size, *(stage.size for stage in row.stages if stage.size)]
+    assert all(h == w for h, w in sizes)
+    light = row.shading and (row.shading.after, row.shading.lit, row.shading.textureless)
+    found = (
+        row.steps, row.rate, row.betas, row.behind_rate, row.half, row.random_background, row.cameras.distance,
+        tuple(h for h, _ in sizes), light,
+    )  # fmt: skip
+    assert found == TABLE[word]
+
+
+def test_lights_and_stages_are_as_they_were_published():
     rows = {row.word: row for row in PUBLISHED}
+    sds, sdi = (rows[w].shading for w in ("score-distillation", "score-distillation-via-inversion"))
+    for light in (sds, sdi):  # of the data module, where the YAMLs have dreamfusion's strategy
+        assert (light.strategy, light.distance, light.perturb) == ("dreamfusion", (0.8, 1.5), 1.0)
+        assert light.ambient == (0.1, 0.1) and light.bare == "textureless"
+    classifier, kim = (rows[w] for w in ("classifier-score-distillation", "collaborative-score-distillation"))
+    assert (classifier.shading.bare, classifier.shading.distance, classifier.shading.perturb) == (
+        "normals", (1.5, 2.0), 0.1)  # fmt: skip
+    assert kim.shading.ambient == (0.1, 1.0) and kim.shading.distance[0] > 100
+    for word in ("variational-score-distillation", "entropic-score-distillation", "score-distillation-bridge"):
+        (stage,) = rows[word].stages
+        assert stage.begin * rows[word].steps == 5000 and stage.size == (512, 512) and rows[word].optimiser == "adamw"
+    # LucidDreamer: from iteration 500, at every 500, within max_radius_range and max_fovy_range
+    ism = rows["interval-score-matching"]
+    assert [round(stage.begin * ism.steps) for stage in ism.stages] == list(range(500, 4001, 500))
+    near, far, narrow, wide = 5.2, 5.5, 0.32, 0.6
+    for stage in ism.stages:
+        near, far, narrow = max(3.5, near * 0.95), max(5.0, far * 0.95), max(0.16, narrow * 0.75)
+        assert stage.distance == pytest.approx((near, far))
+        assert stage.fov == pytest.approx((math.degrees(narrow), math.degrees(wide)))
+    assert (near, far, narrow) == (3.5, 5.0, 0.16)
+    assert (ism.cameras.position, ism.cameras.centre, ism.cameras.up) == (0.025, 0.05, 0.01)
+    # csd-if: front and back alone for 1000 steps, within 30 degrees
+    (stage,) = classifier.stages
+    assert classifier.cameras.opposite and classifier.cameras.azimuth == (-30.0, 30.0)
+    assert (stage.begin * classifier.steps, stage.azimuth, stage.opposite) == (1000, (-180.0, 180.0), False)
+    assert classifier.made == {"levels": 12, "growth": 1.3703509847201236}
+    assert classifier.cameras.words.way == "perp-neg" and classifier.cameras.words.front == 30
+    assert rows["hifa"].cameras.words.front == 45
 
-    def of(word, *names):
-        return tuple(getattr(rows[word], name) for name in names)
 
+def test_losses_of_published_recipes_weigh_as_they_were_published():
+    """threestudio's [start step, value, value, end step] and the texts; see each row's source."""
+    weights = {
+        "score-distillation": {"orientation": {0: 10, 0.25: 505, 0.5: 1000, 1: 1000}, "sparsity": {0.7: 1}},
+        "score-jacobian-chaining": {"emptiness": {0.49: 1e4, 0.51: 2e5}},
+        "score-distillation-via-inversion": {
+            "orientation": {1: 0.1}, "sparsity": {0: 0.15, 0.1: 0.1, 0.3: 0}, "opaque": {0.5: 0.1},
+            "z-variance": {0: 1}, "convexity": {0.39: 0.1, 0.41: 0}},
+        "variational-score-distillation": {"sparsity": {0: 10}, "opaque": {0.39: 0, 0.41: 1000}},
+        "entropic-score-distillation": {"sparsity": {0: 10}, "opaque": {0.39: 0, 0.41: 1000}},
+        "score-distillation-bridge": {"sparsity": {0: 10}, "opaque": {0.39: 0, 0.41: 1000}},
+        "hifa": {"sparsity": {0.5: 1}, "z-variance": {0.5: 100}},
+        "noise-free-score-distillation": {"orientation": {0: 10, 0.5: 1000}, "sparsity": {0.7: 1}},
+        "classifier-score-distillation": {"orientation": {0: 1, 0.5: 100}, "sparsity": {0: 10, 0.25: 5.5, 0.5: 1}},
+        # a thousandth of an entropy in bits, in half of the run
+        "collaborative-score-distillation": {"orientation": {0: 0.01}, "opaque": {0: 0, 0.5: 1.4427e-3, 1: 1.4427e-3}},
+        "interval-score-matching": {}, "score-iterative-reconstruction": {},
+    }  # fmt: skip
+    for row in PUBLISHED:
+        assert set(row.losses) == set(weights[row.word]), row.word
+        for name, points in weights[row.word].items():
+            for at, weight in points.items():
+                assert row.losses[name](at) == pytest.approx(weight, rel=1e-4), (row.word, name, at)
+
+
+def test_published_methods_and_fields_are_as_they_were_published():
+    rows = {row.word: row for row in PUBLISHED}
     sds, sdi = rows["score-distillation"], rows["score-distillation-via-inversion"]
-    assert of("score-distillation", "steps", "rate", "behind_rate", "eps", "half") == (10_000, 0.01, 1e-3, 1e-15, 2.0)
-    assert sds.cameras.size == (64, 64) and sds.samples == 512 and sds.method.guidance == 100
-    assert sds.losses["orientation"](0) == 10 and sds.losses["orientation"](0.5) == 1000
-    assert sds.losses["sparsity"](0.7) == 1
-    assert sdi.cameras.size == (512, 512) and sdi.cameras.words.way == "perp-neg" and sdi.method.guidance == 7.5
-    assert sdi.losses["convexity"](0.39) == 0.1 and sdi.losses["convexity"](0.41) == 0
-    assert sdi.losses["sparsity"](0.1) == 0.15 and sdi.losses["sparsity"](0.31) == 0
-    assert (
-        sdi.losses["opaque"](0.5) == 0.1 and sdi.losses["z-variance"](0.5) == 1 and sdi.losses["orientation"](1) == 0.1
-    )
-    for word in ("variational-score-distillation", "entropic-score-distillation"):
-        row = rows[word]
-        assert (row.steps, row.half, row.networks) == (25_000, 1.0, 1e-3) and row.cameras.distance == (1.0, 1.5)
-        assert row.losses["sparsity"](0) == 10 and (row.losses["opaque"](0.39), row.losses["opaque"](0.41)) == (0, 1000)
-    hifa = rows["hifa"]
-    assert (hifa.steps, hifa.losses["z-variance"](0.5), hifa.losses["sparsity"](0.5)) == (25_000, 100, 1)
+    assert sds.samples == 512 and sds.method.guidance == 100 and sds.eps == 1e-15
+    assert sdi.cameras.words.way == "perp-neg" and sdi.method.guidance == 7.5
     sjc = rows["score-jacobian-chaining"]
-    assert (sjc.space, sjc.kind, sjc.cells, sjc.rate, sjc.optimiser) == ("latent", "voxels", 100, 0.05, "adamax")
-    assert of("interval-score-matching", "steps", "reduction") == (5000, "sum")
-    assert rows["collaborative-score-distillation"].cameras.n == 4
-    assert sds.made == sdi.made == {"progressive": (8, 2000 / 10_000, 500 / 10_000)} and not hifa.made
+    assert (sjc.space, sjc.kind, sjc.cells, sjc.optimiser, sjc.eps) == ("latent", "voxels", 100, "adamax", 1e-8)
+    assert (sjc.cameras.position, sjc.cameras.centre, sjc.cameras.up) == (0, 0, 0)
+    assert sjc.made == {"shift": -1.0} and sjc.blob == 0
+    for word in ("variational-score-distillation", "entropic-score-distillation", "score-distillation-bridge", "hifa"):
+        assert rows[word].networks == 1e-3
+    ism = rows["interval-score-matching"]
+    assert (ism.reduction, ism.cameras.n) == ("sum", 4) and rows["collaborative-score-distillation"].cameras.n == 4
+    assert sds.made == sdi.made == {"progressive": (8, 2000 / 10_000, 500 / 10_000)} and not rows["hifa"].made
     sir = rows["score-iterative-reconstruction"]
     assert sir.steps == 50 * 15 + 50 and sir.cameras.hold == sir.method.refresh == 15 and sir.cameras.n == 4
     assert sir.method.times.low(0) == 0.8 and sir.method.times.low(1) == 0.5 and sir.method.guidance == 7.5
+
+
+def test_a_run_goes_on_across_a_milestone_and_through_light(model, tmp_path, monkeypatch):
+    """bit for bit, cut off before, at and behind where the size changes"""
+    row = tiny(recipe("score-distillation", "stilllife"), shading=RandomShading(lit=1.0, textureless=0.5))
+    row = replace(row, stages=(Stage(0.5, size=(4, 4), n=1),))
+    whole = lift(model, PROMPT, row, steps=4, seed=4).scene.state_dict()
+    unlit = lift(model, PROMPT, replace(row, shading=None), steps=4, seed=4).scene.state_dict()
+    alike = lift(model, PROMPT, replace(row, stages=()), steps=4, seed=4).scene.state_dict()
+    for other in (unlit, alike):
+        assert any(not torch.equal(whole[k], other[k]) for k in whole)
+    sizes = []
+    real = Lifting.render
+
+    def seen_at(self, viewpoints=None):
+        sizes.append((len(viewpoints), viewpoints.cameras.size[0]))
+        return real(self, viewpoints)
+
+    for cut in (1, 2, 3):
+        keep = tmp_path / f"{cut}.safetensors"
+        with monkeypatch.context() as m:
+            m.setattr(Lifting, "render", _until(cut, real))
+            with pytest.raises(Cut):
+                lift(model, PROMPT, row, steps=4, seed=4, keep=keep)
+        sizes.clear()
+        with monkeypatch.context() as m:
+            m.setattr(Lifting, "render", seen_at)
+            resumed = lift(model, PROMPT, row, steps=4, seed=4, keep=keep).scene.state_dict()
+        assert sizes == [(2, 8), (2, 8), (1, 4), (1, 4)][cut:]
+        for k, v in resumed.items():
+            assert torch.equal(v, whole[k]), (cut, k)
+
+
+def test_light_falls_on_fields_of_colours_alone(model):
+    row = tiny(recipe("score-distillation", "stilllife"), shading=RandomShading())
+    with pytest.raises(SfumatoError, match="Gaussians have no field's normals"):
+        lift(model, PROMPT, replace(row, kind="gaussians"), steps=1)
+    with pytest.raises(SfumatoError, match="latents are no colours"):
+        lift(model, PROMPT, replace(row, space="latent"), steps=1)
+    assert row.of("gaussians").shading is None and row.of("hash").shading == row.shading
+    assert IN_LATENTS["shading"] is None and not IN_LATENTS["random_background"]
+
+
+def test_a_scene_begins_as_its_recipe_has_it(model):
+    for row in PUBLISHED:
+        row = replace(row, cells=8) if row.kind == "voxels" else replace(row, made={**row.made, "log_size": 6})
+        scene = blank(row, model)
+        assert scene.random_background == row.random_background and scene.field.region.half == row.half
+    sjc = next(replace(row, cells=8) for row in PUBLISHED if row.word == "score-jacobian-chaining")
+    density = blank(sjc, model).field.density(torch.rand(20, 3) - 0.5)
+    torch.testing.assert_close(density, torch.full((20,), math.log1p(math.exp(-1.0))))
+    assert blank(replace(sjc, blob=10.0), model).field.density(torch.zeros(1, 3)) > 5
+    gaussians = blank(replace(recipe("sds", "stilllife").of("gaussians"), random_background=0.25), model)
+    assert gaussians.random_background == 0.25
+
+
+def test_what_a_run_takes_is_the_sum_over_its_stages(model, monkeypatch):
+    row = replace(tiny(recipe("score-distillation", "stilllife")), stages=(Stage(0.2, size=(6, 6)),))
+    clock = [0.0]
+
+    def distil(model, lifting, prompt, method, steps, *, viewpoints, watch, **_):
+        for step in range(steps):
+            watch(step, None)
+            clock[0] += {8: 1.0, 6: 10.0}[viewpoints.draw(Draws(0, step)).cameras.size[0]]
+
+    monkeypatch.setattr(task, "distil", distil)
+    monkeypatch.setattr(task.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(task, "peaked", lambda begin, device: (begin(), float(clock[0])))
+    taken = cost(model, PROMPT, row, steps=100)
+    assert (taken.seconds, taken.megabytes) == (20 * 1.0 + 80 * 10.0, 3 * 1.0 + 3 * 10.0)
 
 
 def test_a_picture_holds_the_view_that_it_was_taken_from(model):
@@ -251,4 +400,4 @@ def test_a_published_field_has_its_networks_rate_and_its_levels(model):
 
 def tiny_hash(row):
     cameras = replace(row.cameras, size=(4, 4))
-    return replace(row, cameras=cameras, settings={"rank": 1}, losses={})
+    return replace(row, cameras=cameras, stages=(), settings={"rank": 1}, losses={})

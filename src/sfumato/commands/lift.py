@@ -51,6 +51,13 @@ def lift(
         Literal["off", "word", "between", "perp-neg"] | None,
         tyro.conf.arg(help="How a view is told: not, by a word, between words, or away from others' as well."),
     ] = None,
+    shading: Annotated[
+        Literal["off", "lit"] | None,
+        tyro.conf.arg(
+            help="Are things lit by random lights in most steps behind a fifth of the run, as in DreamFusion? "
+            "[default: the recipe's; those of the built-in model are not]"
+        ),
+    ] = None,
     loss: Annotated[
         tuple[str, ...],
         tyro.conf.arg(metavar="NAME=WEIGHT", help="Losses beside, such as opaque=0.01, or convexity=1>0 to change it."),
@@ -112,6 +119,11 @@ def lift(
 
     name = chain.names[0] if chain.names else "sir"
     found = lift_recipes.recipe(name, "published" if recipe == "published" else model)
+    light = {None: found.shading, "off": None, "lit": found.shading or lift_recipes.DREAMFUSION_LIGHT}[shading]
+    if light is not None and ((field or found.kind) == "gaussians" or (space or found.space) == "latent"):
+        note("light falls on fields of colours alone, so this scene is not shaded")
+        light = None
+    found = replace(found, shading=light)
     found = found if field in (None, found.kind) else found.of(field)
     losses = {**found.losses}
     for text in loss:
@@ -126,7 +138,7 @@ def lift(
         changed["space"] = space
     found = replace(found, **changed)
     found = found if words is None else found.by_way(words)
-    found = found if views is None else replace(found, cameras=replace(found.cameras, n=views))
+    found = found if views is None else found.of_views(views)
     method: Any = found.method
     if chain.items:  # what was said of the method counts, what was not is the recipe's
         kind = type(chain.items[0])

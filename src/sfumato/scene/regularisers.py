@@ -76,6 +76,17 @@ class Sparsity(Regulariser):
         return (alpha.square() + 0.01).sqrt().mean()
 
 
+@dataclass(frozen=True)
+class Emptiness(Regulariser):
+    """log(1 + ``scale`` w), a mean over samples: haze costs most for what it shows (Wang et al. 2022, SJC)."""
+
+    scale: float = 10.0
+
+    def loss(self, rendering: Rendering) -> Loss:
+        (w,) = _of(rendering, self, "weights")
+        return (self.scale * w).log1p().mean()
+
+
 class Opaque(Regulariser):
     """The entropy of opacities: each ray sees a thing or none (threestudio: BCE(o, o) of o in [0.001, 0.999])."""
 

@@ -48,10 +48,10 @@ class Seen(NamedTuple):
 class Shading:
     """How things are lit: by a light at a place for each camera, and from all around (threestudio's numbers).
 
-    ``textureless`` shows white things, which tells shape from colour.
+    ``textureless`` shows white things, which tells shape from colour; ``normals`` shows (n + 1) / 2 as colours.
     """
 
-    kind: Literal["albedo", "lambert", "textureless"] = "lambert"
+    kind: Literal["albedo", "lambert", "textureless", "normals"] = "lambert"
     lights: Float[Tensor, "b 3"] | None = None
     """In the world; None: where each camera is."""
     ambient: float = 0.1
@@ -107,7 +107,9 @@ class FieldScene(Generator):
         lit, values = None, matter.values
         if normals or (shading is not None and shading.kind != "albedo"):
             lit = self._normals(some, w.each.detach().flatten() if asked is None else w.each.detach().flatten()[asked])
-            if shading is not None and shading.kind != "albedo":
+            if shading is not None and shading.kind == "normals":
+                values = (lit + 1) / 2
+            elif shading is not None and shading.kind != "albedo":
                 places = rays.origins if lights is None else lights
                 places = places[:, None].expand(*at.shape, 3).flatten(0, -2)
                 to = F.normalize((places if asked is None else places[asked]) - some, dim=-1)

@@ -29,7 +29,7 @@ from sfumato.scene.gaussians import Gaussians, ball
 from sfumato.scene.lifting import Lifting, Ramped, SeenIn, begun
 from sfumato.scene.regions import Box
 from sfumato.scene.render import FieldScene, Sampling
-from sfumato.scene.viewpoints import RandomCameras
+from sfumato.scene.viewpoints import Staged
 from sfumato.tasks.lift_recipes import GAUSSIANS, Lift, Loss
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ LOSSES: dict[Loss, Any] = {
     "z-variance": losses_of.ZVariance,
     "distortion": losses_of.Distortion,
     "convexity": losses_of.Convexity,
+    "emptiness": losses_of.Emptiness,
     "smooth": None,
 }
 OF_NORMALS = ("orientation", "convexity")
@@ -123,6 +124,7 @@ def blank(recipe: Lift, model: Backbone, seed: int = 0) -> FieldScene | Gaussian
             extent=4 * recipe.half / 2, background=behind, seed=seed,
         )  # fmt: skip
         some.rates = {**some.rates, "background": recipe.behind_rate}
+        some.random_background = recipe.random_background
         return some.to(model.device)
     region = Box(recipe.centre, recipe.half)
     made: Field
@@ -130,9 +132,10 @@ def blank(recipe: Lift, model: Backbone, seed: int = 0) -> FieldScene | Gaussian
         made = Voxels(recipe.cells, channels, region, latent, **recipe.made)
     else:
         made = HashGrid(
-            channels=channels, region=region, latent=latent, seed=seed, blob=10.0, blob_radius=0.5, **recipe.made
+            channels=channels, region=region, latent=latent, seed=seed, blob=recipe.blob, blob_radius=0.5, **recipe.made
         )
-    scene = begun(FieldScene(made, behind, Sampling(recipe.samples)))
+    scene = begun(FieldScene(made, behind, Sampling(recipe.samples)), recipe.blob)
+    scene.random_background = recipe.random_background
     rates: dict[str, float] = {}
     if recipe.networks is not None:
         rates = {f"field.{name}": recipe.networks for name in ("first", "thick", "colour") if hasattr(made, name)}
@@ -168,7 +171,7 @@ def lift(
     film = _Film(lifting, model, _around(recipe, model, TURN), frame_every, steps)
     with heard(on_progress):
         records = distil(
-            model, lifting, prompt, method or recipe.method, steps, viewpoints=_cameras(recipe, model),
+            model, lifting, prompt, method or recipe.method, steps, viewpoints=_cameras(recipe, model, steps),
             regularisers=_losses(recipe, model, scene, given), watch=film, keep=keep, every=every, seed=seed,
             **_options(recipe),
         )  # fmt: skip
@@ -182,25 +185,28 @@ def lift(
 
 def cost(model: Backbone, prompt: str, recipe: Lift, method: Distillation | None = None, steps: int | None = None,
          given: Given | None = None) -> Cost:  # fmt: skip
-    """What a run would take, by its first steps on a scene that is let go."""
+    """What a run would take, by some steps at each of its sizes on a scene that is let go."""
     steps = recipe.steps if steps is None else steps
     method = method or recipe.method
     scene = blank(recipe, model)
-    lifting, times = _lifting(scene, recipe, model, steps), [time.perf_counter()]
-    lasting = getattr(method, "refresh", 1)
+    lifting, lasting = _lifting(scene, recipe, model, steps), getattr(method, "refresh", 1)
+    seconds = megabytes = 0.0
+    for count, views in _cameras(recipe, model, steps).parts():
+        times = [time.perf_counter()]
 
-    def begin() -> None:
-        distil(
-            model, lifting, prompt, method, 3, viewpoints=_cameras(recipe, model),
-            regularisers=_losses(recipe, model, scene, given), watch=lambda *_: times.append(time.perf_counter()),
-            **_options(recipe),
-        )  # fmt: skip
+        def begin(views: Staged = views, times: list[float] = times) -> None:
+            distil(
+                model, lifting, prompt, method, 3, viewpoints=views,
+                regularisers=_losses(recipe, model, scene, given), watch=lambda *_: times.append(time.perf_counter()),
+                **_options(recipe),
+            )  # fmt: skip
 
-    _, megabytes = peaked(begin, model.device)
-    times.append(time.perf_counter())
-    first, second = times[2] - times[1], times[-1] - times[-2]
-    each = second if lasting == 1 else (first + (lasting - 1) * second) / lasting
-    return Cost(steps * each, megabytes)
+        _, most = peaked(begin, model.device)
+        times.append(time.perf_counter())
+        first, second = times[2] - times[1], times[-1] - times[-2]
+        each = second if lasting == 1 else (first + (lasting - 1) * second) / lasting
+        seconds, megabytes = seconds + count * each, max(megabytes, most)
+    return Cost(seconds, megabytes)
 
 
 def _lifting(scene: FieldScene | Gaussians, recipe: Lift, model: Backbone, steps: int) -> Lifting:
@@ -209,16 +215,21 @@ def _lifting(scene: FieldScene | Gaussians, recipe: Lift, model: Backbone, steps
 
 
 def _options(recipe: Lift) -> dict[str, Any]:
-    kind = torch.optim.Adamax if recipe.optimiser == "adamax" else torch.optim.Adam
-    adam = partial(kind, lr=recipe.rate, betas=(0.9, 0.99), eps=recipe.eps)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}[recipe.optimiser]
+    adam = partial(kind, lr=recipe.rate, betas=recipe.betas, eps=recipe.eps)
     return {"optimiser": adam, "clip": recipe.clip, "reduction": recipe.reduction}
 
 
-def _cameras(recipe: Lift, model: Backbone) -> RandomCameras:
-    size = recipe.cameras.size
-    if recipe.space == "latent":  # the network's own cells
-        size = (model.size // model.factor,) * 2
-    return replace(recipe.cameras, size=size, normals=any(name in OF_NORMALS for name in recipe.losses))
+def _cameras(recipe: Lift, model: Backbone, steps: int) -> Staged:
+    if recipe.shading is not None and (recipe.kind == "gaussians" or recipe.space == "latent"):
+        what = "Gaussians have no field's normals" if recipe.kind == "gaussians" else "latents are no colours"
+        raise SfumatoError(f"{what}, so no light falls on them; leave shading out, or take voxels of pixels")
+    cameras, stages = recipe.cameras, recipe.stages
+    if recipe.space == "latent":  # the network's own cells, in all stages
+        cameras = replace(cameras, size=(model.size // model.factor,) * 2)
+        stages = tuple(replace(stage, size=None) for stage in stages)
+    cameras = replace(cameras, normals=any(name in OF_NORMALS for name in recipe.losses))
+    return Staged(cameras, steps, stages, recipe.shading)
 
 
 def _losses(recipe: Lift, model: Backbone, scene: FieldScene | Gaussians, given: Given | None) -> Sequence[Regulariser]:
@@ -242,8 +253,8 @@ def _around(
     first: float = 0.0,
     elevation: float | None = None,
 ) -> Pinholes:
-    """Cameras around, as far and as high as the middle of those that are drawn."""
-    of = _cameras(recipe, model)
+    """Cameras around, as far and as high as the middle of those that are drawn in the end."""
+    of = _cameras(recipe, model, recipe.steps).at(recipe.steps)
     return orbit(
         n, size or of.size, elevation=sum(of.elevation) / 2 if elevation is None else elevation,
         distance=sum(of.distance) / 2, fov=sum(of.fov) / 2, target=of.target, first=first,
