@@ -193,7 +193,13 @@ class Latent(Backbone):
 
         Vectors are (k, d) by encoder, or (b, k, d) of a row a prompt. Gradients flow to them; nothing is remembered.
         """
-        return self._conditions(prompts, self.encoded(prompts, self.clip_skip, words), negative=False)
+        apart = any(rows.ndim == 3 for of in words.values() for rows in of.values())
+        each = list(prompts) if apart else list(dict.fromkeys(prompts))  # the same prompt is read once
+        parts = self.encoded(each, self.clip_skip, words)
+        if not apart:
+            rows = torch.tensor([each.index(prompt) for prompt in prompts], device=self.device)
+            parts = {key: values[rows] for key, values in parts.items()}
+        return self._conditions(prompts, parts, negative=False)
 
     def _read_apart(self, cond: Cond, t: Float[Tensor, " b"]) -> Texts:
         assert self.own is not None

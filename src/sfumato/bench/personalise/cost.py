@@ -28,9 +28,11 @@ def inversion(session: PersonalSession) -> Mapping[str, Figure]:
     method = TextualInversion(templates=("a {}",))
     asked = Asked(model, Lesson.of(model, subject.pictures), NAME, "cube")
 
+    problem = method.problem(asked)
+    optimiser = method.optimiser(problem.groups())
+
     def ours() -> None:
-        problem = method.problem(asked)
-        learn(problem, method.optimiser(problem.groups()), steps=STEPS)
+        learn(problem, optimiser, steps=STEPS)
 
     other: Any = copy(model)
     other.pipe = copy(other.pipe)
