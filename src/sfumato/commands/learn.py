@@ -85,6 +85,7 @@ def learn(
     kind = kind or suited
     seen = task.listed(photos)  # before the model is loaded
     net = loading.load(model, device)
+    task.new_word(net, as_)
     photographs = task.read(seen, net, count * getattr(method, "batch", 1), masks)
     note(f"{count} steps of {name} on {len(photographs)} photographs")
     settings = {"word": as_, "kind": kind, "method": repr(method), "steps": count, "seed": seed, "model": model,

@@ -123,7 +123,6 @@ def learn(
     ``kind``: what sort of thing it is, in words that the model knows. Raises ``SfumatoError`` for a word that the model
     knows already, and for what ``teach`` refuses.
     """
-    new_word(model, word)
     with heard(on_progress):
         asked = Asked(model, Lesson.of(model, photographs.pixels, photographs.masks), word, kind, seed=seed,
                       about=photographs.digest)  # fmt: skip
