@@ -120,8 +120,8 @@ def learn(
 ) -> Learned:
     """Teach a model ``word``; ``keep``: a checkpoint from which the same call goes on after a stop.
 
-    ``kind``: what sort of thing it is, in words that the model knows. Raises ``SfumatoError`` for a word that the model
-    knows already, and for what ``teach`` refuses.
+    ``kind``: what sort of thing it is, in words that the model knows. ``new_word`` says whether the word is one. Raises
+    ``SfumatoError`` for what ``teach`` refuses.
     """
     with heard(on_progress):
         asked = Asked(model, Lesson.of(model, photographs.pixels, photographs.masks), word, kind, seed=seed,
