@@ -83,8 +83,8 @@ def subjects(session: PersonalSession) -> Mapping[str, Figure]:
     """All methods on the same things, beside the word of a kind that was never trained and one that was."""
     found: dict[str, dict[str, Row]] = {}
     ways: dict[str, Callable[[Subject], tuple[Row, Tensor]]] = {
-        PLAIN: lambda s: _painted(session, session.model, s, f"{s.colour} {KNOWN}"),
-        UNTRAINED: lambda s: _painted(session, session.model, s, f"{s.colour} {s.kind}"),
+        PLAIN: lambda s: _painted(session, session.model, s, KNOWN),
+        UNTRAINED: lambda s: _painted(session, session.model, s, s.kind),
     }
     ways |= {word: lambda s, word=word: _learned(session, word, s) for word in METHODS}
     with progress("bench: subjects", len(ways) * session.n) as advance:
