@@ -23,7 +23,8 @@ Vectors = Tensor | Mapping[str, Tensor]
 Embeddings = Mapping[str, str | Path | Vectors] | Sequence[str | Path] | str | Path
 """A file or several, or words with their files or vectors."""
 _OLD = {"text_encoders_0": "clip_l", "text_encoders_1": "clip_g"}  # as diffusers once wrote them
-_ENCODERS = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
+ENCODERS = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
+"""Of a pipeline, by the keys that files have."""
 
 
 def read(file: str | Path) -> tuple[str, Vectors]:
@@ -39,7 +40,7 @@ def read(file: str | Path) -> tuple[str, Vectors]:
         )
     single_file.tensors(file)  # says what is wrong with it
     tensors = {_OLD.get(key, key): values for key, values in load_file(file).items()}
-    if tensors and tensors.keys() <= _ENCODERS.keys():
+    if tensors and tensors.keys() <= ENCODERS.keys():
         return file.stem, tensors
     if len(tensors) != 1:
         what = single_file.instead(tensors) if single_file.is_lora(tensors) else f"it has {', '.join([*tensors][:3])}"
@@ -50,7 +51,7 @@ def read(file: str | Path) -> tuple[str, Vectors]:
 
 def add(pipe: Any, name: str, embeddings: Embeddings) -> None:
     """Teach the encoders of a pipeline new words. Raises ``SfumatoError`` for what is not of their widths."""
-    encoders = {key: parts for key, parts in _ENCODERS.items() if getattr(pipe, parts[0], None) is not None}
+    encoders = {key: parts for key, parts in ENCODERS.items() if getattr(pipe, parts[0], None) is not None}
     widths = {key: getattr(pipe, parts[0]).get_input_embeddings().weight.shape[-1] for key, parts in encoders.items()}
     if isinstance(embeddings, str | Path):
         embeddings = [embeddings]
@@ -60,13 +61,7 @@ def add(pipe: Any, name: str, embeddings: Embeddings) -> None:
         found = [read(file) for file in embeddings]
     for word, given in found:
         vectors = {next(iter(widths)): given} if isinstance(given, Tensor) else given
-        _check(word, vectors)
-        wide = {key: each.shape[-1] for key, each in vectors.items()}
-        if wide != widths:
-            raise SfumatoError(
-                f"the embedding {word!r} is {_widths(wide)} wide, and {name} reads words of {_widths(widths)}; "
-                "take one that was learned with this kind of model"
-            )
+        check(word, vectors, widths, name)
         for key, each in vectors.items():
             encoder, tokenizer = (getattr(pipe, part) for part in encoders[key])
             rows = [*each.reshape(-1, each.shape[-1])]
@@ -79,8 +74,8 @@ def add(pipe: Any, name: str, embeddings: Embeddings) -> None:
                 pipe.load_textual_inversion(rows, token=tokens, text_encoder=encoder, tokenizer=tokenizer)
 
 
-def _check(word: str, vectors: Mapping[str, Tensor]) -> None:
-    """Refuse what are no vectors, or of two encoders not as many."""
+def check(word: str, vectors: Mapping[str, Tensor], widths: Mapping[str, int], name: str) -> None:
+    """Refuse what are no vectors, of two encoders not as many, or of other widths than a model of this name reads."""
     shapes = [tuple(each.shape) for each in vectors.values()]
     counts = {1 if len(shape) == 1 else shape[0] for shape in shapes}
     if any(len(shape) not in (1, 2) or 0 in shape for shape in shapes) or len(counts) != 1:
@@ -90,6 +85,12 @@ def _check(word: str, vectors: Mapping[str, Tensor]) -> None:
         )
     for each in vectors.values():
         finite(each, f"the embedding {word!r}", "the file is damaged; take another")
+    wide = {key: each.shape[-1] for key, each in vectors.items()}
+    if wide != widths:
+        raise SfumatoError(
+            f"the embedding {word!r} is {_widths(wide)} wide, and {name} reads words of {_widths(widths)}; "
+            "take one that was learned with this kind of model"
+        )
 
 
 def _widths(wide: Mapping[str, int]) -> str:

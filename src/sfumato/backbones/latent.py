@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from copy import copy
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import ref
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.backbones import autoencoders, kinds
+from sfumato.backbones import autoencoders, kinds, own_words
+from sfumato.backbones.changes import changed
+from sfumato.backbones.own_words import OwnWords, Rows, Word
 from sfumato.backbones.parts import of_parts
 from sfumato.backbones.text import Text, quietly
 from sfumato.core.backbone import Backbone, times
-from sfumato.core.conditions import Cond
+from sfumato.core.conditions import Cond, Texts
 from sfumato.core.modes import unmoded
 from sfumato.core.schedule import Schedule
-from sfumato.core.taps import weighed
+from sfumato.core.taps import read_apart, weighed
 from sfumato.errors import SfumatoError
 from sfumato.io.terminal import note
 from sfumato.prompts.words import WordsRead
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _MANY = 1000  # texts that are remembered
 
@@ -45,6 +52,9 @@ class Latent(Backbone):
     clip_skip: int | None = None
     """How many of the last layers of its CLIPs are not run for prompts, as diffusers counts them. As there, negative
     prompts, and the empty one in their place, are read by all of them."""
+
+    own: OwnWords | None = None
+    """Words that it knows beside its vocabulary (``with_words``)."""
 
     _known: dict[tuple[str, int | None], dict[str, Tensor]]
     _of: tuple[list[ref[Any]], object] = ([], None)
@@ -123,13 +133,80 @@ class Latent(Backbone):
                     note(remark)
             if not new:
                 continue
-            with quietly():
-                parts = self._encode([self.text.plain(p) for p in new], skip)
-            parts = {k: v.float() if v.is_floating_point() else v for k, v in parts.items()}
+            parts = self.encoded(new, skip)
             self._known |= {(p, skip): {k: v[i] for k, v in parts.items()} for i, p in enumerate(new)}
         rows = {k: torch.stack([self._known[a][k] for a in asked]) for k in self._known[asked[0]]}
-        text = rows.pop("text")
-        return Cond(text, tuple(prompts), rows, weights=self.text.weights(prompts, text))
+        return self._conditions(prompts, rows, negative)
+
+    def encoded(
+        self, prompts: Sequence[str], skip: int | None, words: Mapping[str, Rows] | None = None
+    ) -> dict[str, Tensor]:
+        """``text`` and all else that is read of prompts, a row each, in float32."""
+        with quietly(), nullcontext() if self.own is None else self.own.read_as(self.pipe, words):
+            parts = self._encode([self.text.plain(p) for p in prompts], skip)
+        return {k: v.float() if v.is_floating_point() else v for k, v in parts.items()}
+
+    def _conditions(self, prompts: Sequence[str], rows: Mapping[str, Tensor], negative: bool) -> Cond:
+        rest = dict(rows)
+        text = rest.pop("text")
+        own = self.own
+        varied = own is not None and any(own.varied(self, prompt) for prompt in prompts)
+        layered = self._read_apart if varied else None
+        cond = Cond(text, tuple(prompts), rest, weights=self.text.weights(prompts, text), layered=layered)
+        return self._completed(cond, negative)
+
+    def _completed(self, cond: Cond, negative: bool) -> Cond:
+        """With what a family reads beside."""
+        return cond
+
+    def with_words(self, words: Mapping[str, Tensor | Rows | Word]) -> Self:
+        """This model, which reads words of one's own as vectors: the same networks, other tokenizers.
+
+        A word is a tensor (k, d), of SDXL one by each of ``clip_l`` and ``clip_g``, or a ``Word``, whose vectors differ
+        by layer and time. Raises ``SfumatoError`` for a model that learns no words, for vectors of other widths, and
+        for a word that it knows.
+        """
+        if not self.learns or "embed" in vars(self):
+            what = "is given conditions already; teach it words first"
+            what = what if self.learns else "learns no words; take Stable Diffusion 1, 2 or XL"
+            raise SfumatoError(f"{self.name} {what}")
+        other = copy(self)
+        other.pipe, other.own = own_words.taught(self.pipe, self.name, words, self.own)
+        return other
+
+    def vectors(self, words: str) -> dict[str, Float[Tensor, "k d"]]:
+        """What encoders begin to read words as: the rows of their tokens, by encoder, in float32."""
+        return own_words.rows_in(self.pipe, self.name, words)
+
+    def with_changes(self, changes: Mapping[str, Tensor]) -> Self:
+        """This model with weights changed: networks that are changed are copied, the others the same.
+
+        ``changes``: by the pipeline's part and the weight, such as ``unet.mid_block.attentions.0.proj_in.weight``, what
+        is added to it; or of a low-rank change ``lora_A`` and ``lora_B`` in the place of ``weight``, whose product is.
+        Raises ``SfumatoError`` for a weight that the model does not have, or has in another shape.
+        """
+        other = copy(self)
+        other.pipe = changed(self.pipe, self.name, changes)
+        return other
+
+    @unmoded()
+    def read(self, prompts: Sequence[str], words: Mapping[str, Rows]) -> Cond:
+        """What it reads of prompts with these vectors in the place of words that it knows (``with_words``).
+
+        Vectors are (k, d) by encoder, or (b, k, d) of a row a prompt. Gradients flow to them; nothing is remembered.
+        """
+        apart = any(rows.ndim == 3 for of in words.values() for rows in of.values())
+        each = list(prompts) if apart else list(dict.fromkeys(prompts))  # the same prompt is read once
+        parts = self.encoded(each, self.clip_skip, words)
+        if not apart:
+            rows = torch.tensor([each.index(prompt) for prompt in prompts], device=self.device)
+            parts = {key: values[rows] for key, values in parts.items()}
+        return self._conditions(prompts, parts, negative=False)
+
+    def _read_apart(self, cond: Cond, t: Float[Tensor, " b"]) -> Texts:
+        assert self.own is not None
+        layers = sum(layer.kind == "text" for layer in self.layers)
+        return self.own.texts(self, cond, t, layers)
 
     def _forget(self) -> None:
         """Nothing that is remembered holds once an encoder, a tokenizer or anything in one of them is another."""
@@ -161,9 +238,10 @@ class Latent(Backbone):
         return self.with_variance(x, t, cond)[:, : self.channels]
 
     def with_variance(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
-        inside = self.inside(x, cond)
-        with weighed(self.network, self.sites, cond.weights):
-            return self._predict(x, inside, times(t, x), cond).float()
+        inside, time = self.inside(x, cond), times(t, x)
+        texts = None if cond.layered is None else cond.layered(cond, time)
+        with weighed(self.network, self.sites, cond.weights), read_apart(self.network, self.layers, texts):
+            return self._predict(x, inside, time, cond).float()
 
     @abstractmethod
     def _predict(self, x: Tensor, inside: Float[Tensor, "b d h w"], time: Float[Tensor, " b"], cond: Cond) -> Tensor:

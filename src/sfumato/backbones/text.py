@@ -92,7 +92,7 @@ class Text:
 
     ``readers``: the tokenizers whose tokens the network attends to; the first says where words lie.
     ``clean``: what the pipeline makes of a text before it is tokenized. ``pooled``: the tokenizer whose tokens the
-    network reads as one vector alone.
+    network reads as one vector alone. ``own``: tokens of a tokenizer that its encoder has other vectors for.
     """
 
     def __init__(
@@ -102,7 +102,9 @@ class Text:
         readers: Sequence[Reader],
         clean: Callable[[str], str] = str,
         pooled: Reader | None = None,
+        own: Callable[[str], frozenset[int]] | None = None,
     ):
+        self.own = own
         self.name, self.pipe, self.readers, self.clean, self.pooled = name, pipe, tuple(readers), clean, pooled
         self.noted: set[str] = set()
 
@@ -140,6 +142,10 @@ class Text:
                 row[reader.at : reader.at + len(seen)] = torch.tensor(seen)
         return out.to(text.device)
 
+    def ids(self, prompt: str) -> tuple[int, ...]:
+        """All tokens of a prompt by the first tokenizer, with start and end, also those that are cut off."""
+        return self._read(prompt, self.readers[0]).ids
+
     def remark(self, prompt: str) -> str | None:
         """What a person should know of a prompt that is not seen to its end; said once."""
         if prompt in self.noted:
@@ -166,7 +172,8 @@ class Text:
         """Raise ``SfumatoError`` for a token of which an encoder has no vector."""
         for reader in (*self.readers, *([self.pooled] if self.pooled else [])):
             rows = getattr(self.pipe, reader.encoder).get_input_embeddings().num_embeddings
-            if missing := [i for i in self._read(prompt, reader).ids if i >= rows]:
+            own = frozenset() if self.own is None else self.own(reader.part)
+            if missing := [i for i in self._read(prompt, reader).ids if i >= rows and i not in own]:
                 word = getattr(self.pipe, reader.part).convert_ids_to_tokens(missing[0])
                 raise SfumatoError(
                     f"{word!r} is a token of the {reader.part} of {self.name}, and the {reader.encoder} has no vector "

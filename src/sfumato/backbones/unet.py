@@ -46,12 +46,12 @@ class UNet(OfUNet, Latent):
     skips = learns = True
     steered = ("ControlNetModel",)
 
-    @of_parts("pipe", "pipe.tokenizer", "pipe.tokenizer_2")
+    @of_parts("pipe", "pipe.tokenizer", "pipe.tokenizer_2", "own")
     def text(self) -> Text:
         bound(self.pipe)
         found = [part for part in ("tokenizer", "tokenizer_2") if getattr(self.pipe, part, None) is not None]
         readers = [Reader(part, getattr(self.pipe, part).model_max_length) for part in found]
-        return Text(self.name, self.pipe, readers)
+        return Text(self.name, self.pipe, readers, own=None if self.own is None else self.own.tokens)
 
     @property
     def text_encoder(self) -> Any:
@@ -216,8 +216,8 @@ class SDXL(UNet):
         )
         return {"text": text, "pooled": pooled}
 
-    def _embed(self, prompts: Sequence[str], negative: bool) -> Cond:
-        cond = super()._embed(prompts, negative)
+    def _completed(self, cond: Cond, negative: bool) -> Cond:
+        prompts = cond.prompts
         if negative and self.pipe.config.force_zeros_for_empty_prompt:
             kept = torch.tensor([bool(prompt) for prompt in prompts], device=cond.text.device)
             pooled = cond.extra["pooled"] * kept[:, None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,20 @@ class Control(Protocol):
     """Something that adds to a network's inputs in each call, such as a ControlNet; ``model`` is the backbone."""
 
     def __call__(self, model: Any, x: Tensor, t: Tensor, cond: Cond) -> Mapping[str, Any]: ...
+
+
+class Texts(NamedTuple):
+    """What each layer that reads the text reads in its place, in the order of the network's ``text`` layers."""
+
+    keys: Float[Tensor, "b layers n d"]
+    values: Float[Tensor, "b layers n d"] | None = None
+    """What values are made of; None: the same."""
+
+
+class Layered(Protocol):
+    """Texts of conditions that depend on where and when they are read (P+, NeTI); ``t``: a time a row."""
+
+    def __call__(self, cond: Cond, t: Float[Tensor, " b"]) -> Texts: ...
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,8 @@ class Cond:
     """How many rows one after the other are the frames of a clip."""
     views: int = 1
     """How many rows one after the other are views of one image."""
+    layered: Layered | None = None
+    """What layers read in the place of ``text``, where that is not the same everywhere; asked in each prediction."""
     numbers: tuple[int, ...] | None = None
     """Which images of a stream these rows are of, where not all go through the network at once."""
 
@@ -90,6 +106,9 @@ class Cond:
         images = [c.image for c in conds if c.image is not None]
         if images and len(images) != len(conds):
             raise SfumatoError("some of these conditions have an image and some do not; give all of them one")
+        layered = {id(c.layered): c.layered for c in conds if c.layered is not None}
+        if len(layered) > 1:
+            raise SfumatoError("these conditions have texts a layer of two kinds; let one model know all their words")
         weights = [c.text.new_ones(c.text.shape[:2]) if c.weights is None else c.weights for c in conds]
         return replace(
             first,
@@ -97,5 +116,6 @@ class Cond:
             prompts=tuple(p for c in conds for p in c.prompts),
             extra={k: torch.cat([c.extra[k] for c in conds]) for k in first.extra},
             image=torch.cat(images) if images else None,
+            layered=next(iter(layered.values()), None),
             weights=None if all(c.weights is None for c in conds) else torch.cat(weights),
         )

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.core.attention import FUSED, Call
+from sfumato.core.conditions import Texts
 from sfumato.core.features import Activation
 from sfumato.core.rows import Rows
 from sfumato.core.sites import Grid, Layer, Site
@@ -78,7 +79,7 @@ def _open_seam(network: nn.Module, instead: str) -> Iterator[list[Any]]:
                 F.scaled_dot_product_attention = FUSED
 
 
-def _here(hook: Callable[..., Any]) -> Callable[..., Any]:
+def here(hook: Callable[..., Any]) -> Callable[..., Any]:
     """A hook that acts in this thread alone: others may run the network meanwhile."""
     thread = threading.get_ident()
 
@@ -166,6 +167,50 @@ def weighed(network: nn.Module, sites: Sequence[Site], weights: Float[Tensor, "r
             _local.biased = None
 
 
+@contextmanager
+def read_apart(network: nn.Module, layers: Sequence[Layer], texts: Texts | None) -> Iterator[None]:
+    """While the block runs, each layer that reads the text reads its own of ``texts``; None does nothing.
+
+    What is tapped there sees and changes that. Raises ``SfumatoError`` where there are not as many layers as texts.
+    """
+    if texts is None:
+        yield
+        return
+    readers = [layer for layer in layers if layer.kind == "text"]
+    if len(readers) != texts.keys.shape[1]:
+        raise SfumatoError(
+            f"{type(network).__name__} reads the text in {len(readers)} layers, and these texts are of "
+            f"{texts.keys.shape[1]}; take a word that was learned with a model of this kind"
+        )
+    hooks: list[Any] = []
+    try:
+        for i, layer in enumerate(readers):
+            module: Any = network.get_submodule(layer.path)
+            hooks.append(_given(module, "encoder_hidden_states", texts.keys[:, i]))
+            if texts.values is not None:
+                hooks.append(_given(module.to_v, None, texts.values[:, i]))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _given(module: nn.Module, name: str | None, own: Float[Tensor, "b n d"]) -> Any:
+    """A module is given this as its input of a name, or as its first; before all that is tapped there."""
+
+    def placed(given: Any) -> Any:
+        if isinstance(given, tuple):  # the text, and the images of IP-Adapters
+            return (placed(given[0]), *given[1:])
+        return own.to(given).repeat_interleave(len(given) // len(own), 0)  # a clip's text once a frame
+
+    def before(m: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if name is None:
+            return (placed(args[0]), *args[1:]), named
+        return args, {**named, name: placed(named[name])}
+
+    return module.register_forward_pre_hook(here(before), with_kwargs=True, prepend=True)
+
+
 def _weighed_at(module: nn.Module, site: Site, bias: Float[Tensor, "rows 1 1 n"]) -> Sequence[Any]:
     def biased(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
         image = key.shape[-2] - bias.shape[-1]
@@ -188,7 +233,7 @@ def _weighed_at(module: nn.Module, site: Site, bias: Float[Tensor, "rows 1 1 n"]
             _local.biased = None
             raise _unreached(module, site, "weighed")
 
-    return module.register_forward_pre_hook(_here(before)), module.register_forward_hook(_here(after))
+    return module.register_forward_pre_hook(here(before)), module.register_forward_hook(here(after))
 
 
 def _unreached(module: nn.Module, site: Site, what: str) -> SfumatoError:
@@ -234,7 +279,7 @@ def _at_site(module: nn.Module, site: Site, handler: Callable[[Call], None], tap
             _local.waiting = None
             raise _unreached(module, site, "tapped")
 
-    return module.register_forward_pre_hook(_here(before)), module.register_forward_hook(_here(after))
+    return module.register_forward_pre_hook(here(before)), module.register_forward_hook(here(after))
 
 
 def _at_layer(module: nn.Module, layer: Layer, handler: Callable[[Any], None], tap: Tap) -> Sequence[Any]:
@@ -254,7 +299,7 @@ def _at_layer(module: nn.Module, layer: Layer, handler: Callable[[Any], None], t
                 return None
             return (seen(out[0]), *out[1:]) if isinstance(out, tuple) else seen(out)  # a transformer gives a tuple
 
-        return [module.register_forward_hook(_here(after))]
+        return [module.register_forward_hook(here(after))]
 
     def before(m: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         if not tap.active(layer):
@@ -264,7 +309,7 @@ def _at_layer(module: nn.Module, layer: Layer, handler: Callable[[Any], None], t
         changed = _of_image(args[0] if args else named["hidden_states"], layer.grid(tap.grid), seen)
         return ((changed, *args[1:]), named) if args else (args, {**named, "hidden_states": changed})
 
-    return [module.register_forward_pre_hook(_here(before), with_kwargs=True)]
+    return [module.register_forward_pre_hook(here(before), with_kwargs=True)]
 
 
 def _of_image(

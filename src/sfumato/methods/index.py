@@ -51,6 +51,7 @@ class Entry:
 PAINTING = ("edit", "control", "sets")
 READING = ("perceive",)
 DISTILLING = ("distill",)
+LEARNING = ("personalise",)
 
 METHODS = (
     Entry("blended-latents", "edit.blended_latents:BlendedLatents"),
@@ -140,6 +141,7 @@ METHODS = (
     Entry(
         "variational-score-distillation", "distill.variational_score_distillation:VariationalScoreDistillation", "vsd"
     ),
+    Entry("textual-inversion", "personalise.textual_inversion:TextualInversion", "ti"),
 )
 
 
@@ -154,7 +156,7 @@ def find(word: str) -> Entry:
     for entry in METHODS:
         if word in (entry.word, entry.alias) and not entry.is_function:
             return entry
-    raise unknown("method", word, words(PAINTING + READING + DISTILLING))
+    raise unknown("method", word, words(PAINTING + READING + DISTILLING + LEARNING))
 
 
 def default(spec: str, presets: Callable[[Entry], Mapping[str, Any]] = lambda entry: entry.presets) -> Any:

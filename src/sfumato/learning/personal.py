@@ -1,0 +1,109 @@
+"""A way to teach a frozen model something of a few pictures: settings, a run, and the concept that comes of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from sfumato.core.method import Requires
+from sfumato.core.settings import Settings
+from sfumato.errors import SfumatoError
+from sfumato.learning.concepts import Concept, checked
+from sfumato.learning.lessons import Lesson
+from sfumato.learning.loop import Run, learn
+from sfumato.learning.teaching import Teaching
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What is to be learned, from what."""
+
+    model: Any
+    lesson: Lesson
+    word: str
+    """By which prompts will name it, such as ``<duck>``."""
+    kind: str = "object"
+    """What sort of thing it is, in words that the model knows."""
+    prior: Lesson | None = None
+    """Pictures of the kind at large, for methods that keep what the model knew of it."""
+    seed: int = 0
+    about: str = ""
+    """What the pictures are, such as a digest of them: a run goes on with these alone."""
+
+
+class Personalisation(Settings):
+    """A frozen dataclass of settings with published defaults."""
+
+    requires: ClassVar[Requires] = Requires()
+    wants_prior: ClassVar[bool] = False
+    """Does it learn from pictures of the kind as well?"""
+    wants_masks: ClassVar[bool] = False
+    teaches_words: ClassVar[bool] = True
+    """Does it learn vectors of a word? Others leave that to the kind's words and a name before them."""
+    steps: int
+    rate: float
+    """Of AdamW."""
+    decay: float = 0.01
+    """Its weight decay."""
+
+    def problem(self, asked: Asked) -> Teaching:
+        """What is learned, and from what."""
+        raise NotImplementedError
+
+    def concept(self, asked: Asked, problem: Any) -> Concept:
+        """What was learned, of a problem that ``problem`` made; without what it came from."""
+        raise NotImplementedError
+
+    def optimiser(self, groups: list[Any]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, lr=self.rate, weight_decay=self.decay)
+
+    def check(self, asked: Asked) -> None:
+        """Raise ``SfumatoError`` for what it cannot learn from."""
+        name = type(self).__name__
+        if self.teaches_words and not getattr(asked.model, "learns", False):
+            raise SfumatoError(
+                f"{name} teaches a word, which Stable Diffusion 1, 2, XL and the built-in model learn; "
+                f"{asked.model.name} does not"
+            )
+        self.requires.check_model(asked.model, name)
+        checked(asked.word)
+        if self.wants_masks and asked.lesson.masks is None:
+            raise SfumatoError(f"{name} learns from pictures with masks; mark the thing in each (--masks)")
+        if self.wants_prior and asked.prior is None:
+            raise SfumatoError(f"{name} learns from pictures of {asked.kind!r} at large as well; give a prior")
+
+
+def teach(
+    method: Personalisation,
+    asked: Asked,
+    *,
+    steps: int | None = None,
+    keep: Path | None = None,
+    every: int | None = None,
+    seconds: float | None = 60.0,
+    on_progress: Callable[[Run], None] | None = None,
+) -> Concept:
+    """Run it for its ``steps``, or so many; from ``keep``, a checkpoint, the same call goes on, bit for bit.
+
+    Raises ``SfumatoError`` for a model that it does not teach, for what is not finite, and for a checkpoint of other
+    settings, pictures or another model.
+    """
+    method.check(asked)
+    count = method.steps if steps is None else steps
+    if count < 1:
+        raise SfumatoError(f"a run has one step or more, got {count}")
+    problem = method.problem(asked)
+    settings = re.sub(r" at 0x[0-9a-f]+", "", repr(method))
+    about = f"{settings} of {asked.word} ({asked.kind}), {count} steps, seed {asked.seed}, model {asked.model.name}"
+    learn(
+        problem, method.optimiser(problem.groups()), steps=count, keep=keep, about=f"{about}, {asked.about}",
+        every=every, seconds=seconds, on_progress=on_progress,
+    )  # fmt: skip
+    found = method.concept(asked, problem)
+    made: dict[str, Any] = {"method": settings, "steps": count, "seed": asked.seed, "model": asked.model.name}
+    return Concept(found.word, found.rows, found.changes, {**made, **found.about})

@@ -1,0 +1,1 @@
+"""Methods that teach a frozen model a thing, a relation or a view from a handful of pictures."""
