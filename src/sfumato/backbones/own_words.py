@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Protocol
 
 import torch
@@ -38,8 +39,8 @@ class Word(Protocol):
     """Does it change with time?"""
 
     def at(self, t: Float[Tensor, " b"], layers: int) -> tuple[Rows, Float[Tensor, "b layers k D"] | None]:
-        """Vectors (b, layers, k, d) at these times; and what values are told beside keys, or None: it is added to the
-        encoding of the word's tokens, in parts of its length."""
+        """Vectors (b, layers, k, d) at these times, or (b, 1, k, d) where layers read the same; and what values are
+        told beside keys, or None: it is added to the encoding of the word's tokens, in parts of its length."""
         ...
 
 
@@ -51,6 +52,10 @@ class OwnWords:
     ids: Mapping[str, Mapping[int, tuple[str, int]]]
     """Encoder's key -> token -> (word, which of its vectors)."""
     _known: OrderedDict[Any, Texts] = field(default_factory=OrderedDict)
+
+    def afresh(self) -> OwnWords:
+        """The same words, of which nothing was read yet."""
+        return OwnWords(self.words, self.ids)
 
     def tokens(self, part: str) -> frozenset[int]:
         """Those that a tokenizer of the pipeline has for them."""
@@ -84,7 +89,8 @@ class OwnWords:
         Raises ``SfumatoError`` for a row whose text is no longer what the model makes of its prompt.
         """
         plain = cond.text[:, None].expand(-1, layers, -1, -1)
-        keys, values = plain.clone(), plain.clone()
+        keys, values = plain.clone(), None
+        beside: dict[int, Tensor | None] = {}
         for i, (prompt, time) in enumerate(zip(cond.prompts, t, strict=True)):
             if not (words := self.varied(model, prompt)):
                 continue
@@ -96,17 +102,46 @@ class OwnWords:
                         f"{next(iter(words))!r} is read otherwise by each layer, and something has changed the text of "
                         f"{prompt!r}; leave one of the two out"
                     )
-            when = float(time) if any(own.timed for own in words.values()) else None
-            if (key := (prompt, when, skip)) not in self._known:
-                vectors = {word: own.at(time[None], layers) for word, own in words.items()}
-                self._known[key] = apart(model, [prompt], vectors, skip)
+            vectors, read = None, b""
+            if any(own.timed for own in words.values()):
+                vectors = _alike(words, time, layers)
+                read = _digest(vectors)  # times at which a word is the same are read once
+            if (key := (prompt, skip, read)) not in self._known:
+                self._known[key] = apart(model, [prompt], vectors or _alike(words, time, layers), skip)
             self._known.move_to_end(key)
             while len(self._known) > MANY:
                 self._known.popitem(last=False)
             found = self._known[key]
             keys[i] = found.keys[0]
-            values[i] = (found.keys if found.values is None else found.values)[0]
+            beside[i] = found.values
+        for i, own in beside.items():
+            if own is not None:
+                values = keys.clone() if values is None else values
+                values[i] = own[0]
         return Texts(keys, values)
+
+
+def _alike(words: Mapping[str, Word], time: Float[Tensor, ""], layers: int) -> dict[str, tuple[Rows, Tensor | None]]:
+    """Vectors of words at a time, for as many layers each; one where no word tells them apart."""
+    found = {word: own.at(time[None], layers) for word, own in words.items()}
+    most = max(rows.shape[1] for of, _ in found.values() for rows in of.values())
+
+    def spread(rows: Tensor) -> Tensor:
+        return rows.expand(-1, most, -1, -1)
+
+    return {
+        word: ({key: spread(rows) for key, rows in of.items()}, None if beside is None else spread(beside))
+        for word, (of, beside) in found.items()
+    }
+
+
+def _digest(vectors: Mapping[str, tuple[Rows, Tensor | None]]) -> bytes:
+    """Which vectors these are."""
+    known = sha256()
+    for of, beside in vectors.values():
+        for values in (*of.values(), *([] if beside is None else [beside])):
+            known.update(values.float().cpu().contiguous().numpy().tobytes())
+    return known.digest()
 
 
 def apart(
@@ -201,3 +236,13 @@ def rows_in(pipe: Any, name: str, words: str) -> dict[str, Float[Tensor, "k d"]]
             raise SfumatoError(f"{name} reads nothing in {words!r}; begin with a word that it knows, such as duck")
         found[key] = encoder.get_input_embeddings().weight[torch.tensor(ids)].detach().float().clone()
     return found
+
+
+def spread(pipe: Any) -> dict[str, float]:
+    """Standard deviation of all numbers of the vocabulary's embeddings, by encoder."""
+    encoders = {key: getattr(pipe, part, None) for key, (part, _) in ENCODERS.items()}
+    return {
+        key: float(encoder.get_input_embeddings().weight.detach().float().std())
+        for key, encoder in encoders.items()
+        if encoder is not None
+    }
