@@ -140,6 +140,9 @@ METHODS = (
     Entry(
         "variational-score-distillation", "distill.variational_score_distillation:VariationalScoreDistillation", "vsd"
     ),
+    Entry("extended-textual-inversion", "personalise.extended_textual_inversion:ExtendedTextualInversion", "xti"),
+    Entry("neural-inversion", "personalise.neural_inversion:NeuralInversion", "neti"),
+    Entry("view-inversion", "personalise.view_inversion:ViewInversion", "view-neti"),
     Entry("textual-inversion", "personalise.textual_inversion:TextualInversion", "ti"),
 )
 

@@ -66,7 +66,11 @@ class Word(Teaching):
     def __post_init__(self) -> None:
         self.rows = nn.ParameterDict({key: nn.Parameter(rows) for key, rows in self.first.items()})
         self.modules = {"rows": self.rows}
-        self.model = self.model.with_words({self.word: self.first})
+        self.model = self.model.with_words({self.word: self.known()})
+
+    def known(self) -> Any:
+        """What the model is taught before the first step."""
+        return self.first
 
     def cond(self, taught: Sequence[Taught]) -> Cond:
         return self.model.read([c for each in taught for c in each.captions], {self.word: dict(self.rows)})
