@@ -134,7 +134,7 @@ def test_a_word_of_two_mappers_has_the_views_vector_first_and_plain_ones_of_the_
     assert silent["clip_l"][:, :, 0].abs().amax() == 0 and torch.equal(
         silent["clip_l"][:, :, 1], thing(TIMES)[1]["clip_l"]
     )
-    with pytest.raises(SfumatoError, match="learned with 16 layers .* this model has 4"):
+    with pytest.raises(SfumatoError, match=r"learned with 16 layers .* this model has 4"):
         word.at(TIMES, 4)
 
 

@@ -32,10 +32,15 @@ Rows = Mapping[str, Float[Tensor, "*b k d"]]
 class Word(Protocol):
     """What a word is read as by each layer at each time."""
 
-    plain: Rows
-    """What it is where layers and times do not matter."""
-    timed: bool
-    """Does it change with time?"""
+    @property
+    def plain(self) -> Rows:
+        """What it is where layers and times do not matter."""
+        ...
+
+    @property
+    def timed(self) -> bool:
+        """Does it change with time?"""
+        ...
 
     def at(self, t: Float[Tensor, " b"], layers: int) -> tuple[Rows, Rows | None]:
         """Vectors (b, layers, k, d) at these times; and what values alone are made of beside them, or None: of the same
