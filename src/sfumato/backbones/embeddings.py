@@ -1,8 +1,7 @@
 """Learned words (textual inversion): vectors of one's own that text encoders read for a new word of the prompt.
 
-Files are safetensors of diffusers (``{word: vectors}``), of A1111 (``emb_params``; the word is the file's name), or of
-SDXL (``clip_l`` and ``clip_g``, for its two encoders). They are found in prompts
-as whole words, large or small, as CLIP does not tell capitals from small letters.
+Files are those of ``sfumato.learning.concept_files``, and what ``sfumato learn`` writes. They are found in prompts as
+whole words, large or small, as CLIP does not tell capitals from small letters.
 """
 
 from __future__ import annotations
@@ -14,39 +13,34 @@ from typing import Any
 from torch import Tensor
 
 from sfumato.backbones import single_file
-from sfumato.backbones.folder import WEIGHTS
 from sfumato.backbones.text import quietly, token_of
 from sfumato.errors import SfumatoError, finite
+from sfumato.learning import concept_files
 
 Vectors = Tensor | Mapping[str, Tensor]
 """Of shape (width) or (n, width); of SDXL by ``clip_l`` and ``clip_g``."""
 Embeddings = Mapping[str, str | Path | Vectors] | Sequence[str | Path] | str | Path
 """A file or several, or words with their files or vectors."""
-_OLD = {"text_encoders_0": "clip_l", "text_encoders_1": "clip_g"}  # as diffusers once wrote them
 ENCODERS = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
 """Of a pipeline, by the keys that files have."""
 
 
 def read(file: str | Path) -> tuple[str, Vectors]:
-    """The word of a file, and its vectors. Raises ``SfumatoError`` for a file that holds none."""
-    from safetensors.torch import load_file
-
+    """The word of a file, and its vectors. Raises ``SfumatoError`` for a file that holds none, or several."""
     file = Path(file).expanduser()
-    if file.suffix in WEIGHTS - {".safetensors"}:
-        raise SfumatoError(
-            f"{file} is pickled, which is not read; write it as safetensors once: x = torch.load(FILE, "
-            "weights_only=True); safetensors.torch.save_file({'emb_params': x['string_to_param']['*'].detach()} if "
-            "'string_to_param' in x else x, NEW)"
-        )
-    single_file.tensors(file)  # says what is wrong with it
-    tensors = {_OLD.get(key, key): values for key, values in load_file(file).items()}
-    if tensors and tensors.keys() <= ENCODERS.keys():
-        return file.stem, tensors
-    if len(tensors) != 1:
-        what = single_file.instead(tensors) if single_file.is_lora(tensors) else f"it has {', '.join([*tensors][:3])}"
+    if file.suffix not in concept_files.PICKLED:
+        single_file.tensors(file)  # says what is wrong with it
+    tensors = concept_files.tensors(file)
+    found = concept_files.words(tensors, file)
+    if (other := single_file.is_lora(tensors) or any(key.startswith(concept_files.OWN) for key in tensors)) or len(
+        found
+    ) != 1:
+        what = single_file.instead(tensors) if other else f"it has {', '.join([*tensors][:3])}"
         raise SfumatoError(f"{file} is no embedding, which is one tensor, or clip_l and clip_g: {what}")
-    ((name, vectors),) = tensors.items()
-    return (file.stem if name == "emb_params" else name), vectors
+    ((word, vectors),) = found.items()
+    if any(values.ndim > 2 for values in vectors.values()):
+        raise SfumatoError(f"{file} has vectors of each layer; give it as a concept (--concept {file})")
+    return word, vectors["clip_l"] if vectors.keys() == {"clip_l"} else vectors
 
 
 def add(pipe: Any, name: str, embeddings: Embeddings) -> None:

@@ -177,6 +177,10 @@ class Latent(Backbone):
         """What encoders begin to read words as: the rows of their tokens, by encoder, in float32."""
         return own_words.rows_in(self.pipe, self.name, words)
 
+    def spread(self) -> dict[str, float]:
+        """Standard deviation of what encoders begin to read tokens as, of their whole vocabularies."""
+        return own_words.spread(self.pipe)
+
     def with_changes(self, changes: Mapping[str, Tensor]) -> Self:
         """This model with weights changed: networks that are changed are copied, the others the same.
 
@@ -186,6 +190,7 @@ class Latent(Backbone):
         """
         other = copy(self)
         other.pipe = changed(self.pipe, self.name, changes)
+        other.own = self.own and self.own.afresh()
         return other
 
     @unmoded()
@@ -237,6 +242,7 @@ class Latent(Backbone):
         same = len(before) == len(now) and all(old() is one for old, one in zip(before, now, strict=True))
         if not same or then != state or len(self._known) > _MANY:
             self._known, self._of = {}, ([ref(one) for one in now], state)
+            self.own = self.own and self.own.afresh()
 
     @abstractmethod
     def _encode(self, prompts: list[str], skip: int | None) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import SfumatoError, finite, first_line
+from sfumato.learning import concept_files
 
 _PIECE = re.compile(
     r"[._](?:(?P<down>lora_down|lora_A|lora\.down|lora_linear_layer\.down)|(?P<up>lora_up|lora_B|lora\.up|lora_linear_layer\.up)"
@@ -27,7 +28,6 @@ _PIECE = re.compile(
     r"|[._](?P<bias>(?:lora_up|lora_B)(?:\.default)?\.bias|diff_b)$"
     r"|[._](?P<other>alpha|dora_scale|(?:hada|lokr)_(?:w[12](?:_[ab])?|t[12])|diff)$"
 )
-_WORD = re.compile(r"^bundle_emb\.(?P<word>.+?)\.(?P<kind>clip_l|clip_g|emb_params|string_to_param\.\*)$")
 _PREFIXES = {
     "unet": ("lora_unet_", "unet_", "diffusion_model_", "base_model_model_", ""),
     "transformer": ("lora_transformer_", "lora_unet_", "transformer_", "diffusion_model_", "base_model_model_", ""),
@@ -68,7 +68,7 @@ def read(file: Path, pipe: Any) -> Changes:
     with safe_open(file, framework="pt") as opened:
         state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
         settings = _settings(file, opened.metadata() or {})
-    words, state = _words(state)
+    words, state = concept_files.bundled(state)
     names, of_file = _names(pipe), _grouped(state)
     found = {layer: pieces for layer, pieces in of_file.items() if _plain(layer) in names}
     lost = {key: state[key] for layer in of_file.keys() - found.keys() for key in of_file[layer].values()}
@@ -109,16 +109,6 @@ def _converted(pipe: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return pipe.lora_state_dict(dict(state))
     except (ValueError, KeyError, RuntimeError, AttributeError, TypeError, IndexError):
         return {}
-
-
-def _words(state: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """Learned words in a file, and what else is in it."""
-    words: dict[str, dict[str, Tensor]] = {}
-    for key, values in state.items():
-        if found := _WORD.match(key):
-            kind = found["kind"] if found["kind"] == "clip_g" else "clip_l"
-            words.setdefault(found["word"], {})[kind] = values
-    return words, {key: values for key, values in state.items() if not _WORD.match(key)}
 
 
 def _grouped(state: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:

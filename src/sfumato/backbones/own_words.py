@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Protocol
 
 import torch
@@ -43,8 +44,9 @@ class Word(Protocol):
         ...
 
     def at(self, t: Float[Tensor, " b"], layers: int) -> tuple[Rows, Rows | None]:
-        """Vectors (b, layers, k, d) at these times; and what values alone are made of beside them, or None: of the same
-        shapes, in parts of the length of what the encoder makes of the word's tokens, to which it is added."""
+        """Vectors (b, layers, k, d) at these times, or (b, 1, k, d) where layers read the same; and what values alone
+        are made of beside them, or None: of the same shapes, in parts of the length of what the encoder makes of the
+        word's tokens, to which it is added."""
         ...
 
 
@@ -56,6 +58,10 @@ class OwnWords:
     ids: Mapping[str, Mapping[int, tuple[str, int]]]
     """Encoder's key -> token -> (word, which of its vectors)."""
     _known: OrderedDict[Any, Texts] = field(default_factory=OrderedDict)
+
+    def afresh(self) -> OwnWords:
+        """The same words, of which nothing was read yet."""
+        return OwnWords(self.words, self.ids)
 
     def tokens(self, part: str) -> frozenset[int]:
         """Those that a tokenizer of the pipeline has for them."""
@@ -101,10 +107,12 @@ class OwnWords:
                         f"{next(iter(words))!r} is read otherwise by each layer, and something has changed the text of "
                         f"{prompt!r}; leave one of the two out"
                     )
-            when = float(time) if any(own.timed for own in words.values()) else None
-            if (key := (prompt, when, skip)) not in self._known:
-                vectors = {word: own.at(time[None], layers) for word, own in words.items()}
-                self._known[key] = apart(model, [prompt], vectors, skip)
+            vectors, read = None, b""
+            if any(own.timed for own in words.values()):
+                vectors = _alike(words, time[None], layers)
+                read = _digest(vectors)  # times at which a word is the same are read once
+            if (key := (prompt, skip, read)) not in self._known:
+                self._known[key] = apart(model, [prompt], vectors or _alike(words, time[None], layers), skip)
             self._known.move_to_end(key)
             while len(self._known) > MANY:
                 self._known.popitem(last=False)
@@ -112,6 +120,26 @@ class OwnWords:
             keys[i] = found.keys[0]
             values[i] = (found.keys if found.values is None else found.values)[0]
         return Texts(keys, values)
+
+
+def _alike(words: Mapping[str, Word], t: Float[Tensor, " b"], layers: int) -> dict[str, tuple[Rows, Rows | None]]:
+    """Vectors of words at times, for as many layers each; one where no word tells them apart."""
+    found = {word: own.at(t, layers) for word, own in words.items()}
+    most = max(rows.shape[1] for of, _ in found.values() for rows in of.values())
+
+    def spread(of: Rows) -> Rows:
+        return {key: rows.expand(-1, most, -1, -1) for key, rows in of.items()}
+
+    return {word: (spread(of), None if beside is None else spread(beside)) for word, (of, beside) in found.items()}
+
+
+def _digest(vectors: Mapping[str, tuple[Rows, Rows | None]]) -> bytes:
+    """Which vectors these are."""
+    known = sha256()
+    for of, beside in vectors.values():
+        for values in (*of.values(), *(beside or {}).values()):
+            known.update(values.float().cpu().contiguous().numpy().tobytes())
+    return known.digest()
 
 
 def learned(
@@ -134,14 +162,16 @@ def learned(
     every = cond.text[:, None].expand(-1, layers, -1, -1)
     if not (which := sorted(set(same.values()))):
         return Texts(every)
-    vectors: dict[str, tuple[Rows, Rows | None]] = {}
-    for word, own in {word: own for each in found for word, own in each.items()}.items():
-        rows, beside = own.at(t, layers)
-        vectors[word] = _some(rows, which), None if beside is None else _some(beside, which)
+    words = {word: own for each in found for word, own in each.items()}
+    vectors = {
+        word: (_some(rows, which), None if beside is None else _some(beside, which))
+        for word, (rows, beside) in _alike(words, t, layers).items()
+    }
     texts = apart(model, [cond.prompts[i] for i in which], vectors, skip)
 
     def spread(some: Tensor) -> Tensor:
-        return torch.stack([some[which.index(same[i])] if i in same else every[i] for i in range(len(every))])
+        own = (some[which.index(same[i])] if i in same else every[i] for i in range(len(every)))
+        return torch.stack([each.expand(layers, -1, -1) for each in own])
 
     return Texts(spread(texts.keys), None if texts.values is None else spread(texts.values))
 
@@ -269,3 +299,13 @@ def rows_in(pipe: Any, name: str, words: str) -> dict[str, Float[Tensor, "k d"]]
             raise SfumatoError(f"{name} reads nothing in {words!r}; begin with a word that it knows, such as duck")
         found[key] = encoder.get_input_embeddings().weight[torch.tensor(ids)].detach().float().clone()
     return found
+
+
+def spread(pipe: Any) -> dict[str, float]:
+    """Standard deviation of all numbers of the vocabulary's embeddings, by encoder."""
+    encoders = {key: getattr(pipe, part, None) for key, (part, _) in ENCODERS.items()}
+    return {
+        key: float(encoder.get_input_embeddings().weight.detach().float().std())
+        for key, encoder in encoders.items()
+        if encoder is not None
+    }

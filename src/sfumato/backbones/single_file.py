@@ -77,6 +77,7 @@ _OTHERS = (
         r"^(emb_params$|string_to_param|clip_[lg]$|<.*>$)",
         "an embedding; give it to a model as embedding (--embedding FILE)",
     ),
+    (r"^(rows|changes)\.", "a concept of sfumato learn; give it to a model as concept (--concept FILE)"),
     (
         r"^(encoder\.block|text_model|transformer\.text_model)\.|^embeddings\.token_embedding",
         "a text encoder, one part of a model",

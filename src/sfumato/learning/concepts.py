@@ -9,19 +9,22 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, finite, unknown
 from sfumato.io.files import save_tensors
+from sfumato.learning import concept_files
 from sfumato.learning.checkpoint import read
 from sfumato.learning.mappers import Mapped, seen_from
 
 HEADER = "sfumato concept"
-Rows = Mapping[str, Float[Tensor, "*layers k d"]]
+Rows = Mapping[str, Float[Tensor, "*of k d"]]
 """By the encoder's key: clip_l, clip_g."""
 
 
@@ -38,13 +41,52 @@ class PerLayer:
         return {key: rows.mean(0) for key, rows in self.rows.items()}
 
     def at(self, t: Float[Tensor, " b"], layers: int) -> tuple[Mapping[str, Float[Tensor, "b layers k d"]], None]:
-        has = len(next(iter(self.rows.values())))
-        if has != layers:
-            raise SfumatoError(
-                f"the concept has vectors for {has} layers that read the text, and this model has {layers}; take one "
-                "that was learned with a model of this kind"
-            )
+        _check_layers(len(next(iter(self.rows.values()))), layers)
         return {key: rows.expand(len(t), *rows.shape) for key, rows in self.rows.items()}, None
+
+
+def _check_layers(has: int, layers: int) -> None:
+    if has != layers:
+        raise SfumatoError(
+            f"the concept has vectors for {has} layers that read the text, and this model has {layers}; take one "
+            "that was learned with a model of this kind"
+        )
+
+
+@dataclass(frozen=True)
+class PerTime:
+    """A word whose vectors change with time (multiresolution textual inversion, Daras & Dimakis 2022).
+
+    Of n sets of vectors, the i-th is read at times t with ``int(t / total * n) = i``.
+    """
+
+    rows: Mapping[str, Float[Tensor, "n layers k d"]]
+    """Of all layers alike where there is one."""
+    total: float
+    """Steps that the network was trained on."""
+    timed: bool = True
+
+    @property
+    def plain(self) -> Mapping[str, Float[Tensor, "k d"]]:
+        """The mean of all times' and layers', for what reads the text once."""
+        return {key: rows.mean((0, 1)) for key, rows in self.rows.items()}
+
+    def at(self, t: Float[Tensor, " b"], layers: int) -> tuple[Mapping[str, Float[Tensor, "b layers k d"]], None]:
+        first = next(iter(self.rows.values()))
+        if first.shape[1] != 1:
+            _check_layers(first.shape[1], layers)
+        which = bins(t, self.total, len(first))
+        return {key: rows[which] for key, rows in self.rows.items()}, None
+
+
+def padded(rows: Float[Tensor, "n d"], k: int) -> Float[Tensor, "k d"]:
+    """The first k vectors, the last as often as it takes."""
+    return torch.cat([rows, rows[-1:].expand(k, -1)])[:k].clone()
+
+
+def bins(t: Float[Tensor, " b"], total: float, n: int) -> Int[Tensor, " b"]:
+    """Which of n parts of all times these lie in; the first has no noise."""
+    return (t.double() / total * n).long().clamp(0, n - 1).cpu()
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +95,8 @@ class Concept:
 
     word: str
     rows: Rows = field(default_factory=dict)
-    """Vectors (k, d), or of each layer that reads the text (layers, k, d)."""
+    """Vectors (k, d); of each layer that reads the text (layers, k, d); of each part of all times and each layer, or
+    one for all layers (times, layers, k, d)."""
     changes: Mapping[str, Tensor] = field(default_factory=dict)
     """Of weights, by the pipeline's part and the weight's name, as ``Latent.with_changes`` reads them."""
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -69,8 +112,9 @@ class Concept:
             return model.with_words({self.word: Mapped.of(self.mapper)})
         if not self.rows:
             return model
-        apart = next(iter(self.rows.values())).ndim == 3
-        return model.with_words({self.word: PerLayer(self.rows) if apart else self.rows})
+        kinds = {3: PerLayer, 4: partial(PerTime, total=model.schedule.train_steps)}
+        kind = kinds.get(next(iter(self.rows.values())).ndim, dict)
+        return model.with_words({self.word: kind(self.rows)})
 
     def called(self, word: str) -> Concept:
         """The same by another word."""
@@ -83,6 +127,44 @@ class Concept:
         learned without cameras, for too many numbers and for what is not finite.
         """
         return replace(self, mapper=seen_from(self.mapper, camera))
+
+    def resolved(self, how: Literal["fully", "semi", "fixed"], i: int) -> Concept:
+        """Of a word that changes with time one of its published readings (Daras & Dimakis 2022).
+
+        ``fully``, ``<S[i]>``: its i-th vectors below the i-th part of all times, above it those of the time, so that 0
+        is the word itself; ``semi``, ``<S(i)>``: zeros up to the i-th part; ``fixed``, ``<S|i|>``: the i-th at any
+        time. Raises ``SfumatoError`` for a word that does not change, and a part that it does not have.
+        """
+        n = len(next(iter(self.rows.values()))) if self.timed else 0
+        if not 0 <= i < n:
+            raise SfumatoError(f"{self.word!r} has {n} resolutions, got the number {i}; sfumato learn --resolutions 10")
+        parts = torch.arange(n)
+
+        def read_as(rows: Tensor) -> Tensor:
+            if how == "fixed":
+                return rows[i, 0] if rows.shape[1] == 1 else rows[i]
+            if how == "fully":
+                return rows[parts.clamp_min(i)]
+            return rows * (parts > i)[:, None, None, None]
+
+        return replace(self, rows={key: read_as(rows) for key, rows in self.rows.items()})
+
+    @property
+    def timed(self) -> bool:
+        """Does it change with time?"""
+        return any(rows.ndim == 4 for rows in self.rows.values())
+
+    def export(self, path: str | Path, format: concept_files.Format) -> None:
+        """Write the word for another program: whole or not at all.
+
+        ``diffusers``: ``{word: vectors}``; ``a1111``: ``emb_params``, ``sdxl``: ``clip_l`` and ``clip_g``, ``xti``:
+        a tensor for each layer, the word being the file's name. Raises ``SfumatoError`` for what the format has no
+        place for.
+        """
+        if self.changes or not self.rows:
+            what = "changes weights" if self.changes else "is given by a mapper"
+            raise SfumatoError(f"{format} holds vectors of a word alone, and {self.word!r} {what}")
+        save_tensors(path, concept_files.laid(self.word, self.rows, format))
 
     def save(self, path: str | Path) -> None:
         """Write it; whole or not at all."""
@@ -99,14 +181,15 @@ class Concept:
         if not path.is_file():
             raise SfumatoError(f"there is no concept {path}; sfumato learn PHOTOS --as '<word>' makes one")
         tensors, header = read(path)
+        return cls._made(path, tensors, header)
+
+    @classmethod
+    def _made(cls, path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Concept:
         try:
             kept = json.loads(header[HEADER])
             word, about = str(kept["word"]), dict(kept["about"])
         except (KeyError, ValueError, TypeError) as e:
-            raise SfumatoError(
-                f"{path} is no concept that sfumato learn wrote; learned words of other programs are read by "
-                "--embedding, LoRAs by --lora"
-            ) from e
+            raise SfumatoError(f"{path} is no concept that sfumato learn wrote; LoRAs are read by --lora") from e
         parts: dict[str, dict[str, Tensor]] = {"rows": {}, "changes": {}, "mapper": {}}
         for key, value in tensors.items():
             part, _, name = key.partition(".")
@@ -114,6 +197,33 @@ class Concept:
                 raise SfumatoError(f"{path} has {key!r}, which no concept has; it is of a newer version")
             parts[part][name] = value
         return cls(checked(word), parts["rows"], parts["changes"], about, parts["mapper"])
+
+    @classmethod
+    def read(cls, path: str | Path, word: str | None = None) -> Concept:
+        """Read what ``save`` wrote, and learned words of other programs (``concept_files``); of several this one.
+
+        Nothing is unpickled. Raises ``SfumatoError`` for a file that is damaged, or holds no word, or several.
+        """
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise SfumatoError(f"there is no concept {path}; sfumato learn PHOTOS --as '<word>' makes one")
+        tensors, header = ({}, {}) if path.suffix in concept_files.PICKLED else read(path)
+        if HEADER in header:
+            return cls._made(path, tensors, header)
+        found = concept_files.words(tensors or concept_files.tensors(path), path)
+        if not found:
+            raise SfumatoError(f"{path} holds no word that was learned; LoRAs are read by --lora")
+        if word is None and len(found) > 1:
+            raise SfumatoError(f"{path} holds {len(found)} words: {', '.join(found)}; say which")
+        if word is not None and word not in found:
+            raise unknown(f"word of {path}", word, found)
+        name = next(iter(found)) if word is None else word
+        rows = found[name]
+        if any(values.ndim not in (2, 3) or not values.numel() for values in rows.values()):
+            raise SfumatoError(f"{path} is damaged: {name!r} has vectors {[tuple(v.shape) for v in rows.values()]}")
+        for values in rows.values():
+            finite(values, f"the word {name!r} of {path}", "the file is damaged; take another")
+        return cls(checked(name), rows, about={"file": path.name})
 
 
 def checked(word: str) -> str:

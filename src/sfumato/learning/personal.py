@@ -56,6 +56,8 @@ class Personalisation(Settings):
     """Of AdamW."""
     decay: float = 0.01
     """Its weight decay."""
+    warmup: int = 0
+    """Steps in which the rate rises from zero; then it stays."""
 
     def problem(self, asked: Asked) -> Teaching:
         """What is learned, and from what."""
@@ -67,6 +69,10 @@ class Personalisation(Settings):
 
     def optimiser(self, groups: list[Any]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=self.rate, weight_decay=self.decay)
+
+    def rate_at(self, rate: float, step: int, used: float) -> float:
+        """What a group's rate is at a step; ``used``: part of the run."""
+        return rate * min(1.0, step / self.warmup) if self.warmup else rate
 
     def check(self, asked: Asked) -> None:
         """Raise ``SfumatoError`` for what it cannot learn from."""
@@ -121,8 +127,9 @@ def teach(
     about = f"{settings} of {asked.word} ({asked.kind}), {count} steps, seed {asked.seed}, model {asked.model.name}"
     learn(
         problem, method.optimiser(problem.groups()), steps=count, keep=keep, about=f"{about}, {asked.about}",
-        every=every, seconds=seconds, on_progress=on_progress,
+        rate=method.rate_at, every=every, seconds=seconds, on_progress=on_progress,
     )  # fmt: skip
     found = method.concept(asked, problem)
     made: dict[str, Any] = {"method": settings, "steps": count, "seed": asked.seed, "model": asked.model.name}
+    made["kind"] = asked.kind
     return replace(found, about={**made, **found.about})

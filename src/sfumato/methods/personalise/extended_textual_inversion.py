@@ -15,19 +15,20 @@ Families: Stable Diffusion 1, 2, XL.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from sfumato.core.conditions import Cond
 from sfumato.errors import SfumatoError
 from sfumato.learning.concepts import Concept, PerLayer
 from sfumato.learning.personal import Asked, Personalisation
-from sfumato.learning.teaching import Part, Taught, filled
+from sfumato.learning.teaching import Part, Taught, Teaching, filled
 from sfumato.methods.personalise.templates import OBJECT
-from sfumato.methods.personalise.textual_inversion import Word, begun
+from sfumato.methods.personalise.textual_inversion import begun
 
 OF = 16
 """Layers of Stable Diffusion 1 and 2 that read the text."""
@@ -55,11 +56,18 @@ class ExtendedTextualInversion(Personalisation):
         return Concept(asked.word, {key: rows.detach().clone() for key, rows in problem.rows.items()})
 
 
-class Layers(Word):
+@dataclass(eq=False)
+class Layers(Teaching):
     """The rows (layers, k, d) of a word are to make the network see the pictures."""
 
-    def known(self) -> PerLayer:
-        return PerLayer(self.first)
+    word: str = ""
+    first: Mapping[str, Float[Tensor, "layers k d"]] = field(default_factory=dict)
+    name: str = "the word"
+
+    def __post_init__(self) -> None:
+        self.rows = nn.ParameterDict({key: nn.Parameter(rows.clone()) for key, rows in self.first.items()})
+        self.modules = {"rows": self.rows}
+        self.model = self.model.with_words({self.word: PerLayer(self.first)})
 
     def cond(self, taught: Sequence[Taught]) -> Cond:
         return self.model.read([c for each in taught for c in each.captions], {self.word: PerLayer(dict(self.rows))})
