@@ -43,7 +43,12 @@ def repacked(path, new, change, compression=zipfile.ZIP_STORED):
 def test_tensors_are_those_that_torch_reads(tmp_path):
     views = {"whole": GIVEN, "turned": GIVEN.T, "part": GIVEN[1:3, ::2], "row": GIVEN[3]}
     half = {k: v.to(d) for k, v, d in zip("abc", [GIVEN] * 3, [torch.half, torch.bfloat16, torch.double], strict=True)}
-    value = {"in": {**views, "deep": half}, "learned": nn.Parameter(GIVEN + 1), "number": torch.tensor(265), "name": "x"}
+    value = {
+        "in": {**views, "deep": half},
+        "learned": nn.Parameter(GIVEN + 1),
+        "number": torch.tensor(265),
+        "name": "x",
+    }
     found = archives.tensors(written(tmp_path / "a.pt", value))
     read = torch.load(tmp_path / "a.pt", weights_only=True)
     flat = {f"in.{k}": read["in"][k] for k in views} | {f"in.deep.{k}": v for k, v in read["in"]["deep"].items()}
@@ -72,7 +77,9 @@ def test_a_pickle_that_runs_something_is_refused_and_runs_nothing(tmp_path, how,
     evil = Evil(how, mark)
     value = {"value": {"<x>": GIVEN, "more": evil}, "key": {"<x>": GIVEN, evil: 1}, "state": [evil]}[place]
     file = written(tmp_path / "a.pt", value)
-    with pytest.raises(SfumatoError, match=r"is not read, as it could run code: it asks for \w+\.(system|eval|exec)") as e:
+    with pytest.raises(
+        SfumatoError, match=r"is not read, as it could run code: it asks for \w+\.(system|eval|exec)"
+    ) as e:
         archives.tensors(file)
     assert "\n" not in str(e.value) and not mark.exists()
     torch.load(file, weights_only=False)
@@ -125,7 +132,14 @@ def test_damaged_files_are_refused_on_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("offset", "size", "stride"),
-    [(0, (5, 6), (6, 1)), (1, (4, 6), (6, 1)), (0, (2,), (24,)), (0, (10**9,), (0,)), (-1, (2,), (1,)), (5, (3,), (-2,))],
+    [
+        (0, (5, 6), (6, 1)),
+        (1, (4, 6), (6, 1)),
+        (0, (2,), (24,)),
+        (0, (10**9,), (0,)),
+        (-1, (2,), (1,)),
+        (5, (3,), (-2,)),
+    ],
 )
 def test_tensors_that_reach_out_of_their_numbers_are_refused(offset, size, stride):
     numbers = torch.arange(24.0)

@@ -95,7 +95,8 @@ class OwnWords:
         Raises ``SfumatoError`` for a row whose text is no longer what the model makes of its prompt.
         """
         plain = cond.text[:, None].expand(-1, layers, -1, -1)
-        keys, values = plain.clone(), plain.clone()
+        keys, values = plain.clone(), None
+        beside: dict[int, Tensor | None] = {}
         for i, (prompt, time) in enumerate(zip(cond.prompts, t, strict=True)):
             if not (words := self.varied(model, prompt)):
                 continue
@@ -118,7 +119,11 @@ class OwnWords:
                 self._known.popitem(last=False)
             found = self._known[key]
             keys[i] = found.keys[0]
-            values[i] = (found.keys if found.values is None else found.values)[0]
+            beside[i] = found.values
+        for i, own in beside.items():
+            if own is not None:
+                values = keys.clone() if values is None else values
+                values[i] = own[0]
         return Texts(keys, values)
 
 
