@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sfumato.errors import SfumatoError
-from sfumato.learning.mappers import Mapped, Mapper, features, named, numbered, seen_from
+from sfumato.learning.mappers import Mapped, Mapper, around, features, named, numbered, read_as, seen_from
 
 WIDTHS, NORMS = {"clip_l": 6, "clip_g": 4}, {"clip_l": 0.5, "clip_g": 3.0}
 TIMES = torch.tensor([0.0, 500.0, 999.0])
@@ -156,3 +156,19 @@ def test_it_is_made_again_of_its_tensors():
         seen_from(named({"thing": neti()}), (1.0,))
     with pytest.raises(SfumatoError, match="damaged"):
         Mapped.of({"other.x": torch.zeros(1)})
+
+
+def test_between_azimuths_the_nearest_count_the_inverse_of_their_distance():
+    rows = torch.eye(6)[:, None]
+    found = around(rows, torch.tensor([20.0, 350.0, 60.0, 420.0, -300.0]), 3)[:, 0]
+    parts = torch.tensor([1 / 20, 1 / 40, 0, 0, 0, 1 / 80])
+    torch.testing.assert_close(found[0], parts / parts.sum())
+    parts = torch.tensor([1 / 10, 1 / 70, 0, 0, 0, 1 / 50])
+    torch.testing.assert_close(found[1], parts / parts.sum())
+    assert found[2].tolist() == found[3].tolist() == found[4].tolist() == [0, 1, 0, 0, 0, 0]
+    kept = {"ring.clip_l": rows, "ring.neighbours": torch.tensor(2), "ring.usual": torch.zeros(1)}
+    assert read_as(kept)["clip_l"].tolist() == [[1, 0, 0, 0, 0, 0]]
+    at = read_as(seen_from(kept, (30.0,)))["clip_l"]
+    torch.testing.assert_close(at, torch.tensor([[0.5, 0.5, 0, 0, 0, 0]]))
+    with pytest.raises(SfumatoError, match="seen from an azimuth in degrees, got"):
+        seen_from(kept, (1.0, 2.0))

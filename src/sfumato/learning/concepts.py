@@ -21,7 +21,7 @@ from sfumato.errors import SfumatoError, finite, unknown
 from sfumato.io.files import save_tensors
 from sfumato.learning import concept_files
 from sfumato.learning.checkpoint import read
-from sfumato.learning.mappers import Mapped, seen_from
+from sfumato.learning.mappers import read_as, seen_from
 
 HEADER = "sfumato concept"
 Rows = Mapping[str, Float[Tensor, "*of k d"]]
@@ -109,7 +109,7 @@ class Concept:
         if self.changes:
             model = model.with_changes(self.changes)
         if self.mapper:
-            return model.with_words({self.word: Mapped.of(self.mapper)})
+            return model.with_words({self.word: read_as(self.mapper)})
         if not self.rows:
             return model
         kinds = {3: PerLayer, 4: partial(PerTime, total=model.schedule.train_steps)}

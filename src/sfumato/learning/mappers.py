@@ -19,7 +19,8 @@ Rows = Mapping[str, Tensor]
 """By the encoder's key: clip_l, clip_g."""
 PARTS = ("view", "thing")
 """What a word is read as, one vector each, in this order; one without cameras is a thing alone."""
-CAMERA = "camera"
+CAMERA, RING = "camera", "ring"
+"""Where a concept's word is seen from; vectors of a word at azimuths all around."""
 
 
 def features(x: Float[Tensor, "*b i"], waves: Float[Tensor, "n i"]) -> Float[Tensor, "*b 2n"]:
@@ -209,14 +210,37 @@ def numbered(cameras: Float[Tensor, "*n m"]) -> Float[Tensor, "*n k"]:
     return torch.stack([azimuth.sin() * flat, elevation.sin(), azimuth.cos() * flat], -1)
 
 
+def read_as(tensors: Mapping[str, Tensor]) -> Mapped | Rows:
+    """What the word of a concept with these tensors is read as: by mappers, or the vectors of its azimuth."""
+    ring = _under(tensors, RING)
+    if not ring:
+        return Mapped.of(tensors)
+    azimuth, neighbours = tensors.get(CAMERA, ring.pop("usual")), int(ring.pop("neighbours"))
+    return {key: around(rows, azimuth, neighbours)[0] for key, rows in ring.items()}
+
+
+def around(rows: Float[Tensor, "m k d"], azimuth: Float[Tensor, " b"], neighbours: int) -> Float[Tensor, "b k d"]:
+    """Vectors at azimuths in degrees, of those at m azimuths all around from 0 on (Jambon 2023, eq. 6.1).
+
+    The nearest ones count 1 / distance, of a sum of 1; one that is met is taken alone.
+    """
+    places = torch.arange(len(rows), device=rows.device) * (360 / len(rows))
+    away = ((azimuth.to(places)[:, None] - places + 180) % 360 - 180).abs()
+    least, which = away.topk(neighbours, largest=False)
+    weights = torch.where(least[:, :1] > 0, 1 / least.clamp_min(1e-9), (least == 0).float())
+    weights = weights / weights.sum(1, keepdim=True)
+    return (weights[..., None, None] * rows[which]).sum(1)
+
+
 def seen_from(tensors: Mapping[str, Tensor], camera: Sequence[float]) -> dict[str, Tensor]:
     """Tensors of a concept as seen from a camera; numbers that are left out are the mean of what was learned from."""
-    usual = tensors.get("view.usual")
+    usual = next((v for k, v in tensors.items() if k.endswith(".usual") and len(v)), None)
     if usual is None:
         raise SfumatoError("the concept was learned without cameras; view-inversion learns what things look like from")
     if len(camera) > len(usual) or not all(math.isfinite(number) for number in camera):
-        what = "azimuth and elevation in degrees" if len(usual) == 2 else f"{len(usual)} numbers"
-        raise SfumatoError(f"the concept is seen from {what}, got {', '.join(map(str, camera))}")
+        what = {1: "an azimuth in degrees", 2: "azimuth and elevation in degrees"}.get(len(usual))
+        got = ", ".join(map(str, camera))
+        raise SfumatoError(f"the concept is seen from {what or f'{len(usual)} numbers'}, got {got}")
     return {**tensors, CAMERA: torch.cat([torch.tensor(list(map(float, camera))), usual[len(camera) :]])}
 
 

@@ -140,6 +140,7 @@ METHODS = (
     Entry(
         "variational-score-distillation", "distill.variational_score_distillation:VariationalScoreDistillation", "vsd"
     ),
+    Entry("azimuth-inversion", "personalise.azimuth_inversion:AzimuthInversion"),
     Entry("extended-textual-inversion", "personalise.extended_textual_inversion:ExtendedTextualInversion", "xti"),
     Entry("neural-inversion", "personalise.neural_inversion:NeuralInversion", "neti"),
     Entry("view-inversion", "personalise.view_inversion:ViewInversion", "view-neti"),
