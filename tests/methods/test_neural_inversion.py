@@ -11,9 +11,10 @@ import torch.nn.functional as F
 
 from sfumato.backbones.own_words import Word
 from sfumato.core.denoising import denoise
+from sfumato.errors import SfumatoError
 from sfumato.learning.concepts import Concept, PerLayer
 from sfumato.learning.mappers import Mapped
-from sfumato.methods.personalise.neural_inversion import NeuralInversion
+from sfumato.methods.personalise.neural_inversion import NeuralInversion, simpler
 
 QUICK = NeuralInversion(batch=3, waves=16, templates=("a {}", "the {} on grass"))
 
@@ -158,6 +159,24 @@ def test_a_step_reads_what_is_left(models):
         first = problem.model.read(cond.prompts[:1], {"<duck>": layers})
         wanted = first.layered(first, taught.at.t[:1])
     torch.testing.assert_close(found.keys[:1], wanted.keys, atol=1e-5, rtol=1e-5)
+
+
+def test_of_a_simpler_concept_the_first_hidden_numbers_count(models, tmp_path):
+    model = models("sd")
+    concept, t = learned(model), torch.tensor([321.0])
+    found = Mapped.of(learners.kept(simpler(concept, 20), tmp_path).mapper).at(t, model.text_layers)
+    kept = torch.full((1, model.text_layers), 20)
+    wanted = Mapped(Mapped.of(concept.mapper).mappers, None, [kept]).at(t, model.text_layers)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a["clip_l"], b["clip_l"])
+    whole = Mapped.of(simpler(concept, 128).mapper).at(t, model.text_layers)[0]
+    assert torch.equal(whole["clip_l"], Mapped.of(concept.mapper).at(t, model.text_layers)[0]["clip_l"])
+    assert not torch.equal(whole["clip_l"], found[0]["clip_l"])
+    for kept in (0, 129):
+        with pytest.raises(SfumatoError, match=r"lies between 1 and 128"):
+            simpler(concept, kept)
+    with pytest.raises(SfumatoError, match="has no mapper"):
+        simpler(Concept("<duck>", {"clip_l": torch.zeros(1, 16)}), 3)
 
 
 def test_a_run_goes_on_bit_for_bit(models, tmp_path):

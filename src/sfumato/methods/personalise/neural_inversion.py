@@ -3,7 +3,7 @@
 A mapper reads the time and the layer and gives the vector that the text encoder reads for the word (section 4.1), and
 a second one that goes around the encoder: it is added to what the encoder makes of the word, for values alone, so that
 keys, which place the thing, stay with the word (section 4.2). Nested dropout orders the mapper's hidden numbers, so
-that fewer of them are a simpler, easier edited concept (section 4.3).
+that fewer of them are a simpler, easier edited concept (section 4.3; ``simpler``).
 
 Defaults: the paper's and its authors' code's: 1000 steps of 2 pictures four times, at a rate of 1e-3 times 8. As in the
 code the bypass is added before the encoder's last norm. Different from it: the word's vector alone has the length of
@@ -17,13 +17,14 @@ Families: Stable Diffusion 1, 2, XL. XL's text passes no last norm: its length i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sfumato.core.conditions import Cond
+from sfumato.errors import SfumatoError, whole
 from sfumato.learning.concepts import Concept
 from sfumato.learning.mappers import PARTS, Mapped, Mapper, named
 from sfumato.learning.personal import Asked, Personalisation
@@ -74,6 +75,21 @@ class NeuralInversion(Personalisation):
 
     def concept(self, asked: Asked, problem: Any) -> Concept:
         return Concept(asked.word, mapper=named(problem.modules))
+
+
+def simpler(concept: Concept, kept: int) -> Concept:
+    """A concept of whose mappers' hidden numbers only so many first ones count (section 4.3, at inference).
+
+    With fewer it follows the rest of a prompt better and its pictures less. Raises ``SfumatoError`` for a concept
+    without mappers and for more numbers than it has.
+    """
+    outs = [key for key in concept.mapper if ".out." in key and key.endswith(".weight")]
+    most = min((concept.mapper[key].shape[1] for key in outs), default=0)
+    if not outs:
+        raise SfumatoError(f"{concept.word!r} has no mapper; neural-inversion and view-inversion learn one")
+    whole("hidden numbers that are kept", kept, 1, most)
+    cut = {key: torch.cat([concept.mapper[key][:, :kept], 0 * concept.mapper[key][:, kept:]], 1) for key in outs}
+    return replace(concept, mapper={**concept.mapper, **cut}, about={**concept.about, "kept": kept})
 
 
 def made(asked: Asked, kind: str, waves: Tensor, **options: Any) -> Mapper:
