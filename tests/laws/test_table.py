@@ -5,19 +5,25 @@ from __future__ import annotations
 from dataclasses import is_dataclass
 
 import pytest
-from laws import distilling, painting, reading
+from laws import distilling, painting, personalising, reading
 
 from sfumato.core.method import Method
 from sfumato.distill import Distillation
 from sfumato.inversion import Inversion
 from sfumato.methods import index
 
-ROWS = [*painting.METHODS, *reading.METHODS, *distilling.METHODS]
+ROWS = [*painting.METHODS, *reading.METHODS, *distilling.METHODS, *personalising.METHODS]
+TABLES = {
+    **dict.fromkeys(index.PAINTING, painting),
+    "perceive": reading,
+    "distill": distilling,
+    "personalise": personalising,
+}
 
 
 @pytest.mark.parametrize("entry", index.METHODS, ids=[entry.word for entry in index.METHODS])
 def test_every_method_of_the_index_is_in_the_table(entry):
-    table = {**dict.fromkeys(index.PAINTING, painting), "perceive": reading, "distill": distilling}[entry.group]
+    table = TABLES[entry.group]
     rows = [row for row in table.METHODS if row.word.partition(":")[0] == entry.word]
     assert rows, f"{entry.word} has no row in the table of the laws, {table.__name__}.py"
     for row in rows:

@@ -38,16 +38,19 @@ class AzimuthInversion(Personalisation):
 
     wants_cameras: ClassVar[bool] = True
     steps: int = 3000
+    """How often the vectors move."""
     batch: int = 4
+    """Pictures of a step."""
     rate: float = 2e-3
+    """Of AdamW."""
     azimuths: int = 6
     """At how many the word has vectors."""
     neighbours: int = 3
     """How many of them count at any other."""
     vectors: int = 1
     """How many the word is read as."""
-    templates: tuple[str, ...] = OBJECT
-    """Captions, with {} for the word."""
+    templates: tuple[str, ...] = ()
+    """Other captions than those of objects, with {} for the word."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,7 +68,7 @@ class AzimuthInversion(Personalisation):
 
     def problem(self, asked: Asked) -> Ring:
         assert asked.cameras is not None
-        parts = [Part(asked.lesson, filled(self.templates, asked.word), self.batch)]
+        parts = [Part(asked.lesson, filled(self.templates or OBJECT, asked.word), self.batch)]
         first = {key: rows.repeat(self.azimuths, 1, 1) for key, rows in begun(asked, self.vectors).items()}
         azimuths = asked.cameras[:, 0].float().to(asked.model.device)
         return Ring(

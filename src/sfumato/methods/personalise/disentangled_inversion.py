@@ -36,15 +36,17 @@ class DisentangledInversion(Personalisation):
 
     wants_masks: ClassVar[bool] = True
     steps: int = 3000
+    """How often the vectors move."""
     batch: int = 4
     """Pictures of a step: half whole, half of what lies around."""
     rate: float = 2e-3
+    """Of AdamW."""
     vectors: int = 1
     """How many each word is read as."""
     scene: str = "scene"
     """What lies around, in words that the model knows, such as room."""
-    templates: tuple[str, ...] = OBJECT
-    """Captions, with {} for the word."""
+    templates: tuple[str, ...] = ()
+    """Other captions than those of objects, with {} for the word."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,15 +58,15 @@ class DisentangledInversion(Personalisation):
         outside = 1 - masks
         if full := [i for i, mask in enumerate(outside.sum((1, 2, 3)).tolist()) if mask < 1]:
             raise SfumatoError(f"nothing lies around the mask of picture {full[0] + 1}; leave that picture out")
-        around = f"{asked.word}@"
+        around, templates = f"{asked.word}@", self.templates or OBJECT
         seen = f"{self.scene} {around}"
         parts = [
             Part(
                 replace(asked.lesson, masks=None),
-                filled([f"{template} in a {seen}" for template in self.templates], asked.word),
+                filled([f"{template} in a {seen}" for template in templates], asked.word),
                 self.batch - self.batch // 2,
             ),
-            Part(replace(asked.lesson, masks=outside), filled(self.templates, seen), self.batch // 2),
+            Part(replace(asked.lesson, masks=outside), filled(templates, seen), self.batch // 2),
         ]
         rows = {key: padded(own, self.vectors) for key, own in asked.model.vectors(self.scene).items()}
         return Both(asked.model, parts, asked.seed, words={asked.word: begun(asked, self.vectors), around: rows})

@@ -39,15 +39,18 @@ class ExtendedTextualInversion(Personalisation):
     """Learns the vectors of a word for each layer that reads the text."""
 
     steps: int = 500
+    """How often the vectors move."""
     batch: int = 8
+    """Pictures of a step."""
     rate: float = 5e-3
+    """Of AdamW."""
     vectors: int = 1
     """How many the word is read as by each layer."""
-    templates: tuple[str, ...] = OBJECT
-    """Captions, with {} for the word."""
+    templates: tuple[str, ...] = ()
+    """Other captions than those of objects, with {} for the word."""
 
     def problem(self, asked: Asked) -> Layers:
-        parts = [Part(asked.lesson, filled(self.templates, asked.word), self.batch)]
+        parts = [Part(asked.lesson, filled(self.templates or OBJECT, asked.word), self.batch)]
         layers = asked.model.text_layers
         first = {key: rows.expand(layers, -1, -1).clone() for key, rows in begun(asked, self.vectors).items()}
         return Layers(asked.model, parts, asked.seed, word=asked.word, first=first)

@@ -41,8 +41,11 @@ class NeuralInversion(Personalisation):
     """Learns a mapper from time and layer to a word's vector."""
 
     steps: int = 1000
+    """How often the mapper moves."""
     batch: int = 8
+    """Pictures of a step."""
     rate: float = 8e-3
+    """Of AdamW."""
     hidden: int = 128
     """Width of the mapper."""
     waves: int = 1024
@@ -57,8 +60,8 @@ class NeuralInversion(Personalisation):
     """How often hidden numbers are dropped from a random one on."""
     bypass: float = 0.2
     """Length of what goes around the text encoder, in parts of what that gives; 0: nothing does."""
-    templates: tuple[str, ...] = OBJECT
-    """Captions, with {} for the word."""
+    templates: tuple[str, ...] = ()
+    """Other captions than those of objects, with {} for the word."""
 
     def problem(self, asked: Asked) -> Mappers:
         total, layers = asked.model.schedule.train_steps, asked.model.text_layers
@@ -70,7 +73,7 @@ class NeuralInversion(Personalisation):
             asked, asked.kind, waves, hidden=self.hidden, bypass=self.bypass, anchors=anchors, length=1.0,
             shift=torch.zeros(2), scale=torch.tensor([1000 / total, 1.0]),
         )  # fmt: skip
-        parts = [Part(asked.lesson, filled(self.templates, asked.word), self.batch)]
+        parts = [Part(asked.lesson, filled(self.templates or OBJECT, asked.word), self.batch)]
         return Mappers(asked.model, parts, asked.seed, word=asked.word, mappers={"thing": thing}, dropout=self.dropout)
 
     def concept(self, asked: Asked, problem: Any) -> Concept:

@@ -52,6 +52,7 @@ class TextualInversion(Personalisation):
     """Learns the vectors of a word."""
 
     steps: int = 3000
+    """How often the vectors move."""
     batch: int = 4
     """Pictures of a step."""
     rate: float = 2e-3

@@ -1,6 +1,6 @@
 """View-dependent inversion (ViewNeTI, Burgess et al. 2023, arXiv 2309.07986): where a thing is seen from is a word too.
 
-One vector for all views of a thing mixes them: backs get faces (seed 000, section 6.1). Here two mappers are learned
+One vector for all views of a thing mixes them: backs get faces (Jambon 2023, section 6.1). Here two mappers are learned
 together, one of time, layer and camera, whose vector is the view's, and one of time and layer, whose vector is the
 thing's; only the first knows the camera, so what is common to all views is left to the second. The word stands for
 both, the view's first: ``concept.seen_from(90, 20)`` is the ordinary concept of one view, which any prompt may hold.
@@ -40,8 +40,11 @@ class ViewInversion(Personalisation):
 
     wants_cameras: ClassVar[bool] = True
     steps: int = 10000
+    """How often the mappers move."""
     batch: int = 9
+    """Pictures of a step."""
     rate: float = 9e-3
+    """Of AdamW."""
     hidden: int = 64
     """Width of the mappers."""
     waves: int = 32
@@ -58,8 +61,8 @@ class ViewInversion(Personalisation):
     """Length of what goes around the text encoder, in parts of what that gives; 0: nothing does."""
     view: str = "view"
     """A word that is as long as the view's vectors."""
-    templates: tuple[str, ...] = OBJECT
-    """Captions, with {} for the word."""
+    templates: tuple[str, ...] = ()
+    """Other captions than those of objects, with {} for the word."""
 
     def problem(self, asked: Asked) -> Mappers:
         assert asked.cameras is not None
@@ -73,7 +76,7 @@ class ViewInversion(Personalisation):
         begin, end = torch.cat([ends[0], low]), torch.cat([ends[1], high])
         view = made(asked, self.view, waves, **mapper, **centred(begin, end), usual=cameras.mean(0).cpu())
         thing = made(asked, asked.kind, waves[:, :2], **mapper, **centred(begin[:2], end[:2]))
-        parts = [Part(asked.lesson, filled(self.templates, asked.word), self.batch)]
+        parts = [Part(asked.lesson, filled(self.templates or OBJECT, asked.word), self.batch)]
         return Mappers(
             asked.model, parts, asked.seed, word=asked.word, mappers={"view": view, "thing": thing},
             dropout=self.dropout, cameras=cameras,
