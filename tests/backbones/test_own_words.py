@@ -32,7 +32,7 @@ class Layers:
     """A word whose vectors are given for each layer, with values beside."""
 
     rows: dict
-    beside: torch.Tensor | None = None
+    beside: dict | None = None
     timed: bool = False
 
     @property
@@ -151,15 +151,19 @@ def test_each_layer_reads_its_own_text_and_values_theirs(models):
     rng = torch.Generator().manual_seed(1)
     rows = torch.randn(layers, 1, 16, generator=rng)
     beside = torch.randn(1, layers, 1, 16, generator=rng)
-    own = model.with_words({"<own>": Layers({"clip_l": rows}, beside)})
+    own = model.with_words({"<own>": Layers({"clip_l": rows}, {"clip_l": beside})})
     cond = own.embed([PROMPT])
     texts = cond.layered(cond, torch.tensor([500.0]))
+    states = []
+    hook = model.last_norm.register_forward_pre_hook(lambda module, args: states.append(args[0]))
     for i in range(layers):
         alone = model.with_words({"<own>": rows[i]}).embed([PROMPT]).text[0]
         torch.testing.assert_close(texts.keys[0, i], alone, rtol=0, atol=2e-6)
-        more = alone.clone()
-        more[2] += alone[2].norm() * beside[0, i, 0]
+        more, state = alone.clone(), states[i][0, 2]
+        with torch.no_grad():
+            more[2] = model.last_norm.forward(state + state.norm() * beside[0, i, 0])
         torch.testing.assert_close(texts.values[0, i], more, rtol=0, atol=1e-5)
+    hook.remove()
 
 
 def test_words_that_do_not_change_with_time_or_are_the_same_are_read_once(models, monkeypatch):

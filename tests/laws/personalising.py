@@ -11,7 +11,12 @@ import torch
 
 from sfumato.learning.lessons import Lesson
 from sfumato.learning.personal import Asked
+from sfumato.methods.personalise.azimuth_inversion import AzimuthInversion
+from sfumato.methods.personalise.disentangled_inversion import DisentangledInversion
+from sfumato.methods.personalise.extended_textual_inversion import ExtendedTextualInversion
+from sfumato.methods.personalise.neural_inversion import NeuralInversion
 from sfumato.methods.personalise.textual_inversion import TextualInversion
+from sfumato.methods.personalise.view_inversion import ViewInversion
 
 UNETS = ("sd", "sd2", "sdxl")
 
@@ -26,6 +31,11 @@ class Row:
 
 
 METHODS = (
+    Row("azimuth-inversion", (AzimuthInversion(batch=2, vectors=2),)),
+    Row("disentangled-inversion", (DisentangledInversion(batch=2, scene="grass"),)),
+    Row("extended-textual-inversion", (ExtendedTextualInversion(batch=2, vectors=2),)),
+    Row("neural-inversion", (NeuralInversion(batch=2, waves=16), NeuralInversion(batch=1, bypass=0.0, dropout=0.0))),
+    Row("view-inversion", (ViewInversion(batch=2), ViewInversion(batch=1, dropout=0.5))),
     Row(
         "textual-inversion",
         (
@@ -43,9 +53,10 @@ WAYS = [(row.word, i, way) for row in METHODS for i, way in enumerate(row.ways)]
 
 
 def asked(model: Any, n: int = 2, seed: int = 0) -> Asked:
-    """A few random pictures, with masks, and others of the kind at large."""
+    """A few random pictures, with masks and cameras, and others of the kind at large."""
     lessons = _lessons(model, n)
-    return Asked(model, lessons[0], "<own>", "cube", prior=lessons[1], seed=seed)
+    cameras = torch.tensor([[50.0 * i, 10.0 * i] for i in range(n)])
+    return Asked(model, lessons[0], "<own>", "cube", prior=lessons[1], seed=seed, cameras=cameras)
 
 
 @cache
@@ -54,4 +65,4 @@ def _lessons(model: Any, n: int) -> list[Lesson]:
     pictures = torch.rand(2 * n, 3, model.size, model.size, generator=rng)
     masks = torch.zeros(n, model.size, model.size)
     masks[:, : model.size // 2] = 1
-    return [Lesson.of(model, pictures[:n], masks), Lesson.of(model, pictures[n:])]
+    return [Lesson.of(model, pictures[:n], masks, mirrored=False), Lesson.of(model, pictures[n:])]

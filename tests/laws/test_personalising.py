@@ -44,7 +44,7 @@ def test_k_steps_and_k_more_are_2k_bit_for_bit(models, tmp_path, word, i, way):
         teach(way, asked(model), steps=4, keep=keep, on_progress=stop, every=2)
     for _ in range(2):  # the second time nothing is left to do
         again = teach(way, asked(model), steps=4, keep=keep)
-        assert same(whole.rows, again.rows) and same(whole.changes, again.changes)
+        assert same(whole.rows, again.rows) and same(whole.changes, again.changes) and same(whole.mapper, again.mapper)
     with pytest.raises(SfumatoError, match="is of another run"):
         teach(way, asked(model, seed=1), steps=4, keep=keep)
 

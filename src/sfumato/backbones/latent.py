@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import ref
 
@@ -194,23 +195,42 @@ class Latent(Backbone):
         return other
 
     @unmoded()
-    def read(self, prompts: Sequence[str], words: Mapping[str, Rows]) -> Cond:
+    def read(self, prompts: Sequence[str], words: Mapping[str, Rows | Word]) -> Cond:
         """What it reads of prompts with these vectors in the place of words that it knows (``with_words``).
 
-        Vectors are (k, d) by encoder, or (b, k, d) of a row a prompt. Gradients flow to them; nothing is remembered.
+        Vectors are (k, d) by encoder, or (b, k, d) of a row a prompt; or a ``Word``, whose vectors differ by layer and
+        time. Gradients flow to them; nothing is remembered.
         """
-        apart = any(rows.ndim == 3 for of in words.values() for rows in of.values())
+        rows = {word: own_words.rows_of(own) for word, own in words.items()}
+        apart = any(vectors.ndim == 3 for of in rows.values() for vectors in of.values())
         each = list(prompts) if apart else list(dict.fromkeys(prompts))  # the same prompt is read once
-        parts = self.encoded(each, self.clip_skip, words)
+        parts = self.encoded(each, self.clip_skip, rows)
         if not apart:
-            rows = torch.tensor([each.index(prompt) for prompt in prompts], device=self.device)
-            parts = {key: values[rows] for key, values in parts.items()}
-        return self._conditions(prompts, parts, negative=False)
+            at = torch.tensor([each.index(prompt) for prompt in prompts], device=self.device)
+            parts = {key: values[at] for key, values in parts.items()}
+        cond = self._conditions(prompts, parts, negative=False)
+        varied = {word: own for word, own in words.items() if not isinstance(own, Mapping)}
+        if not varied:
+            return cond
+
+        def layered(cond: Cond, t: Float[Tensor, " b"]) -> Texts:
+            return own_words.learned(self, cond, t, self.text_layers, varied, self.clip_skip)
+
+        return replace(cond, layered=layered)
+
+    @property
+    def text_layers(self) -> int:
+        """How many layers of the network read the text."""
+        return sum(layer.kind == "text" for layer in self.layers)
+
+    @property
+    def last_norm(self) -> Any:
+        """The norm of an encoder that gives the text, where the text is what one gives."""
+        return None
 
     def _read_apart(self, cond: Cond, t: Float[Tensor, " b"]) -> Texts:
         assert self.own is not None
-        layers = sum(layer.kind == "text" for layer in self.layers)
-        return self.own.texts(self, cond, t, layers)
+        return self.own.texts(self, cond, t, self.text_layers)
 
     def _forget(self) -> None:
         """Nothing that is remembered holds once an encoder, a tokenizer or anything in one of them is another."""

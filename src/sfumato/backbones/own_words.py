@@ -33,14 +33,20 @@ Rows = Mapping[str, Float[Tensor, "*b k d"]]
 class Word(Protocol):
     """What a word is read as by each layer at each time."""
 
-    plain: Rows
-    """What it is where layers and times do not matter."""
-    timed: bool
-    """Does it change with time?"""
+    @property
+    def plain(self) -> Rows:
+        """What it is where layers and times do not matter."""
+        ...
 
-    def at(self, t: Float[Tensor, " b"], layers: int) -> tuple[Rows, Float[Tensor, "b layers k D"] | None]:
-        """Vectors (b, layers, k, d) at these times, or (b, 1, k, d) where layers read the same; and what values are
-        told beside keys, or None: it is added to the encoding of the word's tokens, in parts of its length."""
+    @property
+    def timed(self) -> bool:
+        """Does it change with time?"""
+        ...
+
+    def at(self, t: Float[Tensor, " b"], layers: int) -> tuple[Rows, Rows | None]:
+        """Vectors (b, layers, k, d) at these times, or (b, 1, k, d) where layers read the same; and what values alone
+        are made of beside them, or None: of the same shapes, in parts of the length of what the encoder makes of the
+        word's tokens, to which it is added."""
         ...
 
 
@@ -104,10 +110,10 @@ class OwnWords:
                     )
             vectors, read = None, b""
             if any(own.timed for own in words.values()):
-                vectors = _alike(words, time, layers)
+                vectors = _alike(words, time[None], layers)
                 read = _digest(vectors)  # times at which a word is the same are read once
             if (key := (prompt, skip, read)) not in self._known:
-                self._known[key] = apart(model, [prompt], vectors or _alike(words, time, layers), skip)
+                self._known[key] = apart(model, [prompt], vectors or _alike(words, time[None], layers), skip)
             self._known.move_to_end(key)
             while len(self._known) > MANY:
                 self._known.popitem(last=False)
@@ -121,51 +127,113 @@ class OwnWords:
         return Texts(keys, values)
 
 
-def _alike(words: Mapping[str, Word], time: Float[Tensor, ""], layers: int) -> dict[str, tuple[Rows, Tensor | None]]:
-    """Vectors of words at a time, for as many layers each; one where no word tells them apart."""
-    found = {word: own.at(time[None], layers) for word, own in words.items()}
+def _alike(words: Mapping[str, Word], t: Float[Tensor, " b"], layers: int) -> dict[str, tuple[Rows, Rows | None]]:
+    """Vectors of words at times, for as many layers each; one where no word tells them apart."""
+    found = {word: own.at(t, layers) for word, own in words.items()}
     most = max(rows.shape[1] for of, _ in found.values() for rows in of.values())
 
-    def spread(rows: Tensor) -> Tensor:
-        return rows.expand(-1, most, -1, -1)
+    def spread(of: Rows) -> Rows:
+        return {key: rows.expand(-1, most, -1, -1) for key, rows in of.items()}
 
-    return {
-        word: ({key: spread(rows) for key, rows in of.items()}, None if beside is None else spread(beside))
-        for word, (of, beside) in found.items()
-    }
+    return {word: (spread(of), None if beside is None else spread(beside)) for word, (of, beside) in found.items()}
 
 
-def _digest(vectors: Mapping[str, tuple[Rows, Tensor | None]]) -> bytes:
+def _digest(vectors: Mapping[str, tuple[Rows, Rows | None]]) -> bytes:
     """Which vectors these are."""
     known = sha256()
     for of, beside in vectors.values():
-        for values in (*of.values(), *([] if beside is None else [beside])):
+        for values in (*of.values(), *(beside or {}).values()):
             known.update(values.float().cpu().contiguous().numpy().tobytes())
     return known.digest()
 
 
-def apart(
-    model: Any, prompts: Sequence[str], words: Mapping[str, tuple[Rows, Tensor | None]], skip: int | None
+def learned(
+    model: Any, cond: Cond, t: Float[Tensor, " b"], layers: int, words: Mapping[str, Word], skip: int | None
 ) -> Texts:
-    """What each layer reads of prompts with vectors (b, layers, k, d) in the place of words; gradients flow to them."""
+    """What each layer reads of these rows while words are learned: gradients flow to them, and nothing is remembered.
+
+    A word's ``at`` is asked for all rows at once. Rows of one prompt are encoded once where no word changes with time.
+    """
+    plain = {prompt: model.text.plain(prompt) for prompt in cond.prompts}
+    found = [
+        model.own.varied(model, prompt) | {w: own for w, own in words.items() if token_of(w, 0) in plain[prompt]}
+        for prompt in cond.prompts
+    ]
+    same = {
+        i: i if any(own.timed for own in each.values()) else cond.prompts.index(cond.prompts[i])
+        for i, each in enumerate(found)
+        if each
+    }
+    every = cond.text[:, None].expand(-1, layers, -1, -1)
+    if not (which := sorted(set(same.values()))):
+        return Texts(every)
+    words = {word: own for each in found for word, own in each.items()}
+    vectors = {
+        word: (_some(rows, which), None if beside is None else _some(beside, which))
+        for word, (rows, beside) in _alike(words, t, layers).items()
+    }
+    texts = apart(model, [cond.prompts[i] for i in which], vectors, skip)
+
+    def spread(some: Tensor) -> Tensor:
+        own = (some[which.index(same[i])] if i in same else every[i] for i in range(len(every)))
+        return torch.stack([each.expand(layers, -1, -1) for each in own])
+
+    return Texts(spread(texts.keys), None if texts.values is None else spread(texts.values))
+
+
+def _some(rows: Rows, which: Sequence[int]) -> Rows:
+    return {key: each[list(which)] for key, each in rows.items()}
+
+
+def apart(model: Any, prompts: Sequence[str], words: Mapping[str, tuple[Rows, Rows | None]], skip: int | None) -> Texts:
+    """What each layer reads of prompts with vectors (b, layers, k, d) in the place of words; gradients flow to them.
+
+    What values are made of beside keys is added to what the encoder's last norm is given, where the text is what that
+    gives (Stable Diffusion 1 and 2), as NeTI's authors have it; of others to the text, whose length is kept.
+    """
     layers = next(iter(next(iter(words.values()))[0].values())).shape[1]
     vectors = {word: {key: rows.flatten(0, 1) for key, rows in of.items()} for word, (of, _) in words.items()}
     many = [prompt for prompt in prompts for _ in range(layers)]
-    keys = model.encoded(many, skip, vectors)["text"].unflatten(0, (len(prompts), layers))
-    values = None
-    for word, (_, beside) in words.items():
-        if beside is None:
-            continue
-        values = keys.clone() if values is None else values
-        reader = model.text.readers[0]
-        own = [i for i, (w, _) in next(iter(model.own.ids.values())).items() if w == word]
-        for row, prompt in enumerate(prompts):
-            ids = model.text.ids(prompt)[: reader.tokens]
-            for n, token in enumerate(own):
-                for place in (reader.at + at for at, i in enumerate(ids) if i == token):
-                    length = keys[row, :, place].norm(dim=-1, keepdim=True)
-                    values[row, :, place] = keys[row, :, place] + length * beside[row, :, n]
+    with _last_norm(model) as seen:
+        keys = model.encoded(many, skip, vectors)["text"].unflatten(0, (len(prompts), layers))
+    if all(beside is None for _, beside in words.values()):
+        return Texts(keys)
+    norm, states = model.last_norm, keys
+    if norm is not None:
+        states = seen[-1].unflatten(0, (len(prompts), layers)).float()
+    values, reader = keys.clone(), model.text.readers[0]
+    tokens = next(iter(model.own.ids.values()))
+    for row, prompt in enumerate(prompts):
+        for at, token in enumerate(model.text.ids(prompt)[: reader.tokens], reader.at):
+            word, n = tokens.get(token, ("", 0))
+            if word not in words or (beside := words[word][1]) is None:
+                continue
+            begin = 0
+            for own in (beside[key] for key in ENCODERS if key in beside):  # as the text has them, side by side
+                part = slice(begin, begin := begin + own.shape[-1])
+                state = states[row, :, at, part]
+                length = state.norm(dim=-1, keepdim=True)
+                moved = state + length * own[row, :, n].to(state)
+                values[row, :, at, part] = (
+                    moved * length / moved.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+                    if norm is None
+                    else norm(moved.to(norm.weight.dtype)).to(values)
+                )
     return Texts(keys, values)
+
+
+@contextmanager
+def _last_norm(model: Any) -> Iterator[list[Tensor]]:
+    """What the norm that gives the text was given, each time it ran."""
+    seen: list[Tensor] = []
+    if model.last_norm is None:
+        yield seen
+        return
+    hook = model.last_norm.register_forward_pre_hook(here(lambda module, args: seen.append(args[0])))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def rows_of(own: Rows | Word) -> Rows:

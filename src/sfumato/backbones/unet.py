@@ -69,8 +69,13 @@ class UNet(OfUNet, Latent):
         )
         if skip is None:
             return {"text": found[0]}
-        inner = getattr(self.text_encoder, "text_model", self.text_encoder)  # as before transformers 5
-        return {"text": inner.final_layer_norm(found.hidden_states[-1 - skip])}
+        return {"text": self.last_norm(found.hidden_states[-1 - skip])}
+
+    @property
+    def last_norm(self) -> Any:
+        return getattr(
+            self.text_encoder, "text_model", self.text_encoder
+        ).final_layer_norm  # text_model: transformers 4
 
     def added(self, x: Tensor, cond: Cond) -> dict[str, Tensor]:
         """What the network reads beside text, by its own names."""
@@ -208,6 +213,10 @@ class SDXL(UNet):
     @property
     def skips(self) -> bool:  # InstructPix2Pix's pipeline cannot
         return "clip_skip" in inspect.signature(self.pipe.encode_prompt).parameters
+
+    @property
+    def last_norm(self) -> Any:
+        return None  # its text is what the last layers but one give
 
     def _encode(self, prompts: list[str], skip: int | None) -> dict[str, Tensor]:
         options = {} if skip is None else {"clip_skip": skip}

@@ -21,6 +21,7 @@ from sfumato.errors import SfumatoError, finite, unknown
 from sfumato.io.files import save_tensors
 from sfumato.learning import concept_files
 from sfumato.learning.checkpoint import read
+from sfumato.learning.mappers import read_as, seen_from
 
 HEADER = "sfumato concept"
 Rows = Mapping[str, Float[Tensor, "*of k d"]]
@@ -100,11 +101,15 @@ class Concept:
     """Of weights, by the pipeline's part and the weight's name, as ``Latent.with_changes`` reads them."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """How it came to be: model, method, steps, seed."""
+    mapper: Mapping[str, Tensor] = field(default_factory=dict)
+    """What gives the word's vectors by time, layer and camera, in the place of rows (``sfumato.learning.mappers``)."""
 
     def on(self, model: Any) -> Any:
         """A model that knows it. Raises ``SfumatoError`` for a model of another kind."""
         if self.changes:
             model = model.with_changes(self.changes)
+        if self.mapper:
+            return model.with_words({self.word: read_as(self.mapper)})
         if not self.rows:
             return model
         kinds = {3: PerLayer, 4: partial(PerTime, total=model.schedule.train_steps)}
@@ -113,7 +118,15 @@ class Concept:
 
     def called(self, word: str) -> Concept:
         """The same by another word."""
-        return Concept(checked(word), self.rows, self.changes, self.about)
+        return replace(self, word=checked(word))
+
+    def seen_from(self, *camera: float) -> Concept:
+        """The same as seen from there: azimuth and elevation in degrees, or whatever numbers it was learned with.
+
+        Those that are left out are the mean of what it was learned from. Raises ``SfumatoError`` for one that was
+        learned without cameras, for too many numbers and for what is not finite.
+        """
+        return replace(self, mapper=seen_from(self.mapper, camera))
 
     def resolved(self, how: Literal["fully", "semi", "fixed"], i: int) -> Concept:
         """Of a word that changes with time one of its published readings (Daras & Dimakis 2022).
@@ -149,12 +162,14 @@ class Concept:
         place for.
         """
         if self.changes or not self.rows:
-            raise SfumatoError(f"{format} holds vectors of a word alone, and {self.word!r} changes weights")
+            what = "changes weights" if self.changes else "is given by a mapper"
+            raise SfumatoError(f"{format} holds vectors of a word alone, and {self.word!r} {what}")
         save_tensors(path, concept_files.laid(self.word, self.rows, format))
 
     def save(self, path: str | Path) -> None:
         """Write it; whole or not at all."""
         tensors = {f"rows.{k}": v for k, v in self.rows.items()} | {f"changes.{k}": v for k, v in self.changes.items()}
+        tensors |= {f"mapper.{k}": v for k, v in self.mapper.items()}
         if not tensors:
             raise SfumatoError(f"the concept {self.word!r} holds nothing that was learned")
         save_tensors(path, tensors, {HEADER: json.dumps({"word": self.word, "about": dict(self.about)})})
@@ -175,13 +190,13 @@ class Concept:
             word, about = str(kept["word"]), dict(kept["about"])
         except (KeyError, ValueError, TypeError) as e:
             raise SfumatoError(f"{path} is no concept that sfumato learn wrote; LoRAs are read by --lora") from e
-        parts: dict[str, dict[str, Tensor]] = {"rows": {}, "changes": {}}
+        parts: dict[str, dict[str, Tensor]] = {"rows": {}, "changes": {}, "mapper": {}}
         for key, value in tensors.items():
             part, _, name = key.partition(".")
             if part not in parts:
                 raise SfumatoError(f"{path} has {key!r}, which no concept has; it is of a newer version")
             parts[part][name] = value
-        return cls(checked(word), parts["rows"], parts["changes"], about)
+        return cls(checked(word), parts["rows"], parts["changes"], about, parts["mapper"])
 
     @classmethod
     def read(cls, path: str | Path, word: str | None = None) -> Concept:

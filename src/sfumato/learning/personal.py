@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sfumato.core.method import Requires
 from sfumato.core.settings import Settings
@@ -32,6 +34,8 @@ class Asked:
     prior: Lesson | None = None
     """Pictures of the kind at large, for methods that keep what the model knew of it."""
     seed: int = 0
+    cameras: Float[Tensor, "n m"] | None = None
+    """From where each picture was seen: azimuth and elevation in degrees, or other numbers of a camera."""
     about: str = ""
     """What the pictures are, such as a digest of them: a run goes on with these alone."""
 
@@ -43,6 +47,8 @@ class Personalisation(Settings):
     wants_prior: ClassVar[bool] = False
     """Does it learn from pictures of the kind as well?"""
     wants_masks: ClassVar[bool] = False
+    wants_cameras: ClassVar[bool] = False
+    """Does it learn from where pictures were seen?"""
     teaches_words: ClassVar[bool] = True
     """Does it learn vectors of a word? Others leave that to the kind's words and a name before them."""
     steps: int
@@ -80,8 +86,21 @@ class Personalisation(Settings):
         checked(asked.word)
         if self.wants_masks and asked.lesson.masks is None:
             raise SfumatoError(f"{name} learns from pictures with masks; mark the thing in each (--masks)")
+        if self.wants_cameras:
+            _check_cameras(asked, name)
         if self.wants_prior and asked.prior is None:
             raise SfumatoError(f"{name} learns from pictures of {asked.kind!r} at large as well; give a prior")
+
+
+def _check_cameras(asked: Asked, name: str) -> None:
+    if asked.cameras is None:
+        raise SfumatoError(f"{name} learns from where each picture was seen; give its azimuth and elevation (cameras)")
+    if asked.cameras.ndim != 2 or len(asked.cameras) != len(asked.lesson) or not asked.cameras.shape[1]:
+        raise SfumatoError(f"{len(asked.lesson)} pictures have a camera each, got {tuple(asked.cameras.shape)}")
+    if not asked.cameras.isfinite().all():
+        raise SfumatoError("a camera is not finite; give numbers, such as azimuth and elevation in degrees")
+    if asked.lesson.latents.shape[1] > 1:
+        raise SfumatoError(f"{name} learns views, and a mirrored picture is seen from elsewhere; leave mirroring out")
 
 
 def teach(
@@ -113,4 +132,4 @@ def teach(
     found = method.concept(asked, problem)
     made: dict[str, Any] = {"method": settings, "steps": count, "seed": asked.seed, "model": asked.model.name}
     made["kind"] = asked.kind
-    return Concept(found.word, found.rows, found.changes, {**made, **found.about})
+    return replace(found, about={**made, **found.about})

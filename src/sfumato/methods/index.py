@@ -141,6 +141,11 @@ METHODS = (
     Entry(
         "variational-score-distillation", "distill.variational_score_distillation:VariationalScoreDistillation", "vsd"
     ),
+    Entry("azimuth-inversion", "personalise.azimuth_inversion:AzimuthInversion"),
+    Entry("disentangled-inversion", "personalise.disentangled_inversion:DisentangledInversion"),
+    Entry("extended-textual-inversion", "personalise.extended_textual_inversion:ExtendedTextualInversion", "xti"),
+    Entry("neural-inversion", "personalise.neural_inversion:NeuralInversion", "neti"),
+    Entry("view-inversion", "personalise.view_inversion:ViewInversion", "view-neti"),
     Entry("textual-inversion", "personalise.textual_inversion:TextualInversion", "ti"),
 )
 
