@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.backbones import autoencoders, kinds, own_words
-from sfumato.backbones.changes import changed
+from sfumato.backbones.changes import OfPipe
 from sfumato.backbones.own_words import OwnWords, Rows, Word
 from sfumato.backbones.parts import of_parts
 from sfumato.backbones.text import Text, quietly
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _MANY = 1000  # texts that are remembered
 
 
-class Latent(Backbone):
+class Latent(OfPipe, Backbone):
     """What it knows of its networks is read from ``pipe``: another part that is put in there is used, or refused."""
 
     kind: ClassVar[str]
@@ -175,17 +175,6 @@ class Latent(Backbone):
     def vectors(self, words: str) -> dict[str, Float[Tensor, "k d"]]:
         """What encoders begin to read words as: the rows of their tokens, by encoder, in float32."""
         return own_words.rows_in(self.pipe, self.name, words)
-
-    def with_changes(self, changes: Mapping[str, Tensor]) -> Self:
-        """This model with weights changed: networks that are changed are copied, the others the same.
-
-        ``changes``: by the pipeline's part and the weight, such as ``unet.mid_block.attentions.0.proj_in.weight``, what
-        is added to it; or of a low-rank change ``lora_A`` and ``lora_B`` in the place of ``weight``, whose product is.
-        Raises ``SfumatoError`` for a weight that the model does not have, or has in another shape.
-        """
-        other = copy(self)
-        other.pipe = changed(self.pipe, self.name, changes)
-        return other
 
     @unmoded()
     def read(self, prompts: Sequence[str], words: Mapping[str, Rows]) -> Cond:

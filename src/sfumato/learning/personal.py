@@ -50,6 +50,8 @@ class Personalisation(Settings):
     """Of AdamW."""
     decay: float = 0.01
     """Its weight decay."""
+    clip: float | None = None
+    """The greatest norm of all gradients."""
 
     def problem(self, asked: Asked) -> Teaching:
         """What is learned, and from what."""
@@ -60,7 +62,7 @@ class Personalisation(Settings):
         raise NotImplementedError
 
     def optimiser(self, groups: list[Any]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups, lr=self.rate, weight_decay=self.decay)
+        return torch.optim.AdamW(groups, lr=self.rate, weight_decay=self.decay, fused=True)
 
     def check(self, asked: Asked) -> None:
         """Raise ``SfumatoError`` for what it cannot learn from."""
@@ -102,7 +104,7 @@ def teach(
     about = f"{settings} of {asked.word} ({asked.kind}), {count} steps, seed {asked.seed}, model {asked.model.name}"
     learn(
         problem, method.optimiser(problem.groups()), steps=count, keep=keep, about=f"{about}, {asked.about}",
-        every=every, seconds=seconds, on_progress=on_progress,
+        every=every, seconds=seconds, clip=method.clip, on_progress=on_progress,
     )  # fmt: skip
     found = method.concept(asked, problem)
     made: dict[str, Any] = {"method": settings, "steps": count, "seed": asked.seed, "model": asked.model.name}
