@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError
+from sfumato.learning.adapters import products
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-LOW, HIGH = "lora_A", "lora_B"
 
 
 class OfPipe:
@@ -41,23 +40,11 @@ class OfPipe:
         return self.with_parts(_changed(self.pipe, self.name, changes))
 
 
-def product(low: Tensor, high: Tensor) -> Tensor:
-    """What a low-rank change adds to a weight, in float32; of a convolution both are convolutions' weights."""
-    return (high.float().flatten(1) @ low.float().flatten(1)).reshape(len(high), *low.shape[1:])
-
-
 @torch.no_grad()
 def _changed(pipe: Any, name: str, changes: Mapping[str, Tensor]) -> dict[str, nn.Module]:
     copies: dict[str, nn.Module] = {}
     weights: dict[str, dict[str, nn.Parameter]] = {}
-    for key, value in changes.items():
-        if key.endswith(HIGH):
-            continue
-        if key.endswith(LOW):
-            high = changes.get(f"{key.removesuffix(LOW)}{HIGH}")
-            if high is None:
-                raise SfumatoError(f"of the low-rank change {key!r} one half is missing; the file is damaged")
-            key, value = f"{key.removesuffix(LOW)}weight", product(value, high)
+    for key, value in products(changes).items():
         part, _, path = key.partition(".")
         if part not in copies:
             network = getattr(pipe, part, None)

@@ -172,9 +172,13 @@ class Latent(OfPipe, Backbone):
         other.pipe, other.own = own_words.taught(self.pipe, self.name, words, self.own)
         return other
 
-    def vectors(self, words: str) -> dict[str, Float[Tensor, "k d"]]:
-        """What encoders begin to read words as: the rows of their tokens, by encoder, in float32."""
-        return own_words.rows_in(self.pipe, self.name, words)
+    def vectors(self, words: str, attached: bool = False) -> dict[str, Float[Tensor, "k d"]]:
+        """What encoders begin to read words as: the rows of their tokens, by encoder, in float32.
+
+        ``attached``: with gradients, where encoders learn.
+        """
+        found = own_words.rows_in(self.pipe, self.name, words)
+        return found if attached else {key: rows.detach() for key, rows in found.items()}
 
     @unmoded()
     def read(self, prompts: Sequence[str], words: Mapping[str, Rows]) -> Cond:

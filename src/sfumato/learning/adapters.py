@@ -11,10 +11,12 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError
 
+LOW, HIGH = "lora_A", "lora_B"
+"""Of a low-rank change its two halves, in the place of ``weight``."""
 NAME = "learned"
 """Of the adapter that learns, beside those that a user has loaded."""
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -42,6 +44,26 @@ class Weights(nn.Module):
         self.named = dict(named)
         for name, parameter in named.items():
             self.register_parameter(name.replace(".", "/"), parameter)
+
+
+def products(changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What changes add to weights, by the weights' names; low-rank ones multiplied, of convolutions as well.
+
+    Raises ``SfumatoError`` where one half of such is missing.
+    """
+    found = {}
+    for key, value in changes.items():
+        half = next((half for half in (LOW, HIGH) if key.endswith(f".{half}")), None)
+        if half is None:
+            found[key] = value
+            continue
+        layer = key.removesuffix(half)
+        low, high = (changes.get(f"{layer}{each}") for each in (LOW, HIGH))
+        if low is None or high is None:
+            raise SfumatoError(f"of the low-rank change {key!r} one half is missing; the file is damaged")
+        product = high.float().flatten(1) @ low.float().flatten(1)
+        found[f"{layer}weight"] = product.reshape(len(high), *low.shape[1:])
+    return found
 
 
 def check(model: Any) -> None:

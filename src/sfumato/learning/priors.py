@@ -14,7 +14,7 @@ from sfumato.errors import SfumatoError, integer
 from sfumato.io.files import writable
 from sfumato.io.progress import progress
 from sfumato.learning.lessons import Lesson
-from sfumato.media.images import open_picture, tensor
+from sfumato.media.images import flat, opened, tensor
 from sfumato.media.pictures import picture, write
 
 
@@ -63,10 +63,10 @@ def class_pictures(
 
 
 def _read(file: Path, about: dict[str, Any]) -> Float[Tensor, "3 H W"]:
-    found = open_picture(file)
+    found = opened(file)
     if other := [key for key, value in about.items() if found.info.get(key) != str(value)]:
         raise SfumatoError(
             f"{file} was not painted by this run: its {other[0]} is {found.info.get(other[0])!r}, not "
             f"{str(about[other[0]])!r}; take another folder"
         )
-    return tensor(found)
+    return tensor(flat(found))

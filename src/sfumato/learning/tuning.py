@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.core.backbone import dtype_of
 from sfumato.core.conditions import Cond
 from sfumato.errors import SfumatoError
 from sfumato.learning import adapters
@@ -18,6 +18,7 @@ from sfumato.learning.adapters import Weights
 from sfumato.learning.personal import Asked
 from sfumato.learning.teaching import Part, Taught, Teaching, filled, min_snr
 
+HALVES = (torch.float16, torch.bfloat16)
 Moved = Mapping[str, Mapping[str, nn.Parameter]]
 """What learns, by the pipeline's part and the weight's name in it."""
 
@@ -32,10 +33,10 @@ class Tuning(Teaching):
     """Vectors of the word that learn, by encoder."""
     behind: Mapping[str, Float[Tensor, "k d"]] = field(default_factory=dict)
     """Those that follow them and do not."""
+    phrase: str = ""
+    """What the word reads as, where vocabularies learn."""
     snr_gamma: float | None = None
     """Errors in the data count min(SNR, this); None: those in the prediction are all the same."""
-    cast: torch.dtype | None = None
-    """What the networks compute in, where it is not what learns."""
 
     def __post_init__(self) -> None:
         self.modules = {part: Weights(named) for part, named in self.moved.items() if named}
@@ -45,7 +46,7 @@ class Tuning(Teaching):
     def cond(self, taught: Sequence[Taught]) -> Cond:
         """Texts of encoders and words that do not learn are made once."""
         encoders = any(part.startswith("text_encoder") for part in self.moved)
-        own = {key: torch.cat([rows, self.behind[key].to(rows)]) for key, rows in self.rows.items()}
+        own = self.vectors(attached=True)
         words = {self.word: own} if own else {}
         conds = []
         for each in taught:
@@ -53,12 +54,15 @@ class Tuning(Teaching):
             conds.append(self.model.read(each.captions, words) if learns else self.model.embed(each.captions))
         return Cond.cat(conds)
 
+    def vectors(self, attached: bool = False) -> dict[str, Float[Tensor, "k d"]]:
+        """What the word reads as, where that learns."""
+        if self.phrase:
+            return self.model.vectors(self.phrase, attached)
+        rows = self.rows if attached else {key: each.detach() for key, each in self.rows.items()}
+        return {key: torch.cat([each, self.behind[key].to(each)]) for key, each in rows.items()}
+
     def weights(self, taught: Taught) -> Float[Tensor, " b"] | None:
         return None if self.snr_gamma is None else min_snr(self.model.schedule, taught.at, self.snr_gamma)
-
-    def loss(self, step: int) -> Float[Tensor, ""]:
-        with nullcontext() if self.cast is None else torch.autocast(self.model.device.type, self.cast):
-            return super().loss(step)
 
 
 def check(model: Any, who: str, text: bool = False) -> None:
@@ -87,8 +91,7 @@ def named(asked: Asked, identifier: str) -> tuple[Any, dict[str, Float[Tensor, "
     model = asked.model
     if not getattr(model, "learns", False):
         return model, {}
-    last = model.vectors(asked.kind)
-    rows = {key: torch.cat([first, last[key]]) for key, first in model.vectors(identifier).items()}
+    rows = model.vectors(f"{identifier} {asked.kind}")
     return model.with_words({asked.word: rows}), rows
 
 
@@ -107,19 +110,22 @@ def lessons(asked: Asked, templates: Sequence[str], batch: int, prior_weight: fl
 
 def copies(
     model: Any, parts: Sequence[str], learns: Callable[[str], bool] = lambda name: True
-) -> tuple[Any, dict[str, dict[str, nn.Parameter]], torch.dtype | None]:
-    """A model with float32 copies of these weights of its parts; they; and what it is cast to, of a model in halves.
+) -> tuple[Any, dict[str, dict[str, nn.Parameter]]]:
+    """A model with float32 copies of these weights of its parts, and they.
 
-    Raises ``SfumatoError`` for a model that carries adapters.
+    Parts in halves compute in theirs, or in bfloat16 where nothing of them is left. Raises ``SfumatoError`` for a model that carries adapters.
     """
     networks, moved = {}, {}
     for part in parts:
         network = getattr(model.pipe, part)
         if any(hasattr(module, "merged_adapters") for module in network.modules()):
             raise SfumatoError(f"{model.name} carries LoRAs, and its weights below them would learn; load it without")
-        networks[part], moved[part] = adapters.copied(network, learns)
-    halves = model.dtype in (torch.float16, torch.bfloat16)
-    return model.with_parts(networks), moved, torch.bfloat16 if halves else None
+        own, moved[part] = adapters.copied(network, learns)
+        if dtype_of(network) in HALVES:  # the network itself casts, as models are asked outside of modes
+            cast = left if (left := dtype_of(own)) in HALVES else torch.bfloat16
+            own.forward = torch.autocast(model.device.type, cast)(own.forward)
+        networks[part] = own
+    return model.with_parts(networks), moved
 
 
 def differences(model: Any, moved: Moved) -> dict[str, Tensor]:

@@ -140,6 +140,9 @@ METHODS = (
     Entry(
         "variational-score-distillation", "distill.variational_score_distillation:VariationalScoreDistillation", "vsd"
     ),
+    Entry("custom-diffusion", "personalise.custom_diffusion:CustomDiffusion"),
+    Entry("dream-booth", "personalise.dream_booth:DreamBooth", "dreambooth"),
+    Entry("lora", "personalise.low_rank:LoRA"),
     Entry("textual-inversion", "personalise.textual_inversion:TextualInversion", "ti"),
 )
 

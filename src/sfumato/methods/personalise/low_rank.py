@@ -17,12 +17,14 @@ spelled, and also learn the projections of the text that they attend to with the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from sfumato.backbones import lora_files
 from sfumato.learning import adapters, tuning
-from sfumato.learning.concepts import Concept
+from sfumato.learning.concepts import Concept, checked
 from sfumato.learning.personal import Asked, Personalisation
 from sfumato.learning.tuning import Tuning
 from sfumato.methods.personalise.dream_booth import SKS
@@ -73,8 +75,8 @@ class LoRA(Personalisation):
             networks[part], pairs = adapters.low_rank(
                 getattr(model.pipe, part), layers, self.rank, rng, model.name, self.alpha
             )
-            moved[part] = {f"{path}.lora_A": pair.down for path, pair in pairs.items()}
-            moved[part] |= {f"{path}.lora_B": pair.up for path, pair in pairs.items()}
+            moved[part] = {f"{path}.{adapters.LOW}": pair.down for path, pair in pairs.items()}
+            moved[part] |= {f"{path}.{adapters.HIGH}": pair.up for path, pair in pairs.items()}
         own = model.with_parts(networks)
         if self.checkpointing:
             own.network.enable_gradient_checkpointing()
@@ -85,8 +87,17 @@ class LoRA(Personalisation):
         _, rows = tuning.named(asked, self.identifier)
         scale = 1.0 if self.alpha is None else self.alpha / self.rank
         changes = {
-            f"{part}.{name}": value.detach() * (scale if name.endswith("lora_B") else 1.0)
+            f"{part}.{name}": value.detach() * (scale if name.endswith(adapters.HIGH) else 1.0)
             for part, named in problem.moved.items()
             for name, value in named.items()
         }
         return Concept(asked.word, rows, changes, {"kind": asked.kind, "identifier": self.identifier})
+
+
+def imported(file: str | Path, model: Any, word: str) -> Concept:
+    """A concept of a LoRA's file in any layout, by a word that prompts call it; the file's own are read as ever.
+
+    ``sfumato.backbones.lora_files.write`` writes one of a concept's changes. Raises ``SfumatoError`` for a file of
+    another family.
+    """
+    return Concept(checked(word), {}, lora_files.changes(Path(file), model.pipe), {"file": Path(file).name})
