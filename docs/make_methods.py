@@ -34,6 +34,7 @@ GROUPS = {
     "sets": "Sets of images",
     "perceive": "Reading images",
     "distill": "Score distillation",
+    "personalise": "Personalising",
 }
 INTRO = """# Methods
 

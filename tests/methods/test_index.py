@@ -14,7 +14,7 @@ from sfumato.methods import control, edit, index, sets
 
 ROOT = Path(methods.__path__[0])
 PAGES = Path(__file__).parents[2] / "docs" / "methods"
-GROUPS = index.PAINTING + index.READING + index.DISTILLING
+GROUPS = index.PAINTING + index.READING + index.DISTILLING + index.LEARNING
 
 
 def test_every_file_and_every_page_of_a_method_is_in_the_list():

@@ -191,7 +191,10 @@ def _read_by(encoder: Any, vectors: Mapping[int, Float[Tensor, "*b d"]]) -> Sequ
 
 
 def rows_in(pipe: Any, name: str, words: str) -> dict[str, Float[Tensor, "k d"]]:
-    """Embeddings of the tokens of words, by encoder, which have gradients where the encoder learns. Raises ``SfumatoError`` for words without any."""
+    """Embeddings of the tokens of words, by encoder, with gradients where it learns.
+
+    Raises ``SfumatoError`` for words without any.
+    """
     found = {}
     for key, (part, tokenizer) in ENCODERS.items():
         if (encoder := getattr(pipe, part, None)) is None:

@@ -122,7 +122,9 @@ def low_rank(
         pair = Pair(layer.lora_A[NAME].weight, layer.lora_B[NAME].weight)
         pair.down.data = (torch.randn(pair.down.shape, generator=rng) / rank).to(pair.down.device)
         pair.up.data = torch.zeros_like(pair.up, dtype=torch.float32)
-        made[path] = Pair(*(each.requires_grad_(True) for each in pair))
+        for each in pair:
+            each.requires_grad_(True)
+        made[path] = pair
     for path, active in before.items():  # peft has set its own in all layers
         tuned[path].set_adapter(active)
     for module in tuned.values():  # which peft lets learn once they are set

@@ -1,4 +1,4 @@
-"""What a model knows of a kind, painted by itself: pictures that are to stay as they are (Ruiz et al. 2022, section 3.3)."""
+"""What a model knows of a kind, painted by itself: it is to stay as it is (Ruiz et al. 2022, section 3.3)."""
 
 from __future__ import annotations
 

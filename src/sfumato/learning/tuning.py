@@ -72,8 +72,8 @@ def check(model: Any, who: str, text: bool = False) -> None:
     adapters.check(model)
     if text and not getattr(model, "learns", False):
         raise SfumatoError(
-            f"{who} teaches text encoders of Stable Diffusion 1, 2, XL and the built-in model, not that of {model.name}; "
-            "leave text out"
+            f"{who} teaches text encoders of Stable Diffusion 1, 2, XL and the built-in model, not those of "
+            f"{model.name}; leave text out"
         )
 
 
@@ -113,7 +113,8 @@ def copies(
 ) -> tuple[Any, dict[str, dict[str, nn.Parameter]]]:
     """A model with float32 copies of these weights of its parts, and they.
 
-    Parts in halves compute in theirs, or in bfloat16 where nothing of them is left. Raises ``SfumatoError`` for a model that carries adapters.
+    Parts in halves compute in theirs, or in bfloat16 where nothing of them is left. Raises ``SfumatoError`` for a model
+    that carries adapters.
     """
     networks, moved = {}, {}
     for part in parts:

@@ -142,7 +142,7 @@ METHODS = (
     ),
     Entry("custom-diffusion", "personalise.custom_diffusion:CustomDiffusion"),
     Entry("dream-booth", "personalise.dream_booth:DreamBooth", "dreambooth"),
-    Entry("lora", "personalise.low_rank:LoRA"),
+    Entry("lora", "personalise.lora:LoRA"),
     Entry("textual-inversion", "personalise.textual_inversion:TextualInversion", "ti"),
 )
 

@@ -82,7 +82,10 @@ class DreamBooth(Personalisation):
     def concept(self, asked: Asked, problem: Any) -> Concept:
         _, rows = tuning.named(asked, self.identifier)
         changes = tuning.differences(asked.model, problem.moved)
-        return Concept(asked.word, problem.vectors() or rows, changes, {"kind": asked.kind, "identifier": self.identifier})
+        return Concept(
+            asked.word, problem.vectors() or rows, changes, {"kind": asked.kind, "identifier": self.identifier}
+        )
 
 
 WITHOUT_PRIOR = replace(DreamBooth(), prior_weight=0.0, steps=400)
+"""Of the thing's pictures alone."""
