@@ -104,7 +104,13 @@ def test_sums_are_of_what_is_added(models):
     products = [up @ down for up, down in zip(ups, downs, strict=True)]
     wanted = {one: 0.5 * products[0] - 2 * products[1], two: -1.5 * full}
     half = {one: 0.5 * products[0], two: 0.5 * full}
-    for found, added in ((on(model, [first, second]), wanted), (weighted(concepts[0], 0.5).on(model), half)):
+    both = summed([concepts[0], Concept("<it>", {}, {one: products[1]})])  # low-rank and not, of one layer
+    mixed = {one: products[0] + products[1], two: full}
+    for found, added in (
+        (on(model, [first, second]), wanted),
+        (weighted(concepts[0], 0.5).on(model), half),
+        (on(model, both), mixed),
+    ):
         for key, value in added.items():
             change = weight(found, key) - weight(model, key)
             torch.testing.assert_close(change, value.double(), atol=1e-5, rtol=1e-4)

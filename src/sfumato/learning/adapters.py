@@ -47,22 +47,22 @@ class Weights(nn.Module):
 
 
 def products(changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What changes add to weights, by the weights' names; low-rank ones multiplied, of convolutions as well.
+    """What changes add to weights, by the weights' names: low-rank ones multiplied, of convolutions as well.
 
     Raises ``SfumatoError`` where one half of such is missing.
     """
-    found = {}
+    found: dict[str, Tensor] = {}
     for key, value in changes.items():
-        half = next((half for half in (LOW, HIGH) if key.endswith(f".{half}")), None)
-        if half is None:
-            found[key] = value
-            continue
-        layer = key.removesuffix(half)
-        low, high = (changes.get(f"{layer}{each}") for each in (LOW, HIGH))
-        if low is None or high is None:
-            raise SfumatoError(f"of the low-rank change {key!r} one half is missing; the file is damaged")
-        product = high.float().flatten(1) @ low.float().flatten(1)
-        found[f"{layer}weight"] = product.reshape(len(high), *low.shape[1:])
+        if half := next((half for half in (LOW, HIGH) if key.endswith(f".{half}")), None):
+            layer = key.removesuffix(half)
+            low, high = (changes.get(f"{layer}{each}") for each in (LOW, HIGH))
+            if low is None or high is None:
+                raise SfumatoError(f"of the low-rank change {key!r} one half is missing; the file is damaged")
+            if half == HIGH:
+                continue
+            product = high.float().flatten(1) @ low.float().flatten(1)
+            key, value = f"{layer}weight", product.reshape(len(high), *low.shape[1:])
+        found[key] = found[key] + value if key in found else value
     return found
 
 
