@@ -236,7 +236,7 @@ def test_entropic_is_variational_with_its_own_guidance(name, models):
         )
         at, given = at_two(model), {"a": model.embed([PROMPT] * 2)}
         with copy._on(torch.zeros(2, 16)):
-            blind = noises(model, x, at, given)["a"]
+            blind = noises(copy.model, x, at, given)["a"]
     assert EntropicScoreDistillation().particle_guidance == 0.5
     assert (with_all - without).abs().max() > 1e-6
     torch.testing.assert_close(half, (with_all + without) / 2, atol=1e-5, rtol=1e-4)

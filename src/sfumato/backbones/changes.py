@@ -1,39 +1,58 @@
-"""Changes of a pipeline's weights, added to copies of the networks that they are of."""
+"""Other networks in the places of a pipeline's own, and changes of weights added to copies of what they are of."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy, deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError
+from sfumato.learning.adapters import products
 
-LOW, HIGH = "lora_A", "lora_B"
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class OfPipe:
+    """A model that is made of a pipeline's parts, some of which can be others in a copy of it."""
+
+    name: str
+    pipe: Any
+
+    def with_parts(self, parts: Mapping[str, nn.Module]) -> Self:
+        """This model with other networks, by the names of the pipeline's parts, such as ``unet``."""
+        other = copy(self)
+        other.pipe = copy(self.pipe)
+        for part, network in parts.items():
+            setattr(other.pipe, part, network)
+        return other
+
+    def with_changes(self, changes: Mapping[str, Tensor]) -> Self:
+        """This model with weights changed: networks that are changed are copied, the others the same.
+
+        ``changes``: by the pipeline's part and the weight, such as ``unet.mid_block.attentions.0.proj_in.weight``, what
+        is added to it; or of a low-rank change ``lora_A`` and ``lora_B`` in the place of ``weight``, whose product is.
+        Raises ``SfumatoError`` for a weight that the model does not have, or has in another shape.
+        """
+        return self.with_parts(_changed(self.pipe, self.name, changes))
 
 
 @torch.no_grad()
-def changed(pipe: Any, name: str, changes: Mapping[str, Tensor]) -> Any:
-    """A pipeline with the same parts, but for copies of those that are changed; see ``Latent.with_changes``."""
-    other = copy(pipe)
+def _changed(pipe: Any, name: str, changes: Mapping[str, Tensor]) -> dict[str, nn.Module]:
     copies: dict[str, nn.Module] = {}
-    for key, value in changes.items():
-        if key.endswith(HIGH):
-            continue
-        if key.endswith(LOW):
-            high = changes.get(f"{key.removesuffix(LOW)}{HIGH}")
-            if high is None:
-                raise SfumatoError(f"of the low-rank change {key!r} one half is missing; the file is damaged")
-            key, value = f"{key.removesuffix(LOW)}weight", high.float() @ value.float()
+    weights: dict[str, dict[str, nn.Parameter]] = {}
+    for key, value in products(changes).items():
         part, _, path = key.partition(".")
         if part not in copies:
             network = getattr(pipe, part, None)
             if not isinstance(network, nn.Module):
                 raise SfumatoError(f"the change of {key!r} is of a network that {name} does not have")
             copies[part] = deepcopy(network)
-        weight = dict(copies[part].named_parameters()).get(path)
+            weights[part] = {of.replace(".base_layer.", "."): p for of, p in copies[part].named_parameters()}
+        weight = weights[part].get(path)
         if weight is None or weight.shape != value.shape:
             has = "does not have" if weight is None else f"has as {tuple(weight.shape)}"
             raise SfumatoError(
@@ -41,6 +60,4 @@ def changed(pipe: Any, name: str, changes: Mapping[str, Tensor]) -> Any:
                 "model of this kind"
             )
         weight.copy_(weight.float() + value.to(weight.device).float())
-    for part, network in copies.items():
-        setattr(other, part, network)
-    return other
+    return copies

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.backbones import autoencoders, kinds, own_words
-from sfumato.backbones.changes import changed
+from sfumato.backbones.changes import OfPipe
 from sfumato.backbones.own_words import OwnWords, Rows, Word
 from sfumato.backbones.parts import of_parts
 from sfumato.backbones.text import Text, quietly
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _MANY = 1000  # texts that are remembered
 
 
-class Latent(Backbone):
+class Latent(OfPipe, Backbone):
     """What it knows of its networks is read from ``pipe``: another part that is put in there is used, or refused."""
 
     kind: ClassVar[str]
@@ -175,24 +175,17 @@ class Latent(Backbone):
         other.pipe, other.own = own_words.taught(self.pipe, self.name, words, self.own)
         return other
 
-    def vectors(self, words: str) -> dict[str, Float[Tensor, "k d"]]:
-        """What encoders begin to read words as: the rows of their tokens, by encoder, in float32."""
-        return own_words.rows_in(self.pipe, self.name, words)
+    def vectors(self, words: str, attached: bool = False) -> dict[str, Float[Tensor, "k d"]]:
+        """What encoders begin to read words as: the rows of their tokens, by encoder, in float32.
+
+        ``attached``: with gradients, where encoders learn.
+        """
+        found = own_words.rows_in(self.pipe, self.name, words)
+        return found if attached else {key: rows.detach() for key, rows in found.items()}
 
     def spread(self) -> dict[str, float]:
         """Standard deviation of what encoders begin to read tokens as, of their whole vocabularies."""
         return own_words.spread(self.pipe)
-
-    def with_changes(self, changes: Mapping[str, Tensor]) -> Self:
-        """This model with weights changed: networks that are changed are copied, the others the same.
-
-        ``changes``: by the pipeline's part and the weight, such as ``unet.mid_block.attentions.0.proj_in.weight``, what
-        is added to it; or of a low-rank change ``lora_A`` and ``lora_B`` in the place of ``weight``, whose product is.
-        Raises ``SfumatoError`` for a weight that the model does not have, or has in another shape.
-        """
-        other = copy(self)
-        other.pipe = changed(self.pipe, self.name, changes)
-        return other
 
     @unmoded()
     def read(self, prompts: Sequence[str], words: Mapping[str, Rows | Word]) -> Cond:

@@ -13,14 +13,16 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import SfumatoError, finite, first_line
+from sfumato.io.files import save_tensors
 from sfumato.learning import concept_files
+from sfumato.learning.adapters import HIGH, LOW
 
 _PIECE = re.compile(
     r"[._](?:(?P<down>lora_down|lora_A|lora\.down|lora_linear_layer\.down)|(?P<up>lora_up|lora_B|lora\.up|lora_linear_layer\.up)"
@@ -28,6 +30,7 @@ _PIECE = re.compile(
     r"|[._](?P<bias>(?:lora_up|lora_B)(?:\.default)?\.bias|diff_b)$"
     r"|[._](?P<other>alpha|dora_scale|(?:hada|lokr)_(?:w[12](?:_[ab])?|t[12])|diff)$"
 )
+Layout = Literal["diffusers", "kohya"]
 _PREFIXES = {
     "unet": ("lora_unet_", "unet_", "diffusion_model_", "base_model_model_", ""),
     "transformer": ("lora_transformer_", "lora_unet_", "transformer_", "diffusion_model_", "base_model_model_", ""),
@@ -94,6 +97,52 @@ def read(file: Path, pipe: Any) -> Changes:
             raise SfumatoError(_other(file, pipe, f"{layer}: {first_line(e)}")) from e
         layers.setdefault(part, {})[path] = made
     return Changes(layers, words)
+
+
+def changes(file: Path, pipe: Any) -> dict[str, Tensor]:
+    """What a file adds to the weights of a pipeline, as ``Latent.with_changes`` reads it. Raises as ``read`` does.
+
+    Also ``SfumatoError`` for a file that adds to biases.
+    """
+    found: dict[str, Tensor] = {}
+    for part, layers in read(file, pipe).layers.items():
+        for path, pieces in layers.items():
+            if "lora_B.bias" in pieces:
+                raise SfumatoError(f"{file} changes the bias of {path}, which no concept does; load it by lora")
+            found |= {f"{part}.{path}.{key.removesuffix('.weight')}": values for key, values in pieces.items()}
+    return found
+
+
+def write(path: str | Path, changes: Mapping[str, Tensor], pipe: Any, layout: Layout = "diffusers") -> None:
+    """Low-rank changes as a file that diffusers' ``load_lora_weights`` reads, or one in kohya's names.
+
+    kohya's are read by most other programs, of Stable Diffusion 1, 2 and XL. Raises ``SfumatoError`` for changes that
+    are not low-rank, for none, and for kohya's names of a transformer.
+    """
+    low = {key.removesuffix(f".{LOW}"): value for key, value in changes.items() if key.endswith(f".{LOW}")}
+    if not low or 2 * len(low) != len(changes):
+        raise SfumatoError("a LoRA's file holds low-rank changes alone; this concept has others, or none: save it")
+    state: dict[str, Tensor] = {}
+    for layer, down in low.items():
+        up, (part, _, place) = changes[f"{layer}.{HIGH}"], layer.partition(".")
+        if layout == "diffusers":
+            state |= {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
+            continue
+        if part == "transformer":
+            raise SfumatoError("kohya's names of a transformer's layers are of matrices in one; take diffusers'")
+        name = _of_kohya(part, place, pipe).replace(".", "_")
+        alpha = torch.tensor(float(len(down)))
+        state |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": alpha}
+    save_tensors(path, state, {"format": "pt"})
+
+
+def _of_kohya(part: str, place: str, pipe: Any) -> str:
+    """A layer as kohya names it: of Stable Diffusion XL's UNet as the first UNets did."""
+    xl = hasattr(pipe, "text_encoder_2")
+    if part == "unet":
+        return f"lora_unet_{_first(place, pipe.unet.config.layers_per_block, pipe.unet) if xl else place}"
+    number = "2" if part.endswith("2") else "1" if xl else ""
+    return f"lora_te{number}_text_model.{place.removeprefix('text_model.')}"
 
 
 def _other(file: Path, pipe: Any, why: str) -> str:

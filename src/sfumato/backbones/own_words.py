@@ -294,7 +294,10 @@ def _read_by(encoder: Any, vectors: Mapping[int, Float[Tensor, "*b d"]]) -> Sequ
 
 
 def rows_in(pipe: Any, name: str, words: str) -> dict[str, Float[Tensor, "k d"]]:
-    """Embeddings of the tokens of words, by encoder. Raises ``SfumatoError`` for words without any."""
+    """Embeddings of the tokens of words, by encoder, with gradients where it learns.
+
+    Raises ``SfumatoError`` for words without any.
+    """
     found = {}
     for key, (part, tokenizer) in ENCODERS.items():
         if (encoder := getattr(pipe, part, None)) is None:
@@ -302,7 +305,7 @@ def rows_in(pipe: Any, name: str, words: str) -> dict[str, Float[Tensor, "k d"]]
         ids = getattr(pipe, tokenizer)(words, add_special_tokens=False).input_ids
         if not ids:
             raise SfumatoError(f"{name} reads nothing in {words!r}; begin with a word that it knows, such as duck")
-        found[key] = encoder.get_input_embeddings().weight[torch.tensor(ids)].detach().float().clone()
+        found[key] = encoder.get_input_embeddings().weight[torch.tensor(ids)].float()
     return found
 
 

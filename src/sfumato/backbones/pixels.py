@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.backbones import autoencoders, kinds
+from sfumato.backbones.changes import OfPipe
 from sfumato.backbones.parts import of_parts
 from sfumato.backbones.unet import OfUNet
 from sfumato.core.backbone import Backbone, times
@@ -23,7 +24,7 @@ from sfumato.core.schedule import Schedule
 from sfumato.errors import SfumatoError, finite
 
 
-class Pixels(OfUNet, Backbone):
+class Pixels(OfUNet, OfPipe, Backbone):
     """Images are their own latents, in [-1, 1], unless the pipeline has an autoencoder (``vqvae``).
 
     Of a score model whose variance explodes images are in [0, 1] (Song et al. 2021, arXiv 2011.13456), and what its

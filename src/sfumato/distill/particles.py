@@ -1,14 +1,14 @@
 """A low-rank copy of a frozen network (LoRA, Hu et al. 2021) that learns in a run what the run's images look like.
 
-It lives in the model's own network, on for its own answers and off for all others, and is taken out without a trace.
-What it is told beside text, such as a camera, is added to the network's embedding of time.
+The model's own network stays as it is. What the copy is told beside text, such as a camera, is added to its network's
+embedding of time.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -22,12 +22,11 @@ from sfumato.core.schedule import Level, add_noise
 from sfumato.distill.annealing import between
 from sfumato.distill.prior import Images, noises
 from sfumato.errors import SfumatoError, finite
+from sfumato.learning import adapters
+from sfumato.learning.adapters import Pair
 from sfumato.learning.optimisers import Optimisers
 from sfumato.learning.seeds import Draws
 
-NAME = "particles"
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-"""Projections that are adapted."""
 TIMES = ("time_embedding", "time_text_embed.timestep_embedder", "adaln_single.emb.timestep_embedder")
 """Where UNets, joint transformers and PixArt embed the time: whatever is added there reaches every block."""
 NUMBERS = 16
@@ -41,18 +40,11 @@ Told = Float[Tensor, "b 16"]
 class LowRank:
     """A copy that says what noise it sees in images, and learns from them. ``low_rank`` makes one."""
 
-    def __init__(self, model: Backbone, layers: Mapping[str, Any], rank: int, rate: float, seed: int):
+    def __init__(self, model: Backbone, layers: Mapping[str, Pair], rate: float, rng: torch.Generator):
         self.model = model
-        rng = torch.Generator().manual_seed(seed)
-        self._layers = [(layer, list(others)) for layer, others in layers.values()]
         self._weights: dict[str, nn.Parameter] = {}
-        for path, (layer, _) in layers.items():
-            for part in (layer.lora_A[NAME], layer.lora_B[NAME]):
-                part.float()  # steps are too small for halves
-            down, up = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
-            down.data.copy_(torch.randn(down.shape, generator=rng) / rank)
-            up.data.zero_()
-            self._weights |= {f"{path}.down": down, f"{path}.up": up}
+        for path, pair in layers.items():
+            self._weights |= {f"{path}.down": pair.down, f"{path}.up": pair.up}
         modules = dict(model.network.named_modules())
         self._time: Any = next((modules[path] for path in TIMES if path in modules), None)
         self._embedding: Any = None if self._time is None else _embedding(self._time, rng, model.device)
@@ -113,7 +105,7 @@ class LowRank:
 
     @contextmanager
     def _on(self, camera: Told | None) -> Iterator[None]:
-        """The network is the copy while the block runs."""
+        """The copy is told where its images are from while the block runs."""
         if camera is not None and self._time is None:
             raise SfumatoError(
                 f"the network of {self.model.name} embeds its time in no known place, so that its copy cannot be told "
@@ -121,19 +113,15 @@ class LowRank:
             )
         if camera is not None and camera.shape[1] != NUMBERS:
             raise SfumatoError(f"a camera is told as {NUMBERS} numbers an image, got {camera.shape[1]}")
-        hook = None
+        if camera is None:
+            yield
+            return
+        added = self._embedding(camera.float())
+        hook = self._time.register_forward_hook(lambda module, args, out: out + added.to(out))
         try:
-            for layer, others in self._layers:
-                layer.set_adapter([*others, NAME])
-            if camera is not None:
-                added = self._embedding(camera.float())
-                hook = self._time.register_forward_hook(lambda module, args, out: out + added.to(out))
             yield
         finally:
-            if hook is not None:
-                hook.remove()
-            for layer, others in self._layers:
-                layer.set_adapter(others)
+            hook.remove()
 
 
 def _embedding(time: Any, rng: torch.Generator, device: torch.device) -> nn.Module:
@@ -157,53 +145,12 @@ def numbered(n: int) -> Told:
 
 @contextmanager
 def low_rank(model: Backbone, rank: int, rate: float, seed: int) -> Iterator[LowRank]:
-    """A low-rank copy in the model's network, at first equal to it; afterwards the network is as it was.
+    """A low-rank copy of the model, at first equal to it, which shares the weights of its network.
 
     ``rate``: of its own AdamW. Raises ``SfumatoError`` for models that have no attention, are offloaded, or
     carry adapters that are switched off.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    if rank < 1:
-        raise SfumatoError(f"a low-rank copy has rank 1 or more, got {rank}")
-    network = model.network
-    before = dict(network.named_modules())
-    paths = [path for path in before if path.endswith(tuple(f".{name}" for name in ATTENTION))]
-    if not paths:
-        raise SfumatoError(
-            f"the network of {model.name} has no attention, so there is nothing to adapt; it learns nothing"
-        )
-    if model.waits_for is not None:
-        raise SfumatoError(f"{model.name} is offloaded, and no copy of it can learn; load it without offload")
-    graded = [(p, p.requires_grad) for p in network.parameters()]
-    tuned: dict[str, Any] = {k: m for k, m in before.items() if isinstance(m, BaseTunerLayer)}
-    if any(m.disable_adapters or m.merged for m in tuned.values()):
-        raise SfumatoError(
-            f"adapters of {model.name} are disabled or fused, and beside such none learns; enable or delete them"
-        )
-    others = {k: list(m.active_adapters) for k, m in tuned.items()}
-    known = hasattr(network, "peft_config")
-    try:
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(ATTENTION))
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft draws weights, which are drawn again
-            warnings.simplefilter("ignore", UserWarning)  # that there are other adapters, which is fine
-            inject_adapter_in_model(config, network, NAME)
-        layers = {path: (network.get_submodule(path), others.get(path, [])) for path in paths}
-        for layer, active in [*layers.values(), *((tuned[path], active) for path, active in others.items())]:
-            layer.set_adapter(active)  # peft has set its own, in all layers
-        yield LowRank(model, layers, rank, rate, seed)
-    finally:
-        for path, module in before.items():
-            if network.get_submodule(path) is not module:
-                parent, _, leaf = path.rpartition(".")
-                network.get_submodule(parent)._modules[leaf] = module
-        for path, active in others.items():
-            tuned[path].set_adapter(active)
-            tuned[path].delete_adapter(NAME)
-        if known:
-            network.peft_config.pop(NAME, None)
-        elif hasattr(network, "peft_config"):
-            del network.peft_config
-        for p, asked in graded:
-            p.requires_grad_(asked)
+    adapters.check(model)
+    other, rng = copy(model), torch.Generator().manual_seed(seed)
+    other.network, layers = adapters.low_rank(model.network, adapters.ATTENTION, rank, rng, model.name)
+    yield LowRank(other, layers, rate, rng)

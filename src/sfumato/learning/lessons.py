@@ -27,6 +27,8 @@ class Drawn(NamedTuple):
     """Numbers of the pictures."""
     mask: Float[Tensor, "b h w"] | None
     """In cells of the latents, in [0, 1]."""
+    ways: tuple[int, ...] = ()
+    """Which of a picture's latents."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Lesson:
 
     latents: Float[Tensor, "n ways c h w"]
     masks: Float[Tensor, "n ways h w"] | None = None
+    pictures: Float[Tensor, "n 3 H W"] | None = None
+    """In [0, 1], for methods that show them in ways of their own."""
 
     @classmethod
     @torch.no_grad()
@@ -57,14 +61,14 @@ class Lesson:
         ways = [pictures, pictures.flip(-1)] if mirrored else [pictures]
         latents = torch.stack([torch.cat([model.encode(some) for some in each.split(batch)]) for each in ways], 1)
         if masks is None:
-            return cls(latents)
+            return cls(latents, None, pictures)
         if masks.shape != (len(pictures), *pictures.shape[-2:]):
             raise SfumatoError(f"{len(pictures)} pictures have a mask of their own size each, got {tuple(masks.shape)}")
         small = F.adaptive_avg_pool2d(masks.float()[:, None], (latents.shape[-2], latents.shape[-1]))[:, 0]
         if empty := [i for i, mask in enumerate(small) if not float(mask.sum())]:
             raise SfumatoError(f"nothing is in the mask of picture {empty[0] + 1}; mark the thing in each")
         both = torch.stack([small, small.flip(-1)] if mirrored else [small], 1)
-        return cls(latents, both.to(latents))
+        return cls(latents, both.to(latents), pictures)
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -77,7 +81,7 @@ class Lesson:
             which.append(int(torch.randperm(len(self), generator=generator(seed, ROUNDS, round_))[at]))
             ways.append(int(torch.randint(self.latents.shape[1], (), generator=generator(seed, FLIPS, place))))
         mask = None if self.masks is None else self.masks[which, ways]
-        return Drawn(self.latents[which, ways], tuple(which), mask)
+        return Drawn(self.latents[which, ways], tuple(which), mask, tuple(ways))
 
 
 def levels(model: Backbone, seed: int, step: int, batch: int) -> Level:

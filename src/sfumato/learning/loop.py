@@ -61,6 +61,10 @@ class Problem:
         """To descend. Of N processes each asks for every N-th."""
         raise NotImplementedError
 
+    def backward(self, loss: Float[Tensor, ""], parameters: Sequence[nn.Parameter]) -> None:
+        """Leave what the loss asks of the parameters in their gradients; an ``accelerator`` has its own way."""
+        loss.backward(inputs=parameters)
+
     def after_backward(self, step: int, optimisers: Optimisers) -> None:
         """Gradients are there: look at them, change them, or replace parameters."""
 
@@ -139,7 +143,6 @@ def learn(
         world = accelerator.num_processes
         _made_equal(problem.modules)
     autocast = nullcontext if accelerator is None else accelerator.autocast
-    backward = Tensor.backward if accelerator is None else accelerator.backward
     optimisers = Optimisers(problem.learned(), optimiser)
     averaged = {} if ema is None else {k: copy.deepcopy(m).eval() for k, m in problem.modules.items()}
     run = Run(averaged={k: m.requires_grad_(False) for k, m in averaged.items()})
@@ -158,6 +161,12 @@ def learn(
             saved_step, saved = run.step, time.monotonic()
 
     total = 60 * minutes if steps is None else steps
+
+    def backward(loss: Tensor) -> None:
+        if accelerator is None:
+            problem.backward(loss, optimisers.parameters)
+        else:
+            accelerator.backward(loss, inputs=optimisers.parameters)
 
     def position() -> float:
         return min(run.elapsed if steps is None else run.step, total)
@@ -181,7 +190,7 @@ def learn(
                 for k in range(draws):
                     with autocast():
                         loss = problem.loss((step * draws + k) * world + rank)
-                    backward(loss, inputs=optimisers.parameters)
+                    backward(loss)
                     losses.append(loss.detach())
                 loss = torch.stack(losses).mean()
                 gradients = [p.grad for p in optimisers.parameters if p.grad is not None]

@@ -58,6 +58,8 @@ class Personalisation(Settings):
     """Its weight decay."""
     warmup: int = 0
     """Steps in which the rate rises from zero; then it stays."""
+    clip: float | None = None
+    """The greatest norm of all gradients."""
 
     def problem(self, asked: Asked) -> Teaching:
         """What is learned, and from what."""
@@ -68,7 +70,7 @@ class Personalisation(Settings):
         raise NotImplementedError
 
     def optimiser(self, groups: list[Any]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups, lr=self.rate, weight_decay=self.decay)
+        return torch.optim.AdamW(groups, lr=self.rate, weight_decay=self.decay, fused=True)
 
     def rate_at(self, rate: float, step: int, used: float) -> float:
         """What a group's rate is at a step; ``used``: part of the run."""
@@ -127,7 +129,7 @@ def teach(
     about = f"{settings} of {asked.word} ({asked.kind}), {count} steps, seed {asked.seed}, model {asked.model.name}"
     learn(
         problem, method.optimiser(problem.groups()), steps=count, keep=keep, about=f"{about}, {asked.about}",
-        rate=method.rate_at, every=every, seconds=seconds, on_progress=on_progress,
+        rate=method.rate_at, every=every, seconds=seconds, clip=method.clip, on_progress=on_progress,
     )  # fmt: skip
     found = method.concept(asked, problem)
     made: dict[str, Any] = {"method": settings, "steps": count, "seed": asked.seed, "model": asked.model.name}

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.core.conditions import Cond
-from sfumato.core.schedule import Level, add_noise
+from sfumato.core.gradients import gradients
+from sfumato.core.schedule import Level, Schedule, add_noise
 from sfumato.errors import SfumatoError
 from sfumato.learning.lessons import Drawn, Lesson, levels
 from sfumato.learning.loop import Modules, Problem
@@ -58,6 +59,10 @@ class Teaching(Problem):
         """How noisy the pictures of a part are."""
         return levels(self.model, self.seed + part, step, self.parts[part].batch)
 
+    def weights(self, taught: Taught) -> Float[Tensor, " b"] | None:
+        """What the error of each picture counts; None: all the same."""
+        return None
+
     def beside(self, taught: Sequence[Taught], predicted: Float[Tensor, "b c h w"]) -> Float[Tensor, ""] | float:
         """What else is descended."""
         return 0.0
@@ -78,17 +83,41 @@ class Teaching(Problem):
         total = predicted.new_zeros(())
         for part, each, own in zip(self.parts, taught, predicted.split([p.batch for p in self.parts]), strict=True):
             target = self.model.schedule.prediction_of(each.drawn.x0, each.noise, each.at)
-            total = total + part.weight * masked(own - target, each.drawn.mask)
+            total = total + part.weight * masked(own - target, each.drawn.mask, self.weights(each))
         return total + self.beside(taught, predicted)
 
+    def backward(self, loss: Float[Tensor, ""], parameters: Sequence[nn.Parameter]) -> None:
+        found = gradients(self.model, loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, found, strict=True):
+            parameter.grad = gradient
 
-def masked(error: Float[Tensor, "b c h w"], mask: Float[Tensor, "b h w"] | None) -> Float[Tensor, ""]:
-    """Mean square, of what is inside a mask alone: over its cells and all channels, an image each."""
+
+def masked(
+    error: Float[Tensor, "b c h w"], mask: Float[Tensor, "b h w"] | None, weights: Float[Tensor, " b"] | None = None
+) -> Float[Tensor, ""]:
+    """Mean square, of what is inside a mask alone: over its cells and all channels, an image each, then over images."""
     square = error.square()
-    if mask is None:
+    if mask is None and weights is None:
         return square.mean()
-    inside = (square * mask[:, None]).sum((1, 2, 3)) / (mask.sum((1, 2)) * error.shape[1]).clamp_min(1e-8)
-    return inside.mean()
+    if mask is None:
+        each = square.mean((1, 2, 3))
+    else:
+        each = (square * mask[:, None]).sum((1, 2, 3)) / (mask.sum((1, 2)) * error.shape[1]).clamp_min(1e-8)
+    return (each if weights is None else each * weights.to(each)).mean()
+
+
+def min_snr(schedule: Schedule, at: Level, gamma: float) -> Float[Tensor, "*b"]:
+    """What an error in the prediction counts for that of the data to count min(SNR, gamma).
+
+    Hang et al. 2023 (arXiv 2303.09556, section 3.4): of noise min(SNR, gamma) / SNR, of v over SNR + 1; of a flow,
+    whose data is x - sigma v, times sigma^2. Finite at all levels.
+    """
+    signal, noise = at.alpha.square(), at.sigma.square()
+    if schedule.prediction == "epsilon":
+        return (gamma * noise / signal).clamp_max(1)
+    if schedule.prediction == "sample":
+        return (signal / noise).clamp_max(gamma)
+    return torch.minimum(signal, gamma * noise)
 
 
 def filled(templates: Sequence[str], word: str) -> tuple[str, ...]:

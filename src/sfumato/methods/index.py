@@ -146,6 +146,9 @@ METHODS = (
     Entry("extended-textual-inversion", "personalise.extended_textual_inversion:ExtendedTextualInversion", "xti"),
     Entry("neural-inversion", "personalise.neural_inversion:NeuralInversion", "neti"),
     Entry("view-inversion", "personalise.view_inversion:ViewInversion", "view-neti"),
+    Entry("custom-diffusion", "personalise.custom_diffusion:CustomDiffusion"),
+    Entry("dream-booth", "personalise.dream_booth:DreamBooth", "dreambooth"),
+    Entry("lora", "personalise.lora:LoRA"),
     Entry("textual-inversion", "personalise.textual_inversion:TextualInversion", "ti"),
 )
 

@@ -1,0 +1,142 @@
+"""The run in which weights of a model's networks learn: in copies of these, so that the model stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sfumato.core.backbone import dtype_of
+from sfumato.core.conditions import Cond
+from sfumato.errors import SfumatoError
+from sfumato.learning import adapters
+from sfumato.learning.adapters import Weights
+from sfumato.learning.personal import Asked
+from sfumato.learning.teaching import Part, Taught, Teaching, filled, min_snr
+
+HALVES = (torch.float16, torch.bfloat16)
+Moved = Mapping[str, Mapping[str, nn.Parameter]]
+"""What learns, by the pipeline's part and the weight's name in it."""
+
+
+@dataclass(eq=False)
+class Tuning(Teaching):
+    """Weights of the model's own copies of networks learn to see the pictures, and vectors of the word may."""
+
+    moved: Moved = field(default_factory=dict)
+    word: str = ""
+    rows: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    """Vectors of the word that learn, by encoder."""
+    behind: Mapping[str, Float[Tensor, "k d"]] = field(default_factory=dict)
+    """Those that follow them and do not."""
+    phrase: str = ""
+    """What the word reads as, where vocabularies learn."""
+    snr_gamma: float | None = None
+    """Errors in the data count min(SNR, this); None: those in the prediction are all the same."""
+
+    def __post_init__(self) -> None:
+        self.modules = {part: Weights(named) for part, named in self.moved.items() if named}
+        if self.rows:
+            self.modules["rows"] = nn.ParameterDict(dict(self.rows))
+
+    def cond(self, taught: Sequence[Taught]) -> Cond:
+        """Texts of encoders and words that do not learn are made once."""
+        encoders = any(part.startswith("text_encoder") for part in self.moved)
+        own = self.vectors(attached=True)
+        words = {self.word: own} if own else {}
+        conds = []
+        for each in taught:
+            learns = encoders or (own and any(self.word in caption for caption in each.captions))
+            conds.append(self.model.read(each.captions, words) if learns else self.model.embed(each.captions))
+        return Cond.cat(conds)
+
+    def vectors(self, attached: bool = False) -> dict[str, Float[Tensor, "k d"]]:
+        """What the word reads as, where that learns."""
+        if self.phrase:
+            return self.model.vectors(self.phrase, attached)
+        rows = self.rows if attached else {key: each.detach() for key, each in self.rows.items()}
+        return {key: torch.cat([each, self.behind[key].to(each)]) for key, each in rows.items()}
+
+    def weights(self, taught: Taught) -> Float[Tensor, " b"] | None:
+        return None if self.snr_gamma is None else min_snr(self.model.schedule, taught.at, self.snr_gamma)
+
+
+def check(model: Any, who: str, text: bool = False) -> None:
+    """Raise ``SfumatoError`` for a model whose weights cannot learn."""
+    if not hasattr(model, "with_parts"):
+        raise SfumatoError(f"{who} changes weights, and {model.name} has none that could learn; take a diffusers model")
+    adapters.check(model)
+    if text and not getattr(model, "learns", False):
+        raise SfumatoError(
+            f"{who} teaches text encoders of Stable Diffusion 1, 2, XL and the built-in model, not those of "
+            f"{model.name}; leave text out"
+        )
+
+
+def parts_of(model: Any, text: bool = False) -> list[str]:
+    """The names of the network in a pipeline, and, where they learn, of the text encoders."""
+    names = ["unet", "transformer", *(["text_encoder", "text_encoder_2"] if text else [])]
+    return [name for name in names if getattr(model.pipe, name, None) is not None]
+
+
+def named(asked: Asked, identifier: str) -> tuple[Any, dict[str, Float[Tensor, "k d"]]]:
+    """A model that reads the word as the vectors of ``identifier`` and the kind, and these vectors.
+
+    One that learns no words reads the word as it is spelled, and has no vectors.
+    """
+    model = asked.model
+    if not getattr(model, "learns", False):
+        return model, {}
+    rows = model.vectors(f"{identifier} {asked.kind}")
+    return model.with_words({asked.word: rows}), rows
+
+
+def captions(asked: Asked, templates: Sequence[str], word: str) -> tuple[str, ...]:
+    """Captions with the word; of a model without words the empty one."""
+    return filled(templates, word) if asked.model.text_tokens else ("",)
+
+
+def lessons(asked: Asked, templates: Sequence[str], batch: int, prior_weight: float) -> list[Part]:
+    """The pictures under the word, and, where they count, as many of the kind under its name (prior preservation)."""
+    parts = [Part(asked.lesson, captions(asked, templates, asked.word), batch)]
+    if prior_weight and asked.prior is not None:
+        parts.append(Part(asked.prior, captions(asked, templates, asked.kind), batch, prior_weight))
+    return parts
+
+
+def copies(
+    model: Any, parts: Sequence[str], learns: Callable[[str], bool] = lambda name: True
+) -> tuple[Any, dict[str, dict[str, nn.Parameter]]]:
+    """A model with float32 copies of these weights of its parts, and they.
+
+    Parts in halves compute in theirs, or in bfloat16 where nothing of them is left. Raises ``SfumatoError`` for a model
+    that carries adapters.
+    """
+    networks, moved = {}, {}
+    for part in parts:
+        network = getattr(model.pipe, part)
+        if any(hasattr(module, "merged_adapters") for module in network.modules()):
+            raise SfumatoError(f"{model.name} carries LoRAs, and its weights below them would learn; load it without")
+        own, moved[part] = adapters.copied(network, learns)
+        if dtype_of(network) in HALVES:  # the network itself casts, as models are asked outside of modes
+            cast = left if (left := dtype_of(own)) in HALVES else torch.bfloat16
+            own.forward = torch.autocast(model.device.type, cast)(own.forward)
+        networks[part] = own
+    return model.with_parts(networks), moved
+
+
+def differences(model: Any, moved: Moved) -> dict[str, Tensor]:
+    """What learning added to the weights of a model, of those that moved."""
+    found = {}
+    for part, own in moved.items():
+        network = getattr(model.pipe, part)
+        before = dict(getattr(network, "_orig_mod", network).named_parameters())
+        for name, weight in own.items():
+            change = weight.detach() - before[name].detach().float()
+            if bool(change.any()):
+                found[f"{part}.{name}"] = change
+    return found

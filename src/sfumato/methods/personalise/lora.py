@@ -1,0 +1,103 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685) on pictures of a thing, as diffusers' examples run it: a small file.
+
+To each projection of attention a product of two thin matrices is added, which alone learn. The word reads as a rare
+token before the word of its kind, as in DreamBooth, also with its pictures of the kind where they are asked for.
+
+Defaults: diffusers' example as its README runs it, rank 4 with alpha the same, downs normal with deviation 1 / rank and
+ups zero, 500 steps of a picture at a rate of 1e-4, clipped to a norm of 1. Different from it: pictures are encoded once
+and latents are the encoder's means; texts are made once unless text encoders learn; each picture is seen once before
+any comes again; pairs are in float32 whatever the network is in, and float16's gradients are scaled.
+
+Needs: a forward and a backward pass through the frozen network for each picture of a step.
+
+Families: all with attention; a word's vectors in Stable Diffusion 1, 2 and XL, the others read the word as it is
+spelled, and also learn the projections of the text that they attend to with the image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato.backbones import lora_files
+from sfumato.learning import adapters, tuning
+from sfumato.learning.concepts import Concept, checked
+from sfumato.learning.personal import Asked, Personalisation
+from sfumato.learning.tuning import Tuning
+from sfumato.methods.personalise.dream_booth import SKS
+
+
+@dataclass(frozen=True)
+class LoRA(Personalisation):
+    """Learns a low-rank change of attention."""
+
+    teaches_words = False
+    steps: int = 500
+    rate: float = 1e-4
+    batch: int = 1
+    rank: int = 4
+    """Of each change."""
+    alpha: float | None = None
+    """A change counts alpha / rank; none: the rank."""
+    prior_weight: float = 0.0
+    """What pictures of the kind count beside the thing's."""
+    class_pictures: int = 100
+    """How many are painted of the kind, where they count."""
+    identifier: str = SKS
+    """Rare words that stand before the kind."""
+    templates: tuple[str, ...] = ("a {}",)
+    """Captions, with {} for the word or the kind."""
+    text: bool = False
+    """Do the text encoders learn as well?"""
+    snr_gamma: float | None = None
+    """Min-SNR: how much an error counts at most (5 in Hang et al. 2023); none: all levels the same."""
+    checkpointing: bool = False
+    """Is what the backward pass needs made again, and not kept? Slower, in less memory."""
+    clip: float | None = 1.0
+    """The greatest norm of all gradients."""
+
+    @property
+    def wants_prior(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.prior_weight > 0
+
+    def check(self, asked: Asked) -> None:
+        super().check(asked)
+        tuning.check(asked.model, type(self).__name__, self.text)
+
+    def problem(self, asked: Asked) -> Tuning:
+        model, _ = tuning.named(asked, self.identifier)
+        rng, networks, moved = torch.Generator().manual_seed(asked.seed), {}, {}
+        for part in tuning.parts_of(model, self.text):
+            layers = adapters.CLIP if part.startswith("text_encoder") else adapters.JOINT
+            networks[part], pairs = adapters.low_rank(
+                getattr(model.pipe, part), layers, self.rank, rng, model.name, self.alpha
+            )
+            moved[part] = {f"{path}.{adapters.LOW}": pair.down for path, pair in pairs.items()}
+            moved[part] |= {f"{path}.{adapters.HIGH}": pair.up for path, pair in pairs.items()}
+        own = model.with_parts(networks)
+        if self.checkpointing:
+            own.network.enable_gradient_checkpointing()
+        parts = tuning.lessons(asked, self.templates, self.batch, self.prior_weight)
+        return Tuning(own, parts, asked.seed, moved=moved, word=asked.word, snr_gamma=self.snr_gamma)
+
+    def concept(self, asked: Asked, problem: Any) -> Concept:
+        _, rows = tuning.named(asked, self.identifier)
+        scale = 1.0 if self.alpha is None else self.alpha / self.rank
+        changes = {
+            f"{part}.{name}": value.detach() * (scale if name.endswith(adapters.HIGH) else 1.0)
+            for part, named in problem.moved.items()
+            for name, value in named.items()
+        }
+        return Concept(asked.word, rows, changes, {"kind": asked.kind, "identifier": self.identifier})
+
+
+def imported(file: str | Path, model: Any, word: str) -> Concept:
+    """A concept of a LoRA's file in any layout, by a word that prompts call it; the file's own are read as ever.
+
+    ``sfumato.backbones.lora_files.write`` writes one of a concept's changes. Raises ``SfumatoError`` for a file of
+    another family.
+    """
+    return Concept(checked(word), {}, lora_files.changes(Path(file), model.pipe), {"file": Path(file).name})
