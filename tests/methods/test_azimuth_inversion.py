@@ -41,10 +41,6 @@ def test_a_view_is_the_vectors_of_its_azimuth(models, tmp_path):
     assert not torch.equal(learners.painted(found, model), learners.painted(concept, model))
 
 
-def test_a_run_goes_on_bit_for_bit(models, tmp_path):
-    assert learners.goes_on(QUICK, learners.asked(models("sd"), cameras=VIEWS), tmp_path)
-
-
 def test_other_cameras_and_numbers_are_refused(models):
     with pytest.raises(SfumatoError, match="cameras have 3 numbers; give azimuth"):
         teach(QUICK, learners.asked(models("sd"), cameras=torch.zeros(3, 3)), steps=1)

@@ -112,10 +112,6 @@ def test_what_cannot_be_mixed_is_refused(shape, style, layers):
         mixed(shape, style, *layers)
 
 
-def test_a_run_goes_on_bit_for_bit(models, tmp_path):
-    assert learners.goes_on(QUICK, learners.asked(models("sd"), mirrored=True), tmp_path)
-
-
 def test_another_number_of_layers_is_refused(models):
     model = models("sd")
     with pytest.raises(SfumatoError, match=f"for 3 layers.*this model has {model.text_layers}"):

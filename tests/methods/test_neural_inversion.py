@@ -127,12 +127,12 @@ def test_texts_are_made_once_a_prompt_and_time(models):
     model, rows = models("sd"), []
     known = learned(model).on(model)
     hook = model.pipe.text_encoder.register_forward_pre_hook(lambda m, args: rows.append(len(args[0])))
-    prompts = ["a <duck>", "a <duck>", "a cube"]
+    prompts = ["a <duck>", "a red <duck>", "a <duck>", "a cube"]
     denoise(known, prompts, steps=3, seed=0, size=model.size, guide=3.0)
     hook.remove()
     many = [n for n in rows if n == model.text_layers]
-    assert len(many) == 3
-    assert sum(rows) == 3 * model.text_layers + 3  # and each text once: the prompts and the empty one
+    assert len(many) == 3 * 2
+    assert sum(rows) == 3 * 2 * model.text_layers + 4  # and each text once: three prompts and the empty one
 
 
 def test_a_random_tail_is_dropped_of_about_half(models):

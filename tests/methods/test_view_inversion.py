@@ -53,7 +53,8 @@ def test_it_begins_as_published(models):
     assert view.waves.shape == (32, 5) and thing.waves.shape == (32, 2)
     assert view.inner[0].weight.shape == thing.inner[1].weight.shape == (64, 64)
     assert float(view.bypass) == float(thing.bypass) == 5
-    assert 0.3 < float(view.waves[:, 2:].std()) < 0.7
+    assert torch.equal(thing.waves, view.waves[:, :2]) and float(view.waves[:, 0].std()) < 0.05
+    assert 1 < float(view.waves[:, 1].std()) < 3 and 0.3 < float(view.waves[:, 2:].std()) < 0.7
 
 
 def test_the_same_view_twice_is_the_same_text_and_another_view_another(models, concept):
@@ -121,7 +122,3 @@ def test_a_concept_without_cameras_has_no_views(models):
     method = NeuralInversion(waves=16)
     with pytest.raises(SfumatoError, match="learned without cameras"):
         method.concept(asked, method.problem(asked)).seen_from(90)
-
-
-def test_a_run_goes_on_bit_for_bit(models, tmp_path):
-    assert learners.goes_on(QUICK, learners.asked(models("sd"), cameras=VIEWS), tmp_path)
