@@ -17,10 +17,12 @@ from sfumato.scene.export import Exported, export
 def test_figures_are_there(monkeypatch):
     monkeypatch.setattr(exports, "CELLS", 20)
     monkeypatch.setattr(exports, "TEXTURE", 48)
+    monkeypatch.setattr(exports, "FACES", 300)
     monkeypatch.setattr(exports, "VIEW", 24)
     report = run(1, 0, "cpu", modules=(exports,))
     assert not report.why and report.results["glb_valid"] == 1 and report.results["glb_kb"] < 500
     assert report.results["export_iou"] > 0.6 and report.results["export_depth"] < 0.1
+    assert report.results["decimated_kb"] < report.results["glb_kb"] and 0.9 < report.results["decimated_iou"] < 1
     assert set(report.results) == {key for keys, _ in exports.MEASURES for key in keys}
 
 

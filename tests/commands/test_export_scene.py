@@ -32,6 +32,14 @@ def test_a_scene_becomes_a_glb_and_its_record(run, ball, tmp_path):
     assert [f.name for f in out.parent.iterdir()] == ["robot.glb"]
 
 
+def test_a_mesh_of_fewer_faces(run, ball, tmp_path):
+    out, few = tmp_path / "small.glb", ("--faces", 200, "--resolution", 24, "--no-texture", "--refine", 0)
+    code, said, err = run("export-scene", ball, "--out", out, *few, "--json")
+    record = json.loads(said)
+    assert code == 0 and record["faces"] == 200 and record["decimated"]["faces_before"] > 1500, err
+    assert "faces became 200, which have " in err and err.rstrip().endswith("the surface is watertight")
+
+
 def test_without_out_it_lies_beside_the_scene(run, tmp_path):
     scene = save_scene(tmp_path / "a.safetensors", coloured_ball())
     code, out, err = run("export-scene", scene, "--resolution", 24, "--no-texture", "--refine", 0)
@@ -64,6 +72,8 @@ def test_a_film_and_a_sheet(run, ball, tmp_path):
         (("--resolution", 2), "--resolution lies between 8 and 512, got 2"),
         (("--threshold", -1), "--threshold is a density above 0, got -1"),
         (("--threshold", 1e9, "--out", "a.glb"), "take a lower level or more cells"),
+        (("--faces", 3), "--faces lies between 4 and 2000000, got 3"),
+        (("--faces", 100, "--out", "a.gif"), "a.gif has no faces that could be fewer"),
         (("--texture-size", 1), "--texture-size lies between 16"),
         (("--elevation", 90), "--elevation lies between -89 and 89"),
         (("--distance", 0), "--distance is a number above 0"),

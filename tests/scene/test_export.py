@@ -48,6 +48,32 @@ def test_a_mesh_with_a_texture_is_read_back_whole_and_in_its_colours(tmp_path, s
     assert (colours[red, 0] > colours[red, 2] + 60).mean() > 0.95
 
 
+@pytest.mark.parametrize("kind", ["glb", "obj", "ply"])
+def test_fewer_faces_are_coloured_after_they_became_fewer(tmp_path, scene, kind):
+    """Each pixel of the texture (or vertex) by its own place on the fewer faces, which is where the file has them."""
+    import trimesh
+
+    done = export(scene, tmp_path / f"ball.{kind}", faces=300, refine=4, **SMALL)
+    found = trimesh.load(done.files[0], force="mesh", process=False)
+    assert len(found.faces) == 300 == done.about["faces"] and done.about["vertices"] == 152
+    assert done.about["watertight"] and done.about["texture"] == (None if kind == "ply" else 64)
+    assert done.about["decimated"]["faces_before"] > 1500 and done.about["decimated"]["iou"] > 0.98
+    assert any("faces became 300, which have " in line for line in done.notes)
+    colours = np.asarray((found.visual if kind == "ply" else found.visual.to_color()).vertex_colors).astype(int)
+    blue, red = found.vertices[:, 0] > 0.2, found.vertices[:, 0] < -0.2
+    assert (colours[blue, 2] > colours[blue, 0] + 60).mean() > 0.95
+    assert (colours[red, 0] > colours[red, 2] + 60).mean() > 0.95
+    found.merge_vertices(merge_tex=True, merge_norm=True)
+    assert found.is_watertight and found.volume == pytest.approx(done.about["volume"], rel=1e-3)
+
+
+def test_more_faces_than_there_are_change_nothing(tmp_path, scene):
+    one = export(scene, tmp_path / "a.glb", **SMALL)
+    two = export(scene, tmp_path / "b.glb", faces=10**6, **SMALL)
+    assert two.about == one.about and one.about["decimated"] is None
+    assert two.notes == (*one.notes, f"the surface has {one.about['faces']:,} faces, and all stay")
+
+
 @pytest.mark.parametrize("kind", ["glb", "ply"])
 def test_without_a_texture_vertices_have_colours(tmp_path, scene, kind):
     import trimesh
@@ -144,6 +170,10 @@ def test_what_is_wrong_is_refused_and_leaves_nothing(tmp_path, scene):
         export(FieldScene(Balls((0.0, 0.0, 0.0, 0.5), dense=1e-4)), tmp_path / "a.glb", resolution=16)
     with pytest.raises(SfumatoError, match="OBJ has no colours"):
         export(scene, tmp_path / "a.obj", texture=None)
+    with pytest.raises(SfumatoError, match="faces lies between 4 and 2000000, got 3"):
+        export(scene, tmp_path / "a.glb", faces=3)
+    with pytest.raises(SfumatoError, match=r"a\.gif has no faces that could be fewer"):
+        export(scene, tmp_path / "a.gif", faces=500)
     assert list(tmp_path.iterdir()) == []
 
 

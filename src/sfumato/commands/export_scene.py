@@ -32,6 +32,9 @@ def export_scene(
     threshold: Annotated[
         float | None, tyro.conf.arg(help="Density at which the surface lies [default: what shows the scene best].")
     ] = None,
+    faces: Annotated[
+        int | None, tyro.conf.arg(metavar="N", help="Of a mesh, at most; the others are decimated [default: all stay].")
+    ] = None,
     texture: Annotated[bool, tyro.conf.arg(help="A picture of the colours, or else a colour for each vertex.")] = True,
     texture_size: Annotated[int, tyro.conf.arg(metavar="PIXELS", help="Side of the texture.")] = 1024,
     refine: Annotated[
@@ -52,9 +55,13 @@ def export_scene(
 
     Example: sfumato export-scene out/lift/robot.safetensors --out robot.glb
 
+    Example: sfumato export-scene out/lift/robot.safetensors --out small.glb --faces 5000
+
     Example: sfumato export-scene out/lift/robot.safetensors --out robot.mp4 --size 384 --elevation 20
     """
     whole("--resolution", resolution, 8, 512)
+    if faces is not None:
+        whole("--faces", faces, 4, 2_000_000)
     whole("--texture-size", texture_size, 16, 8192)
     whole("--refine", refine, 0, 10_000)
     whole("--frames", frames, 2, 1000)
@@ -81,8 +88,9 @@ def export_scene(
     kind_of(out, made)
     writable(out.parent)
     done = export(
-        made.to(choose(device)), out, resolution=resolution, level=threshold, texture=texture_size if texture else None,
-        refine=refine, frames=frames, size=size, elevation=elevation, distance=distance,
+        made.to(choose(device)), out, resolution=resolution, level=threshold, faces=faces,
+        texture=texture_size if texture else None, refine=refine, frames=frames, size=size, elevation=elevation,
+        distance=distance,
     )  # fmt: skip
     for line in done.notes:
         note(line)

@@ -18,6 +18,7 @@ from sfumato.scene import texture as textures
 from sfumato.scene.cameras import Pinholes, orbit
 from sfumato.scene.gaussians import Gaussians
 from sfumato.scene.mesh import inner, surface, vertex_normals
+from sfumato.scene.mesh_decimate import FEWEST, fewer, simplification
 from sfumato.scene.mesh_scene import MeshScene, around, refined
 from sfumato.scene.render import FieldScene
 from sfumato.scene.splat_files import write_splats
@@ -71,6 +72,7 @@ def export(
     *,
     resolution: int = 128,
     level: float | None = None,
+    faces: int | None = None,
     texture: int | None = 1024,
     refine: int = 0,
     frames: int = 48,
@@ -80,17 +82,20 @@ def export(
 ) -> Exported:
     """Write a scene as what the file's name says, see ``kind_of``.
 
-    ``texture``: pixels a side; None is colours of vertices, which a PLY has in any case. ``refine``: steps in which
-    colours of a mesh are brought nearer to what the scene shows. ``frames``, ``size``, ``elevation`` (degrees),
-    ``distance`` (one from which all is seen, if not given): of the cameras around it, in films and sheets.
+    ``faces``: of a mesh, at most, before it is coloured; None leaves all. ``texture``: pixels a side; None is colours
+    of vertices, which a PLY has in any case. ``refine``: steps in which colours of a mesh are brought nearer to what
+    the scene shows. ``frames``, ``size``, ``elevation`` (degrees), ``distance`` (one from which all is seen, if not
+    given): of the cameras around it, in films and sheets.
     """
     path = Path(path).expanduser()
     kind = kind_of(path, scene)
+    if faces is not None and kind != "mesh":
+        raise SfumatoError(f"{path.name} has no faces that could be fewer; leave faces out, or write a mesh (.glb)")
     if kind == "splats":
         assert isinstance(scene, Gaussians)
         return Exported((write_splats(path, scene),), (), {"kind": kind, "splats": len(scene)})
     if kind == "mesh":
-        return _export_mesh(scene, path, resolution, level, texture, refine)
+        return _export_mesh(scene, path, resolution, level, faces, texture, refine)
     if scene.space == "latent":
         raise SfumatoError("the scene shows a model's latents, which are no pictures; write a mesh of it (.glb)")
     whole("frames", frames, 2, 1000)
@@ -137,11 +142,15 @@ def stand(scene: Generator) -> dict[str, Any]:
 
 
 def _export_mesh(
-    scene: Generator, path: Path, resolution: int, level: float | None, texture: int | None, refine: int
-) -> Exported:
+    scene: Generator, path: Path, resolution: int, level: float | None, faces: int | None, texture: int | None,
+    refine: int,
+) -> Exported:  # fmt: skip
     if not isinstance(scene, FieldScene):
         raise SfumatoError(f"{type(scene).__name__} has no density, so there is no surface in it; write a film (.gif)")
     notes = []
+    if faces is not None:
+        whole("faces", faces, FEWEST, meshes.MOST)
+        simplification()
     if texture is not None:
         whole("the texture's size", texture, 16, 8192)
         if path.suffix.lower() == ".ply":
@@ -154,6 +163,7 @@ def _export_mesh(
     latent = scene.space == "latent"
     with progress("surface", 2 if latent else 3) as advance:
         found = surface(scene.field, resolution, level)
+        found, kept = (found, None) if faces is None else fewer(found, faces)
         advance(what="colours")
         notes += found.notes
         mesh, worn = found.mesh, torch.full_like(found.mesh.vertices, 0.5)
@@ -175,6 +185,7 @@ def _export_mesh(
         "kind": "mesh", "faces": len(mesh.faces), "vertices": len(found.mesh.vertices), "level": found.level,
         "watertight": checks.watertight, "pieces": checks.pieces, "volume": checks.volume, "area": checks.area,
         "texture": texture if isinstance(worn, meshes.Texture) else None,
+        "decimated": None if kept is None else vars(kept),
     }  # fmt: skip
     return Exported(tuple(files), tuple(notes), about)
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfumato.bench.geometry import shape_seen
+from sfumato.bench.geometry import geometry, shape_seen
 from sfumato.bench.report import Figure, Target
 from sfumato.bench.session import Session
 from sfumato.distill.generators import Rendering
 from sfumato.errors import SfumatoError
-from sfumato.media.meshes import Mesh
+from sfumato.media.meshes import Mesh, read_mesh
 from sfumato.metrics.geometry import depth_error, silhouette_iou
 from sfumato.scene.backgrounds import Plain
 from sfumato.scene.cameras import Pinholes, orbit
@@ -29,17 +29,19 @@ from sfumato.scene.texture import baked, inwards
 from sfumato.stilllife.matter import Solids
 from sfumato.stilllife.scene import sample_scene
 
-CELLS, TEXTURE, VIEW, VIEWS = 64, 256, 64, 3
+CELLS, TEXTURE, VIEW, VIEWS, FACES = 64, 256, 64, 3, 2000
 MOST = 3 * 2**20
 """Bytes of an asset of so many cells and such a texture, at most."""
 SOFT, DENSE = 0.02, 40.0
 """What a fitted field is like: surfaces some cells thick, which hold back most of the light."""
 
 MEANINGS = {
-    "glb_valid": f"exports (GLB with a texture, GLB without, OBJ, PLY) of n still lifes' things, {CELLS} cells a side, "
-    "that trimesh reads back: watertight, or named as open; colours or the texture there and not of one tone; all "
-    f"faces; at most {MOST >> 20} MiB",
+    "glb_valid": f"exports (GLB with a texture, also of {FACES} faces, GLB without, OBJ, PLY) of n still lifes' "
+    f"things, {CELLS} cells a side, that trimesh reads back: watertight, or named as open; colours or the texture "
+    f"there and not of one tone; all faces; at most {MOST >> 20} MiB",
     "glb_kb": "KiB of a GLB with a texture",
+    "decimated_kb": f"KiB of a GLB with a texture and {FACES} faces",
+    "decimated_iou": "silhouettes of that GLB against those of all faces, from unseen views",
     "export_iou": "silhouettes of the surface at the level that the field chooses against what the field shows, from "
     "unseen views",
     "export_iou_mean_level": "the same at threestudio's automatic level, the mean of the density above 0",
@@ -48,21 +50,28 @@ MEANINGS = {
     "export_psnr": "the textured mesh against the field's own rendering, from unseen views, where the mesh fills a "
     "pixel",
 }
+WRITTEN = ("glb_valid", "glb_kb", "decimated_kb", "decimated_iou")
 SHAPED = ("export_iou", "export_iou_mean_level", "export_depth", "export_depth_mean_level", "export_psnr")
 TARGETS = {"glb_valid": Target(1.0)}
 
 
 def written(session: Session) -> Mapping[str, Figure]:
-    valid, sizes = [], []
+    rows: dict[str, list[float]] = {key: [] for key in WRITTEN}
     for i in range(session.n):
         scene = _scene(session, i)
         with tempfile.TemporaryDirectory() as folder:
-            for kind, texture in ((".glb", TEXTURE), (".glb", None), (".obj", TEXTURE), (".ply", None)):
-                done = export(scene, Path(folder) / f"{texture}{kind}", resolution=CELLS, texture=texture)
-                valid.append(float(sound(done)))
-                if kind == ".glb" and texture:
-                    sizes.append(done.bytes / 1024)
-    return {"glb_valid": np.array(valid), "glb_kb": np.array(sizes)}
+            kinds = ((".glb", TEXTURE, None), (".glb", TEXTURE, FACES), (".glb", None, None), (".obj", TEXTURE, None),
+                     (".ply", None, None))  # fmt: skip
+            done = [
+                export(scene, Path(folder) / f"{k}{kind}", resolution=CELLS, faces=faces, texture=texture)
+                for k, (kind, texture, faces) in enumerate(kinds)
+            ]
+            rows["glb_valid"] += [float(sound(each)) for each in done]
+            every, few = done[:2]
+            rows["glb_kb"].append(every.bytes / 1024)
+            rows["decimated_kb"].append(few.bytes / 1024)
+            rows["decimated_iou"].append(geometry(read_mesh(few.files[0]), read_mesh(every.files[0]))["iou"])
+    return {key: np.array(values) for key, values in rows.items()}
 
 
 def sound(done: Exported) -> bool:
@@ -136,4 +145,4 @@ def _scene(session: Session, i: int) -> FieldScene:
     return FieldScene(Solids(drawn, DENSE, SOFT), Plain(), Sampling(96))
 
 
-MEASURES = ((("glb_valid", "glb_kb"), written), (SHAPED, shaped))
+MEASURES = ((WRITTEN, written), (SHAPED, shaped))
