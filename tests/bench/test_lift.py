@@ -62,12 +62,12 @@ def test_a_lift_is_made_once_and_one_that_diverged_has_nothing_right(made, monke
         LiftSession, "asked", lambda self, *_: [Asked("red", "robot", "sand", 3), Asked("red", "car", "sand", 4)]
     )
     first = bench.run(2, 1, "cpu", tmp_path, modules=(success,))
-    assert len(made) == 4
+    assert len(made) == 3, "of a recipe that was not found by measuring there is one"
     assert first.results["lift_success"] == 0.5 and first.results["lift_success_sds"] == 0.5
-    assert first.results["diverged"] == 0.5
+    assert first.results["diverged"] == pytest.approx(1 / 3)
     assert set(first.results) == set(success.MEANINGS)
     again = bench.run(2, 1, "cpu", tmp_path, modules=(success,))
-    assert len(made) == 4, "none is made again"
+    assert len(made) == 3, "none is made again"
     assert again.results["lift_success"] == 0.5
 
 

@@ -7,12 +7,13 @@ from functools import partial
 
 import numpy as np
 
-from sfumato.bench.lift.session import OF_GAUSSIANS, RECIPES, LiftSession
+from sfumato.bench.lift.session import FEW, OF_GAUSSIANS, RECIPES, LiftSession
 from sfumato.bench.report import Comparison, Figure, Target
 from sfumato.bench.units import Row, columns
 from sfumato.errors import SfumatoError
 from sfumato.io.progress import progress
 from sfumato.stilllife.kinds import TRAINED
+from sfumato.tasks.lift_recipes import MEASURED
 
 WAYS = tuple(RECIPES)
 """Methods that are compared, by their words."""
@@ -37,13 +38,14 @@ TARGETS = {
 
 
 def success(session: LiftSession) -> Mapping[str, Figure]:
-    """All methods, the same prompts and seeds."""
+    """All methods, the same prompts and seeds; fewer of those whose recipes were not found by measuring."""
     found: dict[str, dict[str, Row]] = {}
     asked = session.asked(41, TRAINED)
-    with progress("bench: lifts", len(WAYS) * len(asked)) as advance:
+    of = {word: asked if RECIPES[word].source == MEASURED else asked[:FEW] for word in WAYS}
+    with progress("bench: lifts", sum(map(len, of.values()))) as advance:
         for word in WAYS:
             rows = []
-            for i, one in enumerate(asked):
+            for i, one in enumerate(of[word]):
                 row, views = session.lifted(word, one, RECIPES[word])
                 found.setdefault(word, {})[f"lift {i}"] = row
                 rows.append(views)
