@@ -180,8 +180,8 @@ class Word(Teaching):
         if not self.pictures:
             return taught
         chance = torch.rand(len(taught.captions), generator=generator(self.seed, step, part, PICTURES))
-        said = zip(taught.captions, (chance < self.method.per_image).tolist(), strict=True)
-        return taught._replace(captions=tuple(f"{c} with {self.beside_word}" if own else c for c, own in said))
+        pairs = zip(taught.captions, (chance < self.method.per_image).tolist(), strict=True)
+        return taught._replace(captions=tuple(f"{c} with {self.beside_word}" if own else c for c, own in pairs))
 
     def cond(self, taught: Sequence[Taught]) -> Cond:
         captions = [caption for each in taught for caption in each.captions]
