@@ -216,12 +216,21 @@ def test_other_threads_read_the_encoder_as_it_is_meanwhile(models):
     own = model.with_words({"<own>": model.vectors("cube")["clip_l"] + 1})
     ids = model.pipe.tokenizer("a duck", return_tensors="pt").input_ids
     expected = model.pipe.text_encoder(ids)[0]
+    (token,) = own.own.tokens("tokenizer")
     found = []
+
+    def elsewhere():
+        found.append(model.pipe.text_encoder(ids)[0])
+        with pytest.raises(IndexError):  # there is no such token there
+            model.pipe.text_encoder(torch.full_like(ids, token))
+        found.append("refused")
+
     with own.own.read_as(own.pipe):
-        thread = threading.Thread(target=lambda: found.append(model.pipe.text_encoder(ids)[0]))
+        thread = threading.Thread(target=elsewhere)
         thread.start()
         thread.join()
-    assert torch.equal(found[0], expected)
+        assert model.pipe.text_encoder(torch.full_like(ids, token))[0].isfinite().all()
+    assert torch.equal(found[0], expected) and found[1:] == ["refused"]
 
 
 def test_words_that_do_not_fit_are_refused(models):

@@ -66,6 +66,7 @@ PICKLES = {
     ),
     "diffusers": ({"<cat-toy>": TWO}, "<cat-toy>", None),
     "sdxl": ({"clip_g": OTHER, "clip_l": TWO}, "mine", OTHER),
+    "old sdxl": ({"text_encoders_0": TWO, "text_encoders_1": OTHER}, "mine", OTHER),
     "half": ({"<x>": TWO.half()}, "<x>", None),
     "one": ({"<x>": TWO[0]}, "<x>", None),
 }

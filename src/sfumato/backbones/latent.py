@@ -190,7 +190,6 @@ class Latent(Backbone):
         """
         other = copy(self)
         other.pipe = changed(self.pipe, self.name, changes)
-        other.own = self.own and self.own.afresh()
         return other
 
     @unmoded()
