@@ -28,6 +28,7 @@ from sfumato.commands.generate import generate
 from sfumato.commands.illusion import illusion
 from sfumato.commands.invert import invert
 from sfumato.commands.keypoints import keypoints
+from sfumato.commands.learn import learn
 from sfumato.commands.lift import lift
 from sfumato.commands.match import match
 from sfumato.commands.oneline import oneline
@@ -48,7 +49,7 @@ COMMANDS = {
     f.__name__.replace("_", "-"): f
     for f in (
         generate, panorama, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes,
-        distill2d, lift, capture, reconstruct, segment_scene, edit_scene, export_scene, experiment,
+        distill2d, learn, lift, capture, reconstruct, segment_scene, edit_scene, export_scene, experiment,
         render, describe, show, export, tour, bench,
     )
 }  # fmt: skip
@@ -57,6 +58,7 @@ GROUPS = {"experiment": experiments.commands, "show": lambda word: SHOWN}
 CHAINED = {
     **dict.fromkeys(("generate", "panorama", "illusion", "edit", "video", "plan"), index.PAINTING),
     **dict.fromkeys(("distill2d", "lift"), index.DISTILLING),
+    "learn": index.LEARNING,
     **dict.fromkeys(("segment", "match", "keypoints", "shapes"), index.READING),
 }
 """Those that take methods, and of which groups."""

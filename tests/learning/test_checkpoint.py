@@ -29,14 +29,16 @@ def test_what_is_written_is_read(tmp_path):
 
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "run.safetensors"
-    Checkpoint(PARTS, 7).save(path, "it")
-    with pytest.raises(SfumatoError, match=r"is of another run, .*: 'it'; take another place or remove it"):
-        Checkpoint.load(path, "that")
+    Checkpoint(PARTS, 7).save(path, "three, rate=1 and more")
+    with pytest.raises(SfumatoError, match=r"another model: it has rate=1 and more, and this run rate=2 and more"):
+        Checkpoint.load(path, "three, rate=2 and more")
+    with pytest.raises(SfumatoError, match=r"it has rate=1 and more, and this run less; take another place"):
+        Checkpoint.load(path, "three")
     whole = path.read_bytes()
     for spoilt in (whole[: len(whole) // 2], b"x" * 100, b""):
         path.write_bytes(spoilt)
         with pytest.raises(SfumatoError, match=r"cannot go on: cannot read .*; remove it to start anew"):
-            Checkpoint.load(path, "it")
+            Checkpoint.load(path, "three")
     for spoilt in (b"x" * 100, whole[:50]):
         path.write_bytes(spoilt)
         with pytest.raises(SfumatoError, match="damaged"):

@@ -255,7 +255,7 @@ def test_what_cannot_learn_is_said(tmp_path):
         ran(Away())
     keep = tmp_path / "run.safetensors"
     ran(Points(), 2, keep=keep, about="one")
-    with pytest.raises(SfumatoError, match=r"is of another run, with other settings.*'one'; take another place"):
+    with pytest.raises(SfumatoError, match=r"is of another run.* it has one, and this run two; take another place"):
         ran(Points(), keep=keep, about="two")
     other = Points()
     other.modules = {"cloud": nn.Linear(2, 2)}

@@ -200,7 +200,13 @@ class Latent(Backbone):
         time. Gradients flow to them; nothing is remembered.
         """
         rows = {word: own_words.rows_of(own) for word, own in words.items()}
-        cond = self._conditions(prompts, self.encoded(prompts, self.clip_skip, rows), negative=False)
+        apart = any(each.ndim == 3 for of in rows.values() for each in of.values())
+        each = list(prompts) if apart else list(dict.fromkeys(prompts))  # the same prompt is read once
+        parts = self.encoded(each, self.clip_skip, rows)
+        if not apart:
+            at = torch.tensor([each.index(prompt) for prompt in prompts], device=self.device)
+            parts = {key: values[at] for key, values in parts.items()}
+        cond = self._conditions(prompts, parts, negative=False)
         varied = {word: own for word, own in words.items() if not isinstance(own, Mapping)}
         if not varied:
             return cond

@@ -14,7 +14,9 @@ from sfumato.io.terminal import quiet
 
 def bench(
     suite: tyro.conf.Positional[
-        Literal["generate", "core", "edit", "control", "perceive", "distill", "sets", "scene", "lift", "real"]
+        Literal[
+            "generate", "core", "edit", "control", "perceive", "distill", "sets", "scene", "lift", "personalise", "real"
+        ]
     ] = "generate",
     *,
     n: Annotated[int, tyro.conf.arg(help="Prompts of each class, or images.")] = 100,
@@ -28,10 +30,11 @@ def bench(
     """Measure against the truth, with targets and intervals: the built-in model (generate), the core (core), editing
     methods (edit), methods that control what is painted (control), methods that read images (perceive), score
     distillation (distill), sets of images such as panoramas (sets), scenes in three dimensions (scene), what is lifted
-    from words (lift), and what holds on real weights and photographs, where they are (real).
+    from words (lift), what is learned of a few pictures (personalise), and what holds on real weights and photographs,
+    where they are (real).
 
-    With --out, edit, control, perceive, distill and lift keep each single result there, and go on where they were
-    stopped.
+    With --out, edit, control, perceive, distill, lift and personalise keep each single result there, and go on where
+    they were stopped.
 
     Example: sfumato bench generate --n 20 --json > generate.json
 

@@ -17,6 +17,7 @@ from sfumato.tasks.starts import How
 
 if TYPE_CHECKING:
     from sfumato.core.backbone import Backbone
+    from sfumato.learning.concepts import Concept
     from sfumato.prompts.layout import Layout, Mask
 
 Seed = Annotated[int, tyro.conf.arg(metavar="N", help="The same seed gives the same result.")]
@@ -85,6 +86,8 @@ class Loading:
     """Last layers of the model's CLIPs that are not run for prompts, as diffusers counts them (A1111's 2 is 1)."""
     embedding: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[:WORD]")] = ()
     """A learned word (textual inversion) as safetensors, and its name in prompts [default: what the file says]."""
+    concept: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[@VIEW][:WORD]")] = ()
+    """What sfumato learn wrote; where it is seen from, as @90,20, if it learned views; another word for it."""
     lora: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[:WEIGHT]")] = ()
     """A low-rank change of the model as safetensors, of kohya's or diffusers' layout."""
     vae: Annotated[str | None, tyro.conf.arg(metavar="PLACE")] = None
@@ -101,8 +104,12 @@ class Loading:
         from sfumato.backbones.load import load
 
         options = {**vars(self), "embeddings": dict(map(_embedding, self.embedding))}
-        del options["embedding"]
-        return load(name, device=device, **options)
+        del options["embedding"], options["concept"]
+        concepts = list(map(_concept, self.concept))
+        model = load(name, device=device, **options)
+        for concept in concepts:
+            model = concept.on(model)
+        return model
 
     def remark(self, model: str, *prompts: str) -> None:
         """Say which words of prompts the built-in model never met, and which learned words no prompt has."""
@@ -110,9 +117,11 @@ class Loading:
 
         if model == "stilllife" and (text := remark(*prompts)):
             note(text)
-        for word, file in map(_embedding, self.embedding):
+        learned = [("embedding", *of) for of in map(_embedding, self.embedding)]
+        learned += [("concept", _concept(file).word, file) for file in self.concept]
+        for option, word, file in learned:
             if not any(word in prompt for prompt in prompts):
-                note(f"no prompt says {word!r}, the word of --embedding {file}, so it is not read")
+                note(f"no prompt says {word!r}, the word of --{option} {file}, so it is not read")
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,22 @@ def _embedding(text: str) -> tuple[str, str]:
 
     file, colon, word = (text, "", "") if Path(text).is_file() else text.rpartition(":")
     return (word, file) if colon and word else (read(text)[0], text)
+
+
+def _concept(text: str) -> Concept:
+    """A concept's file, seen from azimuth and elevation and by another word where they are given."""
+    from sfumato.learning.concepts import Concept
+
+    file, colon, word = (text, "", "") if Path(text).is_file() else text.rpartition(":")
+    place = file if colon and word else text
+    file, at, view = (place, "", "") if Path(place).is_file() else place.rpartition("@")
+    found = Concept.load(file if at else place)
+    if at:
+        try:
+            found = found.seen_from(*map(float, view.split(",")))
+        except ValueError:
+            raise SfumatoError(f"a concept is seen from azimuth and elevation, as {file}@90,20, got {view!r}") from None
+    return found.called(word) if colon and word else found
 
 
 def seed_of(value: int) -> int:

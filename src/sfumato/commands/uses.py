@@ -10,7 +10,7 @@
 | ``--from`` (edit) | methods that tell the network what the picture shows; of the others it is noted |
 | ``--seed`` (edit, invert, video) | what is drawn; where nothing is, it is noted |
 | ``--noise`` (video) | the same |
-| ``--embedding`` | prompts that say its word; where none does, it is noted |
+| ``--embedding``, ``--concept`` | prompts that say its word; where none does, it is noted |
 | ``--also`` (edit) | methods of several pictures (``Requires.batch``); masks and boxes of the first are all pictures' |
 | ``--negative`` | guidances with an empty prompt, at another scale than 1 (``core.guidance``) |
 | ``--canvas`` | all that is painted; not beside ``--size``, and not by methods of whole images (``Requires.windows``) |

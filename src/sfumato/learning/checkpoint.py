@@ -49,8 +49,8 @@ class Checkpoint:
             raise SfumatoError(f"cannot go on: {e}; remove it to start anew") from e
         if header.get("run", about) != about:
             raise SfumatoError(
-                f"{path} is of another run, with other settings, data or another model: {header['run']!r}; "
-                "take another place or remove it"
+                f"{path} is of another run, with other settings, data or another model: "
+                f"{_unlike(header['run'], about)}; take another place or remove it"
             )
         try:
             if "state" not in header:
@@ -64,6 +64,13 @@ class Checkpoint:
             part, _, name = key.partition(".")
             parts.setdefault(part, {})[name] = value
         return cls(parts, step, elapsed)
+
+
+def _unlike(before: str, now: str) -> str:
+    """What of a run's description is another than it was."""
+    was, wanted = ([part.strip() for part in text.split(",")] for text in (before, now))
+    gone, new = [p for p in was if p not in wanted], [p for p in wanted if p not in was]
+    return f"it has {', '.join(gone) or 'less'}, and this run {', '.join(new) or 'less'}"
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

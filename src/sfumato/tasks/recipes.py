@@ -29,6 +29,8 @@ class Recipe:
     """How a picture is inverted for it; None where it does so itself."""
     side: int | None = None
     """Shorter side at which pictures are read; None for the model's own."""
+    kind: str | None = None
+    """What to call a thing that is learned, where nobody says what it is."""
     model: str = "stilllife"
     preset: str = "still-life"
     """Its name on a command line."""
@@ -186,6 +188,8 @@ _ROWS = (
     Recipe("interval-score-matching"),
     # As published; at a guidance of 4 a red cube that should be blue is purple after 100 steps.
     Recipe("delta-score"),
+    # Learning. Its captions are sentences of a thing on a ground; photographs it was never told of.
+    Recipe("textual-inversion", {"templates": ("a {}",), "rate": 1e-2, "steps": 150}, kind="cube"),
 )
 RECIPES = {(row.model, row.word): row for row in _ROWS}
 
@@ -206,6 +210,12 @@ def presets(entry: Entry) -> dict[str, Any]:
 def default(spec: str) -> Any:
     """A method as it is, or one of its presets, those that suit a model too: ``masactrl``, ``masactrl:still-life``."""
     return index.default(spec, presets)
+
+
+def learning(word: str, model: str) -> tuple[Any, str]:
+    """A method that learns a concept and what to call the thing: as it suits the model, or else as published."""
+    row = RECIPES.get((model, word))
+    return (default(word), "object") if row is None else (row.method, row.kind or "object")
 
 
 def suited(word: str, model: str, side: int | None) -> tuple[Any, int | None]:

@@ -1,0 +1,89 @@
+"""Subjects of the bench: a thing of a kind that was held out, renders to learn it from, and others to compare with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sfumato.bench.session import Session
+from sfumato.bench.units import Units
+from sfumato.stilllife.kinds import KINDS
+from sfumato.stilllife.render import render
+from sfumato.stilllife.scene import COLOURS, GROUNDS, Camera, Scene, Thing
+from sfumato.stilllife.similarity import features
+
+HELD_OUT = tuple(name for name, kind in KINDS.items() if kind.held_out)
+SEEN = 5
+"""Renders that a thing is learned from, and as many others that it is compared with."""
+NAME = "<it>"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One thing, seen from here and there on several grounds."""
+
+    kind: str
+    colour: str
+    ground: str
+    """Of none of the pictures that it is learned from."""
+    pictures: Float[Tensor, "n 3 h w"]
+    masks: Bool[Tensor, "n h w"]
+    held: Float[Tensor, "n 3 h w"]
+    """Others of it."""
+    held_masks: Bool[Tensor, "n h w"]
+    seed: int
+
+
+class PersonalSession(Session):
+    """What the measures share."""
+
+    @cached_property
+    def units(self) -> Units:
+        return Units(None if self.out is None else self.out / "personal-units.jsonl")
+
+    @cached_property
+    def subjects(self) -> list[Subject]:
+        """The four kinds in turn, n in all."""
+        return [self._subject(i) for i in range(self.n)]
+
+    def _subject(self, i: int) -> Subject:
+        rng = self.stream(51, i)
+        thing = Thing(HELD_OUT[i % len(HELD_OUT)], str(rng.choice(COLOURS)))
+        grounds = [str(g) for g in rng.permutation(GROUNDS)]
+        scenes = []
+        for k in range(2 * SEEN):
+            away = Camera(float(rng.uniform(0, 360)), float(rng.uniform(12, 28)), float(rng.uniform(2.8, 3.3)))
+            scenes.append(replace(Scene((thing,), ground=grounds[1 + k % (len(grounds) - 1)]), camera=away))
+        seen = render(scenes, self.model.size)
+        masks = seen.thing == 0
+        seed = int(rng.integers(2**30))
+        return Subject(thing.kind, thing.colour, grounds[0], seen.images[:SEEN], masks[:SEEN], seen.images[SEEN:],
+                       masks[SEEN:], seed)  # fmt: skip
+
+    def alike(self, images: Float[Tensor, "n 3 h w"], masks: Bool[Tensor, "n h w"], of: Subject) -> list[float]:
+        """How alike each thing is to the subject's held out renders: mean cosine of the CLIP's image features."""
+        theirs = F.normalize(features(cut(of.held, of.held_masks)), dim=1)
+        own = F.normalize(features(cut(images, masks)), dim=1)
+        return (own @ theirs.T).mean(1).tolist()
+
+
+@torch.no_grad()
+def cut(images: Float[Tensor, "n 3 h w"], masks: Bool[Tensor, "n h w"]) -> Float[Tensor, "n 3 h w"]:
+    """Things alone on grey, each in the square around it at the images' size; without a mask the whole image."""
+    out = []
+    for image, mask in zip(images, masks, strict=True):
+        if not bool(mask.any()):
+            out.append(image)
+            continue
+        y, x = mask.nonzero().T
+        alone = torch.where(mask, image, torch.full_like(image, 0.5))
+        side = int(max(y.max() - y.min(), x.max() - x.min())) + 5
+        top, left = (int(c.min() + c.max() - side) // 2 for c in (y, x))
+        wide = F.pad(alone, (side,) * 4, value=0.5)[:, top + side : top + 2 * side, left + side : left + 2 * side]
+        out.append(F.interpolate(wide[None], image.shape[-2:], mode="bilinear", antialias=True)[0])
+    return torch.stack(out)

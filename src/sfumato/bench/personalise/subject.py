@@ -1,0 +1,142 @@
+"""Does what was learned look like the thing, and do other words of the caption still count?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sfumato.bench.personalise.session import NAME, PersonalSession, Subject
+from sfumato.bench.report import Comparison, Figure, Target
+from sfumato.bench.units import Row, columns, timed
+from sfumato.core.denoising import denoise
+from sfumato.core.guidance import cfg
+from sfumato.io.progress import progress
+from sfumato.methods import index
+from sfumato.stilllife.oracle import Reading
+from sfumato.tasks import recipes
+from sfumato.tasks.learn import Photographs, learn
+
+KEYS = ("subject", "prompt", "seconds", "peak_mb")
+UNTRAINED, PLAIN = "untrained word", "plain"
+WORLDS = (("day", "photo"), ("night", "photo"), ("day", "watercolour"), ("sunset", "photo"))
+"""Light and style of the new captions."""
+_LIGHTS = {"day": "", "night": " at night", "sunset": " at sunset"}
+KNOWN = "lamp"
+"""A kind that the model was trained on: what of a caption it paints right anyway."""
+
+MEANINGS = {
+    "subject_held": "likeness of held out renders of a thing to each other, by the image features of the tiny CLIP",
+    "subject_untrained": "likeness of what the model paints under the kind's word, which it was never trained on",
+    "subject_copies": "likeness of the pictures that were learned from",
+    "prompt_plain": "part of ground, light and style read right in paintings of a kind that the model knows",
+}
+TARGETS: dict[str, Target] = {}
+METHODS = tuple(word for word in index.words(index.LEARNING) if ("stilllife", word) in recipes.RECIPES)
+for _word in METHODS:
+    _key = _word.replace("-", "_")
+    MEANINGS |= {
+        f"subject_{_key}": f"likeness by {_word}, in parts of a held out render's own above the untrained word's",
+        f"prompt_{_key}": f"ground, light and style read right by {_word}, in parts of plain sampling's",
+    }
+    TARGETS[f"prompt_{_key}"] = Target(0.7)
+
+
+def captions(subject: Subject, what: str) -> list[str]:
+    """New captions: a ground that no picture had, with a light and a style."""
+    return [
+        f"a {what} on {subject.ground}{_LIGHTS[light]}{'' if style == 'photo' else f', {style}'}"
+        for light, style in WORLDS
+    ]
+
+
+def right(readings: Sequence[Reading], subject: Subject) -> float:
+    """Part of the captions' statements that are read right."""
+    found = []
+    for reading, (light, style) in zip(readings, WORLDS, strict=True):
+        found += [reading.ground == subject.ground, reading.light == light, reading.style == style]
+    return float(np.mean(found))
+
+
+def judged(session: PersonalSession, images: Float[Tensor, "n 3 h w"], subject: Subject) -> Row:
+    """Paintings of the four captions. Where the thing is, is the oracle's mask; whether it is the thing, is not asked
+    of it. Likeness is of the first caption's world alone, others change the thing's colours."""
+    readings = session.oracle.read(images)
+    masks = torch.stack([_largest(reading) for reading in readings])
+    day = [i for i, world in enumerate(WORLDS) if world == ("day", "photo")]
+    return {
+        "subject": float(np.mean(session.alike(images[day], masks[day], subject))),
+        "prompt": right(readings, subject),
+    }
+
+
+def _largest(reading: Reading) -> Bool[Tensor, "h w"]:
+    sizes = [thing.pixels for thing in reading.things]
+    number = 1 + int(np.argmax(sizes)) if sizes else -1
+    return torch.from_numpy(reading.mask == number)
+
+
+def subjects(session: PersonalSession) -> Mapping[str, Figure]:
+    """All methods on the same things, beside the word of a kind that was never trained and one that was."""
+    found: dict[str, dict[str, Row]] = {}
+    ways: dict[str, Callable[[Subject], tuple[Row, Tensor]]] = {
+        PLAIN: lambda s: _painted(session, session.model, s, KNOWN),
+        UNTRAINED: lambda s: _painted(session, session.model, s, s.kind),
+    }
+    ways |= {word: lambda s, word=word: _learned(session, word, s) for word in METHODS}
+    with progress("bench: subjects", len(ways) * session.n) as advance:
+        for name, way in ways.items():
+            shown = []
+            for i, subject in enumerate(session.subjects):
+                row, image = session.units.get(f"{name} {i} {session.seed}", lambda way=way, s=subject: way(s))
+                found.setdefault(name, {})[f"subject {i}"] = row
+                shown.append(image)
+                advance()
+            session.keep(f"personal-{name}", torch.stack(shown), 1)
+    session.compared["subject"] = Comparison(KEYS, found)
+    held = np.array([np.mean(_others(session, s)) for s in session.subjects])
+    copies = np.array([np.mean(session.alike(s.pictures, s.masks, s)) for s in session.subjects])
+    untrained, plain = (np.array(columns(found[of], key)) for of, key in ((UNTRAINED, "subject"), (PLAIN, "prompt")))
+    out: dict[str, Figure] = {
+        "subject_held": held, "subject_copies": copies, "subject_untrained": untrained, "prompt_plain": plain,
+    }  # fmt: skip
+    for word in METHODS:
+        key = word.replace("-", "_")
+        own = np.array(columns(found[word], "subject"))
+        out[f"subject_{key}"] = float((own - untrained).mean() / (held - untrained).mean())
+        out[f"prompt_{key}"] = float(np.mean(columns(found[word], "prompt")) / plain.mean())
+        session.methods[word] = {k: float(np.mean(v)) for k in KEYS if (v := columns(found[word], k))}
+    return out
+
+
+def _others(session: PersonalSession, subject: Subject) -> list[float]:
+    """Each held out render's likeness to the others, itself left out."""
+    n = len(subject.held)
+    alike = session.alike(subject.held, subject.held_masks, subject)
+    return [(n * mean - 1) / (n - 1) for mean in alike]
+
+
+def _painted(session: PersonalSession, model: object, subject: Subject, what: str) -> tuple[Row, Tensor]:
+    n = len(WORLDS)
+    seeds = list(range(subject.seed, subject.seed + n))
+    images = denoise(model, captions(subject, what), seed=seeds, steps=30, guide=cfg(5.0)).images.cpu()  # pyright: ignore[reportArgumentType]
+    return judged(session, images, subject), torch.cat([*subject.pictures[:2], *images], -1)
+
+
+def _learned(session: PersonalSession, word: str, subject: Subject) -> tuple[Row, Tensor]:
+    method, kind = recipes.learning(word, "stilllife")
+    photographs = Photographs((), subject.pictures, subject.masks.float() if method.wants_masks else None)
+    done, took = timed(
+        lambda: learn(session.model, photographs, NAME, method, kind=kind, seed=subject.seed, samples=0),
+        session.device,
+    )
+    row, image = _painted(session, done.concept.on(session.model), subject, NAME)
+    return {**row, **took}, image
+
+
+MEASURES: tuple[tuple[tuple[str, ...], Callable[[PersonalSession], Mapping[str, Figure]]], ...] = (
+    (tuple(MEANINGS), subjects),
+)

@@ -1,0 +1,109 @@
+"""``sfumato learn``."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sfumato.commands.options import Device, Json, Model, Running, Seed, seed_of, slug, whole
+from sfumato.errors import SfumatoError
+from sfumato.io.files import writable, write_json
+from sfumato.io.terminal import note, print_json, quiet
+from sfumato.methods import index
+from sfumato.tasks import chain as chains
+from sfumato.tasks import kept
+from sfumato.tasks.chain import Chain
+
+DEFAULT = "textual-inversion"
+
+
+def learn(
+    photos: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="PHOTOS", help="Pictures of the thing, or a folder of them; three to five do."),
+    ],
+    *,
+    as_: Annotated[str, tyro.conf.arg(name="as", metavar="WORD", help="By which prompts will name it, as '<duck>'.")],
+    kind: Annotated[
+        str | None, tyro.conf.arg(help="What sort of thing it is, in words that the model knows [default: object].")
+    ] = None,
+    masks: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="FOLDER", help="Pictures of the same names, white where the thing is; else all counts."),
+    ] = None,
+    steps: Annotated[int | None, tyro.conf.arg(help="Steps of the run [default: the method's].")] = None,
+    samples: Annotated[int, tyro.conf.arg(help="Pictures of the concept that are painted in the end.")] = 4,
+    model: Model = "stilllife",
+    loading: tyro.conf.OmitArgPrefixes[Running],
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Annotated[
+        Path, tyro.conf.arg(help="Folder for the results; or the concept's file, such as duck.safetensors.")
+    ] = Path("out/learn"),
+    json: Json = False,
+    chain: tyro.conf.Suppress[tyro.conf.Fixed[Chain]] = chains.NONE,
+) -> None:
+    """Teach a model what a few photographs show, as a word for prompts. A run that was stopped goes on.
+
+    The method comes last, with options of its own: see sfumato learn METHOD --help; without one it is
+    textual-inversion. Writes NAME.safetensors, the concept, which every command takes as --concept; NAME.png,
+    photographs above what is painted of it; and NAME.json.
+
+    Example: sfumato learn photos/ --as "<duck>" --kind "duck" --out duck.safetensors textual-inversion --vectors 2
+
+    Then: sfumato generate "a <duck> on snow" --concept duck.safetensors
+    """
+    given = dict(locals())
+    if steps is not None:
+        whole("--steps", steps, 1, 10_000_000)
+    whole("--samples", samples, 0, 64)
+    seed_of(seed)
+    if len(chain.items) > 1:
+        raise SfumatoError(f"learn takes one method; they are: {', '.join(index.words(index.LEARNING))}")
+    if not photos:
+        raise SfumatoError("there is nothing to learn from; give photographs or a folder of them")
+    file = out if out.suffix.lower() == ".safetensors" else None
+    folder = out.parent if file is not None else out
+    writable(folder)
+    quiet()
+    import torch
+
+    from sfumato.media import pictures
+    from sfumato.tasks import learn as task
+    from sfumato.tasks import recipes
+
+    name = index.find(chain.names[0] if chain.names else DEFAULT).word
+    method, suited = recipes.learning(name, model)
+    if chain.items:  # what was said of the method counts, what was not is the recipe's
+        cls = type(chain.items[0])
+        own = {f.name: getattr(chain.items[0], f.name) for f in fields(cls)}
+        method = cls(**{**vars(method), **{k: v for k, v in own.items() if v != getattr(cls(), k)}})
+    count = method.steps if steps is None else steps
+    kind = kind or suited
+    seen = task.listed(photos)  # before the model is loaded
+    net = loading.load(model, device)
+    task.new_word(net, as_)
+    photographs = task.read(seen, net, count * getattr(method, "batch", 1), masks)
+    note(f"{count} steps of {name} on {len(photographs)} photographs")
+    settings = {"word": as_, "kind": kind, "method": repr(method), "steps": count, "seed": seed, "model": model,
+                "photographs": [str(f) for f in photographs.files]}  # fmt: skip
+    marked = {**kept.settings_of(given, [chain]), "photos": photographs.digest, "samples": None}
+    stem = kept.named(folder, "learn", ".safetensors", file.stem if file else f"{slug(as_)}-{name}", marked)
+    so_far = folder / f".{stem}.{kept.digest(marked)[:8]}.safetensors"
+    done = task.learn(net, photographs, as_, method, kind=kind, steps=steps, seed=seed, keep=so_far, samples=samples)
+    files = [folder / f"{stem}.safetensors"]
+    done.concept.save(files[0])
+    so_far.unlink(missing_ok=True)
+    if samples:
+        shown = torch.cat([photographs.pixels[:samples], done.samples])
+        files.append(pictures.write(pictures.sheet(shown, samples), folder / f"{stem}.png", {"word": as_}))
+    document = folder / f"{stem}.json"
+    row = {**settings, "files": [str(f) for f in files]}
+    write_json(document, row, indent=1)
+    if json:
+        print_json({**row, "record": str(document)})
+    else:
+        print("\n".join([*row["files"], str(document)]))

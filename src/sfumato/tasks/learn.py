@@ -1,0 +1,156 @@
+"""Teach a model what a few photographs show: a concept, and what it paints of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.core.backbone import Backbone
+from sfumato.core.denoising import denoise
+from sfumato.core.guidance import cfg
+from sfumato.errors import SfumatoError
+from sfumato.io.progress import Listener, heard, progress, show
+from sfumato.io.terminal import note
+from sfumato.learning.concepts import Concept, checked
+from sfumato.learning.lessons import Lesson
+from sfumato.learning.loop import Run
+from sfumato.learning.personal import Asked, Personalisation, teach
+from sfumato.media import pictures
+from sfumato.media.images import read_image, suffixes
+from sfumato.tasks import kept
+
+SHOWN = 4
+"""Pictures of a concept that are painted when it is learned, and how many of the photographs stand above them."""
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """What is learned from, as the model sees it."""
+
+    files: tuple[Path, ...]
+    pixels: Float[Tensor, "n 3 h w"]
+    masks: Float[Tensor, "n h w"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def digest(self) -> str:
+        """A word for what they show."""
+        return kept.digest([self.pixels, self.masks])
+
+
+def listed(places: Sequence[Path]) -> list[Path]:
+    """The pictures that files and folders hold, by their names; what else lies in a folder is noted.
+
+    Raises ``SfumatoError`` for a place that is not there, and where there is none.
+    """
+    found: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            inside = [f for f in sorted(place.iterdir()) if f.is_file() and not f.name.startswith(".")]
+            known = [f for f in inside if f.suffix.lower() in suffixes()]
+            if len(known) < len(inside):
+                note(f"{len(inside) - len(known)} of {len(inside)} files in {place} are no pictures")
+            found += known
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise SfumatoError(f"there is no photograph or folder {place}")
+    if not found:
+        raise SfumatoError(
+            f"there is no picture in {', '.join(map(str, places))}; formats: {' '.join(sorted(suffixes()))}"
+        )
+    return list(dict.fromkeys(found))
+
+
+def read(places: Sequence[Path], model: Backbone, most: int, masks: Path | None = None) -> Photographs:
+    """Centre squares of photographs at the model's size; of more than ``most`` as many, evenly from all.
+
+    ``masks``: a folder with a picture of the same name for each, white where the thing is. Raises ``SfumatoError`` for
+    what cannot be read, and for a mask that is missing.
+    """
+    files = listed(places)
+    if len(files) > most:
+        note(f"of {len(files)} photographs the run sees {most}")
+        files = [files[i * len(files) // most] for i in range(most)]
+    if len(files) == 1:
+        note("one photograph says little of what is the thing's and what the place's; three to five say more")
+    marks = None if masks is None else {f.stem: f for f in listed([masks])}
+    if marks is not None and (missing := [f.name for f in files if f.stem not in marks]):
+        raise SfumatoError(f"{masks} has no mask of {missing[0]}; a mask is a picture of the same name")
+    read_of = []
+    with progress("reading photographs", len(files)) as advance:
+        for file in files:
+            pixels = read_image(file, model, "crop")
+            mask = pixels[:1] if marks is None else read_image(marks[file.stem], model, "crop").mean(0, keepdim=True)
+            read_of.append(torch.cat([pixels, mask]))
+            advance()
+    both = torch.stack(read_of)
+    return Photographs(tuple(files), both[:, :3], None if marks is None else both[:, 3])
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a run came to."""
+
+    concept: Concept
+    samples: Float[Tensor, "n 3 h w"]
+    """What the model paints of it, under its word alone."""
+
+
+def learn(
+    model: Backbone,
+    photographs: Photographs,
+    word: str,
+    method: Personalisation,
+    *,
+    kind: str = "object",
+    steps: int | None = None,
+    seed: int = 0,
+    keep: Path | None = None,
+    samples: int = SHOWN,
+    on_progress: Listener | None = None,
+) -> Learned:
+    """Teach a model ``word``; ``keep``: a checkpoint from which the same call goes on after a stop.
+
+    ``kind``: what sort of thing it is, in words that the model knows. ``new_word`` says whether the word is one. Raises
+    ``SfumatoError`` for what ``teach`` refuses.
+    """
+    with heard(on_progress):
+        asked = Asked(model, Lesson.of(model, photographs.pixels, photographs.masks), word, kind, seed=seed,
+                      about=photographs.digest)  # fmt: skip
+        found = teach(method, asked, steps=steps, keep=keep, on_progress=_shown if on_progress else None)
+        return Learned(found, painted(found.on(model), f"a {word}", samples, seed))
+
+
+def _shown(run: Run) -> None:
+    run.say(f"learning, loss {float(run.loss):.3g}")
+
+
+def painted(model: Backbone, prompt: str, n: int, seed: int = 0) -> Float[Tensor, "n 3 h w"]:
+    """What a model that knows the concept paints."""
+    if not n:
+        return torch.empty(0, 3, model.size, model.size)
+    found = denoise(model, [prompt] * n, seed=list(range(seed, seed + n)), steps=30, guide=cfg(5.0)).images.cpu()
+    show(pictures.picture(found[0]))
+    return found
+
+
+def new_word(model: Any, word: str) -> None:
+    """Raise ``SfumatoError`` for a word that means something to the model already."""
+    word = checked(word)
+    tokenizer = getattr(getattr(model, "pipe", None), "tokenizer", None)
+    if tokenizer is None:
+        return
+    ids = tokenizer(word, add_special_tokens=False).input_ids
+    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+        raise SfumatoError(
+            f"{word!r} is a word that {model.name} knows; give the concept one of its own, such as '<{word}>'"
+        )

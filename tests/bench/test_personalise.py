@@ -1,0 +1,78 @@
+"""What the bench of learned things counts: likeness of things cut out, and what of a caption is read right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sfumato.bench import personalise as bench
+from sfumato.bench.personalise import session, subject
+from sfumato.bench.personalise.session import PersonalSession, Subject, cut
+from sfumato.stilllife.oracle import Reading, ReadThing
+
+THINGS = (ReadThing("cube", "red", "plain", (0, 0, 9, 9), (4.0, 4.0), 30, False),) * 2
+
+
+def reading(ground="grass", light="day", style="photo", mask=None):
+    mask = np.zeros((32, 32), int) if mask is None else mask
+    return Reading(THINGS if mask.any() else (), ground, light, style, mask)
+
+
+def test_a_thing_is_cut_out_on_grey_and_fills_the_picture():
+    image, mask = torch.zeros(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
+    mask[0, 40:60, 2:12] = True  # at the border, higher than wide
+    image[0, 0] = mask[0].float()
+    (found,) = cut(image, mask)
+    assert found[:, 0, 0].tolist() == [0.5] * 3 and found[:, 32, 32].tolist() == [1, 0, 0]
+    red = found[0] > 0.75
+    assert red.any(1).float().mean() > 0.8 and 0.3 < red.any(0).float().mean() < 0.5
+    assert torch.equal(cut(image, mask & False)[0], image[0]), "without a thing all is seen"
+
+
+def test_statements_of_captions_are_counted(monkeypatch):
+    of = Subject("teapot", "red", "snow", *[torch.zeros(0)] * 4, 0)
+    said = subject.captions(of, "<it>")
+    assert said[:2] == ["a <it> on snow", "a <it> on snow at night"] and said[2] == "a <it> on snow, watercolour"
+    all_right = [reading("snow", light, style) for light, style in subject.WORLDS]
+    assert subject.right(all_right, of) == 1.0
+    assert subject.right([reading("sand"), *all_right[1:]], of) == pytest.approx(11 / 12)
+    assert subject.right([reading("snow")] * 4, of) == pytest.approx(9 / 12)
+
+
+def test_likeness_is_of_the_largest_thing_by_day(monkeypatch):
+    seen = {}
+    mask = np.zeros((32, 32), int)
+    mask[:4], mask[8:30] = 1, 2
+    things = (THINGS[0], ReadThing("cube", "red", "plain", (0, 0, 9, 9), (4.0, 4.0), 700, False))
+
+    class Reads:
+        def read(self, images):
+            return [Reading(things, "snow", "day", "photo", mask)] * len(images)
+
+    def alike(self, images, masks, of):
+        seen["masks"] = masks
+        return images.mean((1, 2, 3)).tolist()
+
+    monkeypatch.setattr(PersonalSession, "oracle", Reads())
+    monkeypatch.setattr(PersonalSession, "alike", alike)
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 32, 32)
+    of = Subject("teapot", "red", "snow", *[torch.zeros(0)] * 4, 0)
+    row = subject.judged(PersonalSession(2, 1, torch.device("cpu")), images, of)
+    assert row["subject"] == 0.0 and seen["masks"].shape == (1, 32, 32), "pictures by night are compared"
+    assert torch.equal(seen["masks"][0], torch.from_numpy(mask == 2))
+
+
+def test_renders_to_compare_with_are_not_those_that_are_learned_from():
+    both = PersonalSession(2, 1, torch.device("cpu")).subjects
+    assert [s.kind for s in both] == list(session.HELD_OUT[:2])
+    for one in both:
+        assert len(one.pictures) == len(one.held) == session.SEEN and bool(one.masks.any(-1).any(-1).all())
+        far = (one.pictures[:, None] - one.held).abs().mean((2, 3, 4))
+        assert far.min() > 0.01
+
+
+def test_every_key_has_a_meaning():
+    keys = {key for module in bench.MODULES for keys, _ in module.MEASURES for key in keys}
+    assert keys == {key for module in bench.MODULES for key in module.MEANINGS}
+    assert {key for module in bench.MODULES for key in module.TARGETS} <= keys

@@ -1,0 +1,89 @@
+"""What is learned from: pictures that files and folders hold, masks beside them, and words that are new."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfumato.errors import SfumatoError
+from sfumato.learning.lessons import Lesson
+from sfumato.tasks import learn as task
+
+
+def picture(path, size=(20, 30), colour=(200, 30, 30), mode="RGB"):
+    Image.new(mode, size, colour if mode == "RGB" else 120).save(path)
+    return path
+
+
+def test_folders_and_files_are_one_list_and_what_is_no_picture_is_noted(tmp_path, capsys):
+    places = [picture(tmp_path / name) for name in ("b.png", "a.jpg")]
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / ".hidden.png").write_bytes(b"")
+    alone = picture(tmp_path.parent / "alone.png")
+    assert task.listed([tmp_path, alone, tmp_path / "a.jpg"]) == [places[1], places[0], alone]
+    assert "1 of 3 files" in capsys.readouterr().err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(SfumatoError, match=r"there is no picture in .*empty; formats: .*\.png"):
+        task.listed([empty])
+    with pytest.raises(SfumatoError, match=r"there is no photograph or folder .*nowhere"):
+        task.listed([tmp_path / "nowhere"])
+
+
+def test_pictures_of_any_size_and_mode_are_centre_squares_at_the_models_size(sd, tmp_path, capsys):
+    half = Image.fromarray(np.repeat(np.uint8([[[255, 0, 0]], [[0, 255, 0]], [[0, 0, 255]]]), 12, 1).repeat(4, 0))
+    half.transpose(Image.Transpose.TRANSPOSE).save(tmp_path / "wide.png")  # green between red and blue
+    picture(tmp_path / "grey.png", (9, 40), mode="L")
+    found = task.read([tmp_path], sd, 10)
+    assert found.pixels.shape == (2, 3, sd.size, sd.size) and found.masks is None
+    green = found.pixels[1, :, :, sd.size // 2]
+    assert green[1].min() > 0.8 > 0.2 > green[0].max(), "the middle is not the picture's"
+    assert "one photograph" not in capsys.readouterr().err
+    task.read([tmp_path / "grey.png"], sd, 10)
+    assert "one photograph says little" in capsys.readouterr().err
+
+
+def test_of_many_photographs_as_many_are_read_as_the_run_sees_evenly(sd, tmp_path, capsys):
+    for i in range(10):
+        picture(tmp_path / f"{i}.png", (8, 8), (25 * i, 0, 0))
+    found = task.read([tmp_path], sd, 4)
+    assert [f.stem for f in found.files] == ["0", "2", "5", "7"]
+    assert "of 10 photographs the run sees 4" in capsys.readouterr().err
+
+
+def test_masks_go_by_name_and_mark_something(sd, tmp_path):
+    photos, masks = tmp_path / "photos", tmp_path / "masks"
+    photos.mkdir(), masks.mkdir()
+    for name in ("a.png", "b.jpg"):
+        picture(photos / name, (16, 16))
+    white = Image.new("L", (16, 16), 0)
+    white.paste(255, (0, 0, 16, 8))
+    white.save(masks / "a.png")
+    with pytest.raises(SfumatoError, match=r"has no mask of b\.jpg; a mask is a picture of the same name"):
+        task.read([photos], sd, 9, masks)
+    Image.new("L", (16, 16), 0).save(masks / "b.png")
+    found = task.read([photos], sd, 9, masks)
+    assert found.masks is not None
+    assert found.masks[0].mean() == pytest.approx(0.5, abs=0.05) and found.masks[0, 0].min() > 0.9
+    with pytest.raises(SfumatoError, match="nothing is in the mask of picture 2"):
+        Lesson.of(sd, found.pixels, found.masks)
+    assert task.Photographs(found.files, found.pixels).digest != found.digest
+
+
+@pytest.mark.parametrize("word", ["cube", "a|b", "", "  ", "<>", "x" * 70])
+def test_a_word_is_new_and_such_as_prompts_can_hold(sd, word):
+    with pytest.raises(SfumatoError, match=r"a word that|a concept's word is such as"):
+        task.new_word(sd, word)
+
+
+def test_words_of_ones_own_are_taken(sd):
+    for word in ("<cube>", "my cube", "zorblax*"):
+        task.new_word(sd, word)
+
+
+def test_what_is_painted_is_of_the_seeds_alone(sd):
+    two, one = task.painted(sd, "a cube", 2, 5), task.painted(sd, "a cube", 1, 6)
+    torch.testing.assert_close(two[1:], one, atol=2e-5, rtol=0)
+    assert task.painted(sd, "a cube", 0).shape == (0, 3, sd.size, sd.size)
