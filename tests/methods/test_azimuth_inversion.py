@@ -22,8 +22,8 @@ def test_it_begins_as_textual_inversion_and_a_picture_teaches_what_is_near_it(mo
     plain = TextualInversion(batch=2, vectors=2, templates=QUICK.templates).problem(asked)
     loss, other = problem.loss(0), plain.loss(0)
     torch.testing.assert_close(loss, other, atol=0, rtol=1e-6)
-    loss.backward()
-    other.backward()
+    loss.backward(inputs=[*problem.rows.values()])
+    other.backward(inputs=[*plain.rows.values()])
     weights = around(torch.eye(6)[:, None], problem.azimuths[list(problem.teach(0, 0).drawn.which)], 3)[:, 0]
     moved = problem.rows["clip_l"].grad.abs().amax((1, 2)) > 0
     assert moved.tolist() == (weights.sum(0) > 0).tolist()

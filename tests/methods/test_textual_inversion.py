@@ -106,7 +106,7 @@ def test_three_steps_are_those_of_diffusers_example(models, name, vectors):
         other = F.mse_loss(predicted, wanted)
         assert float(loss.detach()) == pytest.approx(float(other.detach()), rel=1e-5)
         theirs.zero_grad()
-        other.backward()
+        other.backward(inputs=[weight])
         theirs.step()
         rest = torch.ones(len(weight), dtype=torch.bool)
         rest[ids] = False

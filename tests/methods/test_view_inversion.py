@@ -6,6 +6,7 @@ import learners
 import pytest
 import torch
 
+from sfumato.commands.options import _concept
 from sfumato.errors import SfumatoError
 from sfumato.learning.mappers import Mapped, numbered
 from sfumato.learning.personal import teach
@@ -84,6 +85,17 @@ def test_numbers_that_are_left_out_are_the_mean(models, concept, tmp_path):
     assert torch.equal(
         learners.painted(left, models("sd")), learners.painted(concept.seen_from(90, mean), models("sd"))
     )
+
+
+def test_a_command_is_told_the_view_behind_the_file(concept, tmp_path):
+    concept.save(tmp_path / "duck.safetensors")
+    file = str(tmp_path / "duck.safetensors")
+    found = _concept(f"{file}@90,20:<side>")
+    assert found.word == "<side>" and found.mapper["camera"].tolist() == [90, 20]
+    assert _concept(f"{file}@-30").mapper["camera"][0] == -30 and _concept(f"{file}@-30").word == "<duck>"
+    assert "camera" not in _concept(file).mapper and _concept(f"{file}:<x>").word == "<x>"
+    with pytest.raises(SfumatoError, match=r"as .*@90,20, got 'left'"):
+        _concept(f"{file}@left")
 
 
 def test_views_of_one_concept_stand_in_one_prompt(models, concept):

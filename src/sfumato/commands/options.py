@@ -86,8 +86,8 @@ class Loading:
     """Last layers of the model's CLIPs that are not run for prompts, as diffusers counts them (A1111's 2 is 1)."""
     embedding: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[:WORD]")] = ()
     """A learned word (textual inversion) as safetensors, and its name in prompts [default: what the file says]."""
-    concept: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[:WORD]")] = ()
-    """What sfumato learn wrote, and another word for it [default: its own]."""
+    concept: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[@VIEW][:WORD]")] = ()
+    """What sfumato learn wrote; where it is seen from, as @90,20, if it learned views; another word for it."""
     lora: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[:WEIGHT]")] = ()
     """A low-rank change of the model as safetensors, of kohya's or diffusers' layout."""
     vae: Annotated[str | None, tyro.conf.arg(metavar="PLACE")] = None
@@ -141,11 +141,18 @@ def _embedding(text: str) -> tuple[str, str]:
 
 
 def _concept(text: str) -> Concept:
-    """A concept's file, by another word where one is given."""
+    """A concept's file, seen from azimuth and elevation and by another word where they are given."""
     from sfumato.learning.concepts import Concept
 
     file, colon, word = (text, "", "") if Path(text).is_file() else text.rpartition(":")
-    found = Concept.load(file if colon and word else text)
+    place = file if colon and word else text
+    file, at, view = (place, "", "") if Path(place).is_file() else place.rpartition("@")
+    found = Concept.load(file if at else place)
+    if at:
+        try:
+            found = found.seen_from(*map(float, view.split(",")))
+        except ValueError:
+            raise SfumatoError(f"a concept is seen from azimuth and elevation, as {file}@90,20, got {view!r}") from None
     return found.called(word) if colon and word else found
 
 
