@@ -12,8 +12,11 @@ import torch
 from sfumato.learning.lessons import Lesson
 from sfumato.learning.personal import Asked
 from sfumato.methods.personalise.azimuth_inversion import AzimuthInversion
+from sfumato.methods.personalise.custom_diffusion import CustomDiffusion
 from sfumato.methods.personalise.disentangled_inversion import DisentangledInversion
+from sfumato.methods.personalise.dream_booth import DreamBooth
 from sfumato.methods.personalise.extended_textual_inversion import ExtendedTextualInversion
+from sfumato.methods.personalise.lora import LoRA
 from sfumato.methods.personalise.neural_inversion import NeuralInversion
 from sfumato.methods.personalise.textual_inversion import TextualInversion
 from sfumato.methods.personalise.view_inversion import ViewInversion
@@ -32,6 +35,9 @@ class Row:
 
 METHODS = (
     Row("azimuth-inversion", (AzimuthInversion(batch=2, vectors=2),)),
+    Row("custom-diffusion", (CustomDiffusion(rate=1e-3, identifier="red", sizes=2),)),
+    Row("dream-booth", (DreamBooth(rate=1e-3, identifier="red"),)),
+    Row("lora", (LoRA(rate=1e-2, identifier="red"),)),
     Row("disentangled-inversion", (DisentangledInversion(batch=2, scene="grass"),)),
     Row("extended-textual-inversion", (ExtendedTextualInversion(batch=2, vectors=2),)),
     Row("neural-inversion", (NeuralInversion(batch=2, waves=16), NeuralInversion(batch=1, bypass=0.0, dropout=0.0))),

@@ -277,7 +277,7 @@ def residuals(network: Any) -> tuple[Layer, ...]:
     out = []
     for index, (path, module) in enumerate(found):
         part, number = path.split(".")[:2]
-        scale, width = 2 ** halved(part, number, depth), module.conv2.out_channels
+        scale, width = 2 ** halved(part, number, depth), getattr(module.conv2, "base_layer", module.conv2).out_channels
         out.append(Layer(f"{path}.conv2", index, STAGES[part], "residual", scale, width))
     return tuple(out)
 
