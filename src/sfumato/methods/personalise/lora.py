@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685) on pictures of a thing, as diffusers' examples run it: a small file.
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): a low-rank change of attention learns a thing, in a small file.
 
 To each projection of attention a product of two thin matrices is added, which alone learn. The word reads as a rare
 token before the word of its kind, as in DreamBooth, also with its pictures of the kind where they are asked for.
