@@ -161,6 +161,15 @@ def test_the_gradient_cell_by_cell_is_torchs(channels, sides):
     )
 
 
+def test_a_place_that_is_not_finite_makes_a_gradient_that_is_not_and_writes_nowhere_else():
+    grid = torch.randn(1, 2, 3, 4, 5, requires_grad=True)
+    local = torch.zeros(2, 3)
+    local[1] = torch.nan
+    rows = torch.stack([rows for rows, _ in _corners(local, grid.shape[2:])])
+    assert int(rows.min()) >= 0 and int(rows.max()) < grid[0, 0].numel()
+    assert not torch.autograd.grad(Read.apply(grid, local).sum(), grid)[0].isfinite().all()
+
+
 def test_a_grid_has_its_own_gradient_where_it_learns_from_many_places(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     grid, local = torch.randn(1, 2, 3, 3, 3), torch.rand(27, 3) * 2 - 1

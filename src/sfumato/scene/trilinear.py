@@ -71,7 +71,7 @@ def _corners(local: Tensor, sides: torch.Size) -> list[tuple[Tensor, Tensor]]:
     base, parts = torch.zeros(len(local), dtype=torch.int32), []
     for axis, side in enumerate(sides):
         at = local[:, 2 - axis].mul(side / 2).add_((side - 1) / 2).clamp_(0, side - 1)
-        low = at.to(torch.int32).clamp_(max=side - 2)
+        low = at.to(torch.int32).clamp_(0, side - 2)
         part = at.sub_(low)
         base = base.mul_(side).add_(low)
         parts.append((1 - part, part))
