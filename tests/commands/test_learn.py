@@ -95,6 +95,8 @@ def test_other_settings_leave_the_first_concept_alone(lab, tmp_path):
         (("{photos}", "--as", "<duck>", "--masks", "nomasks"), "there is no photograph or folder nomasks"),
         (("{photos}", "--as", "<duck>", "--kind", "  "), "reads nothing in"),
         (("{photos}", "--as", "<duck>", "--steps", "0"), "--steps"),
+        (("{photos}", "--as", "<duck>", "view-inversion"), "view-inversion learns from pictures with cameras"),
+        (("{photos}", "--as", "<duck>", "disentangled-inversion"), "learns from pictures with masks; give them by"),
     ],
 )
 def test_what_cannot_be_learned_is_one_line(here, run, photos, tmp_path, args, says):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from PIL import Image
 
 from sfumato.errors import SfumatoError
 from sfumato.learning.lessons import Lesson
+from sfumato.methods.personalise.dream_booth import DreamBooth
 from sfumato.tasks import learn as task
 
 
@@ -87,3 +90,36 @@ def test_what_is_painted_is_of_the_seeds_alone(sd):
     two, one = task.painted(sd, "a cube", 2, 5), task.painted(sd, "a cube", 1, 6)
     torch.testing.assert_close(two[1:], one, atol=2e-5, rtol=0)
     assert task.painted(sd, "a cube", 0).shape == (0, 3, sd.size, sd.size)
+
+
+def test_cameras_go_by_name(sd, tmp_path):
+    picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
+    cameras = tmp_path / "cameras.json"
+    for text, says in (
+        ('{"a.png": [0, 20]}', r"KeyError\('b.png'\)"),
+        ("[1, 2]", "says where each picture was seen from"),
+        ('{"a.png": [0, 20], "b.png": [90]}', "says where each picture was seen from"),
+        ('{"a.png": [0, 20, 3], "b.png": [90, 20, 3]}', "an azimuth and an elevation of each picture"),
+        ('{"a.png": [0, 20], "b.png": [NaN, 20]}', "an azimuth and an elevation of each picture"),
+    ):
+        cameras.write_text(text)
+        with pytest.raises(SfumatoError, match=says):
+            task.read([tmp_path], sd, 9, cameras=cameras)
+    cameras.write_text('{"b.png": [90, 20], "a.png": [0, 10.5], "other": 3}')
+    found = task.read([tmp_path], sd, 9, cameras=cameras)
+    assert found.cameras is not None and found.cameras.tolist() == [[0, 10.5], [90, 20]]
+    with pytest.raises(SfumatoError, match=r"cannot read .*nowhere"):
+        task.read([tmp_path], sd, 9, cameras=tmp_path / "nowhere.json")
+
+
+def test_pictures_of_the_kind_are_painted_once_and_kept(sd, tmp_path):
+    place = tmp_path / "cubes"
+    photographs = task.Photographs((), torch.rand(2, 3, sd.size, sd.size))
+    method = DreamBooth(steps=1, class_pictures=2, identifier="red")
+    task.learn(sd, photographs, "<duck>", method, kind="cube", prior=place, samples=0)
+    kept = {file.name: file.read_bytes() for file in place.glob("*.png")}
+    assert len(kept) == 2
+    task.learn(sd, photographs, "<goose>", method, kind="cube", prior=place, samples=0)
+    assert {file.name: file.read_bytes() for file in place.glob("*.png")} == kept
+    done = task.learn(sd, photographs, "<duck>", replace(method, prior_weight=0.0), kind="cube", samples=0)
+    assert done.concept.changes, "nothing was learned"

@@ -34,6 +34,12 @@ def learn(
         Path | None,
         tyro.conf.arg(metavar="FOLDER", help="Pictures of the same names, white where the thing is; else all counts."),
     ] = None,
+    cameras: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="JSON", help="Where each was seen from, as {'a.png': [azimuth, elevation]}; of methods of views."
+        ),
+    ] = None,
     steps: Annotated[int | None, tyro.conf.arg(help="Steps of the run [default: the method's].")] = None,
     samples: Annotated[int, tyro.conf.arg(help="Pictures of the concept that are painted in the end.")] = 4,
     model: Model = "stilllife",
@@ -49,7 +55,8 @@ def learn(
     """Teach a model what a few photographs show, as a word for prompts. A run that was stopped goes on.
 
     The method comes last, with options of its own: see sfumato learn METHOD --help; without one it is
-    textual-inversion. Writes NAME.safetensors, the concept, which every command takes as --concept; NAME.png,
+    textual-inversion. Methods that learn from pictures of the kind as well paint these, and keep them in a folder named
+    after it. Writes NAME.safetensors, the concept, which every command takes as --concept; NAME.png,
     photographs above what is painted of it; and NAME.json.
 
     Example: sfumato learn photos/ --as "<duck>" --kind "duck" --out duck.safetensors textual-inversion --vectors 2
@@ -83,17 +90,22 @@ def learn(
         method = cls(**{**vars(method), **{k: v for k, v in own.items() if v != getattr(cls(), k)}})
     count = method.steps if steps is None else steps
     kind = kind or suited
+    for option, wanted, there in (("--masks", method.wants_masks, masks), ("--cameras", method.wants_cameras, cameras)):
+        if wanted and there is None:
+            raise SfumatoError(f"{name} learns from pictures with {option[2:]}; give them by {option}")
     seen = task.listed(photos)  # before the model is loaded
     net = loading.load(model, device)
     task.new_word(net, as_)
-    photographs = task.read(seen, net, count * getattr(method, "batch", 1), masks)
+    photographs = task.read(seen, net, count * getattr(method, "batch", 1), masks, cameras)
     note(f"{count} steps of {name} on {len(photographs)} photographs")
     settings = {"word": as_, "kind": kind, "method": repr(method), "steps": count, "seed": seed, "model": model,
                 "photographs": [str(f) for f in photographs.files]}  # fmt: skip
     marked = {**kept.settings_of(given, [chain]), "photos": photographs.digest, "samples": None}
     stem = kept.named(folder, "learn", ".safetensors", file.stem if file else f"{slug(as_)}-{name}", marked)
     so_far = folder / f".{stem}.{kept.digest(marked)[:8]}.safetensors"
-    done = task.learn(net, photographs, as_, method, kind=kind, steps=steps, seed=seed, keep=so_far, samples=samples)
+    prior = folder / f"{slug(kind)}-{slug(Path(model).name)}"
+    done = task.learn(net, photographs, as_, method, kind=kind, steps=steps, seed=seed, keep=so_far, prior=prior,
+                      samples=samples)  # fmt: skip
     files = [folder / f"{stem}.safetensors"]
     done.concept.save(files[0])
     so_far.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from sfumato.learning.concepts import Concept, checked
 from sfumato.learning.lessons import Lesson
 from sfumato.learning.loop import Run
 from sfumato.learning.personal import Asked, Personalisation, teach
+from sfumato.learning.priors import class_pictures
 from sfumato.media import pictures
 from sfumato.media.images import read_image, suffixes
 from sfumato.tasks import kept
@@ -36,6 +38,8 @@ class Photographs:
     files: tuple[Path, ...]
     pixels: Float[Tensor, "n 3 h w"]
     masks: Float[Tensor, "n h w"] | None = None
+    cameras: Float[Tensor, "n 2"] | None = None
+    """Azimuth and elevation that each was seen from, in degrees; 0 is the front."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -43,7 +47,7 @@ class Photographs:
     @property
     def digest(self) -> str:
         """A word for what they show."""
-        return kept.digest([self.pixels, self.masks])
+        return kept.digest([self.pixels, self.masks, self.cameras])
 
 
 def listed(places: Sequence[Path]) -> list[Path]:
@@ -70,11 +74,13 @@ def listed(places: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def read(places: Sequence[Path], model: Backbone, most: int, masks: Path | None = None) -> Photographs:
+def read(
+    places: Sequence[Path], model: Backbone, most: int, masks: Path | None = None, cameras: Path | None = None
+) -> Photographs:
     """Centre squares of photographs at the model's size; of more than ``most`` as many, evenly from all.
 
-    ``masks``: a folder with a picture of the same name for each, white where the thing is. Raises ``SfumatoError`` for
-    what cannot be read, and for a mask that is missing.
+    ``masks``: a folder with a picture of the same name for each, white where the thing is. ``cameras``: a JSON file,
+    name -> [azimuth, elevation] in degrees. Raises ``SfumatoError`` for what cannot be read, and for what is missing.
     """
     files = listed(places)
     if len(files) > most:
@@ -85,6 +91,7 @@ def read(places: Sequence[Path], model: Backbone, most: int, masks: Path | None 
     marks = None if masks is None else {f.stem: f for f in listed([masks])}
     if marks is not None and (missing := [f.name for f in files if f.stem not in marks]):
         raise SfumatoError(f"{masks} has no mask of {missing[0]}; a mask is a picture of the same name")
+    seen_from = None if cameras is None else _cameras(cameras, files)
     read_of = []
     with progress("reading photographs", len(files)) as advance:
         for file in files:
@@ -93,7 +100,21 @@ def read(places: Sequence[Path], model: Backbone, most: int, masks: Path | None 
             read_of.append(torch.cat([pixels, mask]))
             advance()
     both = torch.stack(read_of)
-    return Photographs(tuple(files), both[:, :3], None if marks is None else both[:, 3])
+    return Photographs(tuple(files), both[:, :3], None if marks is None else both[:, 3], seen_from)
+
+
+def _cameras(path: Path, files: Sequence[Path]) -> Float[Tensor, "n 2"]:
+    """Of each file."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        found = torch.tensor([[float(value) for value in known[file.name]] for file in files])
+    except OSError as e:
+        raise SfumatoError(f"cannot read {path}: {e.strerror or e}") from e
+    except (ValueError, TypeError, KeyError) as e:
+        raise SfumatoError(f'{path} says where each picture was seen from, as {{"a.png": [90, 20]}}; {e!r}') from e
+    if found.shape != (len(files), 2) or not found.isfinite().all():
+        raise SfumatoError(f"{path} has an azimuth and an elevation of each picture, in degrees")
+    return found
 
 
 @dataclass(frozen=True)
@@ -115,17 +136,20 @@ def learn(
     steps: int | None = None,
     seed: int = 0,
     keep: Path | None = None,
+    prior: Path | None = None,
     samples: int = SHOWN,
     on_progress: Listener | None = None,
 ) -> Learned:
     """Teach a model ``word``; ``keep``: a checkpoint from which the same call goes on after a stop.
 
-    ``kind``: what sort of thing it is, in words that the model knows. ``new_word`` says whether the word is one. Raises
-    ``SfumatoError`` for what ``teach`` refuses.
+    ``kind``: what sort of thing it is, in words that the model knows. ``prior``: a folder in which pictures of the kind
+    at large are kept, of methods that learn from these as well; they are painted where they are not there.
+    ``new_word`` says whether the word is one. Raises ``SfumatoError`` for what ``teach`` refuses.
     """
     with heard(on_progress):
-        asked = Asked(model, Lesson.of(model, photographs.pixels, photographs.masks), word, kind, seed=seed,
-                      about=photographs.digest)  # fmt: skip
+        lesson = Lesson.of(model, photographs.pixels, photographs.masks, mirrored=not method.wants_cameras)
+        at_large = class_pictures(model, kind, method.class_pictures, 0, prior) if method.wants_prior else None  # pyright: ignore[reportAttributeAccessIssue]
+        asked = Asked(model, lesson, word, kind, at_large, seed, photographs.cameras, photographs.digest)
         found = teach(method, asked, steps=steps, keep=keep, on_progress=_shown if on_progress else None)
         return Learned(found, painted(found.on(model), f"a {word}", samples, seed))
 
