@@ -225,7 +225,10 @@ class Latent(OfPipe, Backbone):
     def with_variance(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
         inside, time = self.inside(x, cond), times(t, x)
         texts = None if cond.layered is None else cond.layered(cond, time)
-        with weighed(self.network, self.sites, cond.weights), read_apart(self.network, self.layers, texts):
+        with (
+            weighed(self.network, self.sites, cond.weights),
+            read_apart(self.network, () if texts is None else self.layers, texts),
+        ):
             return self._predict(x, inside, time, cond).float()
 
     @abstractmethod
