@@ -41,6 +41,11 @@ def learn(
         ),
     ] = None,
     steps: Annotated[int | None, tyro.conf.arg(help="Steps of the run [default: the method's].")] = None,
+    repair: Annotated[
+        bool,
+        tyro.conf.arg(help="Take back what learning added to the word's length and direction (TEA)."),
+        tyro.conf.FlagCreatePairsOff,
+    ] = False,
     samples: Annotated[int, tyro.conf.arg(help="Pictures of the concept that are painted in the end.")] = 4,
     model: Model = "stilllife",
     loading: tyro.conf.OmitArgPrefixes[Running],
@@ -105,7 +110,7 @@ def learn(
     so_far = folder / f".{stem}.{kept.digest(marked)[:8]}.safetensors"
     prior = folder / f"{slug(kind)}-{slug(Path(model).name)}"
     done = task.learn(net, photographs, as_, method, kind=kind, steps=steps, seed=seed, keep=so_far, prior=prior,
-                      samples=samples)  # fmt: skip
+                      repair=repair, samples=samples)  # fmt: skip
     files = [folder / f"{stem}.safetensors"]
     done.concept.save(files[0])
     so_far.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from sfumato.learning.lessons import Lesson
 from sfumato.learning.loop import Run
 from sfumato.learning.personal import Asked, Personalisation, teach
 from sfumato.learning.priors import class_pictures
+from sfumato.learning.repair import repaired
 from sfumato.media import pictures
 from sfumato.media.images import read_image, suffixes
 from sfumato.tasks import kept
@@ -137,6 +138,7 @@ def learn(
     seed: int = 0,
     keep: Path | None = None,
     prior: Path | None = None,
+    repair: bool = False,
     samples: int = SHOWN,
     on_progress: Listener | None = None,
 ) -> Learned:
@@ -144,6 +146,7 @@ def learn(
 
     ``kind``: what sort of thing it is, in words that the model knows. ``prior``: a folder in which pictures of the kind
     at large are kept, of methods that learn from these as well; they are painted where they are not there.
+    ``repair``: take back what learning added to the word's length and direction (``learning.repair``).
     ``new_word`` says whether the word is one. Raises ``SfumatoError`` for what ``teach`` refuses.
     """
     with heard(on_progress):
@@ -151,6 +154,7 @@ def learn(
         at_large = class_pictures(model, kind, method.class_pictures, 0, prior) if method.wants_prior else None  # pyright: ignore[reportAttributeAccessIssue]
         asked = Asked(model, lesson, word, kind, at_large, seed, photographs.cameras, photographs.digest)
         found = teach(method, asked, steps=steps, keep=keep, on_progress=_shown if on_progress else None)
+        found = repaired(found, model) if repair else found
         return Learned(found, painted(found.on(model), f"a {word}", samples, seed))
 
 
