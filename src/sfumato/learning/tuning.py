@@ -15,12 +15,42 @@ from sfumato.core.conditions import Cond
 from sfumato.errors import SfumatoError
 from sfumato.learning import adapters
 from sfumato.learning.adapters import Weights
-from sfumato.learning.personal import Asked
+from sfumato.learning.personal import Asked, Personalisation
 from sfumato.learning.teaching import Part, Taught, Teaching, filled, min_snr
 
+SKS = "sks"
+"""A rare token of CLIP's vocabulary."""
 HALVES = (torch.float16, torch.bfloat16)
 Moved = Mapping[str, Mapping[str, nn.Parameter]]
 """What learns, by the pipeline's part and the weight's name in it."""
+
+
+@dataclass(frozen=True)
+class Retuning(Personalisation):
+    """A way to teach weights: the settings that they share."""
+
+    batch: int = 1
+    """Pictures of a step, and as many of the kind."""
+    prior_weight: float = 1.0
+    """What pictures of the kind count; 0 for the thing's alone."""
+    class_pictures: int = 100
+    """How many are painted of the kind, where they count."""
+    identifier: str = SKS
+    """Rare words that stand before the kind."""
+    templates: tuple[str, ...] = ("a {}",)
+    """Captions, with {} for the word or the kind."""
+    snr_gamma: float | None = None
+    """Min-SNR: how much an error counts at most (5 in Hang et al. 2023); none: all levels the same."""
+    clip: float | None = 1.0
+    """The greatest norm of all gradients."""
+
+    @property
+    def wants_prior(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.prior_weight > 0
+
+    def check(self, asked: Asked) -> None:
+        super().check(asked)
+        check(asked.model, type(self).__name__, getattr(self, "text", False))
 
 
 @dataclass(eq=False)

@@ -30,10 +30,10 @@ from sfumato.errors import SfumatoError
 from sfumato.learning import tuning
 from sfumato.learning.concepts import Concept
 from sfumato.learning.lessons import Lesson
-from sfumato.learning.personal import Asked, Personalisation
+from sfumato.learning.personal import Asked
 from sfumato.learning.seeds import generator
 from sfumato.learning.teaching import Taught
-from sfumato.learning.tuning import Tuning
+from sfumato.learning.tuning import Retuning, Tuning
 
 READS = ("attn2.to_k.weight", "attn2.to_v.weight")
 """What of the network learns."""
@@ -43,35 +43,21 @@ WORDS = {"far": ("a far away ", "very small "), "": ("",), "near": ("zoomed in "
 
 
 @dataclass(frozen=True)
-class CustomDiffusion(Personalisation):
+class CustomDiffusion(Retuning):
     """Learns the keys and values of cross-attention and a word."""
 
     steps: int = 500
     rate: float = 4e-5
     batch: int = 2
-    """Pictures of a step, and as many of the kind."""
-    prior_weight: float = 1.0
-    """What pictures of the kind count; without them 0."""
     class_pictures: int = 200
-    """How many are painted of the kind."""
     identifier: str = "ktn"
     """A rare word, with whose vector the new one begins."""
     templates: tuple[str, ...] = ("photo of a {}",)
-    """Captions, with {} for the word or the kind."""
     sizes: int = 40
     """In how many sizes and places each picture is shown; 0: as it is."""
-    snr_gamma: float | None = None
-    """Min-SNR: how much an error counts at most (5 in Hang et al. 2023); none: all levels the same."""
-    clip: float | None = 1.0
-    """The greatest norm of all gradients."""
-
-    @property
-    def wants_prior(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.prior_weight > 0
 
     def check(self, asked: Asked) -> None:
         super().check(asked)
-        tuning.check(asked.model, type(self).__name__)
         if self.sizes and asked.lesson.pictures is None:
             raise SfumatoError("CustomDiffusion shows pictures in sizes of its own, and there are latents alone")
 

@@ -24,48 +24,23 @@ from typing import Any
 
 from sfumato.learning import tuning
 from sfumato.learning.concepts import Concept
-from sfumato.learning.personal import Asked, Personalisation
-from sfumato.learning.tuning import Tuning
-
-SKS = "sks"
-"""A rare token of CLIP's vocabulary."""
+from sfumato.learning.personal import Asked
+from sfumato.learning.tuning import Retuning, Tuning
 
 
 @dataclass(frozen=True)
-class DreamBooth(Personalisation):
+class DreamBooth(Retuning):
     """Learns the whole network."""
 
     teaches_words = False
     steps: int = 800
     rate: float = 5e-6
-    batch: int = 1
-    """Pictures of a step, and as many of the kind."""
-    prior_weight: float = 1.0
-    """What pictures of the kind count; without them 0."""
-    class_pictures: int = 100
-    """How many are painted of the kind."""
-    identifier: str = SKS
-    """Rare words that stand before the kind."""
-    templates: tuple[str, ...] = ("a {}",)
-    """Captions, with {} for the word or the kind."""
     text: bool = False
     """Do the text encoders learn as well?"""
     text_rate: float = 2e-6
     """Their rate."""
-    snr_gamma: float | None = None
-    """Min-SNR: how much an error counts at most (5 in Hang et al. 2023); none: all levels the same."""
     checkpointing: bool = False
     """Is what the backward pass needs made again, and not kept? Slower, in less memory."""
-    clip: float | None = 1.0
-    """The greatest norm of all gradients."""
-
-    @property
-    def wants_prior(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.prior_weight > 0
-
-    def check(self, asked: Asked) -> None:
-        super().check(asked)
-        tuning.check(asked.model, type(self).__name__, self.text)
 
     def problem(self, asked: Asked) -> Tuning:
         model, _ = tuning.named(asked, self.identifier)

@@ -25,47 +25,26 @@ import torch
 from sfumato.backbones import lora_files
 from sfumato.learning import adapters, tuning
 from sfumato.learning.concepts import Concept, checked
-from sfumato.learning.personal import Asked, Personalisation
-from sfumato.learning.tuning import Tuning
-from sfumato.methods.personalise.dream_booth import SKS
+from sfumato.learning.personal import Asked
+from sfumato.learning.tuning import Retuning, Tuning
 
 
 @dataclass(frozen=True)
-class LoRA(Personalisation):
+class LoRA(Retuning):
     """Learns a low-rank change of attention."""
 
     teaches_words = False
     steps: int = 500
     rate: float = 1e-4
-    batch: int = 1
     rank: int = 4
     """Of each change."""
     alpha: float | None = None
     """A change counts alpha / rank; none: the rank."""
     prior_weight: float = 0.0
-    """What pictures of the kind count beside the thing's."""
-    class_pictures: int = 100
-    """How many are painted of the kind, where they count."""
-    identifier: str = SKS
-    """Rare words that stand before the kind."""
-    templates: tuple[str, ...] = ("a {}",)
-    """Captions, with {} for the word or the kind."""
     text: bool = False
     """Do the text encoders learn as well?"""
-    snr_gamma: float | None = None
-    """Min-SNR: how much an error counts at most (5 in Hang et al. 2023); none: all levels the same."""
     checkpointing: bool = False
     """Is what the backward pass needs made again, and not kept? Slower, in less memory."""
-    clip: float | None = 1.0
-    """The greatest norm of all gradients."""
-
-    @property
-    def wants_prior(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.prior_weight > 0
-
-    def check(self, asked: Asked) -> None:
-        super().check(asked)
-        tuning.check(asked.model, type(self).__name__, self.text)
 
     def problem(self, asked: Asked) -> Tuning:
         model, _ = tuning.named(asked, self.identifier)
