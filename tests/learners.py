@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from copy import copy
 
 import families
 import torch
@@ -16,6 +17,13 @@ def asked(model, pictures=3, cameras=None, seed=0, mirrored=False):
     """Random pictures of a duck."""
     images = torch.rand(pictures, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     return Asked(model, Lesson.of(model, images, mirrored=mirrored), "<duck>", "red cube", seed=seed, cameras=cameras)
+
+
+def afresh(model):
+    """The model without the texts that it remembers, which may have been read beside others, to rounding the same."""
+    other = copy(model)
+    other._of = ([], None)
+    return other
 
 
 def tensors(concept):

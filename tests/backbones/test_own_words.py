@@ -6,6 +6,7 @@ import threading
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
+import learners
 import pytest
 import torch
 from families import sdxl, stable_diffusion
@@ -45,7 +46,7 @@ class Layers:
 
 @pytest.mark.parametrize("name", ["sd", "sd2", "sdxl"])
 def test_a_word_with_the_vectors_of_a_known_word_is_read_as_it(models, name):
-    model = models(name)
+    model = learners.afresh(models(name))
     own = model.with_words({"<own>": model.vectors("cube")})
     a, b = own.embed([PROMPT, "<own>"]), model.embed([PLAIN, "cube"])
     assert torch.equal(a.text, b.text) and a.extra.keys() == b.extra.keys()
@@ -55,7 +56,7 @@ def test_a_word_with_the_vectors_of_a_known_word_is_read_as_it(models, name):
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_several_vectors_stand_in_their_order(models, name):
-    model = models(name)
+    model = learners.afresh(models(name))
     red, cube = model.vectors("red"), model.vectors("cube")
     own = model.with_words({"<own>": {key: torch.cat([red[key], cube[key]]) for key in red}})
     assert torch.equal(own.embed([PROMPT]).text, model.embed(["a red cube on grass"]).text)

@@ -139,7 +139,7 @@ def concepts(models):
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_concept_paints_the_same_from_its_file_and_leaves_the_model_alone(models, concepts, name, family, tmp_path):
-    model, concept = models(family), concepts[name, family]
+    model, concept = learners.afresh(models(family)), concepts[name, family]
     before = families.painted(model)
     found = learners.painted(concept, model)
     assert found.isfinite().all()
