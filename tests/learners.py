@@ -6,11 +6,18 @@ from contextlib import suppress
 from copy import copy
 
 import families
+import pytest
 import torch
 
 from sfumato.learning.concepts import Concept
 from sfumato.learning.lessons import Lesson
 from sfumato.learning.personal import Asked, teach
+
+
+@pytest.fixture(scope="module", name="models")
+def own_models(tmp_path_factory, device, dtype):
+    """Name -> the family's tiny model, of a file's tests alone: copies keep what others have left in networks."""
+    return families.made(tmp_path_factory.mktemp("families"), device, dtype)
 
 
 def asked(model, pictures=3, cameras=None, seed=0, mirrored=False):

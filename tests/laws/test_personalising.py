@@ -7,6 +7,7 @@ from copy import deepcopy
 import pytest
 import torch
 from laws.personalising import METHODS, WAYS, asked
+from learners import own_models  # noqa: F401
 
 from sfumato.errors import SfumatoError
 from sfumato.learning.concepts import Concept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from learners import own_models  # noqa: F401
 
 from sfumato.errors import SfumatoError
 from sfumato.learning.concepts import Concept

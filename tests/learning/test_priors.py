@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from learners import own_models  # noqa: F401
 
 from sfumato.core.denoising import denoise
 from sfumato.errors import SfumatoError

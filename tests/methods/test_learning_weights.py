@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
+from learners import own_models  # noqa: F401
 from peft import LoraConfig
 
 from sfumato.backbones import lora_files

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from learners import own_models  # noqa: F401
 from PIL import Image
 
 from sfumato.errors import SfumatoError
