@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 
 import learners
@@ -258,3 +258,14 @@ def test_the_spread_is_that_of_all_embeddings():
     model = family("sd", stable_diffusion())
     weight = model.pipe.text_encoder.get_input_embeddings().weight
     assert model.spread() == {"clip_l": pytest.approx(float(weight.std()))}
+
+
+def test_a_copy_asks_its_own_network_where_a_method_was_assigned(models):
+    model = copy(models("sd"))
+    model.predict = model.predict
+    name, weight = next(iter(model.network.named_parameters()))
+    other = model.with_changes({f"unet.{name}": torch.ones_like(weight)})
+    cond = model.embed(["a red cube"])
+    assert not torch.equal(network(other, cond), network(model, cond))
+    known = model.with_words({"<own>": model.vectors("cube")})
+    assert known.predict.__self__ is known

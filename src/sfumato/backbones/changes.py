@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy, deepcopy
+from inspect import ismethod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,9 +23,17 @@ class OfPipe:
     name: str
     pipe: Any
 
+    def another(self) -> Self:
+        """A copy whose methods are its own, also one that was assigned to this model or to one that it is a copy of."""
+        other = copy(self)
+        for name, value in vars(self).items():
+            if ismethod(value) and isinstance(value.__self__, type(self)):
+                setattr(other, name, value.__func__.__get__(other))
+        return other
+
     def with_parts(self, parts: Mapping[str, nn.Module]) -> Self:
         """This model with other networks, by the names of the pipeline's parts, such as ``unet``."""
-        other = copy(self)
+        other = self.another()
         other.pipe = copy(self.pipe)
         for part, network in parts.items():
             setattr(other.pipe, part, network)

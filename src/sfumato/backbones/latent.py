@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import ref
@@ -171,7 +170,7 @@ class Latent(OfPipe, Backbone):
             what = "is given conditions already; teach it words first"
             what = what if self.learns else "learns no words; take Stable Diffusion 1, 2 or XL"
             raise SfumatoError(f"{self.name} {what}")
-        other = copy(self)
+        other = self.another()
         other.pipe, other.own = own_words.taught(self.pipe, self.name, words, self.own)
         return other
 
