@@ -17,6 +17,7 @@ from sfumato.methods.distill.delta_score import DeltaScore
 from sfumato.methods.edit.collaborative_editing import CollaborativeEditing
 from sfumato.methods.edit.delta_denoising import DeltaDenoising
 from sfumato.methods.edit.instruct_pix2pix import InstructPix2Pix
+from sfumato.scene import gaussians_fit
 from sfumato.scene.cameras import orbit
 from sfumato.scene.capture import Capture
 from sfumato.scene.fields import Voxels
@@ -42,6 +43,12 @@ def instructed():
     pipe = seeded(instruct)
     randomised(*pipe.components.values())
     return family("tiny", pipe)
+
+
+class Model:
+    """What an edit that asks no model asks of one."""
+
+    name, size, multiple = "none", SIDE, 8
 
 
 def capture() -> Capture:
@@ -151,13 +158,21 @@ def test_gaussians_follow_an_edit_by_a_recipe_of_its_length():
     with torch.no_grad():
         dark.base.fill_(-1.0)
 
-    class Model:
-        name, size, multiple = "none", SIDE, 8
-
     done = edit_scene(Model(), capture(), dark, white, seed=1)  # type: ignore[arg-type]
     moved = done.scene.base.amax() + 1
     assert 1 < moved < 2, "60 steps of 0.01 are 0.6 at most; 60 of 0.05 are 3, and their rate falls"
     assert len(done.scene) == 20 and done.scene.recipe == task.following(60)
+
+
+def test_a_capture_is_swept_once_and_edits_are_not_swept(monkeypatch):
+    """A sweep takes seconds: a fit begins with it and is held to the same, and each edited view would take another."""
+    swept, real = [], gaussians_fit.sweep
+    monkeypatch.setattr(gaussians_fit, "sweep", lambda shots: swept.append(len(shots)) or real(shots))
+    first = task.first_gaussians(capture(), 12, steps=3)
+    assert swept == [VIEWS]
+    white = SceneEdit(lambda model, photos, seen, seed: torch.ones_like(photos), Turns(VIEWS, 1, 1), steps=2)
+    edit_scene(Model(), capture(), first, white)  # type: ignore[arg-type]
+    assert swept == [VIEWS]
 
 
 def test_a_loss_of_patches_is_part_of_the_run(model, here):

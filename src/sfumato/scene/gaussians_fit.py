@@ -100,11 +100,13 @@ def start(
     background: Background | None = None,
     recipe: Recipe = KERBL,
     seed: int = 0,
+    swept: Swept | None = None,
 ) -> Gaussians:
     """Gaussians at a capture's sparse points, or where it has fewer than ``n``, others beside them.
 
-    The others lie on rays through pixels that are drawn, as far away as a sweep finds them, in the pixels' colours; of
-    two cameras or one, anywhere along them. What is nearer than the capture's ``near_plane`` is never seen.
+    The others lie on rays through pixels that are drawn, as far away as a sweep finds them (``swept``; made here where
+    it is not given), in the pixels' colours; of two cameras or one, anywhere along them. What is nearer than the
+    capture's ``near_plane`` is never seen.
     """
     if n < 1:
         raise SfumatoError(f"a scene begins with one Gaussian or more, got {n}")
@@ -123,9 +125,10 @@ def start(
     camera = some[nth]
     x, y = torch.randint(w, (m,), generator=rng), torch.randint(h, (m,), generator=rng)
     rays = cameras.through(camera, torch.stack([x, y], 1) + 0.5)
-    if len(cameras) > 2 and m:
-        found = sweep(capture[some]).away
-        away = found[nth, y * found.shape[1] // h, x * found.shape[2] // w]
+    found = swept_of(capture) if m and swept is None else swept
+    if m and found is not None:
+        away = found.away
+        away = away[nth, y * away.shape[1] // h, x * away.shape[2] // w]
     else:
         far = capture.span[1]
         close = NEAREST * (cameras.eyes - capture.middle.cpu()).norm(dim=1).clamp_max(far)[camera]
@@ -147,6 +150,11 @@ def swept_views(capture: Capture) -> Int[Tensor, " v"]:
     return torch.linspace(0, len(capture) - 1, min(len(capture), VIEWS)).round().long()
 
 
+def swept_of(capture: Capture) -> Swept | None:
+    """What a sweep finds, a row for each of ``swept_views``: seconds of work; None of two views or one."""
+    return sweep(capture[swept_views(capture)]) if len(capture) > 2 else None
+
+
 @dataclass(eq=False)
 class Fitting(Problem):
     """Gaussians are to look as a capture does; each step shows one of its images, all of them in turn."""
@@ -156,6 +164,8 @@ class Fitting(Problem):
     coarse: int = 0
     """Steps in which images have half as many pixels a side."""
     seed: int = 0
+    swept: Swept | None = None
+    """What a sweep finds; made where it is not given and the recipe holds distances to it."""
     name: str = "Gaussians"
     doing: str = "fitting Gaussians"
     modules: dict = field(init=False)
@@ -170,17 +180,17 @@ class Fitting(Problem):
         return self.capture.resized(max(h // 2, 1), max(w // 2, 1))
 
     @cached_property
-    def swept(self) -> tuple[dict[int, int], Swept]:
-        """What a sweep finds, and in which of its rows each view is."""
-        some = swept_views(self.capture)
-        return {view: row for row, view in enumerate(some.tolist())}, sweep(self.capture[some])
+    def rows(self) -> dict[int, int]:
+        """In which row of the sweep a view is."""
+        return {view: row for row, view in enumerate(swept_views(self.capture).tolist())}
 
     def _off(self, view: int, seen: Rendering) -> Float[Tensor, ""]:
         """How far inverse distances are from those of the sweep where that is sure, in the nearest it looked at."""
-        rows, (away, sure, close) = self.swept
-        if view not in rows or seen.alpha is None or seen.depth is None:
+        if self.swept is None:
+            self.swept = swept_of(self.capture)
+        if self.swept is None or view not in self.rows or seen.alpha is None or seen.depth is None:
             return seen.images.new_zeros(())
-        row = rows[view]
+        row, (away, sure, close) = self.rows[view], self.swept
         inverse = seen.alpha / seen.depth.clamp_min(self.generator.near_plane)
         inverse = F.interpolate(inverse, away.shape[1:], mode="area")[0, 0]
         off = (inverse - 1 / away[row].to(inverse)).abs() * close[row].to(inverse)
@@ -202,7 +212,7 @@ class Fitting(Problem):
         finally:
             self.generator.kept = None
         loss = photometric(seen.images, of.images.to(like), mask)
-        if recipe.depth and len(self.capture) > 2:
+        if recipe.depth:
             loss = loss + recipe.depth * self._off(int(one), seen)
         if recipe.opacity:
             loss = loss + recipe.opacity * self.generator.opacities.sigmoid().mean()
@@ -222,6 +232,7 @@ def fit(
     *,
     coarse: int = 0,
     seed: int = 0,
+    swept: Swept | None = None,
     keep: Path | None = None,
     every: int | None = None,
     seconds: float | None = None,
@@ -230,12 +241,12 @@ def fit(
 ) -> Run:
     """Move Gaussians until they look as a capture does; they are as many as their recipe lets grow.
 
-    ``keep``: a checkpoint, each ``every`` steps or so many ``seconds``, from which the same call goes on,
-    bit for bit; ``about`` says of which run it is.
+    ``swept``: what ``swept_of`` found of the capture, where it is known. ``keep``: a checkpoint, each ``every`` steps
+    or so many ``seconds``, from which the same call goes on, bit for bit; ``about`` says of which run it is.
     """
     if gaussians.latent:
         raise SfumatoError("a capture has pixels, and these Gaussians latents; make them with latent=False")
-    problem = Fitting(gaussians, capture, coarse, seed)
+    problem = Fitting(gaussians, capture, coarse, seed, swept)
     about = about or f"{len(capture)} images, {steps} steps, seed {seed}, {gaussians.recipe}, coarse {coarse}"
     return learn(problem, ADAM(problem.groups()), steps=steps, keep=keep, about=about, every=every, seconds=seconds,
                  on_progress=on_progress)  # fmt: skip

@@ -299,9 +299,10 @@ def first_gaussians(
     capture: Capture, count: int = 5000, *, steps: int = 600, seed: int = 0, keep: Path | None = None, about: str = ""
 ) -> Gaussians:
     """The same by 3D Gaussians, which need less work for sharper views (docs/gaussians.md)."""
-    scene = gaussians_fit.start(capture, count, recipe=gaussians_fit.quick(steps), seed=seed)
+    swept = gaussians_fit.swept_of(capture)
+    scene = gaussians_fit.start(capture, count, recipe=gaussians_fit.quick(steps), seed=seed, swept=swept)
     gaussians_fit.fit(
-        scene, capture, steps, coarse=int(gaussians_fit.COARSE * steps), seed=seed, keep=keep, every=100,
+        scene, capture, steps, coarse=int(gaussians_fit.COARSE * steps), seed=seed, swept=swept, keep=keep, every=100,
         about=f"{count} Gaussians in {steps} steps, seed {seed} {about}",
     )  # fmt: skip
     return scene
@@ -313,9 +314,10 @@ photographs (0.01 is 0.28 in 100 steps of Adam), and what is left of it at the e
 
 
 def following(steps: int) -> Learning:
-    """How Gaussians follow edits: as they are fitted, their colours faster."""
+    """How Gaussians follow edits: as they are fitted, their colours faster, and without distances: edited views seldom
+    agree in what a sweep compares, and each new edit would take another sweep."""
     quick = gaussians_fit.quick(steps)
-    return replace(quick, rates=replace(quick.rates, base=COLOURS), widen=1)
+    return replace(quick, rates=replace(quick.rates, base=COLOURS), widen=1, depth=0.0)
 
 
 def unlike() -> Callable[[Images, Images], Float[Tensor, " b"]]:

@@ -122,7 +122,8 @@ def reconstruct_by_gaussians(
         raise SfumatoError(f"a run has one step or more, got {steps}")
     train, held = capture.split(held_out)
     began = time.perf_counter()
-    gaussians = gaussians_fit.start(train, count, recipe=gaussians_fit.quick(steps), seed=seed).to(device)
+    swept, recipe = gaussians_fit.swept_of(train), gaussians_fit.quick(steps)
+    gaussians = gaussians_fit.start(train, count, recipe=recipe, seed=seed, swept=swept).to(device)
     begun = time.perf_counter() - began
     preview, every = held[[0]].cameras, max(1, steps // PREVIEWS)
 
@@ -133,8 +134,8 @@ def reconstruct_by_gaussians(
     about = f"{count} Gaussians of {digest(train)} in {steps} steps, seed {seed}"
     with heard(on_progress):
         run = gaussians_fit.fit(
-            gaussians, train, steps, coarse=int(gaussians_fit.COARSE * steps), seed=seed, keep=keep, about=about,
-            seconds=60, on_progress=None if on_progress is None else watch,
+            gaussians, train, steps, coarse=int(gaussians_fit.COARSE * steps), seed=seed, swept=swept, keep=keep,
+            about=about, seconds=60, on_progress=None if on_progress is None else watch,
         )  # fmt: skip
         shown = seen(gaussians, held.cameras)
     return Reconstructed(gaussians, figures(shown, held), shown, held.images, begun + run.elapsed)
@@ -166,8 +167,9 @@ def seconds_of(capture: Capture, recipe: Recipe, steps: int, device: str | torch
 def seconds_of_gaussians(capture: Capture, count: int, steps: int, device: str | torch.device = "cpu") -> float:
     """About how long they take here, by their start and two steps of as many as there are in the beginning."""
     first = time.perf_counter()
-    gaussians = gaussians_fit.start(capture, count, recipe=gaussians_fit.quick(steps)).to(device)
-    problem, times = gaussians_fit.Fitting(gaussians, capture), []
+    swept = gaussians_fit.swept_of(capture)
+    gaussians = gaussians_fit.start(capture, count, recipe=gaussians_fit.quick(steps), swept=swept).to(device)
+    problem, times = gaussians_fit.Fitting(gaussians, capture, swept=swept), []
     for step in range(2):
         began = time.perf_counter()
         problem.loss(step).backward()
