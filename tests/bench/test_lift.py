@@ -15,8 +15,8 @@ from sfumato.stilllife.oracle import Oracle, Reading, ReadThing
 from sfumato.tasks.lift import Lifted
 
 
-def thing(kind="robot", colour="red", face=False, pixels=100):
-    return ReadThing(kind, colour, "plain", (0, 0, 9, 9), (4.0, 4.0), pixels, face)
+def thing(kind="robot", colour="red", face=False, pixels=100, box=(1, 1, 9, 9)):
+    return ReadThing(kind, colour, "plain", box, (4.0, 4.0), pixels, face)
 
 
 def reading(*things):
@@ -29,6 +29,15 @@ def test_a_view_is_right_by_its_largest_thing():
     views += [reading()] + [reading(thing())] * 2
     assert judged(views, "robot", "red") == {"right": 5 / 8, "whole": 0.0, "faces": 3.0}
     assert judged([reading(thing())] * 8, "robot", "red") == {"right": 1.0, "whole": 1.0, "faces": 0.0}
+
+
+@pytest.mark.parametrize("box", [(0, 1, 9, 9), (1, 0, 9, 9), (1, 1, 16, 9), (1, 1, 9, 16)])
+def test_what_runs_out_of_the_picture_is_no_thing(box):
+    """A yellow sky without a thing is read as a yellow cube, as large as the sky."""
+    sky = thing("cube", "yellow", pixels=140, box=box)
+    assert judged([reading(sky)] * 8, "cube", "yellow")["right"] == 0
+    assert judged([reading(sky, thing())] * 8, "robot", "red")["right"] == 1
+    assert judged([reading(thing(box=(1, 1, 15, 15)))] * 8, "robot", "red")["right"] == 1
 
 
 @pytest.fixture

@@ -64,24 +64,37 @@ class LiftSession(Session):
     def lifted(
         self, name: str, asked: Asked, recipe: Lift, judge: Callable[[Lifted], Row] | None = None
     ) -> tuple[Row, Float[Tensor, "3 h w"]]:
-        """Its figures and its views, made now where they are not kept; a scene that diverged has no views right."""
+        """Its figures and its views, made now where they are not kept; a scene that diverged has no views right.
+
+        What is kept are a lift's views, and they are read each time.
+        """
 
         def measure() -> tuple[Row, Tensor]:
             size = self.model.size
             try:
                 done, took = timed(lambda: lift(self.model, asked.prompt, recipe, seed=asked.seed), self.device)
             except SfumatoError:
-                none: Row = {"right": 0.0, "whole": 0.0, "faces": None, "diverged": 1.0, "seconds": None}
-                return none, torch.zeros(3, size, TURN * size)
-            row: Row = {**judged(self.oracle.read(done.views), asked.kind, asked.colour), "diverged": 0.0}
+                return {"diverged": 1.0, "seconds": None}, torch.zeros(3, size, TURN * size)
             own = {} if judge is None else judge(done)
-            return {**row, **took, **own}, torch.cat(list(done.views), -1)
+            return {"diverged": 0.0, **took, **own}, torch.cat(list(done.views), -1)
 
-        return self.units.get(f"{name} {asked.prompt} {asked.seed}", measure)
+        row, sheet = self.units.get(f"{name} {asked.prompt} {asked.seed}", measure)
+        if row["diverged"]:
+            return {**row, "right": 0.0, "whole": 0.0, "faces": None}, sheet
+        views = (sheet * 255).round() / 255  # as they are kept
+        return {**row, **judged(self.oracle.read(torch.stack(views.chunk(TURN, -1))), asked.kind, asked.colour)}, sheet
 
 
 def largest(reading: Reading) -> ReadThing | None:
-    return max(reading.things, key=lambda thing: thing.pixels, default=None)
+    """Of the things that stand in the picture, whole: what runs out of it is ground or sky that is taken for one."""
+    high, wide = reading.mask.shape
+    standing = [thing for thing in reading.things if _inside(thing.box, high, wide)]
+    return max(standing, key=lambda thing: thing.pixels, default=None)
+
+
+def _inside(box: tuple[int, int, int, int], high: int, wide: int) -> bool:
+    left, top, right, bottom = box
+    return left > 0 and top > 0 and right < wide and bottom < high
 
 
 def judged(readings: Sequence[Reading], kind: str, colour: str) -> Row:
