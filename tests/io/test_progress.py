@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato.io.progress import Bar, Progress, Stopped, heard, progress, show
+from sfumato.io.progress import Bar, Progress, Stopped, heard, lasting, progress, show
 
 
 def test_a_listener_hears_a_work_and_the_works_inside_it():
@@ -78,3 +78,9 @@ def test_a_painting_is_heard_step_by_step(here):
     with heard(events.append), torch.no_grad():
         denoise(load("stilllife"), "a red cube", steps=3)
     assert [e.done for e in events if not e.over] == [0, 1, 2, 3] and events[-1].of == 3
+
+
+def test_times_are_told_as_a_person_tells_them():
+    assert [lasting(s) for s in (9.6, 89.4, 90, 210, 599, 601, 5399, 7200)] == [
+        "10 s", "89 s", "1.5 min", "3.5 min", "10.0 min", "10 min", "90 min", "2.0 h"
+    ]  # fmt: skip

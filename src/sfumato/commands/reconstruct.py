@@ -10,6 +10,7 @@ import tyro
 from sfumato.commands.options import Device, Json, Seed, seed_of, slug, whole
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
+from sfumato.io.progress import lasting
 from sfumato.io.terminal import note, print_json, quiet
 from sfumato.tasks import kept
 
@@ -129,13 +130,9 @@ def reconstruct(
     means = each.means()
     note(
         f"{len(views)} views held out: {means['psnr']:.2f} dB, SSIM {means['ssim']:.3f}, perceptual distance "
-        f"{means['perceptual']:.3f}, learned in {done.seconds / 60:.1f} minutes"
+        f"{means['perceptual']:.3f}, learned in {lasting(done.seconds)}"
     )
 
 
 def _told(seconds: float) -> str:
-    return (
-        f"learning takes about {seconds / 60:.1f} minutes here"
-        if seconds >= 60
-        else (f"learning takes about {max(1, round(seconds))} seconds here")
-    )
+    return f"learning takes about {lasting(max(1.0, seconds))} here"

@@ -127,3 +127,12 @@ class Bar:
             self.lines.remove_task(self.tasks.pop())
         if not self.tasks:
             self.lines.stop()
+
+
+def lasting(seconds: float) -> str:
+    """A time as a person says it: ``"45 s"``, ``"3.5 min"``, ``"40 min"``, ``"2.0 h"``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.{1 if seconds < 600 else 0}f} min"
+    return f"{seconds / 3600:.1f} h"

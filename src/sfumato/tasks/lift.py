@@ -18,7 +18,7 @@ from sfumato.distill import Distillation, Images, Rendering, distil
 from sfumato.distill.loop import Regulariser
 from sfumato.errors import SfumatoError
 from sfumato.io.memory import peaked
-from sfumato.io.progress import Listener, heard, show
+from sfumato.io.progress import Listener, heard, lasting, show
 from sfumato.media import pictures
 from sfumato.scene import regularisers as losses_of
 from sfumato.scene.backgrounds import Background, Directional, Horizon
@@ -89,8 +89,7 @@ class Cost:
     """Beside the model, at most."""
 
     def __str__(self) -> str:
-        took = f"{self.seconds / 60:.1f} min" if self.seconds >= 90 else f"{self.seconds:.0f} s"
-        return f"about {took} and {self.megabytes:.0f} MB beside the model"
+        return f"about {lasting(self.seconds)} and {self.megabytes:.0f} MB beside the model"
 
 
 @dataclass(frozen=True)

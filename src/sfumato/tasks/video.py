@@ -35,7 +35,7 @@ from sfumato.core.results import Sample
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Path, invert
 from sfumato.io.files import atomic, writable, write_json
-from sfumato.io.progress import Listener, heard, progress
+from sfumato.io.progress import Listener, heard, lasting, progress
 from sfumato.media import images, pictures
 from sfumato.media import video as videos
 from sfumato.media.images import Fit, Fitted
@@ -162,7 +162,7 @@ class Cost:
         held = f"latents {mib(self.held)}, " if self.held else ""
         work = f", the way back to noise {mib(self.work)} until they are painted" if self.work else ""
         return (
-            f"{self.frames} {many} in {runs}, {self.rows:.0f} rows of the network, about {spoken(self.seconds)} here; "
+            f"{self.frames} {many} in {runs}, {self.rows:.0f} rows of the network, about {lasting(self.seconds)} here; "
             f"{held}taps take {mib(self.bytes)}, frames on disk about {mib(self.disk)}{work}"
         )
 
@@ -260,15 +260,6 @@ def beside(asked: VideoEdit, frames: File) -> Iterator[Picture]:
     edited = videos.opened(frames).frames()
     for frame, became in zip(asked.footage.frames(), edited, strict=False):
         yield pictures.grid([frame, became], 2)
-
-
-def spoken(seconds: float) -> str:
-    """A time as a person says it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def mib(size: int) -> str:
