@@ -88,9 +88,9 @@ def test_words_of_ones_own_are_taken(sd):
 
 
 def test_what_is_painted_is_of_the_seeds_alone(sd):
-    two, one = task.painted(sd, "a cube", 2, 5), task.painted(sd, "a cube", 1, 6)
+    two, one = task.painted(sd, ["a cube"], 2, 5), task.painted(sd, ["a cube"], 1, 6)
     torch.testing.assert_close(two[1:], one, atol=2e-5, rtol=0)
-    assert task.painted(sd, "a cube", 0).shape == (0, 3, sd.size, sd.size)
+    assert task.painted(sd, ["a cube"], 0).shape == (0, 3, sd.size, sd.size)
 
 
 def test_cameras_go_by_name(sd, tmp_path):

@@ -219,7 +219,8 @@ def default(spec: str) -> Any:
 def learning(word: str, model: str) -> tuple[Any, str]:
     """A method that learns a concept and what to call the thing: as it suits the model, or else as published."""
     row = RECIPES.get((model, word))
-    return (default(word), "object") if row is None else (row.method, row.kind or "object")
+    method = default(word) if row is None else row.method
+    return method, (row and row.kind) or method.usual_kind
 
 
 def suited(word: str, model: str, side: int | None) -> tuple[Any, int | None]:
