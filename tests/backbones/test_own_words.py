@@ -187,6 +187,35 @@ def test_words_that_do_not_change_with_time_or_are_the_same_are_read_once(models
         assert len(calls) == passes
 
 
+@pytest.mark.parametrize("skip", [None, 1])
+def test_a_prediction_asks_once_for_all_texts_and_once_for_a_word_at_a_time(models, monkeypatch, skip):
+    """What is remembered costs a look through the encoders' modules, and a mapper's vectors a pass of it."""
+    model, asked, times = models("sd").with_words({}), [], []
+    model.clip_skip = skip
+
+    class Timed(Layers):
+        def at(self, t, layers):
+            times.extend(t.tolist())
+            return super().at(t, layers)
+
+    own = model.with_words({"<own>": Timed({"clip_l": model.vectors("cube")["clip_l"].expand(1, -1, -1)}, timed=True)})
+    prompts = [PROMPT, "a red <own>", PROMPT, "a duck", PROMPT, "a red <own>"]
+    cond = own.embed(prompts)
+    real = type(own)._embed
+    monkeypatch.setattr(
+        type(own), "_embed", lambda self, *args, **named: asked.append(args) or real(self, *args, **named)
+    )
+    rows = []
+    hook = own.pipe.text_encoder.register_forward_pre_hook(lambda m, args: rows.append(len(args[0])))
+    for t in (700.0, 300.0):
+        times.clear(), asked.clear()
+        texts = cond.layered(cond, torch.tensor([t, t, t, t, 100.0, t]))
+        assert len(asked) == 1 and sorted(times) == sorted([t, t, 100.0])
+    hook.remove()
+    assert sum(rows) == 2, "a word that is always the same is read again"
+    torch.testing.assert_close(texts.keys, cond.text[:, None].expand_as(texts.keys), rtol=0, atol=2e-6)
+
+
 def test_a_text_that_was_changed_is_refused_where_layers_read_their_own(models):
     model = models("sd")
     own = model.with_words({"<own>": Layers({"clip_l": model.vectors("cube")["clip_l"].expand(1, -1, -1)})})

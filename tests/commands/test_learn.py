@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from sfumato.learning import concepts
+from sfumato.learning.checkpoint import read
 from sfumato.learning.concepts import Concept
 from sfumato.learning.teaching import Teaching
 
@@ -29,7 +31,7 @@ def lab(here, run, photos, tmp_path):
     return call
 
 
-def test_it_writes_a_concept_that_other_commands_read(lab, run, tmp_path):
+def test_it_writes_a_concept_that_other_commands_read(lab, run, tmp_path, monkeypatch):
     code, out, err = lab("--json", "--kind", "cube", "textual-inversion", "--vectors", 2)
     assert code == 0, err
     row = json.loads(out)
@@ -53,6 +55,11 @@ def test_it_writes_a_concept_that_other_commands_read(lab, run, tmp_path):
     assert known != plain, "the concept is not read"
     _, err = painted("--concept", f"{row['files'][0]}:<goose>")
     assert "no prompt says '<goose>', the word of --concept" in err
+    reads = []
+    with monkeypatch.context() as patch:
+        patch.setattr(concepts, "read", lambda path: reads.append(path) or read(path))
+        assert painted("--concept", row["files"][0])[0] == known
+    assert len(reads) == 1, "the file is read again for what is said of prompts"
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_concept(lab, tmp_path, monkeypatch):
@@ -115,4 +122,23 @@ def test_a_concept_that_is_none_or_of_another_model_is_one_line(here, run, tmp_p
         ("pickled.pt", "pickled.pt"),
     ):
         code, _, err = run("generate", "a <duck>", "--concept", tmp_path / file, "--out", tmp_path / "out")
+        assert code == 2 and says in err and len(err.splitlines()) == 1, err
+
+
+def test_a_relation_is_learned_from_captions_of_pictures(here, run, photos, tmp_path):
+    captions = tmp_path / "text.json"
+    captions.write_text(
+        json.dumps({"0.png": "a red cube {} a duck", "1.png": ["a mug <by> a ring", "a car {} a tree"]})
+    )
+    options = ("--as", "<by>", "--steps", 1, "--samples", 2, "--out", tmp_path / "by.safetensors", "--json")
+    code, out, err = run("learn", photos, *options, "--captions", captions, "reversion", "--batch", 2)
+    assert code == 0, err
+    row = json.loads(out)
+    assert row["kind"] == "and" and "1 steps of reversion on 2 photographs" in err
+    assert Concept.load(tmp_path / "by.safetensors").rows["clip_l"].shape[0] == 1
+    for more, says in (
+        (("reversion",), "reversion learns from pictures with captions; give them by --captions"),
+        (("--captions", captions, "textual-inversion"), "textual-inversion does not learn from captions; leave"),
+    ):
+        code, _, err = run("learn", photos, *options, *more)
         assert code == 2 and says in err and len(err.splitlines()) == 1, err

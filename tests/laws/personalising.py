@@ -18,9 +18,12 @@ from sfumato.methods.personalise.dream_booth import DreamBooth
 from sfumato.methods.personalise.extended_textual_inversion import ExtendedTextualInversion
 from sfumato.methods.personalise.lora import LoRA
 from sfumato.methods.personalise.neural_inversion import NeuralInversion
+from sfumato.methods.personalise.reversion import ReVersion
 from sfumato.methods.personalise.textual_inversion import TextualInversion
 from sfumato.methods.personalise.view_inversion import ViewInversion
 
+GROUNDS = ("grass", "snow", "sand", "stone")
+BASIS = ("on", "behind", "of", "at", "by")
 UNETS = ("sd", "sd2", "sdxl")
 
 
@@ -41,6 +44,7 @@ METHODS = (
     Row("disentangled-inversion", (DisentangledInversion(batch=2, scene="grass"),)),
     Row("extended-textual-inversion", (ExtendedTextualInversion(batch=2, vectors=2),)),
     Row("neural-inversion", (NeuralInversion(batch=2, waves=16), NeuralInversion(batch=1, bypass=0.0, dropout=0.0))),
+    Row("reversion", (ReVersion(batch=2, basis=BASIS), ReVersion(batch=3, steer=0.0, alpha=1.0))),
     Row("view-inversion", (ViewInversion(batch=2), ViewInversion(batch=1, dropout=0.5))),
     Row(
         "textual-inversion",
@@ -59,10 +63,11 @@ WAYS = [(row.word, i, way) for row in METHODS for i, way in enumerate(row.ways)]
 
 
 def asked(model: Any, n: int = 2, seed: int = 0) -> Asked:
-    """A few random pictures, with masks and cameras, and others of the kind at large."""
+    """A few random pictures, with masks, cameras and captions, and others of the kind at large."""
     lessons = _lessons(model, n)
     cameras = torch.tensor([[50.0 * i, 10.0 * i] for i in range(n)])
-    return Asked(model, lessons[0], "<own>", "cube", prior=lessons[1], seed=seed, cameras=cameras)
+    captions = tuple((f"a cube {{}} a duck on {ground}", "a red sphere <own> the cube") for ground in GROUNDS[:n])
+    return Asked(model, lessons[0], "<own>", "cube", prior=lessons[1], seed=seed, cameras=cameras, captions=captions)
 
 
 @cache

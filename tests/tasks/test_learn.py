@@ -88,9 +88,9 @@ def test_words_of_ones_own_are_taken(sd):
 
 
 def test_what_is_painted_is_of_the_seeds_alone(sd):
-    two, one = task.painted(sd, "a cube", 2, 5), task.painted(sd, "a cube", 1, 6)
+    two, one = task.painted(sd, ["a cube"], 2, 5), task.painted(sd, ["a cube"], 1, 6)
     torch.testing.assert_close(two[1:], one, atol=2e-5, rtol=0)
-    assert task.painted(sd, "a cube", 0).shape == (0, 3, sd.size, sd.size)
+    assert task.painted(sd, ["a cube"], 0).shape == (0, 3, sd.size, sd.size)
 
 
 def test_cameras_go_by_name(sd, tmp_path):
@@ -124,3 +124,22 @@ def test_pictures_of_the_kind_are_painted_once_and_kept(sd, tmp_path):
     assert {file.name: file.read_bytes() for file in place.glob("*.png")} == kept
     done = task.learn(sd, photographs, "<duck>", replace(method, prior_weight=0.0), kind="cube", samples=0)
     assert done.concept.changes, "nothing was learned"
+
+
+def test_captions_go_by_name_one_or_several(sd, tmp_path):
+    picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
+    captions = tmp_path / "text.json"
+    for text, says in (
+        ('{"a.png": "a cat {} a table"}', r"KeyError\('b.png'\)"),
+        ("[1, 2]", "says what each picture shows, as"),
+        ('{"a.png": "a cat {} a table", "b.png": 3}', "says what each picture shows"),
+        ('{"a.png": "a cat {} a table", "b.png": []}', "not a caption: ''"),
+        ('{"a.png": ["a cat {} a table", " "], "b.png": "x"}', "not a caption: ' '"),
+    ):
+        captions.write_text(text)
+        with pytest.raises(SfumatoError, match=says):
+            task.read([tmp_path], sd, 9, captions=captions)
+    captions.write_text('{"b.png": ["a dog {} a chair", "a dog"], "a.png": "a cat {} a table", "other": 3}')
+    found = task.read([tmp_path], sd, 9, captions=captions)
+    assert found.captions == (("a cat {} a table",), ("a dog {} a chair", "a dog"))
+    assert found.digest != replace(found, captions=found.captions[::-1]).digest

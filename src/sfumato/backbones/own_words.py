@@ -94,37 +94,57 @@ class OwnWords:
 
         Raises ``SfumatoError`` for a row whose text is no longer what the model makes of its prompt.
         """
-        plain = cond.text[:, None].expand(-1, layers, -1, -1)
-        keys, values = plain.clone(), None
+        keys, values = cond.text[:, None].expand(-1, layers, -1, -1).clone(), None
+        varied = {prompt: self.varied(model, prompt) for prompt in dict.fromkeys(cond.prompts)}
+        each = {prompt: words for prompt, words in varied.items() if words}
+        skips: dict[int, int | None] = {}
+        for skip in dict.fromkeys((model.clip_skip, None)):
+            left = [i for i, prompt in enumerate(cond.prompts) if prompt in each and i not in skips]
+            texts = _read(model, [*dict.fromkeys(cond.prompts[i] for i in left)], skip)
+            skips |= {i: skip for i in left if torch.equal(texts[cond.prompts[i]], cond.text[i])}
         beside: dict[int, Tensor | None] = {}
+        done: dict[tuple[str, int | None, float], Texts] = {}
         for i, (prompt, time) in enumerate(zip(cond.prompts, t, strict=True)):
-            if not (words := self.varied(model, prompt)):
+            if (words := each.get(prompt)) is None:
                 continue
-            skip = None
-            if not torch.equal(model.embed_negative([prompt]).text[0], cond.text[i]):
-                skip = model.clip_skip
-                if not torch.equal(model.embed([prompt]).text[0], cond.text[i]):
-                    raise SfumatoError(
-                        f"{next(iter(words))!r} is read otherwise by each layer, and something has changed the text of "
-                        f"{prompt!r}; leave one of the two out"
-                    )
-            vectors, read = None, b""
-            if any(own.timed for own in words.values()):
-                vectors = _alike(words, time[None], layers)
-                read = _digest(vectors)  # times at which a word is the same are read once
-            if (key := (prompt, skip, read)) not in self._known:
-                self._known[key] = apart(model, [prompt], vectors or _alike(words, time[None], layers), skip)
-            self._known.move_to_end(key)
-            while len(self._known) > MANY:
-                self._known.popitem(last=False)
-            found = self._known[key]
-            keys[i] = found.keys[0]
-            beside[i] = found.values
+            if i not in skips:
+                raise SfumatoError(
+                    f"{next(iter(words))!r} is read otherwise by each layer, and something has changed the text of "
+                    f"{prompt!r}; leave one of the two out"
+                )
+            at = (prompt, skips[i], float(time))
+            if at not in done:
+                done[at] = self._made(model, words, prompt, skips[i], time[None], layers)
+            keys[i] = done[at].keys[0]
+            beside[i] = done[at].values
         for i, own in beside.items():
             if own is not None:
                 values = keys.clone() if values is None else values
                 values[i] = own[0]
         return Texts(keys, values)
+
+    def _made(
+        self, model: Any, words: Mapping[str, Word], prompt: str, skip: int | None, t: Float[Tensor, "1"], layers: int
+    ) -> Texts:
+        """What each layer reads of one prompt at a time; times at which its words are the same are read once."""
+        vectors, read = None, b""
+        if any(own.timed for own in words.values()):
+            vectors = _alike(words, t, layers)
+            read = _digest(vectors)
+        if (key := (prompt, skip, read)) not in self._known:
+            self._known[key] = apart(model, [prompt], vectors or _alike(words, t, layers), skip)
+        self._known.move_to_end(key)
+        while len(self._known) > MANY:
+            self._known.popitem(last=False)
+        return self._known[key]
+
+
+def _read(model: Any, prompts: Sequence[str], skip: int | None) -> dict[str, Float[Tensor, "n d"]]:
+    """What the model makes of prompts, which it remembers."""
+    if not prompts:
+        return {}
+    cond = model.embed_negative(prompts) if skip is None else model.embed(prompts)
+    return dict(zip(prompts, cond.text, strict=True))
 
 
 def _alike(words: Mapping[str, Word], t: Float[Tensor, " b"], layers: int) -> dict[str, tuple[Rows, Rows | None]]:

@@ -28,7 +28,8 @@ def learn(
     *,
     as_: Annotated[str, tyro.conf.arg(name="as", metavar="WORD", help="By which prompts will name it, as '<duck>'.")],
     kind: Annotated[
-        str | None, tyro.conf.arg(help="What sort of thing it is, in words that the model knows [default: object].")
+        str | None,
+        tyro.conf.arg(help="What sort of thing it is, in words that the model knows [default: object, or what suits]."),
     ] = None,
     masks: Annotated[
         Path | None,
@@ -38,6 +39,12 @@ def learn(
         Path | None,
         tyro.conf.arg(
             metavar="JSON", help="Where each was seen from, as {'a.png': [azimuth, elevation]}; of methods of views."
+        ),
+    ] = None,
+    captions: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="JSON", help="What each shows, as {'a.png': 'a cat {} a table'}, {} for the word; of relations."
         ),
     ] = None,
     steps: Annotated[int | None, tyro.conf.arg(help="Steps of the run [default: the method's].")] = None,
@@ -95,13 +102,19 @@ def learn(
         method = cls(**{**vars(method), **{k: v for k, v in own.items() if v != getattr(cls(), k)}})
     count = method.steps if steps is None else steps
     kind = kind or suited
-    for option, wanted, there in (("--masks", method.wants_masks, masks), ("--cameras", method.wants_cameras, cameras)):
+    for option, wanted, there in (
+        ("--masks", method.wants_masks, masks),
+        ("--cameras", method.wants_cameras, cameras),
+        ("--captions", method.wants_captions, captions),
+    ):
         if wanted and there is None:
             raise SfumatoError(f"{name} learns from pictures with {option[2:]}; give them by {option}")
+        if there is not None and not wanted and option != "--masks":
+            raise SfumatoError(f"{name} does not learn from {option[2:]}; leave {option} out, or take another method")
     seen = task.listed(photos)  # before the model is loaded
     net = loading.load(model, device)
     task.new_word(net, as_)
-    photographs = task.read(seen, net, count * getattr(method, "batch", 1), masks, cameras)
+    photographs = task.read(seen, net, count * getattr(method, "batch", 1), masks, cameras, captions)
     note(f"{count} steps of {name} on {len(photographs)} photographs")
     settings = {"word": as_, "kind": kind, "method": repr(method), "steps": count, "seed": seed, "model": model,
                 "photographs": [str(f) for f in photographs.files]}  # fmt: skip

@@ -118,7 +118,7 @@ class Loading:
         if model == "stilllife" and (text := remark(*prompts)):
             note(text)
         learned = [("embedding", *of) for of in map(_embedding, self.embedding)]
-        learned += [("concept", _concept(file).word, file) for file in self.concept]
+        learned += [("concept", _word(file), file) for file in self.concept]
         for option, word, file in learned:
             if not any(word in prompt for prompt in prompts):
                 note(f"no prompt says {word!r}, the word of --{option} {file}, so it is not read")
@@ -144,16 +144,30 @@ def _concept(text: str) -> Concept:
     """A concept's file, seen from azimuth and elevation and by another word where they are given."""
     from sfumato.learning.concepts import Concept
 
-    file, colon, word = (text, "", "") if Path(text).is_file() else text.rpartition(":")
-    place = file if colon and word else text
-    file, at, view = (place, "", "") if Path(place).is_file() else place.rpartition("@")
-    found = Concept.load(file if at else place)
-    if at:
+    file, view, word = _parts(text)
+    found = Concept.load(file)
+    if view is not None:
         try:
             found = found.seen_from(*map(float, view.split(",")))
         except ValueError:
             raise SfumatoError(f"a concept is seen from azimuth and elevation, as {file}@90,20, got {view!r}") from None
-    return found.called(word) if colon and word else found
+    return found.called(word) if word else found
+
+
+def _word(text: str) -> str:
+    """That of a concept; of its file no more is read than its header."""
+    from sfumato.learning.concepts import checked, word_of
+
+    file, _, word = _parts(text)
+    return checked(word) if word else word_of(file)
+
+
+def _parts(text: str) -> tuple[str, str | None, str]:
+    """File, view and word of FILE[@VIEW][:WORD]; None and nothing where they are not there."""
+    file, colon, word = (text, "", "") if Path(text).is_file() else text.rpartition(":")
+    place, word = (file, word) if colon and word else (text, "")
+    file, at, view = (place, "", "") if Path(place).is_file() else place.rpartition("@")
+    return (file, view, word) if at else (place, None, word)
 
 
 def seed_of(value: int) -> int:

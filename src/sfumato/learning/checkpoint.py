@@ -84,6 +84,17 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise SfumatoError(f"cannot read {path}: {e}") from e
 
 
+def header_of(path: str | Path) -> dict[str, str]:
+    """The header of a safetensors file alone. Raises ``SfumatoError`` where it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:  # pyright: ignore[reportPrivateImportUsage]
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as e:
+        raise SfumatoError(f"cannot read {path}: {e}") from e
+
+
 def reached(path: str | Path) -> tuple[int, float]:
     """Step and seconds of a checkpoint, from its header alone and without torch; zeros where there is none."""
     try:

@@ -20,7 +20,7 @@ from torch import Tensor
 from sfumato.errors import SfumatoError, finite, unknown
 from sfumato.io.files import save_tensors
 from sfumato.learning import concept_files
-from sfumato.learning.checkpoint import read
+from sfumato.learning.checkpoint import header_of, read
 from sfumato.learning.mappers import read_as, seen_from
 
 HEADER = "sfumato concept"
@@ -177,26 +177,20 @@ class Concept:
     @classmethod
     def load(cls, path: str | Path) -> Concept:
         """Read it. Raises ``SfumatoError`` for a file that is damaged, or no concept."""
-        path = Path(path).expanduser()
-        if not path.is_file():
-            raise SfumatoError(f"there is no concept {path}; sfumato learn PHOTOS --as '<word>' makes one")
+        path = _file(path)
         tensors, header = read(path)
         return cls._made(path, tensors, header)
 
     @classmethod
     def _made(cls, path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Concept:
-        try:
-            kept = json.loads(header[HEADER])
-            word, about = str(kept["word"]), dict(kept["about"])
-        except (KeyError, ValueError, TypeError) as e:
-            raise SfumatoError(f"{path} is no concept that sfumato learn wrote; LoRAs are read by --lora") from e
+        word, about = _of_header(path, header)
         parts: dict[str, dict[str, Tensor]] = {"rows": {}, "changes": {}, "mapper": {}}
         for key, value in tensors.items():
             part, _, name = key.partition(".")
             if part not in parts:
                 raise SfumatoError(f"{path} has {key!r}, which no concept has; it is of a newer version")
             parts[part][name] = value
-        return cls(checked(word), parts["rows"], parts["changes"], about, parts["mapper"])
+        return cls(word, parts["rows"], parts["changes"], about, parts["mapper"])
 
     @classmethod
     def read(cls, path: str | Path, word: str | None = None) -> Concept:
@@ -204,9 +198,7 @@ class Concept:
 
         Nothing is unpickled. Raises ``SfumatoError`` for a file that is damaged, or holds no word, or several.
         """
-        path = Path(path).expanduser()
-        if not path.is_file():
-            raise SfumatoError(f"there is no concept {path}; sfumato learn PHOTOS --as '<word>' makes one")
+        path = _file(path)
         tensors, header = ({}, {}) if path.suffix in concept_files.PICKLED else read(path)
         if HEADER in header:
             return cls._made(path, tensors, header)
@@ -224,6 +216,28 @@ class Concept:
         for values in rows.values():
             finite(values, f"the word {name!r} of {path}", "the file is damaged; take another")
         return cls(checked(name), rows, about={"file": path.name})
+
+
+def word_of(path: str | Path) -> str:
+    """The word of a concept's file, of which nothing else is read. ``SfumatoError`` for a file that is none."""
+    path = _file(path)
+    return _of_header(path, header_of(path))[0]
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise SfumatoError(f"there is no concept {path}; sfumato learn PHOTOS --as '<word>' makes one")
+    return path
+
+
+def _of_header(path: Path, header: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+    """The word, and how it came to be."""
+    try:
+        kept = json.loads(header[HEADER])
+        return checked(str(kept["word"])), dict(kept["about"])
+    except (KeyError, ValueError, TypeError) as e:
+        raise SfumatoError(f"{path} is no concept that sfumato learn wrote; LoRAs are read by --lora") from e
 
 
 def checked(word: str) -> str:

@@ -38,6 +38,13 @@ class Asked:
     """From where each picture was seen: azimuth and elevation in degrees, or other numbers of a camera."""
     about: str = ""
     """What the pictures are, such as a digest of them: a run goes on with these alone."""
+    captions: tuple[tuple[str, ...], ...] = ()
+    """What is said of each picture, in one way or several, with {} or the word for what is learned."""
+
+    @property
+    def said(self) -> tuple[tuple[str, ...], ...]:
+        """Captions with the word in its place."""
+        return tuple(tuple(caption.replace("{}", self.word) for caption in each) for each in self.captions)
 
 
 class Personalisation(Settings):
@@ -49,6 +56,10 @@ class Personalisation(Settings):
     wants_masks: ClassVar[bool] = False
     wants_cameras: ClassVar[bool] = False
     """Does it learn from where pictures were seen?"""
+    wants_captions: ClassVar[bool] = False
+    """Does it learn from what is said of each picture?"""
+    usual_kind: ClassVar[str] = "object"
+    """What it begins with, where nobody says what is learned."""
     teaches_words: ClassVar[bool] = True
     """Does it learn vectors of a word? Others leave that to the kind's words and a name before them."""
     steps: int
@@ -90,6 +101,8 @@ class Personalisation(Settings):
             raise SfumatoError(f"{name} learns from pictures with masks; mark the thing in each (--masks)")
         if self.wants_cameras:
             _check_cameras(asked, name)
+        if self.wants_captions:
+            _check_captions(asked, name)
         if self.wants_prior and asked.prior is None:
             raise SfumatoError(f"{name} learns from pictures of {asked.kind!r} at large as well; give a prior")
 
@@ -103,6 +116,23 @@ def _check_cameras(asked: Asked, name: str) -> None:
         raise SfumatoError("a camera is not finite; give numbers, such as azimuth and elevation in degrees")
     if asked.lesson.latents.shape[1] > 1:
         raise SfumatoError(f"{name} learns views, and a mirrored picture is seen from elsewhere; leave mirroring out")
+
+
+def _check_captions(asked: Asked, name: str) -> None:
+    if not asked.captions:
+        raise SfumatoError(
+            f"{name} learns from what is said of each picture; give captions, as 'a cat {{}} a table', with {{}} for "
+            f"{asked.word}"
+        )
+    if len(asked.captions) != len(asked.lesson) or not all(asked.captions):
+        raise SfumatoError(f"{len(asked.lesson)} pictures have captions each, got those of {len(asked.captions)}")
+    for caption in (caption for each in asked.captions for caption in each):
+        if "{}" not in caption and asked.word not in caption:
+            raise SfumatoError(f"a caption has {{}} or {asked.word} for what is learned, got {caption!r}")
+    if asked.lesson.latents.shape[1] > 1:
+        raise SfumatoError(
+            f"{name} learns what captions say, and of a mirrored picture they may be false; leave mirroring out"
+        )
 
 
 def teach(

@@ -149,6 +149,7 @@ METHODS = (
     Entry("custom-diffusion", "personalise.custom_diffusion:CustomDiffusion"),
     Entry("dream-booth", "personalise.dream_booth:DreamBooth", "dreambooth"),
     Entry("lora", "personalise.lora:LoRA"),
+    Entry("reversion", "personalise.reversion:ReVersion"),
     Entry("textual-inversion", "personalise.textual_inversion:TextualInversion", "ti"),
 )
 

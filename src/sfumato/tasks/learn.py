@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,7 @@ from sfumato.media import pictures
 from sfumato.media.images import read_image, suffixes
 from sfumato.tasks import kept
 
+T = TypeVar("T")
 SHOWN = 4
 """Pictures of a concept that are painted when it is learned, and how many of the photographs stand above them."""
 
@@ -41,6 +42,8 @@ class Photographs:
     masks: Float[Tensor, "n h w"] | None = None
     cameras: Float[Tensor, "n 2"] | None = None
     """Azimuth and elevation that each was seen from, in degrees; 0 is the front."""
+    captions: tuple[tuple[str, ...], ...] = ()
+    """What is said of each, in one way or several, with {} for what is learned."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -48,7 +51,7 @@ class Photographs:
     @property
     def digest(self) -> str:
         """A word for what they show."""
-        return kept.digest([self.pixels, self.masks, self.cameras])
+        return kept.digest([self.pixels, self.masks, self.cameras, *self.captions])
 
 
 def listed(places: Sequence[Path]) -> list[Path]:
@@ -76,12 +79,18 @@ def listed(places: Sequence[Path]) -> list[Path]:
 
 
 def read(
-    places: Sequence[Path], model: Backbone, most: int, masks: Path | None = None, cameras: Path | None = None
+    places: Sequence[Path],
+    model: Backbone,
+    most: int,
+    masks: Path | None = None,
+    cameras: Path | None = None,
+    captions: Path | None = None,
 ) -> Photographs:
     """Centre squares of photographs at the model's size; of more than ``most`` as many, evenly from all.
 
     ``masks``: a folder with a picture of the same name for each, white where the thing is. ``cameras``: a JSON file,
-    name -> [azimuth, elevation] in degrees. Raises ``SfumatoError`` for what cannot be read, and for what is missing.
+    name -> [azimuth, elevation] in degrees; ``captions``: one with name -> a caption, or several. Raises
+    ``SfumatoError`` for what cannot be read, and for what is missing.
     """
     files = listed(places)
     if len(files) > most:
@@ -93,6 +102,7 @@ def read(
     if marks is not None and (missing := [f.name for f in files if f.stem not in marks]):
         raise SfumatoError(f"{masks} has no mask of {missing[0]}; a mask is a picture of the same name")
     seen_from = None if cameras is None else _cameras(cameras, files)
+    said = () if captions is None else _captions(captions, files)
     read_of = []
     with progress("reading photographs", len(files)) as advance:
         for file in files:
@@ -101,21 +111,39 @@ def read(
             read_of.append(torch.cat([pixels, mask]))
             advance()
     both = torch.stack(read_of)
-    return Photographs(tuple(files), both[:, :3], None if marks is None else both[:, 3], seen_from)
+    return Photographs(tuple(files), both[:, :3], None if marks is None else both[:, 3], seen_from, said)
 
 
 def _cameras(path: Path, files: Sequence[Path]) -> Float[Tensor, "n 2"]:
     """Of each file."""
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        found = torch.tensor([[float(value) for value in known[file.name]] for file in files])
-    except OSError as e:
-        raise SfumatoError(f"cannot read {path}: {e.strerror or e}") from e
-    except (ValueError, TypeError, KeyError) as e:
-        raise SfumatoError(f'{path} says where each picture was seen from, as {{"a.png": [90, 20]}}; {e!r}') from e
+    says = 'says where each picture was seen from, as {"a.png": [90, 20]}'
+    found = _of_each(path, files, says, lambda of: torch.tensor([[float(value) for value in row] for row in of]))
     if found.shape != (len(files), 2) or not found.isfinite().all():
         raise SfumatoError(f"{path} has an azimuth and an elevation of each picture, in degrees")
     return found
+
+
+def _captions(path: Path, files: Sequence[Path]) -> tuple[tuple[str, ...], ...]:
+    """Of each file."""
+
+    def made(of: list[Any]) -> tuple[tuple[str, ...], ...]:
+        found = tuple((said,) if isinstance(said, str) else tuple(said) for said in of)
+        if bad := [said for each in found for said in each or [""] if not isinstance(said, str) or not said.strip()]:
+            raise ValueError(f"not a caption: {bad[0]!r}")
+        return found
+
+    return _of_each(path, files, 'says what each picture shows, as {"a.png": "a cat {} a table"}', made)
+
+
+def _of_each(path: Path, files: Sequence[Path], says: str, made: Callable[[list[Any]], T]) -> T:
+    """What is made of what a JSON file has of each file, by its name. ``SfumatoError`` for what it lacks, or is not."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return made([known[file.name] for file in files])
+    except OSError as e:
+        raise SfumatoError(f"cannot read {path}: {e.strerror or e}") from e
+    except (ValueError, TypeError, KeyError) as e:
+        raise SfumatoError(f"{path} {says}; {e!r}") from e
 
 
 @dataclass(frozen=True)
@@ -124,7 +152,7 @@ class Learned:
 
     concept: Concept
     samples: Float[Tensor, "n 3 h w"]
-    """What the model paints of it, under its word alone."""
+    """What the model paints of it: under its word alone, or what was said of pictures."""
 
 
 def learn(
@@ -150,23 +178,30 @@ def learn(
     ``new_word`` says whether the word is one. Raises ``SfumatoError`` for what ``teach`` refuses.
     """
     with heard(on_progress):
-        lesson = Lesson.of(model, photographs.pixels, photographs.masks, mirrored=not method.wants_cameras)
+        lesson = Lesson.of(
+            model, photographs.pixels, photographs.masks, mirrored=not (method.wants_cameras or method.wants_captions)
+        )
         at_large = class_pictures(model, kind, method.class_pictures, 0, prior) if method.wants_prior else None  # pyright: ignore[reportAttributeAccessIssue]
-        asked = Asked(model, lesson, word, kind, at_large, seed, photographs.cameras, photographs.digest)
+        asked = Asked(
+            model, lesson, word, kind, at_large, seed, photographs.cameras, photographs.digest, photographs.captions
+        )
         found = teach(method, asked, steps=steps, keep=keep, on_progress=_shown if on_progress else None)
         found = repaired(found, model) if repair else found
-        return Learned(found, painted(found.on(model), f"a {word}", samples, seed))
+        prompts = [each[0] for each in asked.said] or [f"a {word}"]
+        return Learned(found, painted(found.on(model), prompts, samples, seed))
 
 
 def _shown(run: Run) -> None:
     run.say(f"learning, loss {float(run.loss):.3g}")
 
 
-def painted(model: Backbone, prompt: str, n: int, seed: int = 0) -> Float[Tensor, "n 3 h w"]:
-    """What a model that knows the concept paints."""
+def painted(model: Backbone, prompts: Sequence[str], n: int, seed: int = 0) -> Float[Tensor, "n 3 h w"]:
+    """What a model that knows the concept paints, under each prompt in turn."""
     if not n:
         return torch.empty(0, 3, model.size, model.size)
-    found = denoise(model, [prompt] * n, seed=list(range(seed, seed + n)), steps=30, guide=cfg(5.0)).images.cpu()
+    found = denoise(
+        model, [prompts[i % len(prompts)] for i in range(n)], seed=list(range(seed, seed + n)), steps=30, guide=cfg(5.0)
+    ).images.cpu()
     show(pictures.picture(found[0]))
     return found
 

@@ -62,6 +62,8 @@ _FEATURES = {
 _PARTS = (0.5, 0.5, 0.5, 1.0)
 """Of its scales, the finest maps count most: 16 x 16 cells."""
 
+_TRAINED_PREPOSITIONS = ("above", "at", "behind", "by", "from", "in", "of", "on", "to")
+
 _ROWS = (
     # Editing. Of the inversions for methods without their own, the edit-friendly one does best.
     Recipe("prompt-to-prompt", guidance=EDITING, start="edit-friendly"),
@@ -191,6 +193,7 @@ _ROWS = (
     # Learning. Its captions are sentences of a thing on a ground; photographs it was never told of.
     Recipe("textual-inversion", {"templates": ("a {}",), "rate": 1e-2, "steps": 150}, kind="cube"),
     Recipe("extended-textual-inversion", {"templates": ("a {}",), "steps": 150, "batch": 4}, kind="cube"),
+    Recipe("reversion", {"rate": 1e-2, "steps": 150, "batch": 4, "basis": _TRAINED_PREPOSITIONS}),
     # At 1e-3 other things stay as they were, at 4e-3 they fray; the whole network at a tenth of that.
     Recipe("lora", {"rate": 1e-3, "steps": 120, "batch": 2}, kind="cube"),
     Recipe("dream-booth", {"rate": 1e-4, "steps": 120, "batch": 2, "prior_weight": 0.0}, kind="cube"),
@@ -219,7 +222,8 @@ def default(spec: str) -> Any:
 def learning(word: str, model: str) -> tuple[Any, str]:
     """A method that learns a concept and what to call the thing: as it suits the model, or else as published."""
     row = RECIPES.get((model, word))
-    return (default(word), "object") if row is None else (row.method, row.kind or "object")
+    method = default(word) if row is None else row.method
+    return method, (row and row.kind) or method.usual_kind
 
 
 def suited(word: str, model: str, side: int | None) -> tuple[Any, int | None]:

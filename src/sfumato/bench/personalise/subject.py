@@ -35,7 +35,11 @@ MEANINGS = {
     "prompt_plain": "part of ground, light and style read right in paintings of a kind that the model knows",
 }
 TARGETS: dict[str, Target] = {}
-METHODS = tuple(word for word in index.words(index.LEARNING) if ("stilllife", word) in recipes.RECIPES)
+METHODS = tuple(
+    word
+    for word in index.words(index.LEARNING)
+    if ("stilllife", word) in recipes.RECIPES and not index.find(word).method.wants_captions
+)
 for _word in METHODS:
     _key = _word.replace("-", "_")
     MEANINGS |= {

@@ -20,70 +20,48 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from sfumato.learning.concepts import Concept
-from sfumato.learning.mappers import named, numbered
-from sfumato.learning.personal import Asked, Personalisation
-from sfumato.learning.seeds import generator
-from sfumato.learning.teaching import Part, filled
-from sfumato.methods.personalise.neural_inversion import WAVES, Mappers, made
+from sfumato.learning.mappers import numbered
+from sfumato.learning.mapping import MapperLearning, Mappers, made, waves
+from sfumato.learning.personal import Asked
 from sfumato.methods.personalise.templates import OBJECT
 
 
 @dataclass(frozen=True)
-class ViewInversion(Personalisation):
+class ViewInversion(MapperLearning):
     """Learns a mapper of the view and one of the thing."""
 
     wants_cameras: ClassVar[bool] = True
     steps: int = 10000
-    """How often the mappers move."""
     batch: int = 9
-    """Pictures of a step."""
     rate: float = 9e-3
-    """Of AdamW."""
     hidden: int = 64
-    """Width of the mappers."""
     waves: int = 32
-    """Fourier features are twice as many."""
     time_spread: float = 0.03
     """Standard deviation of the waves along the time, of [-1, 1]."""
-    layer_spread: float = 2.0
-    """Along the layers."""
+    dropout: float = 0.0
+    bypass: float = 5.0
     camera_spread: float = 0.5
     """Along each number of the camera."""
-    dropout: float = 0.0
-    """How often hidden numbers are dropped from a random one on."""
-    bypass: float = 5.0
-    """Length of what goes around the text encoder, in parts of what that gives; 0: nothing does."""
     view: str = "view"
     """A word that is as long as the view's vectors."""
-    templates: tuple[str, ...] = ()
-    """Other captions than those of objects, with {} for the word."""
 
     def problem(self, asked: Asked) -> Mappers:
         assert asked.cameras is not None
         total, layers = asked.model.schedule.train_steps, asked.model.text_layers
         cameras = asked.cameras.float().to(asked.model.device)
         low, high = numbered(cameras).cpu().aminmax(dim=0)
-        spread = torch.tensor([self.time_spread, self.layer_spread, *[self.camera_spread] * len(low)])
-        waves = torch.randn(self.waves, len(spread), generator=generator(asked.seed, WAVES)) * spread
+        own = waves(asked, self.waves, (self.time_spread, self.layer_spread, *[self.camera_spread] * len(low)))
         ends = torch.tensor([[0.0, 0.0], [float(total), float(layers)]])
         mapper = {"hidden": self.hidden, "bypass": self.bypass, "length": math.sqrt(self.waves)}
         begin, end = torch.cat([ends[0], low]), torch.cat([ends[1], high])
-        view = made(asked, self.view, waves, **mapper, **centred(begin, end), usual=cameras.mean(0).cpu())
-        thing = made(asked, asked.kind, waves[:, :2], **mapper, **centred(begin[:2], end[:2]))
-        parts = [Part(asked.lesson, filled(self.templates or OBJECT, asked.word), self.batch)]
-        return Mappers(
-            asked.model, parts, asked.seed, word=asked.word, mappers={"view": view, "thing": thing},
-            dropout=self.dropout, cameras=cameras,
-        )  # fmt: skip
-
-    def concept(self, asked: Asked, problem: Any) -> Concept:
-        return Concept(asked.word, mapper=named(problem.modules))
+        view = made(asked, self.view, own, **mapper, **centred(begin, end), usual=cameras.mean(0).cpu())
+        thing = made(asked, asked.kind, own[:, :2], **mapper, **centred(begin[:2], end[:2]))
+        return self.taught(asked, {"view": view, "thing": thing}, OBJECT, cameras)
 
 
 def centred(low: Tensor, high: Tensor) -> dict[str, Tensor]:
