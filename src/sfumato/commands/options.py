@@ -87,7 +87,8 @@ class Loading:
     embedding: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[:WORD]")] = ()
     """A learned word (textual inversion) as safetensors, and its name in prompts [default: what the file says]."""
     concept: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[@VIEW][:WORD]")] = ()
-    """What sfumato learn wrote; where it is seen from, as @90,20, if it learned views; another word for it."""
+    """What sfumato learn wrote; where it is seen from, as @90,20, if it learned views; another word for it, or, with
+    commas, for each that it holds."""
     lora: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[:WEIGHT]")] = ()
     """A low-rank change of the model as safetensors, of kohya's or diffusers' layout."""
     vae: Annotated[str | None, tyro.conf.arg(metavar="PLACE")] = None
@@ -117,11 +118,13 @@ class Loading:
 
         if model == "stilllife" and (text := remark(*prompts)):
             note(text)
-        learned = [("embedding", *of) for of in map(_embedding, self.embedding)]
-        learned += [("concept", _concept(file).word, file) for file in self.concept]
-        for option, word, file in learned:
-            if not any(word in prompt for prompt in prompts):
-                note(f"no prompt says {word!r}, the word of --{option} {file}, so it is not read")
+        learned = [("embedding", (word,), file) for word, file in map(_embedding, self.embedding)]
+        learned += [("concept", _concept(file).words, file) for file in self.concept]
+        for option, words, file in learned:
+            if not any(word in prompt for word in words for prompt in prompts):
+                what = "the word" if len(words) == 1 else "words"
+                said = " or ".join(map(repr, words))
+                note(f"no prompt says {said}, {what} of --{option} {file}, so it is not read")
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def _concept(text: str) -> Concept:
             found = found.seen_from(*map(float, view.split(",")))
         except ValueError:
             raise SfumatoError(f"a concept is seen from azimuth and elevation, as {file}@90,20, got {view!r}") from None
-    return found.called(word) if colon and word else found
+    return found.called(*(word.split(",") if found.others else [word])) if colon and word else found
 
 
 def seed_of(value: int) -> int:
