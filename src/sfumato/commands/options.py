@@ -89,6 +89,9 @@ class Loading:
     concept: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[@VIEW][:WORD]")] = ()
     """What sfumato learn wrote; where it is seen from, as @90,20, if it learned views; another word for it, or, with
     commas, for each that it holds."""
+    compose: Literal["sum", "apart"] = "sum"
+    """Of several concepts that change weights: add the changes up, or keep each to where its words look (a pass
+    each)."""
     lora: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[:WEIGHT]")] = ()
     """A low-rank change of the model as safetensors, of kohya's or diffusers' layout."""
     vae: Annotated[str | None, tyro.conf.arg(metavar="PLACE")] = None
@@ -105,9 +108,13 @@ class Loading:
         from sfumato.backbones.load import load
 
         options = {**vars(self), "embeddings": dict(map(_embedding, self.embedding))}
-        del options["embedding"], options["concept"]
+        del options["embedding"], options["concept"], options["compose"]
         concepts = list(map(_concept, self.concept))
         model = load(name, device=device, **options)
+        if self.compose == "apart":
+            from sfumato.learning.composing import apart
+
+            return apart(model, concepts)
         for concept in concepts:
             model = concept.on(model)
         return model
