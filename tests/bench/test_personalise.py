@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sfumato.bench import personalise as bench
-from sfumato.bench.personalise import session, subject
+from sfumato.bench.personalise import separate, session, subject
 from sfumato.bench.personalise.session import PersonalSession, Subject, cut
 from sfumato.stilllife.oracle import Reading, ReadThing
 
@@ -76,3 +76,21 @@ def test_every_key_has_a_meaning():
     keys = {key for module in bench.MODULES for keys, _ in module.MEASURES for key in keys}
     assert keys == {key for module in bench.MODULES for key in module.MEANINGS}
     assert {key for module in bench.MODULES for key in module.TARGETS} <= keys
+
+
+def test_two_things_are_apart_where_each_has_its_colour_and_not_the_others():
+    of = separate.pair(PersonalSession(1, 1, torch.device("cpu")), 0)
+    assert of.masks.shape == (1, 2, 128, 128) and not of.masks.all(1).any() and of.masks.flatten(2).any(2).all()
+    assert of.masks[0, 0].nonzero()[:, 1].float().mean() < of.masks[0, 1].nonzero()[:, 1].float().mean()
+    left, right = (thing.colour for thing in of.things)
+    assert left != right and of.things[0].kind != of.things[1].kind
+
+    def seen(*colours):
+        things = tuple(ReadThing("cube", each, "plain", (0, 0, 9, 9), (4.0, 4.0), 30, False) for each in colours)
+        return Reading(things, "grass", "day", "photo", np.zeros((4, 4), int))
+
+    alone = [seen(left), seen(left, right), seen(right), seen(right, "white")]
+    both = [seen(left, right), seen(left, left)]
+    assert separate.right(alone + both, of) == {"alone": 0.75, "together": 0.5}
+    assert separate.right(alone[::-1] + both, of) == {"alone": 0.0, "together": 0.5}
+    assert separate.prompts(of)[2] == f"a <left> next to a <right> on {of.ground}"

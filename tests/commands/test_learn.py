@@ -103,6 +103,10 @@ def test_other_settings_leave_the_first_concept_alone(lab, tmp_path):
         (("{photos}", "--as", "<duck>", "--kind", "  "), "reads nothing in"),
         (("{photos}", "--as", "<duck>", "--steps", "0"), "--steps"),
         (("{photos}", "--as", "<duck>", "view-inversion"), "view-inversion learns from pictures with cameras"),
+        (("{photos}", "--as", "<duck>", "--as", "<cat>"), "textual-inversion learns one word; break-a-scene learns"),
+        (("{photos}", "--as", "<duck>", "--as", "<duck>"), "each thing has a word of its own"),
+        (("{photos}", "--as", "<duck>", "--kind", "a", "--kind", "b"), "--kind is one for all words or as many"),
+        (("{photos}", "--as", "<duck>", "--mask-word", "a", "--mask-word", "b"), "--mask-word is one for each"),
         (("{photos}", "--as", "<duck>", "disentangled-inversion"), "learns from pictures with masks; give them by"),
     ],
 )
@@ -142,3 +146,32 @@ def test_a_relation_is_learned_from_captions_of_pictures(here, run, photos, tmp_
     ):
         code, _, err = run("learn", photos, *options, *more)
         assert code == 2 and says in err and len(err.splitlines()) == 1, err
+
+
+def test_several_things_are_one_file_and_concepts_are_kept_apart(here, run, photos, tmp_path):
+    for word, box in (("mug", (0, 0, 20, 30)), ("ball", (20, 0, 40, 30))):
+        (tmp_path / "masks" / word).mkdir(parents=True)
+        for i in range(2):
+            mask = Image.new("L", (40, 30))
+            mask.paste(255, box)
+            mask.save(tmp_path / "masks" / word / f"{i}.png")
+    words = ("--as", "<mug>", "--as", "<ball>", "--masks", tmp_path / "masks", "--steps", 2, "--samples", 0)
+    method = ("break-a-scene", "--rank", 2, "--rate", 0.1, "--class-pictures", 1)
+    code, out, err = run("learn", photos, *words, "--kind", "cube", "--out", tmp_path, "--json", *method)
+    assert code == 0, err
+    row = json.loads(out)
+    assert row["kinds"] == {"<mug>": "cube", "<ball>": "cube"} and row["files"][0].endswith(
+        "mug-ball-break-a-scene.safetensors"
+    )
+    assert Concept.load(row["files"][0]).words == ("<mug>", "<ball>")
+    other = tmp_path / "cat.safetensors"
+    learned = Concept.load(row["files"][0])
+    Concept("<cat>", learned.rows, learned.changes).save(other)
+    seen = set()
+    for options in ((), ("--compose", "apart"), ("--concept", other), ("--concept", other, "--compose", "apart")):
+        place = tmp_path / f"painted-{len(seen)}"
+        named = ("--concept", f"{row['files'][0]}:<a>,<b>")
+        code, _, err = run("generate", "a <a> and a <cat>", "--n", 1, "--steps", 2, "--out", place, *named, *options)
+        assert code == 0, err
+        seen.add(Image.open(next(place.glob("*.png"))).tobytes())
+    assert len(seen) == 3, "one alone is the same both ways, and two are not"

@@ -12,6 +12,7 @@ import torch
 from sfumato.learning.lessons import Lesson
 from sfumato.learning.personal import Asked
 from sfumato.methods.personalise.azimuth_inversion import AzimuthInversion
+from sfumato.methods.personalise.break_a_scene import BreakAScene
 from sfumato.methods.personalise.custom_diffusion import CustomDiffusion
 from sfumato.methods.personalise.disentangled_inversion import DisentangledInversion
 from sfumato.methods.personalise.dream_booth import DreamBooth
@@ -38,6 +39,7 @@ class Row:
 
 METHODS = (
     Row("azimuth-inversion", (AzimuthInversion(batch=2, vectors=2),)),
+    Row("break-a-scene", (BreakAScene(rate=1e-3, rank=2), BreakAScene(rate=1e-3, prior_weight=0.0, batch=2))),
     Row("custom-diffusion", (CustomDiffusion(rate=1e-3, identifier="red", sizes=2),)),
     Row("dream-booth", (DreamBooth(rate=1e-3, identifier="red"),)),
     Row("lora", (LoRA(rate=1e-2, identifier="red"),)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from sfumato.errors import SfumatoError
 from sfumato.learning.lessons import Lesson
 from sfumato.methods.personalise.dream_booth import DreamBooth
+from sfumato.reading.results import Segments
 from sfumato.tasks import learn as task
 
 
@@ -74,6 +76,40 @@ def test_masks_go_by_name_and_mark_something(sd, tmp_path):
     with pytest.raises(SfumatoError, match="nothing is in the mask of picture 2"):
         Lesson.of(sd, found.pixels, found.masks)
     assert task.Photographs(found.files, found.pixels).digest != found.digest
+
+
+def test_of_several_things_each_has_a_folder_of_masks(sd, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.png", "b.png"):
+        picture(photos / name, (16, 16))
+    for thing, names in (("mug", ("a",)), ("ball", ("a", "b"))):
+        (tmp_path / thing).mkdir()
+        for name in names:
+            white = Image.new("L", (16, 16), 0)
+            white.paste(255, (0, 0, 8, 16) if thing == "mug" else (8, 0, 16, 16))
+            white.save(tmp_path / thing / f"{name}.png")
+    found = task.read([photos], sd, 9, tmp_path, things=["mug", "ball"])
+    assert found.masks is not None and found.masks.shape == (2, 2, sd.size, sd.size)
+    half = sd.size // 2
+    assert found.masks[0, 0, :, : half - 4].min() > 0.9 and found.masks[0, 0, :, half + 4 :].max() < 0.1
+    assert found.masks[0, 1, :, half + 4 :].min() > 0.9 and not found.masks[1, 0].any()
+    (tmp_path / "ball" / "b.png").unlink()
+    with pytest.raises(SfumatoError, match=r"has no mask of b\.png"):
+        task.read([photos], sd, 9, tmp_path, things=["mug", "ball"])
+
+
+def test_masks_of_words_are_what_a_segmenter_finds(capsys):
+    labels = torch.zeros(4, 8, 8)
+    labels[1, :, :4], labels[2, :2, 4:] = 2, 1
+    both = task.Photographs((Path("a.png"),), torch.zeros(1, 3, 8, 8))
+    found = task.segmented(both, lambda pixels: Segments(labels, (8, 8)), ("mug", "ball"))
+    assert found.masks is not None and torch.equal(found.masks[0], (labels[1:3] > 0).float())
+    assert "a.png: 50% mug, 12% ball" in capsys.readouterr().err
+    one = task.segmented(both, lambda pixels: Segments(labels[:2], (8, 8)), ("mug",))
+    assert one.masks is not None and one.masks.shape == (1, 8, 8) and found.digest != both.digest
+    with pytest.raises(SfumatoError, match=r"nothing in a\.png is mug or ball; mark the things by hand"):
+        task.segmented(both, lambda pixels: Segments(torch.ones(1, 8, 8), (8, 8)), ("mug", "ball"))
 
 
 @pytest.mark.parametrize("word", ["cube", "a|b", "", "  ", "<>", "x" * 70])

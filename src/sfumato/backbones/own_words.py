@@ -81,6 +81,12 @@ class OwnWords:
             for hook in hooks:
                 hook.remove()
 
+    def places(self, model: Any, prompt: str, word: str) -> list[int]:
+        """Tokens of the text that a prompt's word of one's own became; none where it is cut off, or not there."""
+        tokens, reader = next(iter(self.ids.values())), model.text.readers[0]
+        read = enumerate(model.text.ids(prompt)[: reader.tokens], reader.at)
+        return [at for at, token in read if tokens.get(token, ("", 0))[0] == word]
+
     def varied(self, model: Any, prompt: str) -> dict[str, Word]:
         """The words of a prompt whose vectors depend on where and when they are read."""
         plain = model.text.plain(prompt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -26,15 +26,37 @@ def learn(
         tyro.conf.arg(metavar="PHOTOS", help="Pictures of the thing, or a folder of them; three to five do."),
     ],
     *,
-    as_: Annotated[str, tyro.conf.arg(name="as", metavar="WORD", help="By which prompts will name it, as '<duck>'.")],
+    as_: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(
+            name="as",
+            metavar="WORD",
+            help="By which prompts will name it, as '<duck>'; again for a further thing in the pictures.",
+        ),
+    ],
     kind: Annotated[
-        str | None,
-        tyro.conf.arg(help="What sort of thing it is, in words that the model knows [default: object, or what suits]."),
-    ] = None,
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(
+            help="What sort of thing it is, in words that the model knows [default: object, or what suits]; of several "
+            "things each."
+        ),
+    ] = (),
     masks: Annotated[
         Path | None,
-        tyro.conf.arg(metavar="FOLDER", help="Pictures of the same names, white where the thing is; else all counts."),
+        tyro.conf.arg(
+            metavar="FOLDER",
+            help="Pictures of the same names, white where the thing is; else all counts. Of several things a folder in "
+            "it for each, by its word.",
+        ),
     ] = None,
+    mask_word: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(
+            metavar="WORDS",
+            help="What it is there, such as 'red mug', for the model to make masks where these words look; of several "
+            "things each.",
+        ),
+    ] = (),
     cameras: Annotated[
         Path | None,
         tyro.conf.arg(
@@ -73,6 +95,8 @@ def learn(
 
     Example: sfumato learn photos/ --as "<duck>" --kind "duck" --out duck.safetensors textual-inversion --vectors 2
 
+    Example: sfumato learn a.png --as "<mug>" --as "<ball>" --mask-word mug --mask-word ball break-a-scene
+
     Then: sfumato generate "a <duck> on snow" --concept duck.safetensors
     """
     given = dict(locals())
@@ -82,6 +106,14 @@ def learn(
     seed_of(seed)
     if len(chain.items) > 1:
         raise SfumatoError(f"learn takes one method; they are: {', '.join(index.words(index.LEARNING))}")
+    words = list(as_)
+    if len(set(words)) < len(words) or not words:
+        raise SfumatoError(f"each thing has a word of its own, such as '<duck>', got {', '.join(words) or 'none'}")
+    if len(kind) not in (0, 1, len(words)):
+        raise SfumatoError(f"--kind is one for all words or as many as there are, {len(words)}; got {len(kind)}")
+    if mask_word and (masks is not None or len(mask_word) != len(words)):
+        what = "stands in the place of --masks" if masks is not None else f"is one for each of {len(words)} words"
+        raise SfumatoError(f"--mask-word {what}")
     if not photos:
         raise SfumatoError("there is nothing to learn from; give photographs or a folder of them")
     file = out if out.suffix.lower() == ".safetensors" else None
@@ -93,6 +125,7 @@ def learn(
     from sfumato.media import pictures
     from sfumato.tasks import learn as task
     from sfumato.tasks import recipes
+    from sfumato.tasks.segment import Segmenter
 
     name = index.find(chain.names[0] if chain.names else DEFAULT).word
     method, suited = recipes.learning(name, model)
@@ -101,9 +134,13 @@ def learn(
         own = {f.name: getattr(chain.items[0], f.name) for f in fields(cls)}
         method = cls(**{**vars(method), **{k: v for k, v in own.items() if v != getattr(cls(), k)}})
     count = method.steps if steps is None else steps
-    kind = kind or suited
+    kinds = dict(zip(words, kind if len(kind) == len(words) else (kind or (suited,)) * len(words), strict=True))
+    of = kinds[words[0]]
+    if len(words) > 1 and not method.tells_apart:
+        raise SfumatoError(f"{name} learns one word; break-a-scene learns several of one picture")
+    marked_by = masks or mask_word or None
     for option, wanted, there in (
-        ("--masks", method.wants_masks, masks),
+        ("--masks", method.wants_masks, marked_by),
         ("--cameras", method.wants_cameras, cameras),
         ("--captions", method.wants_captions, captions),
     ):
@@ -113,23 +150,30 @@ def learn(
             raise SfumatoError(f"{name} does not learn from {option[2:]}; leave {option} out, or take another method")
     seen = task.listed(photos)  # before the model is loaded
     net = loading.load(model, device)
-    task.new_word(net, as_)
-    photographs = task.read(seen, net, count * getattr(method, "batch", 1), masks, cameras, captions)
+    for word in words:
+        task.new_word(net, word)
+    things = [slug(word) for word in words]
+    most = count * getattr(method, "batch", 1)
+    photographs = task.read(seen, net, most, masks, cameras, captions, things)
+    if mask_word:
+        reads, side = recipes.suited("text-attribution", model, None)
+        photographs = task.segmented(photographs, Segmenter(net, replace(reads, words=mask_word), side=side), mask_word)
     note(f"{count} steps of {name} on {len(photographs)} photographs")
-    settings = {"word": as_, "kind": kind, "method": repr(method), "steps": count, "seed": seed, "model": model,
-                "photographs": [str(f) for f in photographs.files]}  # fmt: skip
+    settings = {"word": words[0], "kind": of, "kinds": kinds, "method": repr(method), "steps": count, "seed": seed,
+                "model": model, "photographs": [str(f) for f in photographs.files]}  # fmt: skip
     marked = {**kept.settings_of(given, [chain]), "photos": photographs.digest, "samples": None}
-    stem = kept.named(folder, "learn", ".safetensors", file.stem if file else f"{slug(as_)}-{name}", marked)
+    stem = kept.named(folder, "learn", ".safetensors", file.stem if file else f"{slug(' '.join(words))}-{name}", marked)
     so_far = folder / f".{stem}.{kept.digest(marked)[:8]}.safetensors"
-    prior = folder / f"{slug(kind)}-{slug(Path(model).name)}"
-    done = task.learn(net, photographs, as_, method, kind=kind, steps=steps, seed=seed, keep=so_far, prior=prior,
-                      repair=repair, samples=samples)  # fmt: skip
+    prior = folder / f"{slug(method.at_large(of))}-{slug(Path(model).name)}"
+    others = {word: kinds[word] for word in words[1:]}
+    done = task.learn(net, photographs, words[0], method, kind=of, others=others, steps=steps, seed=seed, keep=so_far,
+                      prior=prior, repair=repair, samples=samples)  # fmt: skip
     files = [folder / f"{stem}.safetensors"]
     done.concept.save(files[0])
     so_far.unlink(missing_ok=True)
     if samples:
         shown = torch.cat([photographs.pixels[:samples], done.samples])
-        files.append(pictures.write(pictures.sheet(shown, samples), folder / f"{stem}.png", {"word": as_}))
+        files.append(pictures.write(pictures.sheet(shown, samples), folder / f"{stem}.png", {"word": " ".join(words)}))
     document = folder / f"{stem}.json"
     row = {**settings, "files": [str(f) for f in files]}
     write_json(document, row, indent=1)

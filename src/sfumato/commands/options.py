@@ -87,7 +87,11 @@ class Loading:
     embedding: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[:WORD]")] = ()
     """A learned word (textual inversion) as safetensors, and its name in prompts [default: what the file says]."""
     concept: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[@VIEW][:WORD]")] = ()
-    """What sfumato learn wrote; where it is seen from, as @90,20, if it learned views; another word for it."""
+    """What sfumato learn wrote; where it is seen from, as @90,20, if it learned views; another word for it, or, with
+    commas, for each that it holds."""
+    compose: Literal["sum", "apart"] = "sum"
+    """Of several concepts that change weights: add the changes up, or keep each to where its words look (a pass
+    each)."""
     lora: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[:WEIGHT]")] = ()
     """A low-rank change of the model as safetensors, of kohya's or diffusers' layout."""
     vae: Annotated[str | None, tyro.conf.arg(metavar="PLACE")] = None
@@ -104,9 +108,13 @@ class Loading:
         from sfumato.backbones.load import load
 
         options = {**vars(self), "embeddings": dict(map(_embedding, self.embedding))}
-        del options["embedding"], options["concept"]
+        del options["embedding"], options["concept"], options["compose"]
         concepts = list(map(_concept, self.concept))
         model = load(name, device=device, **options)
+        if self.compose == "apart":
+            from sfumato.learning.composing import apart
+
+            return apart(model, concepts)
         for concept in concepts:
             model = concept.on(model)
         return model
@@ -117,11 +125,13 @@ class Loading:
 
         if model == "stilllife" and (text := remark(*prompts)):
             note(text)
-        learned = [("embedding", *of) for of in map(_embedding, self.embedding)]
-        learned += [("concept", _word(file), file) for file in self.concept]
-        for option, word, file in learned:
-            if not any(word in prompt for prompt in prompts):
-                note(f"no prompt says {word!r}, the word of --{option} {file}, so it is not read")
+        learned = [("embedding", (word,), file) for word, file in map(_embedding, self.embedding)]
+        learned += [("concept", _words(file), file) for file in self.concept]
+        for option, words, file in learned:
+            if not any(word in prompt for word in words for prompt in prompts):
+                what = "the word" if len(words) == 1 else "words"
+                either = " or ".join(map(repr, words))
+                note(f"no prompt says {either}, {what} of --{option} {file}, so it is not read")
 
 
 @dataclass(frozen=True)
@@ -151,15 +161,16 @@ def _concept(text: str) -> Concept:
             found = found.seen_from(*map(float, view.split(",")))
         except ValueError:
             raise SfumatoError(f"a concept is seen from azimuth and elevation, as {file}@90,20, got {view!r}") from None
-    return found.called(word) if word else found
+    return found.called(*(word.split(",") if found.others else [word])) if word else found
 
 
-def _word(text: str) -> str:
-    """That of a concept; of its file no more is read than its header."""
-    from sfumato.learning.concepts import checked, word_of
+def _words(text: str) -> tuple[str, ...]:
+    """Those of a concept; of its file no more is read than its header."""
+    from sfumato.learning.concepts import checked, words_of
 
     file, _, word = _parts(text)
-    return checked(word) if word else word_of(file)
+    own = words_of(file)
+    return tuple(map(checked, word.split(",") if len(own) > 1 else [word])) if word else own
 
 
 def _parts(text: str) -> tuple[str, str | None, str]:

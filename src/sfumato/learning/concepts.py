@@ -91,7 +91,7 @@ def bins(t: Float[Tensor, " b"], total: float, n: int) -> Int[Tensor, " b"]:
 
 @dataclass(frozen=True, eq=False)
 class Concept:
-    """A word, and what it stands for in one kind of model."""
+    """A word, or several that were learned together, and what they stand for in one kind of model."""
 
     word: str
     rows: Rows = field(default_factory=dict)
@@ -103,9 +103,16 @@ class Concept:
     """How it came to be: model, method, steps, seed."""
     mapper: Mapping[str, Tensor] = field(default_factory=dict)
     """What gives the word's vectors by time, layer and camera, in the place of rows (``sfumato.learning.mappers``)."""
+    others: Mapping[str, Rows] = field(default_factory=dict)
+    """Further words that were learned with it, and their vectors."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All that it teaches."""
+        return (self.word, *self.others)
 
     def on(self, model: Any) -> Any:
-        """A model that knows it. Raises ``SfumatoError`` for a model of another kind."""
+        """A model that knows all of it. Raises ``SfumatoError`` for a model of another kind."""
         if self.changes:
             model = model.with_changes(self.changes)
         if self.mapper:
@@ -113,12 +120,18 @@ class Concept:
         if not self.rows:
             return model
         kinds = {3: PerLayer, 4: partial(PerTime, total=model.schedule.train_steps)}
-        kind = kinds.get(next(iter(self.rows.values())).ndim, dict)
-        return model.with_words({self.word: kind(self.rows)})
+        own = {self.word: self.rows, **self.others}
+        return model.with_words({w: kinds.get(next(iter(of.values())).ndim, dict)(of) for w, of in own.items()})
 
-    def called(self, word: str) -> Concept:
-        """The same by another word."""
-        return replace(self, word=checked(word))
+    def called(self, *words: str) -> Concept:
+        """The same by another word, or by as many as it holds. Raises ``SfumatoError`` for another number."""
+        if len(words) != len(self.words) or len(set(map(checked, words))) != len(words):
+            raise SfumatoError(
+                f"the concept holds {', '.join(self.words)}, and as many other words rename it, with commas between "
+                f"them; got {', '.join(words)}"
+            )
+        others = dict(zip(map(checked, words[1:]), self.others.values(), strict=True))
+        return replace(self, word=checked(words[0]), others=others)
 
     def seen_from(self, *camera: float) -> Concept:
         """The same as seen from there: azimuth and elevation in degrees, or whatever numbers it was learned with.
@@ -161,8 +174,8 @@ class Concept:
         a tensor for each layer, the word being the file's name. Raises ``SfumatoError`` for what the format has no
         place for.
         """
-        if self.changes or not self.rows:
-            what = "changes weights" if self.changes else "is given by a mapper"
+        if self.changes or self.others or not self.rows:
+            what = "changes weights" if self.changes else "is one of several" if self.others else "is given by a mapper"
             raise SfumatoError(f"{format} holds vectors of a word alone, and {self.word!r} {what}")
         save_tensors(path, concept_files.laid(self.word, self.rows, format))
 
@@ -172,7 +185,11 @@ class Concept:
         tensors |= {f"mapper.{k}": v for k, v in self.mapper.items()}
         if not tensors:
             raise SfumatoError(f"the concept {self.word!r} holds nothing that was learned")
-        save_tensors(path, tensors, {HEADER: json.dumps({"word": self.word, "about": dict(self.about)})})
+        header: dict[str, Any] = {"word": self.word, "about": dict(self.about)}
+        if self.others:
+            header["others"] = list(self.others)
+            tensors |= {f"others.{i}.{k}": v for i, of in enumerate(self.others.values()) for k, v in of.items()}
+        save_tensors(path, tensors, {HEADER: json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | Path) -> Concept:
@@ -183,14 +200,20 @@ class Concept:
 
     @classmethod
     def _made(cls, path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Concept:
-        word, about = _of_header(path, header)
+        (word, *further), about = _of_header(path, header)
+        others: dict[str, dict[str, Tensor]] = {other: {} for other in further}
         parts: dict[str, dict[str, Tensor]] = {"rows": {}, "changes": {}, "mapper": {}}
         for key, value in tensors.items():
             part, _, name = key.partition(".")
+            if part == "others" and (found := re.fullmatch(r"(\d+)\.(.+)", name)) and int(found[1]) < len(others):
+                list(others.values())[int(found[1])][found[2]] = value
+                continue
             if part not in parts:
                 raise SfumatoError(f"{path} has {key!r}, which no concept has; it is of a newer version")
             parts[part][name] = value
-        return cls(word, parts["rows"], parts["changes"], about, parts["mapper"])
+        if lost := [other for other, rows in others.items() if not rows]:
+            raise SfumatoError(f"{path} is damaged: nothing is there of its word {lost[0]!r}")
+        return cls(word, parts["rows"], parts["changes"], about, parts["mapper"], others)
 
     @classmethod
     def read(cls, path: str | Path, word: str | None = None) -> Concept:
@@ -218,8 +241,8 @@ class Concept:
         return cls(checked(name), rows, about={"file": path.name})
 
 
-def word_of(path: str | Path) -> str:
-    """The word of a concept's file, of which nothing else is read. ``SfumatoError`` for a file that is none."""
+def words_of(path: str | Path) -> tuple[str, ...]:
+    """The words of a concept's file, of which nothing else is read. ``SfumatoError`` for a file that is none."""
     path = _file(path)
     return _of_header(path, header_of(path))[0]
 
@@ -231,11 +254,11 @@ def _file(path: str | Path) -> Path:
     return path
 
 
-def _of_header(path: Path, header: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
-    """The word, and how it came to be."""
+def _of_header(path: Path, header: Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The words, the first one first, and how it came to be."""
     try:
         kept = json.loads(header[HEADER])
-        return checked(str(kept["word"])), dict(kept["about"])
+        return tuple(checked(str(word)) for word in (kept["word"], *kept.get("others", ()))), dict(kept["about"])
     except (KeyError, ValueError, TypeError) as e:
         raise SfumatoError(f"{path} is no concept that sfumato learn wrote; LoRAs are read by --lora") from e
 

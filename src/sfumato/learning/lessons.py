@@ -39,6 +39,8 @@ class Lesson:
     masks: Float[Tensor, "n ways h w"] | None = None
     pictures: Float[Tensor, "n 3 H W"] | None = None
     """In [0, 1], for methods that show them in ways of their own."""
+    things: Float[Tensor, "n things ways h w"] | None = None
+    """Masks of each of several things, of which ``masks`` are the union."""
 
     @classmethod
     @torch.no_grad()
@@ -46,14 +48,14 @@ class Lesson:
         cls,
         model: Backbone,
         pictures: Float[Tensor, "n 3 H W"],
-        masks: Float[Tensor, "n H W"] | None = None,
+        masks: Float[Tensor, "n H W"] | Float[Tensor, "n things H W"] | None = None,
         mirrored: bool = True,
         batch: int = 8,
     ) -> Lesson:
-        """Of pictures in [0, 1] at a size that the model paints, and masks that are 1 where the thing is.
+        """Of pictures in [0, 1] at a size that the model paints, and masks that are 1 where the thing is, or each is.
 
         Latents are the encoder's means. ``mirrored``: are they seen mirrored half of the time? Raises ``SfumatoError``
-        for no picture, and for a mask without anything in it.
+        for no picture, for one whose masks have nothing in them, and for a thing that no mask shows.
         """
         if not len(pictures):
             raise SfumatoError("there is no picture to learn from")
@@ -62,16 +64,24 @@ class Lesson:
         latents = torch.stack([torch.cat([model.encode(some) for some in each.split(batch)]) for each in ways], 1)
         if masks is None:
             return cls(latents, None, pictures)
-        if masks.shape != (len(pictures), *pictures.shape[-2:]):
+        if masks.ndim not in (3, 4) or (len(masks), *masks.shape[-2:]) != (len(pictures), *pictures.shape[-2:]):
             raise SfumatoError(f"{len(pictures)} pictures have a mask of their own size each, got {tuple(masks.shape)}")
-        small = F.adaptive_avg_pool2d(masks.float()[:, None], (latents.shape[-2], latents.shape[-1]))[:, 0]
+        several = masks.float() if masks.ndim == 4 else masks.float()[:, None]
+        small = F.adaptive_avg_pool2d(several, (latents.shape[-2], latents.shape[-1]))
         if empty := [i for i, mask in enumerate(small) if not float(mask.sum())]:
             raise SfumatoError(f"nothing is in the mask of picture {empty[0] + 1}; mark the thing in each")
-        both = torch.stack([small, small.flip(-1)] if mirrored else [small], 1)
-        return cls(latents, both.to(latents), pictures)
+        if empty := [i for i, mask in enumerate(small.unbind(1)) if not float(mask.sum())]:
+            raise SfumatoError(f"thing {empty[0] + 1} is in no mask; mark each thing in one picture at least")
+        both = torch.stack([small, small.flip(-1)] if mirrored else [small], 2).to(latents)
+        return cls(latents, both.amax(1), pictures, both if masks.ndim == 4 else None)
 
     def __len__(self) -> int:
         return len(self.latents)
+
+    @property
+    def apart(self) -> Float[Tensor, "n things ways h w"] | None:
+        """Masks of each thing, also where it is one."""
+        return self.masks[:, None] if self.things is None and self.masks is not None else self.things
 
     def draw(self, seed: int, step: int, batch: int) -> Drawn:
         """Each picture once before any comes again, in an order of each round, mirrored or not at random."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from sfumato.learning.concepts import Concept
 def weighted(concept: Concept, weight: float) -> Concept:
     """A concept whose changes count so much; what its word reads as stays."""
     changes = {key: value if key.endswith(LOW) else weight * value for key, value in concept.changes.items()}
-    return Concept(concept.word, concept.rows, changes, {**concept.about, "weight": weight})
+    return replace(concept, changes=changes, about={**concept.about, "weight": weight})
 
 
 def summed(concepts: Sequence[Concept], weights: Sequence[float] | None = None) -> tuple[Concept, ...]:
@@ -86,7 +87,7 @@ def merged(
 def _shared(concepts: Sequence[Concept], changes: Mapping[str, Tensor], how: str) -> tuple[Concept, ...]:
     about = {how: [concept.word for concept in concepts]}
     return tuple(
-        Concept(concept.word, concept.rows, {} if i else changes, {**concept.about, **about})
+        replace(concept, changes={} if i else changes, about={**concept.about, **about})
         for i, concept in enumerate(concepts)
     )
 
@@ -96,13 +97,14 @@ def _reads_text(key: str) -> bool:
 
 
 def _tokens(concept: Concept, model: Any, template: str) -> Float[Tensor, "k d"]:
-    """What the network is given of the tokens of a concept's word, in float64."""
-    knows = Concept(concept.word, concept.rows).on(model)
-    prompt = template.replace("{}", concept.word)
-    text = knows.embed([prompt]).text[0].double()
-    parts = concept.word.split()
-    read = list(knows.words(prompt))
-    for i in range(len(read) - len(parts) + 1):
-        if [word for word, _ in read[i : i + len(parts)]] == parts:
-            return text[read[i][1].start : read[i + len(parts) - 1][1].stop]
-    raise SfumatoError(f"the model does not read {concept.word!r} in {prompt!r} as a word of its own")
+    """What the network is given of the tokens of a concept's words, in float64."""
+    knows, found = replace(concept, changes={}).on(model), []
+    for own in concept.words:
+        prompt = template.replace("{}", own)
+        text, parts = knows.embed([prompt]).text[0].double(), own.split()
+        read = list(knows.words(prompt))
+        at = [i for i in range(len(read)) if [word for word, _ in read[i : i + len(parts)]] == parts]
+        if not at:
+            raise SfumatoError(f"the model does not read {own!r} in {prompt!r} as a word of its own")
+        found.append(text[read[at[0]][1].start : read[at[0] + len(parts) - 1][1].stop])
+    return torch.cat(found)

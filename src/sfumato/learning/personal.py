@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,11 +40,18 @@ class Asked:
     """What the pictures are, such as a digest of them: a run goes on with these alone."""
     captions: tuple[tuple[str, ...], ...] = ()
     """What is said of each picture, in one way or several, with {} or the word for what is learned."""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Further words of things in the pictures, and what sort each is, for methods that learn several at once."""
 
     @property
-    def said(self) -> tuple[tuple[str, ...], ...]:
+    def captioned(self) -> tuple[tuple[str, ...], ...]:
         """Captions with the word in its place."""
         return tuple(tuple(caption.replace("{}", self.word) for caption in each) for each in self.captions)
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Of all words that are learned, in the order of the lesson's things."""
+        return {self.word: self.kind, **self.others}
 
 
 class Personalisation(Settings):
@@ -54,6 +61,8 @@ class Personalisation(Settings):
     wants_prior: ClassVar[bool] = False
     """Does it learn from pictures of the kind as well?"""
     wants_masks: ClassVar[bool] = False
+    tells_apart: ClassVar[bool] = False
+    """Does it learn several things at once, a word each?"""
     wants_cameras: ClassVar[bool] = False
     """Does it learn from where pictures were seen?"""
     wants_captions: ClassVar[bool] = False
@@ -80,6 +89,10 @@ class Personalisation(Settings):
         """What was learned, of a problem that ``problem`` made; without what it came from."""
         raise NotImplementedError
 
+    def at_large(self, kind: str) -> str:
+        """What pictures beside the thing's are of, where it learns from such."""
+        return kind
+
     def optimiser(self, groups: list[Any]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=self.rate, weight_decay=self.decay, fused=True)
 
@@ -96,7 +109,12 @@ class Personalisation(Settings):
                 f"{asked.model.name} does not"
             )
         self.requires.check_model(asked.model, name)
-        checked(asked.word)
+        for word in asked.kinds:
+            checked(word)
+        if asked.others and not self.tells_apart:
+            raise SfumatoError(
+                f"{name} learns one word, and there are {len(asked.kinds)}: {', '.join(asked.kinds)}; take BreakAScene"
+            )
         if self.wants_masks and asked.lesson.masks is None:
             raise SfumatoError(f"{name} learns from pictures with masks; mark the thing in each (--masks)")
         if self.wants_cameras:
@@ -156,7 +174,8 @@ def teach(
         raise SfumatoError(f"a run has one step or more, got {count}")
     problem = method.problem(asked)
     settings = re.sub(r" at 0x[0-9a-f]+", "", repr(method))
-    about = f"{settings} of {asked.word} ({asked.kind}), {count} steps, seed {asked.seed}, model {asked.model.name}"
+    words = ", ".join(f"{word} ({kind})" for word, kind in asked.kinds.items())
+    about = f"{settings} of {words}, {count} steps, seed {asked.seed}, model {asked.model.name}"
     learn(
         problem, method.optimiser(problem.groups()), steps=count, keep=keep, about=f"{about}, {asked.about}",
         rate=method.rate_at, every=every, seconds=seconds, clip=method.clip, on_progress=on_progress,
@@ -164,4 +183,6 @@ def teach(
     found = method.concept(asked, problem)
     made: dict[str, Any] = {"method": settings, "steps": count, "seed": asked.seed, "model": asked.model.name}
     made["kind"] = asked.kind
+    if asked.others:
+        made["kinds"] = asked.kinds
     return replace(found, about={**made, **found.about})

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
-from sfumato.learning.concepts import Concept, padded
+from sfumato.learning.concepts import Concept, Rows, padded
 
 
 def repaired(concept: Concept, model: Any, kind: str = "", rotation: float = 0.2, norm: float = 0.5) -> Concept:
@@ -39,11 +39,18 @@ def repaired(concept: Concept, model: Any, kind: str = "", rotation: float = 0.2
             f"the concept {concept.word!r} is {wide} wide, and {model.name} reads words of {reads}; take the model "
             "that it was learned with"
         )
-    made = {
-        key: adjusted(rows, padded(begun[key], rows.shape[-2]), rotation, norm) for key, rows in concept.rows.items()
-    }
+    kinds = {word: kind if word == concept.word else known for word, known in concept.about.get("kinds", {}).items()}
+    made, others = _made(concept.rows, begun, rotation, norm), {}
+    for word, rows in concept.others.items():
+        if not kinds.get(word):
+            raise SfumatoError(f"the concept {concept.word!r} does not say of which kind its word {word!r} is")
+        others[word] = _made(rows, model.vectors(kinds[word]), rotation, norm)
     about = {**concept.about, "repaired": {"kind": kind, "rotation": rotation, "norm": norm}}
-    return replace(concept, rows=made, about=about)
+    return replace(concept, rows=made, about=about, others=others)
+
+
+def _made(rows: Rows, begun: Rows, rotation: float, norm: float) -> dict[str, Tensor]:
+    return {key: adjusted(own, padded(begun[key], own.shape[-2]), rotation, norm) for key, own in rows.items()}
 
 
 def adjusted(

@@ -76,11 +76,10 @@ class Tuning(Teaching):
     def cond(self, taught: Sequence[Taught]) -> Cond:
         """Texts of encoders and words that do not learn are made once."""
         encoders = any(part.startswith("text_encoder") for part in self.moved)
-        own = self.vectors(attached=True)
-        words = {self.word: own} if own else {}
+        words = self.words(attached=True)
         conds = []
         for each in taught:
-            learns = encoders or (own and any(self.word in caption for caption in each.captions))
+            learns = encoders or any(word in caption for word in words for caption in each.captions)
             conds.append(self.model.read(each.captions, words) if learns else self.model.embed(each.captions))
         return Cond.cat(conds)
 
@@ -90,6 +89,11 @@ class Tuning(Teaching):
             return self.model.vectors(self.phrase, attached)
         rows = self.rows if attached else {key: each.detach() for key, each in self.rows.items()}
         return {key: torch.cat([each, self.behind[key].to(each)]) for key, each in rows.items()}
+
+    def words(self, attached: bool = False) -> dict[str, dict[str, Float[Tensor, "k d"]]]:
+        """Words that learn, and what they read as."""
+        own = self.vectors(attached)
+        return {self.word: own} if own else {}
 
     def weights(self, taught: Taught) -> Float[Tensor, " b"] | None:
         return None if self.snr_gamma is None else min_snr(self.model.schedule, taught.at, self.snr_gamma)
@@ -157,6 +161,28 @@ def copies(
             own.forward = torch.autocast(model.device.type, cast)(own.forward)
         networks[part] = own
     return model.with_parts(networks), moved
+
+
+def low_rank(
+    model: Any, parts: Sequence[str], rank: int, seed: int, alpha: float | None = None
+) -> tuple[Any, dict[str, dict[str, nn.Parameter]]]:
+    """A model with low-rank changes of the attention of these parts, none at first, and their halves."""
+    rng, networks, moved = torch.Generator().manual_seed(seed), {}, {}
+    for part in parts:
+        layers = adapters.CLIP if part.startswith("text_encoder") else adapters.JOINT
+        networks[part], pairs = adapters.low_rank(getattr(model.pipe, part), layers, rank, rng, model.name, alpha)
+        moved[part] = {f"{path}.{adapters.LOW}": pair.down for path, pair in pairs.items()}
+        moved[part] |= {f"{path}.{adapters.HIGH}": pair.up for path, pair in pairs.items()}
+    return model.with_parts(networks), moved
+
+
+def halves(moved: Moved, scale: float = 1.0) -> dict[str, Tensor]:
+    """Low-rank changes as they are kept, of which one half carries the scale."""
+    return {
+        f"{part}.{name}": value.detach() * (scale if name.endswith(adapters.HIGH) else 1.0)
+        for part, named in moved.items()
+        for name, value in named.items()
+    }
 
 
 def differences(model: Any, moved: Moved) -> dict[str, Tensor]:

@@ -142,6 +142,7 @@ METHODS = (
         "variational-score-distillation", "distill.variational_score_distillation:VariationalScoreDistillation", "vsd"
     ),
     Entry("azimuth-inversion", "personalise.azimuth_inversion:AzimuthInversion"),
+    Entry("break-a-scene", "personalise.break_a_scene:BreakAScene"),
     Entry("disentangled-inversion", "personalise.disentangled_inversion:DisentangledInversion"),
     Entry("extended-textual-inversion", "personalise.extended_textual_inversion:ExtendedTextualInversion", "xti"),
     Entry("neural-inversion", "personalise.neural_inversion:NeuralInversion", "neti"),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from sfumato.learning.priors import class_pictures
 from sfumato.learning.repair import repaired
 from sfumato.media import pictures
 from sfumato.media.images import read_image, suffixes
+from sfumato.reading.results import Segments
 from sfumato.tasks import kept
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ class Photographs:
 
     files: tuple[Path, ...]
     pixels: Float[Tensor, "n 3 h w"]
-    masks: Float[Tensor, "n h w"] | None = None
+    masks: Float[Tensor, "n h w"] | Float[Tensor, "n things h w"] | None = None
     cameras: Float[Tensor, "n 2"] | None = None
     """Azimuth and elevation that each was seen from, in degrees; 0 is the front."""
     captions: tuple[tuple[str, ...], ...] = ()
@@ -85,11 +86,13 @@ def read(
     masks: Path | None = None,
     cameras: Path | None = None,
     captions: Path | None = None,
+    things: Sequence[str] = (),
 ) -> Photographs:
     """Centre squares of photographs at the model's size; of more than ``most`` as many, evenly from all.
 
-    ``masks``: a folder with a picture of the same name for each, white where the thing is. ``cameras``: a JSON file,
-    name -> [azimuth, elevation] in degrees; ``captions``: one with name -> a caption, or several. Raises
+    ``masks``: a folder with a picture of the same name for each, white where the thing is; of several ``things`` a
+    folder in it for each, by these names, in which that is left out where a photograph does not show it. ``cameras``: a
+    JSON file, name -> [azimuth, elevation] in degrees; ``captions``: one with name -> a caption, or several. Raises
     ``SfumatoError`` for what cannot be read, and for what is missing.
     """
     files = listed(places)
@@ -98,20 +101,42 @@ def read(
         files = [files[i * len(files) // most] for i in range(most)]
     if len(files) == 1:
         note("one photograph says little of what is the thing's and what the place's; three to five say more")
-    marks = None if masks is None else {f.stem: f for f in listed([masks])}
-    if marks is not None and (missing := [f.name for f in files if f.stem not in marks]):
+    several = len(things) > 1
+    folders = [] if masks is None else [masks / thing for thing in things] if several else [masks]
+    marks = [{f.stem: f for f in listed([folder])} for folder in folders]
+    if marks and (missing := [f.name for f in files if not any(f.stem in of for of in marks)]):
         raise SfumatoError(f"{masks} has no mask of {missing[0]}; a mask is a picture of the same name")
     seen_from = None if cameras is None else _cameras(cameras, files)
-    said = () if captions is None else _captions(captions, files)
-    read_of = []
+    captioned = () if captions is None else _captions(captions, files)
+    read_of, masks_of = [], []
     with progress("reading photographs", len(files)) as advance:
         for file in files:
-            pixels = read_image(file, model, "crop")
-            mask = pixels[:1] if marks is None else read_image(marks[file.stem], model, "crop").mean(0, keepdim=True)
-            read_of.append(torch.cat([pixels, mask]))
+            read_of.append(pixels := read_image(file, model, "crop"))
+            found = [read_image(of[file.stem], model, "crop").mean(0) if file.stem in of else None for of in marks]
+            masks_of += [torch.stack([torch.zeros_like(pixels[0]) if of is None else of for of in found])] * bool(marks)
             advance()
-    both = torch.stack(read_of)
-    return Photographs(tuple(files), both[:, :3], None if marks is None else both[:, 3], seen_from, said)
+    seen = torch.stack(masks_of) if marks else None
+    marked = seen if seen is None or several else seen[:, 0]
+    return Photographs(tuple(files), torch.stack(read_of), marked, seen_from, captioned)
+
+
+def segmented(photographs: Photographs, parts: Callable[[Tensor], Segments], words: Sequence[str]) -> Photographs:
+    """The same with masks of what a segmenter finds of each word, beside a background and the other words.
+
+    Says how much of each photograph they cover. Raises ``SfumatoError`` where it finds nothing.
+    """
+    masks = []
+    with progress("segmenting photographs", len(photographs)) as advance:
+        for file, pixels in zip(photographs.files, photographs.pixels, strict=True):
+            labels = parts(pixels).labels
+            masks.append(torch.stack([(labels == 1 + i).float() for i in range(len(words))]))
+            shares = ", ".join(f"{float(m.mean()):.0%} {word}" for m, word in zip(masks[-1], words, strict=True))
+            note(f"{file.name}: {shares}")
+            if not masks[-1].any():
+                raise SfumatoError(f"nothing in {file.name} is {' or '.join(words)}; mark the things by hand (--masks)")
+            advance()
+    seen = torch.stack(masks).cpu()
+    return replace(photographs, masks=seen if len(words) > 1 else seen[:, 0])
 
 
 def _cameras(path: Path, files: Sequence[Path]) -> Float[Tensor, "n 2"]:
@@ -127,8 +152,8 @@ def _captions(path: Path, files: Sequence[Path]) -> tuple[tuple[str, ...], ...]:
     """Of each file."""
 
     def made(of: list[Any]) -> tuple[tuple[str, ...], ...]:
-        found = tuple((said,) if isinstance(said, str) else tuple(said) for said in of)
-        if bad := [said for each in found for said in each or [""] if not isinstance(said, str) or not said.strip()]:
+        found = tuple((caption,) if isinstance(caption, str) else tuple(caption) for caption in of)
+        if bad := [caption for each in found for caption in each or [""] if not isinstance(caption, str) or not caption.strip()]:
             raise ValueError(f"not a caption: {bad[0]!r}")
         return found
 
@@ -167,27 +192,28 @@ def learn(
     keep: Path | None = None,
     prior: Path | None = None,
     repair: bool = False,
+    others: Mapping[str, str] | None = None,
     samples: int = SHOWN,
     on_progress: Listener | None = None,
 ) -> Learned:
     """Teach a model ``word``; ``keep``: a checkpoint from which the same call goes on after a stop.
 
-    ``kind``: what sort of thing it is, in words that the model knows. ``prior``: a folder in which pictures of the kind
-    at large are kept, of methods that learn from these as well; they are painted where they are not there.
+    ``kind``: what sort of thing it is, in words that the model knows. ``others``: further words of things in the
+    photographs, and their kinds. ``prior``: a folder in which pictures of the kind at large are kept, of methods that
+    learn from these as well; they are painted where they are not there.
     ``repair``: take back what learning added to the word's length and direction (``learning.repair``).
     ``new_word`` says whether the word is one. Raises ``SfumatoError`` for what ``teach`` refuses.
     """
     with heard(on_progress):
-        lesson = Lesson.of(
-            model, photographs.pixels, photographs.masks, mirrored=not (method.wants_cameras or method.wants_captions)
-        )
-        at_large = class_pictures(model, kind, method.class_pictures, 0, prior) if method.wants_prior else None  # pyright: ignore[reportAttributeAccessIssue]
-        asked = Asked(
-            model, lesson, word, kind, at_large, seed, photographs.cameras, photographs.digest, photographs.captions
-        )
+        mirrored = not (method.wants_cameras or method.wants_captions)
+        lesson = Lesson.of(model, photographs.pixels, photographs.masks, mirrored=mirrored)
+        of = method.at_large(kind)
+        at_large = class_pictures(model, of, method.class_pictures, 0, prior) if method.wants_prior else None  # pyright: ignore[reportAttributeAccessIssue]
+        asked = Asked(model, lesson, word, kind, at_large, seed, photographs.cameras, photographs.digest,
+                      photographs.captions, others or {})  # fmt: skip
         found = teach(method, asked, steps=steps, keep=keep, on_progress=_shown if on_progress else None)
         found = repaired(found, model) if repair else found
-        prompts = [each[0] for each in asked.said] or [f"a {word}"]
+        prompts = [each[0] for each in asked.captioned] or [" and ".join(f"a {each}" for each in found.words)]
         return Learned(found, painted(found.on(model), prompts, samples, seed))
 
 

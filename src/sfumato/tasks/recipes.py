@@ -196,6 +196,11 @@ _ROWS = (
     Recipe("reversion", {"rate": 1e-2, "steps": 150, "batch": 4, "basis": _TRAINED_PREPOSITIONS}),
     # At 1e-3 other things stay as they were, at 4e-3 they fray; the whole network at a tenth of that.
     Recipe("lora", {"rate": 1e-3, "steps": 120, "batch": 2}, kind="cube"),
+    Recipe(
+        "break-a-scene",
+        {"templates": ("{}",), "rate": 1e-4, "first_rate": 1e-2, "steps": 120, "batch": 2, "prior_weight": 0.0},
+        kind="cube",
+    ),
     Recipe("dream-booth", {"rate": 1e-4, "steps": 120, "batch": 2, "prior_weight": 0.0}, kind="cube"),
 )
 RECIPES = {(row.model, row.word): row for row in _ROWS}

@@ -20,10 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sfumato.backbones import lora_files
-from sfumato.learning import adapters, tuning
+from sfumato.learning import tuning
 from sfumato.learning.concepts import Concept, checked
 from sfumato.learning.personal import Asked
 from sfumato.learning.tuning import Retuning, Tuning
@@ -48,15 +46,7 @@ class LoRA(Retuning):
 
     def problem(self, asked: Asked) -> Tuning:
         model, _ = tuning.named(asked, self.identifier)
-        rng, networks, moved = torch.Generator().manual_seed(asked.seed), {}, {}
-        for part in tuning.parts_of(model, self.text):
-            layers = adapters.CLIP if part.startswith("text_encoder") else adapters.JOINT
-            networks[part], pairs = adapters.low_rank(
-                getattr(model.pipe, part), layers, self.rank, rng, model.name, self.alpha
-            )
-            moved[part] = {f"{path}.{adapters.LOW}": pair.down for path, pair in pairs.items()}
-            moved[part] |= {f"{path}.{adapters.HIGH}": pair.up for path, pair in pairs.items()}
-        own = model.with_parts(networks)
+        own, moved = tuning.low_rank(model, tuning.parts_of(model, self.text), self.rank, asked.seed, self.alpha)
         if self.checkpointing:
             own.network.enable_gradient_checkpointing()
         parts = tuning.lessons(asked, self.templates, self.batch, self.prior_weight)
@@ -65,11 +55,7 @@ class LoRA(Retuning):
     def concept(self, asked: Asked, problem: Any) -> Concept:
         _, rows = tuning.named(asked, self.identifier)
         scale = 1.0 if self.alpha is None else self.alpha / self.rank
-        changes = {
-            f"{part}.{name}": value.detach() * (scale if name.endswith(adapters.HIGH) else 1.0)
-            for part, named in problem.moved.items()
-            for name, value in named.items()
-        }
+        changes = tuning.halves(problem.moved, scale)
         return Concept(asked.word, rows, changes, {"kind": asked.kind, "identifier": self.identifier})
 
 

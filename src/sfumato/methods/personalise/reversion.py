@@ -78,7 +78,7 @@ class ReVersion(Personalisation):
             raise SfumatoError("steer and denoise of ReVersion are 0 or more, and its temperature is above 0")
 
     def problem(self, asked: Asked) -> Relation:
-        parts = [Part(asked.lesson, (), self.batch, self.denoise, asked.said)]
+        parts = [Part(asked.lesson, (), self.batch, self.denoise, asked.captioned)]
         first = asked.model.vectors(asked.kind)
         return Relation(asked.model, parts, asked.seed, method=self, word=asked.word, first=first)
 
