@@ -40,6 +40,10 @@ def learn(
             metavar="JSON", help="Where each was seen from, as {'a.png': [azimuth, elevation]}; of methods of views."
         ),
     ] = None,
+    encoder: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="FILE", help="What sfumato train-encoder wrote, of methods that begin with its word."),
+    ] = None,
     steps: Annotated[int | None, tyro.conf.arg(help="Steps of the run [default: the method's].")] = None,
     repair: Annotated[
         bool,
@@ -84,6 +88,7 @@ def learn(
     import torch
 
     from sfumato.media import pictures
+    from sfumato.tasks import encoder as encoders
     from sfumato.tasks import learn as task
     from sfumato.tasks import recipes
 
@@ -98,9 +103,14 @@ def learn(
     for option, wanted, there in (("--masks", method.wants_masks, masks), ("--cameras", method.wants_cameras, cameras)):
         if wanted and there is None:
             raise SfumatoError(f"{name} learns from pictures with {option[2:]}; give them by {option}")
+    if method.wants_encoder != (encoder is not None):
+        what = "begins with the word of an encoder; sfumato train-encoder makes one (--encoder)"
+        raise SfumatoError(f"{name} {what if encoder is None else 'reads no encoder; leave --encoder out'}")
     seen = task.listed(photos)  # before the model is loaded
     net = loading.load(model, device)
     task.new_word(net, as_)
+    begun = encoders.load(encoder, net) if encoder is not None else None
+    kind = begun.kind if begun is not None else kind
     photographs = task.read(seen, net, count * getattr(method, "batch", 1), masks, cameras)
     note(f"{count} steps of {name} on {len(photographs)} photographs")
     settings = {"word": as_, "kind": kind, "method": repr(method), "steps": count, "seed": seed, "model": model,
@@ -110,7 +120,7 @@ def learn(
     so_far = folder / f".{stem}.{kept.digest(marked)[:8]}.safetensors"
     prior = folder / f"{slug(kind)}-{slug(Path(model).name)}"
     done = task.learn(net, photographs, as_, method, kind=kind, steps=steps, seed=seed, keep=so_far, prior=prior,
-                      repair=repair, samples=samples)  # fmt: skip
+                      repair=repair, encoder=begun, samples=samples)  # fmt: skip
     files = [folder / f"{stem}.safetensors"]
     done.concept.save(files[0])
     so_far.unlink(missing_ok=True)

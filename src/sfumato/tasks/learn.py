@@ -19,6 +19,7 @@ from sfumato.errors import SfumatoError
 from sfumato.io.progress import Listener, heard, progress, show
 from sfumato.io.terminal import note
 from sfumato.learning.concepts import Concept, checked
+from sfumato.learning.encoders import Pretrained
 from sfumato.learning.lessons import Lesson
 from sfumato.learning.loop import Run
 from sfumato.learning.personal import Asked, Personalisation, teach
@@ -139,6 +140,7 @@ def learn(
     keep: Path | None = None,
     prior: Path | None = None,
     repair: bool = False,
+    encoder: Pretrained | None = None,
     samples: int = SHOWN,
     on_progress: Listener | None = None,
 ) -> Learned:
@@ -146,13 +148,15 @@ def learn(
 
     ``kind``: what sort of thing it is, in words that the model knows. ``prior``: a folder in which pictures of the kind
     at large are kept, of methods that learn from these as well; they are painted where they are not there.
-    ``repair``: take back what learning added to the word's length and direction (``learning.repair``).
+    ``repair``: take back what learning added to the word's length and direction (``learning.repair``). ``encoder``: one
+    that was taught the thing's domain, of methods that begin with the word that it gives.
     ``new_word`` says whether the word is one. Raises ``SfumatoError`` for what ``teach`` refuses.
     """
     with heard(on_progress):
         lesson = Lesson.of(model, photographs.pixels, photographs.masks, mirrored=not method.wants_cameras)
         at_large = class_pictures(model, kind, method.class_pictures, 0, prior) if method.wants_prior else None  # pyright: ignore[reportAttributeAccessIssue]
-        asked = Asked(model, lesson, word, kind, at_large, seed, photographs.cameras, photographs.digest)
+        about = photographs.digest if encoder is None else f"{photographs.digest}, encoder {encoder.digest}"
+        asked = Asked(model, lesson, word, kind, at_large, seed, photographs.cameras, encoder, about)
         found = teach(method, asked, steps=steps, keep=keep, on_progress=_shown if on_progress else None)
         found = repaired(found, model) if repair else found
         return Learned(found, painted(found.on(model), f"a {word}", samples, seed))
