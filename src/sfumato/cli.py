@@ -40,6 +40,7 @@ from sfumato.commands.segment_scene import segment_scene
 from sfumato.commands.shapes import shapes
 from sfumato.commands.show import SHOWN, show
 from sfumato.commands.tour import tour
+from sfumato.commands.train_encoder import train_encoder
 from sfumato.commands.video import video
 from sfumato.commands.views import views
 from sfumato.errors import SfumatoError, out_of_memory
@@ -49,8 +50,8 @@ COMMANDS = {
     f.__name__.replace("_", "-"): f
     for f in (
         generate, panorama, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes,
-        distill2d, learn, lift, capture, reconstruct, segment_scene, edit_scene, export_scene, experiment,
-        render, describe, show, export, tour, bench,
+        distill2d, learn, train_encoder, lift, capture, reconstruct, segment_scene, edit_scene, export_scene,
+        experiment, render, describe, show, export, tour, bench,
     )
 }  # fmt: skip
 GROUPS = {"experiment": experiments.commands, "show": lambda word: SHOWN}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import pytest
 import torch
 
 from sfumato.bench import personalise as bench
-from sfumato.bench.personalise import separate, session, subject
+from sfumato.bench.personalise import encoder, separate, session, subject
 from sfumato.bench.personalise.session import PersonalSession, Subject, cut
+from sfumato.learning.encoders import Encoder, Pretrained
 from sfumato.stilllife.oracle import Reading, ReadThing
+from sfumato.tasks import encoder as task
 
 THINGS = (ReadThing("cube", "red", "plain", (0, 0, 9, 9), (4.0, 4.0), 30, False),) * 2
 
@@ -70,6 +74,34 @@ def test_renders_to_compare_with_are_not_those_that_are_learned_from():
         assert len(one.pictures) == len(one.held) == session.SEEN and bool(one.masks.any(-1).any(-1).all())
         far = (one.pictures[:, None] - one.held).abs().mean((2, 3, 4))
         assert far.min() > 0.01
+
+
+def test_an_encoder_is_taught_once_and_compared_by_what_a_core_needs(monkeypatch, tmp_path):
+    taught, things = [], task.Domain(torch.zeros(4, 3, 8, 8))
+    made = Pretrained(Encoder(1, {"clip_l": 16}), {}, "cube", (), 261, 0.1)
+    monkeypatch.setattr(task, "still_lifes", lambda n, seed, size: things)
+    monkeypatch.setattr(task, "train", lambda *of, **how: taught.append(how["keep"]) or made)
+    monkeypatch.setattr(task, "painted", lambda *of: torch.zeros(4, 3, 8, 8))
+    monkeypatch.setattr(task, "load", lambda file, model: Pretrained.load(file))
+    monkeypatch.setattr(PersonalSession, "model", types.SimpleNamespace(size=8))
+    for _ in range(2):  # the second bench finds what the first has kept
+        own = PersonalSession(2, 1, torch.device("cpu"), tmp_path)
+        assert own.encoder.digest == made.digest and own.encoder_seconds >= 0
+    assert len(taught) == 1
+    nowhere = PersonalSession(2, 1, torch.device("cpu"))
+    assert nowhere.encoder is made and taught[1] is None
+    figures = {encoder.METHOD: (0.8, 2.0), encoder.BESIDE: (1.0, 50.0)}
+
+    def learned(session, word, i):
+        return dict(zip(("subject", "core_seconds"), figures[word], strict=True))
+
+    monkeypatch.setattr(subject, "learned", learned)
+    monkeypatch.setattr(encoder, "_alone", lambda session, of: ({"subject": 0.6}, torch.zeros(3, 8, 8)))
+    monkeypatch.setattr(PersonalSession, "subjects", [None, None])
+    found = encoder.compared(nowhere)
+    assert found["encoder_seconds"].tolist() == [2.0, 2.0] and found["encoder_time"] == pytest.approx(0.04)
+    assert found["encoder_subject"] == pytest.approx(0.8) and found["encoder_subject_alone"] == pytest.approx(0.6)
+    assert found.keys() == encoder.MEANINGS.keys()
 
 
 def test_every_key_has_a_meaning():

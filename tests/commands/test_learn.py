@@ -175,3 +175,42 @@ def test_several_things_are_one_file_and_concepts_are_kept_apart(here, run, phot
         assert code == 0, err
         seen.add(Image.open(next(place.glob("*.png"))).tobytes())
     assert len(seen) == 3, "one alone is the same both ways, and two are not"
+
+
+def test_an_encoder_that_was_taught_gives_a_concept_its_word(here, run, photos, tmp_path):
+    encoder = tmp_path / "things.safetensors"
+    code, out, err = run(
+        "train-encoder", "--n", 2, "--samples", 1, "--steps", 1, "--batch", 1, "--out", encoder, "--json"
+    )
+    assert code == 0, err
+    row = json.loads(out)
+    assert "1 steps of an encoder on 2 pictures" in err and row["pictures"] == 2 and row["files"][0] == str(encoder)
+    sheet = Image.open(row["files"][1])
+    assert sheet.size[1] > sheet.size[0], "a picture above what is painted by its word"
+    assert not list(tmp_path.glob(".things*.safetensors")), "a run that is over keeps no checkpoint"
+    args = (
+        "learn",
+        photos,
+        "--as",
+        "<duck>",
+        "--samples",
+        0,
+        "--steps",
+        1,
+        "--out",
+        tmp_path / "out",
+        "encoder-tuning",
+    )
+    code, _, err = run(*args)
+    assert code == 2 and "sfumato train-encoder makes one (--encoder)" in err
+    code, _, err = run(*args[:-1], "--encoder", encoder, "lora")
+    assert code == 2 and "lora reads no encoder; leave --encoder out" in err
+    code, out, err = run(*args[:-1], "--encoder", encoder, "--json", "encoder-tuning", "--batch", 1)
+    assert code == 0, err
+    concept = Concept.load(json.loads(out)["files"][0])
+    assert concept.rows["clip_l"].shape[0] == 2 and concept.about["kind"] == "cube"
+    assert {key.rpartition(".")[2] for key in concept.changes} == {"scale_A", "scale_B"}
+    code, _, err = run("train-encoder", "--model", "sd15", "--out", tmp_path / "other")
+    assert code == 2 and "give pictures of one domain" in err
+    code, _, err = run("train-encoder", photos, "--samples", 2, "--out", tmp_path / "other")
+    assert code == 2 and "of 2 pictures 2 are kept to be painted" in err

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sfumato.learning.encoders import Pretrained, Pretraining, pretrain
 from sfumato.learning.lessons import Lesson
 from sfumato.learning.personal import Asked
 from sfumato.methods.personalise.azimuth_inversion import AzimuthInversion
@@ -16,6 +17,7 @@ from sfumato.methods.personalise.break_a_scene import BreakAScene
 from sfumato.methods.personalise.custom_diffusion import CustomDiffusion
 from sfumato.methods.personalise.disentangled_inversion import DisentangledInversion
 from sfumato.methods.personalise.dream_booth import DreamBooth
+from sfumato.methods.personalise.encoder_tuning import EncoderTuning
 from sfumato.methods.personalise.extended_textual_inversion import ExtendedTextualInversion
 from sfumato.methods.personalise.lora import LoRA
 from sfumato.methods.personalise.neural_inversion import NeuralInversion
@@ -44,6 +46,7 @@ METHODS = (
     Row("dream-booth", (DreamBooth(rate=1e-3, identifier="red"),)),
     Row("lora", (LoRA(rate=1e-2, identifier="red"),)),
     Row("disentangled-inversion", (DisentangledInversion(batch=2, scene="grass"),)),
+    Row("encoder-tuning", (EncoderTuning(batch=2, rate=1e-2), EncoderTuning(batch=1, rate=1e-2, network=True))),
     Row("extended-textual-inversion", (ExtendedTextualInversion(batch=2, vectors=2),)),
     Row("neural-inversion", (NeuralInversion(batch=2, waves=16), NeuralInversion(batch=1, bypass=0.0, dropout=0.0))),
     Row("reversion", (ReVersion(batch=2, basis=BASIS), ReVersion(batch=3, steer=0.0, alpha=1.0))),
@@ -69,7 +72,16 @@ def asked(model: Any, n: int = 2, seed: int = 0) -> Asked:
     lessons = _lessons(model, n)
     cameras = torch.tensor([[50.0 * i, 10.0 * i] for i in range(n)])
     captions = tuple((f"a cube {{}} a duck on {ground}", "a red sphere <own> the cube") for ground in GROUNDS[:n])
-    return Asked(model, lessons[0], "<own>", "cube", prior=lessons[1], seed=seed, cameras=cameras, captions=captions)
+    encoder = _encoder(model) if getattr(model, "learns", False) else None
+    return Asked(
+        model, lessons[0], "<own>", "cube", lessons[1], seed, cameras=cameras, encoder=encoder, captions=captions
+    )
+
+
+@cache
+def _encoder(model: Any) -> Pretrained:
+    """One that was taught a little."""
+    return pretrain(model, _lessons(model, 2)[1], "cube", Pretraining(rate=1e-2, batch=1, hidden=8), steps=1)
 
 
 @cache

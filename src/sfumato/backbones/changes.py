@@ -43,7 +43,8 @@ class OfPipe:
         """This model with weights changed: networks that are changed are copied, the others the same.
 
         ``changes``: by the pipeline's part and the weight, such as ``unet.mid_block.attentions.0.proj_in.weight``, what
-        is added to it; or of a low-rank change ``lora_A`` and ``lora_B`` in the place of ``weight``, whose product is.
+        is added to it; or of a low-rank change ``lora_A`` and ``lora_B`` in the place of ``weight``, whose product is;
+        or ``scale_A`` and ``scale_B``, whose product times the weight is, number by number.
         Raises ``SfumatoError`` for a weight that the model does not have, or has in another shape.
         """
         return self.with_parts(_changed(self.pipe, self.name, changes))
@@ -53,8 +54,11 @@ class OfPipe:
 def _changed(pipe: Any, name: str, changes: Mapping[str, Tensor]) -> dict[str, nn.Module]:
     copies: dict[str, nn.Module] = {}
     weights: dict[str, dict[str, nn.Parameter]] = {}
-    for key, value in products(changes).items():
-        part, _, path = key.partition(".")
+    found = products(changes)
+    for key in sorted(found, key=lambda key: not key.endswith(".scale")):  # what is multiplied is the model's own
+        value, (part, _, path) = found[key], key.partition(".")
+        if scales := path.endswith(".scale"):
+            path = f"{path.removesuffix('scale')}weight"
         if part not in copies:
             network = getattr(pipe, part, None)
             if not isinstance(network, nn.Module):
@@ -68,5 +72,6 @@ def _changed(pipe: Any, name: str, changes: Mapping[str, Tensor]) -> dict[str, n
                 f"a change {tuple(value.shape)} is of {key!r}, which {name} {has}; take one that was learned with a "
                 "model of this kind"
             )
-        weight.copy_(weight.float() + value.to(weight.device).float())
+        added = value.to(weight.device).float()
+        weight.copy_(weight.float() + (weight.float() * added if scales else added))
     return copies

@@ -69,6 +69,10 @@ def learn(
             metavar="JSON", help="What each shows, as {'a.png': 'a cat {} a table'}, {} for the word; of relations."
         ),
     ] = None,
+    encoder: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="FILE", help="What sfumato train-encoder wrote, of methods that begin with its word."),
+    ] = None,
     steps: Annotated[int | None, tyro.conf.arg(help="Steps of the run [default: the method's].")] = None,
     repair: Annotated[
         bool,
@@ -123,6 +127,7 @@ def learn(
     import torch
 
     from sfumato.media import pictures
+    from sfumato.tasks import encoder as encoders
     from sfumato.tasks import learn as task
     from sfumato.tasks import recipes
     from sfumato.tasks.segment import Segmenter
@@ -135,7 +140,6 @@ def learn(
         method = cls(**{**vars(method), **{k: v for k, v in own.items() if v != getattr(cls(), k)}})
     count = method.steps if steps is None else steps
     kinds = dict(zip(words, kind if len(kind) == len(words) else (kind or (suited,)) * len(words), strict=True))
-    of = kinds[words[0]]
     if len(words) > 1 and not method.tells_apart:
         raise SfumatoError(f"{name} learns one word; break-a-scene learns several of one picture")
     marked_by = masks or mask_word or None
@@ -148,11 +152,17 @@ def learn(
             raise SfumatoError(f"{name} learns from pictures with {option[2:]}; give them by {option}")
         if there is not None and not wanted and option != "--masks":
             raise SfumatoError(f"{name} does not learn from {option[2:]}; leave {option} out, or take another method")
+    if method.wants_encoder != (encoder is not None):
+        what = "begins with the word of an encoder; sfumato train-encoder makes one (--encoder)"
+        raise SfumatoError(f"{name} {what if encoder is None else 'reads no encoder; leave --encoder out'}")
     seen = task.listed(photos)  # before the model is loaded
     net = loading.load(model, device)
     for word in words:
         task.new_word(net, word)
-    things = [slug(word) for word in words]
+    begun = encoders.load(encoder, net) if encoder is not None else None
+    if begun is not None:
+        kinds = dict.fromkeys(words, begun.kind)
+    of, things = kinds[words[0]], [slug(word) for word in words]
     most = count * getattr(method, "batch", 1)
     photographs = task.read(seen, net, most, masks, cameras, captions, things)
     if mask_word:
@@ -167,7 +177,7 @@ def learn(
     prior = folder / f"{slug(method.at_large(of))}-{slug(Path(model).name)}"
     others = {word: kinds[word] for word in words[1:]}
     done = task.learn(net, photographs, words[0], method, kind=of, others=others, steps=steps, seed=seed, keep=so_far,
-                      prior=prior, repair=repair, samples=samples)  # fmt: skip
+                      prior=prior, repair=repair, encoder=begun, samples=samples)  # fmt: skip
     files = [folder / f"{stem}.safetensors"]
     done.concept.save(files[0])
     so_far.unlink(missing_ok=True)

@@ -17,6 +17,10 @@ from sfumato.errors import SfumatoError
 
 LOW, HIGH = "lora_A", "lora_B"
 """Of a low-rank change its two halves, in the place of ``weight``."""
+SCALE_LOW, SCALE_HIGH = "scale_A", "scale_B"
+"""The two halves of what a weight is multiplied with, less one: W + W * (B A), a product for each of its numbers."""
+PAIRS = {half: pair for pair in ((LOW, HIGH, "weight"), (SCALE_LOW, SCALE_HIGH, "scale")) for half in pair[:2]}
+"""Of each half both, and what their product stands for."""
 NAME = "learned"
 """Of the adapter that learns, beside those that a user has loaded."""
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -49,19 +53,20 @@ class Weights(nn.Module):
 def products(changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What changes add to weights, by the weights' names: low-rank ones multiplied, of convolutions as well.
 
-    Raises ``SfumatoError`` where one half of such is missing.
+    What weights are multiplied with, less one, has ``scale`` in the place of ``weight``. Raises ``SfumatoError`` where
+    one half of such is missing.
     """
     found: dict[str, Tensor] = {}
     for key, value in changes.items():
-        if half := next((half for half in (LOW, HIGH) if key.endswith(f".{half}")), None):
-            layer = key.removesuffix(half)
-            low, high = (changes.get(f"{layer}{each}") for each in (LOW, HIGH))
+        if half := next((half for half in PAIRS if key.endswith(f".{half}")), None):
+            layer, (down, up, name) = key.removesuffix(half), PAIRS[half]
+            low, high = (changes.get(f"{layer}{each}") for each in (down, up))
             if low is None or high is None:
                 raise SfumatoError(f"of the low-rank change {key!r} one half is missing; the file is damaged")
-            if half == HIGH:
+            if half == up:
                 continue
             product = high.float().flatten(1) @ low.float().flatten(1)
-            key, value = f"{layer}weight", product.reshape(len(high), *low.shape[1:])
+            key, value = f"{layer}{name}", product.reshape(len(high), *low.shape[1:])
         found[key] = found[key] + value if key in found else value
     return found
 

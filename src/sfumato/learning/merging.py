@@ -11,13 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
-from sfumato.learning.adapters import HIGH, LOW, products
+from sfumato.learning.adapters import HIGH, LOW, SCALE_HIGH, SCALE_LOW, products
 from sfumato.learning.concepts import Concept
+
+DOWN, UP = (LOW, SCALE_LOW), (HIGH, SCALE_HIGH)
+"""First and second halves of changes that are products."""
 
 
 def weighted(concept: Concept, weight: float) -> Concept:
     """A concept whose changes count so much; what its word reads as stays."""
-    changes = {key: value if key.endswith(LOW) else weight * value for key, value in concept.changes.items()}
+    changes = {key: value if key.endswith(DOWN) else weight * value for key, value in concept.changes.items()}
     return replace(concept, changes=changes, about={**concept.about, "weight": weight})
 
 
@@ -32,8 +35,8 @@ def summed(concepts: Sequence[Concept], weights: Sequence[float] | None = None) 
         for key, value in concept.changes.items():
             if key not in total:
                 total[key] = value
-            elif key.endswith((LOW, HIGH)):
-                total[key] = torch.cat([total[key], value], 0 if key.endswith(LOW) else 1)
+            elif key.endswith((*DOWN, *UP)):
+                total[key] = torch.cat([total[key], value], 0 if key.endswith(DOWN) else 1)
             else:
                 total[key] = total[key] + value
     return _shared(concepts, total, "sum")

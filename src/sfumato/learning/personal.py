@@ -16,6 +16,7 @@ from sfumato.core.method import Requires
 from sfumato.core.settings import Settings
 from sfumato.errors import SfumatoError
 from sfumato.learning.concepts import Concept, checked
+from sfumato.learning.encoders import Pretrained
 from sfumato.learning.lessons import Lesson
 from sfumato.learning.loop import Run, learn
 from sfumato.learning.teaching import Teaching
@@ -36,6 +37,8 @@ class Asked:
     seed: int = 0
     cameras: Float[Tensor, "n m"] | None = None
     """From where each picture was seen: azimuth and elevation in degrees, or other numbers of a camera."""
+    encoder: Pretrained | None = None
+    """One that was taught the domain that the thing is of, for methods that begin with what it gives."""
     about: str = ""
     """What the pictures are, such as a digest of them: a run goes on with these alone."""
     captions: tuple[tuple[str, ...], ...] = ()
@@ -69,6 +72,8 @@ class Personalisation(Settings):
     """Does it learn from what is said of each picture?"""
     usual_kind: ClassVar[str] = "object"
     """What it begins with, where nobody says what is learned."""
+    wants_encoder: ClassVar[bool] = False
+    """Does it begin with the word that an encoder gives?"""
     teaches_words: ClassVar[bool] = True
     """Does it learn vectors of a word? Others leave that to the kind's words and a name before them."""
     steps: int
@@ -121,6 +126,8 @@ class Personalisation(Settings):
             _check_cameras(asked, name)
         if self.wants_captions:
             _check_captions(asked, name)
+        if self.wants_encoder and asked.encoder is None:
+            raise SfumatoError(f"{name} begins with what an encoder gives; sfumato train-encoder makes one (encoder)")
         if self.wants_prior and asked.prior is None:
             raise SfumatoError(f"{name} learns from pictures of {asked.kind!r} at large as well; give a prior")
 

@@ -144,6 +144,7 @@ METHODS = (
     Entry("azimuth-inversion", "personalise.azimuth_inversion:AzimuthInversion"),
     Entry("break-a-scene", "personalise.break_a_scene:BreakAScene"),
     Entry("disentangled-inversion", "personalise.disentangled_inversion:DisentangledInversion"),
+    Entry("encoder-tuning", "personalise.encoder_tuning:EncoderTuning", "e4t"),
     Entry("extended-textual-inversion", "personalise.extended_textual_inversion:ExtendedTextualInversion", "xti"),
     Entry("neural-inversion", "personalise.neural_inversion:NeuralInversion", "neti"),
     Entry("view-inversion", "personalise.view_inversion:ViewInversion", "view-neti"),

@@ -19,6 +19,7 @@ from sfumato.errors import SfumatoError
 from sfumato.io.progress import Listener, heard, progress, show
 from sfumato.io.terminal import note
 from sfumato.learning.concepts import Concept, checked
+from sfumato.learning.encoders import Pretrained
 from sfumato.learning.lessons import Lesson
 from sfumato.learning.loop import Run
 from sfumato.learning.personal import Asked, Personalisation, teach
@@ -153,8 +154,9 @@ def _captions(path: Path, files: Sequence[Path]) -> tuple[tuple[str, ...], ...]:
 
     def made(of: list[Any]) -> tuple[tuple[str, ...], ...]:
         found = tuple((caption,) if isinstance(caption, str) else tuple(caption) for caption in of)
-        if bad := [caption for each in found for caption in each or [""] if not isinstance(caption, str) or not caption.strip()]:
-            raise ValueError(f"not a caption: {bad[0]!r}")
+        wrong = [c for each in found for c in each or [""] if not isinstance(c, str) or not c.strip()]
+        if wrong:
+            raise ValueError(f"not a caption: {wrong[0]!r}")
         return found
 
     return _of_each(path, files, 'says what each picture shows, as {"a.png": "a cat {} a table"}', made)
@@ -193,6 +195,7 @@ def learn(
     prior: Path | None = None,
     repair: bool = False,
     others: Mapping[str, str] | None = None,
+    encoder: Pretrained | None = None,
     samples: int = SHOWN,
     on_progress: Listener | None = None,
 ) -> Learned:
@@ -201,7 +204,8 @@ def learn(
     ``kind``: what sort of thing it is, in words that the model knows. ``others``: further words of things in the
     photographs, and their kinds. ``prior``: a folder in which pictures of the kind at large are kept, of methods that
     learn from these as well; they are painted where they are not there.
-    ``repair``: take back what learning added to the word's length and direction (``learning.repair``).
+    ``repair``: take back what learning added to the word's length and direction (``learning.repair``). ``encoder``: one
+    that was taught the thing's domain, of methods that begin with the word that it gives.
     ``new_word`` says whether the word is one. Raises ``SfumatoError`` for what ``teach`` refuses.
     """
     with heard(on_progress):
@@ -209,8 +213,11 @@ def learn(
         lesson = Lesson.of(model, photographs.pixels, photographs.masks, mirrored=mirrored)
         of = method.at_large(kind)
         at_large = class_pictures(model, of, method.class_pictures, 0, prior) if method.wants_prior else None  # pyright: ignore[reportAttributeAccessIssue]
-        asked = Asked(model, lesson, word, kind, at_large, seed, photographs.cameras, photographs.digest,
-                      photographs.captions, others or {})  # fmt: skip
+        about = photographs.digest if encoder is None else f"{photographs.digest}, encoder {encoder.digest}"
+        asked = Asked(
+            model, lesson, word, kind, at_large, seed, photographs.cameras, encoder, about, photographs.captions,
+            others or {},
+        )  # fmt: skip
         found = teach(method, asked, steps=steps, keep=keep, on_progress=_shown if on_progress else None)
         found = repaired(found, model) if repair else found
         prompts = [each[0] for each in asked.captioned] or [" and ".join(f"a {each}" for each in found.words)]

@@ -194,6 +194,20 @@ _ROWS = (
     Recipe("textual-inversion", {"templates": ("a {}",), "rate": 1e-2, "steps": 150}, kind="cube"),
     Recipe("extended-textual-inversion", {"templates": ("a {}",), "steps": 150, "batch": 4}, kind="cube"),
     Recipe("reversion", {"rate": 1e-2, "steps": 150, "batch": 4, "basis": _TRAINED_PREPOSITIONS}),
+    # Five steps: the fewest of which the paper has figures.
+    Recipe(
+        "encoder-tuning",
+        {
+            "templates": ("a {}",),
+            "steps": 5,
+            "batch": 4,
+            "rate": 1e-3,
+            "weights_rate": 1e-4,
+            "penalty": 1e-4,
+            "since": 0.2,
+        },
+        kind="cube",
+    ),
     # At 1e-3 other things stay as they were, at 4e-3 they fray; the whole network at a tenth of that.
     Recipe("lora", {"rate": 1e-3, "steps": 120, "batch": 2}, kind="cube"),
     Recipe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,16 +12,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.bench.session import Session
-from sfumato.bench.units import Units
+from sfumato.bench.units import Row, Units
+from sfumato.learning.encoders import Pretrained
 from sfumato.stilllife.kinds import KINDS
 from sfumato.stilllife.render import render
 from sfumato.stilllife.scene import COLOURS, GROUNDS, Camera, Scene, Thing
 from sfumato.stilllife.similarity import features
+from sfumato.tasks import encoder
 
 HELD_OUT = tuple(name for name, kind in KINDS.items() if kind.held_out)
 SEEN = 5
 """Renders that a thing is learned from, and as many others that it is compared with."""
 NAME = "<it>"
+ENCODER = "an encoder of things of trained kinds"
+"""The unit that it is kept as, for all seeds."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,33 @@ class PersonalSession(Session):
         seed = int(rng.integers(2**30))
         return Subject(thing.kind, thing.colour, grounds[0], seen.images[:SEEN], masks[:SEEN], seen.images[SEEN:],
                        masks[SEEN:], seed)  # fmt: skip
+
+    @cached_property
+    def encoder(self) -> Pretrained:
+        """One that was taught things of the kinds that the model was trained on."""
+        _ = self.encoder_seconds
+        file = self.units.beside(ENCODER, ".encoder.safetensors")
+        return self._taught if file is None else encoder.load(file, self.model)
+
+    @cached_property
+    def encoder_seconds(self) -> float:
+        """Of a core, in which it was taught; after a stop those since then."""
+        seconds = self.units.get(ENCODER, self._teach)[0]["core_seconds"]
+        return float(seconds or 0.0)
+
+    def _teach(self) -> tuple[Row, Float[Tensor, "3 h w"]]:
+        began = time.process_time()
+        things = encoder.still_lifes(encoder.STILL_LIFES, 0, self.model.size)
+        keep = self.units.beside(ENCODER, ".run.safetensors")
+        if keep is not None:
+            keep.parent.mkdir(parents=True, exist_ok=True)
+        self._taught = encoder.train(self.model, things, encoder.KIND, encoder.STILL_LIFE, keep=keep)
+        took = time.process_time() - began
+        if file := self.units.beside(ENCODER, ".encoder.safetensors"):
+            self._taught.save(file)
+        shown = replace(things, pixels=things.pixels[:4], captions=things.captions[:4])
+        pictures = [*shown.pixels, *encoder.painted(self.model, self._taught, shown)]
+        return {"core_seconds": took}, torch.cat(pictures, -1)
 
     def alike(self, images: Float[Tensor, "n 3 h w"], masks: Bool[Tensor, "n h w"], of: Subject) -> list[float]:
         """How alike each thing is to the subject's held out renders: mean cosine of the CLIP's image features."""

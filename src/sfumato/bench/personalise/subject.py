@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -87,8 +88,8 @@ def subjects(session: PersonalSession) -> Mapping[str, Figure]:
     """All methods on the same things, beside the word of a kind that was never trained and one that was."""
     found: dict[str, dict[str, Row]] = {}
     ways: dict[str, Callable[[Subject], tuple[Row, Tensor]]] = {
-        PLAIN: lambda s: _painted(session, session.model, s, KNOWN),
-        UNTRAINED: lambda s: _painted(session, session.model, s, s.kind),
+        PLAIN: lambda s: painted(session, session.model, s, KNOWN),
+        UNTRAINED: lambda s: painted(session, session.model, s, s.kind),
     }
     ways |= {word: lambda s, word=word: _learned(session, word, s) for word in METHODS}
     with progress("bench: subjects", len(ways) * session.n) as advance:
@@ -123,7 +124,7 @@ def _others(session: PersonalSession, subject: Subject) -> list[float]:
     return [(n * mean - 1) / (n - 1) for mean in alike]
 
 
-def _painted(session: PersonalSession, model: object, subject: Subject, what: str) -> tuple[Row, Tensor]:
+def painted(session: PersonalSession, model: object, subject: Subject, what: str) -> tuple[Row, Tensor]:
     n = len(WORLDS)
     seeds = list(range(subject.seed, subject.seed + n))
     images = denoise(model, captions(subject, what), seed=seeds, steps=30, guide=cfg(5.0)).images.cpu()  # pyright: ignore[reportArgumentType]
@@ -133,12 +134,22 @@ def _painted(session: PersonalSession, model: object, subject: Subject, what: st
 def _learned(session: PersonalSession, word: str, subject: Subject) -> tuple[Row, Tensor]:
     method, kind = recipes.learning(word, "stilllife")
     photographs = Photographs((), subject.pictures, subject.masks.float() if method.wants_masks else None)
+    encoder, began = session.encoder if method.wants_encoder else None, time.process_time()
     done, took = timed(
-        lambda: learn(session.model, photographs, NAME, method, kind=kind, seed=subject.seed, samples=0),
+        lambda: learn(
+            session.model, photographs, NAME, method, kind=kind, seed=subject.seed, encoder=encoder, samples=0
+        ),
         session.device,
     )
-    row, image = _painted(session, done.concept.on(session.model), subject, NAME)
+    took["core_seconds"] = time.process_time() - began
+    row, image = painted(session, done.concept.on(session.model), subject, NAME)
     return {**row, **took}, image
+
+
+def learned(session: PersonalSession, word: str, i: int) -> Row:
+    """Of a method and one of the subjects, kept as all are."""
+    unit = f"{word} {i} {session.seed}"
+    return session.units.get(unit, lambda: _learned(session, word, session.subjects[i]))[0]
 
 
 MEASURES: tuple[tuple[tuple[str, ...], Callable[[PersonalSession], Mapping[str, Figure]]], ...] = (

@@ -1,0 +1,95 @@
+"""What an encoder is taught: renders of kinds that the model knows, pictures with captions, and what a CLIP sees."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from learners import own_models  # noqa: F401
+from PIL import Image
+
+from sfumato.backbones.video import MEAN
+from sfumato.errors import SfumatoError
+from sfumato.learning.encoders import Pretraining
+from sfumato.stilllife.kinds import KINDS
+from sfumato.tasks import encoder as task
+
+
+def test_still_lifes_are_of_kinds_that_were_trained_and_say_where_they_stand(monkeypatch):
+    seen = []
+
+    def render(scenes, size):
+        seen.extend(scenes)
+        return SimpleNamespace(images=torch.zeros(len(scenes), 3, size, size))
+
+    monkeypatch.setattr(task, "render", render)
+    found = task.still_lifes(20, 0, 16)
+    assert len(found) == len(seen) == 20 and found.pixels.shape == (20, 3, 16, 16)
+    assert not any(KINDS[scene.things[0].kind].held_out for scene in seen)
+    assert found.captions == tuple(f"a {{}} on {scene.ground}" for scene in seen)
+    assert len({scene.things[0].kind for scene in seen}) > 5 and {scene.light for scene in seen} == {"day"}
+    again, other = task.still_lifes(20, 0, 16), task.still_lifes(20, 1, 16)
+    assert again.captions == found.captions != other.captions
+    learned, kept = found.split(4)
+    assert learned.captions + kept.captions == found.captions and len(kept) == len(kept.captions) == 4
+    with pytest.raises(SfumatoError, match="of 20 pictures 20 are kept to be painted"):
+        found.split(20)
+
+
+def test_captions_lie_beside_pictures_all_or_none(sd, tmp_path):
+    for name in ("a", "b"):
+        Image.new("RGB", (20, 30), "red").save(tmp_path / f"{name}.png")
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    assert task.of_files(files, sd).captions == ()
+    (tmp_path / "a.txt").write_text("a {} on\n grass ")
+    with pytest.raises(SfumatoError, match=r"b\.png has no caption, and others have"):
+        task.of_files(files, sd)
+    (tmp_path / "b.txt").write_text("the {}")
+    found = task.of_files(files, sd)
+    assert found.captions == ("a {} on grass", "the {}") and found.pixels.shape == (2, 3, sd.size, sd.size)
+    assert found.digest != task.Domain(found.pixels).digest
+    assert len(task.of_files(files, sd, 1)) == 1
+
+
+def test_settings_are_what_suits_the_model_and_what_is_given():
+    assert task.settings("sd", rate=None) == Pretraining()
+    assert task.settings("stilllife", batch=7) == task.replace(task.STILL_LIFE, batch=7)
+
+
+def test_a_models_own_image_encoder_sees_pictures_as_clip_was_trained(sd):
+    assert task.tower(sd) is None
+
+    class Sees(torch.nn.Module):
+        config = SimpleNamespace(image_size=8)
+
+        def __init__(self):
+            super().__init__()
+            self.one = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, pixels):
+            return SimpleNamespace(image_embeds=pixels.mean((2, 3)))
+
+    model = SimpleNamespace(name="another", pipe=SimpleNamespace(image_encoder=Sees()))
+    sees = task.tower(model)
+    grey = torch.tensor(MEAN).view(1, 3, 1, 1).expand(1, 3, 32, 32)
+    assert sees(grey).abs().max() < 1e-6 and sees(grey + 0.1).min() > 0.3
+
+
+def test_a_concept_that_begins_with_an_encoder_needs_none_afterwards(sd, tmp_path):
+    from sfumato.methods.personalise.encoder_tuning import EncoderTuning
+    from sfumato.tasks import learn
+
+    domain = task.Domain(torch.rand(3, 3, sd.size, sd.size, generator=torch.Generator().manual_seed(1)))
+    made = task.train(sd, domain, "cube", Pretraining(rate=1e-2, batch=1, hidden=8), steps=2)
+    made.save(tmp_path / "encoder.safetensors")
+    begun = task.load(tmp_path / "encoder.safetensors", sd)
+    photographs = learn.Photographs((), domain.pixels[:2])
+    method = EncoderTuning(batch=1, rate=0.0)
+    done = learn.learn(sd, photographs, "<duck>", method, kind="cube", steps=1, encoder=begun, samples=0)
+    word = made.word(sd, task.Lesson.of(sd, photographs.pixels, mirrored=False))
+    torch.testing.assert_close(done.concept.rows["clip_l"], word["clip_l"])
+    assert all(torch.equal(value, made.offsets[key]) for key, value in done.concept.changes.items())
+    assert task.painted(sd, made, domain.split(1)[1]).shape == (1, 3, sd.size, sd.size)
+    with pytest.raises(SfumatoError, match="begins with what an encoder gives; sfumato train-encoder makes one"):
+        learn.learn(sd, photographs, "<duck>", method, kind="cube", steps=1, samples=0)
