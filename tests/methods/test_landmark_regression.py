@@ -22,7 +22,7 @@ def test_a_soft_maximum_worked_by_hand():
 
 def test_the_layers_are_the_published_ones():
     """A convolution of 1 x 1 without bias, a softmax of 50 times that, and a linear layer a landmark."""
-    net = Regressor(width=3, landmarks=2, virtual=4, seed=1)
+    net = Regressor(width=3, landmarks=2, virtual=4)
     features = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(0))
     unit = features / features.norm(dim=1, keepdim=True)
     maps = F.conv2d(unit, net.filters.flatten(0, 1)[:, :, None, None]).view(2, 2, 4, 5, 6)
@@ -34,7 +34,7 @@ def test_the_layers_are_the_published_ones():
         told = virtual[:, j].flatten(1) @ net.weights[j].flatten(0, 1)
         torch.testing.assert_close(net(features)[:, j], (told + 1) / 2)
     torch.testing.assert_close(net(10 * features), net(features))
-    assert net.weights.abs().max() <= 8**-0.5 and torch.equal(Regressor(3, 2, 4, seed=1).filters, net.filters)
+    assert 0.2 < net.weights.abs().max() <= 8**-0.5
 
 
 def test_what_is_not_visible_is_not_learned_from():

@@ -58,6 +58,8 @@ class Examples:
     """Classes of pixels; negative where that is not known."""
     captions: tuple[str, ...] = ()
     """A sentence of each picture."""
+    texts: Float[Tensor, "n e"] | None = None
+    """Where a text encoder has the captions, of methods that learn from that."""
     points: Float[Tensor, "n k 2"] | None = None
     """Places in parts of the sides, (x, y); not a number where one is not seen."""
     names: tuple[str, ...] = ()
@@ -83,6 +85,7 @@ class Examples:
         """
         if not pictures:
             raise SfumatoError("a head learns from pictures, and there is none")
+        known = method.known(model, source, known)
         maps: list[Tensor] = []
         with progress("reading features", len(pictures)) as advance:
             for number, picture in enumerate(pictures):
@@ -106,13 +109,13 @@ class Examples:
             shapes = ", ".join(sorted({str(tuple(map.shape)) for map in maps})) or "none"
             raise SfumatoError(f"features of pictures are (views, c, h, w), of all alike; got {shapes}")
         whole = torch.stack([halved(map) for map in maps])
-        for name in ("labels", "captions", "points"):
+        for name in ("labels", "captions", "texts", "points"):
             value = known.get(name)
             if value is not None and len(value) and len(value) != len(whole):
                 raise SfumatoError(f"each picture has its {name}; got {len(whole)} pictures and {len(value)} {name}")
         made = cls(whole, device=device, **known)
         digest = hashlib.sha256(whole.numpy().tobytes())
-        for tensor in (made.labels, made.points):
+        for tensor in (made.labels, made.texts, made.points):
             digest.update(b"" if tensor is None else tensor.cpu().numpy().tobytes())
         digest.update(json.dumps([made.captions, made.names]).encode())
         return cls(whole, device=device, about=digest.hexdigest()[:16], **known)
@@ -168,6 +171,15 @@ class HeadMethod(Settings):
     def views(self, picture: Float[Tensor, "3 h w"], number: int) -> Sequence[Float[Tensor, "3 h w"]]:
         """Pictures whose features are read of the ``number``-th one: itself, unless it is changed."""
         return [picture]
+
+    def known(self, model: Backbone, source: FeatureSource, known: dict[str, Any]) -> dict[str, Any]:
+        """What is known of the pictures, with what else the model has to read of that."""
+        return known
+
+    def naming(self, head: Head, model: Backbone, words: Sequence[str]) -> Head:
+        """The head with these words as its classes, of methods that take any. Raises ``SfumatoError`` for others."""
+        has = f"{', '.join(head.names)} and no others" if head.names else "no words"
+        raise SfumatoError(f"a head of {type(self).__name__} has {has}; leave the words out")
 
     def sizes(self, examples: Examples) -> dict[str, int]:
         """What ``network`` is made by, and a file says."""
@@ -281,6 +293,11 @@ class Head:
         """What it says of an image. Raises ``SfumatoError`` for another model than the one that it learned of."""
         self.check(reader.model)
         return self.of(self.features(reader), reader.size)
+
+    def with_words(self, model: Backbone, words: Sequence[str]) -> Head:
+        """The same with these words as its classes. Raises ``SfumatoError`` where its classes are what it learned."""
+        self.check(model)
+        return self.method.naming(self, model, words)
 
     def check(self, model: Backbone) -> None:
         """Raise ``SfumatoError`` for another model."""
