@@ -12,6 +12,7 @@ import solids
 import torch
 from torch import Tensor
 
+from sfumato.learning.heads import Examples, HeadMethod, train
 from sfumato.media.meshes import Mesh
 from sfumato.methods.perceive.diff3f import Diff3F
 from sfumato.methods.perceive.diff_seg import DiffSeg
@@ -23,8 +24,10 @@ from sfumato.methods.perceive.label_efficient import LabelEfficient
 from sfumato.methods.perceive.normalised_cut import NormalisedCut
 from sfumato.methods.perceive.open_vocabulary import label
 from sfumato.methods.perceive.optimal_transport import OptimalTransport
+from sfumato.methods.perceive.picie import PiCIE
 from sfumato.methods.perceive.prompt_embeddings import PromptEmbeddings
 from sfumato.methods.perceive.propagation import Propagation
+from sfumato.methods.perceive.stego import STEGO
 from sfumato.methods.perceive.text_attribution import TextAttribution
 from sfumato.methods.perceive.unsupervised_keypoints import UnsupervisedKeypoints
 from sfumato.reading.reader import Reader, read
@@ -75,6 +78,13 @@ def of_labels(method: LabelEfficient, model: Any) -> Any:
     found = method.fit(model, [picture(seed=0), picture(seed=1)], [square(0).long(), square(1).long()], ("a", "b"),
                        families.side(model))  # fmt: skip
     return found.segments(reader(model))
+
+
+def of_head(method: HeadMethod, model: Any) -> Any:
+    """Taught a step on two pictures, and asked about a third."""
+    source, side = DIFT(ensemble=1), families.side(model)
+    examples = Examples.of(method, model, source, [picture(seed=0), picture(seed=1)], side=side)
+    return train(method, examples, model=model, source=source, side=side, steps=1)(reader(model, 2))
 
 
 def of_pictures(method: UnsupervisedKeypoints, model: Any) -> Any:
@@ -149,10 +159,12 @@ METHODS = (
         "prompt-embeddings", of_two, (PromptEmbeddings(steps=1, restarts=1, bank=2, found=4, rate=0.05),),
         families=UNETS,
     ),
+    Row("picie", of_head, (PiCIE(classes=3, dim=4, batch=2),), shares=True),
     Row(
         "propagation", of_one, names=("background", "thing"), shares=True,
         ways=(Propagation((24, 24)), Propagation(box=(0, 0, 24, 24)), Propagation(box=(1, 1, 1.5, 1.5))),
     ),
+    Row("stego", of_head, (STEGO(classes=3, dim=4, batch=2, points=3, standard=True),), shares=True),
     Row(
         "text-attribution", of_one, names=("background", "red cube", "grass"), highest=1.0,
         ways=(TextAttribution(("red cube", "grass"), PROMPT, steps=(1, 600)),

@@ -362,6 +362,14 @@ def labels(buffers: Buffers) -> dict[str, Tensor]:
     }
 
 
+def kinds_of(rendering: Rendering, image: int, of: Sequence[str]) -> Int[Tensor, "h w"]:
+    """0 the backdrop, 1 the ground, from 2 on the kinds in the order of ``of``."""
+    out = rendering.ground[image].long()
+    for i, thing in enumerate(rendering.scenes[image].things):
+        out[rendering.thing[image] == i] = 2 + of.index(thing.kind)
+    return out
+
+
 def _parts() -> Tensor:
     """(kind, primitive) -> part; the last row and column stand for no kind and no primitive, and hold -1."""
     rows = [[k.parts().index(p.part) for p in k.reference()] for k in KINDS.values()]
