@@ -13,7 +13,7 @@ import solids
 import torch
 from torch import Tensor
 
-from sfumato.learning.heads import Examples, train
+from sfumato.learning.heads import Examples, HeadMethod, train
 from sfumato.media.meshes import Mesh
 from sfumato.methods.perceive.clip_patches import ClipPatches
 from sfumato.methods.perceive.diff3f import Diff3F
@@ -28,8 +28,10 @@ from sfumato.methods.perceive.normalised_cut import NormalisedCut
 from sfumato.methods.perceive.open_vocabulary import label
 from sfumato.methods.perceive.optimal_transport import OptimalTransport
 from sfumato.methods.perceive.pacl import PACL
+from sfumato.methods.perceive.picie import PiCIE
 from sfumato.methods.perceive.prompt_embeddings import PromptEmbeddings
 from sfumato.methods.perceive.propagation import Propagation
+from sfumato.methods.perceive.stego import STEGO
 from sfumato.methods.perceive.text_attribution import TextAttribution
 from sfumato.methods.perceive.unsupervised_keypoints import UnsupervisedKeypoints
 from sfumato.reading.reader import Reader, read
@@ -82,11 +84,16 @@ def of_labels(method: LabelEfficient, model: Any) -> Any:
     return found.segments(reader(model))
 
 
-def taught(method: Any, model: Any, **known: Any) -> Any:
-    """A head on features of two pictures."""
+def taught(method: HeadMethod, model: Any, **known: Any) -> Any:
+    """A head that was taught a step on two pictures."""
     source, side = DIFT(ensemble=1), families.side(model)
-    examples = Examples.of(method, model, source, [picture(), picture(seed=1)], side=side, **known)
-    return train(method, examples, model=model, source=source, side=side)
+    examples = Examples.of(method, model, source, [picture(seed=0), picture(seed=1)], side=side, **known)
+    return train(method, examples, model=model, source=source, side=side, steps=1)
+
+
+def of_head(method: HeadMethod, model: Any) -> Any:
+    """Asked about a third."""
+    return taught(method, model)(reader(model, 2))
 
 
 def of_captions(method: PACL, model: Any) -> Any:
@@ -167,24 +174,26 @@ METHODS = (
         "label-efficient", of_labels, names=("a", "b"),
         ways=(LabelEfficient(members=2, batch=32, epochs=1, sure=1, pixels=60, t=(50,), standard=True),),
     ),
-    Row("landmark-regression", of_places, (LandmarkRegression(virtual=3, steps=2),)),
+    Row("landmark-regression", of_places, (LandmarkRegression(virtual=3),)),
     Row(
         "normalised-cut", of_one, whole=True,
         ways=(NormalisedCut(side=20), NormalisedCut(clusters=3, side=20), NormalisedCut(tau=1.5, which=0, side=20)),
     ),
     Row("optimal-transport", of_two, (OptimalTransport(ensemble=2, cycle=0.1),)),
     Row(
-        "pacl", of_captions, (PACL(steps=2, batch=2), PACL(steps=2, batch=2, standard=True, sharpness=10.0)),
+        "pacl", of_captions, (PACL(batch=2), PACL(batch=2, standard=True, sharpness=10.0)),
         names=("red cube", "grass"), shares=True,
     ),
     Row(
         "prompt-embeddings", of_two, (PromptEmbeddings(steps=1, restarts=1, bank=2, found=4, rate=0.05),),
         families=UNETS,
     ),
+    Row("picie", of_head, (PiCIE(classes=3, dim=4, batch=2),), shares=True),
     Row(
         "propagation", of_one, names=("background", "thing"), shares=True,
         ways=(Propagation((24, 24)), Propagation(box=(0, 0, 24, 24)), Propagation(box=(1, 1, 1.5, 1.5))),
     ),
+    Row("stego", of_head, (STEGO(classes=3, dim=4, batch=2, points=3, standard=True),), shares=True),
     Row(
         "text-attribution", of_one, names=("background", "red cube", "grass"), highest=1.0,
         ways=(TextAttribution(("red cube", "grass"), PROMPT, steps=(1, 600)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -89,10 +88,8 @@ def learn(
 
     name = index.find(chain.names[0] if chain.names else DEFAULT).word
     method, suited = recipes.learning(name, model)
-    if chain.items:  # what was said of the method counts, what was not is the recipe's
-        cls = type(chain.items[0])
-        own = {f.name: getattr(chain.items[0], f.name) for f in fields(cls)}
-        method = cls(**{**vars(method), **{k: v for k, v in own.items() if v != getattr(cls(), k)}})
+    if chain.items:
+        method = recipes.filled(chain.items[0], method)
     count = method.steps if steps is None else steps
     kind = kind or suited
     for option, wanted, there in (("--masks", method.wants_masks, masks), ("--cameras", method.wants_cameras, cameras)):

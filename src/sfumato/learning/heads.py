@@ -30,7 +30,7 @@ from sfumato.learning.seeds import generator
 from sfumato.reading.reader import Image, Reader, pixels, read
 
 HEADER = "sfumato head"
-DROPS = 401  # of what is dropped, in a seed
+ROUNDS, DROPS = 400, 401  # what the order of pictures is drawn from, and what is dropped
 
 
 class FeatureSource(Protocol):
@@ -128,6 +128,17 @@ class Examples:
         """Of a feature."""
         return self.features.shape[2]
 
+    def drawn(self, seed: int, step: int, batch: int) -> list[int]:
+        """Which pictures a step sees: each once before any comes again, in an order of each round."""
+        places = (divmod(place, len(self)) for place in range(step * batch, (step + 1) * batch))
+        rounds: dict[int, Tensor] = {}
+        found = []
+        for round_, at in places:
+            if round_ not in rounds:
+                rounds[round_] = torch.randperm(len(self), generator=generator(seed, ROUNDS, round_))
+            found.append(int(rounds[round_][at]))
+        return found
+
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of a map."""
@@ -159,6 +170,8 @@ class HeadMethod(Settings):
     requires: ClassVar[Requires] = Requires()
     wants: ClassVar[tuple[str, ...]] = ()
     """What it learns from beside features: labels, captions, points."""
+    takes_words: ClassVar[bool] = False
+    """Are its classes any words, said when an image is read (``Head.with_words``)?"""
     mirrors: bool = False
     """Is a mirrored image read as well where an image is read?"""
     changes_pictures: ClassVar[bool] = False
@@ -167,6 +180,10 @@ class HeadMethod(Settings):
     rate: float
     """Of Adam."""
     seed: int
+
+    def length(self, examples: Examples) -> int:
+        """Steps of a run where nobody says how many."""
+        return self.steps
 
     def views(self, picture: Float[Tensor, "3 h w"], number: int) -> Sequence[Float[Tensor, "3 h w"]]:
         """Pictures whose features are read of the ``number``-th one: itself, unless it is changed."""
@@ -189,7 +206,7 @@ class HeadMethod(Settings):
         """What learns, with weights of torch's global generator, which is seeded."""
         raise NotImplementedError
 
-    def problem(self, examples: Examples, network: nn.Module) -> Problem:
+    def problem(self, examples: Examples, network: nn.Module) -> HeadProblem:
         """The run."""
         return HeadProblem(self, examples, network)
 
@@ -218,13 +235,16 @@ class HeadProblem(Problem):
 
     doing = "learning a head"
 
-    def __init__(self, method: HeadMethod, examples: Examples, network: nn.Module) -> None:
+    def __init__(self, method: Any, examples: Examples, network: Any) -> None:
         self.method, self.examples, self.network = method, examples, network
         self.name = type(method).__name__
         self.modules = {"head": network}
 
     def loss(self, step: int) -> Float[Tensor, ""]:
         return self.method.loss(self.network, self.examples, step)
+
+    def finish(self) -> None:
+        """The run is over: what of the network is made once in the end."""
 
 
 def train(
@@ -247,7 +267,7 @@ def train(
     settings, features or another model.
     """
     method.check(examples)
-    count = method.steps if steps is None else steps
+    count = method.length(examples) if steps is None else steps
     if count < 1:
         raise SfumatoError(f"a run has one step or more, got {count}")
     name = model if isinstance(model, str) else model.name
@@ -260,6 +280,7 @@ def train(
         problem, method.optimiser(problem.groups()), steps=count, keep=keep, about=f"{about}, {examples.about}",
         every=every, seconds=seconds, on_progress=on_progress,
     )  # fmt: skip
+    problem.finish()
     made = {"steps": count, "pictures": len(examples)}
     return Head(method, source, network.eval(), sizes, examples.names, name, side, made)
 
@@ -277,7 +298,7 @@ class Head:
 
     method: Any
     source: Any
-    network: nn.Module
+    network: Any
     sizes: Mapping[str, int]
     """What the network is made by; ``width`` is a feature's."""
     names: tuple[str, ...] = ()
@@ -308,10 +329,12 @@ class Head:
 
     def features(self, reader: Reader) -> list[Float[Tensor, "c h w"]]:
         """An image's, and the mirrored image's where the method wants them, at the side that was learned with."""
-        pictures = [reader.pixels, *([reader.pixels.flip(-1)] if self.method.mirrors else [])]
         found = []
-        for picture in pictures:
-            with read(reader.model, picture, self.side) as look:
+        for mirrored in range(1 + self.method.mirrors):
+            if not mirrored and reader.side == self.side:
+                found.append(self.source.features(reader))
+                continue
+            with read(reader.model, reader.pixels.flip(-1) if mirrored else reader.pixels, self.side) as look:
                 found.append(self.source.features(look))
         return found
 
@@ -357,7 +380,7 @@ class Head:
             names = about["method"], about["source"]
         except (ValueError, KeyError, TypeError) as e:
             raise SfumatoError(f"{path} is no head that sfumato train-head wrote, or damaged ({e!r})") from e
-        kinds = [Given if name == "Given" else known(name) for name in names]
+        kinds: list[Any] = [Given if name == "Given" else known(name) for name in names]
         try:
             method, source = kinds[0](**_tuples(about["settings"])), kinds[1](**_tuples(about["features"]))
             network = _made(method, about["sizes"])

@@ -31,7 +31,6 @@ from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError
 from sfumato.learning.heads import Examples, Head, HeadMethod
-from sfumato.learning.seeds import generator
 from sfumato.ops.correspondence import middles
 
 
@@ -65,7 +64,7 @@ class LandmarkRegression(HeadMethod):
 
     def loss(self, network: Any, examples: Examples, step: int) -> Float[Tensor, ""]:
         assert examples.points is not None
-        which = torch.randperm(len(examples), generator=generator(self.seed, step))[: self.batch]
+        which = examples.drawn(self.seed, step, min(self.batch, len(examples)))
         truth = examples.points[which].to(examples.device)
         return missed(network(examples.maps(which)), truth.nan_to_num(), truth.isfinite().all(-1))
 

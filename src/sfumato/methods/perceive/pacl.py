@@ -32,10 +32,11 @@ from torch import Tensor, nn
 from sfumato.core.backbone import Backbone
 from sfumato.core.method import Requires
 from sfumato.errors import SfumatoError
-from sfumato.learning.heads import Examples, FeatureSource, Head, HeadMethod, Standard, cells
-from sfumato.learning.seeds import generator
+from sfumato.learning.heads import Examples, FeatureSource, Head, HeadMethod, HeadProblem, Standard, cells
 from sfumato.methods.perceive.open_vocabulary import compatibility, similarity
 from sfumato.reading.results import Segments
+
+_WORDLESS = "a head of PACL names patches by any words, and there is none; give some: --names cube,grass"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class PACL(HeadMethod):
     """Learns to tell which patches a text is about, from images with captions."""
 
     wants = ("captions", "texts")
+    takes_words = True
 
     temperature: float = 0.07
     """What fits are divided by in the loss, and cosines where patches are named; CLIP's first."""
@@ -78,7 +80,7 @@ class PACL(HeadMethod):
     def network(self, width: int, texts: int, words: int) -> nn.Module:
         return PatchEmbedder(width, texts, words)
 
-    def problem(self, examples: Examples, network: Any) -> Any:
+    def problem(self, examples: Examples, network: Any) -> HeadProblem:
         if self.standard:
             network.before.learn(examples)
         return super().problem(examples, network)
@@ -88,10 +90,10 @@ class PACL(HeadMethod):
 
     def loss(self, network: Any, examples: Examples, step: int) -> Float[Tensor, ""]:
         assert examples.texts is not None
-        which = torch.randperm(len(examples), generator=generator(self.seed, step))[: self.batch]
+        which = examples.drawn(self.seed, step, min(self.batch, len(examples)))
         patches = network(cells(examples.maps(which)))
         fits = compatibility(patches, examples.texts[which].to(patches), self.sharpness)
-        return contrast(fits, [examples.captions[i] for i in which.tolist()], self.temperature)
+        return contrast(fits, [examples.captions[i] for i in which], self.temperature)
 
     def check(self, examples: Examples) -> None:
         super().check(examples)
@@ -100,7 +102,7 @@ class PACL(HeadMethod):
 
     def naming(self, head: Head, model: Backbone, words: Sequence[str]) -> Head:
         if not words or not all(word.strip() for word in words):
-            raise SfumatoError("PACL names patches by words, and there is none; give some, such as cube,grass")
+            raise SfumatoError(_WORDLESS)
         read = [read_texts(model, head.source, [t.replace("{}", w) for w in words]) for t in self.templates]
         network = deepcopy(head.network)
         network.words = torch.stack([F.normalize(texts, dim=1) for texts in read]).mean(0).to(network.words)
@@ -110,7 +112,7 @@ class PACL(HeadMethod):
         """Probabilities of the words at each patch: a softmax of cosines over the temperature, as CLIP's."""
         network: Any = head.network
         if not len(network.words):
-            raise SfumatoError("this head names patches by any words, and has none; give some, such as cube,grass")
+            raise SfumatoError(_WORDLESS)
         like = [similarity(network(cells(map[None]))[0], network.words).unflatten(1, map.shape[1:]) for map in maps]
         mean = torch.stack([map.flip(-1) if i else map for i, map in enumerate(like)]).mean(0)
         return Segments((mean / self.temperature).softmax(0), size, head.names)
