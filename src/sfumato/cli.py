@@ -41,6 +41,7 @@ from sfumato.commands.shapes import shapes
 from sfumato.commands.show import SHOWN, show
 from sfumato.commands.tour import tour
 from sfumato.commands.train_encoder import train_encoder
+from sfumato.commands.train_head import train_head
 from sfumato.commands.video import video
 from sfumato.commands.views import views
 from sfumato.errors import SfumatoError, out_of_memory
@@ -50,8 +51,8 @@ COMMANDS = {
     f.__name__.replace("_", "-"): f
     for f in (
         generate, panorama, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes,
-        distill2d, learn, train_encoder, lift, capture, reconstruct, segment_scene, edit_scene, export_scene,
-        experiment, render, describe, show, export, tour, bench,
+        distill2d, learn, train_encoder, train_head, lift, capture, reconstruct, segment_scene, edit_scene,
+        export_scene, experiment, render, describe, show, export, tour, bench,
     )
 }  # fmt: skip
 GROUPS = {"experiment": experiments.commands, "show": lambda word: SHOWN}
@@ -60,7 +61,7 @@ CHAINED = {
     **dict.fromkeys(("generate", "panorama", "illusion", "edit", "video", "plan"), index.PAINTING),
     **dict.fromkeys(("distill2d", "lift"), index.DISTILLING),
     "learn": index.LEARNING,
-    **dict.fromkeys(("segment", "match", "keypoints", "shapes"), index.READING),
+    **dict.fromkeys(("segment", "match", "keypoints", "shapes", "train-head"), index.READING),
 }
 """Those that take methods, and of which groups."""
 ABOUT = """Paint, edit, render and read still lifes, offline, with the model that ships.

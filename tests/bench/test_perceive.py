@@ -71,7 +71,7 @@ def test_regions_kinds_and_parts_are_the_renders_own():
     for i in range(2):
         regions, parts = truth.regions(shown, i), truth.parts(shown, i)
         assert torch.equal(regions >= 2, shown.thing[i] >= 0) and torch.equal(regions == 1, shown.ground[i])
-        assert torch.equal(truth.kinds(shown, i, ("cube", "duck")) == 3, shown.thing[i] == 0)
+        assert torch.equal(kinds_of(shown, i, ("cube", "duck")) == 3, shown.thing[i] == 0)
         assert torch.equal(parts > 0, shown.thing[i] == 0) and parts.max() <= len(KINDS["duck"].parts())
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import families
 import solids
 import torch
 from torch import Tensor
 
+from sfumato.learning.heads import Examples, HeadMethod, train
 from sfumato.media.meshes import Mesh
+from sfumato.methods.perceive.clip_patches import ClipPatches
 from sfumato.methods.perceive.diff3f import Diff3F
 from sfumato.methods.perceive.diff_seg import DiffSeg
 from sfumato.methods.perceive.dift import DIFT
@@ -20,11 +23,15 @@ from sfumato.methods.perceive.few_shot import FeatureMatching, FewShot
 from sfumato.methods.perceive.fourier_domain_adaptation import fourier_domain_adaptation
 from sfumato.methods.perceive.graph_cut import GraphCut
 from sfumato.methods.perceive.label_efficient import LabelEfficient
+from sfumato.methods.perceive.landmark_regression import LandmarkRegression
 from sfumato.methods.perceive.normalised_cut import NormalisedCut
 from sfumato.methods.perceive.open_vocabulary import label
 from sfumato.methods.perceive.optimal_transport import OptimalTransport
+from sfumato.methods.perceive.pacl import PACL
+from sfumato.methods.perceive.picie import PiCIE
 from sfumato.methods.perceive.prompt_embeddings import PromptEmbeddings
 from sfumato.methods.perceive.propagation import Propagation
+from sfumato.methods.perceive.stego import STEGO
 from sfumato.methods.perceive.text_attribution import TextAttribution
 from sfumato.methods.perceive.unsupervised_keypoints import UnsupervisedKeypoints
 from sfumato.reading.reader import Reader, read
@@ -77,6 +84,32 @@ def of_labels(method: LabelEfficient, model: Any) -> Any:
     return found.segments(reader(model))
 
 
+def taught(method: HeadMethod, model: Any, **known: Any) -> Any:
+    """A head that was taught a step on two pictures."""
+    source, side = DIFT(ensemble=1), families.side(model)
+    examples = Examples.of(method, model, source, [picture(seed=0), picture(seed=1)], side=side, **known)
+    return train(method, examples, model=model, source=source, side=side, steps=1)
+
+
+def of_head(method: HeadMethod, model: Any) -> Any:
+    """Asked about a third."""
+    return taught(method, model)(reader(model, 2))
+
+
+def of_captions(method: PACL, model: Any) -> Any:
+    return taught(method, model, captions=(PROMPT, OTHER)).with_words(model, ("red cube", "grass"))(reader(model))
+
+
+def of_places(method: LandmarkRegression, model: Any) -> Any:
+    points = torch.tensor([[[0.2, 0.3], [0.6, 0.5]], [[0.2, 0.4], [0.6, 0.6]]])
+    return taught(method, model, points=points, names=("left", "right"))(reader(model))
+
+
+def described(method: ClipPatches, model: Any) -> Any:
+    seen_by = SimpleNamespace(device=torch.device("cpu"), factor=8, multiple=8, size=64)
+    return method.features(read(cast("Any", seen_by), picture()))
+
+
 def of_pictures(method: UnsupervisedKeypoints, model: Any) -> Any:
     images = [picture(64, 64, seed) for seed in range(3)]
     side = families.side(model)
@@ -122,6 +155,7 @@ class Row:
 
 
 METHODS = (
+    Row("clip-patches", described, (ClipPatches(side=32), ClipPatches(side=48)), ()),
     Row("diff-seg", of_one, (DiffSeg(), DiffSeg(threshold=1e-5, refine=True, spread="bilinear")), whole=True),
     Row(
         "diff3f", of_a_shape,
@@ -140,19 +174,26 @@ METHODS = (
         "label-efficient", of_labels, names=("a", "b"),
         ways=(LabelEfficient(members=2, batch=32, epochs=1, sure=1, pixels=60, t=(50,), standard=True),),
     ),
+    Row("landmark-regression", of_places, (LandmarkRegression(virtual=3),)),
     Row(
         "normalised-cut", of_one, whole=True,
         ways=(NormalisedCut(side=20), NormalisedCut(clusters=3, side=20), NormalisedCut(tau=1.5, which=0, side=20)),
     ),
     Row("optimal-transport", of_two, (OptimalTransport(ensemble=2, cycle=0.1),)),
     Row(
+        "pacl", of_captions, (PACL(batch=2), PACL(batch=2, standard=True, sharpness=10.0)),
+        names=("red cube", "grass"), shares=True,
+    ),
+    Row(
         "prompt-embeddings", of_two, (PromptEmbeddings(steps=1, restarts=1, bank=2, found=4, rate=0.05),),
         families=UNETS,
     ),
+    Row("picie", of_head, (PiCIE(classes=3, dim=4, batch=2),), shares=True),
     Row(
         "propagation", of_one, names=("background", "thing"), shares=True,
         ways=(Propagation((24, 24)), Propagation(box=(0, 0, 24, 24)), Propagation(box=(1, 1, 1.5, 1.5))),
     ),
+    Row("stego", of_head, (STEGO(classes=3, dim=4, batch=2, points=3, standard=True),), shares=True),
     Row(
         "text-attribution", of_one, names=("background", "red cube", "grass"), highest=1.0,
         ways=(TextAttribution(("red cube", "grass"), PROMPT, steps=(1, 600)),

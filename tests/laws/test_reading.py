@@ -53,6 +53,10 @@ def assert_right(row: Row, way: Any, found: Any) -> None:
         assert (found.values.norm(dim=1) <= 1 + 1e-5).all()  # means of directions
     elif row.word == "unsupervised-keypoints":
         assert found.shape == (3, 2) and (found >= 0).all() and (found <= 64).all()
+    elif row.word == "landmark-regression":
+        assert found.shape == (2, 2)
+    elif row.word == "clip-patches":
+        assert found.shape == (192, way.side // 16, round(56 / 48 * way.side / 16))
     else:
         assert found.shape == (1, 3, 48, 56)
 

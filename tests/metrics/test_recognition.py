@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sfumato.errors import SfumatoError
-from sfumato.metrics.matching import Found, pck
+from sfumato.metrics.matching import Found, normalised_error, pck
 from sfumato.metrics.segmentation import miou_of_images, miou_per_image, miou_per_set, named_iou
 
 A = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1]])
@@ -57,3 +57,18 @@ def test_pck_by_point_and_by_image_by_box_and_by_image_side():
     assert pck([near, far], 0.1) == 0.25
     assert pck([near, far], 0.1, each="image") == 0.5
     assert pck([near, far], 0.1, by="image") == 1.0
+
+
+def test_normalised_errors_worked_by_hand():
+    """Over sizes of 10 and 2: 0.5 and 0.1 in the first image, 2 in the second, whose other landmark is hidden."""
+    truth = torch.zeros(2, 2, 2)
+    found = torch.tensor([[[3.0, 4.0], [1.0, 0.0]], [[0.0, 4.0], [99.0, 99.0]]])
+    visible = torch.tensor([[True, True], [True, False]])
+    size = torch.tensor([10.0, 2.0])
+    assert normalised_error(found, truth, size, visible) == pytest.approx((0.3 + 2) / 2)
+    assert normalised_error(found, truth, size, visible, each="point") == pytest.approx(2.6 / 3)
+    assert normalised_error(found, truth, size, torch.tensor([[True, True], [False, False]])) == pytest.approx(0.3)
+    assert normalised_error(found[:1], truth[:1], size[:1]) == pytest.approx(0.3)
+    for bad in ((size, visible & False), (size * 0, visible)):
+        with pytest.raises(SfumatoError, match="visible, over sizes above 0"):
+            normalised_error(found, truth, *bad)

@@ -30,6 +30,7 @@ GIVEN: dict[str, tuple[Any, ...]] = {
     "detail": (IMAGES,),
     "spread": (IMAGES,),
     "pck": ([POINTS],),
+    "normalised_error": (torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), torch.ones(2)),
     "confusion": (LABELS, LABELS, 1, 1),
     "named_iou": ([LABELS], [LABELS], 1),
     "miou_per_image": ([LABELS], [LABELS], 1),

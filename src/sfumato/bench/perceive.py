@@ -50,7 +50,7 @@ from sfumato.reading.reader import Reader, read
 from sfumato.reading.results import Matches, Segments
 from sfumato.stilllife.captions import plain
 from sfumato.stilllife.kinds import TRAINED
-from sfumato.stilllife.render import Rendering, keypoints
+from sfumato.stilllife.render import Rendering, keypoints, kinds_of
 from sfumato.tasks.recipes import find
 from sfumato.tasks.segment import Segmenter
 
@@ -348,7 +348,7 @@ def learned_from_labels(session: PerceiveSession) -> Mapping[str, Figure]:
     asked["label-efficient, 20 + graph cut"] = (suited, model, 20, SMOOTHER)
     asked |= {f"on pixels, {n}": (replace(suited, of="pixels"), model, n, None) for n in LABELLED}
     asked["on a random network, 20"] = (suited, untrained(model), 20, None)
-    pooled = _classes(session, "labelled", CLASSES, lambda shown, i: truth.kinds(shown, i, CLASSES), asked)
+    pooled = _classes(session, "labelled", CLASSES, lambda shown, i: kinds_of(shown, i, CLASSES), asked)
     few = {name: asked[name] for name in ("label-efficient, 20", "on pixels, 20")}
     _classes(session, f"parts of a {PARTS_OF}", (PARTS_OF,), truth.parts, few)
     ours, cut = (pooled[f"label-efficient, 20{more}"] for more in ("", " + graph cut"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,14 +24,6 @@ def renders(rng: np.random.Generator, n: int, size: int = 128, **scene: Any) -> 
 def regions(rendering: Rendering, image: int) -> Int[Tensor, "h w"]:
     """0 the backdrop, 1 the ground, from 2 on the things one by one."""
     return torch.where(rendering.thing[image] >= 0, rendering.thing[image] + 2, rendering.ground[image].long())
-
-
-def kinds(rendering: Rendering, image: int, of: Sequence[str]) -> Int[Tensor, "h w"]:
-    """0 the backdrop, 1 the ground, from 2 on the kinds in the order of ``of``."""
-    out = rendering.ground[image].long()
-    for i, thing in enumerate(rendering.scenes[image].things):
-        out[rendering.thing[image] == i] = 2 + of.index(thing.kind)
-    return out
 
 
 def parts(rendering: Rendering, image: int) -> Int[Tensor, "h w"]:

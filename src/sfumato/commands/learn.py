@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -134,10 +134,8 @@ def learn(
 
     name = index.find(chain.names[0] if chain.names else DEFAULT).word
     method, suited = recipes.learning(name, model)
-    if chain.items:  # what was said of the method counts, what was not is the recipe's
-        cls = type(chain.items[0])
-        own = {f.name: getattr(chain.items[0], f.name) for f in fields(cls)}
-        method = cls(**{**vars(method), **{k: v for k, v in own.items() if v != getattr(cls(), k)}})
+    if chain.items:
+        method = recipes.filled(chain.items[0], method)
     count = method.steps if steps is None else steps
     kinds = dict(zip(words, kind if len(kind) == len(words) else (kind or (suited,)) * len(words), strict=True))
     if len(words) > 1 and not method.tells_apart:

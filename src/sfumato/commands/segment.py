@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ from sfumato.io.terminal import print_json, quiet
 from sfumato.tasks import chain as chains
 from sfumato.tasks import recipes
 from sfumato.tasks.batch import Batch, contents
-from sfumato.tasks.kept import Kept
+from sfumato.tasks.kept import Kept, content
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -41,8 +42,19 @@ def segment(
         Path | None,
         tyro.conf.arg(metavar="FILE", help="What label-efficient has learned: written with --labelled, else read."),
     ] = None,
+    head: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE", help="What sfumato train-head wrote, in the place of a method.")
+    ] = None,
+    given: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="PLACE", help="For a head on features of one's own: those of the pictures, by name."),
+    ] = None,
     names: Annotated[
-        str, tyro.conf.arg(metavar="WORD,WORD", help="Give each segment one of these names, by where the words look.")
+        str,
+        tyro.conf.arg(
+            metavar="WORD,WORD",
+            help="Give each segment one of these names, by where the words look; of a head of pacl, its classes.",
+        ),
     ] = "",
     show_attention: ShowAttention = False,
     side: Side = None,
@@ -62,6 +74,10 @@ def segment(
     Example: sfumato segment photo.png diff-seg --preset still-life + graph-cut
 
     Example: sfumato segment photos/ text-attribution --words cube,grass --show-attention
+
+    Example: sfumato segment photos/ --head head.safetensors graph-cut
+
+    Example: sfumato segment photos/ --head pacl.safetensors --names duck,mug,grass
     """
     files = files_of(images)
     chosen_side(side)
@@ -72,28 +88,39 @@ def segment(
     from sfumato.media.images import open_picture
     from sfumato.media.labels import Coco, overlay, read_labels, write_labels
     from sfumato.methods.perceive.text_attribution import TextAttribution
-    from sfumato.tasks.segment import Segmenter, ready, split
+    from sfumato.tasks.segment import Segmenter, by_head, name_of, ready, split
 
-    items = list(chain.items)
-    if not items:
+    items: list[Any] = list(chain.items)
+    words: tuple[str, ...] = chain.names
+    if head is not None:
+        learnt = by_head(head, given)
+        items, words, side = [learnt, *items], (head.name, *words), learnt.side
+    elif given is not None:
+        raise SfumatoError("--given are features for a head; name it by --head FILE")
+    elif not items:
         method, side = recipes.suited("diff-seg", model, side)
-        items = [method]
-    first, cuts = split(items, chain.names or ("diff-seg",))
+        items, words = [method], ("diff-seg",)
+    first, cuts = split(items, words)
     if show_attention and not isinstance(first, TextAttribution):
         raise SfumatoError("--show-attention is of text-attribution, which reads where words look")
     vocabulary = tuple(w.strip() for w in names.split(",") if w.strip())
     if names and not vocabulary:
         raise SfumatoError(f"--names are words with commas, such as cube,grass, got {names!r}")
     net = loading.load(model, device)
-    parts = ready(first, net, labelled=labelled, learned=learned, side=side)
-    segmenter = Segmenter(net, parts, cuts, vocabulary, side)
+    parts: Any = ready(first, net, labelled=labelled, learned=learned, side=side)
+    of_words = head is not None and parts.takes_words
+    if of_words:
+        parts = parts.with_words(net, vocabulary)
+    segmenter = Segmenter(net, parts, cuts, () if of_words else vocabulary, side)
     settings = {
-        "chain": repr(items),
+        "chain": repr([*chain.items] or items),
         "model": model,
         "side": side,
         **vars(loading),
         "labelled": contents(labelled),
         "learned": contents(learned),
+        "head": None if head is None else content(head),
+        "given": contents(given),
         "names": vocabulary,
         "show_attention": show_attention,
     }
@@ -101,7 +128,8 @@ def segment(
 
     def work(file: Path, stem: Path) -> dict[str, Any]:
         picture = open_picture(file)
-        found = segmenter(picture)
+        of_this = segmenter if given is None else replace(segmenter, parts=parts.named(file.stem))
+        found = of_this(picture)
         labels = found.labels.cpu()
         words = {"image": file.name, "model": model, "method": repr(first), "names": ", ".join(found.names)}
         made = write_labels(labels, Path(f"{stem}-labels.png"), words)
@@ -114,7 +142,7 @@ def segment(
             "shown": str(over),
             "segments": sum(n > 0 for n in sizes),
             "names": list(found.names),
-            "by": f"{type(first).__name__} on {model}",
+            "by": f"{name_of(first)} on {model}",
             "looked": looks[-2].name if looks else "",
         }
 

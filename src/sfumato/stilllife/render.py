@@ -362,6 +362,27 @@ def labels(buffers: Buffers) -> dict[str, Tensor]:
     }
 
 
+def kinds_of(rendering: Rendering, image: int, of: Sequence[str]) -> Int[Tensor, "h w"]:
+    """0 the backdrop, 1 the ground, from 2 on the kinds in the order of ``of``."""
+    out = rendering.ground[image].long()
+    for i, thing in enumerate(rendering.scenes[image].things):
+        out[rendering.thing[image] == i] = 2 + of.index(thing.kind)
+    return out
+
+
+def words_of(rendering: Rendering, image: int, words: Sequence[str]) -> Int[Tensor, "h w"]:
+    """The place in ``words`` of what each pixel is: a kind, or its ground; -1 where it is the backdrop or none."""
+
+    def place(word: str) -> int:
+        return words.index(word) if word in words else -1
+
+    scene = rendering.scenes[image]
+    out = torch.where(rendering.ground[image], place(scene.ground), -1)
+    for i, thing in enumerate(scene.things):
+        out[rendering.thing[image] == i] = place(thing.kind)
+    return out
+
+
 def _parts() -> Tensor:
     """(kind, primitive) -> part; the last row and column stand for no kind and no primitive, and hold -1."""
     rows = [[k.parts().index(p.part) for p in k.reference()] for k in KINDS.values()]

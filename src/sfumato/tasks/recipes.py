@@ -6,7 +6,7 @@ Rows are data by the methods' words, so that no method is imported before it is 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sfumato.errors import unknown
@@ -243,6 +243,13 @@ def learning(word: str, model: str) -> tuple[Any, str]:
     row = RECIPES.get((model, word))
     method = default(word) if row is None else row.method
     return method, (row and row.kind) or method.usual_kind
+
+
+def filled(said: Any, suiting: Any) -> Any:
+    """A method as it was asked for; of what was not said as it suits a model."""
+    cls = type(said)
+    new = {f.name: getattr(said, f.name) for f in fields(cls) if f.init}
+    return cls(**{**vars(suiting), **{k: v for k, v in new.items() if v != getattr(cls(), k)}})
 
 
 def suited(word: str, model: str, side: int | None) -> tuple[Any, int | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from sfumato.core.backbone import Backbone
 from sfumato.errors import SfumatoError
 from sfumato.io.progress import Listener, heard
 from sfumato.io.terminal import note
+from sfumato.learning.heads import Given, Head, HeadMethod
 from sfumato.media.labels import read_labels
+from sfumato.methods import heads
 from sfumato.methods.perceive.dift import DIFT
 from sfumato.methods.perceive.few_shot import Supported
 from sfumato.methods.perceive.graph_cut import GraphCut
@@ -26,6 +28,7 @@ from sfumato.methods.perceive.unsupervised_keypoints import UnsupervisedKeypoint
 from sfumato.reading.reader import Image, Reader, pixels, read
 from sfumato.reading.results import Segments
 from sfumato.tasks.batch import pictures_in
+from sfumato.tasks.train_head import given as given_features
 
 Example = tuple[Float[Tensor, "3 h w"], Int[Tensor, "h w"]]
 """A picture and its labels; of a mask, 1 is the thing."""
@@ -54,9 +57,67 @@ class Segmenter:
         return found
 
 
+@dataclass(frozen=True, eq=False)
+class ByHead:
+    """A head that segments, read from its file."""
+
+    head: Head
+    features: Callable[[str], Float[Tensor, "c h w"]] | None = None
+    """Of pictures by their names, where the head's are given."""
+
+    @property
+    def side(self) -> int | None:
+        return self.head.side
+
+    def __repr__(self) -> str:
+        return repr(self.head.method)
+
+    def __call__(self, reader: Reader) -> Segments:
+        return self._segments(self.head(reader))
+
+    @property
+    def takes_words(self) -> bool:
+        """Are its classes any words?"""
+        return self.head.method.takes_words
+
+    def with_words(self, model: Backbone, words: Sequence[str]) -> ByHead:
+        """The same with these words as its classes. ``SfumatoError`` for no word, and where it has classes."""
+        return replace(self, head=self.head.with_words(model, words))
+
+    def named(self, stem: str) -> Callable[[Reader], Segments]:
+        """Of a picture of this name, whose features are given."""
+        features = self.features
+        if features is None:
+            raise SfumatoError("this head reads features by itself; leave --given out")
+        return lambda reader: self._segments(self.head.of([features(stem)], reader.size))
+
+    def _segments(self, found: Any) -> Segments:
+        if not isinstance(found, Segments):
+            raise SfumatoError(f"a head of {name_of(self)} gives no segments")
+        return found
+
+
+def by_head(file: Path, given: Path | None = None) -> ByHead:
+    """A head from its file, with a place of features that are given."""
+    head = heads.load(file)
+    if given is not None and not isinstance(head.source, Given):
+        raise SfumatoError(f"{file} reads features of {head.model} by itself; leave --given out")
+    return ByHead(head, None if given is None else given_features(given))
+
+
+def name_of(method: Any) -> str:
+    """Of what segments, its class's; of a head its method's."""
+    return type(method.head.method if isinstance(method, ByHead) else method).__name__
+
+
 def split(methods: Sequence[Any], words: Sequence[str]) -> tuple[Any, tuple[GraphCut, ...]]:
     """The method that segments, and the cuts behind it. ``SfumatoError``, which names ``words``, for anything else."""
     first, cuts = methods[0], tuple(item for item in methods[1:] if isinstance(item, GraphCut))
+    if isinstance(first, HeadMethod):
+        raise SfumatoError(
+            f"{words[0]} learns a head first: sfumato train-head DATA {words[0]} --out head.safetensors; then segment "
+            "with --head head.safetensors"
+        )
     if isinstance(first, GraphCut) or len(cuts) < len(methods) - 1:
         raise SfumatoError(f"{' + '.join(words)}: one method segments, and graph-cut may follow: diff-seg + graph-cut")
     if isinstance(first, DIFT | PromptEmbeddings | UnsupervisedKeypoints):
@@ -96,12 +157,15 @@ def ready(
     ``learned``: what was learned is written there, or, without examples, read. Raises ``SfumatoError`` for a method
     that takes none of these, or lacks them.
     """
-    name = type(method).__name__
+    name = name_of(method)
+    if isinstance(method, ByHead):
+        method.head.check(model)
+        method.head.network.to(model.device)
     if learned is not None and not isinstance(method, LabelEfficient):
         raise SfumatoError(f"{name} learns nothing that could be kept; leave --learned out")
     if learned is not None and labelled is None:
         classifier = Classifier.load(learned)
-        if method not in (type(method)(), classifier.method):
+        if method not in (LabelEfficient(), classifier.method):
             note("what is learned has its own settings; those said here are not read")
         return classifier.segments
     if not isinstance(method, Supported | LabelEfficient):

@@ -38,6 +38,7 @@ from sfumato.core.sites import Layer
 from sfumato.errors import SfumatoError, finite
 from sfumato.io.files import save_tensors
 from sfumato.learning import checkpoint
+from sfumato.methods.perceive.dift import joined
 from sfumato.ops.correspondence import middles, sampled
 from sfumato.reading.reader import Image, Noise, Reader, feature, read
 from sfumato.reading.results import Segments
@@ -104,6 +105,10 @@ class LabelEfficient(Settings):
             found = reader.extract(layers, feature, Noise(t, "gaussian", self.seed))
             out += [found[layer] for layer in layers]
         return out
+
+    def features(self, reader: Reader) -> Float[Tensor, "c h w"]:
+        """What an image is described by: the maps side by side, for heads that learn of other features alike."""
+        return joined(self.maps(reader))
 
     def fit(
         self,

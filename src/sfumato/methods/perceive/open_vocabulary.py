@@ -2,8 +2,8 @@
 for segments, by compatibility of patches and texts, or by a vote of words' attribution maps.
 
 PACL says how well a text fits an image by the patches that fit it: cosines with all patches, a softmax over these, and
-the cosine of the patches' weighted mean with the text. Encoders that were trained for this are not part of it: the
-function takes what encoders gave, of one width.
+the cosine of the patches' weighted mean with the text. The functions take what encoders gave, of one width; ``pacl``
+learns a head that brings patches there.
 
 DiffSeg's addition names each segment by the word whose attribution map, brought to unit length over the image, is
 largest on average inside of it; segments of one name become one. Maps come from ``text_attribution.attribute``.
@@ -26,17 +26,23 @@ from sfumato.errors import SfumatoError
 from sfumato.reading.results import Segments
 
 
-def similarity(patches: Float[Tensor, "n d"], texts: Float[Tensor, "k d"]) -> Float[Tensor, "k n"]:
+def similarity(patches: Float[Tensor, "*b n d"], texts: Float[Tensor, "k d"]) -> Float[Tensor, "*b k n"]:
     """Cosine of each text with each patch (eq. 5.14); of all texts at a patch the largest names it."""
     if patches.shape[-1] != texts.shape[-1]:
         raise SfumatoError(f"patches of width {patches.shape[-1]} and texts of width {texts.shape[-1]} do not compare")
-    return F.normalize(texts.float(), dim=1) @ F.normalize(patches.float(), dim=1).T
+    return F.normalize(texts.float(), dim=-1) @ F.normalize(patches.float(), dim=-1).mT
 
 
-def compatibility(patches: Float[Tensor, "n d"], texts: Float[Tensor, "k d"]) -> Float[Tensor, " k"]:
-    """How well each text fits the image that the patches are of, from -1 to 1 (eqs. 5.14 to 5.17)."""
-    weights = similarity(patches, texts).softmax(1)
-    return F.cosine_similarity(weights @ patches.float(), texts.float(), dim=1)
+def compatibility(
+    patches: Float[Tensor, "*b n d"], texts: Float[Tensor, "k d"], sharpness: float = 1.0
+) -> Float[Tensor, "*b k"]:
+    """How well each text fits the image that the patches are of, from -1 to 1 (eqs. 5.14 to 5.17).
+
+    ``sharpness``: what cosines are multiplied by before the softmax; published as 1, which weighs no patch more than
+    e^2 times another.
+    """
+    weights = (sharpness * similarity(patches, texts)).softmax(-1)
+    return F.cosine_similarity(weights @ patches.float(), texts.float(), dim=-1)
 
 
 def label(segments: Segments, maps: Float[Tensor, "w h w2"], names: Sequence[str]) -> Segments:

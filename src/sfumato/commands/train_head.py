@@ -1,0 +1,137 @@
+"""``sfumato train-head``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_side, whole
+from sfumato.errors import SfumatoError
+from sfumato.io.files import writable, write_json
+from sfumato.io.terminal import note, print_json, quiet
+from sfumato.methods import index
+from sfumato.tasks import chain as chains
+from sfumato.tasks import kept
+from sfumato.tasks.chain import Chain
+
+FEATURES = "dift"
+SHOWN = 4  # pictures that are shown with what the head makes of them
+
+
+def train_head(
+    data: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(metavar="DATA", help="A folder of pictures, or so many Still Life scenes: stilllife:200."),
+    ],
+    *,
+    test: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="DATA", help="Pictures with labels, or scenes, on which the head is measured."),
+    ] = None,
+    names: Annotated[
+        str, tyro.conf.arg(metavar="WORD,WORD", help="Of the classes in the labels, from 0 on [default: none].")
+    ] = "",
+    given: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="PLACE",
+            help="Features of one's own: a safetensors file with a tensor (c, h, w) for each picture's name, or a "
+            "folder of what sfumato features wrote.",
+        ),
+    ] = None,
+    steps: Annotated[int | None, tyro.conf.arg(help="Steps of the run [default: the method's].")] = None,
+    side: Side = None,
+    model: Model = "stilllife",
+    loading: tyro.conf.OmitArgPrefixes[Running],
+    device: Device = "auto",
+    out: Annotated[
+        Path, tyro.conf.arg(help="Folder for the results; or the head's file, such as head.safetensors.")
+    ] = Path("out/train-head"),
+    json: Json = False,
+    chain: tyro.conf.Suppress[tyro.conf.Fixed[Chain]] = chains.NONE,
+) -> None:
+    """Train a small head on the model's frozen features of pictures. A run that was stopped goes on.
+
+    The method comes last, with options of its own; behind a + what reads the features (dift unless said, or
+    label-efficient), with options as well. Beside NAME.png may lie its labels NAME-labels.png and a caption NAME.txt.
+    Writes NAME.safetensors, the head, which sfumato segment takes as --head; NAME.json; and with --test how much of
+    that is right, and NAME.png, pictures above what the head makes of them.
+
+    Example: sfumato train-head stilllife:200 --test stilllife:32 --out head.safetensors stego
+
+    Example: sfumato train-head photos/ --out head.safetensors stego --classes 12 + dift --t 101
+
+    Example: sfumato train-head captioned/ --out pacl.safetensors pacl + clip-patches --side 256
+
+    Then: sfumato segment photo.png --head head.safetensors
+    """
+    arguments = dict(locals())
+    if steps is not None:
+        whole("--steps", steps, 1, 10_000_000)
+    chosen_side(side)
+    if not chain.items or len(chain.items) > 2:
+        raise SfumatoError("train-head takes a method that learns a head, such as stego, and + what reads features")
+    file = out if out.suffix.lower() == ".safetensors" else None
+    folder = out.parent if file is not None else out
+    writable(folder)
+    quiet()
+    from sfumato.learning.heads import HeadMethod
+    from sfumato.media import pictures
+    from sfumato.media.labels import overlay
+    from sfumato.tasks import recipes
+    from sfumato.tasks import train_head as task
+
+    items: list[Any] = list(chain.items)
+    words = [index.find(name).word for name in chain.names]
+    if not isinstance(items[0], HeadMethod):
+        heads = ", ".join(w for w in index.words(index.READING) if issubclass(index.find(w).method, HeadMethod))
+        raise SfumatoError(f"{words[0]} learns no head; methods that do: {heads}")
+    method = recipes.filled(items[0], recipes.suited(words[0], model, None)[0])
+    word = words[1] if len(words) > 1 else FEATURES
+    source, side = recipes.suited(word, model, side)
+    source = recipes.filled(items[1], source) if len(words) > 1 else source
+    if not hasattr(source, "features"):
+        raise SfumatoError(f"{word} reads no features that a head could learn of; take dift or label-efficient")
+    if given is not None and len(words) > 1:
+        raise SfumatoError(f"features are given or read by {word}, not both; leave one out")
+    net = loading.load(model, device)
+    features = None if given is None else task.given(given)
+    seen = task.pictures(data, net, tuple(w.strip() for w in names.split(",") if w.strip()), method.seed)
+    note(f"{words[0]} on {len(seen)} pictures")
+    marked = {**kept.settings_of(arguments, [chain]), "data": seen.digest, "test": None}
+    stem = kept.named(folder, "train-head", ".safetensors", file.stem if file else words[0], marked)
+    so_far = folder / f".{stem}.{kept.digest(marked)[:8]}.safetensors"
+    head = task.train_head(net, seen, method, source, side=side, features=features, steps=steps, keep=so_far)
+    files = [folder / f"{stem}.safetensors"]
+    head.save(files[0])
+    so_far.unlink(missing_ok=True)
+    row: dict[str, Any] = {
+        "method": repr(method), "features": str(given) if given else repr(source), "model": model, "data": data,
+        "pictures": len(seen), **head.about,
+    }  # fmt: skip
+    if test is not None:
+        others = task.pictures(test, net, () if method.takes_words else seen.names, method.seed + 1, method.takes_words)
+        if method.takes_words and others.names:
+            head = head.with_words(net, others.names)
+        found = task.segments(head, net, others, features)
+        if others.labels is None:
+            raise SfumatoError(f"{test} has no labels NAME-labels.png, so nothing can be measured on it")
+        row["test"] = task.measured(found, others.labels)
+        if (other := task.by_labels(head)) is not None:
+            row["test"]["miou_by_labels"] = task.measured(task.segments(other, net, others, features), others.labels)[
+                "miou"
+            ]
+        shown = [pictures.picture(pixels) for pixels in others.pixels[:SHOWN]]
+        over = [overlay(one, at.labels.cpu()) for one, at in zip(shown, found, strict=False)]
+        files.append(pictures.write(pictures.grid([*shown, *over], len(shown)), folder / f"{stem}.png"))
+    document = folder / f"{stem}.json"
+    row["files"] = [str(f) for f in files]
+    write_json(document, row, indent=1)
+    if json:
+        print_json({**row, "record": str(document)})
+        return
+    if test is not None:
+        print("\n".join(f"{key} {value:.3f}" for key, value in row["test"].items()))
+    print("\n".join([*row["files"], str(document)]))

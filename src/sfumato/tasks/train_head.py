@@ -1,0 +1,225 @@
+"""Train a head on a frozen model's features of pictures, and say how well it does on others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sfumato.core.backbone import Backbone
+from sfumato.errors import SfumatoError
+from sfumato.io.progress import Listener, heard, progress
+from sfumato.learning import checkpoint
+from sfumato.learning.heads import Examples, Given, Head, HeadMethod, train
+from sfumato.media.images import fit, open_picture
+from sfumato.media.labels import read_labels
+from sfumato.methods.perceive.dift import joined
+from sfumato.metrics.segmentation import miou_per_image, miou_per_set, named_iou
+from sfumato.reading.reader import read
+from sfumato.reading.results import Segments
+from sfumato.stilllife.captions import plain
+from sfumato.stilllife.kinds import TRAINED
+from sfumato.stilllife.render import kinds_of, render, words_of
+from sfumato.stilllife.scene import GROUNDS, sample_scene
+from sfumato.tasks import kept
+from sfumato.tasks.batch import pictures_in
+
+STILL_LIFE = "stilllife:"
+BEHIND = "-labels"
+"""What the name of a picture's labels ends with."""
+WORDS = (*TRAINED, *GROUNDS)
+"""What a pixel of a scene may be, in words of captions."""
+_AT_ONCE = 16  # scenes that are rendered together
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """What a head learns from, or is measured on."""
+
+    pixels: Float[Tensor, "n 3 h w"]
+    labels: Int[Tensor, "n h w"] | None = None
+    """Negative where nobody knows."""
+    captions: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    """Of the classes."""
+    stems: tuple[str, ...] = ()
+    """What the pictures are called."""
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What ``Examples`` take beside features."""
+        return {"labels": self.labels, "captions": self.captions, "names": self.names}
+
+    @property
+    def digest(self) -> str:
+        """A word for what they show, and what is known of it."""
+        return kept.digest([self.pixels, self.labels, self.captions, self.names])
+
+
+def pictures(
+    data: str | Path, model: Backbone, names: Sequence[str] = (), seed: int = 0, worded: bool = False
+) -> Pictures:
+    """Centre squares of a folder's pictures at the model's size, or as many Still Life scenes: ``stilllife:200``.
+
+    Beside NAME.png lie, where they are known, its labels NAME-labels.png and its caption NAME.txt. ``worded``: labels
+    of scenes are what words of captions name, grounds and kinds, and of a backdrop nothing. Raises
+    ``SfumatoError`` for a place that is not there or holds no picture, and for labels of another shape.
+    """
+    if str(data).startswith(STILL_LIFE):
+        return still_lifes(str(data).removeprefix(STILL_LIFE), model.size, seed, worded)
+    place = Path(data).expanduser()
+    if not place.is_dir():
+        raise SfumatoError(f"there is no folder {place}; give one of pictures, or scenes such as {STILL_LIFE}200")
+    found, _ = pictures_in(place)
+    stems = {file.stem for file in found}
+    files = [f for f in found if not (f.stem.endswith(BEHIND) and f.stem.removesuffix(BEHIND) in stems)]
+    pixels, labels, captions = [], [], []
+    with progress("reading pictures", len(files)) as advance:
+        for file in files:
+            fitted = fit(open_picture(file), model.size, model.multiple, "crop")
+            pixels.append(fitted.pixels)
+            labels.append(_labels(file, fitted.original.size, fitted.box, model.size))
+            beside = file.with_suffix(".txt")
+            captions.append(beside.read_text(encoding="utf-8").strip() if beside.is_file() else "")
+            advance()
+    known = None if not any((each >= 0).any() for each in labels) else torch.stack(labels)
+    said = tuple(captions) if all(captions) else ()
+    return Pictures(torch.stack(pixels), known, said, tuple(names), tuple(file.stem for file in files))
+
+
+def _labels(file: Path, size: tuple[int, int], box: tuple[int, int, int, int], side: int) -> Int[Tensor, "h w"]:
+    beside = file.with_name(f"{file.stem}{BEHIND}.png")
+    if not beside.is_file():
+        return torch.full((side, side), -1)
+    left, top, right, bottom = box
+    own = read_labels(beside, (size[1], size[0]))[top:bottom, left:right]
+    return F.interpolate(own[None, None].float(), (side, side), mode="nearest-exact")[0, 0].long()
+
+
+def still_lifes(how_many: str, size: int, seed: int = 0, worded: bool = False) -> Pictures:
+    """Scenes with the truth of each pixel: the backdrop, the ground, and kinds of things; and a sentence of each.
+
+    ``worded``: kinds of grounds in the place of backdrop and ground (``words_of``).
+    """
+    if not how_many.isdigit() or not 1 <= int(how_many) <= 100_000:
+        raise SfumatoError(f"scenes are a number of them, such as {STILL_LIFE}200, got {how_many!r}")
+    rng, n = np.random.default_rng(seed), int(how_many)
+    pixels, labels, captions = [], [], []
+    with progress("rendering scenes", n) as advance:
+        for at in range(0, n, _AT_ONCE):
+            scenes = [sample_scene(rng) for _ in range(min(_AT_ONCE, n - at))]
+            shown = render(scenes, size)
+            pixels.append(shown.images)
+            labels += [
+                (words_of(shown, i, WORDS) if worded else kinds_of(shown, i, TRAINED)) for i in range(len(scenes))
+            ]
+            captions += [plain(scene) for scene in scenes]
+            advance(len(scenes))
+    stems = tuple(f"scene-{i}" for i in range(n))
+    names = WORDS if worded else ("backdrop", "ground", *TRAINED)
+    return Pictures(torch.cat(pixels), torch.stack(labels), tuple(captions), names, stems)
+
+
+def given(place: Path) -> Callable[[str], Float[Tensor, "c h w"]]:
+    """Features by pictures' names: tensors NAME of one safetensors file, or NAME-features.safetensors of a folder.
+
+    The latter are what ``sfumato features`` writes; layers and steps lie side by side. Raises ``SfumatoError`` for a
+    place that is not there, and, when asked, for a picture that has none.
+    """
+    if place.is_dir():
+
+        def found(stem: str) -> Tensor:
+            file = place / f"{stem}-features.safetensors"
+            if not file.is_file():
+                raise SfumatoError(f"{place} has no {file.name}; each picture has its features there")
+            maps = [map for layer in checkpoint.read(file)[0].values() for map in layer.float()]
+            return joined(maps)
+
+        return found
+    if not place.is_file():
+        raise SfumatoError(f"there are no features {place}; give a safetensors file, or what sfumato features wrote")
+    tensors, _ = checkpoint.read(place)
+
+    def one(stem: str) -> Tensor:
+        if stem not in tensors or tensors[stem].ndim != 3:
+            raise SfumatoError(f"{place} has no tensor {stem!r} (c, h, w); it has {', '.join(list(tensors)[:5])}")
+        return tensors[stem].float()
+
+    return one
+
+
+def train_head(
+    model: Backbone,
+    seen: Pictures,
+    method: HeadMethod,
+    source: Any,
+    *,
+    side: int | None = None,
+    features: Callable[[str], Float[Tensor, "c h w"]] | None = None,
+    steps: int | None = None,
+    keep: Path | None = None,
+    on_progress: Listener | None = None,
+) -> Head:
+    """Teach a head; ``keep``: a checkpoint from which the same call goes on after a stop.
+
+    ``source``: what reads features, such as ``DIFT``; ``features``: those of one's own by names, in its place. Raises
+    ``SfumatoError`` for what the method cannot learn from.
+    """
+    with heard(on_progress):
+        if features is not None:
+            if method.changes_pictures:
+                raise SfumatoError(
+                    f"{type(method).__name__} reads pictures in changed colours, of which features that are given know "
+                    "nothing; leave them out"
+                )
+            known = method.known(model, Given(), seen.known)
+            examples = Examples.given([features(stem)[None] for stem in seen.stems], model.device, **known)
+            return train(method, examples, steps=steps, keep=keep)
+        examples = Examples.of(method, model, source, list(seen.pixels), side=side, **seen.known)
+        return train(method, examples, model=model, source=source, side=side, steps=steps, keep=keep)
+
+
+def segments(
+    head: Head, model: Backbone, seen: Pictures, features: Callable[[str], Float[Tensor, "c h w"]] | None = None
+) -> list[Segments]:
+    """What a head makes of pictures. ``SfumatoError`` for one that gives no segments."""
+    found = []
+    with progress("segmenting", len(seen)) as advance:
+        for picture, stem in zip(seen.pixels, seen.stems, strict=True):
+            if features is not None:
+                one = head.of([features(stem)], (picture.shape[1], picture.shape[2]))
+            else:
+                with read(model, picture, head.side) as reader:
+                    one = head(reader)
+            if not isinstance(one, Segments):
+                raise SfumatoError(f"a head of {type(head.method).__name__} gives no segments")
+            found.append(one)
+            advance()
+    return found
+
+
+def measured(found: Sequence[Segments], truth: Int[Tensor, "n h w"]) -> dict[str, float]:
+    """Mean IoU and share of pixels right, in both protocols: clusters matched once for all pictures (STEGO, PiCIE), and
+    for each by itself (DiffSeg); of segments that have the classes' names as they are."""
+    labels, classes = [one.labels.cpu() for one in found], int(truth.max()) + 1
+    if found[0].names:
+        return {"miou": float(np.nanmean(named_iou(labels, list(truth), max(classes, len(found[0].names)))))}
+    whole, right = miou_per_set(labels, list(truth), classes)
+    each, each_right = miou_per_image(labels, list(truth), classes)
+    return {"miou_per_set": whole, "right_per_set": right, "miou_per_image": each, "right_per_image": each_right}
+
+
+def by_labels(head: Head) -> Head | None:
+    """The same head read by the classifier that learned beside the clusters; nothing where there is none."""
+    there = getattr(head.network, "labels", None) is not None and hasattr(head.method, "probe")
+    return replace(head, method=replace(head.method, probe="labels")) if there else None
