@@ -28,6 +28,8 @@ from sfumato.media import pictures
 from sfumato.media.images import read_image, suffixes
 from sfumato.tasks import kept
 
+ROOM = 2**30
+"""Bytes that photographs may take in memory."""
 SHOWN = 4
 """Pictures of a concept that are painted when it is learned, and how many of the photographs stand above them."""
 
@@ -78,12 +80,14 @@ def listed(places: Sequence[Path]) -> list[Path]:
 def read(
     places: Sequence[Path], model: Backbone, most: int, masks: Path | None = None, cameras: Path | None = None
 ) -> Photographs:
-    """Centre squares of photographs at the model's size; of more than ``most`` as many, evenly from all.
+    """Centre squares of photographs at the model's size; of more than ``most`` as many, evenly from all, and of more
+    than a gigabyte of them as many as that holds.
 
     ``masks``: a folder with a picture of the same name for each, white where the thing is. ``cameras``: a JSON file,
     name -> [azimuth, elevation] in degrees. Raises ``SfumatoError`` for what cannot be read, and for what is missing.
     """
     files = listed(places)
+    most = min(most, ROOM // (12 * model.size**2))
     if len(files) > most:
         note(f"of {len(files)} photographs the run sees {most}")
         files = [files[i * len(files) // most] for i in range(most)]
@@ -155,7 +159,8 @@ def learn(
         asked = Asked(model, lesson, word, kind, at_large, seed, photographs.cameras, photographs.digest)
         found = teach(method, asked, steps=steps, keep=keep, on_progress=_shown if on_progress else None)
         found = repaired(found, model) if repair else found
-        return Learned(found, painted(found.on(model), f"a {word}", samples, seed))
+        prompt = f"a {word}" if model.text_tokens else ""
+        return Learned(found, painted(found.on(model), prompt, samples, seed))
 
 
 def _shown(run: Run) -> None:

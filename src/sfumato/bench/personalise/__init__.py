@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sfumato.bench.personalise import cost, subject
+from sfumato.bench.personalise import cost, resume, subject, view
 from sfumato.bench.personalise.session import PersonalSession
 from sfumato.bench.report import Report, gather
 from sfumato.io.device import choose
 
-MODULES = (subject, cost)
+MODULES = (subject, view, cost, resume)
 
 
 def run(n: int, seed: int, device: str = "auto", out: Path | None = None, modules: Sequence[Any] = MODULES) -> Report:
