@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from learners import asked, own_models  # noqa: F401
 
 from sfumato.bench import personalise as bench
-from sfumato.bench.personalise import encoder, separate, session, subject
+from sfumato.bench.personalise import cost, encoder, resume, separate, session, subject, view
 from sfumato.bench.personalise.session import PersonalSession, Subject, cut
+from sfumato.bench.ports.diffusers_scripts import DreamBoothScript, LoRAScript, TextualInversionScript
 from sfumato.learning.encoders import Encoder, Pretrained
+from sfumato.learning.optimisers import Optimisers
+from sfumato.methods.personalise.textual_inversion import TextualInversion
 from sfumato.stilllife.oracle import Reading, ReadThing
 from sfumato.tasks import encoder as task
 
@@ -54,16 +59,18 @@ def test_likeness_is_of_the_largest_thing_by_day(monkeypatch):
         def read(self, images):
             return [Reading(things, "snow", "day", "photo", mask)] * len(images)
 
-    def alike(self, images, masks, of):
+    def alike(self, images, masks, of, grey=False):
         seen["masks"] = masks
-        return images.mean((1, 2, 3)).tolist()
+        return (images.mean((1, 2, 3)) + 10 * grey).tolist()
 
     monkeypatch.setattr(PersonalSession, "oracle", Reads())
     monkeypatch.setattr(PersonalSession, "alike", alike)
+    monkeypatch.setattr(PersonalSession, "own_kind", lambda self, images, masks, of: [1.0] * len(images))
     images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 32, 32)
     of = Subject("teapot", "red", "snow", *[torch.zeros(0)] * 4, 0)
     row = subject.judged(PersonalSession(2, 1, torch.device("cpu")), images, of)
     assert row["subject"] == 0.0 and seen["masks"].shape == (1, 32, 32), "pictures by night are compared"
+    assert row["grey"] == 10.0 and row["kind"] == 1.0
     assert torch.equal(seen["masks"][0], torch.from_numpy(mask == 2))
 
 
@@ -102,6 +109,85 @@ def test_an_encoder_is_taught_once_and_compared_by_what_a_core_needs(monkeypatch
     assert found["encoder_seconds"].tolist() == [2.0, 2.0] and found["encoder_time"] == pytest.approx(0.04)
     assert found["encoder_subject"] == pytest.approx(0.8) and found["encoder_subject_alone"] == pytest.approx(0.6)
     assert found.keys() == encoder.MEANINGS.keys()
+
+
+def test_without_colour_a_red_and_a_dark_blue_thing_are_the_same():
+    mask = torch.zeros(2, 32, 32, dtype=torch.bool)
+    mask[:, 8:24, 8:24] = True
+    shading = torch.linspace(0.2, 1.0, 32).expand(32, 32)
+    red, blue = torch.tensor([0.9, 0.1, 0.1]), torch.tensor([0.02, 0.05, 0.4])
+    images = torch.stack([colour[:, None, None] * shading for colour in (red, blue)])
+    found = session.greyed(images, mask)
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=0)
+    inside = found[0, 0][mask[0]]
+    assert float(inside.mean()) == pytest.approx(0.25, abs=1e-3) and float(inside.std()) == pytest.approx(0.1, abs=1e-3)
+
+
+def test_renders_are_of_their_own_kind_and_others_are_not():
+    bench_of = PersonalSession(1, 1, torch.device("cpu"))
+    (one,) = bench_of.subjects
+    assert bench_of.own_kind(one.held[:2], one.held_masks[:2], one) == [1.0, 1.0]
+    other = replace(one, kind="boat")
+    assert bench_of.own_kind(one.held[:2], one.held_masks[:2], other) == [0.0, 0.0] and len(bench_of.among) == 1
+
+
+def faces(*seen):
+    """Readings of one thing each; None: of nothing."""
+    return [
+        Reading(() if face is None else (replace(THINGS[0], face=face),), "snow", "day", "photo", np.zeros((4, 4)))
+        for face in seen
+    ]
+
+
+def test_marks_are_right_where_they_are_seen_as_in_renders():
+    should = (True, True, False, False, False, False)
+    row = view.right(faces(True, None, False, False, True, False), should)
+    assert row == {"right": 4 / 6, "balanced": (1 / 2 + 3 / 4) / 2}
+    assert view.right(faces(*[False] * 6), should)["balanced"] == 0.5
+
+
+def test_a_turned_thing_shows_its_mark_in_front_and_is_learned_from_between():
+    bench_of = PersonalSession(2, 1, torch.device("cpu"))
+    for i in range(2):
+        one = view.turned(bench_of, i)
+        assert one.kind == view.MARKED[i] and one.seen[0] and not any(one.seen[3:6])
+        away = (one.cameras[:, :1] - torch.tensor(view.TURNS)).abs()
+        assert float(away.min()) >= 10 and len(one.pictures) == len(one.held) == len(one.seen) == 8
+
+
+def test_a_run_that_forgets_its_moments_does_not_go_on(models, tmp_path, monkeypatch):
+    method, given = TextualInversion(batch=1), asked(models("sd"))
+    assert resume.goes_on(method, given, tmp_path / "a")
+    monkeypatch.setattr(Optimisers, "restore", lambda self, moments: None)
+    assert not resume.goes_on(method, given, tmp_path / "b")
+
+
+SCRIPTS = {
+    "inversion": lambda model, images: TextualInversionScript(model, images, "a cube", 5, 0.1),
+    "dream-booth": lambda model, images: DreamBoothScript(model, [(images, "a red cube"), (images, "a cube")], 1e-3),
+    "lora": lambda model, images: LoRAScript(model, images, "a cube", 1e-2),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_move_what_they_teach(models, name):
+    model = models("sd")
+    part = "text_encoder" if name == "inversion" else "unet"
+    other = cost._copied(model, part)
+    own = getattr(other.pipe, part).requires_grad_(name != "lora")
+    script = SCRIPTS[name](other, torch.rand(2, 3, model.size, model.size))
+    before = {key: value.clone() for key, value in own.state_dict().items()}
+    script.step(2)
+    moved = {key for key, value in own.state_dict().items() if not torch.equal(value, before[key])}
+    if name == "inversion":
+        (key,) = moved
+        table = own.state_dict()[key]
+        assert (table - before[key]).any(1).nonzero().tolist() == [[5]]
+    elif name == "lora":
+        assert moved and all("lora_B" in key for key in moved), "downs have no gradient while ups are zero"
+    else:
+        assert len(moved) > 0.9 * len(before)
+    assert all(p.grad is None for p in model.network.parameters())
 
 
 def test_every_key_has_a_meaning():

@@ -11,7 +11,9 @@ from PIL import Image
 from sfumato.learning import concepts
 from sfumato.learning.checkpoint import read
 from sfumato.learning.concepts import Concept
+from sfumato.learning.lessons import Lesson
 from sfumato.learning.teaching import Teaching
+from sfumato.tasks import learn as task
 
 
 @pytest.fixture
@@ -82,6 +84,24 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_concept(lab, tmp_path, monke
     assert steps == [2, 3]
     whole, again = (Concept.load(tmp_path / place) for place in ("whole.safetensors", "cut/whole.safetensors"))
     assert torch.equal(whole.rows["clip_l"], again.rows["clip_l"])
+
+
+@pytest.mark.parametrize("stage", ["read", "encoded", "painted"])
+def test_stopped_at_any_other_stage_nothing_that_was_learned_is_lost(lab, tmp_path, monkeypatch, stage):
+    """While photographs are read or encoded, and while samples are painted, when all steps are done."""
+
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    place, name = {"read": (task, "read_image"), "encoded": (Lesson, "of"), "painted": (task, "painted")}[stage]
+    out, steps, loss = tmp_path / "duck.safetensors", [], Teaching.loss
+    monkeypatch.setattr(Teaching, "loss", lambda self, step: steps.append(step) or loss(self, step))
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, stop)
+        assert lab(out=out)[0] == 130
+    assert not out.exists() and lab(out=out)[0] == 0
+    assert steps == [0, 1], "steps are done twice, or not at all"
+    assert Concept.load(out).about["steps"] == 2 and not list(tmp_path.glob(".*.safetensors"))
 
 
 def test_other_settings_leave_the_first_concept_alone(lab, tmp_path):

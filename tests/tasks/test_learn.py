@@ -5,17 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import families
 import numpy as np
 import pytest
 import torch
 from learners import own_models  # noqa: F401
 from PIL import Image
 
+from sfumato.backbones.load import family
 from sfumato.errors import SfumatoError
 from sfumato.learning.lessons import Lesson
 from sfumato.methods.personalise.dream_booth import DreamBooth
+from sfumato.methods.personalise.textual_inversion import TextualInversion
 from sfumato.reading.results import Segments
 from sfumato.tasks import learn as task
+
+
+@pytest.fixture
+def wordless():
+    torch.manual_seed(0)
+    return family("ddpm", families.ddpm())
 
 
 def picture(path, size=(20, 30), colour=(200, 30, 30), mode="RGB"):
@@ -51,12 +60,14 @@ def test_pictures_of_any_size_and_mode_are_centre_squares_at_the_models_size(sd,
     assert "one photograph says little" in capsys.readouterr().err
 
 
-def test_of_many_photographs_as_many_are_read_as_the_run_sees_evenly(sd, tmp_path, capsys):
+def test_of_many_photographs_as_many_are_read_as_the_run_sees_evenly(sd, tmp_path, capsys, monkeypatch):
     for i in range(10):
         picture(tmp_path / f"{i}.png", (8, 8), (25 * i, 0, 0))
     found = task.read([tmp_path], sd, 4)
     assert [f.stem for f in found.files] == ["0", "2", "5", "7"]
     assert "of 10 photographs the run sees 4" in capsys.readouterr().err
+    monkeypatch.setattr(task, "ROOM", 3 * 12 * sd.size**2)
+    assert [f.stem for f in task.read([tmp_path], sd, 10**9).files] == ["0", "3", "6"]
 
 
 def test_masks_go_by_name_and_mark_something(sd, tmp_path):
@@ -179,3 +190,28 @@ def test_captions_go_by_name_one_or_several(sd, tmp_path):
     found = task.read([tmp_path], sd, 9, captions=captions)
     assert found.captions == (("a cat {} a table",), ("a dog {} a chair", "a dog"))
     assert found.digest != replace(found, captions=found.captions[::-1]).digest
+
+
+def test_photographs_of_all_modes_are_read(sd, tmp_path):
+    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "I;16"):
+        Image.new(mode, (9 + len(mode), 30)).save(
+            tmp_path / f"{mode.replace(';', '')}.{'tif' if mode == 'CMYK' else 'png'}"
+        )
+    found = task.read([tmp_path], sd, 10)
+    assert len(found) == 7 and found.pixels.shape[1:] == (3, sd.size, sd.size) and found.pixels.isfinite().all()
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(SfumatoError, match=r"broken\.png"):
+        task.read([tmp_path], sd, 10)
+
+
+def test_a_model_without_words_learns_by_all_its_weights(wordless):
+    """DreamBooth as plain fine-tuning: the only caption is the empty one, of the pictures and of the kind's."""
+    photographs = task.Photographs((), torch.rand(2, 3, wordless.size, wordless.size))
+    before = {key: value.clone() for key, value in wordless.network.state_dict().items()}
+    method = DreamBooth(steps=2, rate=1e-3, class_pictures=1)
+    done = task.learn(wordless, photographs, "<smile>", method, samples=1)
+    assert done.concept.changes and not done.concept.rows
+    assert all(torch.equal(value, before[key]) for key, value in wordless.network.state_dict().items())
+    assert (done.samples - task.painted(wordless, [""], 1)).abs().max() > 1e-3
+    with pytest.raises(SfumatoError, match="teaches a word, which Stable Diffusion"):
+        task.learn(wordless, photographs, "<smile>", TextualInversion(steps=1), samples=0)

@@ -31,6 +31,8 @@ from sfumato.reading.results import Segments
 from sfumato.tasks import kept
 
 T = TypeVar("T")
+ROOM = 2**30
+"""Bytes that photographs may take in memory."""
 SHOWN = 4
 """Pictures of a concept that are painted when it is learned, and how many of the photographs stand above them."""
 
@@ -89,7 +91,8 @@ def read(
     captions: Path | None = None,
     things: Sequence[str] = (),
 ) -> Photographs:
-    """Centre squares of photographs at the model's size; of more than ``most`` as many, evenly from all.
+    """Centre squares of photographs at the model's size; of more than ``most`` as many, evenly from all, and of more
+    than a gigabyte of them as many as that holds.
 
     ``masks``: a folder with a picture of the same name for each, white where the thing is; of several ``things`` a
     folder in it for each, by these names, in which that is left out where a photograph does not show it. ``cameras``: a
@@ -97,6 +100,7 @@ def read(
     ``SfumatoError`` for what cannot be read, and for what is missing.
     """
     files = listed(places)
+    most = min(most, ROOM // (12 * model.size**2))
     if len(files) > most:
         note(f"of {len(files)} photographs the run sees {most}")
         files = [files[i * len(files) // most] for i in range(most)]
@@ -220,7 +224,8 @@ def learn(
         )  # fmt: skip
         found = teach(method, asked, steps=steps, keep=keep, on_progress=_shown if on_progress else None)
         found = repaired(found, model) if repair else found
-        prompts = [each[0] for each in asked.captioned] or [" and ".join(f"a {each}" for each in found.words)]
+        named = " and ".join(f"a {each}" for each in found.words) if model.text_tokens else ""
+        prompts = [each[0] for each in asked.captioned] or [named]
         return Learned(found, painted(found.on(model), prompts, samples, seed))
 
 

@@ -26,6 +26,9 @@ SEEN = 5
 NAME = "<it>"
 ENCODER = "an encoder of things of trained kinds"
 """The unit that it is kept as, for all seeds."""
+NEAR = {"teapot": "mug", "rocket": "cone", "cactus": "tree", "boat": "car"}
+"""Of a kind that was held out, one that the model knows and a person would say it is somewhat like."""
+LUMINANCE = (0.2126, 0.7152, 0.0722)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,30 @@ class PersonalSession(Session):
     def subjects(self) -> list[Subject]:
         """The four kinds in turn, n in all."""
         return [self._subject(i) for i in range(self.n)]
+
+    @cached_property
+    def among(self) -> dict[str, Float[Tensor, "kinds n d"]]:
+        """Colour -> features of things of all kinds in it, some renders each; filled by ``own_kind``."""
+        return {}
+
+    def own_kind(self, images: Float[Tensor, "n 3 h w"], masks: Bool[Tensor, "n h w"], of: Subject) -> list[float]:
+        """Is each most like its own kind, of renders of all kinds in the subject's colour? 1 or 0.
+
+        By mean cosine, as ``alike``, of which colour has no part in this.
+        """
+        if of.colour not in self.among:
+            rng = self.stream(53, COLOURS.index(of.colour))
+            found = []
+            for turn in (0, 90, 180, 270):
+                away = Camera(turn + float(rng.uniform(0, 90)), float(rng.uniform(12, 28)), 3.0)
+                ground = str(rng.choice(GROUNDS))
+                scenes = [Scene((Thing(kind, of.colour),), ground=ground, camera=away) for kind in KINDS]
+                seen = render(scenes, self.model.size)
+                found.append(F.normalize(features(cut(seen.images, seen.thing == 0)), dim=1))
+            self.among[of.colour] = torch.stack(found, 1)
+        own = F.normalize(features(cut(images, masks)), dim=1)
+        alike = torch.einsum("nd,kmd->nk", own, self.among[of.colour])
+        return (alike.argmax(1) == list(KINDS).index(of.kind)).float().tolist()
 
     def _subject(self, i: int) -> Subject:
         rng = self.stream(51, i)
@@ -97,11 +124,29 @@ class PersonalSession(Session):
         pictures = [*shown.pixels, *encoder.painted(self.model, self._taught, shown)]
         return {"core_seconds": took}, torch.cat(pictures, -1)
 
-    def alike(self, images: Float[Tensor, "n 3 h w"], masks: Bool[Tensor, "n h w"], of: Subject) -> list[float]:
-        """How alike each thing is to the subject's held out renders: mean cosine of the CLIP's image features."""
-        theirs = F.normalize(features(cut(of.held, of.held_masks)), dim=1)
-        own = F.normalize(features(cut(images, masks)), dim=1)
+    def alike(
+        self, images: Float[Tensor, "n 3 h w"], masks: Bool[Tensor, "n h w"], of: Subject, grey: bool = False
+    ) -> list[float]:
+        """How alike each thing is to the subject's held out renders: mean cosine of the CLIP's image features.
+
+        ``grey``: of its luminance alone, brought to one mean and spread.
+        """
+        theirs, own = (
+            F.normalize(features(cut(*((greyed(pixels, where), where) if grey else (pixels, where)))), dim=1)
+            for pixels, where in ((of.held, of.held_masks), (images, masks))
+        )
         return (own @ theirs.T).mean(1).tolist()
+
+
+def greyed(images: Float[Tensor, "n 3 h w"], masks: Bool[Tensor, "n h w"]) -> Float[Tensor, "n 3 h w"]:
+    """Luminance, which inside of a mask has the mean 0.25 and the deviation 0.1, so that no colour is left of it."""
+    out = []
+    for image, mask in zip(images, masks, strict=True):
+        light = torch.einsum("chw,c->hw", image, image.new_tensor(LUMINANCE))
+        inside = light[mask] if bool(mask.any()) else light
+        light = 0.25 + 0.1 * (light - inside.mean()) / inside.std(correction=0).clamp_min(1e-4)
+        out.append(light.clamp(0, 1).expand(3, -1, -1))
+    return torch.stack(out)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sfumato.bench.personalise.session import NAME, PersonalSession, Subject
+from sfumato.bench.personalise.session import NAME, NEAR, PersonalSession, Subject
 from sfumato.bench.report import Comparison, Figure, Target
 from sfumato.bench.units import Row, columns, timed
 from sfumato.core.denoising import denoise
@@ -21,7 +21,7 @@ from sfumato.stilllife.oracle import Reading
 from sfumato.tasks import recipes
 from sfumato.tasks.learn import Photographs, learn
 
-KEYS = ("subject", "prompt", "seconds", "peak_mb")
+KEYS = ("subject", "grey", "kind", "prompt", "seconds", "peak_mb")
 UNTRAINED, PLAIN = "untrained word", "plain"
 WORLDS = (("day", "photo"), ("night", "photo"), ("day", "watercolour"), ("sunset", "photo"))
 """Light and style of the new captions."""
@@ -33,21 +33,35 @@ MEANINGS = {
     "subject_held": "likeness of held out renders of a thing to each other, by the image features of the tiny CLIP",
     "subject_untrained": "likeness of what the model paints under the kind's word, which it was never trained on",
     "subject_copies": "likeness of the pictures that were learned from",
+    "grey_held": "likeness of held out renders to each other without their colour",
+    "grey_untrained": "of the kind's word, never trained, to them",
+    "kind_held": "part of held out renders that are most like their own kind, of all kinds in the same colour",
+    "kind_untrained": "of the kind's word, never trained",
     "prompt_plain": "part of ground, light and style read right in paintings of a kind that the model knows",
 }
 TARGETS: dict[str, Target] = {}
+
+
+def _needs_more(word: str) -> bool:
+    """Does it learn from more than pictures of a thing?"""
+    method = index.find(word).method
+    return method.wants_captions or method.wants_cameras
+
+
 METHODS = tuple(
-    word
-    for word in index.words(index.LEARNING)
-    if ("stilllife", word) in recipes.RECIPES and not index.find(word).method.wants_captions
+    word for word in index.words(index.LEARNING) if ("stilllife", word) in recipes.RECIPES and not _needs_more(word)
 )
+WHOLE = ("dream-booth", "lora")
+"""Those that are to come near the thing itself."""
 for _word in METHODS:
     _key = _word.replace("-", "_")
     MEANINGS |= {
         f"subject_{_key}": f"likeness by {_word}, in parts of a held out render's own above the untrained word's",
+        f"grey_{_key}": f"likeness by {_word} without colour",
+        f"kind_{_key}": f"part of paintings by {_word} that are most like the thing's kind, of all in its colour",
         f"prompt_{_key}": f"ground, light and style read right by {_word}, in parts of plain sampling's",
     }
-    TARGETS[f"prompt_{_key}"] = Target(0.7)
+    TARGETS |= {f"subject_{_key}": Target(0.8 if _word in WHOLE else 0.0), f"prompt_{_key}": Target(0.7)}
 
 
 def captions(subject: Subject, what: str) -> list[str]:
@@ -72,8 +86,11 @@ def judged(session: PersonalSession, images: Float[Tensor, "n 3 h w"], subject: 
     readings = session.oracle.read(images)
     masks = torch.stack([_largest(reading) for reading in readings])
     day = [i for i, world in enumerate(WORLDS) if world == ("day", "photo")]
+    by_day = images[day], masks[day], subject
     return {
-        "subject": float(np.mean(session.alike(images[day], masks[day], subject))),
+        "subject": float(np.mean(session.alike(*by_day))),
+        "grey": float(np.mean(session.alike(*by_day, grey=True))),
+        "kind": float(np.mean(session.own_kind(*by_day))),
         "prompt": right(readings, subject),
     }
 
@@ -96,31 +113,35 @@ def subjects(session: PersonalSession) -> Mapping[str, Figure]:
         for name, way in ways.items():
             shown = []
             for i, subject in enumerate(session.subjects):
-                row, image = session.units.get(f"{name} {i} {session.seed}", lambda way=way, s=subject: way(s))
+                row, image = session.units.get(f"subject {name} {i} {session.seed}", lambda way=way, s=subject: way(s))
                 found.setdefault(name, {})[f"subject {i}"] = row
                 shown.append(image)
                 advance()
             session.keep(f"personal-{name}", torch.stack(shown), 1)
     session.compared["subject"] = Comparison(KEYS, found)
-    held = np.array([np.mean(_others(session, s)) for s in session.subjects])
+    held, grey = (np.array([np.mean(_others(session, s, grey)) for s in session.subjects]) for grey in (False, True))
     copies = np.array([np.mean(session.alike(s.pictures, s.masks, s)) for s in session.subjects])
     untrained, plain = (np.array(columns(found[of], key)) for of, key in ((UNTRAINED, "subject"), (PLAIN, "prompt")))
+    kinds = [np.mean(session.own_kind(s.held, s.held_masks, s)) for s in session.subjects]
     out: dict[str, Figure] = {
         "subject_held": held, "subject_copies": copies, "subject_untrained": untrained, "prompt_plain": plain,
+        "grey_held": grey, "grey_untrained": np.array(columns(found[UNTRAINED], "grey")),
+        "kind_held": np.array(kinds), "kind_untrained": np.array(columns(found[UNTRAINED], "kind")),
     }  # fmt: skip
     for word in METHODS:
         key = word.replace("-", "_")
         own = np.array(columns(found[word], "subject"))
         out[f"subject_{key}"] = float((own - untrained).mean() / (held - untrained).mean())
+        out |= {f"{of}_{key}": np.array(columns(found[word], of)) for of in ("grey", "kind")}
         out[f"prompt_{key}"] = float(np.mean(columns(found[word], "prompt")) / plain.mean())
         session.methods[word] = {k: float(np.mean(v)) for k in KEYS if (v := columns(found[word], k))}
     return out
 
 
-def _others(session: PersonalSession, subject: Subject) -> list[float]:
+def _others(session: PersonalSession, subject: Subject, grey: bool = False) -> list[float]:
     """Each held out render's likeness to the others, itself left out."""
     n = len(subject.held)
-    alike = session.alike(subject.held, subject.held_masks, subject)
+    alike = session.alike(subject.held, subject.held_masks, subject, grey)
     return [(n * mean - 1) / (n - 1) for mean in alike]
 
 
@@ -132,12 +153,19 @@ def painted(session: PersonalSession, model: object, subject: Subject, what: str
 
 
 def _learned(session: PersonalSession, word: str, subject: Subject) -> tuple[Row, Tensor]:
-    method, kind = recipes.learning(word, "stilllife")
+    method = recipes.learning(word, "stilllife")[0]
     photographs = Photographs((), subject.pictures, subject.masks.float() if method.wants_masks else None)
     encoder, began = session.encoder if method.wants_encoder else None, time.process_time()
     done, took = timed(
         lambda: learn(
-            session.model, photographs, NAME, method, kind=kind, seed=subject.seed, encoder=encoder, samples=0
+            session.model,
+            photographs,
+            NAME,
+            method,
+            kind=NEAR[subject.kind],
+            seed=subject.seed,
+            encoder=encoder,
+            samples=0,
         ),
         session.device,
     )

@@ -189,12 +189,16 @@ class Word(Teaching):
         rng = generator(self.seed, taught[0].step, ORDER)
         orders = torch.stack([order(n, self.method.shuffle, rng) for _ in captions])
         times = torch.cat([each.at.t.expand(len(each.captions)) for each in taught])
-        which = bins(times, self.model.schedule.train_steps, self.method.resolutions)
-        words = {self.word: {key: rows[which[:, None], orders] for key, rows in self.rows.items()}}
+        which = bins(times, self.model.schedule.train_steps, self.method.resolutions).tolist()
+        numbers = [number for each in taught for number in each.drawn.which] if self.pictures else [0] * len(captions)
+        rows = list(zip(captions, which, map(tuple, orders.tolist()), numbers, strict=True))
+        each = list(dict.fromkeys(rows))  # what several pictures have in common is read once
+        own = [(time, places) for _, time, places, _ in each]
+        words = {self.word: {key: torch.stack([of[t, list(at)] for t, at in own]) for key, of in self.rows.items()}}
         if self.pictures:
-            seen = torch.tensor([number for each in taught for number in each.drawn.which])
-            words[self.beside_word] = {key: rows[seen, :n] for key, rows in self.own.items()}
-        return self.reader(n).read(captions, words)
+            words[self.beside_word] = {key: of[[row[-1] for row in each], :n] for key, of in self.own.items()}
+        read = self.reader(n).read([caption for caption, *_ in each], words)
+        return Cond.cat([read[(at := each.index(row)) : at + 1] for row in rows])
 
     def beside(self, taught: Sequence[Taught], predicted: Tensor) -> Tensor | float:
         if not self.method.regularise:
