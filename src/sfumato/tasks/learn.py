@@ -117,8 +117,9 @@ def read(
     with progress("reading photographs", len(files)) as advance:
         for file in files:
             read_of.append(pixels := read_image(file, model, "crop"))
-            found = [read_image(of[file.stem], model, "crop").mean(0) if file.stem in of else None for of in marks]
-            masks_of += [torch.stack([torch.zeros_like(pixels[0]) if of is None else of for of in found])] * bool(marks)
+            none = torch.zeros_like(pixels[0])
+            found = [read_image(of[file.stem], model, "crop").mean(0) if file.stem in of else none for of in marks]
+            masks_of += [torch.stack(found)] if found else []
             advance()
     seen = torch.stack(masks_of) if marks else None
     marked = seen if seen is None or several else seen[:, 0]
