@@ -193,7 +193,7 @@ _ROWS = (
     # Learning. Its captions are sentences of a thing on a ground; photographs it was never told of.
     Recipe("textual-inversion", {"templates": ("a {}",), "rate": 1e-2, "steps": 150}, kind="cube"),
     Recipe("extended-textual-inversion", {"templates": ("a {}",), "steps": 150, "batch": 4}, kind="cube"),
-    # The words that its captions have. At 1e-2 one of the two things is lost; neither rate has found a relation yet.
+    # The words that its captions have. At 1e-2 things are lost; neither rate has found a relation yet.
     Recipe("reversion", {"rate": 5e-3, "steps": 150, "batch": 4, "basis": _TRAINED_PREPOSITIONS}),
     # At 1e-3 other things stay as they were, at 4e-3 they fray; the whole network at a tenth of that.
     Recipe("lora", {"rate": 1e-3, "steps": 120, "batch": 2}, kind="cube"),
