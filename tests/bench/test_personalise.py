@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import types
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,13 +11,15 @@ import torch
 from learners import asked, own_models  # noqa: F401
 
 from sfumato.bench import personalise as bench
-from sfumato.bench.personalise import cost, encoder, resume, separate, session, subject, view
+from sfumato.bench.personalise import cost, encoder, relation, resume, separate, session, subject, view
 from sfumato.bench.personalise.session import PersonalSession, Subject, cut
 from sfumato.bench.ports.diffusers_scripts import DreamBoothScript, LoRAScript, TextualInversionScript
 from sfumato.learning.encoders import Encoder, Pretrained
 from sfumato.learning.optimisers import Optimisers
 from sfumato.methods.personalise.textual_inversion import TextualInversion
+from sfumato.stilllife.captions import SaidThing, parse, truth
 from sfumato.stilllife.oracle import Reading, ReadThing
+from sfumato.stilllife.scene import relation as related
 from sfumato.tasks import encoder as task
 
 THINGS = (ReadThing("cube", "red", "plain", (0, 0, 9, 9), (4.0, 4.0), 30, False),) * 2
@@ -90,7 +92,7 @@ def test_an_encoder_is_taught_once_and_compared_by_what_a_core_needs(monkeypatch
     monkeypatch.setattr(task, "train", lambda *of, **how: taught.append(how["keep"]) or made)
     monkeypatch.setattr(task, "painted", lambda *of: torch.zeros(4, 3, 8, 8))
     monkeypatch.setattr(task, "load", lambda file, model: Pretrained.load(file))
-    monkeypatch.setattr(PersonalSession, "model", types.SimpleNamespace(size=8))
+    monkeypatch.setattr(PersonalSession, "model", SimpleNamespace(size=8))
     for _ in range(2):  # the second bench finds what the first has kept
         own = PersonalSession(2, 1, torch.device("cpu"), tmp_path)
         assert own.encoder.digest == made.digest and own.encoder_seconds >= 0
@@ -188,6 +190,38 @@ def test_scripts_move_what_they_teach(models, name):
     else:
         assert len(moved) > 0.9 * len(before)
     assert all(p.grad is None for p in model.network.parameters())
+
+
+def test_pairs_of_a_relation_are_of_kinds_that_no_picture_shows(monkeypatch):
+    scenes = []
+    monkeypatch.setattr(
+        relation, "render", lambda some, size: scenes.append(some) or SimpleNamespace(images=torch.zeros(8))
+    )
+    monkeypatch.setattr(PersonalSession, "model", SimpleNamespace(size=128))
+    for i, (where, lower) in enumerate(zip(relation.RELATIONS * 2, ("cylinder", None, "cube", None), strict=True)):
+        of = relation.related(PersonalSession(4, 1, torch.device("cpu")), i)
+        assert of.relation == where and all(related(scene, 0, 1) == where for scene in scenes[i])
+        seen = {thing.kind for scene in scenes[i] for thing in scene.things}
+        new = {thing.kind for pair in of.pairs for thing in pair}
+        assert not seen & new and all(a.kind != b.kind and a.colour != b.colour for a, b in of.pairs)
+        assert where != "on top of" or {b.kind for _, b in of.pairs} == {lower}
+        for caption, scene in zip(of.captions, scenes[i], strict=True):
+            said = parse(caption.replace("{}", where))
+            assert said.relation == where and not truth(scene, said), caption
+        assert [parse(prompt).relation for prompt in of.prompts(where)] == [where] * relation.PAIRS
+
+
+def test_a_relation_is_read_where_both_things_are(monkeypatch):
+    pair = (SaidThing("duck", "red"), SaidThing("cube", "blue"))
+    of = relation.Related("on top of", torch.zeros(0), (), (pair,) * 3, ("grass",) * 3, 0)
+    cube = ReadThing("cube", "red", "plain", (10, 40, 50, 90), (30.0, 65.0), 900, False)
+    above = ReadThing("duck", "blue", "plain", (15, 10, 45, 42), (30.0, 25.0), 400, False)
+    beside = ReadThing("duck", "red", "plain", (60, 50, 90, 90), (75.0, 70.0), 400, False)
+    found = [
+        Reading(things, "grass", "day", "photo", np.zeros((1, 1), int))
+        for things in ((above, cube), (cube, beside), (cube,))
+    ]
+    assert relation.judged(found, of) == {"relation": pytest.approx(1 / 3), "things": pytest.approx(2 / 3)}
 
 
 def test_every_key_has_a_meaning():

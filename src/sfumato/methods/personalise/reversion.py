@@ -2,9 +2,9 @@
 
 Pictures show a relation between things of many kinds, each under a caption of its own, "a cat {} a stone", and the
 word is learned that stands between them. Looks would be the easiest thing to learn, so that a contrastive loss steers
-the word to prepositions and away from what captions name: of the cosines of its vector to a few
-prepositions, drawn anew for each picture, and to the caption's other words, those of the prepositions are to be the
-greater. Levels of much noise, where things are placed, are seen more often than others.
+the word to prepositions and away from what captions name: of the cosines of its vector to a few prepositions, drawn
+anew for each picture, and to the caption's other words, those of the prepositions are to be the greater. Levels of much
+noise, where things are placed, are seen more often than others.
 
 Defaults: the authors' command, 3000 steps of 2 pictures four times at a rate of 2.5e-4 times 8, weight decay 0.01,
 beginning as "and", 4 positives of 56 prepositions at a temperature of 0.07, weights of 0.01 for steering and 1 for the
