@@ -107,10 +107,10 @@ def read(
     with progress("reading photographs", len(files)) as advance:
         for file in files:
             read_of.append(pixels := read_image(file, model, "crop"))
-            found = [read_image(of[file.stem], model, "crop").mean(0) if file.stem in of else None for of in marks]
-            masks_of += [torch.stack([torch.zeros_like(pixels[0]) if of is None else of for of in found])] * bool(marks)
+            none = torch.zeros_like(pixels[0])
+            masks_of += [read_image(of[file.stem], model, "crop").mean(0) if file.stem in of else none for of in marks]
             advance()
-    seen = torch.stack(masks_of) if marks else None
+    seen = torch.stack(masks_of).unflatten(0, (len(files), len(marks))) if marks else None
     return Photographs(tuple(files), torch.stack(read_of), seen if seen is None or several else seen[:, 0], seen_from)
 
 
