@@ -176,7 +176,7 @@ def test_several_things_are_one_file_and_concepts_are_kept_apart(here, run, phot
             mask.paste(255, box)
             mask.save(tmp_path / "masks" / word / f"{i}.png")
     words = ("--as", "<mug>", "--as", "<ball>", "--masks", tmp_path / "masks", "--steps", 2, "--samples", 0)
-    method = ("break-a-scene", "--rank", 2, "--rate", 0.1, "--class-pictures", 1)
+    method = ("break-a-scene", "--rank", 2, "--rate", 0.1, "--prior-weight", 0)
     code, out, err = run("learn", photos, *words, "--kind", "cube", "--out", tmp_path, "--json", *method)
     assert code == 0, err
     row = json.loads(out)

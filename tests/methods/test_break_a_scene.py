@@ -166,6 +166,11 @@ def test_a_file_holds_several_words(models, tmp_path):
         found.export(tmp_path / "other.safetensors", "diffusers")
     with pytest.raises(SfumatoError, match="is one of several"):
         replace(found, changes={}).export(tmp_path / "other.safetensors", "diffusers")
+    rows = [{"clip_l": torch.full((1, 4), float(i))} for i in range(3)]
+    Concept("<a>", rows[0], others={"<c>": rows[1], "<b>": rows[2]}).save(tmp_path / "three.safetensors")
+    three = Concept.read(tmp_path / "three.safetensors")
+    assert three.words == ("<a>", "<c>", "<b>")
+    assert [float(of["clip_l"][0, 0]) for of in (three.rows, *three.others.values())] == [0, 1, 2]
     damaged = replace(found, others={"<ball>": {}})
     damaged.save(tmp_path / "damaged.safetensors")
     with pytest.raises(SfumatoError, match="nothing is there of its word '<ball>'"):

@@ -113,6 +113,8 @@ def learn(
     words = list(as_)
     if len(set(words)) < len(words) or not words:
         raise SfumatoError(f"each thing has a word of its own, such as '<duck>', got {', '.join(words) or 'none'}")
+    if len(words) > 1 and len({slug(word) for word in words}) < len(words):
+        raise SfumatoError(f"{', '.join(words)} would have the same folder of masks; give one another word")
     if len(kind) not in (0, 1, len(words)):
         raise SfumatoError(f"--kind is one for all words or as many as there are, {len(words)}; got {len(kind)}")
     if mask_word and (masks is not None or len(mask_word) != len(words)):

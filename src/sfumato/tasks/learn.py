@@ -118,10 +118,9 @@ def read(
         for file in files:
             read_of.append(pixels := read_image(file, model, "crop"))
             none = torch.zeros_like(pixels[0])
-            found = [read_image(of[file.stem], model, "crop").mean(0) if file.stem in of else none for of in marks]
-            masks_of += [torch.stack(found)] if found else []
+            masks_of += [read_image(of[file.stem], model, "crop").mean(0) if file.stem in of else none for of in marks]
             advance()
-    seen = torch.stack(masks_of) if marks else None
+    seen = torch.stack(masks_of).unflatten(0, (len(files), len(marks))) if marks else None
     marked = seen if seen is None or several else seen[:, 0]
     return Photographs(tuple(files), torch.stack(read_of), marked, seen_from, captioned)
 

@@ -56,7 +56,8 @@ class Pair:
     picture: Float[Tensor, "1 3 h w"]
     """Both, side by side."""
     masks: Bool[Tensor, "1 2 h w"]
-    alone: tuple[Float[Tensor, "n 3 h w"], Float[Tensor, "n 3 h w"]]
+    grounds: tuple[str, ...]
+    """Others."""
     seed: int
 
 
@@ -67,13 +68,18 @@ def pair(session: PersonalSession, i: int) -> Pair:
     ground, *others = (str(g) for g in rng.permutation(GROUNDS))
     beside = tuple(replace(thing, x=x) for thing, x in zip(things, (-0.6, 0.6), strict=True))
     seen = render([Scene(beside, ground=others[0], camera=Camera(0.0, 18.0, 3.4))], session.model.size)
-    alone = []
-    for thing in things:
-        cameras = [Camera(float(rng.uniform(0, 360)), float(rng.uniform(12, 28)), 3.0) for _ in range(RENDERS)]
-        scenes = [Scene((thing,), ground=others[1 + k], camera=camera) for k, camera in enumerate(cameras)]
-        alone.append(render(scenes, session.model.size).images)
     masks = torch.stack([seen.thing == k for k in range(2)], 1)
-    return Pair((things[0], things[1]), ground, seen.images, masks, (alone[0], alone[1]), int(rng.integers(2**30)))
+    return Pair((things[0], things[1]), ground, seen.images, masks, tuple(others[1:]), int(rng.integers(2**30)))
+
+
+def alone(session: PersonalSession, of: Pair) -> list[Float[Tensor, "n 3 h w"]]:
+    """Renders of each thing without the other, from here and there."""
+    views = [Camera(360.0 * k / RENDERS, 15.0 + 5 * k, 3.0) for k in range(RENDERS)]
+    return [
+        render([Scene((thing,), ground=of.grounds[k], camera=view) for k, view in enumerate(views)], session.model.size)
+        .images
+        for thing in of.things
+    ]  # fmt: skip
 
 
 def prompts(of: Pair) -> tuple[str, str, str]:
@@ -141,12 +147,13 @@ def composed(session: PersonalSession) -> Mapping[str, Figure]:
 
     def unit(of: Pair) -> tuple[Row, Tensor]:
         method, kind = recipes.learning("lora", "stilllife")
+        shown, row = alone(session, of), {}
         concepts = [
             learn(session.model, Photographs((), pictures), word, replace(method, identifier=rare), kind=kind,
                   seed=of.seed, samples=0).concept
-            for word, rare, pictures in zip(WORDS, RARE, of.alone, strict=True)
+            for word, rare, pictures in zip(WORDS, RARE, shown, strict=True)
         ]  # fmt: skip
-        row, shown = {}, [pictures[0] for pictures in of.alone]
+        shown = [pictures[0] for pictures in shown]
         summed = session.model
         for concept in concepts:
             summed = concept.on(summed)
