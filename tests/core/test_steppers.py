@@ -59,7 +59,13 @@ CONFIGS: list[dict[str, Any]] = [
 @pytest.mark.parametrize(
     ("stepper", "spacing", "options"),
     [
-        pytest.param(stepper, spacing, options, marks=[pytest.mark.slow] if (i + j + k) % 2 else [])
+        pytest.param(
+            stepper,
+            spacing,
+            options,
+            id=f"{stepper!r}-{spacing}-{k}",
+            marks=[pytest.mark.slow] if (i + j + k) % 2 else [],
+        )
         for i, stepper in enumerate(STEPPERS)
         for j, spacing in enumerate(("leading", "trailing", "linspace"))
         for k, options in enumerate(CONFIGS)
