@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -19,6 +20,7 @@ FORBIDDEN = {("methods", "stilllife"), ("experiments", "commands")}
 """Though they stand above."""
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     """Every module by its dotted name below the package, such as ``core.rows``; a package has its own."""
     found = {}

@@ -192,7 +192,7 @@ def asked(monkeypatch):
     return call
 
 
-LINES = written()
+LINES = list(dict.fromkeys(written()))
 
 
 def test_the_documents_have_command_lines():

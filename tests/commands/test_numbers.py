@@ -37,11 +37,18 @@ VALUES = {
     "--times": REAL, "--layers": WHOLE,
 }  # fmt: skip
 """What an option is given, as one word or as several."""
+FEW = ("1000000000000", "inf", "nan", ("nan", "64"), ("nan", "1"))
 
 
 def options(name: str) -> list[str]:
     command = {"plan": plan, "sites": cli.SHOWN["sites"]}.get(name) or cli.COMMANDS[name]
     return [o for o in fields.grammar(command).options if o in VALUES]
+
+
+def values(name: str, option: str) -> tuple[str | tuple[str, ...], ...]:
+    """All for the first command that has the option; for others the first, one too large, and none that is a number."""
+    first = next(other for other in CALLS if option in options(other))
+    return VALUES[option] if name == first else (VALUES[option][0], *(v for v in VALUES[option] if v in FEW))
 
 
 @pytest.fixture
@@ -56,7 +63,7 @@ def test_commands_refuse_absurd_numbers(run, here, place, name):
     head, *tail = CALLS[name]
     at = 2 if head == "show" else 1
     for option in options(name):
-        for value in VALUES[option]:
+        for value in dict.fromkeys(values(name, option)):
             words = value if isinstance(value, tuple) else (value,)
             args = (head, *tail)[:at], (head, *tail)[at:]
             more = (option, *words) if len(words) > 1 else (f"{option}={words[0]}",)

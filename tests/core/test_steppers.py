@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -45,17 +46,29 @@ def exact(std: float, mean: torch.Tensor = MEAN) -> Exact:
     return Exact({"": Mixture(mean, std), "x": Mixture(mean, std)}, Schedule.read(CLEAN))
 
 
-@pytest.mark.parametrize("stepper", STEPPERS, ids=repr)
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+CONFIGS: list[dict[str, Any]] = [
+    {"set_alpha_to_one": True},
+    {"set_alpha_to_one": False},
+    {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+    {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True},
+    {"_class_name": "DPMSolverMultistepScheduler", "final_sigmas_type": "sigma_min"},
+    {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
+]
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("stepper", "spacing", "options"),
     [
-        {"set_alpha_to_one": True},
-        {"set_alpha_to_one": False},
-        {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
-        {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True},
-        {"_class_name": "DPMSolverMultistepScheduler", "final_sigmas_type": "sigma_min"},
-        {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
+        pytest.param(
+            stepper,
+            spacing,
+            options,
+            id=f"{stepper!r}-{spacing}-{k}",
+            marks=[pytest.mark.slow] if (i + j + k) % 2 else [],
+        )
+        for i, stepper in enumerate(STEPPERS)
+        for j, spacing in enumerate(("leading", "trailing", "linspace"))
+        for k, options in enumerate(CONFIGS)
     ],
 )
 def test_it_is_finite_at_every_spacing_and_number_of_steps(stepper, spacing, options):

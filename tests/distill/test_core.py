@@ -81,7 +81,7 @@ def made(tmp_path_factory):
     return families.made(tmp_path_factory.mktemp("families"))
 
 
-@pytest.fixture(params=families.FAMILIES)
+@pytest.fixture(params=families.SOME)
 def model(request, made):
     return made(request.param)
 

@@ -456,7 +456,7 @@ METHODS = {
 }
 
 
-@pytest.fixture(params=families.FAMILIES)
+@pytest.fixture(params=families.SOME)
 def family(request, models):
     return models(request.param)
 

@@ -33,7 +33,7 @@ def drawn(*shape, seed=0):
     return torch.randn(*shape, generator=rng(seed))
 
 
-@pytest.fixture(params=families.FAMILIES)
+@pytest.fixture(params=families.SOME)
 def model(request, models):
     return models(request.param)
 

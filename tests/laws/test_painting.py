@@ -25,9 +25,19 @@ ONE = [(word, family) for word, row in ROWS.items() for family in row.families[:
 """For what is no matter of the network."""
 
 
-def table(pairs: list[tuple[str, str]]) -> Any:
-    """Canvases every day on two networks, as each window is an image."""
-    late = {pair for pair in pairs if ROWS[pair[0]].views is not None and pair[1] not in ROWS[pair[0]].families[:2]}
+def daily(word: str, between: bool) -> set[str]:
+    """The families of every day: the first and the last, which are a UNet and a transformer where a row has both, and
+    one ``between``, which rows take in turn. Canvases on two UNets, as each window is an image."""
+    ours = ROWS[word].families
+    if ROWS[word].views is not None:
+        return {*ours[:2]}
+    turn = list(ROWS).index(word) % max(1, len(ours) - 2)
+    return {ours[0], ours[-1], *(ours[1:-1][turn : turn + 1] if between else ())}
+
+
+def table(pairs: list[tuple[str, str]], between: bool = False) -> Any:
+    """Some every day, the others when all is run."""
+    late = {pair for pair in pairs if pair[1] not in daily(pair[0], between)}
     some = [pytest.param(*p, id="-".join(p), marks=[pytest.mark.slow] if p in late else []) for p in pairs]
     return pytest.mark.parametrize(("word", "family"), some)
 
@@ -42,7 +52,7 @@ def assert_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         assert torch.equal(x, theirs[stream]), f"{stream}: off by {float((x - theirs[stream]).abs().max()):.2g}"
 
 
-@table(EACH)
+@table(EACH, between=True)
 def test_it_acts_and_leaves_nothing_behind(models, runs, word, family):
     row, model = ROWS[word], models(family)
     without = None if "acts" in row.but else runs.plain(word, family)
@@ -74,7 +84,7 @@ def test_switched_off_it_is_plain_sampling(models, runs, exact, word, family):
         assert_equal(out.edits, dict.fromkeys(out.edits, out.path.image))
 
 
-@table(everywhere("source"))
+@table(everywhere("source"), between=True)
 def test_the_source_is_not_touched(runs, exact, word, family):
     row, out = ROWS[word], runs.on(word, family)
     for stream in {row.streams[0], "appearance"} & {*row.streams}:

@@ -16,9 +16,16 @@ from sfumato.learning.personal import Asked, teach
 EACH = pytest.mark.parametrize(("word", "i", "way"), WAYS, ids=[f"{word}-{i}" for word, i, _ in WAYS])
 FIRST = pytest.mark.parametrize(
     ("word", "name", "way"),
-    [(row.word, name, row.ways[0]) for row in METHODS for name in row.families],
-    ids=[f"{row.word}-{name}" for row in METHODS for name in row.families],
-)
+    [
+        pytest.param(
+            row.word, name, row.ways[0], id=f"{row.word}-{name}",
+            marks=[] if name in (row.families[0], row.families[-1]) else [pytest.mark.slow],
+        )
+        for row in METHODS
+        for name in row.families
+    ],
+)  # fmt: skip
+"""Every day on the first and the last."""
 
 
 def same(a, b):

@@ -110,9 +110,16 @@ def done(model):
     return cache(lambda family, does: DOES[does][0](model(family)))
 
 
-@pytest.mark.parametrize("does", DOES)
-@pytest.mark.parametrize("precision", ROUNDING)
-@pytest.mark.parametrize("family", families.FAMILIES)
+EACH = [
+    pytest.param(family, precision, does, marks=[] if j < 2 or (i + j + k) % 3 == 0 else [pytest.mark.slow])
+    for i, family in enumerate(families.FAMILIES)
+    for k, precision in enumerate(ROUNDING)
+    for j, does in enumerate(DOES)
+]
+"""Predictions and samples every day, of what else is done a third: each on every family, and in every precision."""
+
+
+@pytest.mark.parametrize(("family", "precision", "does"), EACH)
 def test_it_is_finite_and_as_near_to_float32_as_its_roundings_let_it_be(model, done, family, precision, does):
     """A network rounds in each of its layers, one as often up as down: with the root of their number the error grows.
 

@@ -40,8 +40,15 @@ def planned(name: str, row: painting.Row, method: Any) -> Any:
     return plan(model, prompts, methods=[method], guide=row.guide, size=side)
 
 
-@pytest.mark.parametrize("name", sizes.SIZES)
-@pytest.mark.parametrize("word", painting.ROWS)
+PAINTED = [
+    pytest.param(word, name, marks=[] if not j or (i + j) % 2 else [pytest.mark.slow])
+    for i, word in enumerate(painting.ROWS)
+    for j, name in enumerate(sizes.SIZES)
+]
+"""At the first size every day, at the others in turn."""
+
+
+@pytest.mark.parametrize(("word", "name"), PAINTED)
 def test_what_paints_is_planned_at_every_size(word, name):
     row, model = painting.ROWS[word], sizes.model(name)
     for method in ways(row, model):
@@ -80,8 +87,10 @@ def test_what_reads_finds_its_layers_at_every_size(word, name, monkeypatch):
         raise Planned
 
     monkeypatch.setattr(families, "side", lambda model: sizes.SIZES[name][1])
-    monkeypatch.setattr(model, "maps", maps)
-    monkeypatch.setattr(model, "encode", lambda image: torch.zeros(len(image), model.channels, *_cells(image, model)))
+    monkeypatch.setitem(vars(model), "maps", maps)
+    monkeypatch.setitem(
+        vars(model), "encode", lambda image: torch.zeros(len(image), model.channels, *_cells(image, model))
+    )
     for way in ways(row, model):
         with pytest.raises(Planned):
             row.ask(way, model)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, side
+from families import SOME, side
 from rounding import assert_same_but_for_rounding
 
 from sfumato.core.denoising import denoise
@@ -134,7 +134,7 @@ def test_what_it_costs(models):
     assert rows == [1, 2, 2]
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=SOME)
 def model(request, models):
     return models(request.param)
 

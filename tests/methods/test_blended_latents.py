@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES
+from families import SOME
 
 from sfumato.core.denoising import denoise
 from sfumato.core.schedule import add_noise
@@ -19,7 +19,7 @@ CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 HALF = Mask(torch.arange(48).expand(32, 48) > 23)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=SOME)
 def model(request, models):
     return models(request.param)
 

@@ -47,7 +47,7 @@ def run(model, how, said=(SOURCE, TARGET), n=3, pixels=None, scale=None):
     return path, out
 
 
-@pytest.fixture(params=families.FAMILIES)
+@pytest.fixture(params=families.SOME)
 def model(request, models):
     return models(request.param)
 

@@ -29,7 +29,7 @@ OFF = CrossImageAttention(fine=(1.0, 1.0), coarse=(1.0, 1.0), adain=(1.0, 1.0), 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
 
-@pytest.fixture(params=families.FAMILIES)
+@pytest.fixture(params=families.SOME)
 def model(request, models):
     return models(request.param)
 

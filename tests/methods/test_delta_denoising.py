@@ -21,7 +21,7 @@ SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
 SCHEDULES = families.SCHEDULES
 
 
-@pytest.fixture(params=families.FAMILIES)
+@pytest.fixture(params=families.SOME)
 def model(request, models):
     return models(request.param)
 

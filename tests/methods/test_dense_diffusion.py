@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES
+from families import SOME
 
 from sfumato.backbones.load import load
 from sfumato.core.attention import Call
@@ -23,7 +23,7 @@ LAYOUT = Layout((Region("a red cube", box=(0.0, 0.0, 0.5, 0.5)), Region("a blue 
 METHOD = DenseDiffusion(LAYOUT, until=1.0)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=SOME)
 def model(request, models):
     return models(request.param)
 

@@ -9,7 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, ddim, randomised, stable_diffusion
+from families import SOME, ddim, randomised, stable_diffusion
 
 from sfumato.backbones.load import family
 from sfumato.core.denoising import denoise
@@ -24,7 +24,7 @@ CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 HALF = Mask(torch.arange(48).expand(32, 48) > 23)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=SOME)
 def model(request, models):
     return models(request.param)
 

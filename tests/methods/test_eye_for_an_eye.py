@@ -21,7 +21,7 @@ ALL = EyeForAnEye(tokens=(0.0, 1.0), adain=(0.5, 1.0), every=0, word="cube", app
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
 
-@pytest.fixture(params=families.FAMILIES)
+@pytest.fixture(params=families.SOME)
 def model(request, models):
     return models(request.param)
 

@@ -25,7 +25,7 @@ UNETS = ["sd", "sd2", "sdxl", "deepfloyd"]
 STILL = {"right": 0.0}
 
 
-@pytest.fixture(params=families.FAMILIES)
+@pytest.fixture(params=families.SOME)
 def model(request, models):
     return models(request.param)
 
@@ -157,7 +157,7 @@ def spied(model) -> list[tuple[torch.Tensor, float]]:
 
 def test_the_source_is_where_the_extraction_says(sd, monkeypatch):
     """Rows are uncond source, target, cond source, target."""
-    monkeypatch.setattr(sd, "predict", sd.predict)
+    monkeypatch.setitem(vars(sd), "predict", sd.predict)
     steps, image = 3, picture(sd)
     track = invert(sd, image, SOURCE, DDIMInversion(steps=steps)).track
     levels = sd.schedule.levels(steps)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from families import FAMILIES
+from families import SOME
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.core.denoising import denoise
@@ -26,7 +26,7 @@ SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
 
-@pytest.fixture(params=[*FAMILIES])
+@pytest.fixture(params=SOME)
 def model(request, models):
     return models(request.param)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES
+from families import SOME
 
 from sfumato.backbones.load import load
 from sfumato.core.attention import Call
@@ -30,7 +30,7 @@ def square() -> Mask:
     return Mask(pixels)
 
 
-@pytest.fixture(params=[*FAMILIES])
+@pytest.fixture(params=SOME)
 def model(request, models):
     return models(request.param)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.pipelines.ledits_pp import pipeline_leditspp_stable_diffusion as theirs
-from families import FAMILIES, clip_text, ddim, randomised, unet, vae
+from families import SOME, clip_text, ddim, randomised, unet, vae
 
 from sfumato.backbones.load import family
 from sfumato.core.denoising import denoise
@@ -26,7 +26,7 @@ CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 SHORT = Ledits(remove=("grass",), steps=3, skip=0.4)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=SOME)
 def model(request, models):
     return models(request.param)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, side
+from families import SOME, side
 from rounding import assert_same_but_for_rounding
 from torch.distributions import Categorical, kl_divergence
 
@@ -97,7 +97,7 @@ def test_pairs_are_read_off_the_prompt_or_named(models):
     assert pairs(model, two, parser=parser)[0][:2] == (["grass"], "cube")
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=SOME)
 def model(request, models):
     return models(request.param)
 

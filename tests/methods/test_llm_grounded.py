@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES
+from families import SOME
 
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise, plan
@@ -27,7 +27,7 @@ OFF = LlmGrounded(LAYOUT, scale=0.0, frozen=0.0)
 OPTIONS = {"steps": 2, "guide": 3.0}
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=SOME)
 def model(request, models):
     return models(request.param)
 

@@ -22,7 +22,7 @@ WHOLE = MasaCtrl(after=0.0, layer=0.0)
 MASKED = MasaCtrl(after=0.0, layer=0.3, source="cube", threshold=0.5)
 
 
-@pytest.fixture(params=families.FAMILIES)
+@pytest.fixture(params=families.SOME)
 def model(request, models):
     return models(request.param)
 

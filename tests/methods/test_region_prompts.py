@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import FAMILIES
+from families import SOME
 
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
@@ -24,7 +24,7 @@ WHOLE = (Region(PROMPT, box=(0.0, 0.0, 1.0, 1.0)),)
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=SOME)
 def model(request, models):
     return models(request.param)
 

@@ -25,7 +25,7 @@ PROMPT = "a red cube on grass"
 CLOSE = {"atol": 2e-4, "rtol": 2e-4}
 
 
-@pytest.fixture(params=families.FAMILIES)
+@pytest.fixture(params=families.SOME)
 def model(request, models):
     return models(request.param)
 

@@ -22,7 +22,7 @@ BOTH = {"source": [PROMPT, OTHER], "target": [PROMPT, OTHER]}
 CLOSE = {"atol": 2e-4, "rtol": 2e-4}
 
 
-@pytest.fixture(params=families.FAMILIES)
+@pytest.fixture(params=families.SOME)
 def model(request, models):
     return models(request.param)
 

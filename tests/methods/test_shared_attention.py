@@ -31,7 +31,7 @@ def paint(model, method=None, prompts=PROMPTS, seed=(3, 4, 5), **options):
     return denoise(model, prompts, methods=methods, seed=list(seed), **{**OPTIONS, "size": size} | options).latents
 
 
-@pytest.fixture(params=families.FAMILIES)
+@pytest.fixture(params=families.SOME)
 def model(request, models):
     return models(request.param)
 

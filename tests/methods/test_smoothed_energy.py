@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.hooks.smoothed_energy_guidance_utils import _gaussian_blur_2d
-from families import FAMILIES
+from families import SOME
 
 from sfumato.core import guidance
 from sfumato.core.attention import Call
@@ -23,7 +23,7 @@ ROWS = Rows(("main",), ("cond", "smoothed"), 2)
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
-@pytest.fixture(params=[*FAMILIES])
+@pytest.fixture(params=SOME)
 def model(request, models):
     return models(request.param)
 

@@ -791,7 +791,16 @@ def offline(*args, **kwargs):
     raise OSError("this machine has no network")
 
 socket.socket.connect = socket.getaddrinfo = offline
+"""
+IMPORTS = """
+from importlib import import_module
+from pkgutil import iter_modules
+from sfumato.stilllife import train
 
+for module in iter_modules(train.__path__, "sfumato.stilllife.train."):
+    import_module(module.name)
+"""
+RUN = """
 from sfumato.stilllife.train import __main__, judge, unet
 
 judge.STEPS = 2  # paintings of noise, but painted
@@ -801,12 +810,19 @@ sys.exit(__main__.main(sys.argv[1:]))
 STATED = ["torch", "numpy", "scipy", "pillow", "safetensors", "diffusers", "transformers", "tyro", "rich", "jaxtyping"]
 
 
+def test_a_bare_machine_has_all_that_trainers_import():
+    script = f"STATED = {STATED!r}\n{BARE}{IMPORTS}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
 def test_a_bare_machine_runs_it_all(tmp_path):
     """Real trainers, real networks, a step each, without a network or a package beyond the stated ones."""
     out = tmp_path / "out"
     argv = ["all", "--device", "cpu", "--threads", "1", "--steps", "1", "--images", "8", "--batch", "2", "--n", "1"]
     argv += ["--captions", "2", "--out", str(out), "--data", str(tmp_path / "data")]
-    script = f"STATED = {STATED!r}\n{BARE}"
+    script = f"STATED = {STATED!r}\n{BARE}{RUN}"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

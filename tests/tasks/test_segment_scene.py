@@ -30,6 +30,12 @@ def model():
     return family("tiny", pipe)
 
 
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Votes on as many cells as the pictures have pixels."""
+    monkeypatch.setattr(task, "FINE", SIDE)
+
+
 def scene() -> FieldScene:
     """A small solid thing in the middle of nothing."""
     made = FieldScene(Voxels(16), sampling=Sampling(32))

@@ -282,7 +282,7 @@ def test_a_video_that_is_one_run_goes_on_at_its_step(model, tmp_path, monkeypatc
     """What was found of the way to noise and the last step that was taken are not done again."""
     blend = PromptToPrompt(0.5, 0.5, blend=LocalBlend("cube", "duck", threshold=0.93, start=0.0, res=1.0))
     asked, predict, calls = across(tmp_path, (blend, TokenFlow(every=4)), chunk=3), model.predict, []
-    monkeypatch.setattr(model, "predict", lambda x, *args: calls.append(len(x)) or predict(x, *args))
+    monkeypatch.setitem(vars(model), "predict", lambda x, *args: calls.append(len(x)) or predict(x, *args))
     edit_video(model, asked, tmp_path / "whole")
     total = len(calls)
 
@@ -293,11 +293,11 @@ def test_a_video_that_is_one_run_goes_on_at_its_step(model, tmp_path, monkeypatc
         return predict(x, *args)
 
     calls.clear()
-    monkeypatch.setattr(model, "predict", halting)
+    monkeypatch.setitem(vars(model), "predict", halting)
     with pytest.raises(Halted):
         edit_video(model, asked, tmp_path / "out")
     calls.clear()
-    monkeypatch.setattr(model, "predict", lambda x, *args: calls.append(len(x)) or predict(x, *args))
+    monkeypatch.setitem(vars(model), "predict", lambda x, *args: calls.append(len(x)) or predict(x, *args))
     done = edit_video(model, asked, tmp_path / "out")
     assert total - after <= len(calls) < total - after + 3 and done.count == 7
     assert np.array_equal(pixels(tmp_path / "out"), pixels(tmp_path / "whole"))
@@ -320,10 +320,10 @@ def test_noise_of_steps_goes_on_as_well(model, tmp_path, monkeypatch):
         calls.append(len(x))
         return predict(x, *args)
 
-    monkeypatch.setattr(model, "predict", halting)
+    monkeypatch.setitem(vars(model), "predict", halting)
     with pytest.raises(Halted):
         edit_video(model, asked, tmp_path / "out")
-    monkeypatch.setattr(model, "predict", predict)
+    monkeypatch.setitem(vars(model), "predict", predict)
     edit_video(model, asked, tmp_path / "out")
     assert np.array_equal(pixels(tmp_path / "out"), pixels(tmp_path / "whole"))
 
@@ -331,7 +331,7 @@ def test_noise_of_steps_goes_on_as_well(model, tmp_path, monkeypatch):
 def test_a_run_of_all_frames_is_priced(model, tmp_path, monkeypatch):
     asked = across(tmp_path, (PlugAndPlay(), TokenFlow(every=4)), chunk=3)
     cost, rows, predict = price(model, asked), [], model.predict
-    monkeypatch.setattr(model, "predict", lambda x, *args: rows.append(len(x)) or predict(x, *args))
+    monkeypatch.setitem(vars(model), "predict", lambda x, *args: rows.append(len(x)) or predict(x, *args))
     edit_video(model, asked, tmp_path / "out")
     assert cost.rows == sum(rows) and cost.runs == 1 and max(rows) == 3 * 2 * 2
     image = model.encode(asked.fitted(model, asked.footage.frames())[0].pixels[None])

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.bench.generate import applied
@@ -323,15 +323,19 @@ class Edited:
         before, after = change.render_pairs(edits, device=device)
         return cls(edits, before.cpu(), after.cpu())
 
+    @cached_property
+    def kept(self) -> Bool[Tensor, "v h w"]:
+        """Pixels that the change does not touch."""
+        return ~torch.stack([change.masks(edit) for edit in self.edits])
+
     def judged(self, session: DistillSession, i: int, image: Tensor) -> Row:
         edit = self.edits[i]
         (reading,) = session.oracle.read(image[None])
         things = (self.after[i] - self.before[i]).abs().amax(0) > 0.1
-        kept = ~change.masks(edit)
         colour = image[:, things].mean(1) if things.any() else image.mean((1, 2))
         return {
             "success": float(applied(reading, edit)),
-            "background_psnr": min(100.0, float(psnr(image[None], self.before[i : i + 1], kept[None]))),
+            "background_psnr": min(100.0, float(psnr(image[None], self.before[i : i + 1], self.kept[i : i + 1]))),
             "psnr_to_truth": float(psnr(image[None], self.after[i : i + 1])),
             **{f"colour {c}": float(v) for c, v in zip("rgb", colour, strict=True)},
         }

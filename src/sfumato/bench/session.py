@@ -22,6 +22,7 @@ from sfumato.stilllife import weights
 from sfumato.stilllife.oracle import Oracle
 
 SEEDS = 2**40  # training draws from small seeds, a bench from this one on
+ROUNDS = 5  # in which one time is compared with another
 
 
 @dataclass
@@ -85,5 +86,5 @@ class Session:
         """Median over interleaved runs of the time of one over that of the other, after one of each to warm up."""
         one()
         other()
-        pairs = [(self.seconds(one), self.seconds(other)) for _ in range(5)]
+        pairs = [(self.seconds(one), self.seconds(other)) for _ in range(ROUNDS)]
         return float(np.median([a for a, _ in pairs]) / np.median([b for _, b in pairs]))

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache, partial
+from inspect import unwrap
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
@@ -32,6 +33,11 @@ class Grammar:
 
 def grammar(f: Callable[..., Any], **more: int) -> Grammar:
     """Of a function's parameters or a class's fields, and ``more`` options by their names."""
+    return _grammar(unwrap(f), **more)
+
+
+@cache
+def _grammar(f: Callable[..., Any], **more: int) -> Grammar:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # tyro has no other way to ask for it
         parser = tyro.extras.get_parser(f, config=CONFIG)

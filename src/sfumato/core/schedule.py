@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -380,6 +380,7 @@ def _made(kind: str, config: Mapping[str, Any]) -> Any:
     return made(**{k: v for k, v in config.items() if k in _options(made)})
 
 
+@cache
 def _options(kind: type) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(kind).parameters
 
