@@ -13,7 +13,8 @@ from torch import nn
 from sfumato.errors import SfumatoError
 from sfumato.learning import encoders
 from sfumato.learning.concepts import Concept
-from sfumato.learning.encoders import Encoder, Encoding, Offset, Pretrained, Pretraining, pretrain
+from sfumato.learning.encoders import Encoder, Offset, Pretrained
+from sfumato.learning.encoding import Encoding, Pretraining, pretrain
 from sfumato.learning.lessons import Lesson
 from sfumato.learning.merging import summed, weighted
 from sfumato.learning.teaching import Part

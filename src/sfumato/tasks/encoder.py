@@ -16,7 +16,8 @@ from torch import Tensor
 from sfumato.backbones.video import DEVIATION, MEAN
 from sfumato.errors import SfumatoError
 from sfumato.io.progress import Listener, heard, progress
-from sfumato.learning.encoders import WORD, Pretrained, Pretraining, Sees, pretrain
+from sfumato.learning.encoders import Pretrained, Sees
+from sfumato.learning.encoding import WORD, Pretraining, pretrain
 from sfumato.learning.lessons import Lesson
 from sfumato.learning.loop import Run
 from sfumato.stilllife import similarity
