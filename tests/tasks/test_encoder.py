@@ -28,10 +28,12 @@ def test_still_lifes_are_of_kinds_that_were_trained_and_say_where_they_stand(mon
     assert len(found) == len(seen) == 20 and found.pixels.shape == (20, 3, 16, 16)
     assert not any(KINDS[scene.things[0].kind].held_out for scene in seen)
     assert found.captions == tuple(f"a {{}} on {scene.ground}" for scene in seen)
+    assert found.names[3] == f"{seen[3].things[0].colour} {seen[3].things[0].kind}"
     assert len({scene.things[0].kind for scene in seen}) > 5 and {scene.light for scene in seen} == {"day"}
     again, other = task.still_lifes(20, 0, 16), task.still_lifes(20, 1, 16)
     assert again.captions == found.captions != other.captions
     learned, kept = found.split(4)
+    assert learned.names + kept.names == found.names
     assert learned.captions + kept.captions == found.captions and len(kept) == len(kept.captions) == 4
     with pytest.raises(SfumatoError, match="of 20 pictures 20 are kept to be painted"):
         found.split(20)
@@ -48,6 +50,11 @@ def test_captions_lie_beside_pictures_all_or_none(sd, tmp_path):
     (tmp_path / "b.txt").write_text("the {}")
     found = task.of_files(files, sd)
     assert found.captions == ("a {} on grass", "the {}") and found.pixels.shape == (2, 3, sd.size, sd.size)
+    assert found.names == (), "one has no name"
+    (tmp_path / "b.txt").write_text("the {red  duck} there")
+    (tmp_path / "a.txt").write_text("a { cube } on grass")
+    named = task.of_files(files, sd)
+    assert named.names == ("cube", "red duck") and named.captions == ("a {} on grass", "the {} there")
     assert found.digest != task.Domain(found.pixels).digest
     assert len(task.of_files(files, sd, 1)) == 1
 

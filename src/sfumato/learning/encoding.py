@@ -25,8 +25,10 @@ from sfumato.learning.teaching import Part, Taught, Teaching, filled
 
 WORD = "<encoded>"
 """By which captions name what an encoder gives."""
-BEGIN = -21
+BEGIN, NAMING = -21, -22
 """What a generator is for."""
+BLUR = 0.5
+"""Deviation of what is added to features, in theirs, while names are learned: pictures are fewer than features."""
 
 
 @dataclass(eq=False)
@@ -114,6 +116,8 @@ class Pretraining(Settings):
     """Levels below this part of all times are not learned from."""
     decay: float = 0.01
     """Weight decay."""
+    naming: int = 0
+    """Steps in which an encoder first learns names of pictures, where they have some; not published, and quick."""
     templates: tuple[str, ...] = ("a photo of a {}",)
     """Captions of pictures that have none of their own, with {} for the word."""
 
@@ -122,6 +126,7 @@ class Pretraining(Settings):
         whole("vectors of a word", self.vectors, 1, 70)
         whole("pictures of a step", self.batch, 1, 4096)
         whole("the width of an encoder", self.hidden, 1, 65536)
+        whole("steps of naming", self.naming, 0, 10**7)
         if min(self.rate, self.offset_rate or 0, self.penalty, self.decay) < 0 or not 0 <= self.since < 1:
             raise SfumatoError("rates, penalty and decay of a pre-training are 0 or more, since is in [0, 1)")
 
@@ -133,6 +138,7 @@ def pretrain(
     settings: Pretraining | None = None,
     *,
     captions: Sequence[str] = (),
+    names: Sequence[str] = (),
     sees: Sees | None = None,
     steps: int | None = None,
     seed: int = 0,
@@ -142,17 +148,20 @@ def pretrain(
 ) -> Pretrained:
     """Teach an encoder the pictures of a domain, whose own word is ``kind``; the model stays as it is.
 
-    ``captions``: one of each picture, with {} for its thing. ``sees``: a CLIP, of whose features it is to see too.
-    From ``keep``, a checkpoint, the same call goes on, bit for bit; ``about``: what the pictures are. Raises
-    ``SfumatoError`` for a model that learns no words, for captions that do not pair, and for what is not finite.
+    ``captions``: one of each picture, with {} for its thing; ``names``: what that is, in words that the model knows,
+    such as "red cube", whose vectors the encoder first learns to give (``naming`` steps). ``sees``: a CLIP, of whose
+    features it is to see too. From ``keep``, a checkpoint, the same call goes on, bit for bit; ``about``: what the
+    pictures are. Raises ``SfumatoError`` for a model that learns no words, for captions and names that do not pair, and
+    for what is not finite.
     """
     settings = settings or Pretraining()
     encoders.check(model, "an encoder")
     count = settings.steps if steps is None else steps
     if count < 1:
         raise SfumatoError(f"a run has one step or more, got {count}")
-    if captions and len(captions) != len(lesson):
-        raise SfumatoError(f"{len(lesson)} pictures have a caption each, got {len(captions)}")
+    for what, some in (("caption", captions), ("name", names)):
+        if some and len(some) != len(lesson):
+            raise SfumatoError(f"{len(lesson)} pictures have a {what} each, got {len(some)}")
     layers = encoders.seen_layers(model)
     features = encoders.described(model, lesson, layers, settings.t, sees)
     clip = 0 if sees is None or lesson.pictures is None else sees(lesson.pictures[:1].to(model.device)).shape[1]
@@ -160,6 +169,9 @@ def pretrain(
     widths = {key: rows.shape[-1] for key, rows in begin.items()}
     encoder = Encoder(features.shape[1], widths, settings.vectors, settings.hidden)
     encoder = encoder.begin(features.cpu(), generator(seed, BEGIN)).to(model.device)
+    if names and settings.naming:
+        learn_names(encoder, features, begin, [encoders.first(model, each, settings.vectors) for each in names],
+                    settings.scale, settings.naming, seed)  # fmt: skip
     own, weights = encoders.offset(model, encoders.none(model))
     problem = Encoding(
         own, [Part(lesson, filled(settings.templates, WORD), settings.batch)], seed, encoder=encoder, features=features,
@@ -168,10 +180,40 @@ def pretrain(
     )  # fmt: skip
     if settings.offset_rate is not None:
         problem.rates = {"offsets": settings.offset_rate}
-    run = f"{settings} of {kind}, {count} steps, seed {seed}, model {model.name}, clip {clip}, {about}"
+    given = f"clip {clip}, {len(names)} names, {about}"
+    run = f"{settings} of {kind}, {count} steps, seed {seed}, model {model.name}, {given}"
     optimiser = torch.optim.AdamW(problem.groups(), lr=settings.rate, weight_decay=settings.decay, fused=True)
     learn(problem, optimiser, steps=count, keep=keep, about=run, seconds=60.0, on_progress=on_progress)
     made = {"settings": repr(settings), "steps": count, "seed": seed, "model": model.name, "pictures": len(lesson)}
     offsets = {name: value.detach().clone() for name, value in weights.named.items()}
     found = deepcopy(encoder).eval().requires_grad_(False)
     return Pretrained(found, offsets, kind, layers, settings.t, settings.scale, clip, made, sees)
+
+
+@torch.enable_grad()
+def learn_names(
+    encoder: Encoder,
+    features: Float[Tensor, "n c"],
+    begin: Rows,
+    wanted: Sequence[Rows],
+    scale: float,
+    steps: int,
+    seed: int = 0,
+) -> None:
+    """Teach an encoder to give pictures these vectors, of words: least squares over all pictures, without the network.
+
+    In parts of how far the words are from the beginning; a function of the seed, so that a run that goes on begins the
+    same.
+    """
+    rows = {key: torch.stack([each[key] for each in wanted]) - first for key, first in begin.items()}
+    optimiser = torch.optim.AdamW(encoder.parameters(), lr=3e-3, weight_decay=0.01)
+    for step in range(steps):
+        noise = torch.randn(features.shape, generator=generator(seed, NAMING, step)).to(features)
+        given = encoder(features + BLUR * encoder.deviation * noise)
+        far = [(scale * given[key] - own).square().mean() / own.square().mean().clamp_min(1e-12)
+               for key, own in rows.items()]  # fmt: skip
+        optimiser.zero_grad()
+        torch.stack(far).sum().backward()
+        optimiser.step()
+    for parameter in encoder.parameters():
+        parameter.grad = None
