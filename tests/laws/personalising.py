@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from sfumato.learning.encoders import Pretrained, Pretraining, pretrain
+from sfumato.learning.encoders import Pretrained
+from sfumato.learning.encoding import Pretraining, pretrain
 from sfumato.learning.lessons import Lesson
 from sfumato.learning.personal import Asked
 from sfumato.methods.personalise.azimuth_inversion import AzimuthInversion

@@ -11,9 +11,10 @@ from learners import own_models  # noqa: F401
 from torch import nn
 
 from sfumato.errors import SfumatoError
-from sfumato.learning import encoders
+from sfumato.learning import encoders, encoding
 from sfumato.learning.concepts import Concept
-from sfumato.learning.encoders import Encoder, Encoding, Offset, Pretrained, Pretraining, pretrain
+from sfumato.learning.encoders import Encoder, Offset, Pretrained
+from sfumato.learning.encoding import Encoding, Pretraining, pretrain
 from sfumato.learning.lessons import Lesson
 from sfumato.learning.merging import summed, weighted
 from sfumato.learning.teaching import Part
@@ -99,7 +100,7 @@ def test_features_are_told_apart_and_a_new_encoder_says_the_domains_word(models,
     assert seen.mean(0).abs().max() < 1e-4 and (seen.std(0) - 1).abs().max() < 0.1
 
 
-def encoding(model, lesson, **options):
+def problem_of(model, lesson, **options):
     made = Encoder(2, {"clip_l": 16}, 1, 4).begin(torch.zeros(1, 2), torch.Generator().manual_seed(0))
     made.out["clip_l"].weight.data[:, 0] = 0.25
     made.out["clip_l"].bias.data.fill_(2.0)
@@ -112,7 +113,7 @@ def encoding(model, lesson, **options):
 
 
 def test_what_counts_is_the_offsets_squared_length_alone_a_mean_over_pictures(models, lesson):
-    problem = encoding(models("sd"), lesson, scale=0.1)
+    problem = problem_of(models("sd"), lesson, scale=0.1)
     taught = problem.teach(0, 0)
     problem.first["clip_l"].fill_(7.0)  # of the word nothing counts but how far it is moved
     problem.cond([taught])
@@ -122,7 +123,7 @@ def test_what_counts_is_the_offsets_squared_length_alone_a_mean_over_pictures(mo
 
 
 def test_pictures_of_one_thing_have_the_mean_of_their_words_and_others_their_own_captions(models, lesson):
-    problem = encoding(models("sd"), lesson, together=True)
+    problem = problem_of(models("sd"), lesson, together=True)
     problem.encoder.inner[0].weight.data[0, 0] = problem.encoder.inner[1].weight.data[0, 0] = 1.0
     problem.features = torch.tensor([[0.0, 0], [1, 0], [5, 0]])
     assert problem.offsets([0])["clip_l"].unique().tolist() == pytest.approx([2.25 + 0.25 * 2])
@@ -135,9 +136,27 @@ def test_pictures_of_one_thing_have_the_mean_of_their_words_and_others_their_own
 
 
 def test_levels_below_a_part_are_not_seen(models, lesson):
-    later = encoding(models("sd"), lesson, since=0.9)
+    later = problem_of(models("sd"), lesson, since=0.9)
     times = torch.cat([later.levels(0, step).t for step in range(20)])
     assert times.min() >= 900 and times.max() < 1000 and len(times.unique()) > 10
+
+
+def test_names_of_pictures_are_learned_first_and_are_the_same_when_a_run_goes_on(models, lesson):
+    model, names = models("sd"), ("red cube", "blue sphere", "duck")
+    features = torch.eye(3)
+    wanted = [encoders.first(model, each, 2) for each in names]
+    begin = encoders.first(model, "cube", 2)
+    made = [Encoder(3, {"clip_l": 16}, 2, 8).begin(features, torch.Generator().manual_seed(0)) for _ in range(2)]
+    for each in made:
+        encoding.learn_names(each, features, begin, wanted, 0.1, 80, seed=3)
+    with torch.no_grad():
+        given, again = (each(features)["clip_l"] for each in made)
+    assert torch.equal(given, again)
+    rows = begin["clip_l"] + 0.1 * given
+    far = torch.cdist(rows.flatten(1), torch.stack([each["clip_l"] for each in wanted]).flatten(1))
+    assert far.argmin(1).tolist() == [0, 1, 2]
+    with pytest.raises(SfumatoError, match="3 pictures have a name each, got 1"):
+        pretrain(model, lesson, "cube", QUICK, names=["duck"], steps=1)
 
 
 def same(one, other):

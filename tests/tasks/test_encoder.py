@@ -11,7 +11,7 @@ from PIL import Image
 
 from sfumato.backbones.video import MEAN
 from sfumato.errors import SfumatoError
-from sfumato.learning.encoders import Pretraining
+from sfumato.learning.encoding import Pretraining
 from sfumato.stilllife.kinds import KINDS
 from sfumato.tasks import encoder as task
 
@@ -28,10 +28,12 @@ def test_still_lifes_are_of_kinds_that_were_trained_and_say_where_they_stand(mon
     assert len(found) == len(seen) == 20 and found.pixels.shape == (20, 3, 16, 16)
     assert not any(KINDS[scene.things[0].kind].held_out for scene in seen)
     assert found.captions == tuple(f"a {{}} on {scene.ground}" for scene in seen)
+    assert found.names[3] == f"{seen[3].things[0].colour} {seen[3].things[0].kind}"
     assert len({scene.things[0].kind for scene in seen}) > 5 and {scene.light for scene in seen} == {"day"}
     again, other = task.still_lifes(20, 0, 16), task.still_lifes(20, 1, 16)
     assert again.captions == found.captions != other.captions
     learned, kept = found.split(4)
+    assert learned.names + kept.names == found.names
     assert learned.captions + kept.captions == found.captions and len(kept) == len(kept.captions) == 4
     with pytest.raises(SfumatoError, match="of 20 pictures 20 are kept to be painted"):
         found.split(20)
@@ -48,6 +50,11 @@ def test_captions_lie_beside_pictures_all_or_none(sd, tmp_path):
     (tmp_path / "b.txt").write_text("the {}")
     found = task.of_files(files, sd)
     assert found.captions == ("a {} on grass", "the {}") and found.pixels.shape == (2, 3, sd.size, sd.size)
+    assert found.names == (), "one has no name"
+    (tmp_path / "b.txt").write_text("the {red  duck} there")
+    (tmp_path / "a.txt").write_text("a { cube } on grass")
+    named = task.of_files(files, sd)
+    assert named.names == ("cube", "red duck") and named.captions == ("a {} on grass", "the {} there")
     assert found.digest != task.Domain(found.pixels).digest
     assert len(task.of_files(files, sd, 1)) == 1
 
@@ -76,20 +83,9 @@ def test_a_models_own_image_encoder_sees_pictures_as_clip_was_trained(sd):
     assert sees(grey).abs().max() < 1e-6 and sees(grey + 0.1).min() > 0.3
 
 
-def test_a_concept_that_begins_with_an_encoder_needs_none_afterwards(sd, tmp_path):
-    from sfumato.methods.personalise.encoder_tuning import EncoderTuning
-    from sfumato.tasks import learn
-
-    domain = task.Domain(torch.rand(3, 3, sd.size, sd.size, generator=torch.Generator().manual_seed(1)))
-    made = task.train(sd, domain, "cube", Pretraining(rate=1e-2, batch=1, hidden=8), steps=2)
+def test_an_encoder_s_file_is_read_for_its_model_and_paints(sd, tmp_path):
+    domain = task.Domain(torch.rand(2, 3, sd.size, sd.size, generator=torch.Generator().manual_seed(1)))
+    made = task.train(sd, domain, "cube", Pretraining(rate=1e-2, batch=1, hidden=8), steps=1)
     made.save(tmp_path / "encoder.safetensors")
-    begun = task.load(tmp_path / "encoder.safetensors", sd)
-    photographs = learn.Photographs((), domain.pixels[:2])
-    method = EncoderTuning(batch=1, rate=0.0)
-    done = learn.learn(sd, photographs, "<duck>", method, kind="cube", steps=1, encoder=begun, samples=0)
-    word = made.word(sd, task.Lesson.of(sd, photographs.pixels, mirrored=False))
-    torch.testing.assert_close(done.concept.rows["clip_l"], word["clip_l"])
-    assert all(torch.equal(value, made.offsets[key]) for key, value in done.concept.changes.items())
+    assert task.load(tmp_path / "encoder.safetensors", sd).digest == made.digest
     assert task.painted(sd, made, domain.split(1)[1]).shape == (1, 3, sd.size, sd.size)
-    with pytest.raises(SfumatoError, match="begins with what an encoder gives; sfumato train-encoder makes one"):
-        learn.learn(sd, photographs, "<duck>", method, kind="cube", steps=1, samples=0)

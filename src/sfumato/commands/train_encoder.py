@@ -20,7 +20,8 @@ def train_encoder(
         tyro.conf.arg(
             metavar="PICTURES",
             help="Pictures of many things of one domain, or a folder of them, each with its caption in a .txt of the "
-            "same name where there are captions, {} for the thing [default: still lifes that are rendered].",
+            "same name where there are captions, {} for the thing, or {red cube} to say what it is [default: still "
+            "lifes that are rendered].",
         ),
     ] = (),
     *,
@@ -30,8 +31,8 @@ def train_encoder(
     n: Annotated[
         int | None, tyro.conf.arg(help="Pictures that are learned from [default: all; of renders 320].")
     ] = None,
-    steps: Annotated[int | None, tyro.conf.arg(help="Steps of the run [default: 100000; built-in model 400].")] = None,
-    rate: Annotated[float | None, tyro.conf.arg(help="Of AdamW [default: 1.6e-5; built-in model 2e-3].")] = None,
+    steps: Annotated[int | None, tyro.conf.arg(help="Steps of the run [default: 100000; built-in model 200].")] = None,
+    rate: Annotated[float | None, tyro.conf.arg(help="Of AdamW [default: 1.6e-5; built-in model 2e-4].")] = None,
     batch: Annotated[int | None, tyro.conf.arg(help="Pictures of a step [default: 16; built-in model 4].")] = None,
     vectors: Annotated[
         int | None, tyro.conf.arg(help="How many a word is read as [default: 1; built-in model 2].")
@@ -51,7 +52,7 @@ def train_encoder(
     Writes NAME.safetensors, the encoder; NAME.png, pictures that it never saw above what the model paints by the words
     that it gives them; and NAME.json.
 
-    Example: sfumato train-encoder --steps 400 --out things.safetensors
+    Example: sfumato train-encoder --steps 200 --out things.safetensors
 
     Then: sfumato learn photos/ --as "<duck>" --encoder things.safetensors encoder-tuning
     """

@@ -1,4 +1,4 @@
-"""Encoders that see a picture and say what word it is, with offsets of weights beside them; and their pre-training.
+"""Encoders that see a picture and say what word it is, with offsets of weights beside them; and their files.
 
 Gal et al. 2023, arXiv 2302.12228: on many things of one domain an encoder learns how far a word's vectors are from
 those of the domain's own word, and attention learns to read such words.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import pairwise
@@ -20,27 +19,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sfumato.core.conditions import Cond
-from sfumato.core.schedule import Level
-from sfumato.core.settings import Settings
-from sfumato.errors import SfumatoError, whole
+from sfumato.errors import SfumatoError
 from sfumato.io.files import save_tensors
 from sfumato.learning import adapters
 from sfumato.learning.adapters import SCALE_HIGH, SCALE_LOW, Weights
 from sfumato.learning.checkpoint import read
 from sfumato.learning.concepts import padded
 from sfumato.learning.lessons import Lesson
-from sfumato.learning.loop import Run, learn
-from sfumato.learning.seeds import generator
-from sfumato.learning.teaching import Part, Taught, Teaching, filled
 from sfumato.reading.reader import Noise, extract, feature
 
 HEADER = "sfumato encoder"
 READS = ("to_q", "to_k", "to_v")
 """Projections of attention whose weights have offsets."""
-WORD = "<encoded>"
-BEGIN = -21
-"""What a generator is for."""
 Sees = Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n c"]]
 """What a CLIP makes of pictures in [0, 1]."""
 Rows = Mapping[str, Float[Tensor, "*n k d"]]
@@ -171,7 +161,8 @@ class Pretrained:
     def word(self, model: Any, lesson: Lesson) -> dict[str, Float[Tensor, "k d"]]:
         """What it reads pictures of one thing as, without any tuning: the mean of theirs."""
         with torch.no_grad():
-            found = self.encoder(self.features(model, lesson))
+            features = self.features(model, lesson)
+            found = self.encoder.to(features.device)(features)
         begin = self.first(model)
         return {key: begin[key] + self.scale * own.mean(0) for key, own in found.items()}
 
@@ -272,151 +263,3 @@ def described(
             raise SfumatoError("a CLIP sees pictures, and there are latents alone; give a lesson with its pictures")
         found.append(torch.cat([sees(some.to(model.device)) for some in lesson.pictures.split(batch)]))
     return torch.cat([each.float() for each in found], 1)
-
-
-@dataclass(eq=False)
-class Encoding(Teaching):
-    """The words that an encoder gives are to make the network see the pictures (Gal et al. 2023, section 4)."""
-
-    encoder: Encoder = field(default_factory=lambda: Encoder(1, {}))
-    features: Float[Tensor, "n c"] = field(default_factory=lambda: torch.zeros(0, 1))
-    """Of each picture."""
-    first: Rows = field(default_factory=dict)
-    scale: float = 0.1
-    penalty: float = 0.01
-    """What the squared length of an offset counts: of what the encoder gives, not of the word."""
-    together: bool = False
-    """Do all pictures show one thing, whose word is the mean of theirs?"""
-    each: Sequence[str] = ()
-    """A caption of each picture; none: any for any."""
-    since: float = 0.0
-    """Levels below this part of all times are not seen."""
-    weights_of: Mapping[str, nn.Module] = field(default_factory=dict)
-    """What else learns."""
-    word: str = WORD
-    name: str = "the encoder"
-
-    def __post_init__(self) -> None:
-        self.modules = {"encoder": self.encoder, **self.weights_of}
-        self.model = self.model.with_words({self.word: self.first})
-        self.given: Rows = {}
-
-    def levels(self, part: int, step: int) -> Level:
-        at = super().levels(part, step)
-        if not self.since:
-            return at
-        later = self.since * self.model.schedule.train_steps + (1 - self.since) * at.t
-        return self.model.schedule.at(later if self.model.schedule.prediction == "flow" else later.long())
-
-    def teach(self, part: int, step: int) -> Taught:
-        taught = super().teach(part, step)
-        if not self.each:
-            return taught
-        return taught._replace(captions=tuple(self.each[i] for i in taught.drawn.which))
-
-    def offsets(self, which: Sequence[int]) -> Rows:
-        """What the encoder gives for some pictures."""
-        if self.together:
-            return {key: own.mean(0) for key, own in self.encoder(self.features).items()}
-        return self.encoder(self.features[list(which)])
-
-    def rows(self, offsets: Rows) -> dict[str, Float[Tensor, "*n k d"]]:
-        """The word with these offsets."""
-        return {key: self.first[key] + self.scale * own for key, own in offsets.items()}
-
-    def cond(self, taught: Sequence[Taught]) -> Cond:
-        self.given = self.offsets([i for each in taught for i in each.drawn.which])
-        captions = [caption for each in taught for caption in each.captions]
-        return self.model.read(captions, {self.word: self.rows(self.given)})
-
-    def beside(self, taught: Sequence[Taught], predicted: Tensor) -> Tensor | float:
-        squares = [own.square().sum((-2, -1)).mean() for own in self.given.values()]
-        return self.penalty * torch.stack(squares).sum()
-
-
-@dataclass(frozen=True)
-class Pretraining(Settings):
-    """How an encoder is taught a domain; by default as published, for Stable Diffusion."""
-
-    steps: int = 100_000
-    rate: float = 1.6e-5
-    """Of AdamW."""
-    offset_rate: float | None = None
-    """Of the offsets of weights; none: the same."""
-    batch: int = 16
-    """Pictures of a step."""
-    penalty: float = 0.01
-    """What the squared length of an offset counts."""
-    scale: float = 0.1
-    """What an offset counts in the word."""
-    vectors: int = 1
-    """How many a word is read as."""
-    hidden: int = 128
-    """Width of the encoder."""
-    t: float = 261
-    """At which level of noise the network sees a picture, in thousandths."""
-    since: float = 0.0
-    """Levels below this part of all times are not learned from."""
-    decay: float = 0.01
-    """Weight decay."""
-    templates: tuple[str, ...] = ("a photo of a {}",)
-    """Captions of pictures that have none of their own, with {} for the word."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole("vectors of a word", self.vectors, 1, 70)
-        whole("pictures of a step", self.batch, 1, 4096)
-        whole("the width of an encoder", self.hidden, 1, 65536)
-        if min(self.rate, self.offset_rate or 0, self.penalty, self.decay) < 0 or not 0 <= self.since < 1:
-            raise SfumatoError("rates, penalty and decay of a pre-training are 0 or more, since is in [0, 1)")
-
-
-def pretrain(
-    model: Any,
-    lesson: Lesson,
-    kind: str,
-    settings: Pretraining | None = None,
-    *,
-    captions: Sequence[str] = (),
-    sees: Sees | None = None,
-    steps: int | None = None,
-    seed: int = 0,
-    keep: Path | None = None,
-    about: str = "",
-    on_progress: Callable[[Run], None] | None = None,
-) -> Pretrained:
-    """Teach an encoder the pictures of a domain, whose own word is ``kind``; the model stays as it is.
-
-    ``captions``: one of each picture, with {} for its thing. ``sees``: a CLIP, of whose features it is to see too.
-    From ``keep``, a checkpoint, the same call goes on, bit for bit; ``about``: what the pictures are. Raises
-    ``SfumatoError`` for a model that learns no words, for captions that do not pair, and for what is not finite.
-    """
-    settings = settings or Pretraining()
-    check(model, "an encoder")
-    count = settings.steps if steps is None else steps
-    if count < 1:
-        raise SfumatoError(f"a run has one step or more, got {count}")
-    if captions and len(captions) != len(lesson):
-        raise SfumatoError(f"{len(lesson)} pictures have a caption each, got {len(captions)}")
-    layers = seen_layers(model)
-    features = described(model, lesson, layers, settings.t, sees)
-    clip = 0 if sees is None or lesson.pictures is None else sees(lesson.pictures[:1].to(model.device)).shape[1]
-    begin = first(model, kind, settings.vectors)
-    widths = {key: rows.shape[-1] for key, rows in begin.items()}
-    encoder = Encoder(features.shape[1], widths, settings.vectors, settings.hidden)
-    encoder = encoder.begin(features.cpu(), generator(seed, BEGIN)).to(model.device)
-    own, weights = offset(model, none(model))
-    problem = Encoding(
-        own, [Part(lesson, filled(settings.templates, WORD), settings.batch)], seed, encoder=encoder, features=features,
-        first=begin, scale=settings.scale, penalty=settings.penalty, each=filled(captions, WORD) if captions else (),
-        since=settings.since, weights_of={"offsets": weights},
-    )  # fmt: skip
-    if settings.offset_rate is not None:
-        problem.rates = {"offsets": settings.offset_rate}
-    run = f"{settings} of {kind}, {count} steps, seed {seed}, model {model.name}, clip {clip}, {about}"
-    optimiser = torch.optim.AdamW(problem.groups(), lr=settings.rate, weight_decay=settings.decay, fused=True)
-    learn(problem, optimiser, steps=count, keep=keep, about=run, seconds=60.0, on_progress=on_progress)
-    made = {"settings": repr(settings), "steps": count, "seed": seed, "model": model.name, "pictures": len(lesson)}
-    offsets = {name: value.detach().clone() for name, value in weights.named.items()}
-    found = deepcopy(encoder).eval().requires_grad_(False)
-    return Pretrained(found, offsets, kind, layers, settings.t, settings.scale, clip, made, sees)

@@ -120,7 +120,7 @@ class PersonalSession(Session):
         took = time.process_time() - began
         if file := self.units.beside(ENCODER, ".encoder.safetensors"):
             self._taught.save(file)
-        shown = replace(things, pixels=things.pixels[:4], captions=things.captions[:4])
+        shown = replace(things, pixels=things.pixels[:4])
         pictures = [*shown.pixels, *encoder.painted(self.model, self._taught, shown)]
         return {"core_seconds": took}, torch.cat(pictures, -1)
 

@@ -1,15 +1,15 @@
 """Encoder-based domain tuning (E4T, Gal et al. 2023, arXiv 2302.12228): an encoder gives the word, a few steps tune it.
 
 An encoder that was taught a domain sees a picture, features of the network and of a CLIP, and says how far the word's
-vector is from that of the domain's own word: v = v(kind) + s E(picture), s = 0.1 (section 4.1). With it offsets of
-attention were learned, W * (1 + high low), by which the network reads such words (section 4.2). Encoder and offsets are
+vector is from that of the domain's own word: v = v(kind) + s E(picture), s = 0.1. With it offsets of
+attention were learned, W * (1 + high low), by which the network reads such words. Encoder and offsets are
 tuned on the new thing for a handful of steps; what is kept is the word and the offsets, and no encoder.
 
 Defaults: the paper's, 15 steps of 16 pictures at a rate of 5e-6, the squared length of the encoder's output counting
 0.1 (``sfumato train-encoder`` before it: 100 000 steps of 16 at 1.6e-5, 0.01). Its authors published no code; different
 from the one public implementation: what it penalises is the whole word, summed over a batch, here the offset alone, its
 mean; it tunes all weights of the network (``--network``); it mixes CLIP's tokens where layers are meant, here it is the
-CLIP's image feature; the vectors of an offset pass two linear layers there, of which none adds to what vectors are.
+CLIP's image feature; the vectors of an offset pass two linear layers there, which give such vectors again.
 Different from both: features are those of one level of noise under the empty prompt, not of the picture that is being
 painted at its time, so that the word is a word in a file; of several pictures it is the mean.
 
@@ -27,7 +27,8 @@ from typing import Any, ClassVar
 from sfumato.errors import SfumatoError, whole
 from sfumato.learning import tuning
 from sfumato.learning.concepts import Concept
-from sfumato.learning.encoders import Encoding, offset
+from sfumato.learning.encoders import offset
+from sfumato.learning.encoding import Encoding
 from sfumato.learning.personal import Asked, Personalisation
 from sfumato.learning.teaching import Part, filled
 
