@@ -13,11 +13,9 @@ from sfumato.errors import SfumatoError
 from sfumato.learning.heads import Examples, train
 from sfumato.methods.perceive.picie import (
     PiCIE,
-    begun,
     clustering_loss,
     cropped,
     jittered,
-    updated,
     views_loss,
     weighted,
 )
@@ -68,23 +66,6 @@ def test_views_are_compared_within_and_across():
     within, across = [entropy(1, -1), entropy(0, 1)], [entropy(1, 0), entropy(0, 0)]
     found = views_loss(codes, labels, centroids)
     torch.testing.assert_close(found.item(), (sum(within) + sum(across)) / 4)
-
-
-def test_mini_batches_make_the_mean_of_all_points():
-    """Two centroids; three points come to the first, which two had come to; nothing to the second."""
-    centroids, counts = torch.tensor([[1.0, 0.0], [9.0, 9.0]]), torch.tensor([2.0, 5.0])
-    points = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 3.0]])
-    moved, total = updated(centroids, counts, points)
-    torch.testing.assert_close(moved, torch.tensor([[(2 * 1 + 3) / 5, 6 / 5], [9.0, 9.0]]))
-    assert total.tolist() == [5, 5]
-
-
-def test_clusters_begin_by_k_means():
-    points = torch.cat([torch.randn(50, 2) * 0.1 + at for at in (torch.tensor([0.0, 5.0]), torch.tensor([5.0, 0.0]))])
-    found = begun(points, 2, 0)
-    torch.testing.assert_close(found[found[:, 0].argsort()], torch.stack([points[:50].mean(0), points[50:].mean(0)]))
-    with pytest.raises(SfumatoError, match="3 clusters are made of as many cells or more, and there are 2"):
-        begun(CODES, 3, 0)
 
 
 def test_clusters_weigh_by_their_share():
@@ -188,5 +169,7 @@ def test_what_cannot_be_is_refused(scenes):
     for wrong in ({"classes": 1}, {"over": 1}, {"pairs": 0}, {"scale": 0.0}, {"jitter": 1.0}):
         with pytest.raises(SfumatoError, match=r"at least|scale is in"):
             PiCIE(**wrong)
-    with pytest.raises(SfumatoError, match="PiCIE learns from 4 views of each picture, and of these features are of 2"):
+    with pytest.raises(
+        SfumatoError, match=r"PiCIE learns from 4 views of each picture, and of these features are of 2"
+    ):
         train(replace(SMALL, pairs=2), Examples.given(scenes[0]))

@@ -28,6 +28,8 @@ from sfumato.bench.units import Row, Units, columns, timed
 from sfumato.core.backbone import Backbone
 from sfumato.io.device import choose
 from sfumato.io.progress import progress
+from sfumato.learning.clusters import begun
+from sfumato.learning.heads import Examples, Head, Standard, cells, train
 from sfumato.media import pictures
 from sfumato.media.images import tensor
 from sfumato.media.labels import lines, overlay
@@ -44,7 +46,7 @@ from sfumato.methods.perceive import (
 )
 from sfumato.methods.perceive.unsupervised_keypoints import regressed, regressor
 from sfumato.metrics.matching import Found, pck
-from sfumato.metrics.segmentation import miou_of_images, miou_per_image, named_iou
+from sfumato.metrics.segmentation import miou_of_images, miou_per_image, miou_per_set, named_iou
 from sfumato.ops.regions import k_means
 from sfumato.reading.reader import Reader, read
 from sfumato.reading.results import Matches, Segments
@@ -77,6 +79,8 @@ MEANINGS = {
     "label_efficient_miou": "classes of pixels learned from 20 labelled images",
     "label_efficient_cut_miou": "and with a graph cut behind it",
     "label_efficient_over_baselines": "less the better of the same on pixels and on a random network",
+    "stego_miou": "classes of pixels learned without labels by STEGO, clusters matched once for all images",
+    "picie_miou": "and by PiCIE",
     "few_shot_miou": "a thing in an image, from one other image and its mask",
     "few_shot_over_matching": "less the same by matching features",
     "pck_10": "points of a thing found in another of its kind within 0.1 of its box, the best method",
@@ -408,6 +412,117 @@ def miou_named(found: Sequence[Int[Tensor, "h w"]], wanted: Sequence[Int[Tensor,
     return float(np.nanmean(named_iou(found, wanted, classes)))
 
 
+# --- classes of pixels without labels -------------------------------------------------------------
+
+UNLABELLED = 64
+"""Images that heads are learned on."""
+CLASS_NAMES = ("backdrop", "ground", *CLASSES)
+
+
+def learned_without_labels(session: PerceiveSession) -> Mapping[str, Figure]:
+    """Backdrop, ground and four kinds by heads on frozen features, in both protocols; beside them what labels teach."""
+    draw = {"kinds": CLASSES, "count": 1}
+    many = truth.renders(session.stream(12), UNLABELLED, **draw)
+    tests = truth.renders(session.stream(4), session.n, **draw)
+    wanted, taught = ([kinds_of(shown, i, CLASSES) for i in range(len(shown.images))] for shown in (tests, many))
+    source, known = heads_source(), {"labels": torch.stack(taught), "names": CLASS_NAMES}
+    found: dict[str, list[Tensor]] = {}
+    rows: dict[str, dict[str, Row]] = {}
+    pooled: dict[str, Row] = {}
+
+    @cache
+    def plain_features() -> Examples:
+        return Examples.of(unlabelled("stego"), session.model, source, list(many.images), side=SIDE, **known)
+
+    def read_by(name: str, head: Callable[[], tuple[Any, dict[str, float]]], unit: str) -> None:
+        rows[name], found[name] = {}, []
+        for i, image in enumerate(tests.images):
+            if f"{session.seed} {unit} {i}" not in session.units.rows:
+                head()  # not in the time of an image
+
+            def segment(image: Tensor = image) -> Segments:
+                with read(session.model, image, SIDE) as reader:
+                    return head()[0](reader)
+
+            cost, labels = session.labels(f"{unit} {i}", segment)
+            rows[name][f"image {i}"] = {"miou": miou_of_images([labels], [wanted[i]]), **cost}
+            found[name].append(labels)
+        whole, right = miou_per_set(found[name], wanted, len(CLASS_NAMES))
+        pooled[name] = {
+            "miou matched once": whole, "pixels right": right,
+            "miou matched per image": miou_per_image(found[name], wanted, len(CLASS_NAMES))[0],
+            **session.once(f"{unit} learning", head),
+        }  # fmt: skip
+        _keep(session, f"heads-{name}", tests.images, found[name])
+
+    with progress("bench: heads", 4) as advance:
+        for name, method in (("STEGO", unlabelled("stego")), ("PiCIE", unlabelled("picie"))):
+
+            @cache
+            def learned(method: Any = method) -> tuple[Any, dict[str, float]]:
+                def work() -> Head:
+                    examples = None if method.changes_pictures else plain_features()
+                    if examples is None:
+                        examples = Examples.of(method, session.model, source, list(many.images), side=SIDE, **known)
+                    return train(method, examples, model=session.model, source=source, side=SIDE)
+
+                return timed(work, session.device)
+
+            unit = f"heads {UNLABELLED} {method!r} {source!r} {SIDE} {CLASSES}"
+            read_by(name, learned, unit)
+            advance()
+            if name == "STEGO":
+                by_labels = replace(method, probe="labels")
+                read_by(
+                    "STEGO, linear classifier",
+                    lambda of=learned, how=by_labels: (replace(of()[0], method=how), of()[1]),
+                    f"{unit} by labels",
+                )
+                advance()
+
+        @cache
+        def clustered() -> tuple[Any, dict[str, float]]:
+            return timed(lambda: FeatureClusters.of(plain_features(), source, len(CLASS_NAMES)), session.device)
+
+        read_by("k-means on features", clustered, f"heads {UNLABELLED} k-means {source!r} {SIDE} {CLASSES}")
+        advance()
+    _compared(session, "heads", rows, ("miou",), pooled)
+    return {f"{name.lower()}_miou": cast("float", pooled[name]["miou matched once"]) for name in ("STEGO", "PiCIE")}
+
+
+def unlabelled(word: str) -> Any:
+    """A method as it suits the built-in model, with as many clusters as there are classes."""
+    return replace(find(word).method, classes=len(CLASS_NAMES))
+
+
+def heads_source() -> dift.DIFT:
+    """What heads learn of: the features that suit the built-in model, by one noise."""
+    return replace(find("dift").method, ensemble=1)
+
+
+@dataclass(frozen=True)
+class FeatureClusters:
+    """K-means over all images of standardised features, without a head: which of them a cell is most like."""
+
+    source: Any
+    standard: Standard
+    centroids: Float[Tensor, "k c"]
+
+    @classmethod
+    def of(cls, examples: Examples, source: Any, k: int) -> FeatureClusters:
+        standard = Standard(examples.width).to(examples.device)
+        standard.learn(examples)
+        every = 7  # a seventh of the cells, at places that differ from row to row
+        some = [standard(cells(examples.maps([i]))[0][i % every :: every]) for i in range(len(examples))]
+        return cls(source, standard, begun(F.normalize(torch.cat(some), dim=1), k, 0, tries=2))
+
+    def __call__(self, reader: Reader) -> Segments:
+        map = self.source.features(reader)
+        codes = F.normalize(self.standard(cells(map[None])[0]), dim=1)
+        near = -torch.cdist(codes, self.centroids)
+        return Segments(near.softmax(1).T.unflatten(1, map.shape[1:]), reader.size)
+
+
 # --- a thing from one image and its mask ---------------------------------------------------------
 
 MATCHING = few_shot.FeatureMatching(0.49, t=0, layers=("up_blocks.3.attentions.0",), ensemble=1)
@@ -655,6 +770,7 @@ MEASURES: tuple[tuple[tuple[str, ...], Callable[[PerceiveSession], Mapping[str, 
     (("text_miou",), words),
     (("box_miou", "click_miou"), clicks),
     (("label_efficient_miou", "label_efficient_cut_miou", "label_efficient_over_baselines"), learned_from_labels),
+    (("stego_miou", "picie_miou"), learned_without_labels),
     (("few_shot_miou", "few_shot_over_matching"), shots),
     (("pck_10", "pck_10_over_baselines"), matches),
     (("keypoint_error",), landmarks),

@@ -33,10 +33,10 @@ from torch import Tensor, nn
 
 from sfumato.core.settings import Settings
 from sfumato.errors import SfumatoError
+from sfumato.learning.clusters import begun, members, updated
 from sfumato.learning.heads import Examples, Head, HeadMethod, HeadProblem, Projection, Standard, cells
 from sfumato.learning.seeds import generator
 from sfumato.ops.blur import blur
-from sfumato.ops.regions import k_means
 from sfumato.ops.warps import warp
 from sfumato.reading.results import Segments
 
@@ -242,7 +242,7 @@ class Clustering(HeadProblem):
                 continue
             whole, points = torch.cat(points), []
             if not found:
-                found = [begun(whole, k, method.seed + salt) for k in method.kinds]
+                found = [begun(whole, k, method.seed + salt, tries=1) for k in method.kinds]
                 counts = [torch.zeros(k, device=whole.device) for k in method.kinds]
                 counts = [count + members(whole, of) for count, of in zip(counts, found, strict=True)]
             else:
@@ -272,7 +272,8 @@ def jittered(
 ) -> Float[Tensor, "3 h w"]:
     """Brighter by a part, with more contrast and saturation by parts (-1: none), and hues turned by parts of a turn.
 
-    Saturation and contrast are about Rec. 601's grey and its mean; hues turn in the plane of YIQ's two colours.
+    Saturation and contrast are about Rec. 601's grey and its mean; hues turn in the plane of YIQ's two colours, from
+    red to green.
     """
     grey = torch.tensor([0.299, 0.587, 0.114]).to(picture)
     out = (picture * (1 + brightness)).clamp(0, 1)
@@ -283,7 +284,7 @@ def jittered(
     if hue:
         yiq = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]).double()
         c, s = math.cos(2 * math.pi * hue), math.sin(2 * math.pi * hue)
-        turn = torch.tensor([[1, 0, 0], [0, c, -s], [0, s, c]]).double()
+        turn = torch.tensor([[1, 0, 0], [0, c, s], [0, -s, c]]).double()
         out = torch.einsum("ij,jhw->ihw", (yiq.inverse() @ turn @ yiq).to(out), out).clamp(0, 1)
     return out
 
@@ -327,32 +328,3 @@ def weighted(labels: Int[Tensor, "*of"], k: int, balance: float) -> Float[Tensor
     """What clusters weigh: their shares of all cells to a power; nothing where there is no cell."""
     share = torch.bincount(labels.flatten(), minlength=k).float() / labels.numel()
     return torch.where(share > 0, share.clamp_min(1e-12) ** balance, 0.0)
-
-
-def begun(points: Float[Tensor, "n d"], k: int, seed: int) -> Float[Tensor, "k d"]:
-    """Centroids by k-means; of a cluster that has lost all points one of them. ``SfumatoError`` for too few."""
-    if len(points) < k:
-        raise SfumatoError(f"{k} clusters are made of as many cells or more, and there are {len(points)}")
-    labels = k_means(points.double().cpu().numpy(), k, seed % 2**31, tries=1).to(points.device)
-    start = points[:: max(1, len(points) // k)][:k].clone()
-    return updated(start, torch.zeros(k, device=points.device), points, labels)[0]
-
-
-def members(points: Float[Tensor, "n d"], centroids: Float[Tensor, "k d"]) -> Float[Tensor, " k"]:
-    """How many points are nearest to each."""
-    return torch.bincount(torch.cdist(points, centroids).argmin(1), minlength=len(centroids)).float()
-
-
-def updated(
-    centroids: Float[Tensor, "k d"],
-    counts: Float[Tensor, " k"],
-    points: Float[Tensor, "n d"],
-    labels: Int[Tensor, " n"] | None = None,
-) -> tuple[Float[Tensor, "k d"], Float[Tensor, " k"]]:
-    """A step of mini-batch k-means (Sculley 2010): each centroid the mean of all points that ever came to it."""
-    labels = torch.cdist(points, centroids).argmin(1) if labels is None else labels
-    new = torch.bincount(labels, minlength=len(centroids)).to(points)
-    sums = torch.zeros_like(centroids).index_add_(0, labels, points)
-    total = counts + new
-    moved = centroids + (sums - new[:, None] * centroids) / total.clamp_min(1)[:, None]
-    return torch.where(new[:, None] > 0, moved, centroids), total

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from sfumato.core.settings import Settings
 from sfumato.errors import SfumatoError
+from sfumato.learning.clusters import begun
 from sfumato.learning.heads import (
     Examples,
     Head,
@@ -47,7 +48,7 @@ from sfumato.ops.warps import warp
 from sfumato.reading.results import Segments
 
 Centre = Literal["restored", "spatial", "none"]
-PLACES, PAIRS = 410, 411  # what places and pairs are drawn from
+PLACES, PAIRS, SETTLED = 410, 411, 412  # what places, pairs and the last clusters are drawn from
 _LARGEST = 512  # side to which codes are made larger before they are classified
 
 
@@ -84,6 +85,8 @@ class STEGO(HeadMethod):
     """Push no codes further apart than at right angles."""
     probe: Literal["clusters", "labels"] = "clusters"
     """What is read: clusters, or the linear classifier that learns beside them where there are labels."""
+    settled: bool = False
+    """Make the clusters once more in the end, by k-means of codes: those that are learned may lose all their cells."""
     sharpness: float = 2.0
     """Of the softmax over clusters' cosines."""
     mirrors: bool = True
@@ -185,13 +188,26 @@ class Distilling(HeadProblem):
         pairs = [
             [(features[0], features[0], codes[0], codes[0])],
             [(features[0], features[1], codes[0], codes[1])],
-            [(features[0], features[1][other], codes[0], codes[1][other]) for other in others],
+            [(features[0], features[0][other], codes[0], codes[0][other]) for other in others],
         ]
         total = torch.zeros((), device=codes[0].device)
         for weight, shift, some in zip(method.weights, method.shifts, pairs, strict=True):
             losses = [correlation_loss(*pair, shift, method.centre, method.clamp) for pair in some]
             total = total + weight * torch.stack(losses).mean()
         return total + self._probes(codes[0].detach(), first, places[0])
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        if not self.method.settled:
+            return
+        examples, network = self.examples, self.network
+        rng = generator(self.method.seed, SETTLED)
+        codes = []
+        for i in range(len(examples)):
+            x = cells(examples.maps([i]))[0]
+            some = torch.randperm(len(x), generator=rng)[: self.method.points**2]
+            codes.append(F.normalize(network(x[some.to(x.device)]), dim=1))
+        network.clusters.copy_(begun(torch.cat(codes), len(network.clusters), self.method.seed))
 
     def _probes(self, codes: Float[Tensor, "b n dim"], which: list[int], at: Float[Tensor, "b n 2"]) -> Tensor:
         """What the clusters and the classifier descend; the codes do not move for them."""
