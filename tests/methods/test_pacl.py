@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import families
 import pytest
 import torch
-from torch import nn
 
 from sfumato.core.settings import Settings
 from sfumato.errors import SfumatoError
@@ -134,6 +133,18 @@ def test_captions_alone_tell_it_which_patches_a_word_is_about(sd):
         assert (int(labels[1, 0]), int(labels[1, 3])) == pair
 
 
+def test_some_patches_of_each_image_are_drawn_in_each_step(monkeypatch):
+    examples, _ = scenes()
+    seen = []
+    monkeypatch.setattr(pacl, "compatibility", lambda p, t, s: seen.append(p) or torch.zeros(len(p), len(p)))
+    for cells, step in ((5, 0), (5, 1), (99, 1), (0, 1)):
+        replace(METHOD, cells=cells, batch=24).loss(lambda x: x, examples, step)
+    assert [p.shape[1] for p in seen] == [5, 5, 16, 16] and torch.equal(seen[2], seen[3])
+    both = zip(seen[1], seen[3], strict=True)
+    places = [[int((whole == one).all(-1).nonzero()[0]) for one in some] for some, whole in both]
+    assert len(set(places[0])) == 5 and all(p == places[0] for p in places)
+
+
 def test_a_run_that_is_cut_off_goes_on_bit_for_bit_and_a_file_is_the_head(sd, tmp_path):
     examples, _ = scenes()
     method = replace(METHOD, standard=True)
@@ -191,7 +202,7 @@ def test_a_word_is_the_mean_of_its_sentences_of_length_one(sd):
 
 def test_what_it_cannot_learn_or_name_is_told(sd):
     examples, _ = scenes()
-    with pytest.raises(SfumatoError, match="a contrast has a temperature above 0 and two images"):
+    with pytest.raises(SfumatoError, match="a contrast has a temperature above 0, two images"):
         PACL(batch=1)
     with pytest.raises(SfumatoError, match="a template has a place for the word"):
         PACL(templates=("a photo",))

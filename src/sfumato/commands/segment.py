@@ -50,7 +50,11 @@ def segment(
         tyro.conf.arg(metavar="PLACE", help="For a head on features of one's own: those of the pictures, by name."),
     ] = None,
     names: Annotated[
-        str, tyro.conf.arg(metavar="WORD,WORD", help="Give each segment one of these names, by where the words look; of a head of pacl, its classes.")
+        str,
+        tyro.conf.arg(
+            metavar="WORD,WORD",
+            help="Give each segment one of these names, by where the words look; of a head of pacl, its classes.",
+        ),
     ] = "",
     show_attention: ShowAttention = False,
     side: Side = None,

@@ -142,6 +142,11 @@ _ROWS = (
     ),
     # Features of pairs are alike by 0.18, 0.14 and 0.00 on average, so shifts lie lower than for DINO.
     Recipe("stego", _HEAD | {"steps": 150, "batch": 8, "shifts": (0.1, 0.15, 0.3), "settled": True}, side=TWICE),
+    Recipe(
+        "pacl",
+        {"steps": 150, "rate": 2e-3, "batch": 48, "cells": 96, "nouns": 0.7, "sharpness": 10.0, "standard": True},
+        side=TWICE,
+    ),
     Recipe("picie", _HEAD | {"epochs": 3, "batch": 16}, side=TWICE),
     Recipe("dift", _FEATURES, side=TWICE),
     # Plain renders: its ControlNet does not paint what hangs in the air. 8 views as near as its own scenes; man and

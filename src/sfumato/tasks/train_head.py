@@ -120,7 +120,9 @@ def still_lifes(how_many: str, size: int, seed: int = 0, worded: bool = False) -
             scenes = [sample_scene(rng) for _ in range(min(_AT_ONCE, n - at))]
             shown = render(scenes, size)
             pixels.append(shown.images)
-            labels += [(words_of(shown, i, WORDS) if worded else kinds_of(shown, i, TRAINED)) for i in range(len(scenes))]
+            labels += [
+                (words_of(shown, i, WORDS) if worded else kinds_of(shown, i, TRAINED)) for i in range(len(scenes))
+            ]
             captions += [plain(scene) for scene in scenes]
             advance(len(scenes))
     stems = tuple(f"scene-{i}" for i in range(n))

@@ -63,6 +63,8 @@ class PACL(HeadMethod):
     """Bring features to mean 0 and deviation 1 first."""
     batch: int = 64
     """Images a step."""
+    cells: int = 0
+    """So many patches of each, drawn anew in each step (0: all)."""
     steps: int = 500
     rate: float = 5e-4
     decay: float = 0.01
@@ -71,8 +73,10 @@ class PACL(HeadMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperature <= 0 or self.batch < 2:
-            raise SfumatoError("a contrast has a temperature above 0 and two images a batch, or more")
+        if self.temperature <= 0 or self.batch < 2 or self.cells < 0:
+            raise SfumatoError(
+                "a contrast has a temperature above 0, two images a batch or more, and no fewer than 0 cells"
+            )
         if not 0 <= self.nouns <= 1:
             raise SfumatoError(f"nouns are a part of all texts, from 0 to 1, got {self.nouns:g}")
         if not self.templates or any("{}" not in template for template in self.templates):
@@ -118,7 +122,10 @@ class PACL(HeadMethod):
         ]
         texts = [caption[at] for caption, at in zip(captions, taken, strict=True)]
         true = torch.tensor([[text in caption for text in texts] for caption in captions])
-        patches = network(cells(examples.maps(which)))
+        maps = cells(examples.maps(which))
+        if 0 < self.cells < maps.shape[1]:
+            maps = maps[:, torch.randperm(maps.shape[1], generator=rng)[: self.cells].to(maps.device)]
+        patches = network(maps)
         fits = compatibility(patches, examples.texts[which, taken].to(patches), self.sharpness)
         return contrast(fits, true.to(fits.device), self.temperature)
 
