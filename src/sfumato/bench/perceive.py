@@ -531,7 +531,7 @@ class FeatureClusters:
 
 # --- any words, learned of captions ---------------------------------------------------------------
 
-CAPTIONED = 150
+CAPTIONED = 120
 """Images with captions that a head is learned on."""
 WORDS = (*CLASSES, *GROUNDS)
 """What a pixel may be; the backdrop has no word, and does not count."""
