@@ -14,7 +14,7 @@ from sfumato.stilllife.kinds import TRAINED
 from sfumato.stilllife.scene import GROUNDS
 from sfumato.tasks import train_head as task
 
-DIFT = ("+", "dift", "--blocks", 0, "--ensemble", 1)
+DIFT = ("+", "dift", "--layers", "up_blocks.0.resnets.0", "--ensemble", 1)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_head_names_patches_by_words_that_are_given_when_it_reads(here, run, p
 
 
 def test_landmarks_are_learned_found_and_measured(here, run, photos, tmp_path):
-    """A crop to the middle square takes 5 pixels from either side of a: its nose is in the middle, its ear is not seen."""
+    """An ear that the crop to the middle square takes away is not among them."""
     file = tmp_path / "points.safetensors"
     asked = ("train-head", photos, "--steps", 2, "--side", 64, "--test", photos, "--out", file, "--json")
     code, out, err = run(*asked, "landmark-regression", "--virtual", 3, *DIFT)

@@ -83,6 +83,7 @@ class PACL(HeadMethod):
             raise SfumatoError(f"a template has a place for the word, as 'a photo of a {{}}', got {self.templates}")
 
     def known(self, model: Backbone, source: FeatureSource, known: dict[str, Any]) -> dict[str, Any]:
+        known = {**known, "names": ()}
         if not known.get("captions"):
             return known
         each = [texts_of(caption) for caption in known["captions"]]
