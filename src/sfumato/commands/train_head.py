@@ -55,8 +55,8 @@ def train_head(
     """Train a small head on the model's frozen features of pictures. A run that was stopped goes on.
 
     The method comes last, with options of its own; behind a + what reads the features (dift unless said, or
-    label-efficient), with options as well. Beside NAME.png may lie its labels NAME-labels.png, a caption NAME.txt and
-    landmarks NAME-points.json, as {"nose": [x, y]} in its pixels.
+    label-efficient), with options as well. What is not said of the method is as it suits the model. Beside NAME.png may
+    lie its labels NAME-labels.png, a caption NAME.txt and landmarks NAME-points.json, as {"nose": [x, y]} in its pixels.
     Writes NAME.safetensors, the head, which sfumato segment takes as --head; NAME.json; and with --test how much of
     that is right, and NAME.png, pictures above what the head makes of them.
 
@@ -90,9 +90,10 @@ def train_head(
         heads = ", ".join(w for w in index.words(index.READING) if issubclass(index.find(w).method, HeadMethod))
         raise SfumatoError(f"{words[0]} learns no head; methods that do: {heads}")
     method = recipes.filled(items[0], recipes.suited(words[0], model, None)[0])
-    word = words[1] if len(words) > 1 else FEATURES
-    source, side = recipes.suited(word, model, side)
-    source = recipes.filled(items[1], source) if len(words) > 1 else source
+    word, suiting = FEATURES, recipes.suited(FEATURES, model, side)
+    if len(words) > 1:
+        word, suiting = words[1], (items[1], side)
+    source, side = suiting
     if not hasattr(source, "features"):
         raise SfumatoError(f"{word} reads no features that a head could learn of; take dift or label-efficient")
     if given is not None and len(words) > 1:
