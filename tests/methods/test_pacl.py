@@ -162,6 +162,7 @@ def test_a_run_that_is_cut_off_goes_on_bit_for_bit_and_a_file_is_the_head(sd, tm
     named.save(tmp_path / "pacl.safetensors")
     found = heads.load(tmp_path / "pacl.safetensors")
     assert (found.method, found.names, found.sizes) == (method, ("duck", "sand"), {"width": 6, "texts": 16, "words": 2})
+    assert found.with_words(sd, ()) is found
     map = examples.maps([3])[0]
     assert torch.equal(found.of([map], (8, 8)).scores, named.of([map], (8, 8)).scores)
 

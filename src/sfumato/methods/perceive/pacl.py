@@ -136,6 +136,8 @@ class PACL(HeadMethod):
             raise SfumatoError("PACL learns which of two captions an image has, and all of these have the same")
 
     def naming(self, head: Head, model: Backbone, words: Sequence[str]) -> Head:
+        if not words and len(head.network.words):
+            return head
         if not words or not all(word.strip() for word in words):
             raise SfumatoError(_WORDLESS)
         read = [read_texts(model, head.source, [t.replace("{}", w) for w in words]) for t in self.templates]
