@@ -1,5 +1,5 @@
-"""PACL: patch aligned contrastive learning (Mukhoti et al. 2023, arXiv 2212.04994): segments by any words, from images
-with captions alone.
+"""PACL (patch aligned contrastive learning, Mukhoti et al. 2023, arXiv 2212.04994): segments by any words, learned of
+images with captions alone.
 
 A small head on a frozen encoder's patches learns to bring them where a frozen text encoder has the texts. A text fits
 an image by the patches that fit it: cosines with all of them, a softmax over the patches, the cosine of their weighted
