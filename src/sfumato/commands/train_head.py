@@ -56,7 +56,7 @@ def train_head(
 
     The method comes last, with options of its own; behind a + what reads the features (dift unless said, or
     label-efficient), with options as well. What is not said of the method is as it suits the model. Beside NAME.png may
-    lie its labels NAME-labels.png, a caption NAME.txt and landmarks NAME-points.json, as {"nose": [x, y]} in its pixels.
+    lie its labels NAME-labels.png, a caption NAME.txt and landmarks NAME-points.json, as {"nose": [x, y]} in pixels.
     Writes NAME.safetensors, the head, which sfumato segment takes as --head; NAME.json; and with --test how much of
     that is right, and NAME.png, pictures above what the head makes of them.
 
