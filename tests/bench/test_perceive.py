@@ -31,6 +31,7 @@ def quick(here, monkeypatch):
             "parts": (1.0,),
         },
         "prompt-embeddings": {"steps": 1, "restarts": 1, "parts": (1.0,), "bank": 2, "found": 4},
+        "pacl": {"steps": 1, "batch": 2},
         "stego": {"steps": 2, "points": 4, "standard": True},
         "picie": {"epochs": 1, "batch": 4},
         "dift": {"blocks": (0,), "ensemble": 1, "layers": ()},
@@ -47,6 +48,7 @@ def quick(here, monkeypatch):
     monkeypatch.setattr(perceive, "LABELLED", (2, 20))
     monkeypatch.setattr(perceive, "LEARNED", 2)
     monkeypatch.setattr(perceive, "UNLABELLED", 4)
+    monkeypatch.setattr(perceive, "CAPTIONED", 3)
     monkeypatch.setattr(perceive, "SIDE", 64)
     monkeypatch.setattr(
         perceive,
@@ -91,7 +93,9 @@ def test_points_of_a_pair_lie_on_the_thing_in_both_images():
 def test_every_key_is_measured_and_nothing_twice(quick, tmp_path, monkeypatch):
     first = perceive.run(2, 0, "cpu", tmp_path)
     assert not first.why and None not in first.results.values()
-    assert {"segments", "words", "clicks", "labelled", "heads", "shots", "points", "keypoints"} <= set(first.compared)
+    assert {"segments", "words", "clicks", "labelled", "heads", "captions", "shots", "points", "keypoints"} <= set(
+        first.compared
+    )
     noted = first.methods["segments: DiffSeg"]
     assert {"miou", "pooled_miou", "pixels_right", "seconds", "peak_mb"} <= set(noted)
     assert (tmp_path / "words.png").exists() and (tmp_path / "heads-STEGO.png").exists()

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import families
 import pytest
 import torch
-from torch import nn
 
+from sfumato.core.settings import Settings
 from sfumato.errors import SfumatoError
 from sfumato.learning.heads import Examples, Head, train
 from sfumato.methods import heads
+from sfumato.methods.perceive import pacl
 from sfumato.methods.perceive.clip_patches import ClipPatches
 from sfumato.methods.perceive.dift import DIFT
 from sfumato.methods.perceive.open_vocabulary import compatibility, similarity
-from sfumato.methods.perceive.pacl import PACL, PatchEmbedder, contrast, read_texts
+from sfumato.methods.perceive.pacl import PACL, PatchEmbedder, contrast, read_texts, texts_of
 from sfumato.reading.reader import read
 
 
@@ -40,15 +41,44 @@ def test_the_contrast_of_two_pairs_worked_by_hand():
     """Rows: log(1 + e^-4) and log(1 + e^-1); columns: log(1 + e^-3) and log(1 + e^-2)."""
     fits = torch.tensor([[0.5, 0.1], [0.2, 0.3]])  # over the temperature 5, 1; 2, 3
     each = [math.log1p(math.exp(-d)) for d in (4, 1, 3, 2)]
-    assert float(contrast(fits, ["a", "b"], 0.1)) == pytest.approx(sum(each) / 4)
+    assert float(contrast(fits, torch.eye(2).bool(), 0.1)) == pytest.approx(sum(each) / 4)
 
 
-def test_pairs_of_the_same_words_are_no_negatives():
-    """Of three pairs, the first two alike: each is held against the third alone, and that one against both."""
-    fits = torch.tensor([[2.0, 9, 0], [9, 1, 0], [0, 0, 1]])
-    a, b, c = math.log1p(math.exp(-2)), math.log1p(math.exp(-1)), math.log(math.e + 2) - 1
-    assert float(contrast(fits, ["x", "x", "y"], 1.0)) == pytest.approx((a + b + c) / 3)
-    assert float(contrast(fits[:2, :2], ["x", "x"], 1.0)) == 0.0
+def test_a_text_that_is_true_of_another_image_is_no_negative_of_it():
+    """Text 1 is true of image 0 too: that one's row has 2 and 0, that column 1 and 0; all else is as ever."""
+    fits = torch.tensor([[2.0, 9, 0], [1, 1, 0], [0, 0, 1]])
+    true = torch.tensor([[True, True, False], [False, True, False], [False, False, True]])
+    rows = [math.log1p(math.exp(-2)), math.log(2 * math.e + 1) - 1, math.log(math.e + 2) - 1]
+    columns = [math.log(math.e**2 + math.e + 1) - 2, math.log(math.e + 1) - 1, math.log(math.e + 2) - 1]
+    assert float(contrast(fits, true, 1.0)) == pytest.approx(sum(rows + columns) / 6)
+    assert float(contrast(fits[:2, :2], torch.ones(2, 2).bool(), 1.0)) == 0.0
+
+
+def test_the_texts_of_a_caption_are_itself_and_its_nouns():
+    assert texts_of("a small red cube to the left of a duck on grass at night")[1:] == ("cube", "duck", "grass")
+    method = PACL(templates=("a {}",), nouns=0.5)
+    known = method.known(None, Sum(), {"captions": ("a cube on grass", "duck")})
+    words = Sum().texts(None, ["cube grass", "cube", "grass", "duck", "duck", "duck"]).view(2, 3, 16)
+    torch.testing.assert_close(known["texts"], words)
+    assert method.sentence("duck", True) == "a duck" and method.sentence("duck", False) == "duck"
+
+
+@pytest.mark.parametrize(("nouns", "seen"), [(0.0, {0}), (1.0, {1, 2}), (0.5, {0, 1, 2})])
+def test_texts_are_drawn_of_captions_and_nouns(monkeypatch, nouns, seen):
+    """Texts of numbers that say which they are."""
+    examples, _ = scenes()
+    numbers = torch.arange(3.0)[None, :, None].expand(len(examples), 3, 16)
+    examples, drawn, trues = replace(examples, texts=numbers), set(), []
+
+    def fits(patches, texts, sharpness):
+        drawn.update(texts.flatten().tolist())
+        return torch.zeros(len(texts), len(texts))
+
+    monkeypatch.setattr(pacl, "compatibility", fits)
+    monkeypatch.setattr(pacl, "contrast", lambda fits, true, temperature: trues.append(true))
+    for step in range(4):
+        replace(METHOD, nouns=nouns).loss(lambda x: x, examples, step)
+    assert drawn == seen and all(bool(true.diagonal().all()) and not bool(true.all()) for true in trues)
 
 
 def test_the_head_is_a_linear_layer_beside_two():
@@ -64,19 +94,29 @@ def test_the_head_is_a_linear_layer_beside_two():
 
 
 KINDS = ("cube", "duck", "grass", "sand")
+PAIRS = ((0, 2), (0, 3), (1, 2), (1, 3), (0, 0), (1, 1), (2, 2), (3, 3))
 METHOD = PACL(batch=16, steps=60, rate=3e-3, sharpness=10.0)
 
 
-def scenes(model, n=24):
-    """Images of 4 x 4 cells whose left is a thing and whose right is a ground; and what a sentence says of each."""
+@dataclass(frozen=True)
+class Sum(Settings):
+    """A text is the sum of its words."""
+
+    def texts(self, model, sentences):
+        words = torch.randn(4, 16, generator=torch.Generator().manual_seed(7))
+        return torch.stack([sum(words[KINDS.index(w)] for w in s.split() if w in KINDS) for s in sentences])
+
+
+def scenes(n=24):
+    """Images of 4 x 4 cells, the left of one look and the right of another or the same, and a sentence of each."""
     draw = torch.Generator().manual_seed(0)
-    looks, what = torch.randn(4, 6, generator=draw), [(i % 2, 2 + i // 2 % 2) for i in range(n)]
+    looks, what = torch.randn(4, 6, generator=draw), (PAIRS * n)[:n]
     maps = torch.stack([torch.stack([looks[a], looks[a], looks[b], looks[b]]).T[:, None].expand(6, 4, 4)
                         for a, b in what])  # fmt: skip
     maps = maps + 0.1 * torch.randn(maps.shape, generator=draw)
-    captions = tuple(f"a {KINDS[a]} on {KINDS[b]}" for a, b in what)
-    texts = read_texts(model, None, captions)
-    return Examples.given(list(maps[:, None]), captions=captions, texts=texts), what
+    captions = tuple(f"a {KINDS[a]}" + (f" on {KINDS[b]}" if a != b else "") for a, b in what)
+    known = METHOD.known(None, Sum(), {"captions": captions})
+    return Examples.given(list(maps[:, None]), **known), what
 
 
 def same(a, b):
@@ -84,19 +124,29 @@ def same(a, b):
 
 
 def test_captions_alone_tell_it_which_patches_a_word_is_about(sd):
-    """Of words that it never read alone."""
-    examples, what = scenes(sd)
-    head = train(METHOD, examples)
-    for words, at in ((KINDS[:2], 0), (KINDS[2:], 3)):
-        found = head.with_words(sd, words)
-        assert found.names == words and not len(head.network.words)
-        right = [int(found.of([examples.maps([i])[0]], (4, 4)).labels[1, at]) == pair[at // 2] - 2 * (at // 2)
-                 for i, pair in enumerate(what)]  # fmt: skip
-        assert sum(right) == len(right)
+    examples, what = scenes()
+    head = train(METHOD, examples, model=sd, source=Sum())
+    found = head.with_words(sd, KINDS)
+    assert found.names == KINDS and not len(head.network.words)
+    for i, pair in enumerate(what):
+        labels = found.of([examples.maps([i])[0]], (4, 4)).labels
+        assert (int(labels[1, 0]), int(labels[1, 3])) == pair
+
+
+def test_some_patches_of_each_image_are_drawn_in_each_step(monkeypatch):
+    examples, _ = scenes()
+    seen = []
+    monkeypatch.setattr(pacl, "compatibility", lambda p, t, s: seen.append(p) or torch.zeros(len(p), len(p)))
+    for cells, step in ((5, 0), (5, 1), (99, 1), (0, 1)):
+        replace(METHOD, cells=cells, batch=24).loss(lambda x: x, examples, step)
+    assert [p.shape[1] for p in seen] == [5, 5, 16, 16] and torch.equal(seen[2], seen[3])
+    both = zip(seen[1], seen[3], strict=True)
+    places = [[int((whole == one).all(-1).nonzero()[0]) for one in some] for some, whole in both]
+    assert len(set(places[0])) == 5 and all(p == places[0] for p in places)
 
 
 def test_a_run_that_is_cut_off_goes_on_bit_for_bit_and_a_file_is_the_head(sd, tmp_path):
-    examples, _ = scenes(sd)
+    examples, _ = scenes()
     method = replace(METHOD, standard=True)
 
     def cut(run):
@@ -112,6 +162,7 @@ def test_a_run_that_is_cut_off_goes_on_bit_for_bit_and_a_file_is_the_head(sd, tm
     named.save(tmp_path / "pacl.safetensors")
     found = heads.load(tmp_path / "pacl.safetensors")
     assert (found.method, found.names, found.sizes) == (method, ("duck", "sand"), {"width": 6, "texts": 16, "words": 2})
+    assert found.with_words(sd, ()) is found
     map = examples.maps([3])[0]
     assert torch.equal(found.of([map], (8, 8)).scores, named.of([map], (8, 8)).scores)
 
@@ -143,16 +194,16 @@ def test_texts_are_where_the_models_encoder_ends_them_or_the_clips(sd, models):
 
 
 def test_a_word_is_the_mean_of_its_sentences_of_length_one(sd):
-    examples, _ = scenes(sd)
-    head = train(replace(METHOD, templates=("{}", "a {} on grass")), examples, steps=1)
-    texts = [read_texts(sd, None, [t]) for t in ("duck", "a duck on grass")]
+    examples, _ = scenes()
+    head = train(replace(METHOD, templates=("{}", "a {} on grass")), examples, model=sd, source=Sum(), steps=1)
+    texts = Sum().texts(sd, ["duck", "a duck on grass"])[:, None]
     expected = sum(t / t.norm() for t in texts) / 2
     torch.testing.assert_close(head.with_words(sd, ("duck",)).network.words, expected)
 
 
 def test_what_it_cannot_learn_or_name_is_told(sd):
-    examples, _ = scenes(sd)
-    with pytest.raises(SfumatoError, match="a contrast has a temperature above 0 and two images"):
+    examples, _ = scenes()
+    with pytest.raises(SfumatoError, match="a contrast has a temperature above 0, two images"):
         PACL(batch=1)
     with pytest.raises(SfumatoError, match="a template has a place for the word"):
         PACL(templates=("a photo",))

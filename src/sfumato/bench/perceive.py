@@ -35,11 +35,13 @@ from sfumato.media.images import tensor
 from sfumato.media.labels import lines, overlay
 from sfumato.media.labels import points as dots
 from sfumato.methods.perceive import (
+    clip_patches,
     diff_seg,
     dift,
     few_shot,
     graph_cut,
     label_efficient,
+    open_vocabulary,
     prompt_embeddings,
     text_attribution,
     unsupervised_keypoints,
@@ -52,7 +54,8 @@ from sfumato.reading.reader import Reader, read
 from sfumato.reading.results import Matches, Segments
 from sfumato.stilllife.captions import plain
 from sfumato.stilllife.kinds import TRAINED
-from sfumato.stilllife.render import Rendering, keypoints, kinds_of
+from sfumato.stilllife.render import Rendering, keypoints, kinds_of, words_of
+from sfumato.stilllife.scene import GROUNDS
 from sfumato.tasks.recipes import find
 from sfumato.tasks.segment import Segmenter
 
@@ -81,6 +84,8 @@ MEANINGS = {
     "label_efficient_over_baselines": "less the better of the same on pixels and on a random network",
     "stego_miou": "classes of pixels learned without labels by STEGO, clusters matched once for all images",
     "picie_miou": "and by PiCIE",
+    "pacl_miou": "kinds and grounds by any words, learned of captions alone by PACL, on the better kind of patches",
+    "pacl_over_untrained": "less the better of words without training: looked for in segments, in a CLIP's patches",
     "few_shot_miou": "a thing in an image, from one other image and its mask",
     "few_shot_over_matching": "less the same by matching features",
     "pck_10": "points of a thing found in another of its kind within 0.1 of its box, the best method",
@@ -95,6 +100,7 @@ TARGETS = {
     "text_miou": Target(0.5),
     "label_efficient_miou": Target(0.8),
     "label_efficient_over_baselines": Target(0.0),
+    "pacl_over_untrained": Target(0.0),
     "few_shot_over_matching": Target(0.0),
     "pck_10": Target(0.6),
     "pck_10_over_baselines": Target(0.0),
@@ -523,6 +529,100 @@ class FeatureClusters:
         return Segments(near.softmax(1).T.unflatten(1, map.shape[1:]), reader.size)
 
 
+# --- any words, learned of captions ---------------------------------------------------------------
+
+CAPTIONED = 120
+"""Images with captions that a head is learned on."""
+WORDS = (*CLASSES, *GROUNDS)
+"""What a pixel may be; the backdrop has no word, and does not count."""
+UNTRAINED = "segments named by where words look"
+
+
+def learned_from_captions(session: PerceiveSession) -> Mapping[str, Figure]:
+    """Kinds and grounds by their words: PACL on two kinds of patches, and what gives words without training."""
+    many = truth.renders(session.stream(15), CAPTIONED, kinds=CLASSES)
+    tests = truth.renders(session.stream(16), session.n, kinds=CLASSES)
+    wanted = [words_of(tests, i, WORDS) for i in range(session.n)]
+    captions, method = tuple(map(plain, many.scenes)), find("pacl").method
+    rows: dict[str, dict[str, Row]] = {}
+    pooled: dict[str, Row] = {}
+
+    def read_by(name: str, unit: str, segment: Callable[[Reader], Segments], learned: Any = None) -> None:
+        found, rows[name] = [], {}
+        for i, image in enumerate(tests.images):
+            about = f"captions {unit} {SIDE} {WORDS} {i}"
+            if learned is not None and f"{session.seed} {about}" not in session.units.rows:
+                learned()  # not in the time of an image
+
+            def one(image: Tensor = image) -> Segments:
+                with read(session.model, image, SIDE) as reader:
+                    return segment(reader)
+
+            cost, labels = session.labels(about, one)
+            rows[name][f"image {i}"] = {"miou": miou_named([labels], [wanted[i]]), **cost}
+            found.append(labels)
+        each = named_iou(found, wanted, len(WORDS))
+        pooled[name] = {
+            "pooled_miou": float(np.nanmean(each)),
+            "of things": float(np.nanmean(each[: len(CLASSES)])),
+            "of grounds": float(np.nanmean(each[len(CLASSES) :])),
+        }
+        if learned is not None:
+            pooled[name] |= session.once(f"captions {unit} learning", learned)
+        _keep(session, f"captions-{name}", tests.images, found)
+
+    sources = {"PACL on features": heads_source(), "PACL on a CLIP's patches": clip_patches.ClipPatches()}
+    with progress("bench: captions", len(sources) + 2) as advance:
+        for name, source in sources.items():
+
+            @cache
+            def learned(source: Any = source) -> tuple[Any, dict[str, float]]:
+                def work() -> Head:
+                    known = {"captions": captions}
+                    examples = Examples.of(method, session.model, source, list(many.images), side=SIDE, **known)
+                    head = train(method, examples, model=session.model, source=source, side=SIDE)
+                    return head.with_words(session.model, WORDS)
+
+                return timed(work, session.device)
+
+            read_by(name, f"{CAPTIONED} {method!r} {source!r}", lambda reader, of=learned: of()[0](reader), learned)
+            advance()
+        suited = replace(find("text-attribution").method, words=WORDS)
+        segmenting = find("diff-seg").method
+
+        def untrained(reader: Reader) -> Segments:
+            return in_words(open_vocabulary.label(segmenting(reader), suited.heat_maps(reader), WORDS), WORDS)
+
+        read_by(UNTRAINED, f"{segmenting!r} {suited!r}", untrained)
+        advance()
+        read_by("a CLIP's patches as they are", "projected", by_projection)
+        advance()
+    _compared(session, "captions", rows, ("miou",), pooled)
+    values = {name: cast("float", row["pooled_miou"]) for name, row in pooled.items()}
+    ours = max(values[name] for name in sources)
+    base = max(value for name, value in values.items() if name not in sources)
+    return {"pacl_miou": ours, "pacl_over_untrained": ours - base}
+
+
+def by_projection(reader: Reader) -> Segments:
+    """The CLIP's own projection, which only the whole image's token was trained through, on each patch."""
+    source = clip_patches.ClipPatches()
+    map = source.features(reader)
+    network = clip_patches.opened(source.clip, str(reader.model.device)).network
+    with torch.no_grad():
+        patches = network.visual_projection(network.vision_model.post_layernorm(cells(map[None])[0]))
+    found = open_vocabulary.similarity(patches, source.texts(reader.model, WORDS))
+    return Segments(found.unflatten(1, map.shape[1:]), reader.size, WORDS)
+
+
+def in_words(found: Segments, words: Sequence[str]) -> Segments:
+    """Segments by their names' places among ``words``; those that are not there score less than any."""
+    least = found.scores.min() - 1
+    of = {name: score for name, score in zip(found.names, found.scores, strict=True)}
+    none = least.expand_as(found.scores[0])
+    return Segments(torch.stack([of.get(word, none) for word in words]), found.size, tuple(words))
+
+
 # --- a thing from one image and its mask ---------------------------------------------------------
 
 MATCHING = few_shot.FeatureMatching(0.49, t=0, layers=("up_blocks.3.attentions.0",), ensemble=1)
@@ -771,6 +871,7 @@ MEASURES: tuple[tuple[tuple[str, ...], Callable[[PerceiveSession], Mapping[str, 
     (("box_miou", "click_miou"), clicks),
     (("label_efficient_miou", "label_efficient_cut_miou", "label_efficient_over_baselines"), learned_from_labels),
     (("stego_miou", "picie_miou"), learned_without_labels),
+    (("pacl_miou", "pacl_over_untrained"), learned_from_captions),
     (("few_shot_miou", "few_shot_over_matching"), shots),
     (("pck_10", "pck_10_over_baselines"), matches),
     (("keypoint_error",), landmarks),

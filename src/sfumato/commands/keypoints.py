@@ -26,6 +26,10 @@ def keypoints(
     learned: Annotated[
         Path | None, tyro.conf.arg(metavar="FILE", help="Keypoints that were learned before [default: learn them now].")
     ] = None,
+    head: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="FILE", help="A head of landmark-regression, of sfumato train-head, in their place."),
+    ] = None,
     side: Side = None,
     model: Model = "stilllife",
     loading: tyro.conf.OmitArgPrefixes[Running],
@@ -41,6 +45,8 @@ def keypoints(
     Example: sfumato keypoints ducks/ unsupervised-keypoints --preset still-life
 
     Example: sfumato keypoints more-ducks/ --learned out/keypoints/keypoints.safetensors
+
+    Example: sfumato keypoints more-ducks/ --head landmarks.safetensors
     """
     files = files_of(images)
     chosen_side(side)
@@ -49,32 +55,47 @@ def keypoints(
     from sfumato.media import pictures
     from sfumato.media.images import open_picture
     from sfumato.media.labels import points
+    from sfumato.methods import heads
+    from sfumato.methods.perceive.landmark_regression import LandmarkRegression
     from sfumato.methods.perceive.unsupervised_keypoints import Keypoints, UnsupervisedKeypoints
     from sfumato.reading.reader import read
 
     if len(chain.items) > 1 or not all(isinstance(item, UnsupervisedKeypoints) for item in chain.items):
         raise SfumatoError(f"keypoints are learned by unsupervised-keypoints, not by {' + '.join(chain.names)}")
+    if head is not None and (learned is not None or chain.items):
+        raise SfumatoError("--head has landmarks of its own; leave --learned and the method out")
     net = loading.load(model, device)
-    if learned is None:
+    if head is not None:
+        learned, landmarks = head, heads.load(head, net.device)
+        if not isinstance(landmarks.method, LandmarkRegression):
+            raise SfumatoError(
+                f"a head of {type(landmarks.method).__name__} gives no landmarks; sfumato segment --head"
+            )
+        landmarks.check(net)
+        locate, side, names = landmarks, landmarks.side, landmarks.names
+    elif learned is None:
         method = chain.items[0] if chain.items else UnsupervisedKeypoints()
         learned = out / "keypoints.safetensors"
         found = method.fit(net, [open_picture(f) for f in files], out / ".learning.safetensors", side=side)
         if learned.exists():
             note(f"{learned} is learned anew, in place of the earlier one")
         found.save(learned)
+        locate, names = found.locate, found.chosen
     elif chain.items:
         raise SfumatoError("--learned has its own settings; leave the method out, or learn anew without --learned")
     else:
         found = Keypoints.load(learned)
+        locate, names = found.locate, found.chosen
+    named = {} if head is None else {"names": list(names)}
     settings = {"learned": contents(learned), "model": model, "side": side, **vars(loading)}
     batch = Batch(files, Kept(out, "keypoints", "-keypoints.png"), settings)
 
     def work(file: Path, stem: Path) -> dict[str, Any]:
         picture = open_picture(file)
         with read(net, picture, side) as reader:
-            at = found.locate(reader).cpu()
+            at = locate(reader).cpu()
         made = pictures.write(points(picture, at), Path(f"{stem}-keypoints.png"))
-        return {"files": [str(made)], "shown": str(made), "points": at.tolist()}
+        return {"files": [str(made)], "shown": str(made), "points": at.tolist(), **named}
 
     done = batch.run("locating", work)
     rows = done.rows
@@ -83,7 +104,7 @@ def keypoints(
     def write(lying: list[dict[str, Any]]) -> None:
         write_json(document, lying, indent=1)
         shown = [(row["image"], [("", Path(row["files"][0]))]) for row in lying]
-        page("Keypoints", f"{len(found.chosen)} on {model}, {len(lying)} images", shown, report)
+        page("Keypoints", f"{len(names)} on {model}, {len(lying)} images", shown, report)
 
     batch.lying(write)
     if json:

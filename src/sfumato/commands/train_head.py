@@ -56,7 +56,7 @@ def train_head(
 
     The method comes last, with options of its own; behind a + what reads the features (dift unless said, or
     label-efficient), with options as well. What is not said of the method is as it suits the model. Beside NAME.png may
-    lie its labels NAME-labels.png and a caption NAME.txt.
+    lie its labels NAME-labels.png, a caption NAME.txt and landmarks NAME-points.json, as {"nose": [x, y]} in pixels.
     Writes NAME.safetensors, the head, which sfumato segment takes as --head; NAME.json; and with --test how much of
     that is right, and NAME.png, pictures above what the head makes of them.
 
@@ -64,7 +64,7 @@ def train_head(
 
     Example: sfumato train-head photos/ --out head.safetensors stego --classes 12 + dift --t 101
 
-    Example: sfumato train-head captioned/ --out pacl.safetensors pacl + clip-patches --side 256
+    Example: sfumato train-head captioned/ --out pacl.safetensors pacl + clip-patches
 
     Then: sfumato segment photo.png --head head.safetensors
     """
@@ -113,7 +113,9 @@ def train_head(
         "method": repr(method), "features": str(given) if given else repr(source), "model": model, "data": data,
         "pictures": len(seen), **head.about,
     }  # fmt: skip
-    if test is not None:
+    if test is not None and "points" in method.wants:
+        row["test"] = task.errors(head, net, task.pictures(test, net, (), method.seed + 1), features)
+    elif test is not None:
         others = task.pictures(test, net, () if method.takes_words else seen.names, method.seed + 1, method.takes_words)
         if method.takes_words and others.names:
             head = head.with_words(net, others.names)

@@ -58,8 +58,8 @@ class Examples:
     """Classes of pixels; negative where that is not known."""
     captions: tuple[str, ...] = ()
     """A sentence of each picture."""
-    texts: Float[Tensor, "n e"] | None = None
-    """Where a text encoder has the captions, of methods that learn from that."""
+    texts: Float[Tensor, "n k e"] | None = None
+    """Where a text encoder has each caption, and what else is read of it, of methods that learn from that."""
     points: Float[Tensor, "n k 2"] | None = None
     """Places in parts of the sides, (x, y); not a number where one is not seen."""
     names: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from sfumato.learning.heads import Examples, Given, Head, HeadMethod, train
 from sfumato.media.images import fit, open_picture
 from sfumato.media.labels import read_labels
 from sfumato.methods.perceive.dift import joined
+from sfumato.metrics.matching import normalised_error
 from sfumato.metrics.segmentation import miou_per_image, miou_per_set, named_iou
 from sfumato.reading.reader import read
 from sfumato.reading.results import Segments
@@ -51,6 +53,10 @@ class Pictures:
     """Of the classes."""
     stems: tuple[str, ...] = ()
     """What the pictures are called."""
+    points: Float[Tensor, "n k 2"] | None = None
+    """Landmarks in parts of the sides, not a number where a picture has none of that name."""
+    landmarks: tuple[str, ...] = ()
+    """Their names."""
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -60,10 +66,14 @@ class Pictures:
         """What ``Examples`` take beside features."""
         return {"labels": self.labels, "captions": self.captions, "names": self.names}
 
+    def known_to(self, method: HeadMethod) -> dict[str, Any]:
+        """The same, of landmarks for a method that learns those."""
+        return {"points": self.points, "names": self.landmarks} if "points" in method.wants else self.known
+
     @property
     def digest(self) -> str:
         """A word for what they show, and what is known of it."""
-        return kept.digest([self.pixels, self.labels, self.captions, self.names])
+        return kept.digest([self.pixels, self.labels, self.captions, self.names, self.points, self.landmarks])
 
 
 def pictures(
@@ -71,7 +81,8 @@ def pictures(
 ) -> Pictures:
     """Centre squares of a folder's pictures at the model's size, or as many Still Life scenes: ``stilllife:200``.
 
-    Beside NAME.png lie, where they are known, its labels NAME-labels.png and its caption NAME.txt. ``worded``: labels
+    Beside NAME.png lie, where they are known, its labels NAME-labels.png, its caption NAME.txt, and its landmarks
+    NAME-points.json, such as ``{"nose": [x, y]}`` in its pixels, centres at halves. ``worded``: labels
     of scenes are what words of captions name, grounds and kinds, and of a backdrop nothing. Raises
     ``SfumatoError`` for a place that is not there or holds no picture, and for labels of another shape.
     """
@@ -83,7 +94,7 @@ def pictures(
     found, _ = pictures_in(place)
     stems = {file.stem for file in found}
     files = [f for f in found if not (f.stem.endswith(BEHIND) and f.stem.removesuffix(BEHIND) in stems)]
-    pixels, labels, captions = [], [], []
+    pixels, labels, captions, points = [], [], [], []
     with progress("reading pictures", len(files)) as advance:
         for file in files:
             fitted = fit(open_picture(file), model.size, model.multiple, "crop")
@@ -91,10 +102,29 @@ def pictures(
             labels.append(_labels(file, fitted.original.size, fitted.box, model.size))
             beside = file.with_suffix(".txt")
             captions.append(beside.read_text(encoding="utf-8").strip() if beside.is_file() else "")
+            points.append(_points(file, fitted.box))
             advance()
     known = None if not any((each >= 0).any() for each in labels) else torch.stack(labels)
     said = tuple(captions) if all(captions) else ()
-    return Pictures(torch.stack(pixels), known, said, tuple(names), tuple(file.stem for file in files))
+    landmarks = tuple(dict.fromkeys(name for each in points for name in each))
+    none = (float("nan"), float("nan"))
+    at = torch.tensor([[each.get(name, none) for name in landmarks] for each in points]) if landmarks else None
+    stems = tuple(file.stem for file in files)
+    return Pictures(torch.stack(pixels), known, said, tuple(names), stems, at, landmarks)
+
+
+def _points(file: Path, box: tuple[int, int, int, int]) -> dict[str, tuple[float, float]]:
+    """Landmarks of a picture that lie in what is cropped, in parts of its sides."""
+    beside = file.with_name(f"{file.stem}-points.json")
+    if not beside.is_file():
+        return {}
+    left, top, right, bottom = box
+    try:
+        named = json.loads(beside.read_text(encoding="utf-8"))
+        at = {str(k): ((v[0] - left) / (right - left), (v[1] - top) / (bottom - top)) for k, v in named.items() if v}
+    except (OSError, ValueError, TypeError, AttributeError, IndexError) as e:
+        raise SfumatoError(f'{beside} is no landmarks as {{"nose": [x, y]}} in the picture\'s pixels ({e!r})') from e
+    return {name: place for name, place in at.items() if all(0 <= v <= 1 for v in place)}
 
 
 def _labels(file: Path, size: tuple[int, int], box: tuple[int, int, int, int], side: int) -> Int[Tensor, "h w"]:
@@ -182,11 +212,37 @@ def train_head(
                     f"{type(method).__name__} reads pictures in changed colours, of which features that are given know "
                     "nothing; leave them out"
                 )
-            known = method.known(model, Given(), seen.known)
+            known = method.known(model, Given(), seen.known_to(method))
             examples = Examples.given([features(stem)[None] for stem in seen.stems], model.device, **known)
             return train(method, examples, steps=steps, keep=keep)
-        examples = Examples.of(method, model, source, list(seen.pixels), side=side, **seen.known)
+        examples = Examples.of(method, model, source, list(seen.pixels), side=side, **seen.known_to(method))
         return train(method, examples, model=model, source=source, side=side, steps=steps, keep=keep)
+
+
+def errors(
+    head: Head, model: Backbone, seen: Pictures, features: Callable[[str], Float[Tensor, "c h w"]] | None = None
+) -> dict[str, float]:
+    """Mean distance of landmarks from the truth in parts of the pictures' side, of images' means and of all points.
+
+    Raises ``SfumatoError`` where no picture has a landmark of the head's.
+    """
+    truth = torch.full((len(seen), len(head.names), 2), torch.nan)
+    for k, name in enumerate(head.names):
+        if seen.points is not None and name in seen.landmarks:
+            truth[:, k] = seen.points[:, seen.landmarks.index(name)]
+    visible, side = truth.isfinite().all(-1), seen.pixels.shape[-1]
+    if not visible.any():
+        raise SfumatoError(f"none of these pictures has a landmark of the head's, {', '.join(head.names)}")
+    found = torch.stack([_answer(head, model, *each, features) for each in zip(seen.pixels, seen.stems, strict=True)])
+    given = found, side * truth.nan_to_num(), torch.full((len(seen),), float(side)), visible
+    return {f"error_per_{each}": normalised_error(*given, each=each) for each in ("image", "point")}
+
+
+def _answer(head: Head, model: Backbone, picture: Tensor, stem: str, features: Callable[[str], Tensor] | None) -> Any:
+    if features is not None:
+        return head.of([features(stem)], (picture.shape[1], picture.shape[2]))
+    with read(model, picture, head.side) as reader:
+        return head(reader)
 
 
 def segments(
@@ -196,11 +252,7 @@ def segments(
     found = []
     with progress("segmenting", len(seen)) as advance:
         for picture, stem in zip(seen.pixels, seen.stems, strict=True):
-            if features is not None:
-                one = head.of([features(stem)], (picture.shape[1], picture.shape[2]))
-            else:
-                with read(model, picture, head.side) as reader:
-                    one = head(reader)
+            one = _answer(head, model, picture, stem, features)
             if not isinstance(one, Segments):
                 raise SfumatoError(f"a head of {type(head.method).__name__} gives no segments")
             found.append(one)

@@ -1,5 +1,5 @@
-"""PACL: patch aligned contrastive learning (Mukhoti et al. 2023, arXiv 2212.04994): segments by any words, from images
-with captions alone.
+"""PACL (patch aligned contrastive learning, Mukhoti et al. 2023, arXiv 2212.04994): segments by any words, learned of
+images with captions alone.
 
 A small head on a frozen encoder's patches learns to bring them where a frozen text encoder has the texts. A text fits
 an image by the patches that fit it: cosines with all of them, a softmax over the patches, the cosine of their weighted
@@ -10,7 +10,9 @@ alike of any words: ``Head.with_words``.
 Patches are a CLIP's as published (``ClipPatches``), with its projected texts, or the features of any other method:
 then texts are where the model's own text encoder ends them, which is what CLIP pools. There is no official code; the
 head is that of the public re-implementations, a linear layer beside two with a GELU, and the batch, far below the
-published thousands, is ours. As captions come twice in small sets, pairs of the same words are no negatives here.
+published thousands, is ours. As captions and nouns come twice in small batches, a text that is true of another image
+too is no negative of that here. ``nouns`` are GroupViT's (Xu et al. 2022, arXiv 2202.11094): of a whole sentence the
+ground, which fills most patches, may explain all, and things nothing.
 
 Needs: features of each image, read once; then the head alone runs.
 
@@ -22,18 +24,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.method import Requires
 from sfumato.errors import SfumatoError
 from sfumato.learning.heads import Examples, FeatureSource, Head, HeadMethod, HeadProblem, Standard, cells
+from sfumato.learning.seeds import generator
 from sfumato.methods.perceive.open_vocabulary import compatibility, similarity
+from sfumato.prompts.grammar import noun_phrases
 from sfumato.reading.results import Segments
 
 _WORDLESS = "a head of PACL names patches by any words, and there is none; give some: --names cube,grass"
@@ -52,10 +57,14 @@ class PACL(HeadMethod):
     """What cosines are multiplied by before the softmax over the patches."""
     templates: tuple[str, ...] = ("{}",)
     """Sentences that words are read in, such as "a photo of a {}"; a word is the mean of them."""
+    nouns: float = 0.0
+    """How often an image's text is one of its caption's nouns, in a template, in the place of the caption."""
     standard: bool = False
     """Bring features to mean 0 and deviation 1 first."""
     batch: int = 64
     """Images a step."""
+    cells: int = 0
+    """So many patches of each, drawn anew in each step (0: all)."""
     steps: int = 500
     rate: float = 5e-4
     decay: float = 0.01
@@ -64,18 +73,33 @@ class PACL(HeadMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperature <= 0 or self.batch < 2:
-            raise SfumatoError("a contrast has a temperature above 0 and two images a batch, or more")
+        if self.temperature <= 0 or self.batch < 2 or self.cells < 0:
+            raise SfumatoError(
+                "a contrast has a temperature above 0, two images a batch or more, and no fewer than 0 cells"
+            )
+        if not 0 <= self.nouns <= 1:
+            raise SfumatoError(f"nouns are a part of all texts, from 0 to 1, got {self.nouns:g}")
         if not self.templates or any("{}" not in template for template in self.templates):
             raise SfumatoError(f"a template has a place for the word, as 'a photo of a {{}}', got {self.templates}")
 
     def known(self, model: Backbone, source: FeatureSource, known: dict[str, Any]) -> dict[str, Any]:
-        captions = known.get("captions") or ()
-        return {**known, "texts": read_texts(model, source, captions).cpu()} if captions else known
+        known = {**known, "names": ()}
+        if not known.get("captions"):
+            return known
+        each = [texts_of(caption) for caption in known["captions"]]
+        sentences = list(dict.fromkeys(self.sentence(text, i > 0) for texts in each for i, text in enumerate(texts)))
+        read = dict(zip(sentences, read_texts(model, source, sentences).cpu(), strict=True))
+        most = max(map(len, each))
+        rows = [[read[self.sentence(text, i > 0)] for i, text in enumerate(texts)] for texts in each]
+        return {**known, "texts": torch.stack([torch.stack(row + row[:1] * (most - len(row))) for row in rows])}
+
+    def sentence(self, text: str, noun: bool) -> str:
+        """A text as it is read: of a noun, in the first template."""
+        return self.templates[0].replace("{}", text) if noun else text
 
     def sizes(self, examples: Examples) -> dict[str, int]:
         assert examples.texts is not None
-        return {"width": examples.width, "texts": examples.texts.shape[1], "words": 0}
+        return {"width": examples.width, "texts": examples.texts.shape[-1], "words": 0}
 
     def network(self, width: int, texts: int, words: int) -> nn.Module:
         return PatchEmbedder(width, texts, words)
@@ -91,9 +115,20 @@ class PACL(HeadMethod):
     def loss(self, network: Any, examples: Examples, step: int) -> Float[Tensor, ""]:
         assert examples.texts is not None
         which = examples.drawn(self.seed, step, min(self.batch, len(examples)))
-        patches = network(cells(examples.maps(which)))
-        fits = compatibility(patches, examples.texts[which].to(patches), self.sharpness)
-        return contrast(fits, [examples.captions[i] for i in which], self.temperature)
+        captions, rng = [texts_of(examples.captions[i]) for i in which], generator(self.seed, step)
+        noun, any_ = torch.rand(2, len(which), generator=rng).tolist()
+        taken = [
+            1 + int(u * (len(c) - 1)) if v < self.nouns and len(c) > 1 else 0
+            for c, v, u in zip(captions, noun, any_, strict=True)
+        ]
+        texts = [caption[at] for caption, at in zip(captions, taken, strict=True)]
+        true = torch.tensor([[text in caption for text in texts] for caption in captions])
+        maps = cells(examples.maps(which))
+        if 0 < self.cells < maps.shape[1]:
+            maps = maps[:, torch.randperm(maps.shape[1], generator=rng)[: self.cells].to(maps.device)]
+        patches = network(maps)
+        fits = compatibility(patches, examples.texts[which, taken].to(patches), self.sharpness)
+        return contrast(fits, true.to(fits.device), self.temperature)
 
     def check(self, examples: Examples) -> None:
         super().check(examples)
@@ -101,6 +136,8 @@ class PACL(HeadMethod):
             raise SfumatoError("PACL learns which of two captions an image has, and all of these have the same")
 
     def naming(self, head: Head, model: Backbone, words: Sequence[str]) -> Head:
+        if not words and len(head.network.words):
+            return head
         if not words or not all(word.strip() for word in words):
             raise SfumatoError(_WORDLESS)
         read = [read_texts(model, head.source, [t.replace("{}", w) for w in words]) for t in self.templates]
@@ -136,17 +173,22 @@ class PatchEmbedder(nn.Module):
         return self.linear(patches) + self.beside(patches)
 
 
-def contrast(fits: Float[Tensor, "b b"], captions: Sequence[str], temperature: float) -> Float[Tensor, ""]:
-    """InfoNCE, of images among the captions and of captions among the images (the mean of both).
+def contrast(fits: Float[Tensor, "b b"], true: Bool[Tensor, "b b"], temperature: float) -> Float[Tensor, ""]:
+    """InfoNCE, of images among the texts and of texts among the images (the mean of both).
 
-    ``fits``: of image i (rows) and caption j (columns), in [-1, 1]. Pairs whose captions are the same words are no
-    negatives of each other.
+    ``fits``: of image i (rows) and text j (columns), in [-1, 1]; ``true``: does text j say what is in image i? Such a
+    pair is no negative; image i and text i belong together.
     """
-    same = torch.tensor([[a == b for b in captions] for a in captions], device=fits.device)
-    same.fill_diagonal_(False)
-    logits = (fits / temperature).masked_fill(same, -torch.inf)
     own = torch.arange(len(fits), device=fits.device)
+    others = true & (own != own[:, None])
+    logits = (fits / temperature).masked_fill(others, -torch.inf)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+@lru_cache(maxsize=100_000)
+def texts_of(caption: str) -> tuple[str, ...]:
+    """What is true of an image with this caption: the caption, and each of its nouns."""
+    return (caption, *dict.fromkeys(phrase.head for phrase in noun_phrases(caption)))
 
 
 def read_texts(model: Backbone, source: Any, sentences: Sequence[str]) -> Float[Tensor, "k e"]:
