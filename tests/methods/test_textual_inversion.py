@@ -136,7 +136,7 @@ def test_a_step_costs_one_pass_of_each_network_and_none_of_the_autoencoder(model
 
 @pytest.mark.parametrize(
     ("options", "most"),
-    [({}, 1), ({"resolutions": 2}, 2), ({"vectors": 2, "shuffle": "all"}, 2), ({"per_image": 1.0}, 3)],
+    [({}, 1), ({"resolutions": 2}, 2), ({"vectors": 4, "shuffle": "all"}, 0), ({"per_image": 1.0}, 3)],
     ids=["plain", "resolutions", "shuffled", "per-image"],
 )
 def test_pictures_that_read_the_same_read_it_once(models, options, most):
@@ -147,7 +147,8 @@ def test_pictures_that_read_the_same_read_it_once(models, options, most):
     reader.read = lambda prompts, words: counts.append(len(prompts)) or read(prompts, words)
     taught = problem.teach(0, 3)
     together = problem.cond([taught])
-    assert counts == [most] and together.prompts == taught.captions
+    assert together.prompts == taught.captions
+    assert counts == [most] if most else counts[0] > 3, "orders are drawn for each"
     for i in range(6):
         alone = taught._replace(
             captions=taught.captions[i : i + 1],
