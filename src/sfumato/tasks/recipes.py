@@ -189,11 +189,19 @@ _ROWS = (
     # As published; at a guidance of 4 a red cube that should be blue is purple after 100 steps.
     Recipe("delta-score"),
     # Learning. Its captions are sentences of a thing on a ground; photographs it was never told of.
-    Recipe("textual-inversion", {"templates": ("a {}",), "rate": 1e-2, "steps": 150}, kind="cube"),
+    # With four vectors a red teapot is a red, glossy body with a spout's stub; with one a ball.
+    Recipe("textual-inversion", {"templates": ("a {}",), "rate": 1e-2, "steps": 120, "vectors": 4}, kind="cube"),
     Recipe("extended-textual-inversion", {"templates": ("a {}",), "steps": 150, "batch": 4}, kind="cube"),
-    # At 1e-3 other things stay as they were, at 4e-3 they fray; the whole network at a tenth of that.
-    Recipe("lora", {"rate": 1e-3, "steps": 120, "batch": 2}, kind="cube"),
-    Recipe("dream-booth", {"rate": 1e-4, "steps": 120, "batch": 2, "prior_weight": 0.0}, kind="cube"),
+    # At 1e-3 other things stay as they were, at 4e-3 they fray; at 2e-3 the colour is learned with the shape.
+    Recipe("lora", {"rate": 2e-3, "rank": 8, "steps": 120, "batch": 2}, kind="cube"),
+    Recipe("dream-booth", {"rate": 1e-4, "steps": 180, "batch": 2, "prior_weight": 0.0}, kind="cube"),
+    # Eight cameras all around, an azimuth each; the mappers at their published rate for so many pictures.
+    Recipe(
+        "azimuth-inversion",
+        {"templates": ("a {}",), "rate": 1e-2, "steps": 160, "azimuths": 8, "neighbours": 2, "vectors": 2},
+        kind="cube",
+    ),
+    Recipe("view-inversion", {"templates": ("a {}",), "rate": 4e-3, "steps": 160, "batch": 4}, kind="cube"),
 )
 RECIPES = {(row.model, row.word): row for row in _ROWS}
 
