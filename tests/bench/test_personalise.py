@@ -15,6 +15,7 @@ from sfumato.bench.personalise import cost, resume, session, subject, view
 from sfumato.bench.personalise.session import PersonalSession, Subject, cut
 from sfumato.bench.ports.diffusers_scripts import DreamBoothScript, LoRAScript, TextualInversionScript
 from sfumato.learning.optimisers import Optimisers
+from sfumato.methods import index
 from sfumato.methods.personalise.textual_inversion import TextualInversion
 from sfumato.stilllife.oracle import Reading, ReadThing
 
@@ -128,6 +129,26 @@ def test_a_turned_thing_shows_its_mark_in_front_and_is_learned_from_between():
     assert one.kind == view.MARKED[0] and one.seen[0] and not one.seen[4]
     away = (one.cameras[:, :1] - torch.tensor(view.TURNS)).abs()
     assert float(away.min()) >= 10 and len(one.pictures) == len(one.held) == len(one.seen) == 8
+
+
+@pytest.mark.parametrize("word", [view.VIEWS, view.RING])
+def test_a_learned_word_is_painted_at_eight_azimuths(models, monkeypatch, word):
+    class Reads:
+        def read(self, images):
+            return faces(*[True] * len(images))
+
+    model = models("sd")
+    monkeypatch.setattr(PersonalSession, "oracle", Reads())
+    method = replace(index.find(word).method(), steps=1, batch=1)
+    monkeypatch.setattr(view.recipes, "learning", lambda *of: (method, None))
+    pictures = torch.rand(8, 3, model.size, model.size)
+    cameras = torch.tensor([[turn + 20, view.ELEVATION] for turn in view.TURNS])
+    one = view.Turned("cube", "snow", pictures, cameras, pictures, (True,) * 4 + (False,) * 4, 0)
+    bench_of = PersonalSession(1, 1, torch.device("cpu"), models={"stilllife": model})
+    row, image = view._learned(bench_of, word, one)
+    assert (row["right"], row["balanced"]) == (0.5, 0.5) and image.shape == (3, 2 * model.size, 8 * model.size)
+    painted = image[:, : model.size].unflatten(-1, (8, model.size)).unbind(2)
+    assert len({each.sum().item() for each in painted}) == 8, "it is not turned"
 
 
 def test_a_run_that_forgets_its_moments_does_not_go_on(models, tmp_path, monkeypatch):
