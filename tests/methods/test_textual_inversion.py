@@ -134,6 +134,33 @@ def test_a_step_costs_one_pass_of_each_network_and_none_of_the_autoencoder(model
     assert [calls.count(part) for part in parts] == [2] * (len(parts) - 1) + [0]
 
 
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [({}, 1), ({"resolutions": 2}, 2), ({"vectors": 4, "shuffle": "all"}, 0), ({"per_image": 1.0}, 3)],
+    ids=["plain", "resolutions", "shuffled", "per-image"],
+)
+def test_pictures_that_read_the_same_read_it_once(models, options, most):
+    """Of six pictures (two of each) under one caption; each row is what its picture would read alone."""
+    problem = started(models("sd"), TextualInversion(batch=6, templates=("a {}",), **{"begin": "noise", **options}))
+    reader = problem.reader(options.get("vectors", 1))
+    read, counts = reader.read, []
+    reader.read = lambda prompts, words: counts.append(len(prompts)) or read(prompts, words)
+    taught = problem.teach(0, 3)
+    together = problem.cond([taught])
+    assert together.prompts == taught.captions
+    assert counts == [most] if most else counts[0] > 3, "orders are drawn for each"
+    for i in range(6):
+        alone = taught._replace(
+            captions=taught.captions[i : i + 1],
+            at=taught.at.rows(i),
+            drawn=taught.drawn._replace(which=taught.drawn.which[i : i + 1]),
+        )
+        if options.get("shuffle") is None:
+            torch.testing.assert_close(problem.cond([alone]).text, together[i : i + 1].text, atol=1e-5, rtol=1e-4)
+    problem.loss(3).backward(inputs=[*problem.rows.values()])
+    assert all(rows.grad.any(-1).all() for rows in problem.rows.values())
+
+
 def test_the_published_penalty_is_the_squared_length_of_the_mean_difference(models):
     problem = started(models("sd"), TextualInversion(vectors=3, regularise=2.0))
     rng = torch.Generator().manual_seed(0)

@@ -199,7 +199,7 @@ def learn(
                     _look(problem, step, loss, gradients)
                 problem.after_backward(step, optimisers)
                 if clip is not None:
-                    run.norm = nn.utils.clip_grad_norm_(optimisers.parameters, clip)
+                    run.norm = _clipped(optimisers.parameters, clip)
                 sound = False
                 optimisers.step()
                 problem.after_step(step, optimisers)
@@ -232,8 +232,18 @@ def _look(problem: Problem, step: int, loss: Tensor, gradients: Sequence[Tensor]
         raise SfumatoError(f"step {step} of {problem.name}: no gradient reaches the parameters that it moves")
     if not loss.isfinite():
         raise SfumatoError(_NOT_FINITE.format(step, problem.name, "the loss"))
+    if nn.utils.get_total_norm(gradients).isfinite():  # in one pass; a norm may also be too large for its type
+        return
     if not all(gradient.isfinite().all() for gradient in gradients):
         raise SfumatoError(_NOT_FINITE.format(step, problem.name, "a gradient of the parameters"))
+
+
+def _clipped(parameters: Sequence[nn.Parameter], most: float) -> Tensor:
+    """The norm of all gradients, which is brought to ``most`` where it is greater."""
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if not norm.is_cpu or norm + 1e-6 > most:  # a device is not waited for
+        nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return norm
 
 
 # Checkpoints

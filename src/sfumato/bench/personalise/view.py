@@ -125,7 +125,8 @@ def _learned(session: PersonalSession, word: str, one: Turned) -> tuple[Row, Ten
         session.device,
     )
     words = [f"{NAME}{i}" for i in range(len(TURNS))]
-    seen = [done.concept.seen_from(turn, ELEVATION).called(name) for turn, name in zip(TURNS, words, strict=True)]
+    cameras = [(turn,) if word == RING else (turn, ELEVATION) for turn in TURNS]
+    seen = [done.concept.seen_from(*away).called(name) for away, name in zip(cameras, words, strict=True)]
     row, image = _painted(session, reduce(lambda model, own: own.on(model), seen, session.model), one, words)
     return {**row, **took}, image
 

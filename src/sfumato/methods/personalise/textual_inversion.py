@@ -190,7 +190,8 @@ class Word(Teaching):
         orders = torch.stack([order(n, self.method.shuffle, rng) for _ in captions])
         times = torch.cat([each.at.t.expand(len(each.captions)) for each in taught])
         which = bins(times, self.model.schedule.train_steps, self.method.resolutions).tolist()
-        numbers = [number for each in taught for number in each.drawn.which] if self.pictures else [0] * len(captions)
+        seen = [number for each in taught for number in each.drawn.which]
+        numbers = [i if self.beside_word in caption else 0 for i, caption in zip(seen, captions, strict=True)]
         rows = list(zip(captions, which, map(tuple, orders.tolist()), numbers, strict=True))
         each = list(dict.fromkeys(rows))  # what several pictures have in common is read once
         own = [(time, places) for _, time, places, _ in each]
