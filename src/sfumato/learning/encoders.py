@@ -61,6 +61,7 @@ class Encoder(nn.Module):
         if len(features) > 1:  # of one picture nothing is known of how features vary
             self.deviation.copy_(features.std(0).clamp_min(1e-4))
         with torch.no_grad():
+            layer: Any
             for layer in self.inner:
                 layer.weight.copy_(torch.randn(layer.weight.shape, generator=rng) * (2 / layer.weight.shape[1]) ** 0.5)
                 layer.bias.zero_()
@@ -178,7 +179,8 @@ class Pretrained:
         """Raise ``SfumatoError`` for a model of another kind than it was learned with."""
         check(model, "an encoder")
         widths = {key: rows.shape[-1] for key, rows in model.vectors(self.kind).items()}
-        own = {key: out.out_features // self.encoder.vectors for key, out in self.encoder.out.items()}
+        outs: dict[str, Any] = dict(self.encoder.out.items())
+        own = {key: out.out_features // self.encoder.vectors for key, out in outs.items()}
         shapes = {key: value.shape for key, value in none(model).items()}
         known = {layer.path for layer in model.layers if layer.kind == "hidden"}
         other = {key for key, value in self.offsets.items() if shapes.get(key) != value.shape}

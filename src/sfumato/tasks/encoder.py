@@ -65,8 +65,8 @@ class Domain:
         at = len(self) - last
         if at < 1:
             raise SfumatoError(f"of {len(self)} pictures {last} are kept to be painted; give more, or --samples 0")
-        parts = (self.pixels, self.captions, self.names)
-        return Domain(*(part[:at] for part in parts)), Domain(*(part[at:] for part in parts))
+        learned = Domain(self.pixels[:at], self.captions[:at], self.names[:at])
+        return learned, Domain(self.pixels[at:], self.captions[at:], self.names[at:])
 
 
 def settings(model: str, **given: Any) -> Pretraining:
