@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sfumato.backbones.clips import opened
 from sfumato.bench import truth
 from sfumato.bench.ports.prompt_embeddings import published_fit
 from sfumato.bench.report import Comparison, Figure, Report, Target, gather
@@ -608,7 +609,7 @@ def by_projection(reader: Reader) -> Segments:
     """The CLIP's own projection, which only the whole image's token was trained through, on each patch."""
     source = clip_patches.ClipPatches()
     map = source.features(reader)
-    network = clip_patches.opened(source.clip, str(reader.model.device)).network
+    network = opened(source.clip, str(reader.model.device)).network
     with torch.no_grad():
         patches = network.visual_projection(network.vision_model.post_layernorm(cells(map[None])[0]))
     found = open_vocabulary.similarity(patches, source.texts(reader.model, WORDS))

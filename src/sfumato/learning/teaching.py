@@ -41,7 +41,7 @@ class Part:
     each: tuple[tuple[str, ...], ...] = ()
     """Captions of each picture, of which one is drawn in the place of ``captions``."""
 
-    def said(self, which: Sequence[int], rng: torch.Generator) -> tuple[str, ...]:
+    def captioned(self, which: Sequence[int], rng: torch.Generator) -> tuple[str, ...]:
         """A caption for each of these pictures, drawn from what is given of it."""
         if not self.each:
             chosen = torch.randint(len(self.captions), (len(which),), generator=rng).tolist()
@@ -81,9 +81,9 @@ class Teaching(Problem):
         """What a step sees of a part; a function of the seed and the step alone."""
         own, rng = self.parts[part], generator(self.seed, step, part)
         drawn = own.lesson.draw(self.seed + part, step, own.batch)
-        said = own.said(drawn.which, rng)
+        captions = own.captioned(drawn.which, rng)
         noise = torch.randn(drawn.x0.shape, generator=rng).to(drawn.x0)
-        return Taught(step, drawn, said, self.levels(part, step), noise)
+        return Taught(step, drawn, captions, self.levels(part, step), noise)
 
     def loss(self, step: int) -> Float[Tensor, ""]:
         taught = [self.teach(part, step) for part in range(len(self.parts))]

@@ -265,10 +265,10 @@ def learning(word: str, model: str) -> tuple[Any, str]:
     return method, (row and row.kind) or method.usual_kind
 
 
-def filled(said: Any, suiting: Any) -> Any:
+def filled(given: Any, suiting: Any) -> Any:
     """A method as it was asked for; of what was not said as it suits a model."""
-    cls = type(said)
-    new = {f.name: getattr(said, f.name) for f in fields(cls) if f.init}
+    cls = type(given)
+    new = {f.name: getattr(given, f.name) for f in fields(cls) if f.init}
     return cls(**{**vars(suiting), **{k: v for k, v in new.items() if v != getattr(cls(), k)}})
 
 

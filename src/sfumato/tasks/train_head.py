@@ -105,12 +105,12 @@ def pictures(
             points.append(_points(file, fitted.box))
             advance()
     known = None if not any((each >= 0).any() for each in labels) else torch.stack(labels)
-    said = tuple(captions) if all(captions) else ()
+    sentences = tuple(captions) if all(captions) else ()
     landmarks = tuple(dict.fromkeys(name for each in points for name in each))
     none = (float("nan"), float("nan"))
     at = torch.tensor([[each.get(name, none) for name in landmarks] for each in points]) if landmarks else None
     stems = tuple(file.stem for file in files)
-    return Pictures(torch.stack(pixels), known, said, tuple(names), stems, at, landmarks)
+    return Pictures(torch.stack(pixels), known, sentences, tuple(names), stems, at, landmarks)
 
 
 def _points(file: Path, box: tuple[int, int, int, int]) -> dict[str, tuple[float, float]]:

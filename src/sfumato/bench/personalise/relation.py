@@ -89,8 +89,8 @@ def _caption(scene: Scene) -> str:
 
 def judged(readings: Sequence[Reading], of: Related) -> Row:
     """Pairs that are read as both things, whatever their colours, and of all pairs those in the relation as well."""
-    said = [Said(tuple(SaidThing(thing.kind) for thing in pair), of.relation) for pair in of.pairs]
-    found = [matches(reading, each) for reading, each in zip(readings, said, strict=True)]
+    wanted = [Said(tuple(SaidThing(thing.kind) for thing in pair), of.relation) for pair in of.pairs]
+    found = [matches(reading, each) for reading, each in zip(readings, wanted, strict=True)]
     return {key: float(np.mean([verdict[key] is True for verdict in found])) for key in ("relation", "things")}
 
 

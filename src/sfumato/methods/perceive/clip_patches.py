@@ -5,28 +5,26 @@ Patches are the last layer's, before the projection that only the whole image's 
 ``side`` than the encoder's own there are more of them, and its positions are interpolated, bicubic.
 
 Needs: the CLIP; one pass of its image encoder, none of the denoiser.
+
+Families: all; the model itself is not asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.backbones.clips import SHIPPED, opened
 from sfumato.core.backbone import Backbone
 from sfumato.core.settings import Settings
-from sfumato.errors import SfumatoError, finite
-from sfumato.metrics.clip import MEAN, STD, text_features
+from sfumato.errors import finite
+from sfumato.metrics.clip import text_features
 from sfumato.reading.reader import Reader, resized
-from sfumato.stilllife import weights
-
-SHIPPED = "stilllife"
 
 
 @dataclass(frozen=True)
@@ -56,38 +54,3 @@ class ClipPatches(Settings):
         clip = opened(self.clip, str(model.device))
         with torch.no_grad():
             return text_features(sentences, clip.network, clip.tokenizer).float()
-
-
-class Opened(NamedTuple):
-    """A CLIP, ready to read."""
-
-    network: Any
-    tokenizer: Any
-    mean: Float[Tensor, "3 1 1"]
-    std: Float[Tensor, "3 1 1"]
-
-
-@lru_cache(maxsize=2)
-def opened(name: str, device: str) -> Opened:
-    """A CLIP by its name or folder. Raises ``SfumatoError`` where there is none."""
-    with torch.random.fork_rng(devices=[]):  # a network that is made draws weights before it has its own
-        network, tokenizer, mean, std = _parts(name)
-    sides = [torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std)]
-    return Opened(network.eval().requires_grad_(False).to(device), tokenizer, *sides)
-
-
-def _parts(name: str) -> tuple[Any, Any, list[float], list[float]]:
-    if name == SHIPPED:
-        return weights.module("clip"), weights.tokenizer(), [MEAN] * 3, [STD] * 3
-    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
-
-    place = Path(name).expanduser()
-    if not (place / "config.json").is_file():
-        raise SfumatoError(f"there is no CLIP in {name}; give a folder as transformers saves one, or {SHIPPED}")
-    try:
-        network = CLIPModel.from_pretrained(place, local_files_only=True, use_safetensors=True)
-        tokenizer = CLIPTokenizer.from_pretrained(place, local_files_only=True)
-        processor: Any = CLIPImageProcessor.from_pretrained(place, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as e:
-        raise SfumatoError(f"{name} does not load as a CLIP: {next(iter(str(e).splitlines()), type(e))}") from e
-    return network, tokenizer, processor.image_mean, processor.image_std
