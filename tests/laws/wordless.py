@@ -41,6 +41,6 @@ PAINTING = [
     and word.partition(":")[0] not in BY_WORDS
 ]
 """Rows of methods that it is asked for."""
-READING_WORDS = ("text-attribution", "prompt-embeddings", "unsupervised-keypoints")
+READING_WORDS = ("pacl", "text-attribution", "prompt-embeddings", "unsupervised-keypoints")
 """Methods that read images by words."""
 READING = [word for word, row in reading.ROWS.items() if row.families and word not in READING_WORDS]
