@@ -17,6 +17,7 @@ from sfumato.io.progress import progress
 from sfumato.learning.concepts import Concept
 from sfumato.learning.lessons import Lesson
 from sfumato.learning.loop import Run
+from sfumato.learning.encoding import Pretraining, pretrain
 from sfumato.learning.personal import Asked, Personalisation, teach
 from sfumato.methods import index
 from sfumato.tasks import recipes
@@ -34,7 +35,11 @@ def resumed(session: PersonalSession) -> Mapping[str, Figure]:
     lesson = Lesson.of(session.model, subject.pictures[:2], subject.masks[:2].float(), mirrored=False)
     prior = Lesson.of(session.model, subject.held[:2], mirrored=False)
     cameras = torch.tensor([[0.0, 15.0], [90.0, 25.0]])
-    asked = Asked(session.model, lesson, NAME, "cube", prior, seed=session.seed, cameras=cameras)
+    encoder = pretrain(session.model, prior, "cube", Pretraining(batch=1, hidden=8), steps=1)
+    captions = (("a cube {} a duck",),) * len(lesson)
+    asked = Asked(
+        session.model, lesson, NAME, "cube", prior, session.seed, cameras=cameras, encoder=encoder, captions=captions
+    )
     found = {}
     with progress("bench: runs that go on", len(words)) as advance, TemporaryDirectory() as place:
         for word in words:
