@@ -111,7 +111,10 @@ def test_what_is_wrong_is_said_in_one_line(lab, photos, tmp_path, run):
         ({"data": tmp_path / "none"}, "there is no folder"),
         ({"data": tmp_path / "empty"}, "no picture"),
         ({"data": "stilllife:many"}, "scenes are a number"),
-        ({"method": ("diff-seg",), "source": ()}, "diff-seg learns no head; methods that do: landmark-regression, pacl, picie, stego"),
+        (
+            {"method": ("diff-seg",), "source": ()},
+            "diff-seg learns no head; methods that do: landmark-regression, pacl, picie, stego",
+        ),
         ({"source": ("+", "diff-seg")}, "diff-seg reads no features"),
         ({"method": (), "source": ()}, "train-head takes a method"),
         ({"method": ("picie",), "source": ()}, "know nothing"),
