@@ -96,6 +96,13 @@ def test_features_are_told_apart_and_a_new_encoder_says_the_domains_word(models,
     new = Encoder(found.shape[1], {"clip_l": 16}, 2, 8).begin(found, torch.Generator().manual_seed(0))
     given = new(found)["clip_l"]
     assert given.shape == (3, 2, 16) and not given.any()
+    new.out["clip_l"].weight.data.normal_(generator=torch.Generator().manual_seed(1))
+    once = new(found)["clip_l"]
+    again = new.begin(5 * found + 3, torch.Generator().manual_seed(0))
+    again.out["clip_l"].weight.data.normal_(generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(again(5 * found + 3)["clip_l"], once, atol=1e-3, rtol=1e-3)
+    assert once.abs().max() > 0.1
+    new.begin(found, torch.Generator().manual_seed(0))
     seen = (found - new.mean) / new.deviation
     assert seen.mean(0).abs().max() < 1e-4 and (seen.std(0) - 1).abs().max() < 0.1
 

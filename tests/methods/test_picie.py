@@ -12,6 +12,7 @@ import torch
 from sfumato.errors import SfumatoError
 from sfumato.learning.heads import Examples, train
 from sfumato.methods.perceive.picie import (
+    Clustering,
     PiCIE,
     clustering_loss,
     cropped,
@@ -163,6 +164,13 @@ def test_mini_batches_of_pictures_cluster_as_well(scenes, monkeypatch):
     monkeypatch.setattr("sfumato.methods.perceive.picie.CHUNK", 3)
     head = train(replace(SMALL, gathered=3), Examples.given(views))
     assert miou_per_set([head.of([x], (8, 8)).labels for x in features], list(labels), 3)[0] > 0.9
+
+
+def test_every_epoch_begins_with_clusters_of_its_own(scenes, monkeypatch):
+    made, real = [], Clustering.cluster
+    monkeypatch.setattr(Clustering, "cluster", lambda self, epoch: made.append(epoch) or real(self, epoch))
+    train(replace(SMALL, epochs=3), Examples.given(scenes[0]))
+    assert made == [0, 1, 2]
 
 
 def test_what_cannot_be_is_refused(scenes):

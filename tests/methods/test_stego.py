@@ -140,6 +140,18 @@ def test_labels_teach_the_classifier_alone(taught):
     assert alone.network.labels is None
 
 
+def test_clusters_are_settled_on_all_pictures_and_features_are_brought_to_one_scale():
+    """Two pictures of a class each: of the first alone there is one place, twice."""
+    kinds = torch.eye(2)[:, :, None, None].expand(2, 2, 6, 6)
+    method = STEGO(classes=2, dim=2, batch=2, points=3, steps=1, dropout=0.0, settled=True)
+    near, far = (
+        train(replace(method, standard=on), Examples.given(list(kinds[:, None]))).network for on in (False, True)
+    )
+    first, second = near.clusters.detach()
+    assert float(torch.cosine_similarity(first, second, dim=0)) < 0.99
+    assert not near.standard.mean.any() and torch.allclose(far.standard.mean, torch.full((2,), 0.5), atol=1e-3)
+
+
 def test_a_file_is_read_by_the_index(taught, tmp_path):
     head, features, _ = taught
     head.save(tmp_path / "head.safetensors")
