@@ -221,5 +221,6 @@ def test_channels_are_dropped_in_all_cells_of_a_picture_and_the_mean_stays():
     one, two = drop(x), drop(x)
     assert torch.equal(one, one[:, :1].expand_as(one)) and not torch.equal(one, two)
     assert not torch.equal(one[0], one[1]) and torch.equal(dropping(0.25, 0, 7)(x), one)
+    assert not torch.equal(dropping(0.25, 0, 8)(x), one) and not torch.equal(dropping(0.25, 1, 7)(x), one)
     assert set(one.unique().tolist()) == {0.0, torch.tensor(4 / 3).item()}
     assert abs(one.mean() - 1) < 0.03 and dropping(0, 0, 7)(x) is x
