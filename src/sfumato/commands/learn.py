@@ -149,7 +149,8 @@ def learn(
         ("--captions", method.wants_captions, captions),
     ):
         if wanted and there is None:
-            raise SfumatoError(f"{name} learns from pictures with {option[2:]}; give them by {option}")
+            by = f"{option} or --mask-word" if option == "--masks" else option
+            raise SfumatoError(f"{name} learns from pictures with {option[2:]}; give them by {by}")
         if there is not None and not wanted and option != "--masks":
             raise SfumatoError(f"{name} does not learn from {option[2:]}; leave {option} out, or take another method")
     if method.wants_encoder != (encoder is not None):
