@@ -15,9 +15,9 @@ from sfumato.bench.personalise.session import NAME, PersonalSession
 from sfumato.bench.report import Comparison, Figure, Target
 from sfumato.io.progress import progress
 from sfumato.learning.concepts import Concept
+from sfumato.learning.encoding import Pretraining, pretrain
 from sfumato.learning.lessons import Lesson
 from sfumato.learning.loop import Run
-from sfumato.learning.encoding import Pretraining, pretrain
 from sfumato.learning.personal import Asked, Personalisation, teach
 from sfumato.methods import index
 from sfumato.tasks import recipes
