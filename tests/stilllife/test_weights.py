@@ -13,9 +13,10 @@ from diffusers import (
 )
 from safetensors.torch import load_file
 
+from sfumato.backbones import clips
 from sfumato.backbones.load import load
 from sfumato.errors import SfumatoError
-from sfumato.stilllife import paint, weights
+from sfumato.stilllife import paint, similarity, weights
 from sfumato.stilllife.coarse import coarsen, refine
 from sfumato.stilllife.train.ship import collect, difference
 
@@ -223,3 +224,14 @@ def test_the_table_counts(here, shipped):
 def test_weights_that_are_not_finite_do_not_ship(tmp_path):
     with pytest.raises(SfumatoError, match="not finite"):
         weights.save({"a": torch.tensor([1e6])}, {}, tmp_path / "a.safetensors")
+
+
+def test_a_clip_that_is_kept_open_is_of_the_folder_that_is_asked(shipped, monkeypatch):
+    """What another folder's reads of an image is not what this one's does."""
+    images, tiny = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)), shipped[0]
+    own, network = similarity.features(images), clips.opened(clips.SHIPPED, "cpu").network
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "folder", lambda: tiny)
+        assert similarity.features(images).shape != own.shape or not torch.equal(similarity.features(images), own)
+        assert clips.opened(clips.SHIPPED, "cpu").network is not network
+    assert torch.equal(similarity.features(images), own) and clips.opened(clips.SHIPPED, "cpu").network is network

@@ -26,9 +26,14 @@ class Opened(NamedTuple):
     std: Float[Tensor, "3 1 1"]
 
 
-@lru_cache(maxsize=2)
 def opened(name: str, device: str) -> Opened:
-    """A CLIP by its name or folder. Raises ``SfumatoError`` where there is none."""
+    """A CLIP by its name or folder, kept open. Raises ``SfumatoError`` where there is none."""
+    return _opened(name, device, weights.folder())
+
+
+@lru_cache(maxsize=2)
+def _opened(name: str, device: str, shipped: Path) -> Opened:
+    """``shipped``: where the one that ships lies."""
     with torch.random.fork_rng(devices=[]):  # a network that is made draws weights before it has its own
         network, tokenizer, mean, std = _parts(name)
     sides = [torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std)]
