@@ -114,6 +114,13 @@ def test_an_encoder_is_taught_once_and_compared_by_what_a_core_needs(monkeypatch
     assert found.keys() == encoder.MEANINGS.keys()
 
 
+def test_what_was_learned_of_a_thing_is_not_learned_again(monkeypatch, tmp_path):
+    own = PersonalSession(2, 1, torch.device("cpu"), tmp_path)
+    own.units.get("subject lora 0 1", lambda: ({"subject": 0.7}, torch.zeros(3, 8, 8)))
+    monkeypatch.setattr(subject, "_learned", None)
+    assert subject.learned(own, "lora", 0) == {"subject": 0.7}
+
+
 def test_without_colour_a_red_and_a_dark_blue_thing_are_the_same():
     mask = torch.zeros(2, 32, 32, dtype=torch.bool)
     mask[:, 8:24, 8:24] = True

@@ -113,7 +113,7 @@ def subjects(session: PersonalSession) -> Mapping[str, Figure]:
         for name, way in ways.items():
             shown = []
             for i, subject in enumerate(session.subjects):
-                row, image = session.units.get(f"subject {name} {i} {session.seed}", lambda way=way, s=subject: way(s))
+                row, image = session.units.get(_unit(session, name, i), lambda way=way, s=subject: way(s))
                 found.setdefault(name, {})[f"subject {i}"] = row
                 shown.append(image)
                 advance()
@@ -176,8 +176,12 @@ def _learned(session: PersonalSession, word: str, subject: Subject) -> tuple[Row
 
 def learned(session: PersonalSession, word: str, i: int) -> Row:
     """Of a method and one of the subjects, kept as all are."""
-    unit = f"{word} {i} {session.seed}"
-    return session.units.get(unit, lambda: _learned(session, word, session.subjects[i]))[0]
+    return session.units.get(_unit(session, word, i), lambda: _learned(session, word, session.subjects[i]))[0]
+
+
+def _unit(session: PersonalSession, name: str, i: int) -> str:
+    """As what a subject is kept, for all measures that ask of it."""
+    return f"subject {name} {i} {session.seed}"
 
 
 MEASURES: tuple[tuple[tuple[str, ...], Callable[[PersonalSession], Mapping[str, Figure]]], ...] = (
