@@ -6,16 +6,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
+from inspect import getdoc
 from io import TextIOWrapper
 from typing import Any
 
 import tyro
 
 from sfumato import __version__
-from sfumato.commands import argv, fields
+from sfumato.commands import argv, fields, help
+from sfumato.commands import completion as completions
 from sfumato.commands import experiment as experiments
 from sfumato.commands.bench import bench
 from sfumato.commands.capture import capture
+from sfumato.commands.completion import completion
 from sfumato.commands.describe import describe
 from sfumato.commands.distill2d import distill2d
 from sfumato.commands.edit import edit
@@ -31,6 +34,7 @@ from sfumato.commands.keypoints import keypoints
 from sfumato.commands.learn import learn
 from sfumato.commands.lift import lift
 from sfumato.commands.match import match
+from sfumato.commands.methods import methods
 from sfumato.commands.oneline import oneline
 from sfumato.commands.panorama import panorama
 from sfumato.commands.reconstruct import reconstruct
@@ -44,17 +48,25 @@ from sfumato.commands.train_encoder import train_encoder
 from sfumato.commands.train_head import train_head
 from sfumato.commands.video import video
 from sfumato.commands.views import views
-from sfumato.errors import SfumatoError, out_of_memory
+from sfumato.errors import SfumatoError, out_of_memory, unknown
 from sfumato.methods import index
 
-COMMANDS = {
-    f.__name__.replace("_", "-"): f
-    for f in (
-        generate, panorama, illusion, views, edit, video, invert, segment, match, keypoints, features, shapes,
-        distill2d, learn, train_encoder, train_head, lift, capture, reconstruct, segment_scene, edit_scene,
-        export_scene, experiment, render, describe, show, export, tour, bench,
-    )
-}  # fmt: skip
+
+def _named(section: Sequence[Callable[..., None]]) -> dict[str, Callable[..., None]]:
+    return {f.__name__.replace("_", "-"): f for f in section}
+
+
+SECTIONS: dict[str, tuple[Callable[..., None], ...]] = {
+    "paint": (generate, panorama, illusion, views, video),
+    "edit": (edit, invert),
+    "read": (segment, match, keypoints, features, shapes, describe),
+    "learn": (learn, train_encoder, train_head),
+    "in three dimensions": (distill2d, lift, capture, reconstruct, segment_scene, edit_scene, export_scene),
+    "look inside, measure": (methods, show, experiment, bench),
+    "the built-in world and model": (tour, render, export),
+    "this program": (completion,),
+}
+COMMANDS = {name: f for section in SECTIONS.values() for name, f in _named(section).items()}
 GROUPS = {"experiment": experiments.commands, "show": lambda word: SHOWN}
 """Commands that are a word more: each gives them all, when one is asked for."""
 CHAINED = {
@@ -64,14 +76,13 @@ CHAINED = {
     **dict.fromkeys(("segment", "match", "keypoints", "shapes", "train-head"), index.READING),
 }
 """Those that take methods, and of which groups."""
-ABOUT = """Paint, edit, render and read still lifes, offline, with the model that ships.
+ABOUT = """Paint, edit, read and lift pictures with pretrained diffusion models, without retraining them; one ships.
 
 Start with: sfumato generate "a red cube on grass at sunset"
 
 See it all: sfumato tour --out out/tour
 
-One command's help: sfumato render --help
-"""
+One command's help: sfumato edit --help; a method's: sfumato edit p2p --help; all methods: sfumato methods"""
 
 
 def main(args: Sequence[str]) -> int:
@@ -79,23 +90,36 @@ def main(args: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show is no reason to fail
+    if list(args[:1]) == [completions.ASKED]:
+        print("\n".join(completions.complete(args[1:], COMMANDS, GROUPS, _methods)))
+        return 0
     if list(args) == ["--version"]:
         print(f"sfumato {__version__}")
         return 0
     args, prog, commands = list(args) or ["--help"], "sfumato", dict[str, Callable[..., None]](COMMANDS)
     try:
-        if args[0] in GROUPS:
-            group, args = args[0], args[1:] or ["--help"]
-            prog, commands = f"sfumato {group}", dict(GROUPS[group](args[0]))
-        commands = {name: _later(f) for name, f in commands.items()}
-        if args[0] in CHAINED:
-            name, words = args[0], index.words(CHAINED[args[0]], aliases=True)
-            head, methods = argv.split(args[1:], fields.grammar(commands[name]), words, fields.of_method)
-            with oneline():
-                args, chain = [name, *head], fields.methods(methods, f"{prog} {name}")
-            commands[name] = partial(commands[name], chain=chain)
+        if args[0] in help.ASKED:
+            return _show(help.listed(ABOUT, prog, {title: _named(section) for title, section in SECTIONS.items()}))
+        name, args = args[0], args[1:]
+        if name in GROUPS:
+            prog, about = f"sfumato {name}", getdoc(COMMANDS[name]) or ""
+            commands = dict(GROUPS[name](args[0] if args else ""))
+            if not args or args[0] in help.ASKED:
+                return _show(help.listed(about, prog, {"one of": commands}))
+            name, args = args[0], args[1:]
+        if name not in commands:
+            raise unknown("command", name, commands)
+        command, prog = commands[name], f"{prog} {name}"
+        words = _methods(name)
+        head, segments = argv.split(args, fields.grammar(command), words, fields.of_method)
+        for word, *options in segments:
+            if help.ASKED & {*options}:
+                return _show(fields.help_of(word, prog))
+        if help.ASKED & {*head}:
+            return _show(help.command(command, prog, index.words(CHAINED.get(name, ()))))
         with oneline():
-            run = tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=ABOUT, args=args)
+            given = {"chain": fields.methods(segments, prog)} if words else {}
+            run = tyro.cli(partial(_later(command), **given), prog=prog, args=head)
         run()
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else 2 if e.code else 0
@@ -117,6 +141,15 @@ def main(args: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of a pipe has gone: nothing is left to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    return 0
+
+
+def _methods(command: str) -> list[str]:
+    return index.words(CHAINED.get(command, ()), aliases=True)
+
+
+def _show(text: str) -> int:
+    print(text)
     return 0
 
 

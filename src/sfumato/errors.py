@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -12,9 +13,13 @@ class SfumatoError(Exception):
     """Something the caller can put right; the command line prints it on one line and exits with 2."""
 
 
-def unknown(what: str, asked: object, known: Iterable[str]) -> SfumatoError:
-    """The error for a word that is not one of ``known``."""
-    return SfumatoError(f"unknown {what} {asked!r}; known: {', '.join(known)}")
+def unknown(what: str, asked: object, known: Iterable[str], listed: str = "") -> SfumatoError:
+    """The error for a word that is none of ``known``: what may have been meant, and what there is, or ``listed``."""
+    names = list(known)
+    near = get_close_matches(str(asked).lower(), names, 2)
+    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    listed = listed or f"known: {', '.join(names)}"
+    return SfumatoError(f"unknown {what} {asked!r}; {meant}{listed}")
 
 
 def first_line(error: BaseException) -> str:

@@ -92,13 +92,14 @@ def test_two_dashes_end_options():
     [
         ("x masa", "unknown method 'masa'; known: p2p, sdedit"),
         ("x p2p + masa", "unknown method 'masa'"),
+        ("a red cube p2p", "'red' is no method; a sentence stands in quotes: \"a red ...\""),
         ("x p2p +", r"a \+ joins two methods; one of them is missing"),
         ("x p2p + + sdedit", "one of them is missing"),
         ("x + p2p", "one of them is missing"),
         ("x p2p sdedit", r"'sdedit' behind p2p is no value of an option; \+ joins methods"),
-        ("x p2p --crss 1", "unknown option --crss; near: --cross of p2p"),
-        ("x p2p --sed 1 --jsn", "unknown option --sed; near: --seed of p2p"),
-        ("x p2p --jsn", "unknown option --jsn; near: --json"),
+        ("x p2p --crss 1", "unknown option --crss; did you mean --cross of p2p"),
+        ("x p2p --sed 1 --jsn", "unknown option --sed; did you mean --seed of p2p"),
+        ("x p2p --jsn", "unknown option --jsn; did you mean --json"),
         ("x --zzz", "unknown option --zzz; see --help$"),
         ("x p2p --zzz=1", "unknown option --zzz; see --help and p2p --help"),
         ("x --cross 1 p2p", "--cross is an option of p2p; it stands behind that word"),
@@ -239,6 +240,15 @@ def _grouped(tokens: list[str]) -> list[list[str]]:
             groups.append([])
         groups[-1].append(token)
     return groups
+
+
+def test_what_the_field_calls_an_option_is_it_where_there_is_no_other():
+    assert split("x", "-s", "3", "-o", "d")[0] == ["x", "--seed=3", "--out=d"]
+    assert split("x", "p2p", "-s=3")[1] == [["p2p", "--seed=3"]]
+    own = Grammar({"--lr": 1, "--rate": 1}, (0, 0))
+    assert split("--lr", "1", "--learning-rate", "2", command=own)[0] == ["--lr=1", "--rate=2"]
+    with pytest.raises(SfumatoError, match="unknown option -n; "):
+        split("x", "-n", "3")
 
 
 def test_options_behind_a_method_reach_the_command(asked):

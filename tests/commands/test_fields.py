@@ -43,7 +43,7 @@ def test_every_method_can_be_asked_for_or_says_why_not(capsys):
 
 
 def test_what_cannot_be_asked_for():
-    with pytest.raises(SfumatoError, match=r"unknown method 'masa'; known: .*masactrl"):
+    with pytest.raises(SfumatoError, match=r"unknown method 'masa'; did you mean masactrl\? known: .*masactrl"):
         recipes.default("masa")
     with pytest.raises(SfumatoError, match="unknown preset of prompt-to-prompt 'best'; known: pie-bench"):
         recipes.default("p2p:best")

@@ -18,6 +18,7 @@ from sfumato.tasks import video as video_task
 
 COMMON = ("--steps", 2, "--device", "cpu", "--out", "out")
 COMMANDS = {
+    "generate": ("generate", "a red cube", "--n", 2, *COMMON, "attend-excite", "--words", "cube"),
     "panorama": ("panorama", "a red cube", "--size", "256x128", "--stride", 16, "--n", 2, *COMMON),
     "illusion": ("illusion", "a red cube", "a red duck", "--n", 2, *COMMON),
     "views": ("views", "a red cube", "--views", "front,back", "--n", 2, *COMMON),
@@ -77,6 +78,27 @@ def test_a_run_that_is_stopped_is_one_line_and_goes_on(run, here, clip, stop, tm
     code, _, err = run(*COMMANDS[name])
     assert code == 0 and "were there" not in err, err
     assert files(out) and not [p for p in out.rglob(".*") if p.suffix != ".json"]
+
+
+def test_images_are_written_as_they_come_and_gone_on_from(run, here, clip, stop, tmp_path, monkeypatch):
+    from sfumato.tasks import generate as task
+
+    monkeypatch.setattr(task, "BATCH", 2)
+    command, out = ("generate", "a red cube", "--n", 3, "--guidance", 1, *COMMON), tmp_path / "out"
+    assert run(*command)[0] == 0
+    whole = files(out)
+    assert sorted(whole) == ["a-red-cube-0.png", "a-red-cube-1.png", "a-red-cube-2.png", "a-red-cube.png"]
+    for file in out.iterdir():
+        file.unlink()
+    stop(4)  # the last one's last step
+    assert run(*command)[0] == 130
+    assert files(out) == {name: whole[name] for name in ("a-red-cube-0.png", "a-red-cube-1.png")}
+    stop(3)  # there is less left
+    code, _, err = run(*command)
+    assert code == 0 and "a-red-cube-1.png was there" in err and files(out) == whole
+    stop(0)
+    (out / "a-red-cube-1.png").unlink()
+    assert run(*command)[0] == 0 and files(out).keys() == whole.keys()
 
 
 def test_panoramas_that_are_finished_stay_and_are_not_painted_again(run, here, clip, stop, tmp_path):

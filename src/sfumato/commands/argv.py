@@ -13,12 +13,28 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import takewhile
 
+from sfumato.commands import help
 from sfumato.commands.fields import Grammar
 from sfumato.errors import SfumatoError, unknown
 
 OPTION = re.compile(r"--?[a-zA-Z][\w-]*(=.*)?", re.DOTALL)
 """What looks like an option: neither a negative number nor a sentence that begins with a dash."""
-HELP = {"--help", "-h"}
+SYNONYMS = {
+    "-n": "--n",
+    "-o": "--out",
+    "-s": "--seed",
+    "--cfg": "--guidance",
+    "--cfg-scale": "--guidance",
+    "--guidance-scale": "--guidance",
+    "--num-inference-steps": "--steps",
+    "--num-images": "--n",
+    "--num-images-per-prompt": "--n",
+    "--negative-prompt": "--negative",
+    "--learning-rate": "--rate",
+    "--lr": "--rate",
+    "--output": "--out",
+}
+"""What the field calls an option, where neither the command nor a method has one of that name."""
 
 
 @dataclass
@@ -46,7 +62,7 @@ def split(
     end = list(args[args.index("--") :]) if "--" in args else []
     rest = list(args[: len(args) - len(end)])
     least, most = command.positionals
-    least = 0 if HELP & {*rest} else least - len(end[1:])
+    least = 0 if help.ASKED & {*rest} else least - len(end[1:])
     parts, joined = [own := _Part("", command)], False
     while rest:
         arg = rest.pop(0)
@@ -65,7 +81,13 @@ def split(
             joined = False
         elif len(parts) == 1 and len(own.positionals) < most:
             own.positionals.append(arg)
+        elif not words:
+            own.positionals.append(arg)  # one too many, as is found out where values are read
         elif joined or len(parts) == 1:
+            if own.positionals and rest and rest[0] not in {*words, "+"} and not OPTION.fullmatch(rest[0]):
+                raise SfumatoError(
+                    f'{arg!r} is no method; a sentence stands in quotes: "{own.positionals[-1]} {arg} ..."'
+                )
             raise unknown("method", arg, words)
         else:
             raise SfumatoError(f"{arg!r} behind {parts[-1].word} is no value of an option; + joins methods")
@@ -78,9 +100,11 @@ def _give(
     arg: str, rest: list[str], parts: Sequence[_Part], words: Collection[str], of: Callable[[str], Grammar]
 ) -> None:
     """An option and its values, which are taken from the rest, to the part that it is of."""
-    name, equals, _ = arg.partition("=")
-    known = name.replace("_", "-")
-    part = next((part for part in reversed(parts) if part.knows(known)), None)
+    name, equals, value = arg.partition("=")
+    names = (name.replace("_", "-"), SYNONYMS.get(name.replace("_", "-"), name))
+    known, part = next(((n, p) for n in names for p in reversed(parts) if p.knows(n)), (names[0], None))
+    if known == names[1]:
+        arg, name = known + equals + value, known
     if part is None:
         raise _unknown(name, parts, {word: of(word) for word in rest if word in words})
     count = 0 if equals else part.grammar.options[known]
@@ -102,6 +126,8 @@ def _unknown(name: str, parts: Sequence[_Part], later: dict[str, Grammar]) -> Sf
         if name in grammar.options:
             return SfumatoError(f"{name} is an option of {word}; it stands behind that word")
     known = {option: part.word for part in parts for option in part.grammar.options}
-    near = [f"{o} of {known[o]}" if known[o] else o for o in get_close_matches(name, known, 3, 0.5)]
+    near = [f"{o} of {known[o]}" if known[o] else o for o in get_close_matches(name, known, 3)]
     after = f" and {parts[-1].word} --help" if len(parts) > 1 else ""
-    return SfumatoError(f"unknown option {name}; " + (f"near: {', '.join(near)}" if near else f"see --help{after}"))
+    return SfumatoError(
+        f"unknown option {name}; " + (f"did you mean {' or '.join(near)}?" if near else f"see --help{after}")
+    )

@@ -89,7 +89,7 @@ def edit(
 ) -> None:
     """Edit an image file by words: it is inverted, painted again, and written at its own size.
 
-    The methods come last, joined by +, each with options of its own: see sfumato edit METHOD --help, and sfumato show
+    The methods come last, joined by +, each with options of its own: see sfumato edit METHOD --help, and sfumato
     methods for what they are. Where an edit left the source as it is, the picture keeps its own pixels. Pictures of
     --also are seen at the same size and written each as a file of its own; csd-edit makes their edits agree.
 

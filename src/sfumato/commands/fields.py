@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache, partial
-from inspect import unwrap
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
+from sfumato.commands import help
 from sfumato.commands.options import seed_of
 from sfumato.errors import SfumatoError, unknown
 from sfumato.methods import index
+from sfumato.methods.about import about
 from sfumato.tasks import recipes
 from sfumato.tasks.chain import Chain, values
-
-CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed)
 
 
 @dataclass(frozen=True)
@@ -31,19 +29,12 @@ class Grammar:
     """How many it takes, at least and at most."""
 
 
+@cache
 def grammar(f: Callable[..., Any], **more: int) -> Grammar:
     """Of a function's parameters or a class's fields, and ``more`` options by their names."""
-    return _grammar(unwrap(f), **more)
-
-
-@cache
-def _grammar(f: Callable[..., Any], **more: int) -> Grammar:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # tyro has no other way to ask for it
-        parser = tyro.extras.get_parser(f, config=CONFIG)
     options: dict[str, int | None] = {f"--{name}": n for name, n in more.items()}
     least, most = 0, 0.0
-    for action in parser._actions:
+    for action in help.parser(f)._actions:
         n = action.nargs if isinstance(action.nargs, int) else None
         options |= dict.fromkeys(action.option_strings, n)
         if not action.option_strings:
@@ -53,23 +44,27 @@ def _grammar(f: Callable[..., Any], **more: int) -> Grammar:
 
 def of_method(word: str) -> Grammar:
     """Of a method by its word. ``SfumatoError`` for one that a command line cannot make."""
-    return grammar(_class(word), preset=1)
+    return grammar(class_of(word), preset=1)
+
+
+def help_of(word: str, prog: str) -> str:
+    """What ``--help`` behind a method's word tells."""
+    entry = index.find(word)
+    text = f"{about(entry).summary}\n\nMore of it: sfumato methods {word}"
+    return help.method(class_of(word), f"{prog} ... {word}", text, [*recipes.presets(entry)])
 
 
 def methods(segments: Sequence[Sequence[str]], prog: str) -> Chain:
     """The methods that were asked for, as ``argv.split`` gives them; tyro says what is wrong with options."""
     items = []
     for word, *options in segments:
-        entry, cls = index.find(word), _class(word)
+        entry, cls = index.find(word), class_of(word)
         presets = [o.removeprefix("--preset=") for o in options if o.startswith("--preset=")]
-        known = ", ".join(f"--preset {name}" for name in recipes.presets(entry))
-        more = f"\n\nPresets: {known}" if known else ""
         item = tyro.cli(
             cls,
             prog=f"{prog} ... {word}",
-            description=(entry.method.__doc__ or "") + more,
             args=[o for o in options if not o.startswith("--preset=")],
-            config=CONFIG,
+            config=help.CONFIG,
             **({"default": cls(**values(recipes.default(f"{word}:{presets[-1]}")))} if presets else {}),
         )
         seed_of(getattr(item, "seed", 0))
@@ -77,7 +72,7 @@ def methods(segments: Sequence[Sequence[str]], prog: str) -> Chain:
     return Chain(tuple(items), tuple(word for word, *_ in segments))
 
 
-def _class(word: str) -> Any:
+def class_of(word: str) -> Any:
     cls = index.find(word).method
     if any(f.default is f.default_factory and "Callable" in str(f.type) for f in fields(cls)):  # both are missing
         raise SfumatoError(f"{word} takes a function, which a command line cannot give; use it from Python")

@@ -78,7 +78,7 @@ def generate(
 
     Stable Video Diffusion reads no words: its prompt is the file of a picture, from which a clip goes on.
 
-    Methods come last, joined by +, each with options of its own: see sfumato generate METHOD --help, and sfumato show
+    Methods come last, joined by +, each with options of its own: see sfumato generate METHOD --help, and sfumato
     methods for what they are.
 
     Example: sfumato generate "a red cube to the left of a blue duck on sand at sunset" --n 8 --seed 7
@@ -145,8 +145,6 @@ def generate(
     options = {"methods": chain.methods, "guide": guide, "steps": steps}
     options |= {**sampling.options((height, width)), "stepper": sampling.made(net)}
     options |= {"memory": limit, "attention": show_attention, "frames": frames}
-    painted = task.generate(net, "" if picture else prompt, range(seed, seed + n), **options)
-    shown = [image if part is None else part.restore(image, net) for image in painted.pictures]
     settings = {
         "prompt": prompt,
         "negative": negative,
@@ -160,9 +158,14 @@ def generate(
         "model": model,
         **({"methods": " + ".join(map(repr, chain.items))} if chain.items else {}),
     }
+    keeper = None if show_attention or frames > 1 else painting.Finished(place, settings, given, chain)
+    after = None if part is None else partial(part.restore, model=net)
+    painted = task.generate(
+        net, "" if picture else prompt, range(seed, seed + n), keeper=keeper, after=after, **options
+    )
     place.write(
         painted,
-        shown,
+        painted.pictures,
         seed,
         settings,
         given,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, unknown
 
 _KINDS = {"INT": "a whole number", "FLOAT": "a number"}
 _QUOTED = "'([^']*)'"
@@ -49,12 +49,13 @@ def _said(lines: list[str]) -> str:
         names = " ".join(taken).replace("{None}|", "") or "another value"
         return f"{found[1]} takes {_KINDS.get(names, names)}, got {' '.join(re.findall(_QUOTED, given))!r}"
     if found := re.match(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)\.", what):
-        return f"unknown {found[2]} {found[1]}; known: {', '.join(re.findall(_QUOTED, found[3]))}"
+        return str(unknown(found[2], found[1].strip("'"), re.findall(_QUOTED, found[3])))
     if found := re.match(r"Missing value for argument '(.*)'", what):
         return f"{found[1]} takes a value, and none follows"
     if found := re.match(r"Unrecognized (?:or misplaced )?options: ([^\s,]+)", what):
-        known = next((f"known: {m.partition(': ')[2]}" for m in more if m.startswith("Available subcommands")), "")
-        return f"unknown {'command' if known else 'option'} {found[1]}; {known or 'see --help'}"
+        if not found[1].startswith("-"):
+            return f"{found[1]!r} is a word too many; a sentence stands in quotes"
+        return f"unknown option {found[1]}; see --help"
     return "; ".join(filter(None, (what.rstrip("."), *more[-1:])))
 
 

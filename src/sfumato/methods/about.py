@@ -1,13 +1,19 @@
-"""What a method says of itself: its docstring in parts, and what it asks of a run, in words."""
+"""What a method says of itself: its docstring in parts, what it asks of a run, its presets, the families it works on.
+
+All is read in its file, which is not imported: a list of all methods takes no torch, and no time.
+"""
 
 from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
-from sfumato.core.method import Requires
+from sfumato.errors import unknown
+from sfumato.methods.index import Entry
 
 _ASKED = {
     "source": "two prompts, of what is edited and of the edit",
@@ -17,7 +23,23 @@ _ASKED = {
     "batch": "one image at a time",
     "clip": "frames of a clip, by a model with motion",
 }
-"""A field of ``Requires`` that is not as usual, in words."""
+"""A field of ``core.method.Requires`` that is not as usual, in words; the others refuse nothing."""
+
+FAMILIES = {
+    "Stable Diffusion 1": "stilllife|sd-?1.*|instruct-pix2pix",
+    "Stable Diffusion 2": "sd-?2.*",
+    "Stable Diffusion XL": "sdxl.*",
+    "Stable Diffusion 3": "sd-?3.*",
+    "Flux": "flux.*",
+    "DeepFloyd IF": "deepfloyd.*|if-.*|if",
+    "PixArt": "pixart.*",
+    "AnimateDiff": "animatediff.*",
+    "Stable Video Diffusion": "svd.*|stable-video-.*",
+    "DDPM": "ddpm.*|wordless",
+}
+"""Families of models as methods' files name them, and what words of models are of them."""
+_WORDLESS = ("Stable Video Diffusion", "DDPM")
+_MOVING = ("AnimateDiff", "Stable Video Diffusion")
 
 
 @dataclass(frozen=True)
@@ -31,7 +53,9 @@ class About:
     needs: str = ""
     families: str = ""
     asks: tuple[str, ...] = ()
-    """What it requires of a run."""
+    """What it requires of a run, in words; nothing for one that takes any run."""
+    presets: tuple[str, ...] = ()
+    """Those of its own file."""
 
     @property
     def head(self) -> tuple[str, str, str]:
@@ -39,18 +63,72 @@ class About:
         found = re.fullmatch(r"([^(:]+?)(?: \((.+?)\))?: (.+)", self.summary)
         return (found[1], found[2] or "", found[3]) if found else (self.summary.rstrip("."), "", "")
 
+    def works_on(self, family: str) -> bool:
+        """Does it, by its own words, on a family of ``FAMILIES``?"""
+        named = re.split(r"[;]|\.(?:\s|$)", self.families)[0]
+        whole, but, others = named.partition("all but ")
+        everywhere = bool(re.match("all|any", named)) and not but
+        if not (everywhere or (family in _families(others or whole)) != bool(but)):
+            return False
+        if _ASKED["words"] in self.asks and family in _WORDLESS:
+            return False
+        return _ASKED["clip"] not in self.asks or family in _MOVING
 
-def about(described: Any, kind: Any) -> About:
-    """Of the docstring of a module or class, and the method in it."""
-    first, *rest = (" ".join(p.split()) for p in (inspect.getdoc(described) or "").split("\n\n"))
+
+def _families(text: str) -> set[str]:
+    """Those that are named, Stable Diffusion's by their numbers."""
+    found = {name for name in FAMILIES if not name.startswith("Stable Diffusion ") and name in text}
+    for numbers in re.findall(r"Stable Diffusion ((?:(?:\d|XL)(?:, | and )?)+)", text):
+        found |= {f"Stable Diffusion {number}" for number in re.findall(r"\d|XL", numbers)}
+    return found
+
+
+def family(model: str) -> str:
+    """That of a model's word, such as ``sdxl`` or ``flux-dev``. ``SfumatoError`` for what is none."""
+    for name, words in FAMILIES.items():
+        if re.fullmatch(words, model.lower()) or model.lower() == name.lower():
+            return name
+    raise unknown("family of models", model, FAMILIES)
+
+
+def about(entry: Entry) -> About:
+    """Of a method, by its file."""
+    module, _, name = entry.home.partition(":")
+    return described(f"methods.{module}", name)
+
+
+@cache
+def described(module: str, name: str, alone: bool = True) -> About:
+    """Of a class of ``sfumato``; ``alone`` in its file, it is the file that tells of it."""
+    source = _source(module)
+    text = source if alone else source[source.index(f"\nclass {name}(") :]
+    first, *rest = (" ".join(p.split()) for p in inspect.cleandoc(text.split('"""', 2)[1]).split("\n\n"))
     ends = {key: next((p for p in rest if p.startswith(f"{key}: ")), "") for key in ("Needs", "Families")}
-    text = tuple(p for p in rest if p not in ends.values())
+    more = tuple(p for p in rest if p not in ends.values())
     needs, families = (value.partition(": ")[2] for value in ends.values())
-    return About(first, text, needs, families, asked(getattr(kind, "requires", Requires())))
+    asks = tuple(_ASKED[key] for key in _requires(source, name) if key in _ASKED)
+    return About(first, more, needs, families, asks, tuple(_presets(source, name)))
 
 
-def asked(requires: Requires) -> tuple[str, ...]:
-    """What a method requires, in words; nothing for one that takes any run."""
-    named = [f for f in fields(requires) if f.name not in ("who", "set", "groups")]  # these refuse nothing
-    unusual = [f.name for f in named if getattr(requires, f.name) != f.default]
-    return tuple(_ASKED[name] for name in unusual)
+@cache
+def _source(module: str) -> str:
+    return (Path(__file__).parents[1] / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+
+
+def _requires(source: str, name: str) -> list[str]:
+    """What a class, or the one that it derives from, says that it requires."""
+    found = re.search(rf"^class {name}\((\w+).*?(?=^\S|\Z)", source, re.DOTALL | re.MULTILINE)
+    if found is None:
+        home = re.search(rf"^from sfumato\.(\S+) import .*\b{name}\b", source, re.MULTILINE)
+        return _requires(_source(home[1]), name) if home else []
+    requires = re.search(r"^    requires: ClassVar = Requires\((.*?)\)", found[0], re.DOTALL | re.MULTILINE)
+    return re.findall(r"(\w+)=", requires[1]) if requires else _requires(source, found[1])
+
+
+def _presets(source: str, name: str) -> Iterator[str]:
+    """Names of a file's instances of a class, written as such or as another one with ``replace``."""
+    made = {name}
+    for preset, of in re.findall(r"^([A-Z]\w*)\b.*? = (?:replace\(\s*)?(\w+)\b", source, re.MULTILINE):
+        if of in made:
+            made.add(preset)
+            yield preset.lower().replace("_", "-")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -64,11 +64,13 @@ def generate(
     together: int | None = None,
     preview_every: int = 0,
     keeper: Keeper | None = None,
+    after: Callable[[Picture], Picture] | None = None,
     on_progress: Listener | None = None,
 ) -> Generated:
     """An image a seed, or a clip of so many ``frames``, at most so many ``together`` (8 unless said).
 
-    ``preview_every`` counts steps; of windows (``views``) there is no preview. What ``keeper`` has is not painted.
+    ``preview_every`` counts steps; of windows (``views``) there is no preview. What ``keeper`` has is not painted; it
+    keeps single images as they come. ``after``: what becomes of each image that was painted.
 
     The rest is ``denoise``'s, which raises ``SfumatoError`` for what it refuses before the first image is painted.
     """
@@ -100,6 +102,7 @@ def generate(
             if frames > 1:
                 films += [tuple(images[i : i + frames]) for i in range(0, len(images), frames)]
                 images = [pictures.grid(film) for film in films[-len(some) :]]
+            images = images if after is None else list(map(after, images))
             for i, picture in zip(places, images, strict=True):
                 painted[i] = picture
                 if keeper is not None:

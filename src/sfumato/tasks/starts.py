@@ -10,6 +10,18 @@ if TYPE_CHECKING:
 
 How = Literal["direct", "null-text", "negative-prompt", "ddim", "edit-friendly", "edict", "rf", "residual"]
 
+HOMES: dict[How, str] = {
+    "direct": "inversion.ddim:Direct",
+    "null-text": "inversion.null_text:NullText",
+    "negative-prompt": "inversion.ddim:NegativePrompt",
+    "ddim": "inversion.ddim:DDIMInversion",
+    "edit-friendly": "inversion.noise_space:EditFriendly",
+    "edict": "inversion.edict:EDICT",
+    "rf": "inversion.flows:RFInversion",
+    "residual": "inversion.flows:Residual",
+}
+"""Module and name of each, for who reads of it and does not run it."""
+
 
 def inversion_of(how: How, steps: int | None = None, guidance: float = 7.5, seed: int = 0) -> Inversion:
     """An inversion by its word, of so many steps (50 if not said), that finds the image at this guidance.

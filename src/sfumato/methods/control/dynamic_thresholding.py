@@ -8,7 +8,7 @@ clipped, there is none. Latents have no border to clip at; for them there is ``c
 
 Needs: nothing.
 
-Families: those that work in pixels.
+Families: those that work in pixels, which are DeepFloyd IF and DDPM.
 """
 
 from __future__ import annotations

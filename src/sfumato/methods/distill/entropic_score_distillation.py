@@ -8,7 +8,7 @@ Defaults: s = 0.5 (the authors' configuration), all else as in variational score
 
 Needs: four rows an image and step, and a row forwards and backwards for the copy.
 
-Families: as variational score distillation.
+Families: all, as variational score distillation.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ distribution and not scaled.
 Needs: a network of its own (``load("stilllife-instruct")``, ``instruct-pix2pix``), and its guidance, of three rows an
 image.
 
-Families: sd, sdxl, whose UNet reads twice the latents' channels.
+Families: Stable Diffusion 1, 2 and XL, whose UNet reads twice the latents' channels.
 """
 
 from __future__ import annotations

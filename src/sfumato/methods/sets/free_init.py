@@ -14,7 +14,7 @@ lies within the stop. Of an odd number of frames or cells theirs is beside its m
 is in the middle. The filter is one formula over the whole grid, where the authors' code, and diffusers', runs through
 its cells.
 
-Families: models of clips.
+Families: models of clips, which are AnimateDiff and Stable Video Diffusion.
 """
 
 from __future__ import annotations

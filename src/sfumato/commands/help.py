@@ -1,0 +1,127 @@
+"""``--help``: what a command is, how it is called, and each option once, at the terminal's width."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import textwrap
+import warnings
+from argparse import Action, ArgumentParser
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from inspect import getdoc, unwrap
+from typing import Any
+
+import tyro
+
+CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed)
+ASKED = {"--help", "-h"}
+COLUMN = 24
+"""Where what an option means begins."""
+
+
+@cache
+def parser(f: Callable[..., Any]) -> ArgumentParser:
+    """What a function's parameters or a class's fields are on a command line."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # tyro has no other way to ask for it
+        return tyro.extras.get_parser(unwrap(f), config=CONFIG)
+
+
+def listed(about: str, prog: str, groups: Mapping[str, Mapping[str, Callable[..., Any]]]) -> str:
+    """Commands in groups, a line each."""
+    lines = [f"{_bold('usage:')} {prog} COMMAND ...", "", _paragraphs(about)]
+    for title, commands in groups.items():
+        lines += ["", _bold(title)]
+        for name, command in commands.items():
+            first = " ".join((getdoc(command) or "").split("\n\n")[0].split())
+            lines.append(
+                _row(name, first.partition(". ")[0].partition(": ")[0].rstrip(".") if prog == "sfumato" else first)
+            )
+    return "\n".join(lines)
+
+
+def command(f: Callable[..., Any], prog: str, methods: Sequence[str] = ()) -> str:
+    """Of a command, and the words of methods that it takes."""
+    asked = parser(f)
+    own = [action for action in asked._actions if action.option_strings or action.nargs is not None]
+    places = [_metavar(action) for action in own if not action.option_strings]
+    needed = [
+        f"{action.option_strings[0]} {_metavar(action)}" for action in own if action.option_strings and action.required
+    ]
+    chain = ["[METHOD [its options] [+ METHOD ...]]"] if methods else []
+    usage = " ".join([prog, *places, *needed, "[options]", *chain])
+    parts = [_usage(usage), _paragraphs(getdoc(unwrap(f)) or "")]
+    if methods:
+        more = f"  {prog} {methods[0]} --help has a method's options"
+        parts.append("\n".join([_bold("methods"), _filled(", ".join(methods), 2, 2, "  "), more]))
+    return "\n\n".join([*parts, *_options(asked)])
+
+
+def method(cls: Any, prog: str, about: str, presets: Sequence[str]) -> str:
+    """Of a method, and the words of its presets."""
+    more = ["", f"  {'--preset WORD':<{COLUMN - 2}}One of: {', '.join(presets)}."] if presets else []
+    return "\n\n".join([_usage(f"{prog} [options]"), _paragraphs(about), *_options(parser(cls))]) + "\n".join(more)
+
+
+def _options(asked: ArgumentParser) -> list[str]:
+    out = []
+    for group in asked._action_groups:
+        rows = [_option(action) for action in group._group_actions if not ASKED & {*action.option_strings}]
+        if rows:
+            about = [_filled(group.description, 2, 2, "  ")] if group.description else []
+            title = (group.title or "").replace("positional arguments", "what is given")
+            out.append("\n".join([_bold(title), *about, *rows]))
+    return out
+
+
+def _option(action: Action) -> str:
+    names = ", ".join(action.option_strings)
+    taken = "" if action.nargs == 0 else _metavar(action)
+    return _row(" ".join(filter(None, (names, taken))), _meaning(action.help or ""))
+
+
+def _metavar(action: Action) -> str:
+    """What stands for a value, without the word for none, which nobody types."""
+    text = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
+    return re.sub(r"\{None\}\||(?<=\{)None,|\|\{None\}", "", text)
+
+
+def _meaning(text: str) -> str:
+    """The default once: what the text itself says of it, or else the value; nothing of an empty one."""
+    text = re.sub(r" ?\(default: (None|''|False|)\)$", "", text)
+    return re.sub(r" \(default: .*\)$", "", text) if "[default: " in text else text
+
+
+def _row(name: str, text: str) -> str:
+    if len(name) + 4 > COLUMN:
+        return f"  {name}\n{_filled(text, COLUMN, COLUMN)}"
+    return _filled(text, COLUMN, COLUMN, f"  {name}")
+
+
+def _usage(text: str) -> str:
+    return textwrap.fill(
+        text, _width(), initial_indent=f"{_bold('usage:')} ", subsequent_indent="    ", break_on_hyphens=False
+    )
+
+
+def _paragraphs(text: str) -> str:
+    """Filled; an example stays on a line of its own, to be copied."""
+    parts = (" ".join(part.split()) for part in text.split("\n\n"))
+    return "\n\n".join(p if p.startswith("Example:") else _filled(p, 0, 0) for p in parts)
+
+
+def _filled(text: str, first: int, rest: int, begun: str = "") -> str:
+    options = {"break_on_hyphens": False, "break_long_words": False}
+    text = text.replace("``", "")
+    return textwrap.fill(text, _width(), initial_indent=begun.ljust(first), subsequent_indent=" " * rest, **options)
+
+
+def _width() -> int:
+    return min(110, shutil.get_terminal_size().columns)
+
+
+def _bold(text: str) -> str:
+    return f"\x1b[1m{text}\x1b[0m" if sys.stdout.isatty() and "NO_COLOR" not in os.environ else text

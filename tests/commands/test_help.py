@@ -1,0 +1,78 @@
+"""What ``--help`` and Tab tell."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from sfumato import cli
+from sfumato.commands import completion, help
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("edit",), ("generate",), ("edit", "p2p"), ("experiment",), ("show",), ("show", "plan")]
+)
+def test_help_fits_the_terminal_and_says_a_default_once(run, monkeypatch, words):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = run(*words, "--help")
+    assert code == 0 and not err and out.startswith(f"usage: {' '.join(['sfumato', *words[:1]])}")
+    long = [line for line in out.splitlines() if len(line) > 80]
+    assert all(line.startswith(("Example: ", "  --")) for line in long), long
+    assert not re.search(r"default: (None|''|False|)\)|\{None|\x1b|``", out)
+    assert not re.search(r"\[default:[^\]]*\]\.?\s*\(default", out)
+
+
+def test_usage_says_where_methods_go(run):
+    out = " ".join(run("edit", "--help")[1].split())
+    assert "usage: sfumato edit IMAGE --from STR --to STR [options] [METHOD [its options] [+ METHOD ...]]" in out
+    assert "prompt-to-prompt" in out
+    assert "METHOD" not in run("render", "--help")[1].partition("\n\n")[0]
+
+
+def test_a_methods_options_have_its_presets(run):
+    code, out, _ = run("edit", "photo.png", "p2p", "--help")
+    assert code == 0 and "--preset WORD         One of: pie-bench, edit-friendly, still-life." in out
+    assert "--cross FLOAT" in out and "(default: 0.8)" in out
+
+
+def test_groups_open_with_their_own_words(run):
+    assert "Measure a source's figure or table again" in run("experiment", "--help")[1]
+    assert run("show")[1] == run("show", "-h")[1] and "sfumato show COMMAND" in run("show")[1]
+
+
+def test_titles_are_bold_on_a_terminal_unless_colours_are_refused(monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[1m" in help.command(cli.COMMANDS["render"], "sfumato render")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in help.command(cli.COMMANDS["render"], "sfumato render")
+
+
+@pytest.mark.parametrize(
+    ("words", "known", "unknown"),
+    [
+        (["ed"], {"edit", "edit-scene"}, {"render"}),
+        (["show", ""], {"models", "plan"}, {"edit"}),
+        (["show", "plan", "--js"], {"--json"}, {"--seed"}),
+        (["edit", "a.png", "p"], {"p2p", "pnp", "prompt-to-prompt"}, {"masactrl", "--from"}),
+        (["edit", "a.png", "--invert", ""], {"null-text", "edict"}, {"None", "p2p", "--from"}),
+        (["edit", "a.png", "p2p", "--c"], {"--cross", "--compare"}, {"--from", "masactrl"}),
+        (["edit", "a.png", "p2p", "+", "mas"], {"masactrl"}, set()),
+        (["edit", "a.png", "universal-guidance", "--s"], {"--seed"}, set()),
+        (["nope", ""], set(), {"edit"}),
+    ],
+)
+def test_tab(run, words, known, unknown):
+    code, out, _ = run(completion.ASKED, *words)
+    found = {*out.split()}
+    assert code == 0 and known <= found and not unknown & found, found
+
+
+def test_bash_asks_with_the_words_before_the_cursor():
+    script = f'''{completion.SCRIPTS["bash"]}
+    sfumato() {{ printf '%s\\n' "$#" "$@"; }}
+    COMP_WORDS=(sfumato edit "a b.png" "" rest); COMP_CWORD=3; _sfumato; printf '%s|' "${{COMPREPLY[@]}}"'''
+    out = subprocess.run(["bash", "-c", script], check=True, capture_output=True, text=True).stdout
+    assert out.startswith(f"4|{completion.ASKED}|edit|a b.png|")
