@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 
 import pytest
@@ -34,6 +35,16 @@ def settings_of_torch():
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def lines_of_progress():
+    """A slow machine is not to say more than a quick one."""
+    from sfumato.io.progress import Lines
+
+    every, Lines.every = Lines.every, math.inf
+    yield
+    Lines.every = every
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
-from sfumato.io.progress import Bar, Progress, Stopped, heard, lasting, progress, show
+from sfumato.io.progress import Bar, Lines, Progress, Stopped, heard, lasting, progress, show
 
 
 def test_a_listener_hears_a_work_and_the_works_inside_it():
@@ -59,7 +60,7 @@ def test_a_listener_ends_the_work_between_two_of_its_steps():
 
 
 def test_the_bar_has_a_line_for_each_work_and_none_when_all_are_over():
-    bar, lines = Bar(), []
+    bar, lines = Bar(Console(stderr=True)), []
     with pytest.raises(ZeroDivisionError), heard(bar), progress("whole", 2) as advance:
         advance()
         with progress("part", 4) as inner:
@@ -68,6 +69,31 @@ def test_the_bar_has_a_line_for_each_work_and_none_when_all_are_over():
             raise ZeroDivisionError
     assert lines == [("whole", 1, 2), ("painting", 3, 4)]
     assert not bar.lines.tasks
+
+
+def test_without_a_terminal_a_line_tells_every_ten_seconds(capsys, monkeypatch):
+    times = iter((0.0, 0.0, 1.0, 9.9, 10.0, 12.0, 30.0, 40.0, 41.0, 60.0))
+    monkeypatch.setattr(Lines, "every", 10.0)
+    with heard(Lines(lambda: next(times))), progress("images", 4) as advance:  # 0
+        advance()  # 1
+        with progress("painting", 10) as inner:  # 9.9
+            inner(5)  # 10: 1.5 of 4
+            inner()  # 12
+            inner(2)  # 30: 1.8 of 4
+        advance()  # over at 40, 2 of 4 at 41
+    assert capsys.readouterr().err.splitlines() == [
+        "images 1 of 4, painting 5 of 10: 10 s so far, about 17 s left",
+        "images 1 of 4, painting 8 of 10: 30 s so far, about 37 s left",
+        "images 1 of 4: 40 s so far, about 2.0 min left",
+    ]
+
+
+def test_stderr_without_a_terminal_gets_lines(capsys, monkeypatch):
+    monkeypatch.setattr(Lines, "every", 0.0)
+    with progress("images", 2) as advance:
+        advance()
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("images 0 of 2: 0 s so far\nimages 1 of 2: ")
 
 
 def test_a_painting_is_heard_step_by_step(here):

@@ -13,9 +13,8 @@ from PIL import Image, ImageFile, features
 
 from sfumato.errors import SfumatoError
 from sfumato.media import images
-from sfumato.media.images import coloured, fit, flat, open_picture, opened, read_image
+from sfumato.media.images import coloured, fit, flat, open_picture, opened, pixels, read_image
 from sfumato.media.pictures import write
-from sfumato.reading.reader import pixels
 from sfumato.tasks.batch import pictures_in
 
 
@@ -72,6 +71,14 @@ def test_a_picture_is_read_as_a_model_sees_it(here, tmp_path):
     model = load("stilllife", device="cpu")
     assert read_image(tmp_path / "x.png", model).shape == (3, 128, 192)
     assert read_image(tmp_path / "x.png", model, "crop").shape == (3, 128, 128)
+    given = Image.open(tmp_path / "x.png")
+    for image in (given, np.array(given.convert("RGB")), read_image(given)):
+        assert torch.equal(read_image(image, model), read_image(tmp_path / "x.png", model)), type(image)
+        assert torch.equal(read_image(image), read_image(tmp_path / "x.png"))
+    with pytest.raises(SfumatoError, match="unknown fit 'fill'; known: crop, whole, stretch"):
+        read_image(given, model, "fill")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(SfumatoError, match="a file, a picture, a tensor or an array, got a list"):
+        read_image([1, 2])  # pyright: ignore[reportArgumentType]
 
 
 def test_what_the_model_does_not_see_stays():

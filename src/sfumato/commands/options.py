@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from sfumato.errors import SfumatoError, whole
+from sfumato.io.progress import waiting
 from sfumato.io.terminal import note
 from sfumato.tasks.starts import How
 
@@ -105,6 +106,10 @@ class Loading:
     """For a model in one file: a diffusers folder with what is not in it, or which model it is, such as sd-2-base."""
 
     def load(self, name: str, device: str = "cpu") -> Backbone:
+        with waiting(f"loading {name}"):
+            return self._load(name, device)
+
+    def _load(self, name: str, device: str) -> Backbone:
         from sfumato.backbones.load import load
 
         options = {**vars(self), "embeddings": dict(map(_embedding, self.embedding))}

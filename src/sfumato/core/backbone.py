@@ -176,6 +176,11 @@ class Backbone(ABC):
         """Its features that methods may read and write."""
         return token_layers(self.sites, self.network)
 
+    def __repr__(self) -> str:
+        side = self.size // self.factor
+        latents = f"latents of {self.channels} x {side} x {side}"
+        return f"<{self.name}: images of {self.size} x {self.size}, {latents}, {len(self.sites)} attention calls>"
+
     @abstractmethod
     def embed(self, prompts: Sequence[str]) -> Cond:
         """What the network reads of these prompts, a row each."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import torch
 from jaxtyping import Float
@@ -14,11 +14,13 @@ from torch import Tensor
 
 from sfumato.core import plan as plans
 from sfumato.core.backbone import Backbone
+from sfumato.core.brief import brief
 from sfumato.core.conditions import Cond
 from sfumato.core.fusing import Canvas, Together, seeing
 from sfumato.core.gradients import gradients
 from sfumato.core.groups import Group
 from sfumato.core.guidance import CFG, Guide, Scales, guided
+from sfumato.core.hints import hinted
 from sfumato.core.marks import Mark
 from sfumato.core.method import Energy, Maps, Method, Need, Phases, Run, Start, Step, joined, span
 from sfumato.core.modes import unmoded
@@ -36,10 +38,45 @@ from sfumato.errors import SfumatoError, finite, integer
 from sfumato.io.progress import progress
 from sfumato.io.terminal import note
 
-Prompts = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Streams = Mapping[str, str | Sequence[str]]
+Prompts = str | Sequence[str] | Streams
 _Prepared = tuple[Run, dict[str, Phases], Plan, Cond]
 
 
+class Options(TypedDict, total=False):
+    """What ``denoise`` takes by name."""
+
+    methods: Sequence[Method]
+    guide: Guide | Scales | None
+    steps: int | None
+    seed: int | Sequence[int]
+    size: int | tuple[int, int] | None
+    noises: Noises | None
+    start: Start | Float[Tensor, "b c h w"] | None
+    levels: Levels | None
+    stepper: Stepper | None
+    views: Views | None
+    frames: int
+    controls: Sequence[Any]
+    memory: int | None
+    trajectory: Trajectory | None
+    callback: Callable[[Step], None] | None
+    group: int | None
+    mark: Mark | None
+
+
+@overload
+def denoise(model: Backbone, prompts: str, **options: Unpack[Options]) -> Sample: ...
+@overload
+def denoise(model: Backbone, prompts: Streams, **options: Unpack[Options]) -> dict[str, Sample]: ...
+@overload
+def denoise(model: Backbone, prompts: Sequence[str], **options: Unpack[Options]) -> Sample: ...
+@overload
+def denoise(model: Backbone, prompts: Prompts, **options: Unpack[Options]) -> Any: ...
+@hinted
 @unmoded()
 def denoise(
     model: Backbone,
@@ -80,6 +117,7 @@ def denoise(
     and after one that leads to what is not finite.
     """
     _check_methods(methods)
+    asked = {"seed": seed, "methods": tuple(methods), "start": start}
     model = model if noises is None else model.with_noises(noises)
     streams = _in_frames(model, _streams(prompts), frames, methods, views)
     names, each = tuple(streams), len(next(iter(streams.values())))
@@ -146,10 +184,14 @@ def denoise(
                 break
         x = (x if seen is None else seen.left(x)).float().to(model.device)
     around = views is not None and views.around
-    out = {n: Sample(model, of, streams[n], frames, around) for n, of in zip(names, x.split(each), strict=True)}
+    about = {"steps": len(levels), "guidance": guide, **asked}
+    about = {name: brief(value) for name, value in about.items() if value is not None and value != ()}
+    each_of = zip(names, x.split(each), strict=True)
+    out = {name: Sample(model, of, streams[name], frames, around, about) for name, of in each_of}
     return out if isinstance(prompts, Mapping) else out["main"]
 
 
+@hinted
 @unmoded()
 def plan(
     model: Backbone,

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path as File
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.brief import Brief
 from sfumato.core.method import Step
 from sfumato.core.modes import unmoded
 from sfumato.errors import SfumatoError
 from sfumato.media import pictures
 from sfumato.ops.circular import around
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 
 def decoded_around(model: Backbone, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
@@ -50,8 +55,8 @@ def _longer(x: Tensor, columns: int) -> Tensor:
     return torch.cat([x[..., -columns:], x, x[..., :columns]], -1)
 
 
-@dataclass(frozen=True)
-class Sample:
+@dataclass(frozen=True, repr=False)
+class Sample(Brief):
     """What one stream became: latents, and images once they are looked at."""
 
     model: Backbone
@@ -61,6 +66,8 @@ class Sample:
     """How many images one after the other are a clip."""
     around: bool = False
     """Is the right border next to the left one? Then it is decoded so."""
+    about: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """How it was made, in words and numbers; its files carry it."""
 
     @property
     def images(self) -> Float[Tensor, "b 3 H W"]:
@@ -75,14 +82,23 @@ class Sample:
         """The images as frames of clips."""
         return self.images.unflatten(0, (-1, self.frames))
 
+    @property
+    def pictures(self) -> list[Picture]:
+        """The images as pictures."""
+        return [pictures.picture(image) for image in self.images]
+
     def differs(self, other: Sample) -> Bool[Tensor, "b h w"]:
         """Cells whose latents are not those of the other stream: where an edit changed something."""
         return (self.latents != other.latents).any(1)
 
     def save(self, path: str | File) -> File:
-        """Write the image (of several, their grid) as a PNG."""
-        images = [pictures.picture(x) for x in self.images]
-        return pictures.write(images[0] if len(images) == 1 else pictures.grid(images), File(path))
+        """Write the image (of several, their grid) as a PNG that says how it was made."""
+        words = {"prompt": " | ".join(dict.fromkeys(self.prompts)), "model": self.model.name, **self.about}
+        return pictures.write(pictures.grid(self.pictures), File(path), words)
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        return pictures.png(pictures.grid(self.pictures))
 
 
 @dataclass

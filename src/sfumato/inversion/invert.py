@@ -40,6 +40,8 @@ def invert(
     if len(prompts) != len(images):
         raise SfumatoError(f"{len(images)} images need a prompt each, got {len(prompts)}")
     how = how or Direct()
+    if not isinstance(how, Inversion):
+        raise SfumatoError(f"how is an inversion as it is set, such as Direct() or NullText(), got {how!r}")
     how.requires.check_model(model, type(how).__name__)
     with torch.no_grad():
         image = model.encode(images.to(model.device))

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.brief import Brief
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import CFG, Guide, Scales
 from sfumato.core.method import Phases, Requires, Run, Start, Step
@@ -27,8 +28,8 @@ Advance = Callable[[Tensor], None]
 """Called with the latents that a step led to."""
 
 
-@dataclass(frozen=True, eq=False)
-class Path(Start):
+@dataclass(frozen=True, eq=False, repr=False)
+class Path(Brief, Start):
     """Where to start, and what holds the first stream to its image on the way."""
 
     latents: Float[Tensor, "b c h w"]

@@ -1,15 +1,19 @@
-"""How far a work is: told by what works, heard by who asked for it, or else by a bar on stderr."""
+"""How far a work is: told by what works, heard by who asked for it, or else by bars or lines on stderr."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def heard(listener: Listener | None) -> Iterator[None]:
 def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
     """Around a work of so many steps: yields ``advance(steps=1, what=None)``."""
     outer = _WORKS.get()
-    work = _Work(outer[-1].listener if outer else _LISTENER.get() or Bar(), what, total, len(outer))
+    work = _Work(outer[-1].listener if outer else _LISTENER.get() or _stderr(), what, total, len(outer))
     token = _WORKS.set((*outer, work))
     try:
         work.tell()
@@ -90,11 +94,52 @@ _LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 _WORKS: ContextVar[tuple[_Work, ...]] = ContextVar("works", default=())
 
 
-class Bar:
-    """A line for each work on stderr, gone when it is over. Silent where stderr is no terminal."""
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Around what takes a while and cannot say how far it is: a mark that turns, where stderr is a terminal."""
+    from rich.console import Console
 
-    def __init__(self) -> None:
-        from rich.console import Console
+    console = Console(stderr=True)
+    with console.status(what) if console.is_terminal else nullcontext():
+        yield
+
+
+def _stderr() -> Listener:
+    """Bars on a terminal and in a notebook that draws them, else lines."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    drawn = console.is_jupyter and find_spec("ipywidgets") is not None
+    return Bar(console) if console.is_terminal or drawn else Lines()
+
+
+class Lines:
+    """A line on stderr every ten seconds, of the outermost work and what it is about; none of what is sooner done."""
+
+    every: ClassVar[float] = 10.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock, self.begun = clock, clock()
+        self.last, self.works = self.begun, list[Progress]()
+
+    def __call__(self, event: Progress) -> None:
+        self.works[event.depth :] = [] if event.over else [event]
+        now = self.clock()
+        if not self.works or now - self.last < self.every:
+            return
+        self.last, passed = now, now - self.begun
+        part = 0.0
+        for work in reversed(self.works):
+            part = min(1.0, (work.done + part) / max(1, work.of))
+        at = ", ".join(f"{work.what} {work.done:g} of {work.of:g}" for work in self.works)
+        left = f", about {lasting(passed / part - passed)} left" if part else ""
+        print(f"{at}: {lasting(passed)} so far{left}", file=sys.stderr, flush=True)
+
+
+class Bar:
+    """A line for each work on a terminal, gone when it is over."""
+
+    def __init__(self, console: Console) -> None:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -104,7 +149,6 @@ class Bar:
             TimeRemainingColumn,
         )
 
-        console = Console(stderr=True)
         self.lines = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -114,7 +158,6 @@ class Bar:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
         )
         self.tasks: list[Any] = []
 

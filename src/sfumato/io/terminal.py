@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sfumato.io.files import as_json
+from sfumato.io.progress import waiting
 
 
 def note(text: str) -> None:
@@ -50,8 +51,9 @@ def without(logger: str, words: str) -> Iterator[None]:
 
 def quiet() -> None:
     """Keep the remarks and bars of the libraries underneath off the terminal; a command has its own."""
-    from diffusers.utils import logging as diffusers
-    from transformers.utils import logging as transformers
+    with waiting("starting"):
+        from diffusers.utils import logging as diffusers
+        from transformers.utils import logging as transformers
 
     for library in (diffusers, transformers):
         library.set_verbosity_error()

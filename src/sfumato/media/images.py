@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from sfumato.errors import SfumatoError, first_line
+from sfumato.errors import SfumatoError, first_line, unknown
 from sfumato.io.terminal import note
 from sfumato.media import colours
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MOST_PIXELS = 100_000_000
 Fit = Literal["crop", "whole", "stretch"]
+AnyImage = Float[Tensor, "3 h w"] | np.ndarray | Image.Image | str | Path
+"""What is taken wherever an image is asked for; see ``pixels``."""
 Taken = TypeVar("Taken")
 BRANDS = {b"avif": "AVIF", b"avis": "AVIF", **dict.fromkeys((b"heic", b"heix", b"heim", b"hevc", b"mif1"), "HEIF")}
 """Kinds of picture that not every Pillow reads, by the word at byte 8 of their files."""
@@ -219,10 +221,45 @@ def check_range(images: Float[Tensor, "*b H W"], what: str = "an image") -> None
         raise SfumatoError(f"{what} lies in [0, 1], got {float(low):g} to {float(high):g}")
 
 
-def read_image(path: str | Path, model: Sized | None = None, how: Fit = "whole") -> Float[Tensor, "3 H W"]:
-    """An image file in [0, 1], at its own size, or as ``model`` sees it; see ``open_picture`` and ``fit``."""
-    picture = open_picture(path)
-    return tensor(picture) if model is None else fit(picture, model.size, model.multiple, how).pixels
+def read_image(image: AnyImage, model: Sized | None = None, how: Fit = "whole") -> Float[Tensor, "3 H W"]:
+    """An image in [0, 1], at its own size, or as ``model`` sees it; see ``pixels`` and ``fit``."""
+    if model is None:
+        return pixels(image)
+    if isinstance(image, str | Path):
+        image = opened(image)
+    elif not isinstance(image, Image.Image):
+        image = Image.fromarray((pixels(image) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+    return fit(image, model.size, model.multiple, how).pixels
+
+
+def pixels(image: AnyImage) -> Float[Tensor, "3 h w"]:
+    """Any image as a tensor in [0, 1]: a file, a picture, (3, h, w) in [0, 1], or numpy (h, w, 3), bytes or in [0, 1].
+
+    Raises ``SfumatoError`` for another shape, type or range.
+    """
+    if isinstance(image, str | Path):
+        return tensor(open_picture(image))
+    if isinstance(image, Image.Image):
+        return tensor(flat(ImageOps.exif_transpose(image)))
+    if not isinstance(image, np.ndarray | Tensor):
+        raise SfumatoError(f"an image is a file, a picture, a tensor or an array, got a {type(image).__name__}")
+    shape = tuple(image.shape)
+    if isinstance(image, np.ndarray):
+        if len(shape) == 2:
+            image = np.repeat(image[..., None], 3, 2)
+        if image.ndim != 3 or image.shape[2] not in (3, 4):
+            raise SfumatoError(f"an image as numpy is (h, w, 3), got {shape}")
+        image = image / 255.0 if image.dtype == np.uint8 else image
+        if shape[-1] == 4:  # what is transparent is over white
+            image = image[..., :3] * image[..., 3:] + (1 - image[..., 3:])
+        image = torch.from_numpy(image.copy()).permute(2, 0, 1).float()
+    elif image.ndim == 4 and len(image) == 1:
+        image = image[0]
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise SfumatoError(f"an image as a tensor is (3, h, w), got {shape}")
+    image = image.float()
+    check_range(image)
+    return image.clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -278,6 +315,8 @@ def fit(picture: Picture, size: int, factor: int = 8, how: Fit = "whole") -> Fit
     ``crop``: its centre square; ``stretch``: all of it, as a square. Raises ``SfumatoError`` for a picture so long that
     its longer side would be over eight times ``size``.
     """
+    if how not in get_args(Fit):
+        raise unknown("fit", how, get_args(Fit))
     picture = coloured(picture)
     w, h = picture.size
     if how == "crop":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,13 @@ def write(image: Picture, path: Path, words: Mapping[str, object] | None = None)
     with atomic(path) as part:
         image.save(part, format="PNG", pnginfo=info, icc_profile=None)
     return path
+
+
+def png(image: Picture) -> bytes:
+    """A picture as the bytes of a PNG."""
+    out = BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
 
 
 def write_film(frames: Sequence[Picture], path: Path) -> Path:

@@ -9,24 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import ImageOps
-from PIL.Image import Image as Picture
 from torch import Tensor
 
 from sfumato.core.attention import Call, fine
+from sfumato.core.brief import Brief
 from sfumato.core.choice import choose
 from sfumato.core.method import Where
 from sfumato.core.settings import Settings
 from sfumato.core.sites import Layer, Site
 from sfumato.errors import SfumatoError, finite
-from sfumato.media import images
+from sfumato.media.images import AnyImage as Image
+from sfumato.media.images import pixels
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from sfumato.core.conditions import Cond
     from sfumato.core.schedule import Level
 
-Image = Float[Tensor, "3 h w"] | np.ndarray | Picture | str | Path
 BATCH = 8
 """Rows of a prediction, unless said otherwise."""
 
@@ -140,8 +138,8 @@ def up_block(model: Backbone, number: int) -> Layer:
     return tokens[round((number + 1) / 4 * (len(tokens) - 1))]
 
 
-@dataclass(eq=False)
-class Reader:
+@dataclass(eq=False, repr=False)
+class Reader(Brief):
     """One image that is asked many things: what was encoded and read once is kept until ``close``.
 
     Points are (x, y) in the image's own pixels, their centres at halves. Results are of the image's own size.
@@ -260,31 +258,3 @@ def read(model: Backbone, image: Image, side: int | None = None) -> Reader:
 def resized(maps: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c H W"]:
     """Images made larger or smaller without aliasing."""
     return F.interpolate(maps, size, mode="bicubic", antialias=True, align_corners=False)
-
-
-def pixels(image: Image) -> Float[Tensor, "3 h w"]:
-    """Any image as a tensor in [0, 1]: a file, a picture, (3, h, w) in [0, 1], or numpy (h, w, 3), bytes or in [0, 1].
-
-    Raises ``SfumatoError`` for another shape, type or range.
-    """
-    if isinstance(image, (str, Path)):
-        return images.tensor(images.open_picture(image))
-    if isinstance(image, Picture):
-        return images.tensor(images.flat(ImageOps.exif_transpose(image)))
-    shape = tuple(image.shape)
-    if isinstance(image, np.ndarray):
-        if len(shape) == 2:
-            image = np.repeat(image[..., None], 3, 2)
-        if image.ndim != 3 or image.shape[2] not in (3, 4):
-            raise SfumatoError(f"an image as numpy is (h, w, 3), got {shape}")
-        image = image / 255.0 if image.dtype == np.uint8 else image
-        if shape[-1] == 4:  # what is transparent is over white
-            image = image[..., :3] * image[..., 3:] + (1 - image[..., 3:])
-        image = torch.from_numpy(image.copy()).permute(2, 0, 1).float()
-    elif image.ndim == 4 and len(image) == 1:
-        image = image[0]
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise SfumatoError(f"an image as a tensor is (3, h, w), got {shape}")
-    image = image.float()
-    images.check_range(image)
-    return image.clamp(0, 1)

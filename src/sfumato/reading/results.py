@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sfumato.core.brief import Brief
 
-@dataclass(frozen=True)
-class Segments:
+
+@dataclass(frozen=True, repr=False)
+class Segments(Brief):
     """Scores of each segment at the resolution they were read at; the highest has the place."""
 
     scores: Float[Tensor, "k h w"]
@@ -36,8 +38,8 @@ class Segments:
         return replace(self, scores=self.scores[found], names=tuple(self.names[i] for i in found if self.names))
 
 
-@dataclass(frozen=True)
-class Matches:
+@dataclass(frozen=True, repr=False)
+class Matches(Brief):
     """Where points of one image lie in another."""
 
     source: Float[Tensor, "n 2"]

@@ -1,0 +1,44 @@
+"""What other libraries call an argument, for who comes from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from inspect import signature
+from typing import ParamSpec, TypeVar
+
+from sfumato.errors import SfumatoError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_NAMES = {
+    "callback_on_step_end": "callback",
+    "generator": "seed=7 (or one an image); seed=generator.initial_seed()",
+    "guidance_scale": "guide",
+    "height": "size=(height, width)",
+    "image": "start=invert(model, image, prompt), or latents",
+    "latents": "start",
+    "negative_prompt": "guide=cfg(scale, negative=...)",
+    "num_frames": "frames",
+    "num_images_per_prompt": "prompts=[prompt] * n",
+    "num_inference_steps": "steps",
+    "prompt": "prompts",
+    "scheduler": "stepper",
+    "sampler": "stepper",
+    "width": "size=(height, width)",
+}
+"""Arguments of diffusers' pipelines, and what says the same here."""
+
+
+def hinted(f: Callable[P, R]) -> Callable[P, R]:
+    """``SfumatoError`` for an argument of diffusers' that ``f`` calls otherwise, with its name here."""
+    known = signature(f).parameters
+
+    @wraps(f)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name in _NAMES and name not in known:
+                raise SfumatoError(f"{f.__name__} has no {name}; here it is {_NAMES[name]}")
+        return f(*args, **kwargs)
+
+    return called
