@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from sfumato.core.denoising import denoise
 from sfumato.errors import SfumatoError
 from sfumato.inversion import DDIMInversion, invert
 from sfumato.reading import read
-from tests import families
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +26,12 @@ def model(models):
 
 def test_a_sample_says_what_it_is_and_its_file_how_it_was_made(model, tmp_path):
     sample = denoise(model, ["a cube", "a duck"], steps=2, seed=3, guide=4.0)
-    side = families.side(model)
+    side = model.size
     assert f"images of {side} x {side}" in repr(model)
     assert "latents=float32[2, 4, " in repr(sample) and "tensor(" not in repr(sample) and len(repr(sample)) < 300
     words = Image.open(sample.save(tmp_path / "a.png")).text  # pyright: ignore[reportAttributeAccessIssue]
     assert words["prompt"] == "a cube | a duck" and words["seed"] == "3" and words["steps"] == "2"
+    assert Path(model.name).is_absolute() and words["model"] == Path(model.name).name, "files are given to others"
     assert "4.0" in words["guidance"] and "methods" not in words
     assert len(sample.pictures) == 2 and np.array(sample.pictures[1]).shape == (side, side, 3)
     shown = Image.open(io.BytesIO(sample._repr_png_()))

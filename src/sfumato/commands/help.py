@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 import warnings
-from argparse import Action, ArgumentParser
+from argparse import Action
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from inspect import getdoc, unwrap
@@ -23,7 +23,7 @@ COLUMN = 24
 
 
 @cache
-def parser(f: Callable[..., Any]) -> ArgumentParser:
+def parser(f: Callable[..., Any]) -> Any:
     """What a function's parameters or a class's fields are on a command line."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # tyro has no other way to ask for it
@@ -66,7 +66,7 @@ def method(cls: Any, prog: str, about: str, presets: Sequence[str]) -> str:
     return "\n\n".join([_usage(f"{prog} [options]"), _paragraphs(about), *_options(parser(cls))]) + "\n".join(more)
 
 
-def _options(asked: ArgumentParser) -> list[str]:
+def _options(asked: Any) -> list[str]:
     out = []
     for group in asked._action_groups:
         rows = [_option(action) for action in group._group_actions if not ASKED & {*action.option_strings}]
@@ -114,7 +114,7 @@ def _paragraphs(text: str) -> str:
 
 
 def _filled(text: str, first: int, rest: int, begun: str = "") -> str:
-    options = {"break_on_hyphens": False, "break_long_words": False}
+    options: Any = {"break_on_hyphens": False, "break_long_words": False}
     text = text.replace("``", "")
     return textwrap.fill(text, _width(), initial_indent=begun.ljust(first), subsequent_indent=" " * rest, **options)
 

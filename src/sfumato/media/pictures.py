@@ -29,11 +29,15 @@ def picture(pixels: Float[Tensor, "3 h w"]) -> Picture:
 
 
 def write(image: Picture, path: Path, words: Mapping[str, object] | None = None) -> Path:
-    """Write a PNG in sRGB with ``words`` as its text entries. Raises ``SfumatoError`` where it cannot be written."""
+    """Write a PNG in sRGB with ``words`` as its text entries, of places on this machine the name alone.
+
+    Raises ``SfumatoError`` where it cannot be written.
+    """
     info = PngInfo()
     info.add(b"sRGB", b"\0")  # its byte is the rendering intent: perceptual
     for key, value in (words or {}).items():
-        info.add_itxt(key, str(value).encode(errors="backslashreplace").decode())  # names of files may be no Unicode
+        text = Path(str(value)).name if Path(str(value)).is_absolute() else str(value)
+        info.add_itxt(key, text.encode(errors="backslashreplace").decode())  # names of files may be no Unicode
     with atomic(path) as part:
         image.save(part, format="PNG", pnginfo=info, icc_profile=None)
     return path
