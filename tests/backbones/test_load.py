@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,26 @@ def test_a_model_in_the_cache_is_loaded_offline_by_id_and_by_alias(folder, cache
     for name in ("somebody/tiny", "runwayml/stable-diffusion-v1-5", "sd-1.5"):
         model = load(name, device="cpu", offline=True)
         assert model.name == name and torch.equal(predict(model), plain)
+
+
+@pytest.mark.parametrize("name", ["sd-1.5", "no/such"])
+def test_offline_nobody_is_connected_to(folder, cached, monkeypatch, tmp_path, name):
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _detect_agent
+
+    calls = []
+    monkeypatch.setattr(_detect_agent, "_registry", None, raising=False)  # what the client has looked up, it keeps
+    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(tmp_path / "none.json"), raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **_: calls.append(args) or [])
+    monkeypatch.setattr(socket.socket, "connect", lambda self, where: calls.append(where))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    if name != "no/such":
+        cached("runwayml/stable-diffusion-v1-5", folder)
+    with suppress(SfumatoError):
+        load(name, device="cpu", offline=True)
+    assert not calls and not constants.HF_HUB_OFFLINE
+    load("stilllife", device="cpu", offline=True)
+    assert not calls
 
 
 def test_a_missing_model_says_where_it_was_looked_for(cached, tmp_path):

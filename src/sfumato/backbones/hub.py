@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -81,11 +82,10 @@ def _repository(
             reasons.append(f"the hub has no {repo}, or it is private (`hf auth login`)")
         except Exception as e:  # what the hub's client raises where there is no network differs with its version
             reasons.append(f"{repo} cannot be downloaded ({first_line(e)})")
-    for repo in (*ids, *gone):
-        try:
-            return _downloaded(repo, variant, part, cached=True)
-        except (OSError, ValueError):
-            continue
+    with _silent():
+        for repo in (*ids, *gone):
+            with suppress(OSError, ValueError):
+                return _downloaded(repo, variant, part, cached=True)
     others = mirrors or [i for known in aliases().values() if name in known["ids"] for i in known["ids"] if i != name]
     if others:
         reasons.append(f"the same weights are at: {', '.join(others)}")
@@ -95,6 +95,18 @@ def _repository(
     elif mirrors:
         what = f"{name} is no longer on the hub"
     raise SfumatoError("; ".join([what, *reasons, f"the local cache ({constants.HF_HUB_CACHE}) does not have it"]))
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Inside, nobody is asked: the hub's client looks up for its greeting what program calls, if it may."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _downloaded(repo: str, variant: str | None, part: str | None, cached: bool = False) -> Path:
