@@ -395,6 +395,17 @@ def test_invert_finds_the_image(run, here, tmp_path, how):
     refused(run("invert", tmp_path / "none.png", "a cube"), "there is no file")
 
 
+@pytest.mark.parametrize("command", ["edit", "invert"])
+def test_a_picture_that_the_model_cannot_hold_is_remarked_upon(run, here, tmp_path, monkeypatch, command):
+    Image.new("RGB", (64, 64), (90, 120, 30)).save(tmp_path / "photo.png")
+    words = ["--from", "a red cube", "--to", "a blue cube", "sdedit"] if command == "edit" else ["--how", "ddim"]
+    call = [command, tmp_path / "photo.png", *words, "--steps", 2, "--out", tmp_path]
+    for held, says in ((200.0, True), (-200.0, False)):
+        monkeypatch.setattr("sfumato.stilllife.paint.HELD", held)
+        code, _, err = run(*call)
+        assert code == 0 and ("dB, and what it was made for at" in err) == says, err
+
+
 def test_methods_are_chained_and_compared(run, here, tmp_path):
     Image.new("RGB", (70, 90), (90, 120, 30)).save(tmp_path / "photo.png")
     edit = ["edit", tmp_path / "photo.png", "--from", "a red cube", "--to", "a blue cube", "--steps", 3, "--json"]

@@ -28,6 +28,7 @@ from sfumato.commands.options import (
     layout_of,
     mask_of,
     note_guidance,
+    remark_picture,
     seed_of,
     whole,
 )
@@ -124,7 +125,7 @@ def edit(
     writable(out)
     quiet()
     from sfumato.media import images
-    from sfumato.tasks.edit import PictureEdit, fit_all, run_edits
+    from sfumato.tasks.edit import PictureEdit, fit_all, kept_by, run_edits
     from sfumato.tasks.inpaint import Inpainting
 
     net = loading.load(model, device)
@@ -136,6 +137,7 @@ def edit(
     other = None if appearance is None else images.cropped(images.open_picture(appearance), height, width)
     asked = (source, target, invert, steps, guidance, seed, None if other is None else looks, negative)
     loading.remark(model, source, target, negative)
+    remark_picture(model, lambda: kept_by(net, first.pixels))
     net = steering.steer(net, loading, steering.beside(net, first, fit), negative)
     hole = uses.mask(hole, net, chained.values())
     if hole is not None and (also or other is not None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -137,6 +138,15 @@ class Loading:
                 what = "the word" if len(words) == 1 else "words"
                 either = " or ".join(map(repr, words))
                 note(f"no prompt says {either}, {what} of --{option} {file}, so it is not read")
+
+
+def remark_picture(model: str, kept: Callable[[], float]) -> None:
+    """Say so where the built-in model cannot hold a picture, of which its autoencoder finds so much again, in dB."""
+    from sfumato.stilllife.paint import strange
+    from sfumato.stilllife.weights import MODELS
+
+    if model in MODELS and (text := strange(kept())):
+        note(text)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from sfumato.commands.options import (
     layout_of,
     mask_of,
     note_guidance,
+    remark_picture,
     seed_of,
     whole,
 )
@@ -162,7 +163,7 @@ def video(
         writable(place.parent)
     quiet()
     from sfumato.core.noise import Independent, Noises
-    from sfumato.tasks.edit import PictureEdit
+    from sfumato.tasks.edit import PictureEdit, kept_by
     from sfumato.tasks.frames import Aligned, Reads, motion_of
     from sfumato.tasks.video import Footage, VideoEdit, edit_video, mark, price
     from sfumato.tasks.video import beside as side_by_side
@@ -183,6 +184,7 @@ def video(
     controls = tuple(Aligned(one.frames, f"{one.video.path} {mark(one.video)[:16]}") for one in beside_it)
     steered = steering.steered(net, loading, negative)
     first = images.fit(next(footage.frames()), net.size, net.multiple, fit)
+    remark_picture(model, lambda: kept_by(net, first.pixels))
     edit = PictureEdit.of(chain.seeing(first), source, target, invert, steps, guidance, seed, None, negative)
     asked = VideoEdit(footage, edit, Independent(), chunk, anchor, seed, fit, Reads(controls, steered, hole, fit))
     uses.seed(seed, [(edit.start, *edit.methods)])

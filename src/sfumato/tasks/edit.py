@@ -177,6 +177,13 @@ def fit_all(shown: Mapping[str, Picture], model: Sized, how: Fit = "whole") -> d
     return fitted
 
 
+def kept_by(model: Backbone, pixels: Float[Tensor, "3 h w"]) -> float:
+    """How near the autoencoder alone comes to a picture, in dB, up to ``SAME``: no edit keeps more of it."""
+    with torch.no_grad():
+        best = model.decode(model.encode(pixels[None].to(model.device))).cpu()
+    return min(SAME, float(psnr(best, pixels[None])))
+
+
 def run_edits(
     model: Backbone,
     fitted: Sequence[Fitted],
