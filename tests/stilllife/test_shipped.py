@@ -44,30 +44,13 @@ def test_what_the_autoencoder_holds_is_told_from_what_it_does_not():
 
 
 @pytest.mark.slow
-def test_ctrl_c_half_way_stops_cleanly(tmp_path):
-    half_way = tmp_path / "half-way"
-    code = f"""
-import sys
-from pathlib import Path
-from sfumato import cli
-from sfumato.core import denoising
-
-denoise = denoising.denoise
-
-def and_say(*args, **options):
-    out = denoise(*args, **options)
-    Path({str(half_way)!r}).touch()
-    return out
-
-denoising.denoise = and_say
-sys.exit(cli.main(["generate", "a red cube", "--n", "64", "--out", {str(tmp_path / "out")!r}]))
-"""
-    command = [sys.executable, "-c", code]
+def test_ctrl_c_half_way_stops_cleanly_and_keeps_what_is_painted(tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "sfumato.cli", "generate", "a red cube", "--n", "64", "--out", str(out)]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not half_way.exists() and running.poll() is None:  # the first 8 of 64 images
+    while len([*out.glob("a-red-cube-*.png")]) < 8 and running.poll() is None:  # the first 8 of 64 images
         time.sleep(0.1)
     running.send_signal(signal.SIGINT)
-    out, err = running.communicate()
-    assert (running.returncode, out) == (130, "") and err.endswith("sfumato: stopped\n") and "Traceback" not in err
-    assert len([*(tmp_path / "out").glob("a-red-cube-*.png")]) >= 8, "what is painted is kept"
-    assert list((tmp_path / "out").iterdir()) == []
+    said, err = running.communicate()
+    assert (running.returncode, said) == (130, "") and err.endswith("sfumato: stopped\n") and "Traceback" not in err
+    assert 8 <= len([*out.glob("*.png")]) < 64
