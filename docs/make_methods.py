@@ -59,7 +59,7 @@ def by_hand(file: Path) -> str:
 
 
 def page(entry: index.Entry, hand: str) -> str:
-    found = about(entry.module, entry.method)
+    found = about(entry)
     name, paper, does = found.head
     idea = [text for text in found.text[:1] if not text.startswith("Default")]
     rest = found.text[len(idea) :]
@@ -225,7 +225,7 @@ def listed(group: str, title: str) -> str:
     """A group's heading and table: the picture if there is one, the name, and what it does."""
     rows = []
     for entry in sorted((e for e in index.METHODS if e.group == group), key=lambda e: e.word):
-        name, _, does = about(entry.module, entry.method).head
+        name, _, does = about(entry).head
         files = [f"images/{kind}/{entry.word}.webp" for kind in ("methods", "moving")]
         there = [file for file in files if (PAGES.parent / file).exists()]
         shown = f'<img src="../{there[0]}" width="160" alt="">' if there else ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from sfumato.core.method import Run
 from sfumato.core.rows import Rows
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
+from sfumato.methods.control import latent_descent
 from sfumato.methods.control.box_diff import SIGMA, BoxDiff, box_loss
 from sfumato.methods.control.latent_descent import sharpened, text_at, word_maps
 from sfumato.ops.blur import blur
@@ -110,17 +113,39 @@ def test_the_loss_goes_down(small, monkeypatch):
     )
     x = small.latents([3], 128, 128)
     start = {"start": x, "steps": 1, "size": 128}
-    painted(small, BoxDiff(LAYOUT, scale=0.01, until=1.0), **start)
+    painted(small, BoxDiff(LAYOUT, scale=0.01, until=1.0, refinements=0), **start)
     first, seen[:] = sum(seen), []
     moved = []
 
     def watch(step):
         moved.append(step.x)
 
-    painted(small, BoxDiff(LAYOUT, scale=0.01, until=1.0), callback=watch, **start)
+    painted(small, BoxDiff(LAYOUT, scale=0.01, until=1.0, refinements=0), callback=watch, **start)
     seen.clear()
-    painted(small, BoxDiff(LAYOUT, scale=0.01, until=1.0), **{**start, "start": moved[0]})
+    painted(small, BoxDiff(LAYOUT, scale=0.01, until=1.0, refinements=0), **{**start, "start": moved[0]})
     assert (moved[0] != x).any() and sum(seen) < first
+
+
+@pytest.mark.parametrize(
+    ("emptiest", "updates"), [([0.9, 0.5, 0.6], [0.9, 0.6]), ([0.9, 0.8, 0.75], [0.9, 0.8, 0.75]), ([0.5], [])]
+)
+def test_refinement_goes_down_the_emptiest_box_until_it_is_filled_and_once_more(small, monkeypatch, emptiest, updates):
+    """At the threshold 0.3, at most three times: ``emptiest`` is what each prediction finds."""
+    method = BoxDiff(LAYOUT, scale=0.5, until=1.0, refine_at=(0.0,), refine_to=(0.3,), refinements=3)
+    asked, went, real = count(), [], latent_descent.gradients
+
+    def inner(map, mask, share):
+        found = emptiest[min(next(asked) // 3, len(emptiest) - 1)]  # of three words in two boxes
+        return map.sum() - map.sum().detach() + (found if mask[:, 0].any() else found - 0.1)
+
+    monkeypatch.setattr(latent_descent, "gradients", lambda *a: went.append(float(a[1].detach())) or real(*a))
+    monkeypatch.setattr("sfumato.methods.control.box_diff.inner_loss", inner)
+    monkeypatch.setattr("sfumato.methods.control.box_diff.box_loss", lambda map, mask, *a: map.sum() * 0 + 7.0)
+    painted(small, method, steps=1)
+    assert went == pytest.approx([*updates, 14.0]), "then the usual descent, of all losses of both boxes"
+    went.clear()
+    painted(small, replace(method, refinements=0), steps=1)
+    assert went == pytest.approx([14.0])
 
 
 def test_the_grid_is_the_nearest(small):

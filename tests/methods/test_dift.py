@@ -164,4 +164,4 @@ def test_what_they_cannot_do_is_said(models):
     with pytest.raises(SfumatoError, match="uniform or by attention"):
         OptimalTransport(masses="cam")  # pyright: ignore
     with pytest.raises(SfumatoError, match="its own refinement"):
-        OptimalTransport(refine="image")
+        OptimalTransport(refine="local")

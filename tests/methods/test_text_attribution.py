@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from sfumato.core.choice import choose
 from sfumato.errors import SfumatoError
-from sfumato.methods.perceive.text_attribution import STEPS, TextAttribution, attribute
+from sfumato.methods.perceive.text_attribution import STEPS, TextAttribution, attribute, read_at
 from sfumato.reading.reader import Noise, Reader
 
 PROMPT, OTHER = "a red cube on grass", "the blue duck and a cube"
@@ -24,8 +24,8 @@ def reading(model, ratio: float = 1.5):
 
 
 def seen(reader, prompt: str, t: float):
-    """Every head's probabilities at every site."""
-    sites = choose(reader.model, "image->text", reader.grid)
+    """Every head's probabilities at every site but a UNet's middle."""
+    sites = [s for s in choose(reader.model, "image->text", reader.grid) if s.stage != "mid"]
     return reader.extract(sites, lambda c: c.block(c.rows.names[0], "image->text"), Noise(t), prompt)
 
 
@@ -44,6 +44,38 @@ def test_a_words_map_is_the_mean_over_steps_sites_heads_and_tokens(models, famil
         wanted = wanted + torch.stack(of).mean(0) / len(steps)
     found = attribute(reader, PROMPT, ["cube"], steps)
     torch.testing.assert_close(found[0], wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_word_of_several_tokens_is_their_mean(models):
+    reader = reading(models("sd"))
+    prompt = "a teapotty cube"
+    (at,) = (at for word, at in reader.model.words(prompt) if word == "teapotty")
+    assert at.stop - at.start > 1
+    wanted = 0
+    for site, probs in seen(reader, prompt, 1).items():
+        flat = probs.mean(0)[:, at].mean(1).view(1, 1, *site.grid(reader.grid))
+        wanted = wanted + F.interpolate(flat, reader.grid, mode="bicubic")[0, 0].clamp_min(0) / len(read_at(reader))
+    torch.testing.assert_close(attribute(reader, prompt, ["teapotty"], (1,))[0], wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_what_bicubic_interpolation_leaves_below_zero_is_none(models, monkeypatch):
+    reader = reading(models("sd"))
+    (site, *_) = read_at(reader, "mid")
+    h, w = site.grid(reader.grid)
+    peak = torch.zeros(1, 1, h, w)
+    peak[..., h // 2, w // 2] = 1
+    maps = peak.flatten(2).movedim(1, 2).expand(1, h * w, reader.model.text_tokens)
+    monkeypatch.setattr("sfumato.methods.perceive.text_attribution.attended", lambda call, pair: maps)
+    larger = F.interpolate(peak, reader.grid, mode="bicubic")[0, 0]
+    assert larger.min() < -0.01
+    torch.testing.assert_close(attribute(reader, PROMPT, ["cube"], (1,), (site,))[0], larger.clamp_min(0))
+
+
+def test_the_middle_is_read_where_it_is_asked_for(models):
+    reader = reading(models("sd"))
+    assert "mid" in {site.stage for site in reader.model.sites}
+    assert {s.stage for s in read_at(reader)} == {"down", "up"} and {s.stage for s in read_at(reader, "mid")} == {"mid"}
+    assert {s.stage for s in read_at(reader, "all")} == {"down", "mid", "up"}
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux", "deepfloyd"])

@@ -6,6 +6,7 @@ Words may become several tokens and may be repeated. A mapping is a matrix: targ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -43,13 +44,17 @@ def replacement(source: Words, target: Words, tokens: int) -> Float[Tensor, "sou
     return matrix
 
 
+Padding = Literal["position", "end"]
+
+
 def refinement(
-    source: Words, target: Words, tokens: int
+    source: Words, target: Words, tokens: int, padding: Padding = "position"
 ) -> tuple[Float[Tensor, "source target"], Bool[Tensor, " target"]]:
     """For a prompt with words added: (matrix, which target tokens have a source).
 
     Words are aligned by Needleman-Wunsch with the authors' scores: a gap costs nothing, a match counts 1, a wrong pair
-    -1. Padding stands for padding, by position.
+    -1. The end token stands for the end token. Padding stands for what has its position, as in the authors' code, which
+    is a word where the source is longer; or, counted from the end token (``end``), for padding alone.
     """
     names = [w for w, _ in source], [w for w, _ in target]
     pairs = align(*names)
@@ -60,10 +65,10 @@ def refinement(
         matrix[range(a.start, a.stop), range(b.start, b.stop)] = 1
         known[b] = True
     ends = [words[-1][1].stop if words else 1 for words in (source, target)]
-    rest = range(ends[1], tokens)  # the end token and the padding, as far as the source has as many
-    for j in rest:
-        matrix[min(ends[0] + j - ends[1], tokens - 1), j] = 1
-        known[j] = True
+    matrix[ends[0], ends[1]] = 1
+    for j in range(ends[1] + 1, tokens):  # of the source's as many as it has
+        matrix[j if padding == "position" else min(ends[0] + j - ends[1], tokens - 1), j] = 1
+    known[ends[1] :] = True
     return matrix, known
 
 

@@ -90,7 +90,7 @@ _ROWS = (
     Recipe("instruct-pix2pix", {"image_scale": 2.0}, 5.0, model="stilllife-instruct"),
     # Control. In the authors' layers a thing's word is hardly attended inside of it, and energies do not fall.
     Recipe("layout-guidance", {"scale": 60.0, "iterations": 3, "until": 0.4, "layers": FINEST}),
-    Recipe("box-diff", {"res": 1.0, "layers": FINEST}),
+    Recipe("box-diff", {"res": 1.0, "layers": FINEST, "refinements": 0}),
     # 8 x 8 and 16 x 16 cells in place of 2 x 2 and 4 x 4; half the descents do as well.
     Recipe(
         "llm-grounded",
@@ -152,7 +152,7 @@ _ROWS = (
     ),
     # Mean IoU 0.17 of six classes, as k-means on the same features (0.16); other settings were not tried.
     Recipe("picie", _HEAD | {"epochs": 3, "batch": 16}, side=TWICE),
-    Recipe("dift", _FEATURES, side=TWICE),
+    Recipe("dift", {**_FEATURES, "refine": "local"}, side=TWICE),
     # Plain renders: its ControlNet does not paint what hangs in the air. 8 views as near as its own scenes; man and
     # woman are 0.039 of the diameter apart, without sides and places 0.071, by up block 1 as published 0.079; twice the
     # side is no nearer. Places that count 1 or 4: 0.044, 0.038.

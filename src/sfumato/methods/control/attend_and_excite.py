@@ -18,7 +18,7 @@ Families: all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -31,6 +31,7 @@ from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, Where
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.latent_descent import (
     descend,
+    refine,
     sharpened,
     text_at,
     text_span,
@@ -98,7 +99,7 @@ class AttendAndExcite(Method):
 
             scale = self.scale * shrinking[step.i]
             if step.i in at:
-                self._refine(step, loss, scale, 1 - at[step.i])
+                refine(step, loss, scale, self.refinements, 1 - at[step.i], self.beyond)
             descend(step, loss, scale)
 
         calls = end / run.steps / len(run.rows.conditions)
@@ -123,14 +124,6 @@ class AttendAndExcite(Method):
         text = plain(prompt)
         heads = [p.at(text, p.head) for p in noun_phrases(text, self.parser)]
         return [tokens[i] for i in heads if i < len(tokens)]
-
-    def _refine(self, step: Step, loss: Callable[[Tensor], Tensor], scale: float, enough: float) -> None:
-        """Go down until every word has reached the threshold (algorithm 1, lines 5 to 8)."""
-        before = step.x
-        losses = descend(step, loss, scale, self.refinements, enough)
-        more = (step.x != before).flatten(1).any(1) & (losses <= enough)
-        if self.beyond and more.any():
-            descend(step, lambda x: torch.where(more, loss(x), -torch.inf), scale)
 
 
 def excitation(

@@ -42,6 +42,20 @@ def descend(
     return losses.detach()
 
 
+def refine(
+    step: Step, loss: Callable[[Tensor], Float[Tensor, " b"]], scale: float, most: int, enough: float, beyond: bool
+) -> None:
+    """Go down until each image's loss is ``enough``, at most ``most`` times (Attend-and-Excite, algorithm 1, 5 to 8).
+
+    ``beyond``: images that got there go one update further, as in the authors' code.
+    """
+    before = step.x
+    losses = descend(step, loss, scale, most, enough)
+    more = (step.x != before).flatten(1).any(1) & (losses <= enough)
+    if beyond and more.any():
+        descend(step, lambda x: torch.where(more, loss(x), -torch.inf), scale)
+
+
 def text_at(run: Run, part: float) -> int:
     """The resolution of image->text attention that is nearest to a part of the latents' shorter side."""
     return nearest_side(choose(run.model, "image->text", run.grid), run.grid, part)

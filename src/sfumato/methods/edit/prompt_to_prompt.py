@@ -5,7 +5,8 @@ source's where both have the word (section 3.2: words swapped, words added, whic
 Self-attention is replaced in the first steps as well, which holds shapes. A local blend keeps the background.
 
 Defaults: the authors' code (cross 0.8, self 0.4, blend 0.3 from 0.2 of the steps on). As there, edited maps are not
-normalised again, and the blend adds up the edited maps.
+normalised again, and the blend adds up the edited maps. There a part c of N steps ends at int(c (N + 1)), here at
+int(c N): the same of 50, a step less of some other N.
 
 Needs: image->text probabilities at all sites, image->image queries and keys (the same probabilities, still fused) at
 grids up to ``self_res``; no further network calls.
@@ -27,7 +28,7 @@ from sfumato.core.attention import Call
 from sfumato.core.choice import choose, side_of
 from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where, span
 from sfumato.core.settings import Settings
-from sfumato.prompts.alignment import refinement, replacement
+from sfumato.prompts.alignment import Padding, refinement, replacement
 from sfumato.prompts.words import spans
 
 
@@ -66,6 +67,9 @@ class PromptToPrompt(Method):
     self_res: int | float = 0.5
     """Finest grid whose self-attention is replaced: cells a side, or a part of the latents' side (of small ones 16
     cells). Half is the authors' later code, a quarter their first."""
+    padding: Padding = "position"
+    """Where words are added: what stands for the padding behind the target's last word, which is what has its position
+    in the source, or what lies as far behind the source's own end (``end``)."""
 
     def start(self, run: Run) -> Phases:
         source, *targets = run.rows.streams
@@ -119,7 +123,7 @@ class PromptToPrompt(Method):
     def _mixes_of(self, run: Run, source: str, target: str) -> list[tuple[Tensor, Tensor]]:
         """For each step, matrix and own weights of one image's prompts."""
         words = run.model.words(target)
-        matrix, known = _mapping(run, source, target)
+        matrix, known = _mapping(run, source, target, self.padding)
         weights = torch.ones(run.model.text_tokens)
         for word, weight in self.reweight.items():
             weights[spans(words, word)] = weight
@@ -132,8 +136,9 @@ class PromptToPrompt(Method):
 
 PIE_BENCH = PromptToPrompt(cross=0.4, self=0.6)
 """What the figures of PIE-Bench were made with (Ju et al. 2024, their code), 50 steps at guidance 7.5."""
-EDIT_FRIENDLY = PromptToPrompt(cross=0.6, self=0.2)
-"""With ``EditFriendly(skip=0.12)`` and guidance 9 (Huberman-Spiegelglas et al. 2024, their code)."""
+EDIT_FRIENDLY = PromptToPrompt(cross=60.5 / 88, self=20.5 / 88, self_res=0.25)
+"""With ``EditFriendly(skip=0.12)`` and guidance 9 (Huberman-Spiegelglas et al. 2024, their code), whose 0.6 and 0.2 are
+of all 100 steps: 60 and 20 of the 88 that are run."""
 
 
 def _upto(run: Run, res: int | float):
@@ -141,11 +146,11 @@ def _upto(run: Run, res: int | float):
     return lambda site: min(site.grid(run.grid)) <= side
 
 
-def _mapping(run: Run, source: str, target: str) -> tuple[Tensor, Tensor]:
+def _mapping(run: Run, source: str, target: str, padding: Padding) -> tuple[Tensor, Tensor]:
     a, b = (run.model.words(prompt) for prompt in (source, target))
     if len(a) == len(b):
         return replacement(a, b, run.model.text_tokens), torch.ones(run.model.text_tokens, dtype=torch.bool)
-    return refinement(a, b, run.model.text_tokens)
+    return refinement(a, b, run.model.text_tokens, padding)
 
 
 def _blend(blend: LocalBlend, run: Run, need: Need, total: dict[str, Tensor]):

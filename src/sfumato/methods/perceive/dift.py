@@ -10,8 +10,9 @@ there told the network "a photo of a {category}", which is a weak label; the dem
 is a network of another kind, which is not loaded here. Several layers and ``standard`` are not theirs.
 
 Unlike the authors' code, an image is encoded once and as the encoder's mean, not as eight samples; the network stops
-after the block; and features are compared at their own resolution, with pixels around the best cell alone
-(``refine="image"`` compares all, as they do). ``seed`` gives both images the same noises.
+after the block; and no features are made larger, which all pixels are compared with as if they were (``refine="local"``
+compares those around the best cell alone, and finds another place for one point in seven). ``seed`` gives both images
+the same noises.
 
 Needs: the output of one or several up blocks; a part of a network call for each noise.
 
@@ -64,7 +65,7 @@ class DIFT(Settings):
     """What the network is told of both images, such as "a photo of a duck"."""
     seed: int = 0
     """Of the noises."""
-    refine: Refine = "local"
+    refine: Refine = "image"
     """``image``: the best of all pixels, as published; ``local``: of those near the best cell; ``none``: its middle."""
     temperature: float | None = None
     """Mean place under a softmax of cosines over this, instead of the best one."""

@@ -7,8 +7,9 @@ from a second row of the batch, which reads the other text, and the queries from
 
 DAAM adds up the steps in which the image was painted; here an image is given, noised to ``steps`` and read, ten of them
 unless said otherwise. As there, maps are brought to the latents' size by bicubic interpolation and cut at zero; here
-after the mean over a layer's heads, there before. A word of several tokens is their mean. Where words compete, there a
-map is divided by the sum over the words asked for, here by that over all words of the sentence.
+after the mean over a layer's heads, there before. The middle of a UNet is left out, as there, unless ``stage`` asks for
+it. A word of several tokens is their mean. Where words compete, there a map is divided by the sum over the words asked
+for, here by that over all words of the sentence.
 
 Needs: image->text maps, of the words' tokens alone, added up as they are made; one call of the network a step, of two
 rows with another text. Nothing is kept but the maps.
@@ -63,7 +64,7 @@ class TextAttribution(Settings):
     least: float = 0.0
     """Only maps of at least this part of the latents' side; 0 takes all."""
     stage: str | None = None
-    """Only maps of this stage, in UNets down, mid or up; all when none is given."""
+    """Only maps of this stage, in UNets down, mid or up; all: of each; none: of all but mid, as published."""
     seed: int = 0
     """Of the noise."""
 
@@ -87,7 +88,7 @@ class TextAttribution(Settings):
             raise SfumatoError("attribution needs words: which things to look for")
         self.requires.check_model(reader.model, "TextAttribution")
         prompt = " and ".join(self.words) if self.prompt is None else self.prompt
-        sites = chosen(reader, "image->text", self.stage, self.least, "attribution")
+        sites = read_at(reader, self.stage, self.least)
         return attribute(
             reader, prompt, self.words, self.steps, sites, self.read_with, compete=self.compete, seed=self.seed
         )
@@ -96,6 +97,13 @@ class TextAttribution(Settings):
         """``maps`` at the image's own size, on the CPU."""
         maps = self.maps(reader)[None].float()
         return F.interpolate(maps, reader.size, mode="bilinear", align_corners=False)[0].cpu()
+
+
+def read_at(reader: Reader, stage: str | None = None, least: float = 0.0) -> tuple[Site, ...]:
+    """Where maps are taken, as ``TextAttribution`` says."""
+    found = chosen(reader, "image->text", None if stage == "all" else stage, least, "attribution")
+    outer = tuple(site for site in found if stage is not None or site.stage != "mid")
+    return outer or found
 
 
 def attribute(
@@ -115,7 +123,7 @@ def attribute(
     sentence has not.
     """
     model = reader.model
-    sites = chosen(reader, "image->text", None, 0, "attribution") if sites is None else sites
+    sites = read_at(reader) if sites is None else sites
     placed = model.words(prompt)
     tokens = [spans(placed, word) for word in words]
     if compete:

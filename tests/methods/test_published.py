@@ -1,0 +1,114 @@
+"""Published settings, in the papers' and authors' own numbers: what a method does where nobody says otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+import pytest
+
+from sfumato.methods import index
+
+TABLE: dict[str, dict[str, Any]] = {
+    # edits: of 50 steps unless the row says otherwise
+    "blended-latents": {"skip": 0.25, "steps": 50},
+    "collaborative-editing": {"rate": 2.0, "decay": 0.9, "every": 20, "least": 0.2, "most": 0.5, "steps": 200},
+    "cross-image-attention": {  # 100 steps, of which 32 are left out; "32² 10-70" begins 10 behind
+        "fine": (10 / 68, 1.0), "coarse": (10 / 68, 1.0), "contrast": 1.67, "guidance": 3.5, "adain": (20 / 68, 1.0),
+        "every": 5, "early": 40 / 68,
+    },
+    "delta-denoising": {"rate": 200 / 4096, "least": 0.05, "most": 0.95, "steps": 200},  # 0.1 x 2000 / latents
+    "diff-edit": {"strength": 0.8, "maps": 10, "encode": 0.5, "clamp": 3.0, "threshold": 0.5, "steps": 50},
+    "eye-for-an-eye": {"tokens": (10 / 68, 1.0), "adain": (50 / 68, 1.0), "every": 5, "early": 40 / 68},
+    "feature-transfer": {"features": 0.8, "attention": 0.5, "weight": 0.5},
+    "flow-edit": {"source_scale": 3.5, "target_scale": 13.5, "skip": 1 - 33 / 50, "average": 1, "steps": 50},
+    "instruct-pix2pix": {"image_scale": 1.5, "steps": 100},
+    "kv-edit": {"source_scale": 1.5, "target_scale": 5.5, "skip": 4 / 28, "steps": 28},
+    "ledits": {"scale": 5.0, "threshold": 0.9, "masks": "both", "warmup": 0, "res": 16 / 64, "source_scale": 3.5,
+               "skip": 0.15, "steps": 30},
+    "masactrl": {"after": 4 / 50, "layer": 10 / 16, "threshold": 0.1, "res": 16 / 64},
+    "plug-and-play": {"features": 0.8, "attention": 0.5},
+    "prompt-to-prompt": {"cross": 0.8, "self": 0.4, "self_res": 32 / 64, "padding": "position"},
+    "sdedit": {"strength": 0.8, "steps": 50},
+    "stable-flow": {"vital": tuple(i / 57 for i in (0, 1, 2, 17, 18, 25, 28, 53, 54, 56))},
+    # control
+    "attend-and-excite": {"scale": 20.0, "until": 25 / 50, "res": 16 / 64, "refine_at": (0.0, 10 / 50, 20 / 50),
+                          "refine_to": (0.05, 0.5, 0.8), "refinements": 20, "sigma": 0.5},
+    "box-diff": {"share": 0.2, "corners": 1, "scale": 20.0, "until": 25 / 50, "res": 16 / 64, "refinements": 20,
+                 "refine_at": (0.0, 10 / 50, 20 / 50), "refine_to": (0.05, 0.5, 0.8)},
+    "dense-diffusion": {"cross": 1.0, "self": 0.3, "power": 5.0, "until": 0.3},
+    "dynamic-thresholding": {"quantile": 0.995},
+    "layout-guidance": {"mode": "backward", "scale": 30.0, "enough": 0.2, "iterations": 5, "until": 10 / 50},
+    "linguistic-binding": {"scale": 20.0, "until": 25 / 50, "res": 16 / 64},
+    "llm-grounded": {"scale": 5.0, "enough": 5.0, "iterations": (4, 3, 2, 2, 1, 1), "share": 0.2, "inside": 1.0,
+                     "outside": 4.0, "transfer": 2.0, "frozen": 0.5},
+    "perturbed-attention": {"scale": 3.0, "layers": ("mid",)},
+    "region-prompts": {"whole": 0.1, "until": 0.4},
+    "rich-text": {"clusters": 9, "threshold": 0.3, "res": 32 / 64, "watched": 10 / 41, "colour_weight": 0.5,
+                  "background": 0.0},
+    "self-attention-guidance": {"scale": 0.75, "threshold": 1.0, "sigma": 1 / 64, "layers": ("mid",)},
+    "self-guidance": {"scale": 1000.0, "early": 3 / 16, "until": 25 / 32, "sharpness": 10.0},
+    "smoothed-energy": {"scale": 3.0, "layers": ("mid",)},
+    "spatial-temporal": {"epochs": 20, "rate": 0.05, "coefficient": 0.5, "amplitude": 8.0, "radius": 0.2,
+                         "weight": 5.0},
+    # sets
+    "consi-story": {"dropout": 0.5, "queries": (0.9, 0.81837), "inject": 0.8, "t": 261},
+    "fate-zero": {"cross": 0.8, "self": 0.8, "threshold": 0.3},
+    "free-init": {"iterations": 3, "filter": "butterworth", "order": 4, "space": 0.25, "time": 0.25},
+    "free-noise": {"context": 16, "stride": 4},
+    "multi-diffusion": {"bootstrap": 0.2},
+    "style-aligned": {"adain": "qk"},
+    "sync-diffusion": {"weight": 20.0, "decay": 0.95},
+    "sync-tweedies": {"case": 2},
+    "token-flow": {"every": 8},
+    # reading
+    "diff-seg": {"threshold": 0.9, "anchors": 16 / 64, "passes": 3, "t": 300},
+    "dift": {"t": 261, "blocks": (1,), "ensemble": 8, "refine": "image"},
+    "label-efficient": {"t": (50, 150, 250), "blocks": (5, 6, 7, 8, 12), "members": 10, "batch": 64, "rate": 1e-3,
+                        "patience": 50, "least": 20},
+    "normalised-cut": {"tau": 0.5, "power": 10.0, "t": 50},
+    "text-attribution": {"threshold": 0.4, "compete": False, "stage": None},
+}  # fmt: skip
+PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    ("prompt-to-prompt", "pie-bench"): {"cross": 0.4, "self": 0.6},
+    ("prompt-to-prompt", "edit-friendly"): {"self_res": 16 / 64},
+    ("attend-and-excite", "authors"): {"beyond": True, "sigma": 0.5 * 2**0.5},
+    ("perturbed-attention", "guider"): {"scale": 2.8, "since": 0.01, "until": 0.2},
+    ("diff-seg", "coco"): {"threshold": 1.1},
+}
+
+
+def same(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, tuple):
+        return len(found) == len(wanted) and all(map(same, found, wanted))
+    return found == pytest.approx(wanted, abs=1e-12) if isinstance(wanted, float) else found == wanted
+
+
+@pytest.mark.parametrize("word", TABLE)
+def test_defaults_are_published(word):
+    found = {f.name: f.default for f in fields(index.find(word).method)}
+    assert not {name: found[name] for name, wanted in TABLE[word].items() if not same(found[name], wanted)}
+
+
+@pytest.mark.parametrize(("word", "preset"), PRESETS)
+def test_presets_are_published(word, preset):
+    found = index.find(word).presets[preset]
+    row = PRESETS[word, preset]
+    assert all(same(getattr(found, name), wanted) for name, wanted in row.items())
+
+
+def test_edit_friendly_counts_the_steps_that_are_left_out():
+    found = index.find("prompt-to-prompt").presets["edit-friendly"]
+    assert (int(found.cross * 88), int(found.self * 88)) == (int(0.6 * 101), int(0.2 * 101))
+
+
+def test_every_method_with_numbers_of_its_own_has_a_row():
+    own = {"classifier-guidance", "given-attention", "structured-diffusion", "universal-guidance"}  # none is published
+    own |= {"merge-attend-diffuse", "pix2video", "shared-attention", "spot-diffusion", "text2video-zero"}
+    for entry in index.METHODS:
+        if entry.group in ("edit", "control", "sets") and entry.word not in own:
+            assert entry.word in TABLE, f"{entry.word}: its published settings belong in the table"
+    assert not own & {*TABLE}
+    assert all(
+        f.default is not MISSING for word in TABLE for f in fields(index.find(word).method) if f.name in TABLE[word]
+    )
