@@ -161,3 +161,21 @@ def test_of_what_was_not_asked_a_recipe_counts():
 
     suiting = STEGO(dim=32, steps=7)
     assert recipes.filled(STEGO(classes=4), suiting) == STEGO(classes=4, dim=32, steps=7)
+
+
+def test_a_network_that_looks_for_what_examples_show(lab, run, photos, tmp_path):
+    (photos / "b-labels.png").write_bytes((photos / "a-labels.png").read_bytes())
+    quick = ("diffews", "--rank", 1, "--batch", 1, "--shots", 1)
+    code, out, err = lab("--test", photos, "--json", method=quick, source=(), steps=1)
+    assert code == 0, err
+    row, file = json.loads(out), tmp_path / "out" / "head.safetensors"
+    assert row["features"] == "Latents()" and set(row["test"]) == {"miou_by_1"} and len(row["files"]) == 2
+    shown = ("--head", file, "--labelled", photos, "--out", tmp_path / "cut", "--json")
+    code, out, err = run("segment", photos / "a.png", *shown)
+    assert code == 0 and json.loads(out)["images"][0]["names"] == ["background", "thing"], err
+    code, _, err = run("segment", photos / "a.png", "--head", file, "--out", tmp_path / "cut")
+    assert code == 2 and "DiffewS learns from examples; give a folder of them: --labelled FOLDER" in err
+    code, _, err = lab(method=quick, source=SOURCE)
+    assert code == 2 and "diffews reads pictures by itself; leave + dift out" in err
+    code, _, err = lab("--given", photos, method=quick, source=())
+    assert code == 2 and "leave one out" in err

@@ -18,7 +18,7 @@ from sfumato.methods import heads
 from sfumato.methods.perceive.diffews import DiffewS, Episodes, FirstLayer, beside, binarised
 from sfumato.reading.reader import read
 
-METHOD = DiffewS(batch=2, steps=4, rate=1e-3, shots=2)
+METHOD = DiffewS(batch=2, steps=2, rate=1e-3, shots=2)
 NAMES = ("background", "left", "right", "seldom")
 SIDE = 32
 
@@ -188,16 +188,16 @@ def answered(head, model, order=(0, 2)):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_run_that_is_cut_off_goes_on_bit_for_bit_and_a_file_is_the_head(sd, examples, tmp_path, rank):
-    method = replace(METHOD, rank=rank)
+    method = replace(METHOD, rank=rank, batch=1)
 
     def taught(**options):
         return train(method, examples, model=sd, source=method.source, side=SIDE, **options)
 
     def cut(run):
-        if run.step == 2:
+        if run.step == 1:
             raise KeyboardInterrupt
 
-    whole, half = taught(), taught(steps=2)
+    whole, half = taught(), taught(steps=1)
     with suppress(KeyboardInterrupt):
         taught(keep=tmp_path / "cut", on_progress=cut)
     found = taught(keep=tmp_path / "cut")
