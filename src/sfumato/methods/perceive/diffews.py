@@ -102,15 +102,13 @@ class DiffewS(HeadMethod):
             own, moved = tuning.copies(model, ["unet"])
         first = own.network.conv_in = FirstLayer(own.network.conv_in, widened(conv, model.channels, repeated=True))
         beside = {f"{BESIDE}.{name}": parameter for name, parameter in first.beside.named_parameters()}
-        found = Fused({**moved["unet"], **beside}, own, self.t)
-        found.of = model
-        return found
+        return Fused({**moved["unet"], **beside}, self.t, own, model)
 
     def restored(self, sizes: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Fused:
         named = {name.replace("/", "."): nn.Parameter(value, requires_grad=False) for name, value in tensors.items()}
         if f"{BESIDE}.weight" not in named:
             raise RuntimeError(f"there is no {BESIDE}.weight in it")
-        return Fused(named, None, self.t)
+        return Fused(named, self.t)
 
     def check(self, examples: Examples) -> None:
         super().check(examples)
@@ -188,13 +186,11 @@ class FirstLayer(nn.Module):
 class Fused(Weights):
     """What of a UNet learns, by its names; and the copy of the model that has it, where one was made."""
 
-    of: Any = None
-    """The model whose copy it is."""
-    bank: Bank = {}
-
-    def __init__(self, named: Mapping[str, nn.Parameter], model: Any, t: int) -> None:
+    def __init__(self, named: Mapping[str, nn.Parameter], t: int, model: Any = None, of: Any = None) -> None:
+        """``of``: the model whose copy ``model`` is."""
         super().__init__(named)
-        self.model, self.t = model, t
+        self.model, self.of, self.t = model, of, t
+        self.bank: Bank = {}
 
     def with_bank(self, bank: Bank) -> Fused:
         """The same weights with what a support left behind."""
