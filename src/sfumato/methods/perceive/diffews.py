@@ -15,7 +15,7 @@ learns as ever.
 
 Needs: labels of pictures; two passes and the ways back a step; then a pass for each shot and one for an image.
 
-Families: UNets with self-attention that read latents alone.
+Families: UNets with self-attention that read latents alone, which are Stable Diffusion 1, 2 and XL, DeepFloyd IF, DDPM.
 """
 
 from __future__ import annotations
