@@ -61,14 +61,21 @@ def merged(
         return tuple(concepts)
     if not captions:
         raise SfumatoError("merging keeps how a model reads captions; give some, such as a hundred of other things")
-    changes = [products(concept.changes) for concept in concepts]
+    weights = dict(model.network.named_parameters())
+    changes = [_added(concept, weights) for concept in concepts]
     layers = list(dict.fromkeys(key for own in changes for key in own))
-    known = {key: dict(model.network.named_parameters()).get(key.partition(".")[2]) for key in layers}
+    known = {key: weights.get(key.partition(".")[2]) for key in layers}
     if bad := [key for key in layers if known[key] is None or not _reads_text(key)]:
         raise SfumatoError(
             f"a concept changes {bad[0]!r}, and only keys and values of cross-attention are merged (CustomDiffusion); "
             "add concepts up by summed"
         )
+    for concept, own in zip(concepts, changes, strict=True):
+        if wrong := [key for key, value in own.items() if value.shape != known[key].shape]:  # pyright: ignore[reportOptionalMemberAccess]
+            raise SfumatoError(
+                f"{concept.word!r} changes {wrong[0]!r} by {tuple(own[wrong[0]].shape)}, which {model.name} has in "
+                "another shape; it was learned with another kind of model"
+            )
     own = [_tokens(concept, model, template) for concept in concepts]
     words = torch.cat(own)
     if len(words) > words.shape[1]:
@@ -93,6 +100,18 @@ def _shared(concepts: Sequence[Concept], changes: Mapping[str, Tensor], how: str
         replace(concept, changes={} if i else changes, about={**concept.about, **about})
         for i, concept in enumerate(concepts)
     )
+
+
+def _added(concept: Concept, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a concept adds to weights, by their names; also what it multiplies them with, less one."""
+    found: dict[str, Tensor] = {}
+    for change, value in products(concept.changes).items():
+        key = f"{change.removesuffix('scale')}weight" if change.endswith(".scale") else change
+        weight = weights.get(key.partition(".")[2])
+        if change != key and weight is not None and weight.shape == value.shape:
+            value = weight.float() * value.to(weight.device)
+        found[key] = found[key] + value if key in found else value
+    return found
 
 
 def _reads_text(key: str) -> bool:
