@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,6 +17,7 @@ from sfumato.io.terminal import note
 from sfumato.tasks.starts import How
 
 if TYPE_CHECKING:
+    from sfumato.backbones.embeddings import Vectors
     from sfumato.core.backbone import Backbone
     from sfumato.learning.concepts import Concept
     from sfumato.prompts.layout import Layout, Mask
@@ -107,8 +109,9 @@ class Loading:
     def load(self, name: str, device: str = "cpu") -> Backbone:
         from sfumato.backbones.load import load
 
-        options = {**vars(self), "embeddings": dict(map(_embedding, self.embedding))}
+        options = {f.name: getattr(self, f.name) for f in fields(self)}
         del options["embedding"], options["concept"], options["compose"]
+        options["embeddings"] = dict(self._embeddings)
         concepts = list(map(_concept, self.concept))
         model = load(name, device=device, **options)
         if self.compose == "apart":
@@ -119,13 +122,23 @@ class Loading:
             model = concept.on(model)
         return model
 
+    @cached_property
+    def _embeddings(self) -> tuple[tuple[str, Vectors], ...]:
+        """Words and vectors of ``--embedding``, whose files are read once."""
+        found = tuple(map(_embedding, self.embedding))
+        words = [word for word, _ in found]
+        if twice := [word for word in words if words.count(word) > 1]:
+            raise SfumatoError(f"two files of --embedding hold a word {twice[0]!r}; call one otherwise, as FILE:WORD")
+        return found
+
     def remark(self, model: str, *prompts: str) -> None:
         """Say which words of prompts the built-in model never met, and which learned words no prompt has."""
         from sfumato.stilllife.paint import remark
 
         if model == "stilllife" and (text := remark(*prompts)):
             note(text)
-        learned = [("embedding", (word,), file) for word, file in map(_embedding, self.embedding)]
+        named = zip(self._embeddings, self.embedding, strict=True)
+        learned = [("embedding", (word,), file) for (word, _), file in named]
         learned += [("concept", _words(file), file) for file in self.concept]
         for option, words, file in learned:
             if not any(word in prompt for word in words for prompt in prompts):
@@ -142,12 +155,13 @@ class Running(Loading):
     """Keep weights in main memory, and bring a network or a layer at a time to the GPU."""
 
 
-def _embedding(text: str) -> tuple[str, str]:
-    """A word and its file."""
+def _embedding(text: str) -> tuple[str, Vectors]:
+    """A word, the file's unless another is given, and its vectors."""
     from sfumato.backbones.embeddings import read
 
     file, colon, word = (text, "", "") if Path(text).is_file() else text.rpartition(":")
-    return (word, file) if colon and word else (read(text)[0], text)
+    own, vectors = read(file if colon and word else text)
+    return (word if colon and word else own), vectors
 
 
 def _concept(text: str) -> Concept:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -116,7 +116,7 @@ def segment(
         "chain": repr([*chain.items] or items),
         "model": model,
         "side": side,
-        **vars(loading),
+        **asdict(loading),
         "labelled": contents(labelled),
         "learned": contents(learned),
         "head": None if head is None else content(head),
