@@ -90,7 +90,8 @@ def main(args: Sequence[str]) -> int:
         commands = {name: _later(f) for name, f in commands.items()}
         if args[0] in CHAINED:
             name, words = args[0], index.words(CHAINED[args[0]], aliases=True)
-            head, methods = argv.split(args[1:], fields.grammar(commands[name]), words, fields.of_method)
+            listed = index.words(CHAINED[name], aliases=True, command=name)
+            head, methods = argv.split(args[1:], fields.grammar(commands[name]), words, fields.of_method, listed)
             with oneline():
                 args, chain = [name, *head], fields.methods(methods, f"{prog} {name}")
             commands[name] = partial(commands[name], chain=chain)

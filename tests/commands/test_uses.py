@@ -68,6 +68,14 @@ USELESS = {
         (*EDIT, "--also", "other.png", "--appearance", "other.png", "p2p"), "of one picture alone"
     ),
     "attention of a segmentation": (("segment", "photo.png", "--show-attention", "diff-seg"), "is of text-attribution"),
+    "a method that only train-head knows": (
+        ("segment", "photo.png", "--json", "nosuch"), r"unknown method 'nosuch'; known: diff-seg, (?!.*(stego|dift))"
+    ),
+    "a place that only train-head knows": (("segment", "no.png"), r"nor a method of that name: diff-seg, (?!.*stego)"),
+    "a place of no method": (("features", "no.png"), "no file or folder no.png$"),
+    "a method of a picture": ((*GENERATE, "nosuch"), r"unknown method 'nosuch'; known: (?!.*(sdedit|ip2p))"),
+    "a match by segments": (("match", "photo.png", "other.png", "diff-seg"), "diff-seg does not match; .* segment"),
+    "a segmenter that is none": (("segment", "photo.png", "clip-patches"), "clip-patches does not segment"),
     "labelled": (("segment", "photo.png", "--labelled", "photo.png", "diff-seg"), "takes no examples"),
     "learned": (("segment", "photo.png", "--learned", "x.safetensors", "diff-seg"), "leave --learned out"),
     "learned and a method": (

@@ -49,7 +49,7 @@ def keypoints(
 
     Example: sfumato keypoints more-ducks/ --head landmarks.safetensors
     """
-    files = files_of(images)
+    files = files_of(images, "keypoints")
     chosen_side(side)
     writable(out)
     quiet()

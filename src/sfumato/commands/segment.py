@@ -79,7 +79,7 @@ def segment(
 
     Example: sfumato segment photos/ --head pacl.safetensors --names duck,mug,grass
     """
-    files = files_of(images)
+    files = files_of(images, "segment")
     chosen_side(side)
     writable(out)
     quiet()
