@@ -8,7 +8,7 @@ from learners import own_models  # noqa: F401
 
 from sfumato.core.rows import single
 from sfumato.errors import SfumatoError
-from sfumato.learning.composing import apart, regions
+from sfumato.learning.composing import alike, apart, regions
 from sfumato.learning.concepts import Concept
 
 PROMPTS = ["a <a> and a <b>", "", "a <b>", "a duck"]
@@ -60,6 +60,29 @@ def test_each_counts_in_its_region(text, models):
     assert text == (not torch.equal(plain.with_changes(b.changes).embed(["a <b>"]).text, plain.embed(["a <b>"]).text))
 
 
+def test_regions_of_several_words_of_one_concept_are_its_region(models):
+    model = models("sd")
+    a, b = made(model, "<a>", 1), made(model, "<b>", 2)
+    two = Concept(a.word, a.rows, a.changes, others={"<c>": b.rows})
+    left, top = torch.zeros(8, 8), torch.zeros(16, 16)
+    left[:, :4] = top[:8] = 1
+    corner = torch.ones(8, 8)
+    corner[4:, 4:] = 0
+    found = predicted(apart(model, [two, b], {"<a>": left, "<c>": top, "<b>": 1 - corner}))
+    wanted = predicted(apart(model, [two, b], {"<c>": corner, "<b>": 1 - corner}))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_words_that_read_the_same_are_found(models):
+    model = models("sd")
+    a, b = made(model, "<a>", 1), made(model, "<b>", 2)
+    same = Concept("<c>", {key: rows.clone() for key, rows in a.rows.items()}, b.changes)
+    assert alike([b, a, same]) == ("<a>", "<c>") and alike([a, b]) is None
+    plain, spelled = Concept("<c>", a.rows), [Concept(word, {}, a.changes) for word in ("d", "e")]
+    assert alike([a, plain]) is None, "a word alone changes nothing that could be mixed up"
+    assert alike(spelled) is None, "words that are read as they are spelled are not the same"
+
+
 def test_where_no_region_is_given_it_is_where_the_word_looks(models):
     model = models("sd")
     a, b = made(model, "<a>", 1), made(model, "<b>", 2)
@@ -108,6 +131,8 @@ def test_what_cannot_be_kept_apart_is_said(models):
         apart(model, [a, b], {"<c>": torch.zeros(4, 4)})
     with pytest.raises(SfumatoError, match=r"the region of '<a>' is a mask"):
         apart(model, [a, b], {"<a>": torch.full((4, 4), 2.0)})
+    with pytest.raises(SfumatoError, match="'<c>' changes no weights"):
+        apart(model, [a, b, Concept("<c>", a.rows)], {"<c>": torch.zeros(4, 4)})
     with pytest.raises(SfumatoError, match="a threshold is a part"):
         apart(model, [a, b], threshold=2)
     both = apart(model, [a, b])

@@ -128,6 +128,7 @@ def learn(
     quiet()
     import torch
 
+    from sfumato.learning.tuning import rare
     from sfumato.media import pictures
     from sfumato.tasks import encoder as encoders
     from sfumato.tasks import learn as task
@@ -160,6 +161,8 @@ def learn(
     net = loading.load(model, device)
     for word in words:
         task.new_word(net, word)
+    if getattr(method, "identifier", "") is None and getattr(net, "learns", False):
+        method = replace(method, identifier=rare(net, words[0]))
     begun = encoders.load(encoder, net) if encoder is not None else None
     if begun is not None:
         kinds = dict.fromkeys(words, begun.kind)

@@ -8,7 +8,7 @@ import unicodedata
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -17,6 +17,10 @@ from sfumato.io.terminal import note
 from sfumato.tasks.starts import How
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
     from sfumato.backbones.embeddings import Vectors
     from sfumato.core.backbone import Backbone
     from sfumato.learning.concepts import Concept
@@ -55,6 +59,7 @@ Size = Annotated[
     str | None, tyro.conf.arg(metavar="PIXELS|WxH", help="Side, or width and height [default: the model's own].")
 ]
 MOST = 8192  # pixels a side
+FINE = 256  # cells a side of a region
 Boxes = Annotated[
     tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]],
     tyro.conf.arg(
@@ -94,6 +99,10 @@ class Loading:
     compose: Literal["sum", "apart"] = "sum"
     """Of several concepts that change weights: add the changes up, or keep each to where its words look (a pass
     each)."""
+    region: Annotated[
+        tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]], tyro.conf.arg(metavar="WORD L,T,R,B")
+    ] = ()
+    """Where a concept's word changes the picture, in parts of its sides, in the place of where it looks."""
     lora: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[:WEIGHT]")] = ()
     """A low-rank change of the model as safetensors, of kohya's or diffusers' layout."""
     vae: Annotated[str | None, tyro.conf.arg(metavar="PLACE")] = None
@@ -110,17 +119,28 @@ class Loading:
         from sfumato.backbones.load import load
 
         options = {f.name: getattr(self, f.name) for f in fields(self)}
-        del options["embedding"], options["concept"], options["compose"]
+        del options["embedding"], options["concept"], options["compose"], options["region"]
         options["embeddings"] = dict(self._embeddings)
-        concepts = list(map(_concept, self.concept))
+        concepts, regions = list(map(_concept, self.concept)), self._regions()
+        _note_alike(concepts)
         model = load(name, device=device, **options)
         if self.compose == "apart":
             from sfumato.learning.composing import apart
 
-            return apart(model, concepts)
+            return apart(model, concepts, regions)
         for concept in concepts:
             model = concept.on(model)
         return model
+
+    def _regions(self) -> dict[str, Tensor]:
+        """Masks by words of concepts."""
+        if not self.region:
+            return {}
+        if self.compose != "apart":
+            raise SfumatoError("--region is read with --compose apart alone; give that as well, or leave --region out")
+        layout: Any = layout_of(self.region)
+        layout.check(disjoint=True)
+        return dict(zip(layout.phrases, layout.masks((FINE, FINE)), strict=True))
 
     @cached_property
     def _embeddings(self) -> tuple[tuple[str, Vectors], ...]:
@@ -176,6 +196,16 @@ def _concept(text: str) -> Concept:
         except ValueError:
             raise SfumatoError(f"a concept is seen from azimuth and elevation, as {file}@90,20, got {view!r}") from None
     return found.called(*(word.split(",") if found.others else [word])) if word else found
+
+
+def _note_alike(concepts: Sequence[Concept]) -> None:
+    from sfumato.learning.composing import alike
+
+    if pair := alike(concepts):
+        note(
+            f"{pair[0]} and {pair[1]} read as the same words, so a prompt cannot tell them apart; learn one anew (each "
+            "now has a rare word of its own, or --identifier), or lay them out by --compose apart --region"
+        )
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -41,16 +42,19 @@ def apart(
 ) -> Any:
     """A model that knows all of these, of which each changes the picture in its region alone.
 
-    ``regions``: masks in [0, 1] of any size by a word of the concept; of others they are found (``threshold``: part of
-    the maximum). Where fewer than two change weights it is the model that knows one after the other. Each that changes
-    weights costs a pass of its own for the rows that say its words, and a copy of the networks. Raises
-    ``SfumatoError`` for regions of unknown words, or that are no masks.
+    ``regions``: masks in [0, 1] of any size by a word of the concept, of several words together; of others they are
+    found (``threshold``: part of the maximum). Where fewer than two change weights it is the model that knows one after
+    the other. Each that changes weights costs a pass of its own for the rows that say its words, and a copy of the
+    networks. Raises ``SfumatoError`` for regions of unknown words and of concepts that change no weights, or that are
+    no masks.
     """
     regions = dict(regions or {})
     words = [word for concept in concepts for word in concept.words]
     for word, region in regions.items():
         if word not in words:
             raise unknown("word of a region", word, words)
+        if not any(word in concept.words for concept in concepts if concept.changes):
+            raise SfumatoError(f"{word!r} changes no weights, which a region could keep apart; leave its region out")
         if region.ndim != 2 or not (region.isfinite().all() and region.min() >= 0 and region.max() <= 1):
             raise SfumatoError(f"the region of {word!r} is a mask (h, w) in [0, 1], got {tuple(region.shape)}")
     if not 0 <= threshold <= 1:
@@ -66,7 +70,7 @@ def apart(
     if not getattr(knows, "learns", False):
         raise SfumatoError(f"concepts are kept apart by where their words are read, and {model.name} learns no words")
     own = [
-        _Own(knows.with_changes(c.changes), c.words, next((regions[w] for w in c.words if w in regions), None),
+        _Own(knows.with_changes(c.changes), c.words, tuple(regions[w] for w in c.words if w in regions),
              any(key.startswith("text_encoder") for key in c.changes))
         for c in changing
     ]  # fmt: skip
@@ -77,13 +81,22 @@ def apart(
     return other
 
 
+def alike(concepts: Sequence[Concept]) -> tuple[str, str] | None:
+    """The words of the first two that change weights under vectors that are the same, which no prompt tells apart."""
+    for one, other in combinations([c for c in concepts if c.changes and c.rows], 2):
+        same = one.rows.keys() == other.rows.keys()
+        if same and all(torch.equal(rows, other.rows[key]) for key, rows in one.rows.items()):
+            return one.word, other.word
+    return None
+
+
 @dataclass(frozen=True, eq=False)
 class _Own:
     """The network of one concept."""
 
     model: Any
     words: tuple[str, ...]
-    region: Float[Tensor, "H W"] | None
+    regions: tuple[Float[Tensor, "H W"], ...]
     reads: bool
     """Does it read the text otherwise?"""
 
@@ -120,7 +133,7 @@ class _Blended:
         given = self._read(own, cond, rows)[some] if own.reads else cond[some]
         seen = x.new_zeros(len(x), *grid)
         maps: list[Float[Tensor, "b cells n"]] = []
-        if own.region is None:
+        if not own.regions:
             handlers = dict.fromkeys(self._at(own.model, grid), lambda call: maps.append(_mean(call)))
             with own.model.tap(handlers, single(len(few)), grid) as tap:
                 predicted = own.model.with_variance(few, times, given)
@@ -136,7 +149,8 @@ class _Blended:
                     seen[row] = F.interpolate(small, grid, mode="bilinear", align_corners=False)[0, 0]
         else:
             predicted = own.model.with_variance(few, times, given)
-            seen[rows] = F.adaptive_avg_pool2d(own.region[None].to(x), grid)
+            each = [F.adaptive_avg_pool2d(region[None].to(x), grid) for region in own.regions]
+            seen[rows] = torch.cat(each).amax(0)
         whole = predicted.new_zeros(len(x), *predicted.shape[1:])
         whole[some] = predicted
         return whole, seen

@@ -43,23 +43,21 @@ class DreamBooth(Retuning):
     """Is what the backward pass needs made again, and not kept? Slower, in less memory."""
 
     def problem(self, asked: Asked) -> Tuning:
-        model, _ = tuning.named(asked, self.identifier)
+        model, _ = tuning.named(asked, self.rare)
         own, moved = tuning.copies(model, tuning.parts_of(model, self.text))
         if self.checkpointing:
             own.network.enable_gradient_checkpointing()
         parts = tuning.lessons(asked, self.templates, self.batch, self.prior_weight)
         problem = Tuning(own, parts, asked.seed, moved=moved, word=asked.word, snr_gamma=self.snr_gamma)
         if self.text:
-            problem.phrase = f"{self.identifier} {asked.kind}"
+            problem.phrase = f"{self.rare} {asked.kind}"
         problem.rates = {part: self.text_rate for part in moved if part.startswith("text_encoder")}
         return problem
 
     def concept(self, asked: Asked, problem: Any) -> Concept:
-        _, rows = tuning.named(asked, self.identifier)
+        _, rows = tuning.named(asked, self.rare)
         changes = tuning.differences(asked.model, problem.moved)
-        return Concept(
-            asked.word, problem.vectors() or rows, changes, {"kind": asked.kind, "identifier": self.identifier}
-        )
+        return Concept(asked.word, problem.vectors() or rows, changes, {"kind": asked.kind, "identifier": self.rare})
 
 
 WITHOUT_PRIOR = replace(DreamBooth(), prior_weight=0.0, steps=400)
