@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.attention import Call
-from sfumato.core.choice import choose, side_of
+from sfumato.core.choice import nearest
 from sfumato.core.conditions import Cond
 from sfumato.core.modes import unmoded
 from sfumato.core.rows import single
@@ -157,9 +157,7 @@ class _Blended:
 
     def _at(self, model: Any, grid: tuple[int, int]) -> tuple[Any, ...]:
         if grid not in self._sites:
-            offered = choose(model, "image->text", grid, "keeping concepts apart")
-            side = side_of(offered, grid, SIDE)
-            self._sites[grid] = tuple(site for site in offered if min(site.grid(grid)) == side)
+            self._sites[grid] = nearest(model, "image->text", grid, SIDE, "keeping concepts apart")
         return self._sites[grid]
 
     def _read(self, own: _Own, cond: Cond, rows: Sequence[int]) -> Cond:
