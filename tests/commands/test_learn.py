@@ -201,6 +201,7 @@ def test_several_things_are_one_file_and_concepts_are_kept_apart(here, run, phot
     for options, says in (
         (("--concept", other, *laid[4:]), "--region is read with --compose apart alone"),
         ((*laid, "--region", "<b>", "0,0,0.2,0.2"), "the regions of '<cat>' and '<b>' overlap"),
+        (("--concept", other, "--compose", "tokens"), "only keys and values of cross-attention"),
         ((*both, "--region", "<dog>", "0,0,1,1"), "unknown word of a region '<dog>'; known: <a>, <b>, <cat>"),
         ((*both, "--region", "<a>", "0,0,40,40"), "outside of the image; boxes are parts"),
         ((*laid, "--canvas", 128, 64), "--region is of images that are seen whole, and a canvas is not"),

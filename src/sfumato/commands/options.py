@@ -96,9 +96,9 @@ class Loading:
     concept: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[@VIEW][:WORD]")] = ()
     """What sfumato learn wrote; where it is seen from, as @90,20, if it learned views; another word for it, or, with
     commas, for each that it holds."""
-    compose: Literal["sum", "apart"] = "sum"
+    compose: Literal["sum", "apart", "tokens"] = "sum"
     """Of several concepts that change weights: add the changes up, or keep each to where its words look (a pass
-    each)."""
+    each), or, of custom-diffusion, to the tokens of its words."""
     region: Annotated[
         tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]], tyro.conf.arg(metavar="WORD L,T,R,B")
     ] = ()
@@ -128,6 +128,10 @@ class Loading:
             from sfumato.learning.composing import apart
 
             return apart(model, concepts, regions)
+        if self.compose == "tokens":
+            from sfumato.learning.composing import at_tokens
+
+            return at_tokens(model, concepts)
         for concept in concepts:
             model = concept.on(model)
         return model

@@ -8,12 +8,16 @@ blending of OMG, Kong et al. 2024, arXiv 2403.10983):
 There regions are segmented in an image that was painted before. Here they are given, or are found anew in each
 prediction: where a concept's words are attended to in its own network, over their maximum, by a part of it at least,
 and more than the other concepts'. A prompt without a concept's words is read by the plain network alone.
+
+Or in one pass, where concepts change nothing but how the text is read: at the tokens of its words alone (the token mask
+of TARA, Peng et al. 2025, arXiv 2508.08812). Its loss, which holds a rare token to the thing's place, is not built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -27,8 +31,10 @@ from sfumato.core.choice import nearest
 from sfumato.core.conditions import Cond
 from sfumato.core.modes import unmoded
 from sfumato.core.rows import single
+from sfumato.core.taps import here
 from sfumato.errors import SfumatoError, unknown
 from sfumato.learning.concepts import Concept
+from sfumato.learning.merging import read_otherwise
 
 SIDE = 0.25
 """Where attention is read, as a part of the latents' side."""
@@ -74,11 +80,7 @@ def apart(
              any(key.startswith("text_encoder") for key in c.changes))
         for c in changing
     ]  # fmt: skip
-    blended = _Blended(knows, own, threshold)
-    other = knows.another()
-    other.with_variance = blended
-    other.predict = lambda x, t, cond: blended(x, t, cond)[:, : knows.channels]
-    return other
+    return _predicting(knows, _Blended(knows, own, threshold))
 
 
 def alike(concepts: Sequence[Concept]) -> tuple[str, str] | None:
@@ -88,6 +90,64 @@ def alike(concepts: Sequence[Concept]) -> tuple[str, str] | None:
         if same and all(torch.equal(rows, other.rows[key]) for key, rows in one.rows.items()):
             return one.word, other.word
     return None
+
+
+def at_tokens(model: Any, concepts: Sequence[Concept]) -> Any:
+    """A model that knows all of these, of which each changes keys and values at the tokens of its own words alone.
+
+    It costs no pass more. Raises ``SfumatoError`` for concepts that change other weights, for a model that learns no
+    words, and for one that was compiled.
+    """
+    if not getattr(model, "learns", False):
+        raise SfumatoError(f"concepts are kept to the tokens of their words, and {model.name} learns no words")
+    if hasattr(model.network, "_orig_mod"):
+        raise SfumatoError("of a compiled network tokens cannot be told apart; load the model with compile=False")
+    knows = model
+    for concept in concepts:
+        knows = replace(concept, changes={}).on(knows)
+    changes = zip(concepts, read_otherwise(concepts, model), strict=True)
+    focused = _Focused(knows, [(concept.words, added) for concept, added in changes if added])
+    return _predicting(knows, focused)
+
+
+def _predicting(model: Any, how: Callable[..., Tensor]) -> Any:
+    """A copy of the model that predicts like this."""
+    other = model.another()
+    other.with_variance = how
+    other.predict = lambda x, t, cond: how(x, t, cond)[:, : model.channels]
+    return other
+
+
+@dataclass(frozen=True, eq=False)
+class _Focused:
+    """The prediction of a network that reads some tokens otherwise."""
+
+    plain: Any
+    own: Sequence[tuple[tuple[str, ...], Mapping[str, Tensor]]]
+    """Words, and what at their tokens is added to weights, by their names."""
+
+    def __call__(self, x: Float[Tensor, "b c h w"], t: float | Float[Tensor, "*b"], cond: Cond) -> Tensor:
+        network, hooks = self.plain.network, []
+        try:
+            for words, added in self.own:
+                where = cond.text.new_zeros(cond.text.shape[:2])
+                for row, prompt in enumerate(cond.prompts):
+                    for word in words:
+                        where[row, self.plain.own.places(self.plain, prompt, word)] = 1
+                for key, change in added.items() if where.any() else ():
+                    layer = network.get_submodule(key.partition(".")[2].removesuffix(".weight"))
+                    hooks.append(layer.register_forward_hook(here(partial(_read, where, change))))
+            return self.plain.with_variance(x, t, cond)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _read(where: Float[Tensor, "b n"], change: Tensor, module: Any, args: Sequence[Tensor], out: Tensor) -> Tensor:
+    """What a layer makes of the text, otherwise at some tokens."""
+    (text,) = args
+    at = where.repeat_interleave(len(text) // len(where), 0)[..., None]
+    return out + (at.to(out) * F.linear(text, change.to(text)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +190,7 @@ class _Blended:
             some = slice(0, len(cond))
         grid = (x.shape[-2], x.shape[-1])
         few, times = x[some], torch.as_tensor(t).expand(len(x))[some]
-        given = self._read(own, cond, rows)[some] if own.reads else cond[some]
+        given = self._reread(own, cond, rows)[some] if own.reads else cond[some]
         seen = x.new_zeros(len(x), *grid)
         maps: list[Float[Tensor, "b cells n"]] = []
         if not own.regions:
@@ -160,7 +220,7 @@ class _Blended:
             self._sites[grid] = nearest(model, "image->text", grid, SIDE, "keeping concepts apart")
         return self._sites[grid]
 
-    def _read(self, own: _Own, cond: Cond, rows: Sequence[int]) -> Cond:
+    def _reread(self, own: _Own, cond: Cond, rows: Sequence[int]) -> Cond:
         """The conditions with prompts of these rows as its own encoders read them."""
         text, extra = cond.text.clone(), {key: value.clone() for key, value in cond.extra.items()}
         for row in rows:
