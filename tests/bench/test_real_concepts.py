@@ -36,7 +36,7 @@ def place(name: str) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("word, thing", [("textual-inversion", "dog5"), ("lora", "teapot"), ("lora", "rc_car")])
+@pytest.mark.parametrize("word, thing", [("textual-inversion", "dog5"), ("lora", "rc_car")])
 def test_real_photographs_are_learned_by_the_built_in_model(word, thing, tmp_path):
     folder = place("dreambooth256") / thing
     if not folder.exists():
@@ -75,7 +75,7 @@ def error(model: Any, shown: torch.Tensor) -> float:
 
 @pytest.mark.slow
 def test_a_real_denoiser_of_faces_learns_ten_emoji(tmp_path):
-    """Without words: DreamBooth is fine-tuning. After 8 steps the error is 0.78 of what it was."""
+    """Without words: DreamBooth is fine-tuning. After 20 steps the error is 0.75 of what it was."""
     model = load(faces.pipeline(place("ddpm64")))
     learned = emoji(SMILES)
     method = replace(WITHOUT_PRIOR, rate=1e-4, batch=2)

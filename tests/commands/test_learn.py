@@ -86,14 +86,15 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_concept(lab, tmp_path, monke
     assert torch.equal(whole.rows["clip_l"], again.rows["clip_l"])
 
 
-@pytest.mark.parametrize("stage", ["read", "encoded", "painted"])
+@pytest.mark.parametrize("stage", ["read", "encoded", "painted", "saved"])
 def test_stopped_at_any_other_stage_nothing_that_was_learned_is_lost(lab, tmp_path, monkeypatch, stage):
-    """While photographs are read or encoded, and while samples are painted, when all steps are done."""
+    """While photographs are read or encoded, and, when all steps are done, while samples are painted or it is saved."""
 
     def stop(*args, **options):
         raise KeyboardInterrupt
 
-    place, name = {"read": (task, "read_image"), "encoded": (Lesson, "of"), "painted": (task, "painted")}[stage]
+    stages = {"read": (task, "read_image"), "encoded": (Lesson, "of"), "painted": (task, "painted")}
+    place, name = (stages | {"saved": (concepts, "save_tensors")})[stage]
     out, steps, loss = tmp_path / "duck.safetensors", [], Teaching.loss
     monkeypatch.setattr(Teaching, "loss", lambda self, step: steps.append(step) or loss(self, step))
     with monkeypatch.context() as patch:
@@ -195,7 +196,7 @@ def test_several_things_are_one_file_and_concepts_are_kept_apart(here, run, phot
         place = tmp_path / f"painted-{len(seen)}"
         code, _, err = run(*call, "--out", place, *options)
         assert code == 0, err
-        assert ("<a> and <cat> read as the same words" in err) == (other in options)
+        assert ("<a> and <cat> read as the same words" in err) == (other in options and options != laid)
         seen.add(Image.open(next(place.glob("*.png"))).tobytes())
     assert len(seen) == 4, "one alone is the same both ways, and two are not"
     for options, says in (

@@ -28,8 +28,8 @@ from sfumato.reading.reader import read
 from sfumato.stilllife.render import Rendering, keypoints
 from sfumato.tasks.recipes import find
 
-KIND, LEARNED = "robot", 40
-METHOD = LandmarkRegression(virtual=10, steps=200)
+KIND, LEARNED = "robot", 24
+METHOD = LandmarkRegression(virtual=8, batch=8, steps=120)
 NEAR = 0.05
 """Parts of the image's side within which a landmark is found."""
 MEANINGS = {

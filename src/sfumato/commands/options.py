@@ -122,7 +122,8 @@ class Loading:
         del options["embedding"], options["concept"], options["compose"], options["region"]
         options["embeddings"] = dict(self._embeddings)
         concepts, regions = list(map(_concept, self.concept)), self._regions()
-        _note_alike(concepts)
+        if not regions:
+            _note_alike(concepts)
         model = load(name, device=device, **options)
         if self.compose == "apart":
             from sfumato.learning.composing import apart

@@ -6,10 +6,11 @@ keeps the kind from becoming the thing (prior preservation, eq. 2).
 
 Defaults: diffusers' example as its README runs it, 800 steps with 100 pictures of the kind, one of either a step, at a
 rate of 5e-6, clipped to a norm of 1; without the prior 400 (``dream-booth:without-prior``); the paper has 1000 at 1e-5
-for Imagen and 5e-6 for Stable Diffusion. The rare token is ``sks``, the example's. Different from both: pictures are
-encoded once and latents are the encoder's means; texts are made once unless the text encoder learns, which has a rate
-of its own; each picture is seen once before any comes again; ``snr_gamma`` weighs each picture by its own level, also
-beside the prior. A model in halves learns in float32 and computes in bfloat16.
+for Imagen and 5e-6 for Stable Diffusion. The rare token is ``sks``, the example's, and for ``sfumato learn`` one that
+its word has alone. Different from both: pictures are encoded once and latents are the encoder's means; texts are made
+once unless the text encoder learns, which has a rate of its own; each picture is seen once before any comes again;
+``snr_gamma`` weighs each picture by its own level, also beside the prior. A model in halves learns in float32 and
+computes in bfloat16.
 
 Needs: a forward and a backward pass for a picture of each in one batch, a float32 copy of the network, and two moments
 of each weight.
