@@ -14,6 +14,7 @@ from sfumato.learning.concepts import Concept
 from sfumato.learning.lessons import Lesson
 from sfumato.learning.teaching import Teaching
 from sfumato.tasks import learn as task
+from sfumato.tasks import recipes
 
 
 @pytest.fixture
@@ -220,11 +221,14 @@ def test_each_word_that_changes_weights_has_a_rare_name_of_its_own(here, run, ph
         args = ("--as", word, "--kind", "cube", "--steps", 1, "--samples", 0, "--out", file)
         code, _, err = run("learn", photos, *args, "lora", *more)
         assert code == 0, err
-        return Concept.load(file).about["identifier"]
+        found = Concept.load(file)
+        ranks = {len(change) for key, change in found.changes.items() if key.endswith("lora_A")}
+        assert ranks == {4 if more else recipes.find("lora").method.rank}, "what was asked for gave way to a recipe"
+        return found.about["identifier"]
 
     duck, cat = named("<duck>"), named("<cat>")
     assert duck != cat and {len(duck), len(cat)} == {3}
-    assert named("<duck>", "--identifier", "sks") == "sks"
+    assert named("<duck>", "--identifier", "sks", "--rank", 4) == "sks"
 
 
 def test_an_encoder_that_was_taught_gives_a_concept_its_word(here, run, photos, tmp_path):

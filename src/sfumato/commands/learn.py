@@ -138,7 +138,7 @@ def learn(
     name = index.find(chain.names[0] if chain.names else DEFAULT).word
     method, suited = recipes.learning(name, model)
     if chain.items:
-        method = recipes.filled(chain.items[0], method)
+        method = recipes.filled(chain.items[0], method, chain.said[0])
     count = method.steps if steps is None else steps
     kinds = dict(zip(words, kind if len(kind) == len(words) else (kind or (suited,)) * len(words), strict=True))
     if len(words) > 1 and not method.tells_apart:
@@ -175,7 +175,7 @@ def learn(
     note(f"{count} steps of {name} on {len(photographs)} photographs")
     settings = {"word": words[0], "kind": of, "kinds": kinds, "method": repr(method), "steps": count, "seed": seed,
                 "model": model, "photographs": [str(f) for f in photographs.files]}  # fmt: skip
-    marked = {**kept.settings_of(given, [chain]), "photos": photographs.digest, "samples": None}
+    marked = {**kept.settings_of(given), "methods": method, "photos": photographs.digest, "samples": None}
     stem = kept.named(folder, "learn", ".safetensors", file.stem if file else f"{slug(' '.join(words))}-{name}", marked)
     so_far = folder / f".{stem}.{kept.digest(marked)[:8]}.safetensors"
     prior = folder / f"{slug(method.at_large(of))}-{slug(Path(model).name)}"
