@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sfumato.bench import truth
 from sfumato.bench.report import Comparison, Figure, Target
-from sfumato.bench.units import Row, columns, timed
+from sfumato.bench.units import Row, columns
 from sfumato.io.progress import progress
 from sfumato.learning.heads import Examples, Head, train
 from sfumato.methods.perceive.landmark_regression import LandmarkRegression
@@ -28,57 +28,45 @@ from sfumato.reading.reader import read
 from sfumato.stilllife.render import Rendering, keypoints
 from sfumato.tasks.recipes import find
 
-KIND, LEARNED = "robot", 24
-METHOD = LandmarkRegression(virtual=8, batch=8, steps=120)
+KIND, LEARNED, METHOD = "robot", 24, LandmarkRegression(virtual=8, batch=8, steps=120)
 NEAR = 0.05
 """Parts of the image's side within which a landmark is found."""
 MEANINGS = {
-    "landmark_error": f"landmarks regressed from the features of {LEARNED} annotated renders: mean distance over the "
-    "image's side",
+    "landmark_error": "landmarks regressed from features of annotated renders: mean distance over the image's side",
     "landmark_over_matching": "what matching the same features to those of the annotated landmarks errs more",
 }
 TARGETS = {"landmark_over_matching": Target(0.0)}
 
 
 def regressed(session: Any) -> Mapping[str, Figure]:
-    """Robots from the front, of a perceive session: learned on some, found in others, in one read of each."""
+    """Robots from the front, of a session with units: learned on some, found in others, in one read of each."""
     draw: dict[str, Any] = {"kinds": (KIND,), "count": 1, "view": "front"}
-    many = truth.renders(session.stream(61), LEARNED, **draw)
-    tests = truth.renders(session.stream(62), session.n, **draw)
-    (taught, names), (wanted, _) = annotated(many), annotated(tests)
+    many, tests = (truth.renders(session.stream(i), n, **draw) for i, n in ((61, LEARNED), (62, session.n)))
+    taught, wanted = annotated(many), annotated(tests)
     shown = taught.isfinite().all(-1).any(0)  # of the back there may be nothing to learn
     taught, wanted = taught[:, shown], wanted[:, shown]
-    names = tuple(name for name, there in zip(names, shown, strict=True) if there)
     source, side = replace(find("dift").method, ensemble=1), find("dift").side
-    mean = taught.nanmean(0)
 
     @cache
-    def learned() -> tuple[Head, list[Tensor], dict[str, float]]:
-        def work() -> tuple[Head, list[Tensor]]:
-            known = {"points": taught, "names": names}
-            examples = Examples.of(METHOD, session.model, source, list(many.images), side=side, **known)
-            head = train(METHOD, examples, model=session.model, source=source, side=side)
-            maps = examples.maps(range(LEARNED))
-            at = [[at_place(maps[i], place) for i, place in enumerate(each) if place.isfinite().all()]
-                  for each in taught.unbind(1)]  # fmt: skip
-            return head, [torch.stack(some) for some in at]
-
-        (head, features), cost = timed(work, session.device)
-        return head, features, cost
+    def learned() -> tuple[Head, list[Tensor]]:
+        examples = Examples.of(METHOD, session.model, source, list(many.images), side=side, points=taught)
+        maps, there = examples.maps(range(LEARNED)), taught.isfinite().all(-1)
+        own = [torch.stack([at_place(maps[i], taught[i, k]) for i in range(LEARNED) if there[i, k]])
+               for k in range(taught.shape[1])]  # fmt: skip
+        return train(METHOD, examples, model=session.model, source=source, side=side), own
 
     rows: dict[str, dict[str, Row]] = {"regressed": {}, "matched": {}, "mean place": {}}
     with progress("bench: landmarks", session.n) as advance:
         for i, image in enumerate(tests.images):
 
             def measure(i: int = i, image: Tensor = image) -> tuple[Row, Tensor]:
-                head, features, _ = learned()
+                head, own = learned()
                 with read(session.model, image, side) as reader:
                     map = head.features(reader)[0]
-                    by_head = head.of([map], reader.size) / torch.tensor([reader.size[1], reader.size[0]])
-                found = {"regressed": by_head, "matched": matched(features, map), "mean place": mean}
+                places = head.of([map], (1, 1)), matched(own, map).cpu(), taught.nanmean(0)
                 row: Row = {}
-                for name, at in found.items():
-                    away = (at.cpu() - wanted[i]).norm(dim=-1)
+                for name, found in zip(rows, places, strict=True):
+                    away = (found - wanted[i]).norm(dim=-1)
                     away = away[away.isfinite()]
                     row |= {f"{name} error": float(away.mean()), f"{name} pck": float((away <= NEAR).float().mean())}
                 return row, image
@@ -87,23 +75,16 @@ def regressed(session: Any) -> Mapping[str, Figure]:
             for name, units in rows.items():
                 units[f"image {i}"] = {key: row[f"{name} {key}"] for key in ("error", "pck")}
             advance()
-    cost = session.once(f"landmarks learning {METHOD!r} {source!r} {side} {LEARNED}", lambda: (None, learned()[2]))
-    means = {
-        name: {key: float(np.mean(columns(units, key))) for key in ("error", "pck")} for name, units in rows.items()
-    }
-    session.methods |= {f"landmarks: {name}": of | (cost if name == "regressed" else {}) for name, of in means.items()}
     session.compared["landmarks"] = Comparison(("error", "pck"), rows)
     error = {name: np.array(columns(units, "error")) for name, units in rows.items()}
     return {"landmark_error": error["regressed"], "landmark_over_matching": error["matched"] - error["regressed"]}
 
 
-def annotated(shown: Rendering) -> tuple[Float[Tensor, "n m 2"], tuple[str, ...]]:
-    """Landmarks of the first thing of each render in parts of the sides, not numbers where hidden; and their names."""
-    each = [keypoints(scene, shown, i)[0] for i, scene in enumerate(shown.scenes)]
-    height, width = shown.images.shape[-2:]
-    none = (float("nan"), float("nan"))
-    at = [[(x / width, y / height) if seen else none for x, y, seen in of.values()] for of in each]
-    return torch.tensor(at), tuple(each[0])
+def annotated(shown: Rendering) -> Float[Tensor, "n m 2"]:
+    """Landmarks of the first thing of each render in parts of the sides; not numbers where they are hidden."""
+    each = [keypoints(scene, shown, i)[0].values() for i, scene in enumerate(shown.scenes)]
+    at = torch.tensor([[(x, y) if seen else (torch.nan, torch.nan) for x, y, seen in of] for of in each])
+    return at / shown.images.shape[-1]
 
 
 def at_place(map: Float[Tensor, "c h w"], place: Float[Tensor, " 2"]) -> Float[Tensor, " c"]:
