@@ -111,12 +111,13 @@ def main(args: Sequence[str]) -> int:
             raise unknown("command", name, commands)
         command, prog = commands[name], f"{prog} {name}"
         words = _methods(name)
-        head, segments = argv.split(args, fields.grammar(command), words, fields.of_method)
+        listed = index.words(CHAINED.get(name, ()), aliases=True, command=name)
+        head, segments = argv.split(args, fields.grammar(command), words, fields.of_method, listed)
         for word, *options in segments:
             if help.ASKED & {*options}:
                 return _show(fields.help_of(word, prog))
         if help.ASKED & {*head}:
-            return _show(help.command(command, prog, index.words(CHAINED.get(name, ()))))
+            return _show(help.command(command, prog, index.words(CHAINED.get(name, ()), command=name)))
         with oneline():
             given = {"chain": fields.methods(segments, prog)} if words else {}
             run = tyro.cli(partial(_later(command), **given), prog=prog, args=head)

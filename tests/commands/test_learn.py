@@ -14,6 +14,7 @@ from sfumato.learning.concepts import Concept
 from sfumato.learning.lessons import Lesson
 from sfumato.learning.teaching import Teaching
 from sfumato.tasks import learn as task
+from sfumato.tasks import recipes
 
 
 @pytest.fixture
@@ -86,14 +87,15 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_concept(lab, tmp_path, monke
     assert torch.equal(whole.rows["clip_l"], again.rows["clip_l"])
 
 
-@pytest.mark.parametrize("stage", ["read", "encoded", "painted"])
+@pytest.mark.parametrize("stage", ["read", "encoded", "painted", "saved"])
 def test_stopped_at_any_other_stage_nothing_that_was_learned_is_lost(lab, tmp_path, monkeypatch, stage):
-    """While photographs are read or encoded, and while samples are painted, when all steps are done."""
+    """While photographs are read or encoded, and, when all steps are done, while samples are painted or it is saved."""
 
     def stop(*args, **options):
         raise KeyboardInterrupt
 
-    place, name = {"read": (task, "read_image"), "encoded": (Lesson, "of"), "painted": (task, "painted")}[stage]
+    stages = {"read": (task, "read_image"), "encoded": (Lesson, "of"), "painted": (task, "painted")}
+    place, name = (stages | {"saved": (concepts, "save_tensors")})[stage]
     out, steps, loss = tmp_path / "duck.safetensors", [], Teaching.loss
     monkeypatch.setattr(Teaching, "loss", lambda self, step: steps.append(step) or loss(self, step))
     with monkeypatch.context() as patch:
@@ -188,13 +190,45 @@ def test_several_things_are_one_file_and_concepts_are_kept_apart(here, run, phot
     learned = Concept.load(row["files"][0])
     Concept("<cat>", learned.rows, learned.changes).save(other)
     seen = set()
-    for options in ((), ("--compose", "apart"), ("--concept", other), ("--concept", other, "--compose", "apart")):
+    call = ("generate", "a <a> and a <cat>", "--n", 1, "--steps", 2, "--concept", f"{row['files'][0]}:<a>,<b>")
+    both = ("--concept", other, "--compose", "apart")
+    laid = (*both, "--region", "<cat>", "0,0,0.5,1", "--region", "<a>", "0.5,0,1,1")
+    for options in ((), ("--compose", "apart"), ("--concept", other), both, laid):
         place = tmp_path / f"painted-{len(seen)}"
-        named = ("--concept", f"{row['files'][0]}:<a>,<b>")
-        code, _, err = run("generate", "a <a> and a <cat>", "--n", 1, "--steps", 2, "--out", place, *named, *options)
+        code, _, err = run(*call, "--out", place, *options)
         assert code == 0, err
+        assert ("<a> and <cat> read as the same words" in err) == (other in options and options != laid)
         seen.add(Image.open(next(place.glob("*.png"))).tobytes())
-    assert len(seen) == 3, "one alone is the same both ways, and two are not"
+    assert len(seen) == 4, "one alone is the same both ways, and two are not"
+    for options, says in (
+        (("--concept", other, *laid[4:]), "--region is read with --compose apart alone"),
+        ((*laid, "--region", "<b>", "0,0,0.2,0.2"), "the regions of '<cat>' and '<b>' overlap"),
+        (("--concept", other, "--compose", "tokens"), "only keys and values of cross-attention"),
+        ((*both, "--region", "<dog>", "0,0,1,1"), "unknown word of a region '<dog>'; known: <a>, <b>, <cat>"),
+        ((*both, "--region", "<a>", "0,0,40,40"), "outside of the image; boxes are parts"),
+        ((*laid, "--canvas", 128, 64), "--region is of images that are seen whole, and a canvas is not"),
+    ):
+        code, _, err = run(*call, "--out", tmp_path / "no", *options)
+        assert code == 2 and says in err.splitlines()[-1], err
+    for command in (("panorama", "a <a>", "--size", "128x64"), ("illusion", "a <a>", "a <cat>", "--view", "turn")):
+        code, _, err = run(*command, *call[6:], "--out", tmp_path / "no", *laid)
+        assert code == 2 and "--region is of images that are seen whole" in err.splitlines()[-1], err
+
+
+def test_each_word_that_changes_weights_has_a_rare_name_of_its_own(here, run, photos, tmp_path):
+    def named(word, *more):
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.safetensors"
+        args = ("--as", word, "--kind", "cube", "--steps", 1, "--samples", 0, "--out", file)
+        code, _, err = run("learn", photos, *args, "lora", *more)
+        assert code == 0, err
+        found = Concept.load(file)
+        ranks = {len(change) for key, change in found.changes.items() if key.endswith("lora_A")}
+        assert ranks == {4 if more else recipes.find("lora").method.rank}, "what was asked for gave way to a recipe"
+        return found.about["identifier"]
+
+    duck = named("<duck>")
+    assert duck != "sks" and len(duck) == 3
+    assert named("<duck>", "--identifier", "sks", "--rank", 4) == "sks"
 
 
 def test_an_encoder_that_was_taught_gives_a_concept_its_word(here, run, photos, tmp_path):

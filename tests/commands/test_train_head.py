@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from sfumato.commands import fields
 from sfumato.errors import SfumatoError
 from sfumato.media.labels import read_labels
 from sfumato.methods import heads
 from sfumato.methods.perceive.stego import STEGO, Distilling
 from sfumato.reading.results import Segments
+from sfumato.tasks import recipes
 from sfumato.tasks import train_head as task
 
 QUICK = ("stego", "--classes", 3, "--batch", 2, "--points", 2)
@@ -158,10 +160,12 @@ def test_both_protocols_are_measured():
 
 
 def test_of_what_was_not_asked_a_recipe_counts():
-    from sfumato.tasks import recipes
-
     suiting = STEGO(dim=32, steps=7)
     assert recipes.filled(STEGO(classes=4), suiting) == STEGO(classes=4, dim=32, steps=7)
+    usual = STEGO().dim
+    assert recipes.filled(STEGO(classes=4), suiting, {"dim"}) == STEGO(classes=4, dim=usual, steps=7)
+    said = fields.methods([["stego", "--steps=3", f"--dim={usual}"]], "sfumato").said
+    assert said == (frozenset({"steps", "dim"}),)
 
 
 def test_a_network_that_looks_for_what_examples_show(lab, run, photos, tmp_path):

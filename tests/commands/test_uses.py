@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from sfumato.commands import uses
 from sfumato.commands.options import is_image, painted_size, size_of, slug
 from sfumato.errors import SfumatoError
+from sfumato.learning import concept_files
 from sfumato.methods.edit.appearance import START
 from sfumato.tasks.starts import start_of
 
@@ -67,6 +68,14 @@ USELESS = {
         (*EDIT, "--also", "other.png", "--appearance", "other.png", "p2p"), "of one picture alone"
     ),
     "attention of a segmentation": (("segment", "photo.png", "--show-attention", "diff-seg"), "is of text-attribution"),
+    "a method that only train-head knows": (
+        ("segment", "photo.png", "--json", "nosuch"), r"unknown method 'nosuch'; known: diff-seg, (?!.*(stego|dift))"
+    ),
+    "a place that only train-head knows": (("segment", "no.png"), r"nor a method of that name: diff-seg, (?!.*stego)"),
+    "a place of no method": (("features", "no.png"), "no file or folder no.png$"),
+    "a method of a picture": ((*GENERATE, "nosuch"), r"unknown method 'nosuch'; known: (?!.*(sdedit|ip2p))"),
+    "a match by segments": (("match", "photo.png", "other.png", "diff-seg"), "diff-seg does not match; .* segment"),
+    "a segmenter that is none": (("segment", "photo.png", "clip-patches"), "clip-patches does not segment"),
     "labelled": (("segment", "photo.png", "--labelled", "photo.png", "diff-seg"), "takes no examples"),
     "learned": (("segment", "photo.png", "--learned", "x.safetensors", "diff-seg"), "leave --learned out"),
     "learned and a method": (
@@ -139,11 +148,17 @@ def test_steps_and_seeds_of_an_appearance_are_obeyed(run, here, photo):
     assert start_of(None, appearance=True) == START
 
 
-def test_a_learned_word_that_no_prompt_says_is_noted(run, here, photo):
+def test_a_learned_word_that_no_prompt_says_is_noted_and_its_file_read_once(run, here, photo, monkeypatch):
     save_file({"emb_params": torch.randn(1, 16)}, "mycat.safetensors")
+    read, plain = [], concept_files.tensors
+    monkeypatch.setattr(concept_files, "tensors", lambda file: read.append(str(file)) or plain(file))
     for prompt, noted in (("a cube", True), ("a mycat on grass", False)):
         code, _, err = run("generate", prompt, *GENERATE[2:], "--embedding", "mycat.safetensors", "--out", "out")
         assert code == 0 and ("no prompt says 'mycat'" in err) == noted, err
+    assert read == 2 * ["mycat.safetensors"]
+    twice = ("--embedding", "mycat.safetensors", "--embedding", "mycat.safetensors")
+    code, _, err = run(*GENERATE, *twice, "--out", "out")
+    assert code == 2 and "two files of --embedding hold a word 'mycat'" in err
 
 
 def test_places_of_a_set_are_said_to_be_the_first_ones(run, here, photo):

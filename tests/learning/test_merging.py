@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from learners import own_models  # noqa: F401
@@ -88,6 +90,28 @@ def test_order_and_low_rank_do_not_matter(pair):
         torch.testing.assert_close(a[0].changes[layer], b[0].changes[layer])
         torch.testing.assert_close(c[0].changes[layer], b[0].changes[layer], atol=1e-5, rtol=1e-4)
     assert [each.word for each in c] == ["<cat>", "<duck>"] and not c[1].changes
+
+
+def test_offsets_that_multiply_weights_are_merged_as_what_they_add(pair):
+    model, (one, two) = pair
+    key = next(iter(two.changes))
+    stem, plain = key.removesuffix("weight"), weight(model, key)
+    low, high = drawn(1, 2, 16), drawn(2, len(plain), 2)
+    scales = {f"{stem}scale_A": low, f"{stem}scale_B": high}
+    scaled = Concept(two.word, two.rows, {key: two.changes[key], **scales})
+    added = Concept(two.word, two.rows, {key: two.changes[key] + (plain * (high @ low)).float()})
+    found, wanted = (merged([one, each], model, CAPTIONS)[0].changes for each in (scaled, added))
+    assert found.keys() == wanted.keys() == one.changes.keys()
+    for layer, value in wanted.items():
+        torch.testing.assert_close(found[layer], value, atol=1e-5, rtol=1e-4)
+    out = re.sub("attn2.to_[kv]", "attn1.to_out.0", stem)  # as wide as it is high
+    query = {f"{out}scale_A": drawn(1, 2, len(plain)), f"{out}scale_B": high}
+    with pytest.raises(SfumatoError, match="only keys and values"):
+        merged([one, Concept(two.word, two.rows, query)], model, CAPTIONS)
+    with pytest.raises(SfumatoError, match="learned with another kind of model"):
+        merged(
+            [one, Concept(two.word, two.rows, {f"{stem}scale_A": low[:, :3], f"{stem}scale_B": high})], model, CAPTIONS
+        )
 
 
 def test_sums_are_of_what_is_added(models):

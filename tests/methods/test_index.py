@@ -10,6 +10,8 @@ import pytest
 
 from sfumato import methods
 from sfumato.errors import SfumatoError
+from sfumato.inversion import Inversion
+from sfumato.learning.heads import HeadMethod
 from sfumato.methods import control, edit, index, sets
 
 ROOT = Path(methods.__path__[0])
@@ -51,3 +53,19 @@ def test_words_find_methods():
     assert "open-vocabulary" not in index.words(GROUPS) and "pnp" in index.words(aliases=True)
     with pytest.raises(SfumatoError, match=r"unknown method 'open-vocabulary'; known: .*diff-seg"):
         index.find("open-vocabulary")
+
+
+def test_a_method_says_which_commands_take_it():
+    """Each that reads takes the pictures of one command or two; those with a start of their own need a picture."""
+    for entry in index.METHODS:
+        if entry.group in index.READING and not entry.is_function:
+            assert entry.commands and (not issubclass(entry.method, HeadMethod) or entry.commands == ("train-head",))
+        elif entry.group in index.PAINTING:
+            assert entry.commands == (index.STARTING if issubclass(entry.method, Inversion) else ()), entry.word
+    assert "sdedit" not in index.words(command="generate") and "sdedit" in index.words(command="edit")
+    assert index.words(index.READING, command="match") == ["dift", "optimal-transport", "prompt-embeddings"]
+    for command, word, others in (("match", "diff-seg", "segment"), ("segment", "clip-patches", "train-head")):
+        with pytest.raises(SfumatoError, match=f"{word} does not {command}; it is a method of sfumato {others}"):
+            index.check(command, word)
+    index.check("segment", "label-efficient")
+    index.check("train-head", "label-efficient")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import families
@@ -144,6 +146,19 @@ def test_a_word_reads_as_the_rare_token_before_its_kind(name, models):
     model = models(name)
     knows, _ = tuning.named(asked(model, prior=False), "sks")
     assert torch.equal(predicted(knows, "a <duck> on snow"), predicted(model, "a sks cube on snow"))
+
+
+def test_rare_words_are_the_last_of_the_vocabulary_or_spelled():
+    model, vocabulary = SimpleNamespace(pipe=SimpleNamespace(tokenizer=SimpleNamespace())), {}
+    model.pipe.tokenizer.get_vocab = lambda: vocabulary
+    words = [f"<{i}>" for i in range(40)]
+    spelled = {tuning.rare(model, word) for word in words}
+    assert len(spelled) == 40 and all(re.fullmatch("[^aeiouy]{3}", word) for word in spelled)
+    tokens = ["sks</w>", *(f"{letter}</w>" for letter in "abcd"), "cat</w>", "zwx</w>", "xkq", "ktn</w>"]
+    vocabulary |= {token: i for i, token in enumerate(tokens)}
+    assert {tuning.rare(model, word) for word in words} == {"zwx", "ktn"}
+    vocabulary |= {token: len(tokens) - i for i, token in enumerate(tokens)}  # the order is of numbers, not of a table
+    assert {tuning.rare(model, word) for word in words} == {"sks"}
 
 
 def test_a_run_that_fails_leaves_the_model_as_it_was(models):

@@ -66,6 +66,7 @@ def test_of_many_photographs_as_many_are_read_as_the_run_sees_evenly(sd, tmp_pat
     found = task.read([tmp_path], sd, 4)
     assert [f.stem for f in found.files] == ["0", "2", "5", "7"]
     assert "of 10 photographs the run sees 4" in capsys.readouterr().err
+    assert len(task.read([tmp_path], sd, 1)) == 1 and "one photograph" not in capsys.readouterr().err
     monkeypatch.setattr(task, "ROOM", 3 * 12 * sd.size**2)
     assert [f.stem for f in task.read([tmp_path], sd, 10**9).files] == ["0", "3", "6"]
 

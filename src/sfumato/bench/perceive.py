@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sfumato.backbones.clips import opened
+from sfumato.bench import landmarks as annotated
 from sfumato.bench import truth
 from sfumato.bench.ports.prompt_embeddings import published_fit
 from sfumato.bench.report import Comparison, Figure, Report, Target, gather
@@ -99,7 +100,7 @@ MEANINGS = {
     "keypoint_error": "annotated keypoints regressed from learned ones: error over that of the mean position",
     "cluster_seconds": "DiffSeg's clustering of 64 x 64 maps with 256 anchors",
     "embedding_speed": "points a second over those of the published loop, equal result",
-}
+} | annotated.MEANINGS
 TARGETS = {
     "diffseg_miou": Target(0.6),
     "diffseg_over_baselines": Target(0.0),
@@ -114,7 +115,7 @@ TARGETS = {
     "keypoint_error": Target(0.5, at_least=False),
     "cluster_seconds": Target(1.5, at_least=False),
     "embedding_speed": Target(5.0),
-}
+} | annotated.TARGETS
 
 
 @dataclass
@@ -949,6 +950,7 @@ MEASURES: tuple[tuple[tuple[str, ...], Callable[[PerceiveSession], Mapping[str, 
     ((*(key for key in MEANINGS if key.startswith(("few_shot", "diffews"))),), shots),
     (("pck_10", "pck_10_over_baselines"), matches),
     (("keypoint_error",), landmarks),
+    annotated.MEASURE,
     (("cluster_seconds",), clustering),
     (("embedding_speed",), fitting),
 )

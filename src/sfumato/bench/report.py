@@ -161,8 +161,9 @@ def show(report: Report, *, as_json: bool) -> None:
     console.print(table)
     for what, comparison in report.compared.items():
         console.print(_compared(what, comparison))
-    for key, reason in report.why.items():
-        console.print(f"{key}: not measured, {reason}", highlight=False)
+    for reason in dict.fromkeys(report.why.values()):
+        keys = ", ".join(key for key, why in report.why.items() if why == reason)
+        console.print(f"{keys}: not measured, {reason}", highlight=False)
     console.print(
         f"{report.suite}, n = {report.n}, seed {report.seed}, {report.device}, {report.seconds:.0f} s", highlight=False
     )

@@ -51,13 +51,17 @@ class _Part:
 
 
 def split(
-    args: Sequence[str], command: Grammar, words: Collection[str], of: Callable[[str], Grammar]
+    args: Sequence[str],
+    command: Grammar,
+    words: Collection[str],
+    of: Callable[[str], Grammar],
+    known: Collection[str] | None = None,
 ) -> tuple[list[str], list[list[str]]]:
     """The arguments of a command, and for each method its word and its options; an option of one value as name=value.
 
-    ``words`` are the methods', ``of`` gives a method's grammar. The first method is the first of their words that is
-    neither an option's value nor the command's own positional argument. ``SfumatoError`` for a word that is none, and
-    for an option that neither the command nor a method before it knows.
+    ``words`` are the methods', ``of`` gives a method's grammar; ``known`` are listed where a word is none. The first
+    method is the first of their words that is neither an option's value nor the command's own positional argument.
+    ``SfumatoError`` for a word that is none, and for an option that neither the command nor a method before it knows.
     """
     end = list(args[args.index("--") :]) if "--" in args else []
     rest = list(args[: len(args) - len(end)])
@@ -88,7 +92,7 @@ def split(
                 raise SfumatoError(
                     f'{arg!r} is no method; a sentence stands in quotes: "{own.positionals[-1]} {arg} ..."'
                 )
-            raise unknown("method", arg, words)
+            raise unknown("method", arg, words if known is None else known)
         else:
             raise SfumatoError(f"{arg!r} behind {parts[-1].word} is no value of an option; + joins methods")
     if joined or rest:

@@ -69,7 +69,16 @@ def methods(segments: Sequence[Sequence[str]], prog: str) -> Chain:
         )
         seed_of(getattr(item, "seed", 0))
         items.append(entry.method(**values(item)))
-    return Chain(tuple(items), tuple(word for word, *_ in segments))
+    return Chain(
+        tuple(items),
+        tuple(word for word, *_ in segments),
+        tuple(frozenset(_named(o) for o in options if o.startswith("--")) for _, *options in segments),
+    )
+
+
+def _named(option: str) -> str:
+    """The field that an option is of."""
+    return option.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
 
 
 def class_of(word: str) -> Any:

@@ -107,6 +107,8 @@ def generate(
     if steering.control and sampling.canvas is not None:
         raise SfumatoError("--control is of an image that is seen whole; leave it or --canvas out")
     uses.painted(chain)
+    if sampling.canvas is not None:
+        uses.regions(loading, "a canvas")
     layout = layout_of(box)
     chain = chain.given(seed=seed, layout=layout)
     uses.boxes(layout, [chain])

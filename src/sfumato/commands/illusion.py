@@ -81,6 +81,7 @@ def illusion(
     given = dict(locals())
     limit, asked = painting.checked(n, steps, seed, memory, guidance), size_of(size)
     uses.painted(chain)
+    uses.regions(loading, "an illusion")
     place = painting.Place.of("illusion", out, f"{prompt} {view} {other}", one=False)
 
     quiet()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,7 +49,7 @@ def keypoints(
 
     Example: sfumato keypoints more-ducks/ --head landmarks.safetensors
     """
-    files = files_of(images)
+    files = files_of(images, "keypoints")
     chosen_side(side)
     writable(out)
     quiet()
@@ -87,7 +88,7 @@ def keypoints(
         found = Keypoints.load(learned)
         locate, names = found.locate, found.chosen
     named = {} if head is None else {"names": list(names)}
-    settings = {"learned": contents(learned), "model": model, "side": side, **vars(loading)}
+    settings = {"learned": contents(learned), "model": model, "side": side, **asdict(loading)}
     batch = Batch(files, Kept(out, "keypoints", "-keypoints.png"), settings)
 
     def work(file: Path, stem: Path) -> dict[str, Any]:

@@ -128,6 +128,7 @@ def learn(
     quiet()
     import torch
 
+    from sfumato.learning.tuning import rare
     from sfumato.media import pictures
     from sfumato.tasks import encoder as encoders
     from sfumato.tasks import learn as task
@@ -137,7 +138,7 @@ def learn(
     name = index.find(chain.names[0] if chain.names else DEFAULT).word
     method, suited = recipes.learning(name, model)
     if chain.items:
-        method = recipes.filled(chain.items[0], method)
+        method = recipes.filled(chain.items[0], method, chain.said[0])
     count = method.steps if steps is None else steps
     kinds = dict(zip(words, kind if len(kind) == len(words) else (kind or (suited,)) * len(words), strict=True))
     if len(words) > 1 and not method.tells_apart:
@@ -160,6 +161,8 @@ def learn(
     net = loading.load(model, device)
     for word in words:
         task.new_word(net, word)
+    if getattr(method, "identifier", "") is None and getattr(net, "learns", False):
+        method = replace(method, identifier=rare(net, words[0]))
     begun = encoders.load(encoder, net) if encoder is not None else None
     if begun is not None:
         kinds = dict.fromkeys(words, begun.kind)
@@ -172,7 +175,7 @@ def learn(
     note(f"{count} steps of {name} on {len(photographs)} photographs")
     settings = {"word": words[0], "kind": of, "kinds": kinds, "method": repr(method), "steps": count, "seed": seed,
                 "model": model, "photographs": [str(f) for f in photographs.files]}  # fmt: skip
-    marked = {**kept.settings_of(given, [chain]), "photos": photographs.digest, "samples": None}
+    marked = {**kept.settings_of(given), "methods": method, "photos": photographs.digest, "samples": None}
     stem = kept.named(folder, "learn", ".safetensors", file.stem if file else f"{slug(' '.join(words))}-{name}", marked)
     so_far = folder / f".{stem}.{kept.digest(marked)[:8]}.safetensors"
     prior = folder / f"{slug(method.at_large(of))}-{slug(Path(model).name)}"

@@ -12,6 +12,7 @@ from sfumato.commands.reading import no_meshes
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import print_json, quiet
+from sfumato.methods import index
 from sfumato.tasks import chain as chains
 from sfumato.tasks import kept, recipes
 
@@ -63,6 +64,8 @@ def match(
 
     if len(chain.items) > 1:
         raise SfumatoError(f"match takes one method, got {', '.join(chain.names)}")
+    for word in chain.names:
+        index.check("match", word)
     if edited and not mask:
         raise SfumatoError("--edited needs --mask, which says where the edit is")
     method, side = (chain.items[0], side) if chain.items else recipes.suited("dift", model, side)

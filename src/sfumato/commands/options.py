@@ -6,9 +6,10 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -18,6 +19,11 @@ from sfumato.io.terminal import note
 from sfumato.tasks.starts import How
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from sfumato.backbones.embeddings import Vectors
     from sfumato.core.backbone import Backbone
     from sfumato.learning.concepts import Concept
     from sfumato.prompts.layout import Layout, Mask
@@ -55,6 +61,7 @@ Size = Annotated[
     str | None, tyro.conf.arg(metavar="PIXELS|WxH", help="Side, or width and height [default: the model's own].")
 ]
 MOST = 8192  # pixels a side
+FINE = 256  # cells a side of a region
 Boxes = Annotated[
     tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]],
     tyro.conf.arg(
@@ -91,9 +98,13 @@ class Loading:
     concept: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[@VIEW][:WORD]")] = ()
     """What sfumato learn wrote; where it is seen from, as @90,20, if it learned views; another word for it, or, with
     commas, for each that it holds."""
-    compose: Literal["sum", "apart"] = "sum"
+    compose: Literal["sum", "apart", "tokens"] = "sum"
     """Of several concepts that change weights: add the changes up, or keep each to where its words look (a pass
-    each)."""
+    each), or, of custom-diffusion, to the tokens of its words."""
+    region: Annotated[
+        tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]], tyro.conf.arg(metavar="WORD L,T,R,B")
+    ] = ()
+    """Where a concept's word changes the picture, in parts of its sides, in the place of where it looks."""
     lora: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE[:WEIGHT]")] = ()
     """A low-rank change of the model as safetensors, of kohya's or diffusers' layout."""
     vae: Annotated[str | None, tyro.conf.arg(metavar="PLACE")] = None
@@ -113,17 +124,43 @@ class Loading:
     def _load(self, name: str, device: str) -> Backbone:
         from sfumato.backbones.load import load
 
-        options = {**vars(self), "embeddings": dict(map(_embedding, self.embedding))}
-        del options["embedding"], options["concept"], options["compose"]
-        concepts = list(map(_concept, self.concept))
+        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        del options["embedding"], options["concept"], options["compose"], options["region"]
+        options["embeddings"] = dict(self._embeddings)
+        concepts, regions = list(map(_concept, self.concept)), self._regions()
+        if not regions:
+            _note_alike(concepts)
         model = load(name, device=device, **options)
         if self.compose == "apart":
             from sfumato.learning.composing import apart
 
-            return apart(model, concepts)
+            return apart(model, concepts, regions)
+        if self.compose == "tokens":
+            from sfumato.learning.composing import at_tokens
+
+            return at_tokens(model, concepts)
         for concept in concepts:
             model = concept.on(model)
         return model
+
+    def _regions(self) -> dict[str, Tensor]:
+        """Masks by words of concepts."""
+        if not self.region:
+            return {}
+        if self.compose != "apart":
+            raise SfumatoError("--region is read with --compose apart alone; give that as well, or leave --region out")
+        layout: Any = layout_of(self.region)
+        layout.check(disjoint=True)
+        return dict(zip(layout.phrases, layout.masks((FINE, FINE)), strict=True))
+
+    @cached_property
+    def _embeddings(self) -> tuple[tuple[str, Vectors], ...]:
+        """Words and vectors of ``--embedding``, whose files are read once."""
+        found = tuple(map(_embedding, self.embedding))
+        words = [word for word, _ in found]
+        if twice := [word for word in words if words.count(word) > 1]:
+            raise SfumatoError(f"two files of --embedding hold a word {twice[0]!r}; call one otherwise, as FILE:WORD")
+        return found
 
     def remark(self, model: str, *prompts: str) -> None:
         """Say which words of prompts the built-in model never met, and which learned words no prompt has."""
@@ -131,7 +168,8 @@ class Loading:
 
         if model == "stilllife" and (text := remark(*prompts)):
             note(text)
-        learned = [("embedding", (word,), file) for word, file in map(_embedding, self.embedding)]
+        named = zip(self._embeddings, self.embedding, strict=True)
+        learned = [("embedding", (word,), file) for (word, _), file in named]
         learned += [("concept", _words(file), file) for file in self.concept]
         for option, words, file in learned:
             if not any(word in prompt for word in words for prompt in prompts):
@@ -157,12 +195,13 @@ class Running(Loading):
     """Keep weights in main memory, and bring a network or a layer at a time to the GPU."""
 
 
-def _embedding(text: str) -> tuple[str, str]:
-    """A word and its file."""
+def _embedding(text: str) -> tuple[str, Vectors]:
+    """A word, the file's unless another is given, and its vectors."""
     from sfumato.backbones.embeddings import read
 
     file, colon, word = (text, "", "") if Path(text).is_file() else text.rpartition(":")
-    return (word, file) if colon and word else (read(text)[0], text)
+    own, vectors = read(file if colon and word else text)
+    return (word if colon and word else own), vectors
 
 
 def _concept(text: str) -> Concept:
@@ -177,6 +216,16 @@ def _concept(text: str) -> Concept:
         except ValueError:
             raise SfumatoError(f"a concept is seen from azimuth and elevation, as {file}@90,20, got {view!r}") from None
     return found.called(*(word.split(",") if found.others else [word])) if word else found
+
+
+def _note_alike(concepts: Sequence[Concept]) -> None:
+    from sfumato.learning.composing import alike
+
+    if pair := alike(concepts):
+        note(
+            f"{pair[0]} and {pair[1]} read as the same words, so a prompt cannot tell them apart; learn one anew (each "
+            "now has a rare word of its own, or --identifier), or lay them out by --compose apart --region"
+        )
 
 
 def _words(text: str) -> tuple[str, ...]:

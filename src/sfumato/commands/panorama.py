@@ -95,6 +95,7 @@ def panorama(
     if "x" not in size.lower().replace("×", "x"):
         raise SfumatoError(f"--size of a panorama is WIDTHxHEIGHT, such as 1024x128, got {size!r}")
     uses.painted(chain)
+    uses.regions(loading, "a panorama")
     layout = layout_of(box)
     chain = chain.given(seed=seed, layout=layout)
     uses.boxes(layout, [chain])

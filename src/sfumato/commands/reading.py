@@ -12,21 +12,19 @@ from sfumato.methods import index
 from sfumato.tasks.batch import Batch, pictures_in
 
 
-def files_of(given: Sequence[Path]) -> list[Path]:
+def files_of(given: Sequence[Path], command: str = "") -> list[Path]:
     """The pictures that are meant: files as they are, of folders all pictures in it, by name.
 
-    What else lies in a folder is named on stderr. Raises ``SfumatoError`` for what is missing and for a folder without
-    a picture.
+    ``command``: whose methods are named beside what is missing. What else lies in a folder is named on stderr. Raises
+    ``SfumatoError`` for what is missing and for a folder without a picture.
     """
     if not given:
         raise SfumatoError("no picture is given: name files, or folders of pictures")
     out: list[Path] = []
     for place in given:
         if not place.exists():
-            raise SfumatoError(
-                f"there is no file or folder {place}, nor a method of that name: "
-                f"{', '.join(index.words(index.READING))}"
-            )
+            nor = f", nor a method of that name: {', '.join(index.words(index.READING, command=command))}"
+            raise SfumatoError(f"there is no file or folder {place}{nor if command else ''}")
         found, others = pictures_in(place) if place.is_dir() else ([place], [])
         if others:
             named = ", ".join(p.name for p in others[:5])

@@ -87,11 +87,8 @@ def reconstruct(
     recipe = Recipe(field="voxels" if splats else field, cells=cells, rays=rays)
     place = choose(device)
     train, _ = found.split(held_out)
-    seconds = (
-        task.seconds_of_gaussians(train, gaussians, steps, place)
-        if splats
-        else task.seconds_of(train, recipe, steps, place)
-    )
+    ahead = task.seconds_of_gaussians(train, gaussians, steps, place) if splats else None
+    seconds = task.seconds_of(train, recipe, steps, place) if ahead is None else ahead.seconds
     if plan:
         print_json({"seconds": round(seconds, 1)}) if json else print(_told(seconds))
         return
@@ -102,7 +99,7 @@ def reconstruct(
     so_far = out / f".{name}.{kept.digest(settings)[:8]}.safetensors"
     options: dict[str, Any] = {"steps": steps, "held_out": held_out, "seed": seed, "device": place, "keep": so_far}
     done = (
-        task.reconstruct_by_gaussians(found, gaussians, **options)
+        task.reconstruct_by_gaussians(found, gaussians, ahead=ahead, **options)
         if splats
         else task.reconstruct(found, recipe, **options)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,7 +81,7 @@ def segment(
 
     Example: sfumato segment photos/ --head diffews.safetensors --labelled examples/
     """
-    files = files_of(images)
+    files = files_of(images, "segment")
     chosen_side(side)
     writable(out)
     quiet()
@@ -118,7 +118,7 @@ def segment(
         "chain": repr([*chain.items] or items),
         "model": model,
         "side": side,
-        **vars(loading),
+        **asdict(loading),
         "labelled": contents(labelled),
         "learned": contents(learned),
         "head": None if head is None else content(head),

@@ -91,7 +91,7 @@ def train_head(
     if not isinstance(items[0], HeadMethod):
         heads = ", ".join(w for w in index.words(index.READING) if issubclass(index.find(w).method, HeadMethod))
         raise SfumatoError(f"{words[0]} learns no head; methods that do: {heads}")
-    method = recipes.filled(items[0], recipes.suited(words[0], model, None)[0])
+    method = recipes.filled(items[0], recipes.suited(words[0], model, None)[0], chain.said[0])
     word, suiting = FEATURES, recipes.suited(FEATURES, model, side)
     if method.source is not None:
         word, suiting = words[0], (method.source, recipes.suited(words[0], model, side)[1])
@@ -108,7 +108,7 @@ def train_head(
     features = None if given is None else task.given(given)
     seen = task.pictures(data, net, tuple(w.strip() for w in names.split(",") if w.strip()), method.seed)
     note(f"{words[0]} on {len(seen)} pictures")
-    marked = {**kept.settings_of(arguments, [chain]), "data": seen.digest, "test": None}
+    marked = {**kept.settings_of(arguments), "methods": [method, source], "data": seen.digest, "test": None}
     stem = kept.named(folder, "train-head", ".safetensors", file.stem if file else words[0], marked)
     so_far = folder / f".{stem}.{kept.digest(marked)[:8]}.safetensors"
     head = task.train_head(net, seen, method, source, side=side, features=features, steps=steps, keep=so_far)

@@ -11,6 +11,7 @@
 | ``--seed`` (edit, invert, video) | what is drawn; where nothing is, it is noted |
 | ``--noise`` (video) | the same |
 | ``--embedding``, ``--concept`` | prompts that say its word; where none does, it is noted |
+| ``--region`` | ``--compose apart``; not what is painted in windows or views |
 | ``--also`` (edit) | methods of several pictures (``Requires.batch``); masks and boxes of the first are all pictures' |
 | ``--negative`` | guidances with an empty prompt, at another scale than 1 (``core.guidance``) |
 | ``--canvas`` | all that is painted; not beside ``--size``, and not by methods of whole images (``Requires.windows``) |
@@ -41,6 +42,7 @@ from sfumato.methods import index
 from sfumato.tasks.chain import Chain, values
 
 if TYPE_CHECKING:
+    from sfumato.commands.options import Loading
     from sfumato.core.backbone import Backbone
     from sfumato.prompts.layout import Layout, Mask
 
@@ -59,6 +61,12 @@ def boxes(layout: Layout | None, chains: Iterable[Chain]) -> None:
     if any("layout" in own for own in found):
         raise SfumatoError("--box and a --layout behind a method say the same; give one of them")
     raise SfumatoError(f"--box is of methods with a layout: {', '.join(_with('layout'))}")
+
+
+def regions(loading: Loading, what: str) -> None:
+    """Refuse ``--region`` where the model sees parts of what is painted, in each of which it would lie."""
+    if loading.region:
+        raise SfumatoError(f"--region is of images that are seen whole, and {what} is not; leave it out")
 
 
 def mask(given: Mask | None, model: Backbone, chains: Iterable[Chain]) -> Mask | None:

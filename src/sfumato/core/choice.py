@@ -65,6 +65,13 @@ def side_of(sites: Sequence[Site | Layer], grid: Grid, res: int | float) -> int:
     return res if isinstance(res, int) else nearest_side(sites, grid, min(1.0, max(res, FEWEST / min(grid))))
 
 
+def nearest(model: Backbone, pair: str, grid: Grid, res: int | float, who: str) -> tuple[Any, ...]:
+    """The sites of a pair at the side that ``side_of`` says. Raises ``SfumatoError`` as ``choose`` does."""
+    offered = choose(model, pair, grid, who)
+    side = side_of(offered, grid, res)
+    return tuple(site for site in offered if min(site.grid(grid)) == side)
+
+
 def nearest_side(sites: Sequence[Site | Layer], grid: Grid, part: float) -> int:
     """Of the sides that sites have, for latents of this grid, that nearest to a part of the latents' shorter side."""
     if not 0 < part <= 1:

@@ -61,14 +61,8 @@ def merged(
         return tuple(concepts)
     if not captions:
         raise SfumatoError("merging keeps how a model reads captions; give some, such as a hundred of other things")
-    changes = [products(concept.changes) for concept in concepts]
+    weights, changes = dict(model.network.named_parameters()), read_otherwise(concepts, model)
     layers = list(dict.fromkeys(key for own in changes for key in own))
-    known = {key: dict(model.network.named_parameters()).get(key.partition(".")[2]) for key in layers}
-    if bad := [key for key in layers if known[key] is None or not _reads_text(key)]:
-        raise SfumatoError(
-            f"a concept changes {bad[0]!r}, and only keys and values of cross-attention are merged (CustomDiffusion); "
-            "add concepts up by summed"
-        )
     own = [_tokens(concept, model, template) for concept in concepts]
     words = torch.cat(own)
     if len(words) > words.shape[1]:
@@ -81,10 +75,34 @@ def merged(
     total: dict[str, Tensor] = {}
     for key in layers:
         # V - W0 C^T: what each concept adds to how its own tokens are read
-        parts = [(change[key].double().to(c) @ c.T) if key in change else c.new_zeros(len(known[key]), len(c))  # pyright: ignore[reportArgumentType]
+        high = len(weights[key.partition(".")[2]])
+        parts = [(change[key].double().to(c) @ c.T) if key in change else c.new_zeros(high, len(c))
                  for change, c in zip(changes, own, strict=True)]  # fmt: skip
         total[key] = (torch.cat(parts, 1) @ pull).float()
     return _shared(concepts, total, "merged")
+
+
+def read_otherwise(concepts: Sequence[Concept], model: Any) -> list[dict[str, Tensor]]:
+    """What each concept adds to the keys and values that the model's network makes of the text, by the weights' names.
+
+    Raises ``SfumatoError`` for one that changes other weights, or was learned with another kind of model.
+    """
+    weights = dict(model.network.named_parameters())
+    changes = [_added(concept, weights) for concept in concepts]
+    for concept, own in zip(concepts, changes, strict=True):
+        for key, value in own.items():
+            weight = weights.get(key.partition(".")[2])
+            if weight is None or not _reads_text(key):
+                raise SfumatoError(
+                    f"{concept.word!r} changes {key!r}, and only keys and values of cross-attention are merged or kept "
+                    "to tokens (CustomDiffusion); add concepts up, or keep them apart by where their words look"
+                )
+            if value.shape != weight.shape:
+                raise SfumatoError(
+                    f"{concept.word!r} changes {key!r} by {tuple(value.shape)}, which {model.name} has as "
+                    f"{tuple(weight.shape)}; it was learned with another kind of model"
+                )
+    return changes
 
 
 def _shared(concepts: Sequence[Concept], changes: Mapping[str, Tensor], how: str) -> tuple[Concept, ...]:
@@ -93,6 +111,18 @@ def _shared(concepts: Sequence[Concept], changes: Mapping[str, Tensor], how: str
         replace(concept, changes={} if i else changes, about={**concept.about, **about})
         for i, concept in enumerate(concepts)
     )
+
+
+def _added(concept: Concept, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a concept adds to weights, by their names; also what it multiplies them with, less one."""
+    found: dict[str, Tensor] = {}
+    for change, value in products(concept.changes).items():
+        key = f"{change.removesuffix('scale')}weight" if change.endswith(".scale") else change
+        weight = weights.get(key.partition(".")[2])
+        if change != key and weight is not None and weight.shape == value.shape:
+            value = weight.float() * value.to(weight.device)
+        found[key] = found[key] + value if key in found else value
+    return found
 
 
 def _reads_text(key: str) -> bool:

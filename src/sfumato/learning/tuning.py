@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from sfumato.learning.teaching import Part, Taught, Teaching, filled, min_snr
 
 SKS = "sks"
 """A rare token of CLIP's vocabulary."""
+CONSONANTS = "bcdfghjklmnpqrstvwxz"
 HALVES = (torch.float16, torch.bfloat16)
 Moved = Mapping[str, Mapping[str, nn.Parameter]]
 """What learns, by the pipeline's part and the weight's name in it."""
@@ -35,14 +38,19 @@ class Retuning(Personalisation):
     """What pictures of the kind count; 0 for the thing's alone."""
     class_pictures: int = 100
     """How many are painted of the kind, where they count."""
-    identifier: str = SKS
-    """Rare words that stand before the kind."""
+    identifier: str | None = None
+    """Rare words that stand before the kind; none: sks, and for ``sfumato learn`` some that its word has alone."""
     templates: tuple[str, ...] = ("a {}",)
     """Captions, with {} for the word or the kind."""
     snr_gamma: float | None = None
     """Min-SNR: how much an error counts at most (5 in Hang et al. 2023); none: all levels the same."""
     clip: float | None = 1.0
     """The greatest norm of all gradients."""
+
+    @property
+    def rare(self) -> str:
+        """What stands before the kind."""
+        return SKS if self.identifier is None else self.identifier
 
     @property
     def wants_prior(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -127,6 +135,20 @@ def named(asked: Asked, identifier: str) -> tuple[Any, dict[str, Float[Tensor, "
         return model, {}
     rows = model.vectors(f"{identifier} {asked.kind}")
     return model.with_words({asked.word: rows}), rows
+
+
+def rare(model: Any, word: str) -> str:
+    """What stands before the kind for this word alone, so that concepts of one kind read differently.
+
+    One of the last words of three consonants in the vocabulary, which is in the order of how common they are
+    (DreamBooth, section 3.2, draws a rare token of three characters or fewer); any three where it has none.
+    """
+    drawn = int(sha256(word.encode()).hexdigest(), 16)
+    tokens = sorted((vocabulary := model.pipe.tokenizer.get_vocab()), key=vocabulary.__getitem__)
+    last = tokens[3 * len(tokens) // 4 :]
+    if found := [token[:3] for token in last if re.fullmatch(f"[{CONSONANTS}]{{3}}</w>", token)]:
+        return found[drawn % len(found)]
+    return "".join(CONSONANTS[drawn // len(CONSONANTS) ** i % len(CONSONANTS)] for i in range(3))
 
 
 def captions(asked: Asked, templates: Sequence[str], word: str) -> tuple[str, ...]:

@@ -23,6 +23,8 @@ class Entry:
     """Group, module and name, such as ``edit.masactrl:MasaCtrl``."""
     alias: str = ""
     """What the field calls it."""
+    commands: tuple[str, ...] = ()
+    """Those that take it, where not all do that take its group."""
 
     @property
     def group(self) -> str:
@@ -52,23 +54,25 @@ PAINTING = ("edit", "control", "sets")
 READING = ("perceive",)
 DISTILLING = ("distill",)
 LEARNING = ("personalise",)
+STARTING = ("edit", "video", "plan")
+"""Commands that take methods which start from a picture."""
 
 METHODS = (
-    Entry("blended-latents", "edit.blended_latents:BlendedLatents"),
-    Entry("collaborative-editing", "edit.collaborative_editing:CollaborativeEditing", "csd-edit"),
+    Entry("blended-latents", "edit.blended_latents:BlendedLatents", commands=STARTING),
+    Entry("collaborative-editing", "edit.collaborative_editing:CollaborativeEditing", "csd-edit", commands=STARTING),
     Entry("cross-image-attention", "edit.cross_image_attention:CrossImageAttention"),
-    Entry("delta-denoising", "edit.delta_denoising:DeltaDenoising", "dds"),
-    Entry("diff-edit", "edit.diff_edit:DiffEdit", "diffedit"),
+    Entry("delta-denoising", "edit.delta_denoising:DeltaDenoising", "dds", commands=STARTING),
+    Entry("diff-edit", "edit.diff_edit:DiffEdit", "diffedit", commands=STARTING),
     Entry("eye-for-an-eye", "edit.eye_for_an_eye:EyeForAnEye"),
-    Entry("feature-transfer", "edit.feature_transfer:FeatureTransfer"),
-    Entry("flow-edit", "edit.flow_edit:FlowEdit"),
-    Entry("instruct-pix2pix", "edit.instruct_pix2pix:InstructPix2Pix", "ip2p"),
-    Entry("kv-edit", "edit.kv_edit:KVEdit"),
-    Entry("ledits", "edit.ledits:Ledits"),
+    Entry("feature-transfer", "edit.feature_transfer:FeatureTransfer", commands=STARTING),
+    Entry("flow-edit", "edit.flow_edit:FlowEdit", commands=STARTING),
+    Entry("instruct-pix2pix", "edit.instruct_pix2pix:InstructPix2Pix", "ip2p", commands=STARTING),
+    Entry("kv-edit", "edit.kv_edit:KVEdit", commands=STARTING),
+    Entry("ledits", "edit.ledits:Ledits", commands=STARTING),
     Entry("masactrl", "edit.masactrl:MasaCtrl"),
     Entry("plug-and-play", "edit.plug_and_play:PlugAndPlay", "pnp"),
     Entry("prompt-to-prompt", "edit.prompt_to_prompt:PromptToPrompt", "p2p"),
-    Entry("sdedit", "edit.sdedit:SDEdit"),
+    Entry("sdedit", "edit.sdedit:SDEdit", commands=STARTING),
     Entry("stable-flow", "edit.stable_flow:StableFlow"),
     Entry("attend-and-excite", "control.attend_and_excite:AttendAndExcite", "attend-excite"),
     Entry("box-diff", "control.box_diff:BoxDiff", "boxdiff"),
@@ -102,24 +106,24 @@ METHODS = (
     Entry("sync-tweedies", "sets.sync_tweedies:SyncTweedies"),
     Entry("text2video-zero", "sets.text2video_zero:Text2VideoZero"),
     Entry("token-flow", "sets.token_flow:TokenFlow", "tokenflow"),
-    Entry("clip-patches", "perceive.clip_patches:ClipPatches"),
-    Entry("diff-seg", "perceive.diff_seg:DiffSeg", "diffseg"),
-    Entry("diff3f", "perceive.diff3f:Diff3F"),
-    Entry("diffews", "perceive.diffews:DiffewS"),
-    Entry("dift", "perceive.dift:DIFT"),
-    Entry("few-shot", "perceive.few_shot:FewShot"),
-    Entry("graph-cut", "perceive.graph_cut:GraphCut"),
-    Entry("label-efficient", "perceive.label_efficient:LabelEfficient"),
-    Entry("landmark-regression", "perceive.landmark_regression:LandmarkRegression"),
-    Entry("normalised-cut", "perceive.normalised_cut:NormalisedCut", "diffcut"),
-    Entry("optimal-transport", "perceive.optimal_transport:OptimalTransport", "ot"),
-    Entry("pacl", "perceive.pacl:PACL"),
-    Entry("prompt-embeddings", "perceive.prompt_embeddings:PromptEmbeddings"),
-    Entry("picie", "perceive.picie:PiCIE"),
-    Entry("propagation", "perceive.propagation:Propagation"),
-    Entry("stego", "perceive.stego:STEGO"),
-    Entry("text-attribution", "perceive.text_attribution:TextAttribution", "daam"),
-    Entry("unsupervised-keypoints", "perceive.unsupervised_keypoints:UnsupervisedKeypoints"),
+    Entry("clip-patches", "perceive.clip_patches:ClipPatches", commands=("train-head",)),
+    Entry("diff-seg", "perceive.diff_seg:DiffSeg", "diffseg", commands=("segment",)),
+    Entry("diff3f", "perceive.diff3f:Diff3F", commands=("shapes",)),
+    Entry("diffews", "perceive.diffews:DiffewS", commands=("train-head",)),
+    Entry("dift", "perceive.dift:DIFT", commands=("match", "train-head")),
+    Entry("few-shot", "perceive.few_shot:FewShot", commands=("segment",)),
+    Entry("graph-cut", "perceive.graph_cut:GraphCut", commands=("segment",)),
+    Entry("label-efficient", "perceive.label_efficient:LabelEfficient", commands=("segment", "train-head")),
+    Entry("landmark-regression", "perceive.landmark_regression:LandmarkRegression", commands=("train-head",)),
+    Entry("normalised-cut", "perceive.normalised_cut:NormalisedCut", "diffcut", commands=("segment",)),
+    Entry("optimal-transport", "perceive.optimal_transport:OptimalTransport", "ot", commands=("match",)),
+    Entry("pacl", "perceive.pacl:PACL", commands=("train-head",)),
+    Entry("prompt-embeddings", "perceive.prompt_embeddings:PromptEmbeddings", commands=("match",)),
+    Entry("picie", "perceive.picie:PiCIE", commands=("train-head",)),
+    Entry("propagation", "perceive.propagation:Propagation", commands=("segment",)),
+    Entry("stego", "perceive.stego:STEGO", commands=("train-head",)),
+    Entry("text-attribution", "perceive.text_attribution:TextAttribution", "daam", commands=("segment",)),
+    Entry("unsupervised-keypoints", "perceive.unsupervised_keypoints:UnsupervisedKeypoints", commands=("keypoints",)),
     Entry("open-vocabulary", "perceive.open_vocabulary:label"),
     Entry("fourier-domain-adaptation", "perceive.fourier_domain_adaptation:fourier_domain_adaptation"),
     Entry("classifier-score-distillation", "distill.classifier_score_distillation:ClassifierScoreDistillation"),
@@ -162,9 +166,10 @@ METHODS = (
 )
 
 
-def words(groups: Sequence[str] = PAINTING, aliases: bool = False) -> list[str]:
-    """What a command line may ask for."""
+def words(groups: Sequence[str] = PAINTING, aliases: bool = False, command: str = "") -> list[str]:
+    """What a command line may ask for, or this command's."""
     asked = [e for e in METHODS if e.group in groups and not e.is_function]
+    asked = [e for e in asked if not (command and e.commands) or command in e.commands]
     return [e.word for e in asked] + [e.alias for e in asked if aliases and e.alias]
 
 
@@ -174,6 +179,17 @@ def find(word: str) -> Entry:
         if word in (entry.word, entry.alias) and not entry.is_function:
             return entry
     raise unknown("method", word, words(PAINTING + READING + DISTILLING + LEARNING))
+
+
+def check(command: str, word: str) -> None:
+    """Raise ``SfumatoError`` for a method that this command does not take, with those that it does."""
+    entry = find(word)
+    if entry.commands and command not in entry.commands:
+        others = " and ".join(f"sfumato {each}" for each in entry.commands)
+        raise SfumatoError(
+            f"{word} does not {command}; it is a method of {others}. Those of {command}: "
+            f"{', '.join(words((entry.group,), command=command))}"
+        )
 
 
 def default(spec: str, presets: Callable[[Entry], Mapping[str, Any]] = lambda entry: entry.presets) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from sfumato.errors import SfumatoError
@@ -22,6 +22,8 @@ class Chain:
 
     items: tuple[Any, ...] = ()
     names: tuple[str, ...] = ()
+    said: tuple[frozenset[str], ...] = field(default=(), repr=False, compare=False)
+    """Of each the fields that were asked for, also those with the value that they have anyway."""
 
     @property
     def methods(self) -> list[Method]:
@@ -94,5 +96,5 @@ def values(item: Any) -> dict[str, Any]:
     return {f.name: getattr(item, f.name) for f in fields(item) if f.init}
 
 
-def _unsaid(item: Any, field: Any) -> bool:
-    return getattr(item, field.name) == field.default
+def _unsaid(item: Any, of: Any) -> bool:
+    return getattr(item, of.name) == of.default

@@ -104,7 +104,7 @@ def read(
     if len(files) > most:
         note(f"of {len(files)} photographs the run sees {most}")
         files = [files[i * len(files) // most] for i in range(most)]
-    if len(files) == 1:
+    elif len(files) == 1:
         note("one photograph says little of what is the thing's and what the place's; three to five say more")
     several = len(things) > 1
     folders = [] if masks is None else [masks / thing for thing in things] if several else [masks]

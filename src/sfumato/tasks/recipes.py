@@ -5,7 +5,7 @@ Rows are data by the methods' words, so that no method is imported before it is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -267,11 +267,14 @@ def learning(word: str, model: str) -> tuple[Any, str]:
     return method, (row and row.kind) or method.usual_kind
 
 
-def filled(given: Any, suiting: Any) -> Any:
-    """A method as it was asked for; of what was not said as it suits a model."""
+def filled(given: Any, suiting: Any, said: Collection[str] = ()) -> Any:
+    """A method as it was asked for; of what was not said as it suits a model.
+
+    ``said``: fields that were asked for, also with the value that they have anyway.
+    """
     cls = type(given)
     new = {f.name: getattr(given, f.name) for f in fields(cls) if f.init}
-    return cls(**{**vars(suiting), **{k: v for k, v in new.items() if v != getattr(cls(), k)}})
+    return cls(**{**vars(suiting), **{k: v for k, v in new.items() if k in said or v != getattr(cls(), k)}})
 
 
 def suited(word: str, model: str, side: int | None) -> tuple[Any, int | None]:

@@ -27,6 +27,7 @@ from sfumato.scene.capture import Capture
 from sfumato.scene.gaussians import Gaussians
 from sfumato.scene.reconstruct import Recipe, Reconstruction, adam, falling, scene_for
 from sfumato.scene.render import FieldScene
+from sfumato.scene.sweep import Swept
 from sfumato.stilllife import weights
 
 if TYPE_CHECKING:
@@ -106,10 +107,21 @@ def reconstruct(
     return Reconstructed(scene, figures(shown, held), shown, held.images, run.elapsed)
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """How long a run will take, and what was made to see."""
+
+    seconds: float
+    swept: Swept | None
+    spent: float
+    """Seconds in which views were swept."""
+
+
 def reconstruct_by_gaussians(
     capture: Capture,
     count: int = 5000,
     *,
+    ahead: Ahead | None = None,
     steps: int = 600,
     held_out: int = 8,
     seed: int = 0,
@@ -117,14 +129,15 @@ def reconstruct_by_gaussians(
     keep: Path | None = None,
     on_progress: Listener | None = None,
 ) -> Reconstructed:
-    """The same by 3D Gaussians, ``count`` in the beginning."""
+    """The same by 3D Gaussians, ``count`` in the beginning; ``ahead``: of the same views, which are not swept again."""
     if steps < 1:
         raise SfumatoError(f"a run has one step or more, got {steps}")
     train, held = capture.split(held_out)
     began = time.perf_counter()
-    swept, recipe = gaussians_fit.swept_of(train), gaussians_fit.quick(steps)
+    swept = gaussians_fit.swept_of(train) if ahead is None else ahead.swept
+    recipe = gaussians_fit.quick(steps)
     gaussians = gaussians_fit.start(train, count, recipe=recipe, seed=seed, swept=swept).to(device)
-    begun = time.perf_counter() - began
+    begun = time.perf_counter() - began + (0.0 if ahead is None else ahead.spent)
     preview, every = held[[0]].cameras, max(1, steps // PREVIEWS)
 
     def watch(run: Run) -> None:
@@ -164,17 +177,18 @@ def seconds_of(capture: Capture, recipe: Recipe, steps: int, device: str | torch
     return total
 
 
-def seconds_of_gaussians(capture: Capture, count: int, steps: int, device: str | torch.device = "cpu") -> float:
+def seconds_of_gaussians(capture: Capture, count: int, steps: int, device: str | torch.device = "cpu") -> Ahead:
     """About how long they take here, by their start and two steps of as many as there are in the beginning."""
     first = time.perf_counter()
     swept = gaussians_fit.swept_of(capture)
+    spent = time.perf_counter() - first
     gaussians = gaussians_fit.start(capture, count, recipe=gaussians_fit.quick(steps), swept=swept).to(device)
     problem, times = gaussians_fit.Fitting(gaussians, capture, swept=swept), []
     for step in range(2):
         began = time.perf_counter()
         problem.loss(step).backward()
         times.append(time.perf_counter() - began)
-    return time.perf_counter() - first + min(times) * max(0, steps - 2)
+    return Ahead(time.perf_counter() - first + min(times) * max(0, steps - 2), swept, spent)
 
 
 def digest(capture: Capture) -> str:

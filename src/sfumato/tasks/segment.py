@@ -16,15 +16,12 @@ from sfumato.io.progress import Listener, heard
 from sfumato.io.terminal import note
 from sfumato.learning.heads import Given, Head, HeadMethod
 from sfumato.media.labels import read_labels
-from sfumato.methods import heads
-from sfumato.methods.perceive.dift import DIFT
+from sfumato.methods import heads, index
 from sfumato.methods.perceive.few_shot import Supported
 from sfumato.methods.perceive.graph_cut import GraphCut
 from sfumato.methods.perceive.label_efficient import Classifier, LabelEfficient
 from sfumato.methods.perceive.open_vocabulary import label
-from sfumato.methods.perceive.prompt_embeddings import PromptEmbeddings
 from sfumato.methods.perceive.text_attribution import TextAttribution
-from sfumato.methods.perceive.unsupervised_keypoints import UnsupervisedKeypoints
 from sfumato.reading.reader import Image, Reader, pixels, read
 from sfumato.reading.results import Segments
 from sfumato.tasks.batch import pictures_in
@@ -120,8 +117,8 @@ def split(methods: Sequence[Any], words: Sequence[str]) -> tuple[Any, tuple[Grap
         )
     if isinstance(first, GraphCut) or len(cuts) < len(methods) - 1:
         raise SfumatoError(f"{' + '.join(words)}: one method segments, and graph-cut may follow: diff-seg + graph-cut")
-    if isinstance(first, DIFT | PromptEmbeddings | UnsupervisedKeypoints):
-        raise SfumatoError(f"{words[0]} does not segment; see sfumato match and sfumato keypoints")
+    if not isinstance(first, ByHead):
+        index.check("segment", words[0])
     return first, cuts
 
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sfumato.bench.personalise import cost, encoder, relation, resume, separate, subject, view
+from sfumato.bench.personalise import cost, encoder, lite, relation, resume, separate, subject, view
 from sfumato.bench.personalise.session import PersonalSession
 from sfumato.bench.report import Report, gather
 from sfumato.io.device import choose
 
-MODULES = (subject, encoder, relation, separate, view, cost, resume)
+MODULES = (subject, lite, encoder, relation, separate, view, cost, resume)
 
 
 def run(n: int, seed: int, device: str = "auto", out: Path | None = None, modules: Sequence[Any] = MODULES) -> Report:

@@ -64,7 +64,7 @@ def inversion(session: PersonalSession) -> Mapping[str, Figure]:
 def dream_booth(session: PersonalSession) -> Mapping[str, Figure]:
     """With pictures of the kind, as its README runs it."""
     method, subject = DreamBooth(), session.subjects[0]
-    parts = [(subject.pictures, f"a {method.identifier} {KIND}"), (subject.held, f"a {KIND}")]
+    parts = [(subject.pictures, f"a {method.rare} {KIND}"), (subject.held, f"a {KIND}")]
     other = _copied(session.model, "unet")
     other.network.requires_grad_(True)
     script = DreamBoothScript(other, parts, method.rate)
@@ -76,7 +76,7 @@ def lora(session: PersonalSession) -> Mapping[str, Figure]:
     """Without pictures of the kind, as its README runs it."""
     method = LoRA()
     other = _copied(session.model, "unet")
-    script = LoRAScript(other, session.subjects[0].pictures, f"a {method.identifier} {KIND}", method.rate)
+    script = LoRAScript(other, session.subjects[0].pictures, f"a {method.rare} {KIND}", method.rate)
     (cost,) = _ratios(session, _theirs(script, method.batch), _ours(session, method))
     return {"lora_step_cost": cost}
 

@@ -179,6 +179,18 @@ def learned(session: PersonalSession, word: str, i: int) -> Row:
     return session.units.get(_unit(session, word, i), lambda: _learned(session, word, session.subjects[i]))[0]
 
 
+def by_day(session: PersonalSession, word: str, i: int) -> tuple[Float[Tensor, "1 3 h w"], Bool[Tensor, "1 h w"]]:
+    """What a method, or the untrained word, paints of a subject under the first caption, and where the thing is."""
+    of = session.subjects[i]
+
+    def work() -> tuple[Row, Tensor]:
+        return painted(session, session.model, of, of.kind) if word == UNTRAINED else _learned(session, word, of)
+
+    strip = session.units.get(_unit(session, word, i), work)[1]  # two pictures lie before what is painted
+    image = strip.split(strip.shape[-2], -1)[2 + WORLDS.index(("day", "photo"))][None]
+    return image, _largest(session.oracle.read(image)[0])[None]
+
+
 def _unit(session: PersonalSession, name: str, i: int) -> str:
     """As what a subject is kept, for all measures that ask of it."""
     return f"subject {name} {i} {session.seed}"

@@ -34,7 +34,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.core.attention import Call
-from sfumato.core.choice import choose, side_of
+from sfumato.core.choice import nearest
 from sfumato.core.rows import single
 from sfumato.errors import SfumatoError, whole
 from sfumato.learning import tuning
@@ -166,9 +166,7 @@ class Apart(Tuning):
         self.sites: tuple[Any, ...] = ()
         self.seen: list[Float[Tensor, "b cells n"]] = []
         if self.method.attention:
-            offered = choose(self.model, "image->text", self.grid, "BreakAScene")
-            side = side_of(offered, self.grid, self.method.side)
-            self.sites = tuple(site for site in offered if min(site.grid(self.grid)) == side)
+            self.sites = nearest(self.model, "image->text", self.grid, self.method.side, "BreakAScene")
 
     @property
     def second(self) -> bool:

@@ -45,7 +45,7 @@ class LoRA(Retuning):
     """Is what the backward pass needs made again, and not kept? Slower, in less memory."""
 
     def problem(self, asked: Asked) -> Tuning:
-        model, _ = tuning.named(asked, self.identifier)
+        model, _ = tuning.named(asked, self.rare)
         own, moved = tuning.low_rank(model, tuning.parts_of(model, self.text), self.rank, asked.seed, self.alpha)
         if self.checkpointing:
             own.network.enable_gradient_checkpointing()
@@ -53,10 +53,10 @@ class LoRA(Retuning):
         return Tuning(own, parts, asked.seed, moved=moved, word=asked.word, snr_gamma=self.snr_gamma)
 
     def concept(self, asked: Asked, problem: Any) -> Concept:
-        _, rows = tuning.named(asked, self.identifier)
+        _, rows = tuning.named(asked, self.rare)
         scale = 1.0 if self.alpha is None else self.alpha / self.rank
         changes = tuning.halves(problem.moved, scale)
-        return Concept(asked.word, rows, changes, {"kind": asked.kind, "identifier": self.identifier})
+        return Concept(asked.word, rows, changes, {"kind": asked.kind, "identifier": self.rare})
 
 
 def imported(file: str | Path, model: Any, word: str) -> Concept:
