@@ -95,7 +95,7 @@ def test_it_may_begin_as_a_vector_that_is_given():
     rows = {key: own / own.norm(dim=-1, keepdim=True) * NORMS[key] for key, own in rows.items()}
     mapper, near = of_views(), of_views()
     mapper.begins_as(rows, spread=0.0)
-    near.begins_as(rows)
+    near.begins_as({key: own / 1000 for key, own in rows.items()})  # of any length
     camera = torch.tensor([10.0, 2.0, 1.0])
     with torch.no_grad():
         (found, beside), (other, _) = mapper(TIMES, camera), near(TIMES, camera)
