@@ -124,7 +124,7 @@ def test_what_was_learned_of_a_thing_is_not_learned_again(monkeypatch, tmp_path)
 def test_each_way_is_judged_with_each_thing_once(tmp_path):
     asked_of = []
 
-    def way(thing):
+    def way(thing: str) -> tuple[session.Row, torch.Tensor]:
         asked_of.append(thing)
         return {"length": float(len(thing))}, torch.zeros(3, 8, 8)
 

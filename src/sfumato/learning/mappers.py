@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -112,7 +113,8 @@ class Mapper(nn.Module):
         """Let it give, at first, the last of these vectors everywhere, with so much of its own beside each number."""
         with torch.no_grad():
             for key, row in ((key, own[-1]) for key, own in rows.items()):
-                out, width = self.out[key], len(row)
+                out: Any = self.out[key]
+                width = len(row)
                 out.weight[:width] *= spread
                 out.bias[:width] = row / row.square().mean().sqrt()
 
