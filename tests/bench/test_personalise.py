@@ -122,6 +122,21 @@ def test_what_was_learned_of_a_thing_is_not_learned_again(monkeypatch, tmp_path)
     assert subject.learned(own, "lora", 0) == {"subject": 0.7}
 
 
+def test_each_way_is_judged_with_each_thing_once(tmp_path):
+    asked_of = []
+
+    def way(thing: str) -> tuple[session.Row, torch.Tensor]:
+        asked_of.append(thing)
+        return {"length": float(len(thing))}, torch.zeros(3, 8, 8)
+
+    for seed in (1, 1, 2):  # the second finds what the first has kept
+        own = PersonalSession(2, seed, torch.device("cpu"), tmp_path)
+        found = own.judged("thing", {"one": way, "other": way}, {"first": "cup", "second": "mug tree"}, "sheet")
+        rows = {"first": {"length": 3.0}, "second": {"length": 8.0}}
+        assert found == {"one": rows, "other": rows} and (tmp_path / "sheet-one.png").is_file()
+    assert asked_of == ["cup", "mug tree"] * 4
+
+
 def test_without_colour_a_red_and_a_dark_blue_thing_are_the_same():
     mask = torch.zeros(2, 32, 32, dtype=torch.bool)
     mask[:, 8:24, 8:24] = True
@@ -177,14 +192,23 @@ def test_a_learned_word_is_painted_at_eight_azimuths(models, monkeypatch, word):
         def read(self, images):
             return faces(*[True] * len(images))
 
-    model, paint = models("sd"), view.denoise
-    monkeypatch.setattr(view, "denoise", lambda *of, **more: paint(*of, **{**more, "steps": 2}))
+    model, paint = models("sd"), session.denoise
+    monkeypatch.setattr(session, "denoise", lambda *of, **more: paint(*of, **{**more, "steps": 2}))
     monkeypatch.setattr(PersonalSession, "oracle", Reads())
     method = replace(index.find(word).method(), steps=1, batch=1)
     monkeypatch.setattr(view.recipes, "learning", lambda *of: (method, None))
     pictures = torch.rand(8, 3, model.size, model.size)
     cameras = torch.tensor([[turn + 20, view.ELEVATION] for turn in view.TURNS])
-    one = view.Turned("cube", "snow", pictures, cameras, pictures, (True,) * 4 + (False,) * 4, 0)
+    one = view.Turned(
+        "cube",
+        "snow",
+        pictures,
+        torch.ones(8, *pictures.shape[-2:]) > 0,
+        cameras,
+        pictures,
+        (True,) * 4 + (False,) * 4,
+        0,
+    )
     bench_of = PersonalSession(1, 1, torch.device("cpu"), models={"stilllife": model})
     row, image = view._learned(bench_of, word, one)
     assert (row["right"], row["balanced"]) == (0.5, 0.5) and image.shape == (3, 2 * model.size, 8 * model.size)

@@ -51,7 +51,10 @@ METHODS = (
     Row("extended-textual-inversion", (ExtendedTextualInversion(batch=2, vectors=2),)),
     Row("neural-inversion", (NeuralInversion(batch=2, waves=16), NeuralInversion(batch=1, bypass=0.0, dropout=0.0))),
     Row("reversion", (ReVersion(batch=2, basis=BASIS), ReVersion(batch=3, steer=0.0, alpha=1.0))),
-    Row("view-inversion", (ViewInversion(batch=2), ViewInversion(batch=1, dropout=0.5))),
+    Row(
+        "view-inversion",
+        (ViewInversion(batch=2), ViewInversion(batch=1, dropout=0.5, layer_spread=0.0, begin="kind")),
+    ),
     Row(
         "textual-inversion",
         (

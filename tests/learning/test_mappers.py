@@ -75,6 +75,37 @@ def test_it_is_the_published_network():
                 torch.testing.assert_close(beside[key][n, layer], 0.2 * around / around.norm(), **close)
 
 
+def test_one_whose_waves_do_not_go_along_layers_is_asked_once_for_all():
+    mapper = of_views(layers=5)
+    mapper.waves[:, 1] = 0
+    camera = torch.tensor([10.0, 2.0, 1.0])
+    rows, beside = mapper(TIMES, camera)
+    once, _ = Mapped([mapper], camera).at(TIMES, 5)
+    mapper.waves[:, 1] = 1e-30  # the same sines, of each layer
+    each, around_each = mapper(TIMES, camera)
+    for key, width in WIDTHS.items():
+        assert rows[key].shape == (3, 1, width) and once[key].shape == (3, 1, 1, width)
+        assert each[key].shape == (3, 5, width)
+        torch.testing.assert_close(each[key], rows[key].expand_as(each[key]))
+        torch.testing.assert_close(around_each[key], beside[key].expand_as(each[key]))
+
+
+def test_it_may_begin_as_a_vector_that_is_given():
+    rows = {key: torch.randn(2, width) for key, width in WIDTHS.items()}
+    rows = {key: own / own.norm(dim=-1, keepdim=True) * NORMS[key] for key, own in rows.items()}
+    mapper, near = of_views(), of_views()
+    mapper.begins_as(rows, spread=0.0)
+    near.begins_as({key: own / 1000 for key, own in rows.items()})  # of any length
+    camera = torch.tensor([10.0, 2.0, 1.0])
+    with torch.no_grad():
+        (found, beside), (other, _) = mapper(TIMES, camera), near(TIMES, camera)
+    for key, own in rows.items():
+        torch.testing.assert_close(found[key], own[-1].expand_as(found[key]))
+        assert float(F.cosine_similarity(other[key], own[-1], dim=-1).min()) > 0.8
+        assert float((other[key][0] - other[key][1]).abs().max()) > 1e-4, "times are read alike"
+        torch.testing.assert_close(beside[key], of_views()(TIMES, camera)[1][key])
+
+
 def test_vectors_are_as_long_as_the_kinds_and_what_is_beside_them_as_its_part():
     rows, beside = neti()(TIMES)
     for key, width in WIDTHS.items():

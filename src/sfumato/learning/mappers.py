@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +104,20 @@ class Mapper(nn.Module):
         found.load_state_dict(dict(tensors))
         return found.eval().requires_grad_(False)
 
+    @property
+    def apart(self) -> int:
+        """How many layers it tells apart: one, where no wave goes along them."""
+        return int(self.layers) if bool(self.waves[:, 1].any()) else 1
+
+    def begins_as(self, rows: Mapping[str, Float[Tensor, "k d"]], spread: float = 0.1) -> None:
+        """Let it give, at first, the last of these vectors everywhere, with so much of its own beside each number."""
+        with torch.no_grad():
+            for key, row in ((key, own[-1]) for key, own in rows.items()):
+                out: Any = self.out[key]
+                width = len(row)
+                out.weight[:width] *= spread
+                out.bias[:width] = row / row.square().mean().sqrt()
+
     def encoded(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b 2n"]:
         """What the first layer reads of inputs."""
         return features((x - self.shift) * self.scale, self.waves) * self.length / math.sqrt(len(self.waves))
@@ -113,11 +128,11 @@ class Mapper(nn.Module):
         camera: Float[Tensor, "*b m"] | None = None,
         kept: Int[Tensor, "b layers"] | None = None,
     ) -> tuple[Rows, Rows | None]:
-        """Vectors (b, layers, d) by encoder, and what is beside them.
+        """Vectors (b, layers, d) by encoder, and what is beside them; (b, 1, d) of one that no layer tells apart.
 
         ``camera``: of all rows or a row each. ``kept``: of the hidden numbers all but so many first ones are dropped.
         """
-        layers = int(self.layers)
+        layers = self.apart
         at = torch.arange(layers, device=t.device, dtype=torch.float32).expand(len(t), -1)
         inputs = [t.float()[:, None].expand(-1, layers)[..., None], at[..., None]]
         if camera is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -37,7 +37,9 @@ class MapperLearning(Personalisation):
     """Fourier features are twice as many."""
     time_spread: float
     layer_spread: float = 2.0
-    """Standard deviation of the waves along the layers."""
+    """Standard deviation of the waves along the layers; 0: all read the same, at the cost of one."""
+    begin: Literal["noise", "kind"] = "noise"
+    """What a thing's mapper gives at first: anything of the length of the kind's vector, or nearly that itself."""
     dropout: float = 0.0
     """How often hidden numbers are dropped from a random one on."""
     bypass: float = 0.0
@@ -63,8 +65,9 @@ def waves(asked: Asked, n: int, spread: Sequence[float]) -> Float[Tensor, "n i"]
     return torch.randn(n, len(spread), generator=generator(asked.seed, WAVES)) * torch.tensor(spread)
 
 
-def made(asked: Asked, kind: str, waves: Tensor, **options: Any) -> Mapper:
-    """A mapper for a model, whose vectors are as long as that of the last word of a kind; a function of the seed."""
+def made(asked: Asked, kind: str, waves: Tensor, begin: str = "noise", **options: Any) -> Mapper:
+    """A mapper for a model, whose vectors are as long as that of the last word of a kind, and begin near it where
+    ``begin`` is ``kind``; a function of the seed."""
     rows = asked.model.vectors(kind)
     widths = {key: own.shape[-1] for key, own in rows.items()}
     norms = {key: float(own[-1].norm()) for key, own in rows.items()}
@@ -72,7 +75,10 @@ def made(asked: Asked, kind: str, waves: Tensor, **options: Any) -> Mapper:
         torch.manual_seed(asked.seed)
         model = asked.model
         options |= {"layers": model.text_layers, "total": model.schedule.train_steps}
-        return Mapper(widths, norms, waves, **options).to(model.device)
+        found = Mapper(widths, norms, waves, **options).to(model.device)
+    if begin == "kind":
+        found.begins_as(rows)
+    return found
 
 
 @dataclass(eq=False)
@@ -101,7 +107,7 @@ class Mappers(Teaching):
             return [None] * len(self.all)
         out: list[Tensor | None] = []
         for part, mapper in enumerate(self.all):
-            rng, shape = generator(self.seed, DROPPED, step, part), (rows, int(mapper.layers))
+            rng, shape = generator(self.seed, DROPPED, step, part), (rows, mapper.apart)
             dropped = torch.rand(shape, generator=rng) < self.dropout
             some = torch.randint(mapper.hidden, shape, generator=rng)
             out.append(torch.where(dropped, some, mapper.hidden).to(mapper.waves.device))

@@ -10,19 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.bench.personalise.session import PersonalSession
+from sfumato.bench.personalise.session import PersonalSession, painted
 from sfumato.bench.report import Comparison, Figure, Target
-from sfumato.bench.units import Row, columns, timed
-from sfumato.core.denoising import denoise
-from sfumato.core.guidance import cfg
-from sfumato.io.progress import progress
+from sfumato.bench.units import Row, columns
 from sfumato.stilllife.captions import Said, SaidThing
 from sfumato.stilllife.kinds import TRAINED
 from sfumato.stilllife.oracle import Reading, matches
 from sfumato.stilllife.render import render
 from sfumato.stilllife.scene import COLOURS, GROUNDS, SUPPORTS, Scene, sample_scene
 from sfumato.tasks import recipes
-from sfumato.tasks.learn import Photographs, learn
+from sfumato.tasks.learn import Photographs
 
 KEYS = ("relation", "things", "seconds", "peak_mb")
 WORD, METHOD = "<like this>", "reversion"
@@ -101,17 +98,8 @@ def relations(session: PersonalSession) -> Mapping[str, Figure]:
         WORDS: lambda of: _painted(session, session.model, of, of.relation),
         METHOD: lambda of: _learned(session, of),
     }
-    found: dict[str, dict[str, Row]] = {}
     each = [related(session, i) for i in range(session.n)]
-    with progress("bench: relations", len(ways) * session.n) as advance:
-        for name, way in ways.items():
-            shown = []
-            for i, of in enumerate(each):
-                row, image = session.units.get(f"relation {name} {i} {session.seed}", lambda way=way, of=of: way(of))
-                found.setdefault(name, {})[f"{of.relation} {i}"] = row
-                shown.append(image)
-                advance()
-            session.keep(f"relation-{name}", torch.stack(shown), 1)
+    found = session.judged("relation", ways, {f"{of.relation} {i}": of for i, of in enumerate(each)})
     session.compared["relation"] = Comparison(KEYS, found)
     plain, words, own = (np.array(columns(found[name], "relation")) for name in ways)
     session.methods[METHOD] = {k: float(np.mean(v)) for k in KEYS if (v := columns(found[METHOD], k))}
@@ -122,18 +110,15 @@ def relations(session: PersonalSession) -> Mapping[str, Figure]:
 
 
 def _painted(session: PersonalSession, model: object, of: Related, between: str) -> tuple[Row, Tensor]:
-    seeds = list(range(of.seed, of.seed + PAIRS))
-    images = denoise(model, of.prompts(between), seed=seeds, steps=30, guide=cfg(5.0)).images.cpu()  # pyright: ignore[reportArgumentType]
+    images = painted(model, of.prompts(between), range(of.seed, of.seed + PAIRS))
     return judged(session.oracle.read(images), of), torch.cat([*of.pictures[:2], *images], -1)
 
 
 def _learned(session: PersonalSession, of: Related) -> tuple[Row, Tensor]:
     method, kind = recipes.learning(METHOD, "stilllife")
     photographs = Photographs((), of.pictures, captions=tuple((caption,) for caption in of.captions))
-    done, took = timed(
-        lambda: learn(session.model, photographs, WORD, method, kind=kind, seed=of.seed, samples=0), session.device
-    )
-    row, image = _painted(session, done.concept.on(session.model), of, WORD)
+    concept, took = session.learned(WORD, photographs, method, kind=kind, seed=of.seed)
+    row, image = _painted(session, concept.on(session.model), of, WORD)
     return {**row, **took}, image
 
 

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sfumato.bench.personalise.session import HELD_OUT, PersonalSession
+from sfumato.bench.personalise.session import HELD_OUT, PersonalSession, painted
 from sfumato.bench.report import Comparison, Figure, Target
 from sfumato.bench.units import Row, columns
-from sfumato.core.denoising import denoise
-from sfumato.core.guidance import cfg
-from sfumato.io.progress import progress
 from sfumato.learning.composing import apart
 from sfumato.learning.concepts import Concept
 from sfumato.stilllife.oracle import Reading
 from sfumato.stilllife.render import render
 from sfumato.stilllife.scene import COLOURS, GROUNDS, Camera, Scene, Thing
 from sfumato.tasks import recipes
-from sfumato.tasks.learn import Photographs, learn
+from sfumato.tasks.learn import Photographs
 
 WORDS = ("<left>", "<right>")
 RARE = ("sks", "ktn")
@@ -72,6 +70,10 @@ def pair(session: PersonalSession, i: int) -> Pair:
     return Pair((things[0], things[1]), ground, seen.images, masks, tuple(others[1:]), int(rng.integers(2**30)))
 
 
+def pairs(session: PersonalSession) -> dict[str, Pair]:
+    return {f"pair {i}": pair(session, i) for i in range(session.n)}
+
+
 def alone(session: PersonalSession, of: Pair) -> list[Float[Tensor, "n 3 h w"]]:
     """Renders of each thing without the other, from here and there."""
     views = [Camera(360.0 * k / RENDERS, 15.0 + 5 * k, 3.0) for k in range(RENDERS)]
@@ -97,10 +99,9 @@ def right(readings: Sequence[Reading], of: Pair) -> Row:
     return {"alone": float(np.mean(one)), "together": float(np.mean([seen >= set(colours) for seen in found[2 * n :]]))}
 
 
-def _painted(session: PersonalSession, model: object, of: Pair, which: Sequence[str]) -> Float[Tensor, "b 3 h w"]:
+def _painted(model: object, of: Pair, which: Sequence[str]) -> Float[Tensor, "b 3 h w"]:
     asked = [prompt for prompt in which for _ in range(SEEDS)]
-    seeds = [of.seed + k for _ in which for k in range(SEEDS)]
-    return denoise(model, asked, seed=seeds, steps=30, guide=cfg(5.0)).images.cpu()  # pyright: ignore[reportArgumentType]
+    return painted(model, asked, [of.seed + k for _ in which for k in range(SEEDS)])
 
 
 def _learned(session: PersonalSession, word: str, of: Pair) -> list[Concept]:
@@ -108,34 +109,25 @@ def _learned(session: PersonalSession, word: str, of: Pair) -> list[Concept]:
     method, kind = recipes.learning(word, "stilllife")
     if method.tells_apart:
         seen = Photographs((), of.picture, of.masks.float())
-        more = {WORDS[1]: kind}
-        return [learn(session.model, seen, WORDS[0], method, kind=kind, others=more, seed=of.seed, samples=0).concept]
+        return [session.learned(WORDS[0], seen, method, kind=kind, others={WORDS[1]: kind}, seed=of.seed)[0]]
+    seen = [Photographs((), of.picture, of.masks[:, k].float()) for k in range(2)]
+    method = replace(method, batch=2)
     return [
-        learn(session.model, Photographs((), of.picture, of.masks[:, k].float()), name, replace(method, batch=2),
-              kind=kind, seed=of.seed, samples=0).concept
-        for k, name in enumerate(WORDS)
-    ]  # fmt: skip
+        session.learned(name, each, method, kind=kind, seed=of.seed)[0] for name, each in zip(WORDS, seen, strict=True)
+    ]
 
 
 def separated(session: PersonalSession) -> Mapping[str, Figure]:
     """Break-A-Scene, and a word for each thing by textual inversion in its mask, from the same picture."""
-    found: dict[str, dict[str, Row]] = {word: {} for word in PAIRED}
 
     def unit(word: str, of: Pair) -> tuple[Row, Tensor]:
         model = session.model
         for concept in _learned(session, word, of):
             model = concept.on(model)
-        images = _painted(session, model, of, prompts(of))
+        images = _painted(model, of, prompts(of))
         return right(session.oracle.read(images), of), torch.cat([of.picture[0], *images[::SEEDS]], -1)
 
-    with progress("bench: pairs", len(PAIRED) * session.n) as advance:
-        for i in range(session.n):
-            of = pair(session, i)
-            for word in PAIRED:
-                name = f"pair {word} {i} {session.seed}"
-                row, _ = session.units.get(name, lambda word=word, of=of: unit(word, of))
-                found[word][f"pair {i}"] = row
-                advance()
+    found = session.judged("pair", {word: partial(unit, word) for word in PAIRED}, pairs(session))
     session.compared["separate"] = Comparison(KEYS, found)
     figures = {key: np.mean([columns(found[word], part) for part in KEYS], axis=0) for word, key in PAIRED.items()}
     return {**figures, "separate_gain": float(np.mean(figures["separate"] - figures["separate_textual_inversion"]))}
@@ -143,35 +135,29 @@ def separated(session: PersonalSession) -> Mapping[str, Figure]:
 
 def composed(session: PersonalSession) -> Mapping[str, Figure]:
     """Two things that LoRA learned apart, painted together in both ways."""
-    found: dict[str, list[float]] = {how: [] for how in ALONE}
 
     def unit(of: Pair) -> tuple[Row, Tensor]:
         method, kind = recipes.learning("lora", "stilllife")
         shown, row = alone(session, of), {}
+        each = [(word, Photographs((), own), rare) for word, own, rare in zip(WORDS, shown, RARE, strict=True)]
         concepts = [
-            learn(session.model, Photographs((), pictures), word, replace(method, identifier=rare), kind=kind,
-                  seed=of.seed, samples=0).concept
-            for word, rare, pictures in zip(WORDS, RARE, shown, strict=True)
-        ]  # fmt: skip
+            session.learned(word, seen, replace(method, identifier=rare), kind=kind, seed=of.seed)[0]
+            for word, seen, rare in each
+        ]
         shown = [pictures[0] for pictures in shown]
         summed = session.model
         for concept in concepts:
             summed = concept.on(summed)
         for how, model in (("sum", summed), ("apart", apart(session.model, concepts))):
-            images = _painted(session, model, of, prompts(of)[2:])
+            images = _painted(model, of, prompts(of)[2:])
             colours = {thing.colour for thing in of.things}
             seen = [{thing.colour for thing in reading.things} for reading in session.oracle.read(images)]
             row[how] = float(np.mean([colours <= each for each in seen]))
             shown += [*images[:2]]
         return row, torch.cat(shown, -1)
 
-    with progress("bench: composed", session.n) as advance:
-        for i in range(session.n):
-            row, _ = session.units.get(f"composed {i} {session.seed}", lambda i=i: unit(pair(session, i)))
-            for how in ALONE:
-                found[how] += columns({"": row}, how)
-            advance()
-    return {key: np.array(found[how]) for how, key in ALONE.items()}
+    rows = session.judged("composed", {"lora": unit}, pairs(session))["lora"]
+    return {key: np.array(columns(rows, how)) for how, key in ALONE.items()}
 
 
 MEASURES: tuple[tuple[tuple[str, ...], Callable[[PersonalSession], Mapping[str, Figure]]], ...] = (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +14,21 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.bench.session import Session
-from sfumato.bench.units import Row, Units
+from sfumato.bench.units import Row, Units, timed
+from sfumato.core.denoising import denoise
+from sfumato.core.guidance import cfg
+from sfumato.io.progress import progress
+from sfumato.learning.concepts import Concept
 from sfumato.learning.encoders import Pretrained
+from sfumato.learning.personal import Personalisation
 from sfumato.stilllife.kinds import KINDS
 from sfumato.stilllife.render import render
 from sfumato.stilllife.scene import COLOURS, GROUNDS, Camera, Scene, Thing
 from sfumato.stilllife.similarity import features
 from sfumato.tasks import encoder
+from sfumato.tasks.learn import Photographs, learn
 
+T = TypeVar("T")
 HELD_OUT = tuple(name for name, kind in KINDS.items() if kind.held_out)
 SEEN = 5
 """Renders that a thing is learned from, and as many others that it is compared with."""
@@ -53,6 +62,38 @@ class PersonalSession(Session):
     @cached_property
     def units(self) -> Units:
         return Units(None if self.out is None else self.out / "personal-units.jsonl")
+
+    def judged(
+        self,
+        what: str,
+        ways: Mapping[str, Callable[[T], tuple[Row, Float[Tensor, "3 h w"]]]],
+        things: Mapping[str, T],
+        sheet: str = "",
+    ) -> dict[str, dict[str, Row]]:
+        """Rows of each way with each of these things, of which each is a unit; what each way paints is a sheet."""
+        found: dict[str, dict[str, Row]] = {name: {} for name in ways}
+        with progress(f"bench: {what}", len(ways) * len(things)) as advance:
+            for name, way in ways.items():
+                shown = []
+                for i, (called, thing) in enumerate(things.items()):
+                    unit = self.unit(what, name, i)
+                    found[name][called], image = self.units.get(unit, partial(way, thing))
+                    shown.append(image)
+                    advance()
+                self.keep(f"{sheet or what}-{name}", torch.stack(shown), 1)
+        return found
+
+    def unit(self, what: str, name: str, i: int) -> str:
+        """As what a way's i-th thing is kept, for all measures that ask of it."""
+        return f"{what} {name} {i} {self.seed}"
+
+    def learned(
+        self, word: str, photographs: Photographs, method: Personalisation, **how: Any
+    ) -> tuple[Concept, dict[str, float]]:
+        """The concept, and what it took: ``seconds``, of which ``core_seconds`` of a core, and ``peak_mb``."""
+        began = time.process_time()
+        done, took = timed(lambda: learn(self.model, photographs, word, method, samples=0, **how), self.device)
+        return done.concept, {**took, "core_seconds": time.process_time() - began}
 
     @cached_property
     def subjects(self) -> list[Subject]:
@@ -136,6 +177,11 @@ class PersonalSession(Session):
             for pixels, where in ((of.held, of.held_masks), (images, masks))
         )
         return (own @ theirs.T).mean(1).tolist()
+
+
+def painted(model: Any, prompts: Sequence[str], seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
+    """As all that is judged here is painted."""
+    return denoise(model, list(prompts), seed=list(seeds), steps=30, guide=cfg(5.0)).images.cpu()
 
 
 def greyed(images: Float[Tensor, "n 3 h w"], masks: Bool[Tensor, "n h w"]) -> Float[Tensor, "n 3 h w"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -11,15 +10,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.bench.personalise.session import NAME, NEAR, PersonalSession, Subject
+from sfumato.bench.personalise.session import painted as pictures_of
 from sfumato.bench.report import Comparison, Figure, Target
-from sfumato.bench.units import Row, columns, timed
-from sfumato.core.denoising import denoise
-from sfumato.core.guidance import cfg
-from sfumato.io.progress import progress
+from sfumato.bench.units import Row, columns
 from sfumato.methods import index
 from sfumato.stilllife.oracle import Reading
 from sfumato.tasks import recipes
-from sfumato.tasks.learn import Photographs, learn
+from sfumato.tasks.learn import Photographs
 
 KEYS = ("subject", "grey", "kind", "prompt", "seconds", "peak_mb")
 UNTRAINED, PLAIN = "untrained word", "plain"
@@ -103,21 +100,13 @@ def _largest(reading: Reading) -> Bool[Tensor, "h w"]:
 
 def subjects(session: PersonalSession) -> Mapping[str, Figure]:
     """All methods on the same things, beside the word of a kind that was never trained and one that was."""
-    found: dict[str, dict[str, Row]] = {}
     ways: dict[str, Callable[[Subject], tuple[Row, Tensor]]] = {
         PLAIN: lambda s: painted(session, session.model, s, KNOWN),
         UNTRAINED: lambda s: painted(session, session.model, s, s.kind),
     }
     ways |= {word: lambda s, word=word: _learned(session, word, s) for word in METHODS}
-    with progress("bench: subjects", len(ways) * session.n) as advance:
-        for name, way in ways.items():
-            shown = []
-            for i, subject in enumerate(session.subjects):
-                row, image = session.units.get(_unit(session, name, i), lambda way=way, s=subject: way(s))
-                found.setdefault(name, {})[f"subject {i}"] = row
-                shown.append(image)
-                advance()
-            session.keep(f"personal-{name}", torch.stack(shown), 1)
+    things = {f"subject {i}": subject for i, subject in enumerate(session.subjects)}
+    found = session.judged("subject", ways, things, "personal")
     session.compared["subject"] = Comparison(KEYS, found)
     held, grey = (np.array([np.mean(_others(session, s, grey)) for s in session.subjects]) for grey in (False, True))
     copies = np.array([np.mean(session.alike(s.pictures, s.masks, s)) for s in session.subjects])
@@ -146,37 +135,24 @@ def _others(session: PersonalSession, subject: Subject, grey: bool = False) -> l
 
 
 def painted(session: PersonalSession, model: object, subject: Subject, what: str) -> tuple[Row, Tensor]:
-    n = len(WORLDS)
-    seeds = list(range(subject.seed, subject.seed + n))
-    images = denoise(model, captions(subject, what), seed=seeds, steps=30, guide=cfg(5.0)).images.cpu()  # pyright: ignore[reportArgumentType]
+    seeds = range(subject.seed, subject.seed + len(WORLDS))
+    images = pictures_of(model, captions(subject, what), seeds)
     return judged(session, images, subject), torch.cat([*subject.pictures[:2], *images], -1)
 
 
 def _learned(session: PersonalSession, word: str, subject: Subject) -> tuple[Row, Tensor]:
     method = recipes.learning(word, "stilllife")[0]
     photographs = Photographs((), subject.pictures, subject.masks.float() if method.wants_masks else None)
-    encoder, began = session.encoder if method.wants_encoder else None, time.process_time()
-    done, took = timed(
-        lambda: learn(
-            session.model,
-            photographs,
-            NAME,
-            method,
-            kind=NEAR[subject.kind],
-            seed=subject.seed,
-            encoder=encoder,
-            samples=0,
-        ),
-        session.device,
-    )
-    took["core_seconds"] = time.process_time() - began
-    row, image = painted(session, done.concept.on(session.model), subject, NAME)
+    encoder = session.encoder if method.wants_encoder else None
+    how = {"kind": NEAR[subject.kind], "seed": subject.seed, "encoder": encoder}
+    concept, took = session.learned(NAME, photographs, method, **how)
+    row, image = painted(session, concept.on(session.model), subject, NAME)
     return {**row, **took}, image
 
 
 def learned(session: PersonalSession, word: str, i: int) -> Row:
     """Of a method and one of the subjects, kept as all are."""
-    return session.units.get(_unit(session, word, i), lambda: _learned(session, word, session.subjects[i]))[0]
+    return session.units.get(session.unit("subject", word, i), lambda: _learned(session, word, session.subjects[i]))[0]
 
 
 def by_day(session: PersonalSession, word: str, i: int) -> tuple[Float[Tensor, "1 3 h w"], Bool[Tensor, "1 h w"]]:
@@ -186,14 +162,9 @@ def by_day(session: PersonalSession, word: str, i: int) -> tuple[Float[Tensor, "
     def work() -> tuple[Row, Tensor]:
         return painted(session, session.model, of, of.kind) if word == UNTRAINED else _learned(session, word, of)
 
-    strip = session.units.get(_unit(session, word, i), work)[1]  # two pictures lie before what is painted
+    strip = session.units.get(session.unit("subject", word, i), work)[1]  # two pictures lie before what is painted
     image = strip.split(strip.shape[-2], -1)[2 + WORLDS.index(("day", "photo"))][None]
     return image, _largest(session.oracle.read(image)[0])[None]
-
-
-def _unit(session: PersonalSession, name: str, i: int) -> str:
-    """As what a subject is kept, for all measures that ask of it."""
-    return f"subject {name} {i} {session.seed}"
 
 
 MEASURES: tuple[tuple[tuple[str, ...], Callable[[PersonalSession], Mapping[str, Figure]]], ...] = (

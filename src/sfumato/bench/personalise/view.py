@@ -9,25 +9,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sfumato.bench.personalise.session import NAME, PersonalSession
+from sfumato.bench.personalise.session import NAME, PersonalSession, painted
 from sfumato.bench.report import Figure, Target
-from sfumato.bench.units import Row, columns, timed
-from sfumato.core.denoising import denoise
-from sfumato.core.guidance import cfg
-from sfumato.io.progress import progress
+from sfumato.bench.units import Row, columns
 from sfumato.stilllife.kinds import KINDS, TRAINED
 from sfumato.stilllife.oracle import MARK_SEEN, Reading
 from sfumato.stilllife.render import Rendering, render
 from sfumato.stilllife.scene import COLOURS, GROUNDS, Camera, Scene, Thing
 from sfumato.tasks import recipes
-from sfumato.tasks.learn import Photographs, learn
+from sfumato.tasks.learn import Photographs
 
 MARKED = tuple(name for name in TRAINED if KINDS[name].mark)
 TURNS = tuple(45.0 * i for i in range(8))
 ELEVATION = 18.0
+SUN = -40.0
+"""From where light comes, beside the camera: all that the model was trained on is lit from the front."""
 PLAIN, VIEWS, RING = "plain", "view-inversion", "azimuth-inversion"
 
 MEANINGS = {
@@ -48,6 +47,8 @@ class Turned:
     ground: str
     """Of none of the pictures."""
     pictures: Float[Tensor, "n 3 h w"]
+    masks: Bool[Tensor, "n h w"]
+    """Of the thing in each, outside of which nothing is learned."""
     cameras: Float[Tensor, "n 2"]
     held: Float[Tensor, "n 3 h w"]
     """Others, at ``TURNS``."""
@@ -65,15 +66,15 @@ def turned(session: PersonalSession, i: int) -> Turned:
     def around(turns: Sequence[float], first: int) -> Rendering:
         scenes = [
             Scene((thing,), ground=grounds[(first + k % (len(grounds) - 1)) if first else 0],
-                  camera=Camera(turn, ELEVATION, 3.0))
+                  camera=Camera(turn, ELEVATION, 3.0), sun=turn + SUN)
             for k, turn in enumerate(turns)
         ]  # fmt: skip
         return render(scenes, session.model.size)
 
     learned, held = around(between, 1), around(TURNS, 0)
     cameras = torch.tensor([[turn, ELEVATION] for turn in between])
-    return Turned(thing.kind, grounds[0], learned.images, cameras, held.images, marks(held, thing.kind),
-                  int(rng.integers(2**30)))  # fmt: skip
+    seen, seed = marks(held, thing.kind), int(rng.integers(2**30))
+    return Turned(thing.kind, grounds[0], learned.images, learned.thing == 0, cameras, held.images, seen, seed)
 
 
 def marks(renders: Rendering, kind: str) -> tuple[bool, ...]:
@@ -98,20 +99,11 @@ def views(session: PersonalSession) -> Mapping[str, Figure]:
     }
     ways |= {word: lambda one, word=word: _learned(session, word, one) for word in (VIEWS, RING)}
     things = [turned(session, i) for i in range(session.n)]
-    rows: dict[str, list[Row]] = {}
-    with progress("bench: views", len(ways) * session.n) as advance:
-        for name, way in ways.items():
-            shown = []
-            for i, one in enumerate(things):
-                row, image = session.units.get(f"view {name} {i} {session.seed}", lambda way=way, one=one: way(one))
-                rows.setdefault(name, []).append(row)
-                shown.append(image)
-                advance()
-            session.keep(f"personal-views-{name}", torch.stack(shown), 1)
-    rows["renders"] = [right(session.oracle.read(one.held), one.seen) for one in things]
+    rows = session.judged("view", ways, {f"thing {i}": one for i, one in enumerate(things)}, "personal-views")
+    rows["renders"] = {str(i): right(session.oracle.read(one.held), one.seen) for i, one in enumerate(things)}
 
     def figure(name: str, key: str = "right") -> Figure:
-        return np.array(columns({str(i): row for i, row in enumerate(rows[name])}, key))
+        return np.array(columns(rows[name], key))
 
     return {"view": figure(VIEWS), "view_balanced": figure(VIEWS, "balanced"), "view_ring": figure(RING),
             "view_plain": figure(PLAIN), "view_renders": figure("renders")}  # fmt: skip
@@ -119,14 +111,11 @@ def views(session: PersonalSession) -> Mapping[str, Figure]:
 
 def _learned(session: PersonalSession, word: str, one: Turned) -> tuple[Row, Tensor]:
     method = recipes.learning(word, "stilllife")[0]
-    photographs = Photographs((), one.pictures, cameras=one.cameras)
-    done, took = timed(
-        lambda: learn(session.model, photographs, NAME, method, kind=one.kind, seed=one.seed, samples=0),
-        session.device,
-    )
+    photographs = Photographs((), one.pictures, one.masks.float(), cameras=one.cameras)
+    concept, took = session.learned(NAME, photographs, method, kind=one.kind, seed=one.seed)
     words = [f"{NAME}{i}" for i in range(len(TURNS))]
     cameras = [(turn,) if word == RING else (turn, ELEVATION) for turn in TURNS]
-    seen = [done.concept.seen_from(*away).called(name) for away, name in zip(cameras, words, strict=True)]
+    seen = [concept.seen_from(*away).called(name) for away, name in zip(cameras, words, strict=True)]
     row, image = _painted(session, reduce(lambda model, own: own.on(model), seen, session.model), one, words)
     return {**row, **took}, image
 
@@ -134,7 +123,7 @@ def _learned(session: PersonalSession, word: str, one: Turned) -> tuple[Row, Ten
 def _painted(session: PersonalSession, model: Any, one: Turned, words: Sequence[str]) -> tuple[Row, Tensor]:
     """One noise for all azimuths, so that nothing but the word differs; beneath renders from there."""
     prompts = [f"a {word} on {one.ground}" for word in words]
-    images = denoise(model, prompts, seed=[one.seed] * len(prompts), steps=30, guide=cfg(5.0)).images.cpu()
+    images = painted(model, prompts, [one.seed] * len(prompts))
     both = torch.cat([torch.cat([*some], -1) for some in (images, one.held)], -2)
     return right(session.oracle.read(images), one.seen), both
 

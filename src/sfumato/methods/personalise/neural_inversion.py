@@ -49,7 +49,7 @@ class NeuralInversion(MapperLearning):
         anchors = torch.cartesian_prod(times, torch.arange(float(layers)))
         thing = made(
             asked, asked.kind, waves(asked, self.waves, (self.time_spread, self.layer_spread)), hidden=self.hidden,
-            bypass=self.bypass, anchors=anchors, length=1.0, shift=torch.zeros(2),
+            begin=self.begin, bypass=self.bypass, anchors=anchors, length=1.0, shift=torch.zeros(2),
             scale=torch.tensor([1000 / total, 1.0]),
         )  # fmt: skip
         return self.taught(asked, {"thing": thing}, OBJECT)

@@ -59,8 +59,8 @@ class ViewInversion(MapperLearning):
         ends = torch.tensor([[0.0, 0.0], [float(total), float(layers)]])
         mapper = {"hidden": self.hidden, "bypass": self.bypass, "length": math.sqrt(self.waves)}
         begin, end = torch.cat([ends[0], low]), torch.cat([ends[1], high])
-        view = made(asked, self.view, own, **mapper, **centred(begin, end), usual=cameras.mean(0).cpu())
-        thing = made(asked, asked.kind, own[:, :2], **mapper, **centred(begin[:2], end[:2]))
+        view = made(asked, self.view, own, "noise", **mapper, **centred(begin, end), usual=cameras.mean(0).cpu())
+        thing = made(asked, asked.kind, own[:, :2], self.begin, **mapper, **centred(begin[:2], end[:2]))
         return self.taught(asked, {"view": view, "thing": thing}, OBJECT, cameras)
 
 
