@@ -89,10 +89,12 @@ def main(args: Sequence[str]) -> int:
             prog, commands = f"sfumato {group}", dict(GROUPS[group](args[0]))
         commands = {name: _later(f) for name, f in commands.items()}
         if args[0] in CHAINED:
-            name, words = args[0], index.words(CHAINED[args[0]], aliases=True)
-            head, methods = argv.split(args[1:], fields.grammar(commands[name]), words, fields.of_method)
+            name, heads = args[0], args[0] == "train-head"
+            words = index.words(CHAINED[name], aliases=True, heads=heads)
+            of = partial(fields.of_method, head=heads)
+            head, methods = argv.split(args[1:], fields.grammar(commands[name]), words, of)
             with oneline():
-                args, chain = [name, *head], fields.methods(methods, f"{prog} {name}")
+                args, chain = [name, *head], fields.methods(methods, f"{prog} {name}", head=heads)
             commands[name] = partial(commands[name], chain=chain)
         with oneline():
             run = tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=ABOUT, args=args)

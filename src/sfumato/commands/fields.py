@@ -51,34 +51,37 @@ def _grammar(f: Callable[..., Any], **more: int) -> Grammar:
     return Grammar(options, (least, most))
 
 
-def of_method(word: str) -> Grammar:
-    """Of a method by its word. ``SfumatoError`` for one that a command line cannot make."""
-    return grammar(_class(word), preset=1)
+def of_method(word: str, head: bool = False) -> Grammar:
+    """Of a method by its word, or of the head that it learns. ``SfumatoError`` for one that no command line makes."""
+    return grammar(_class(word, head), preset=1)
 
 
-def methods(segments: Sequence[Sequence[str]], prog: str) -> Chain:
-    """The methods that were asked for, as ``argv.split`` gives them; tyro says what is wrong with options."""
+def methods(segments: Sequence[Sequence[str]], prog: str, head: bool = False) -> Chain:
+    """The methods that were asked for, as ``argv.split`` gives them, or the heads that they learn; tyro says what is
+    wrong with options."""
     items = []
     for word, *options in segments:
-        entry, cls = index.find(word), _class(word)
+        entry, cls = index.find(word), _class(word, head)
+        kind, suiting = (entry.learner if head else entry.method), recipes.presets(entry, head)
         presets = [o.removeprefix("--preset=") for o in options if o.startswith("--preset=")]
-        known = ", ".join(f"--preset {name}" for name in recipes.presets(entry))
+        known = ", ".join(f"--preset {name}" for name in suiting)
         more = f"\n\nPresets: {known}" if known else ""
         item = tyro.cli(
             cls,
             prog=f"{prog} ... {word}",
-            description=(entry.method.__doc__ or "") + more,
+            description=(kind.__doc__ or "") + more,
             args=[o for o in options if not o.startswith("--preset=")],
             config=CONFIG,
-            **({"default": cls(**values(recipes.default(f"{word}:{presets[-1]}")))} if presets else {}),
+            **({"default": cls(**values(index.preset(entry, presets[-1], suiting)))} if presets else {}),
         )
         seed_of(getattr(item, "seed", 0))
-        items.append(entry.method(**values(item)))
+        items.append(kind(**values(item)))
     return Chain(tuple(items), tuple(word for word, *_ in segments))
 
 
-def _class(word: str) -> Any:
-    cls = index.find(word).method
+def _class(word: str, head: bool = False) -> Any:
+    entry = index.find(word)
+    cls = entry.learner if head else entry.method
     if any(f.default is f.default_factory and "Callable" in str(f.type) for f in fields(cls)):  # both are missing
         raise SfumatoError(f"{word} takes a function, which a command line cannot give; use it from Python")
     return spoken(cls)

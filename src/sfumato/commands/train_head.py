@@ -87,10 +87,12 @@ def train_head(
     items: list[Any] = list(chain.items)
     words = [index.find(name).word for name in chain.names]
     if not isinstance(items[0], HeadMethod):
-        heads = ", ".join(w for w in index.words(index.READING) if issubclass(index.find(w).method, HeadMethod))
+        known = index.words(index.READING, heads=True)
+        heads = ", ".join(w for w in known if issubclass(index.find(w).learner, HeadMethod))
         raise SfumatoError(f"{words[0]} learns no head; methods that do: {heads}")
-    method = recipes.filled(items[0], recipes.suited(words[0], model, None)[0])
-    word, suiting = FEATURES, recipes.suited(FEATURES, model, side)
+    method = recipes.filled(items[0], recipes.teaching(words[0], model))
+    word = getattr(method, "reads", FEATURES)
+    suiting = recipes.suited(word, model, side)
     if len(words) > 1:
         word, suiting = words[1], (items[1], side)
     source, side = suiting
@@ -100,7 +102,8 @@ def train_head(
         raise SfumatoError(f"features are given or read by {word}, not both; leave one out")
     net = loading.load(model, device)
     features = None if given is None else task.given(given)
-    seen = task.pictures(data, net, tuple(w.strip() for w in names.split(",") if w.strip()), method.seed)
+    classes = tuple(w.strip() for w in names.split(",") if w.strip())
+    seen = task.pictures(data, net, classes, method.seed, apart=getattr(method, "apart", False))
     note(f"{words[0]} on {len(seen)} pictures")
     marked = {**kept.settings_of(arguments, [chain]), "data": seen.digest, "test": None}
     stem = kept.named(folder, "train-head", ".safetensors", file.stem if file else words[0], marked)
