@@ -18,6 +18,7 @@ from sfumato.media.meshes import Mesh
 from sfumato.methods.perceive.clip_patches import ClipPatches
 from sfumato.methods.perceive.diff3f import Diff3F
 from sfumato.methods.perceive.diff_seg import DiffSeg
+from sfumato.methods.perceive.diffews import DiffewS
 from sfumato.methods.perceive.dift import DIFT
 from sfumato.methods.perceive.few_shot import FeatureMatching, FewShot
 from sfumato.methods.perceive.fourier_domain_adaptation import fourier_domain_adaptation
@@ -86,7 +87,7 @@ def of_labels(method: LabelEfficient, model: Any) -> Any:
 
 def taught(method: HeadMethod, model: Any, **known: Any) -> Any:
     """A head that was taught a step on two pictures."""
-    source, side = DIFT(ensemble=1), families.side(model)
+    source, side = method.source or DIFT(ensemble=1), families.side(model)
     examples = Examples.of(method, model, source, [picture(seed=0), picture(seed=1)], side=side, **known)
     return train(method, examples, model=model, source=source, side=side, steps=1)
 
@@ -103,6 +104,11 @@ def of_captions(method: PACL, model: Any) -> Any:
 def of_places(method: LandmarkRegression, model: Any) -> Any:
     points = torch.tensor([[[0.2, 0.3], [0.6, 0.5]], [[0.2, 0.4], [0.6, 0.6]]])
     return taught(method, model, points=points, names=("left", "right"))(reader(model))
+
+
+def of_examples(method: DiffewS, model: Any) -> Any:
+    head = taught(method, model, labels=torch.stack([square(0), square(1)]).long())
+    return head.with_support([reader(model, 0), reader(model, 1)], [square(0), square(1)])(reader(model, 2))
 
 
 def described(method: ClipPatches, model: Any) -> Any:
@@ -160,6 +166,10 @@ METHODS = (
     Row(
         "diff3f", of_a_shape,
         (Diff3F((0, 140), (20,), look="shaded"), Diff3F((0,), (20, 200), look="normals", ensemble=2, fov=0)),
+    ),
+    Row(
+        "diffews", of_examples, (DiffewS(batch=1), DiffewS(batch=1, rank=1)), (*UNETS, "deepfloyd"),
+        names=("background", "thing"), most=1 + 1e-5,
     ),
     Row(
         "dift", of_two, (DIFT(ensemble=2, cycle=0.1), DIFT(ensemble=1, blocks=(0, 1), refine="image")),

@@ -194,8 +194,7 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit_and_a_file_holds_all(model, 
     assert read.method == method and float(whole.network.changes["conv_in/weight"][:, 4:].abs().max()) > 0
     with pytest.raises(SfumatoError, match="another run"):
         train(replace(method, drop=0.2), examples, **options, keep=tmp_path / "cut")
-    rates = [method.rate_at(step, step / 4) for step in range(4)]
-    assert rates == [0.5, 1.0, 1.0, 0.5]
+    assert [method.paced(2.0, step, step / 4) for step in range(4)] == [1.0, 2.0, 2.0, 1.0]
 
 
 def test_what_cannot_be_is_refused(models, model, seen, tmp_path):

@@ -34,8 +34,8 @@ def segment(
     labelled: Annotated[
         Path | None,
         tyro.conf.arg(
-            help="Folder of examples for few-shot and label-efficient: NAME.png and its labels NAME-labels.png (a mask "
-            "for few-shot)."
+            help="Folder of examples for few-shot, heads of diffews, and label-efficient: NAME.png and its labels "
+            "NAME-labels.png (a mask for the first two)."
         ),
     ] = None,
     learned: Annotated[
@@ -78,6 +78,8 @@ def segment(
     Example: sfumato segment photos/ --head head.safetensors graph-cut
 
     Example: sfumato segment photos/ --head pacl.safetensors --names duck,mug,grass
+
+    Example: sfumato segment photos/ --head diffews.safetensors --labelled examples/
     """
     files = files_of(images)
     chosen_side(side)

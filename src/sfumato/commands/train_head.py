@@ -66,6 +66,8 @@ def train_head(
 
     Example: sfumato train-head captioned/ --out pacl.safetensors pacl + clip-patches
 
+    Example: sfumato train-head stilllife:160 --test stilllife:32 --out diffews.safetensors diffews
+
     Then: sfumato segment photo.png --head head.safetensors
     """
     arguments = dict(locals())
@@ -93,12 +95,16 @@ def train_head(
     method = recipes.filled(items[0], recipes.teaching(words[0], model))
     word = getattr(method, "reads", FEATURES)
     suiting = recipes.suited(word, model, side)
-    if len(words) > 1:
+    if method.source is not None:
+        word, suiting = words[0], (method.source, recipes.suited(words[0], model, side)[1])
+        if len(words) > 1:
+            raise SfumatoError(f"{words[0]} reads pictures by itself; leave + {words[1]} out")
+    elif len(words) > 1:
         word, suiting = words[1], (items[1], side)
     source, side = suiting
     if not hasattr(source, "features"):
         raise SfumatoError(f"{word} reads no features that a head could learn of; take dift or label-efficient")
-    if given is not None and len(words) > 1:
+    if given is not None and (len(words) > 1 or method.source is not None):
         raise SfumatoError(f"features are given or read by {word}, not both; leave one out")
     net = loading.load(model, device)
     features = None if given is None else task.given(given)
@@ -120,18 +126,22 @@ def train_head(
         row["test"] = task.errors(head, net, task.pictures(test, net, (), method.seed + 1), features)
     elif test is not None:
         others = task.pictures(test, net, () if method.takes_words else seen.names, method.seed + 1, method.takes_words)
-        if method.takes_words and others.names:
-            head = head.with_words(net, others.names)
-        found = task.segments(head, net, others, features)
         if others.labels is None:
             raise SfumatoError(f"{test} has no labels NAME-labels.png, so nothing can be measured on it")
-        row["test"] = task.measured(found, others.labels)
+        if method.takes_words and others.names:
+            head = head.with_words(net, others.names)
+        if method.takes_support:
+            row["test"], found = task.measured_by_shots(head, net, others)
+        else:
+            segments = task.segments(head, net, others, features)
+            row["test"], found = task.measured(segments, others.labels), dict(enumerate(segments))
         if (other := task.by_labels(head)) is not None:
             row["test"]["miou_by_labels"] = task.measured(task.segments(other, net, others, features), others.labels)[
                 "miou"
             ]
-        shown = [pictures.picture(pixels) for pixels in others.pixels[:SHOWN]]
-        over = [overlay(one, at.labels.cpu()) for one, at in zip(shown, found, strict=False)]
+        some = sorted(found)[:SHOWN]
+        shown = [pictures.picture(others.pixels[i]) for i in some]
+        over = [overlay(one, found[i].labels.cpu()) for one, i in zip(shown, some, strict=True)]
         files.append(pictures.write(pictures.grid([*shown, *over], len(shown)), folder / f"{stem}.png"))
     document = folder / f"{stem}.json"
     row["files"] = [str(f) for f in files]

@@ -1,4 +1,5 @@
-"""Heads: small networks that learn on a frozen model's features, how they are taught, and a file of what they learned.
+"""Heads: small networks that learn on a frozen model's features, or changes of its own; how they are taught, and a file
+of what they learned.
 
 A ``HeadMethod`` says what is learned and what is read off; a ``FeatureSource`` what an image is described by;
 ``Examples`` are pictures that were read once; ``train`` teaches; a ``Head`` reads images, and is a safetensors file.
@@ -46,6 +47,18 @@ class Given(Settings):
     def features(self, reader: Reader) -> Float[Tensor, "c h w"]:
         """Raises ``SfumatoError``: nobody reads them of an image."""
         raise SfumatoError("this head reads features that are given, and none are; give those of the picture (--given)")
+
+
+@dataclass(frozen=True)
+class Latents(Settings):
+    """An image as the model's autoencoder has it, without noise."""
+
+    def features(self, reader: Reader) -> Float[Tensor, "c h w"]:
+        return reader.latents[0]
+
+
+OWN = {kind.__name__: kind for kind in (Given, Latents)}
+"""Sources that are no methods."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,8 +183,12 @@ class HeadMethod(Settings):
     requires: ClassVar[Requires] = Requires()
     wants: ClassVar[tuple[str, ...]] = ()
     """What it learns from beside features: labels, captions, points."""
+    source: ClassVar[FeatureSource | None] = None
+    """What it learns of, where that is nothing else."""
     takes_words: ClassVar[bool] = False
     """Are its classes any words, said when an image is read (``Head.with_words``)?"""
+    takes_support: ClassVar[bool] = False
+    """Does it read an image by others with masks (``Head.with_support``)?"""
     mirrors: bool = False
     """Is a mirrored image read as well where an image is read?"""
     changes_pictures: ClassVar[bool] = False
@@ -179,6 +196,8 @@ class HeadMethod(Settings):
     steps: int
     rate: float
     """Of Adam."""
+    clip: float | None = None
+    """The greatest norm of all gradients."""
     seed: int
 
     def length(self, examples: Examples) -> int:
@@ -198,6 +217,10 @@ class HeadMethod(Settings):
         has = f"{', '.join(head.names)} and no others" if head.names else "no words"
         raise SfumatoError(f"a head of {type(self).__name__} has {has}; leave the words out")
 
+    def supported(self, head: Head, support: Sequence[Reader], masks: Sequence[Float[Tensor, "h w"]]) -> Head:
+        """The head that looks for what these masks show, of methods that do. Raises ``SfumatoError`` for others."""
+        raise SfumatoError(f"a head of {type(self).__name__} knows what it looks for; leave the examples out")
+
     def sizes(self, examples: Examples) -> dict[str, int]:
         """What ``network`` is made by, and a file says."""
         return {"width": examples.width}
@@ -205,6 +228,19 @@ class HeadMethod(Settings):
     def network(self, **sizes: int) -> nn.Module:
         """What learns, with weights of torch's global generator, which is seeded."""
         raise NotImplementedError
+
+    def begun(self, sizes: Mapping[str, int], model: Backbone | str) -> nn.Module:
+        """What learns, whose weights depend on the seed alone; or of a model (by its name where nobody has it), which
+        stays as it is."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return self.network(**sizes)
+
+    def restored(self, sizes: Mapping[str, int], tensors: Mapping[str, Tensor]) -> nn.Module:
+        """What learned, from a file's tensors. Raises ``RuntimeError`` where they do not fit."""
+        network = self.begun(sizes, "")
+        network.load_state_dict(tensors)
+        return network
 
     def problem(self, examples: Examples, network: nn.Module) -> HeadProblem:
         """The run."""
@@ -216,6 +252,10 @@ class HeadMethod(Settings):
 
     def optimiser(self, groups: list[Any]) -> torch.optim.Optimizer:
         return torch.optim.Adam(groups, lr=self.rate)
+
+    def paced(self, rate: float, step: int, fraction: float) -> float:
+        """The rate once this part of the run is over."""
+        return rate
 
     def answer(self, head: Head, maps: Sequence[Float[Tensor, "c h w"]], size: tuple[int, int]) -> Any:
         """What the head says of an image of this size, by its features; the mirrored image's behind, where read."""
@@ -273,23 +313,16 @@ def train(
     name = model if isinstance(model, str) else model.name
     source = Given() if source is None else source
     sizes = method.sizes(examples)
-    network = _made(method, sizes).to(examples.device)
+    network = method.begun(sizes, model).to(examples.device)
     problem = method.problem(examples, network)
     about = f"{method!r}, {count} steps, features of {source!r} at {side or 'its'} side, {name or 'no model'}"
     learn(
         problem, method.optimiser(problem.groups()), steps=count, keep=keep, about=f"{about}, {examples.about}",
-        every=every, seconds=seconds, on_progress=on_progress,
+        every=every, seconds=seconds, rate=method.paced, clip=method.clip, on_progress=on_progress,
     )  # fmt: skip
     problem.finish()
     made = {"steps": count, "pictures": len(examples)}
     return Head(method, source, network.eval(), sizes, examples.names, name, side, made)
-
-
-def _made(method: HeadMethod, sizes: Mapping[str, int]) -> nn.Module:
-    """A network whose weights depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(method.seed)
-        return method.network(**sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -319,6 +352,15 @@ class Head:
         """The same with these words as its classes. Raises ``SfumatoError`` where its classes are what it learned."""
         self.check(model)
         return self.method.naming(self, model, words)
+
+    def with_support(self, support: Sequence[Reader], masks: Sequence[Float[Tensor, "h w"]]) -> Head:
+        """The same, which looks for what the masks show: 1 inside, each of its image's size.
+
+        Raises ``SfumatoError`` where it needs no support, for masks that do not fit, and for another model.
+        """
+        if support:
+            self.check(support[0].model)
+        return self.method.supported(self, support, masks)
 
     def check(self, model: Backbone) -> None:
         """Raise ``SfumatoError`` for another model."""
@@ -380,11 +422,10 @@ class Head:
             names = about["method"], about["source"]
         except (ValueError, KeyError, TypeError) as e:
             raise SfumatoError(f"{path} is no head that sfumato train-head wrote, or damaged ({e!r})") from e
-        kinds: list[Any] = [Given if name == "Given" else known(name) for name in names]
+        kinds: list[Any] = [OWN[name] if name in OWN else known(name) for name in names]
         try:
             method, source = kinds[0](**_tuples(about["settings"])), kinds[1](**_tuples(about["features"]))
-            network = _made(method, about["sizes"])
-            network.load_state_dict(tensors)
+            network = method.restored(about["sizes"], tensors)
             made = dict(about["about"])
             parts = tuple(about["names"]), about["model"], about["side"], made
         except (SfumatoError, RuntimeError, KeyError, TypeError, ValueError) as e:

@@ -20,7 +20,8 @@ def widened(conv: Any, more: int, *, repeated: bool = False) -> nn.Conv2d:
     """
     if type(conv) is not nn.Conv2d or conv.groups != 1:
         raise SfumatoError(f"a plain convolution can read more channels, not a {type(conv).__name__}; load no adapters")
-    own, weight = conv.in_channels, conv.weight.detach().float()
+    like: Any = conv
+    own, weight = like.in_channels, like.weight.detach().float()
     if more < 1 or (repeated and more % own):
         raise SfumatoError(f"of {own} channels a layer reads 1 more or, repeated, a multiple of {own}; got {more}")
     times = 1 + more // own
@@ -29,9 +30,9 @@ def widened(conv: Any, more: int, *, repeated: bool = False) -> nn.Conv2d:
     else:
         weight = torch.cat([weight, weight.new_zeros(len(weight), more, *weight.shape[2:])], 1)
     wide = nn.Conv2d(
-        own + more, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-        padding_mode=conv.padding_mode, device="meta",
+        own + more, like.out_channels, like.kernel_size, like.stride, like.padding, like.dilation,
+        padding_mode=like.padding_mode, device="meta",
     )  # fmt: skip
     wide.weight = nn.Parameter(weight)
-    wide.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().to(torch.float32, copy=True))
+    wide.bias = None if like.bias is None else nn.Parameter(like.bias.detach().to(torch.float32, copy=True))
     return wide

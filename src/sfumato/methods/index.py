@@ -114,6 +114,7 @@ METHODS = (
     Entry("clip-patches", "perceive.clip_patches:ClipPatches"),
     Entry("diff-seg", "perceive.diff_seg:DiffSeg", "diffseg"),
     Entry("diff3f", "perceive.diff3f:Diff3F"),
+    Entry("diffews", "perceive.diffews:DiffewS"),
     Entry("dift", "perceive.dift:DIFT"),
     Entry("few-shot", "perceive.few_shot:FewShot"),
     Entry("graph-cut", "perceive.graph_cut:GraphCut"),

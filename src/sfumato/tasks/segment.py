@@ -168,7 +168,8 @@ def ready(
         if method not in (LabelEfficient(), classifier.method):
             note("what is learned has its own settings; those said here are not read")
         return classifier.segments
-    if not isinstance(method, Supported | LabelEfficient):
+    by_support = isinstance(method, ByHead) and method.head.method.takes_support
+    if not by_support and not isinstance(method, Supported | LabelEfficient):
         if labelled is not None:
             raise SfumatoError(f"{name} takes no examples; leave --labelled out")
         return method
@@ -183,6 +184,8 @@ def ready(
         return classifier.segments
     support = [read(model, image, side) for image in images]
     masks = [_thing(one).float() for one in labels]
+    if isinstance(method, ByHead):
+        return replace(method, head=method.head.with_support(support, masks))
     return lambda reader: method(reader, support, masks)
 
 

@@ -224,12 +224,11 @@ def train_head(
     with heard(on_progress):
         own = getattr(method, "examples", None)  # of methods that read pictures in a way of their own
         if features is not None:
-            if own is not None:
-                raise SfumatoError(f"{type(method).__name__} learns of pictures themselves; leave features out")
-            if method.changes_pictures:
+            if own is not None or method.changes_pictures or method.source is not None:
+                what = "in changed colours" if method.changes_pictures else "itself"
                 raise SfumatoError(
-                    f"{type(method).__name__} reads pictures in changed colours, of which features that are given know "
-                    "nothing; leave them out"
+                    f"{type(method).__name__} reads pictures {what}, of which features that are given know nothing; "
+                    "leave them out"
                 )
             known = method.known(model, Given(), seen.known_to(method))
             examples = Examples.given([features(stem)[None] for stem in seen.stems], model.device, **known)
@@ -280,6 +279,39 @@ def segments(
             found.append(one)
             advance()
     return found
+
+
+SHOTS = (1, 5)
+
+
+def measured_by_shots(head: Head, model: Backbone, seen: Pictures) -> tuple[dict[str, float], dict[int, Segments]]:
+    """Mean IoU over classes of what a head finds by one other picture and by five, pixels of a class's pictures counted
+    together (the protocol of PASCAL-5i and COCO-20i); and by their numbers what it makes of pictures by one.
+
+    Each picture's support are those behind it that show the class. Raises ``SfumatoError`` without labels, and where no
+    class is in two pictures.
+    """
+    if seen.labels is None or not (classes := head.method.seen(seen.labels, seen.names)):
+        raise SfumatoError("a head is measured by shots on pictures with labels, of which two or more show a class")
+    figures, shown = {}, dict[int, Segments]()
+    readers = [read(model, picture, head.side) for picture in seen.pixels]
+    for k in SHOTS:
+        ious = []
+        for value, those in classes.items():
+            if len(those) <= k:
+                continue
+            both = either = 0
+            for at, i in enumerate(those):
+                support = [those[(at + j) % len(those)] for j in range(1, k + 1)]
+                masks = [(seen.labels[j] == value).float() for j in support]
+                found = head.with_support([readers[j] for j in support], masks)(readers[i])
+                inside, truth = found.labels.cpu() == 1, seen.labels[i] == value
+                both, either = both + int((inside & truth).sum()), either + int((inside | truth).sum())
+                shown |= {i: found} if k == 1 else {}
+            ious.append(both / max(either, 1))
+        if ious:
+            figures[f"miou_by_{k}"] = float(np.mean(ious))
+    return figures, shown
 
 
 def measured(found: Sequence[Segments], truth: Int[Tensor, "n h w"]) -> dict[str, float]:

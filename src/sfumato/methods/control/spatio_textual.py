@@ -22,7 +22,6 @@ from sfumato.learning import tuning
 from sfumato.learning.adapters import Weights
 from sfumato.learning.heads import Examples, Head, HeadMethod, HeadProblem
 from sfumato.learning.lessons import levels
-from sfumato.learning.optimisers import Optimisers
 from sfumato.learning.seeds import generator
 from sfumato.learning.widening import widened
 from sfumato.methods.perceive.clip_patches import ClipPatches
@@ -145,12 +144,6 @@ class Learned(nn.Module):
             weight.data = weight.data.to(model.dtype)
         return own
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        for key, value in state_dict.items():
-            if key.startswith("changes."):
-                self.changes[key.partition(".")[2]] = nn.Parameter(torch.empty_like(value), requires_grad=False)
-        return super().load_state_dict(state_dict, strict, assign)
-
 
 # Learning
 
@@ -202,8 +195,7 @@ class SpaTextHead(HeadMethod):
     """Steps in which the rate rises."""
     falls: float = 0.0
     """Last part of the run in which the rate falls to zero."""
-    clip: float = 1.0
-    """The greatest norm of all gradients."""
+    clip: float | None = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -284,6 +276,13 @@ class SpaTextHead(HeadMethod):
     def network(self, width: int) -> nn.Module:
         return Learned(width)
 
+    def restored(self, sizes: Mapping[str, int], tensors: Mapping[str, Tensor]) -> nn.Module:
+        network = Learned(**sizes)
+        names = [key.partition(".")[2] for key in tensors if key.startswith("changes.")]
+        network.changes.update({name: nn.Parameter(tensors[f"changes.{name}"], requires_grad=False) for name in names})
+        network.load_state_dict(tensors)
+        return network
+
     def problem(self, examples: Any, network: Any) -> HeadProblem:
         return Reading(self, examples, network)
 
@@ -307,10 +306,9 @@ class SpaTextHead(HeadMethod):
         regions = [Region("", Layout((r,)).boxes()[0]) if b else r for r, b in zip(regions, boxed, strict=True)]
         return chosen, Layout(tuple(regions)).masks(grid) if regions else torch.zeros(0, *grid)
 
-    def rate_at(self, step: int, used: float) -> float:
-        """Part of the rate at a step; ``used``: part of the run."""
+    def paced(self, rate: float, step: int, fraction: float) -> float:
         rises = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        return rises * (min(1.0, (1 - used) / self.falls) if self.falls else 1.0)
+        return rate * rises * (min(1.0, (1 - fraction) / self.falls) if self.falls else 1.0)
 
 
 class Reading(HeadProblem):
@@ -351,10 +349,6 @@ class Reading(HeadProblem):
         x0, cond = self.examples.maps(seen.which), self.model.embed(seen.captions)
         predicted = self.model.predict(add_noise(x0, seen.noise, seen.at), seen.at.t, with_map(cond, seen.maps))
         return F.mse_loss(predicted, self.model.schedule.prediction_of(x0, seen.noise, seen.at))
-
-    def after_backward(self, step: int, optimisers: Optimisers) -> None:
-        nn.utils.clip_grad_norm_(optimisers.parameters, self.method.clip)
-        optimisers.rate(lambda own: own * self.method.rate_at(step, self.fraction))
 
     def finish(self) -> None:
         self.network.gain(self.examples.model.network, self.moved)

@@ -2,8 +2,8 @@
 
 A network reads images of a thing with its mask, the support, and keeps keys and values of every self-attention; when it
 reads another image, the query, these lie beside its own (KV fusion), so that its cells attend to the support's. The
-paper then trains the network to paint the query's mask. Here nothing is trained: a cell is of the thing by how much of
-the attention that it gives to the support goes to cells inside the mask, over all heads and sites.
+paper then trains the network to paint the query's mask (``diffews``). Here nothing is trained: a cell is of the thing
+by how much of the attention that it gives to the support goes to cells inside the mask, over all heads and sites.
 
 There are no published defaults for this reading; the paper's network is kept where it says something: clean latents
 (``noise="none"``), every self-attention, shots side by side among the keys. Of its ways to give the support's mask,
@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.attention import Call
+from sfumato.core.attention import FUSED, Call
 from sfumato.core.choice import choose
 from sfumato.core.method import Where
 from sfumato.core.settings import Settings
@@ -50,15 +50,9 @@ class Supported(Settings):
 
     def __call__(self, reader: Reader, support: Sequence[Reader], masks: Sequence[Float[Tensor, "h w"]]) -> Segments:
         """0 the background, 1 the thing. ``masks``: of the support images, 1 inside."""
-        if not support or len(support) != len(masks):
-            raise SfumatoError(f"each support image has a mask; got {len(support)} images and {len(masks)} masks")
-        for other, mask in zip(support, masks, strict=True):
-            if tuple(mask.shape) != other.size:
-                raise SfumatoError(f"a mask of {tuple(mask.shape)} for a support image of {other.size}")
-            if other.model is not reader.model:
-                raise SfumatoError("the support is read by the same model as the image")
-        if not any((mask > 0.5).any() for mask in masks):
-            raise SfumatoError("the support's masks are empty, so nothing says what to look for")
+        check_support(support, masks)
+        if any(other.model is not reader.model for other in support):
+            raise SfumatoError("the support is read by the same model as the image")
         score = self.score(reader, support, [mask.float() for mask in masks]).cpu()
         return Segments(
             torch.stack([torch.full_like(score, self.threshold), score]), reader.size, ("background", "thing")
@@ -68,6 +62,17 @@ class Supported(Settings):
         self, reader: Reader, support: Sequence[Reader], masks: Sequence[Float[Tensor, "h w"]]
     ) -> Float[Tensor, "h w"]:
         raise NotImplementedError
+
+
+def check_support(support: Sequence[Reader], masks: Sequence[Float[Tensor, "h w"]]) -> None:
+    """Raise ``SfumatoError`` unless each image has a mask of its size, and one shows something."""
+    if not support or len(support) != len(masks):
+        raise SfumatoError(f"each support image has a mask; got {len(support)} images and {len(masks)} masks")
+    for other, mask in zip(support, masks, strict=True):
+        if tuple(mask.shape) != other.size:
+            raise SfumatoError(f"a mask of {tuple(mask.shape)} for a support image of {other.size}")
+    if not any((mask > 0.5).any() for mask in masks):
+        raise SfumatoError("the support's masks are empty, so nothing says what to look for")
 
 
 @dataclass(frozen=True)
@@ -194,15 +199,23 @@ def given_inside(call: Call, support: Support, fuse: bool, balance: bool) -> Flo
     name = call.rows.names[0]
     q = call.get("q", name, "image")
     if fuse:
-        pairs = [(call.get("k", name), support.keys), (call.get("v", name), support.values)]
-        k, v = (torch.cat([own, more.to(own).expand(len(own), -1, -1, -1)], 2) for own, more in pairs)
-        call.set("out", name, F.scaled_dot_product_attention(q, k, v), "image")
+        call.set("out", name, fused(call, support.keys, support.values), "image")
     inside = share(q.float(), support.keys.float(), support.inside.float())
     if not balance:
         return inside
     part = support.inside.float().mean().clamp(1e-6, 1 - 1e-6)
     dense, thin = inside / part, (1 - inside) / (1 - part)
     return dense / (dense + thin)
+
+
+def fused(
+    call: Call, keys: Float[Tensor, "*rows heads tokens dim"], values: Float[Tensor, "*rows heads tokens dim"]
+) -> Float[Tensor, "rows heads queries dim"]:
+    """What the image's tokens get of their own keys and values and these, beside each other (KV fusion)."""
+    name = call.rows.names[0]
+    pairs = [(call.get("k", name), keys), (call.get("v", name), values)]
+    k, v = (torch.cat([own, more.to(own).expand(len(own), -1, -1, -1)], 2) for own, more in pairs)
+    return FUSED(call.get("q", name, "image"), k, v, **call.options)
 
 
 def share(
