@@ -122,7 +122,10 @@ def train_head(
         "method": repr(method), "features": str(given) if given else repr(source), "model": model, "data": data,
         "pictures": len(seen), **head.about,
     }  # fmt: skip
-    if test is not None and "points" in method.wants:
+    if test is not None and hasattr(method, "errors"):
+        others = task.pictures(test, net, classes, method.seed + 1, apart=True)
+        row["test"] = method.errors(head, net, source, others.pixels, **others.known)
+    elif test is not None and "points" in method.wants:
         row["test"] = task.errors(head, net, task.pictures(test, net, (), method.seed + 1), features)
     elif test is not None:
         others = task.pictures(test, net, () if method.takes_words else seen.names, method.seed + 1, method.takes_words)

@@ -60,8 +60,7 @@ class SpaText(Method):
 
     def on(self, model: Backbone) -> Backbone:
         """A model that reads maps. Raises ``SfumatoError`` where there is no head, and for a model that is not its."""
-        head = self.learned(model)
-        return _reads(head, model)
+        return _reads(self.learned(model), model, _state(model.network))
 
     def learned(self, model: Backbone) -> Head:
         """The head. Raises ``SfumatoError`` where there is none, or another one."""
@@ -134,6 +133,12 @@ def _opened(place: Path, stamp: int) -> Head:
 
 
 @lru_cache(maxsize=1)
-def _reads(head: Head, model: Backbone) -> Backbone:
+def _reads(head: Head, model: Backbone, state: tuple[int, ...]) -> Backbone:
     """The model with what the head learned, kept for the next pictures."""
     return head.network.on(model)
+
+
+def _state(network: Any) -> tuple[int, ...]:
+    """Numbers that are others once weights have changed, or what is hooked to layers."""
+    weights = [number for p in network.parameters() for number in (p.data_ptr(), p._version)]
+    return (*weights, *(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules()))

@@ -134,8 +134,8 @@ class Learned(nn.Module):
         changes = {name.replace("/", "."): change for name, change in self.changes.items()}
         if unlike := [n for n, c in changes.items() if n not in weights or weights[n].shape != c.shape]:
             raise SfumatoError(
-                f"what SpaText learned changes {unlike[0]!r} {tuple(changes[unlike[0]].shape)}, which {model.name} does "
-                "not have; take the model that it learned of, or train anew"
+                f"what SpaText learned changes {unlike[0]!r} {tuple(changes[unlike[0]].shape)}, which {model.name} "
+                "does not have; take the model that it learned of, or train anew"
             )
         with torch.no_grad():
             for name, change in changes.items():
@@ -277,7 +277,7 @@ class SpaTextHead(HeadMethod):
         return Learned(width)
 
     def restored(self, sizes: Mapping[str, int], tensors: Mapping[str, Tensor]) -> nn.Module:
-        network = Learned(**sizes)
+        network: Any = self.begun(sizes, "")
         names = [key.partition(".")[2] for key in tensors if key.startswith("changes.")]
         network.changes.update({name: nn.Parameter(tensors[f"changes.{name}"], requires_grad=False) for name in names})
         network.load_state_dict(tensors)
@@ -288,6 +288,24 @@ class SpaTextHead(HeadMethod):
 
     def optimiser(self, groups: list[Any]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=self.rate, fused=True)
+
+    @torch.no_grad()
+    def errors(self, head: Head, model: Backbone, source: Any, pictures: Tensor, **known: Any) -> dict[str, float]:
+        """Mean squared error of the prediction on other pictures, each once, with maps of their segments and without.
+
+        ``known`` as of ``examples``; captions are all read.
+        """
+        examples = self.examples(model, source, pictures, **known)
+        batch = max(b for b in range(1, self.batch + 1) if len(examples) % b == 0)
+        problem = Reading(replace(self, drop=0.0, batch=batch), examples, Learned(**head.sizes))
+        own: Any = head.network
+        reads = own.on(model)
+        steps = [problem.seen(step) for step in range(len(examples) // batch)]
+        blind = [seen._replace(maps=torch.zeros_like(seen.maps)) for seen in steps]
+        both = {"error": steps, "error_without_map": blind}
+        return {
+            key: float(torch.stack([problem.error(reads, seen) for seen in some]).mean()) for key, some in both.items()
+        }
 
     def answer(self, head: Head, maps: Sequence[Tensor], size: tuple[int, int]) -> Any:
         raise SfumatoError(
@@ -345,10 +363,13 @@ class Reading(HeadProblem):
         return Seen(tuple(which), held.to(examples.device), said, levels(self.model, own.seed, step, len(which)), noise)
 
     def loss(self, step: int) -> Float[Tensor, ""]:
-        seen = self.seen(step)
-        x0, cond = self.examples.maps(seen.which), self.model.embed(seen.captions)
-        predicted = self.model.predict(add_noise(x0, seen.noise, seen.at), seen.at.t, with_map(cond, seen.maps))
-        return F.mse_loss(predicted, self.model.schedule.prediction_of(x0, seen.noise, seen.at))
+        return self.error(self.model, self.seen(step))
+
+    def error(self, model: Any, seen: Seen) -> Float[Tensor, ""]:
+        """Mean squared error of what a model that reads maps predicts."""
+        x0, cond = self.examples.maps(seen.which), model.embed(seen.captions)
+        predicted = model.predict(add_noise(x0, seen.noise, seen.at), seen.at.t, with_map(cond, seen.maps))
+        return F.mse_loss(predicted, model.schedule.prediction_of(x0, seen.noise, seen.at))
 
     def finish(self) -> None:
         self.network.gain(self.examples.model.network, self.moved)
