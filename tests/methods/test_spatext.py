@@ -165,6 +165,13 @@ def test_segments_are_one_to_k_of_the_large_ones_and_their_embeddings_those_of_t
             assert each <= known
             counts.append(len(each))
     assert set(counts) == {0, 1, 2} and counts.count(1) > 20 and counts.count(2) > 20
+    worded = replace(HEAD, worded=1.0, drop=0.0, most=1, least=0.1)
+    problem = worded.problem(examples, worded.network(maps.WIDTH))
+    head = Head(HEAD, ClipPatches(), problem.network, {"width": maps.WIDTH}, (), "")
+    meant = described(head, problem.model, ["red cube", "blue duck"])
+    for map in problem.seen(0).maps:
+        inside = map.flatten(1).T[map.flatten(1).abs().amax(0) > 0][0]
+        assert min((inside - each).abs().max() for each in meant) < 1e-4
     one = replace(HEAD, most=1, boxes=1.0)
     labels = torch.full((8, 8), -1)
     labels[1, 1] = labels[3, 4] = 0
@@ -203,6 +210,10 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit_and_a_file_holds_all(model, 
     assert read.method == method and float(whole.network.changes["conv_in/weight"][:, 4:].abs().max()) > 0
     with pytest.raises(SfumatoError, match="another run"):
         train(replace(method, drop=0.2), examples, **options, keep=tmp_path / "cut")
+    half = train(replace(method, kept=0.5), examples, **options).network.changes
+    for key, value in whole.network.changes.items():
+        parts = (value[:, :4] / 2, value[:, 4:]) if key == "conv_in/weight" else (value / 2,)
+        torch.testing.assert_close(half[key], torch.cat(parts, 1) if len(parts) > 1 else parts[0])
     assert [method.paced(2.0, step, step / 4) for step in range(4)] == [1.0, 2.0, 2.0, 1.0]
 
 

@@ -105,9 +105,11 @@ _ROWS = (
     Recipe(
         "spatext",
         {
-            "steps": 400,
-            "rate": 2e-4,
-            "falls": 0.3,
+            "steps": 500,
+            "rate": 6e-5,
+            "first_rate": 3e-4,
+            "since": 0.2,
+            "falls": 1.0,
             "boxes": 0.5,
             "templates": ("{}", "a {}"),
         },

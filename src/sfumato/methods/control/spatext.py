@@ -41,7 +41,7 @@ from sfumato.errors import SfumatoError
 from sfumato.learning.heads import Head
 from sfumato.methods import heads
 from sfumato.methods.control.placed import given, placed
-from sfumato.methods.control.spatio_textual import SpaTextHead, lengthened, spatio_textual, with_map
+from sfumato.methods.control.spatio_textual import SpaTextHead, prior_of, spatio_textual, with_map
 from sfumato.prompts.layout import Layout
 
 
@@ -122,8 +122,7 @@ class MultiScale(Guide):
 def described(head: Head, model: Backbone, phrases: Sequence[str]) -> Float[Tensor, "n d"]:
     """What the image embeddings of words would be, by the head's prior."""
     network: Any = head.network
-    texts = torch.nn.functional.normalize(head.source.texts(model, phrases).float(), dim=1)
-    return lengthened(network.prior(texts.to(network.prior.weight)))
+    return prior_of(network.prior.weight, network.prior.bias, head.source.texts(model, phrases))
 
 
 @lru_cache(maxsize=2)

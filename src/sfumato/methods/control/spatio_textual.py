@@ -45,7 +45,7 @@ def spatio_textual(masks: Float[Tensor, "n h w"], embeddings: Float[Tensor, "n d
     return out
 
 
-def lengthened(embeddings: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+def lengthened(embeddings: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
     """Directions alone, of length sqrt(d): each channel of a map is as large as one of the latents."""
     return F.normalize(embeddings.float(), dim=-1) * embeddings.shape[-1] ** 0.5
 
@@ -67,9 +67,16 @@ def embedded(clip: Opened, crops: Sequence[Float[Tensor, "3 s s"]], batch: int =
     side = clip.network.config.vision_config.image_size
     pixels = torch.cat([resized(crop[None], (side, side)).clamp(0, 1) for crop in crops]).to(clip.mean)
     found = [clip.network.vision_model(pixel_values=(some - clip.mean) / clip.std) for some in pixels.split(batch)]
-    embeddings = torch.cat([clip.network.visual_projection(each.pooler_output) for each in found]).float()
+    embeddings = torch.cat([clip.network.visual_projection(each.pooler_output) for each in found]).float().cpu()
     finite(embeddings, "what the CLIP has of a segment", "take another CLIP")
     return embeddings
+
+
+def prior_of(
+    weight: Float[Tensor, "e d"], bias: Float[Tensor, " e"], texts: Float[Tensor, "n d"]
+) -> Float[Tensor, "n e"]:
+    """What images of texts would be, by a linear prior; of length sqrt(e)."""
+    return lengthened(F.linear(F.normalize(texts.to(weight), dim=1), weight, bias))
 
 
 def linear_prior(
@@ -119,13 +126,13 @@ class Learned(nn.Module):
         self.changes = nn.ParameterDict()
 
     @torch.no_grad()
-    def gain(self, network: Any, moved: Mapping[str, Tensor]) -> None:
-        """Keep what these weights have beyond a network's own."""
+    def gain(self, network: Any, moved: Mapping[str, Tensor], kept: float = 1.0) -> None:
+        """Keep what these weights have beyond a network's own, or part of it; and all that is of the map."""
         before = dict(getattr(network, "_orig_mod", network).named_parameters())
         for name, weight in moved.items():
             old, change = before[name].detach().float(), weight.detach().float().clone()
             known = change[:, : old.shape[1]] if name == _FIRST else change  # what is new there began at zero
-            known -= old
+            known.sub_(old).mul_(kept)
             self.changes[name.replace(".", "/")] = nn.Parameter(change, requires_grad=False)
 
     def on(self, model: Any) -> Any:
@@ -153,6 +160,8 @@ class Segmented(Examples):
     """Latents of pictures, their segments by number, and as ``texts`` the embedding of each."""
 
     model: Any = None
+    said: Float[Tensor, "n k e"] | None = None
+    """What the prior makes of each segment's words; not a number where nobody knows them."""
     prior: tuple[Tensor, Tensor] = field(default_factory=lambda: (torch.zeros(0, 0), torch.zeros(0)))
 
 
@@ -184,6 +193,11 @@ class SpaTextHead(HeadMethod):
     """How often the caption is left out, and how often the map, each by itself."""
     boxes: float = 0.0
     """How often the box around a segment stands for it, for layouts of boxes; not published."""
+    worded: float = 0.0
+    """How often what the prior makes of its words stands for a segment, as where it paints; not published."""
+    kept: float = 1.0
+    """Part of what the network's own weights gained that is kept; less is nearer to how it painted before (WiSE-FT,
+    Wortsman et al. 2022, arXiv 2109.01903)."""
     templates: tuple[str, ...] = ("{}",)
     """Texts in which the prior sees what segments are, with {} for that."""
     batch: int = 8
@@ -191,6 +205,10 @@ class SpaTextHead(HeadMethod):
     steps: int = 20_000
     rate: float = 1e-5
     """Of AdamW."""
+    first_rate: float | None = None
+    """Of the first layer; none: the same."""
+    since: float = 0.0
+    """Levels below this part of all times are not learned from; where things are is settled above."""
     warmup: int = 20
     """Steps in which the rate rises."""
     falls: float = 0.0
@@ -200,8 +218,10 @@ class SpaTextHead(HeadMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (0 <= self.drop <= 1 and 0 <= self.boxes <= 1 and 0 <= self.least < 1 and 0 <= self.falls <= 1):
-            raise SfumatoError("drop, boxes, least and falls of SpaText are parts, from 0 to 1")
+        if not all(0 <= v <= 1 for v in (self.drop, self.boxes, self.least, self.falls, self.worded, self.kept)):
+            raise SfumatoError("drop, boxes, least, falls, worded and kept of SpaText are parts, from 0 to 1")
+        if min(self.rate, self.first_rate or 0) < 0 or not 0 <= self.since < 1:
+            raise SfumatoError("rates of SpaText are 0 or more, since is in [0, 1)")
         if min(self.most, self.batch) < 1:
             raise SfumatoError("SpaText learns of one segment or more, of one picture or more a step")
         if not self.templates or any("{}" not in template for template in self.templates):
@@ -223,38 +243,38 @@ class SpaTextHead(HeadMethod):
         labels, captions, names = (known.get(key) for key in ("labels", "captions", "names"))
         if labels is None or not bool((labels >= 0).any()):
             raise SfumatoError("SpaTextHead learns from pictures with labels, and these have none; give labels of each")
-        clip = opened(source.clip, str(model.device))
-        said = [*phrases] or [names or ()] * len(pictures)
-        maps, rows, numbers, pairs = [], [], [], []
+        clip, said = opened(source.clip, str(model.device)), [*phrases] or [names or ()] * len(pictures)
+        maps, numbers = [], torch.full_like(labels, -1)
+        segments: list[tuple[int, int, str, Tensor]] = []
         with progress("reading segments", len(pictures)) as advance:
-            for picture, label, words in zip(pictures, labels, said, strict=True):
+            for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
                 with torch.no_grad():
                     maps.append(model.encode(picture[None].to(model.device)))
-                kept = [
-                    k for k in label.unique().tolist() if k >= 0 and float((label == k).float().mean()) >= self.least
-                ]
-                number = torch.full_like(label, -1)
-                for i, k in enumerate(kept):
-                    number[label == k] = i
-                numbers.append(number)
-                crops = [masked_crop(picture, label == k) for k in kept]
-                rows.append(embedded(clip, crops) if crops else None)
-                pairs += [(words[k], rows[-1][i]) for i, k in enumerate(kept) if k < len(words)]
+                parts = {k: float((label == k).float().mean()) for k in label.unique().tolist() if k >= 0}
+                kept = [k for k, part in parts.items() if part >= self.least]
+                images = embedded(clip, [masked_crop(picture, label == k) for k in kept]) if kept else ()
+                for place, (k, image) in enumerate(zip(kept, images, strict=True)):
+                    numbers[i][label == k] = place
+                    segments.append((i, place, said[i][k] if k < len(said[i]) else "", image))
                 advance()
-        if all(row is None for row in rows):
+        if not segments:
             raise SfumatoError(f"no segment covers {self.least:.0%} of its picture; take larger ones, or a lower least")
-        some = next(row for row in rows if row is not None)
-        embeddings = some.new_zeros(len(rows), max(len(row) for row in rows if row is not None), some.shape[1])
-        for row, own in zip(embeddings, rows, strict=True):
-            if own is not None:
-                row[: len(own)] = lengthened(own)
+        pairs = [(words, image) for _, _, words, image in segments if words]
         prior = self.prior(model, source, pairs, pictures, captions or (), clip)
-        given = {"captions": tuple(captions or ()), "texts": embeddings, "labels": torch.stack(numbers)}
-        return Segmented.given(maps, model.device, **given, model=model, prior=prior)  # pyright: ignore[reportReturnType]
+        each = list(dict.fromkeys(words for words, _ in pairs))
+        meant = dict(zip(each, prior_of(*prior, source.texts(model, each)) if each else (), strict=True))
+        shape = len(maps), 1 + max(place for _, place, _, _ in segments), len(segments[0][3])
+        texts, imagined = torch.zeros(shape), torch.full(shape, torch.nan)
+        for i, place, words, image in segments:
+            texts[i, place] = lengthened(image)
+            imagined[i, place] = meant[words] if words else torch.nan
+        given = {"captions": tuple(captions or ()), "texts": texts, "labels": numbers}
+        return Segmented.given(maps, model.device, **given, model=model, prior=prior, said=imagined)  # pyright: ignore[reportReturnType]
 
     def prior(
-        self, model: Backbone, source: ClipPatches, pairs: Any, pictures: Tensor, captions: Any, clip: Any
-    ) -> Any:
+        self, model: Backbone, source: ClipPatches, pairs: Sequence[tuple[str, Tensor]], pictures: Tensor,
+        captions: Sequence[str], clip: Opened,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """From texts to images, of segments and what they are; else of pictures and captions; else the same."""
         if pairs:
             said = [template.replace("{}", words) for words, _ in pairs for template in self.templates]
@@ -267,7 +287,7 @@ class SpaTextHead(HeadMethod):
             return torch.eye(width), torch.zeros(width)
         each = list(dict.fromkeys(said))
         read = dict(zip(each, F.normalize(source.texts(model, each).cpu(), dim=1), strict=True))
-        return linear_prior(torch.stack([read[text] for text in said]), F.normalize(images.cpu(), dim=1))
+        return linear_prior(torch.stack([read[text] for text in said]), F.normalize(images, dim=1))
 
     def sizes(self, examples: Examples) -> dict[str, int]:
         assert examples.texts is not None
@@ -342,6 +362,7 @@ class Reading(HeadProblem):
         for parameter, value in zip(network.prior.parameters(), examples.prior, strict=True):
             parameter.data.copy_(value)
         self.modules = {"head": network, "unet": Weights(self.moved)}
+        self.rates = {} if method.first_rate is None else {"unet.conv_in/weight": method.first_rate}
 
     def seen(self, step: int) -> Seen:
         """What a step sees; a function of the seed and the step alone."""
@@ -351,7 +372,9 @@ class Reading(HeadProblem):
         maps = []
         for i in which:
             chosen, masks = own.masks(examples.labels[i], examples.grid, rng)
-            maps.append(spatio_textual(masks, examples.texts[i, chosen].cpu()))
+            seen, meant = examples.texts[i, chosen].cpu(), examples.said[i, chosen].cpu()
+            use = (torch.rand(len(chosen), 1, generator=rng) < own.worded) & meant.isfinite()
+            maps.append(spatio_textual(masks, torch.where(use, meant, seen)))
         rng = generator(own.seed, step, _DROPS)
         blind, silent = (torch.rand(2, len(which), generator=rng) < own.drop).tolist()
         held = torch.stack(maps) * ~torch.tensor(blind)[:, None, None, None]
@@ -360,7 +383,11 @@ class Reading(HeadProblem):
         )
         shape = (len(which), examples.width, *examples.grid)
         noise = torch.randn(shape, generator=rng).to(examples.device)
-        return Seen(tuple(which), held.to(examples.device), said, levels(self.model, own.seed, step, len(which)), noise)
+        at = levels(self.model, own.seed, step, len(which))
+        if own.since:
+            later = own.since * self.model.schedule.train_steps + (1 - own.since) * at.t
+            at = self.model.schedule.at(later if self.model.schedule.prediction == "flow" else later.long())
+        return Seen(tuple(which), held.to(examples.device), said, at, noise)
 
     def loss(self, step: int) -> Float[Tensor, ""]:
         return self.error(self.model, self.seen(step))
@@ -372,7 +399,7 @@ class Reading(HeadProblem):
         return F.mse_loss(predicted, model.schedule.prediction_of(x0, seen.noise, seen.at))
 
     def finish(self) -> None:
-        self.network.gain(self.examples.model.network, self.moved)
+        self.network.gain(self.examples.model.network, self.moved, self.method.kept)
 
 
 def with_map(cond: Cond, maps: Float[Tensor, "b d h w"]) -> Cond:
