@@ -32,6 +32,7 @@ def quick(here, monkeypatch):
         },
         "prompt-embeddings": {"steps": 1, "restarts": 1, "parts": (1.0,), "bank": 2, "found": 4},
         "pacl": {"steps": 1, "batch": 2},
+        "diffews": {"steps": 1, "batch": 1, "rank": 1},
         "stego": {"steps": 2, "points": 4, "standard": True},
         "picie": {"epochs": 1, "batch": 4},
         "dift": {"blocks": (0,), "ensemble": 1, "layers": ()},
@@ -49,6 +50,8 @@ def quick(here, monkeypatch):
     monkeypatch.setattr(perceive, "LEARNED", 2)
     monkeypatch.setattr(perceive, "UNLABELLED", 4)
     monkeypatch.setattr(perceive, "CAPTIONED", 3)
+    monkeypatch.setattr(perceive, "TAUGHT", 2)
+    monkeypatch.setattr(perceive, "TAUGHT_KINDS", ("cube",))
     monkeypatch.setattr(perceive, "SIDE", 64)
     monkeypatch.setattr(
         perceive,
@@ -100,6 +103,7 @@ def test_every_key_is_measured_and_nothing_twice(quick, tmp_path, monkeypatch):
     assert {"miou", "pooled_miou", "pixels_right", "seconds", "peak_mb"} <= set(noted)
     assert (tmp_path / "words.png").exists() and (tmp_path / "heads-STEGO.png").exists()
     assert {"miou matched once", "miou matched per image", "learning_seconds"} <= set(first.methods["heads: STEGO"])
+    assert {"miou of other kinds", "learning_seconds"} <= set(first.methods["shots: DiffewS, 1"])
     monkeypatch.setattr(perceive.Tried, "segments", None)  # what is kept is not measured again
     assert (
         perceive.segments(perceive.PerceiveSession(2, 0, CPU, tmp_path))["diffseg_miou"].tolist()

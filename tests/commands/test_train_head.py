@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -161,3 +162,46 @@ def test_of_what_was_not_asked_a_recipe_counts():
 
     suiting = STEGO(dim=32, steps=7)
     assert recipes.filled(STEGO(classes=4), suiting) == STEGO(classes=4, dim=32, steps=7)
+
+
+def test_a_network_that_looks_for_what_examples_show(lab, run, photos, tmp_path):
+    (photos / "b-labels.png").write_bytes((photos / "a-labels.png").read_bytes())
+    quick = ("diffews", "--rank", 1, "--batch", 1, "--shots", 1)
+    code, out, err = lab("--test", photos, "--json", method=quick, source=(), steps=1)
+    assert code == 0, err
+    row, file = json.loads(out), tmp_path / "out" / "head.safetensors"
+    assert row["features"] == "Latents()" and set(row["test"]) == {"miou_by_1"} and len(row["files"]) == 2
+    shown = ("--head", file, "--labelled", photos, "--out", tmp_path / "cut", "--json")
+    code, out, err = run("segment", photos / "a.png", *shown)
+    assert code == 0 and json.loads(out)["images"][0]["names"] == ["background", "thing"], err
+    code, _, err = run("segment", photos / "a.png", "--head", file, "--out", tmp_path / "cut")
+    assert code == 2 and "DiffewS learns from examples; give a folder of them: --labelled FOLDER" in err
+    code, _, err = lab(method=quick, source=SOURCE)
+    assert code == 2 and "diffews reads pictures by itself; leave + dift out" in err
+    code, _, err = lab("--given", photos, method=quick, source=())
+    assert code == 2 and "leave one out" in err
+
+
+def test_shots_are_measured_by_class_on_pictures_that_show_it(sd):
+    """Of three pictures with 1, 2 and 3 pixels of a class an answer that is the support's mask, of 2, 3 and 1 pixels:
+    1 + 2 + 1 are right of 2 + 3 + 3. For five there are too few.
+    """
+    labels = torch.zeros(3, 8, 8).long()
+    for i in range(3):
+        labels[i, 0, : i + 1] = 1
+    labels[0, 4] = 2
+
+    class Copies:
+        side, method = 64, SimpleNamespace(seen=lambda labels, names: {1: [0, 1, 2]})
+
+        def with_support(self, readers, masks):
+            assert len(readers) == len(masks) == 1
+            score = torch.stack([0.5 + 0 * masks[0], masks[0]])
+            return lambda reader: Segments(score, (8, 8))
+
+    seen = task.Pictures(torch.rand(3, 3, 8, 8), labels)
+    figures, found = task.measured_by_shots(Copies(), sd, seen)
+    assert figures == {"miou_by_1": (1 + 2 + 1) / (2 + 3 + 3)} and sorted(found) == [0, 1, 2]
+    assert torch.equal(found[2].labels, (labels[0] == 1).long())
+    with pytest.raises(SfumatoError, match="on pictures with labels, of which two or more show a class"):
+        task.measured_by_shots(Copies(), sd, replace(seen, labels=None))

@@ -168,7 +168,7 @@ METHODS = (
         (Diff3F((0, 140), (20,), look="shaded"), Diff3F((0,), (20, 200), look="normals", ensemble=2, fov=0)),
     ),
     Row(
-        "diffews", of_examples, (DiffewS(batch=1), DiffewS(batch=1, rank=1)), (*UNETS, "deepfloyd"),
+        "diffews", of_examples, (DiffewS(batch=1, shots=1, rank=1),), (*UNETS, "deepfloyd"),
         names=("background", "thing"), most=1 + 1e-5,
     ),
     Row(

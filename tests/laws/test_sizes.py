@@ -64,12 +64,12 @@ def test_what_paints_is_planned_at_every_size(word, name):
 
 
 READ = [
-    pytest.param(word, name, marks=[pytest.mark.slow] if word == "diff3f" and name != "sd-512" else [])
+    pytest.param(word, name, marks=[pytest.mark.slow] if word in ("diff3f", "diffews") and name != "sd-512" else [])
     for word, row in reading.ROWS.items()
     for name in sizes.SIZES
     if sizes.FAMILY[name] in row.families
 ]
-"""Of shapes at one size every day: they are seen from all sides."""
+"""Of shapes and copies at one size every day: shapes are seen from all sides."""
 
 
 class Planned(Exception):

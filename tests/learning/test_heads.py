@@ -130,6 +130,24 @@ def test_a_run_that_is_cut_off_goes_on_bit_for_bit(taught, tmp_path):
         taught(replace(method, rate=0.2), keep=tmp_path / "cut")
 
 
+@dataclass(frozen=True)
+class Still(Classes):
+    """Whose rate is nothing from the start."""
+
+    clip: float | None = 1.0
+
+    def paced(self, rate, step, fraction):
+        return 0.0
+
+
+def test_rates_and_the_clipping_of_gradients_are_the_methods(taught):
+    norms = []
+    head = taught(Still(), on_progress=lambda run: norms.append(float(run.norm)))
+    begun = Still().begun(head.sizes, "").state_dict()
+    assert all(torch.equal(value, begun[key]) for key, value in head.network.state_dict().items())
+    assert all(norms) and not same(taught(), head)
+
+
 def test_the_same_seed_gives_the_same_head_and_another_another(taught):
     torch.manual_seed(1)
     one = taught()

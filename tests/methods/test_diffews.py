@@ -18,8 +18,8 @@ from sfumato.methods import heads
 from sfumato.methods.perceive.diffews import DiffewS, Episodes, FirstLayer, beside, binarised
 from sfumato.reading.reader import read
 
-METHOD = DiffewS(batch=2, steps=4, rate=1e-3, shots=2)
-NAMES = ("background", "left", "right", "seldom")
+METHOD = DiffewS(batch=2, steps=2, rate=1e-3, shots=2)
+NAMES = ("background", "left", "right", "seldom", "small")
 SIDE = 32
 
 
@@ -31,7 +31,8 @@ def pictures(n=6):
         columns = slice(4, 12) if i % 2 == 0 else slice(20, 30)
         images[i, :, 5 + 2 * i : 15 + 2 * i, columns] += 0.6
         labels[i, 5 + 2 * i : 15 + 2 * i, columns] = 1 + i % 2
-    labels[0, 28:, 28:] = 3  # in one picture alone
+    labels[0, 24:, 24:] = 3  # in one picture alone
+    labels[:2, 0, :4] = 4  # hardly to be seen
     return images, labels
 
 
@@ -103,9 +104,8 @@ def test_it_is_the_papers_network(sd, examples):
     wanted = (v + torch.stack([each[0] for each in masks])).square().mean()
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     black, white = (sd.encode(torch.full((1, 3, SIDE, SIDE), float(c))) for c in (0, 1))
-    kind, (query, *_) = drawn[0]
-    inside = (examples.labels[query] == kind).float()
-    torch.testing.assert_close(problem.mask(kind, query), sd.encode(inside.expand(1, 3, -1, -1)))
+    inside = (examples.labels[0] == 1).float()  # where there is another class as well
+    torch.testing.assert_close(problem.mask(1, 0), sd.encode(inside.expand(1, 3, -1, -1)))
     torch.testing.assert_close(network.painted(torch.zeros(8, 8), (4, 4)), black)
     assert not torch.allclose(black, white)
 
@@ -186,18 +186,17 @@ def answered(head, model, order=(0, 2)):
     return head.with_support([readers[i] for i in order], masks)(readers[4]).scores
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_run_that_is_cut_off_goes_on_bit_for_bit_and_a_file_is_the_head(sd, examples, tmp_path, rank):
-    method = replace(METHOD, rank=rank)
+def test_a_run_that_is_cut_off_goes_on_bit_for_bit_and_a_file_is_the_head(sd, examples, tmp_path):
+    method = replace(METHOD, batch=1)
 
     def taught(**options):
         return train(method, examples, model=sd, source=method.source, side=SIDE, **options)
 
     def cut(run):
-        if run.step == 2:
+        if run.step == 1:
             raise KeyboardInterrupt
 
-    whole, half = taught(), taught(steps=2)
+    whole, half = taught(), taught(steps=1)
     with suppress(KeyboardInterrupt):
         taught(keep=tmp_path / "cut", on_progress=cut)
     found = taught(keep=tmp_path / "cut")
@@ -227,16 +226,16 @@ def test_rates_fall_to_zero_in_a_straight_line():
 
 def test_the_error_falls(sd, examples):
     losses = []
-    method = replace(METHOD, rate=1e-2, shots=1, batch=1)
-    train(method, examples, model=sd, source=method.source, steps=16, on_progress=lambda r: losses.append(r.loss))
+    method = replace(METHOD, rate=2e-2, shots=1, batch=1)
+    train(method, examples, model=sd, source=method.source, steps=9, on_progress=lambda r: losses.append(r.loss))
     assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
 
 
 def test_what_it_cannot_learn_or_read_is_refused_in_one_line(models, sd, examples, tmp_path):
-    for name in ("sd3", "sd2-depth", "instruct"):
+    for name in ("sd3", "instruct"):
         with pytest.raises(SfumatoError, match=rf"DiffewS teaches UNets that read .* alone, which .*{name}"):
             begun(models(name))
-    begun(models("ddpm"))
+    assert begun(models("ddpm")).named
     plain = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "mid_block_type": None}
     with pytest.raises(SfumatoError, match="DiffewS asks for 'image->image' attention"):
         begun(load(families.stable_diffusion(network=plain)))
@@ -250,7 +249,7 @@ def test_what_it_cannot_learn_or_read_is_refused_in_one_line(models, sd, example
             head(reader)
         with pytest.raises(SfumatoError, match="each support image has a mask"):
             head.with_support([reader], [])
-    with read(models("sdxl"), pictures()[0][0]) as other, pytest.raises(SfumatoError, match="cannot read those of"):
+    with read(models("sd2"), pictures()[0][0]) as other, pytest.raises(SfumatoError, match="cannot read those of"):
         head.with_support([other], [torch.ones(SIDE, SIDE)])
     renamed = copy(models("sd2"))
     renamed.name = sd.name

@@ -35,6 +35,7 @@ from sfumato.media import pictures
 from sfumato.media.images import tensor
 from sfumato.media.labels import lines, overlay
 from sfumato.media.labels import points as dots
+from sfumato.methods import heads
 from sfumato.methods.perceive import (
     clip_patches,
     diff_seg,
@@ -89,6 +90,10 @@ MEANINGS = {
     "pacl_over_untrained": "less the better of words without training: looked for in segments, in a CLIP's patches",
     "few_shot_miou": "a thing in an image, from one other image and its mask",
     "few_shot_over_matching": "less the same by matching features",
+    "diffews_miou": "the same by DiffewS, which was taught by scenes of every other kind",
+    "diffews_5_miou": "and from five images",
+    "diffews_over_matching": "from one, less the same by matching features",
+    "diffews_unseen_miou": "from one, of the kinds that it was not taught",
     "pck_10": "points of a thing found in another of its kind within 0.1 of its box, the best method",
     "pck_10_over_baselines": "the worst method less the best of chance, colours and the same place, on the same pairs",
     "keypoint_error": "annotated keypoints regressed from learned ones: error over that of the mean position",
@@ -103,6 +108,7 @@ TARGETS = {
     "label_efficient_over_baselines": Target(0.0),
     "pacl_over_untrained": Target(0.0),
     "few_shot_over_matching": Target(0.0),
+    "diffews_over_matching": Target(0.0),
     "pck_10": Target(0.6),
     "pck_10_over_baselines": Target(0.0),
     "keypoint_error": Target(0.5, at_least=False),
@@ -631,9 +637,57 @@ COARSER = few_shot.FeatureMatching(0.46, t=0, layers=("up_blocks.2.attentions.2"
 """At their best thresholds; the better one with a single shot."""
 
 
+TAUGHT = 160
+"""Scenes that a network is taught to answer supports by: of two things in three of four, so that these say which."""
+TAUGHT_KINDS = TRAINED[::2]
+"""The kinds in them; things of the others are measured as well."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A head that reads by a support, as the methods that need no training are called."""
+
+    about: str
+    head: Callable[[], tuple[Head, dict[str, float]]]
+
+    def __repr__(self) -> str:
+        return self.about
+
+    def __call__(self, reader: Reader, support: Sequence[Reader], masks: Sequence[Float[Tensor, "h w"]]) -> Segments:
+        return self.head()[0].with_support(support, masks)(reader)
+
+
+def by_episodes(session: PerceiveSession) -> Shown:
+    """DiffewS as it suits the built-in model, taught once; a run that was stopped goes on."""
+    row = find("diffews")
+    method: Any = row.method
+    about = f"{method!r} {row.side} {TAUGHT} {TAUGHT_KINDS}"
+    names = ("backdrop", "ground", *TAUGHT_KINDS)
+
+    def work() -> Head:
+        file, so_far = (session.units.beside(f"{session.seed} {about}", e) for e in (".head", ".safetensors"))
+        if file is not None and file.exists():
+            return heads.load(file, session.device)
+        rng = session.stream(17)
+        scenes = [truth.renders(rng, 1, kinds=TAUGHT_KINDS, count=1 + (i % 4 > 0)) for i in range(TAUGHT)]
+        images = [shown.images[0] for shown in scenes]
+        labels = torch.stack([kinds_of(shown, 0, TAUGHT_KINDS) for shown in scenes])
+        known = {"labels": labels, "names": names}
+        examples = Examples.of(method, session.model, method.source, images, side=row.side, **known)
+        head = train(method, examples, model=session.model, source=method.source, side=row.side, keep=so_far)
+        if file is not None and so_far is not None:
+            head.save(file)
+            so_far.unlink(missing_ok=True)
+        return head
+
+    return Shown(about, cache(lambda: timed(work, session.device)))
+
+
 def shots(session: PerceiveSession) -> Mapping[str, Figure]:
     """One thing alone; the support shows others of its kind."""
+    taught = by_episodes(session)
     methods = {
+        "DiffewS": taught,
         "few-shot": find("few-shot").method,
         "few-shot, published": few_shot.FewShot(),
         "feature matching": MATCHING,
@@ -641,14 +695,17 @@ def shots(session: PerceiveSession) -> Mapping[str, Figure]:
         "feature matching, as DIFT": few_shot.FeatureMatching(),
     }
     rows: dict[str, dict[str, Row]] = {f"{name}, {k}": {} for name in methods for k in SHOTS}
-    found: list[Tensor] = []
+    found: dict[str, list[Tensor]] = {"few-shot": [], "DiffewS": []}
     images: list[Tensor] = []
+    kinds: list[str] = []
     with progress("bench: shots", session.n * len(rows)) as advance:
         for i in range(session.n):
             rng = session.stream(5, i)
             kind = str(rng.choice(TRAINED))
             seen = truth.renders(rng, 1 + max(SHOTS), kinds=(kind,), count=1)
             masks = (seen.thing == 0).float()
+            images.append(seen.images[0])
+            kinds.append(kind)
             for name, method in methods.items():
                 for k in SHOTS:
 
@@ -656,17 +713,33 @@ def shots(session: PerceiveSession) -> Mapping[str, Figure]:
                         readers = [read(session.model, x, SIDE) for x in seen.images[: k + 1]]
                         return method(readers[0], readers[1:], list(masks[1 : k + 1]))
 
-                    cost, labels = session.labels(f"shots {i} {k} {method!r} {SIDE}", segment)
+                    unit = f"shots {i} {k} {method!r} {SIDE}"
+                    if method is taught and f"{session.seed} {unit}" not in session.units.rows:
+                        taught.head()  # not in the time of an image
+                    cost, labels = session.labels(unit, segment)
                     rows[f"{name}, {k}"][f"image {i}"] = {"miou": _iou(labels == 1, masks[0] > 0), **cost}
-                    if (name, k) == ("few-shot", 1):
-                        found.append(labels)
-                        images.append(seen.images[0])
+                    if k == 1 and name in found:
+                        found[name].append(labels)
                     advance()
-    _compared(session, "shots", rows, ("miou",), {})
-    _keep(session, "shots", torch.stack(images), found)
-    ours = np.array(columns(rows["few-shot, 1"], "miou"))
-    matched = [np.array(columns(rows[f"{name}, 1"], "miou")) for name in methods if name.startswith("feature")]
-    return {"few_shot_miou": ours, "few_shot_over_matching": ours - max(matched, key=np.mean)}
+    ious = {name: np.array(columns(units, "miou")) for name, units in rows.items()}
+    learned = np.array([kind in TAUGHT_KINDS for kind in kinds])
+    more: dict[str, Row] = {}
+    for name, each in ious.items():
+        parts = {"miou of kinds taught": each[learned], "miou of other kinds": each[~learned]}
+        more[name] = {key: float(part.mean()) for key, part in parts.items() if len(part)}
+    more["DiffewS, 1"] |= session.once(f"shots learning {taught!r}", taught.head)
+    _compared(session, "shots", rows, ("miou",), more)
+    for name, labels in found.items():
+        _keep(session, "shots" if name == "few-shot" else f"shots-{name}", torch.stack(images), labels)
+    matched = max((ious[f"{name}, 1"] for name in methods if name.startswith("feature")), key=np.mean)
+    unseen = {"diffews_unseen_miou": ious["DiffewS, 1"][~learned]} if not learned.all() else {}
+    return unseen | {
+        "few_shot_miou": ious["few-shot, 1"],
+        "few_shot_over_matching": ious["few-shot, 1"] - matched,
+        "diffews_miou": ious["DiffewS, 1"],
+        "diffews_5_miou": ious["DiffewS, 5"],
+        "diffews_over_matching": ious["DiffewS, 1"] - matched,
+    }
 
 
 # --- points of one thing in another --------------------------------------------------------------
@@ -873,7 +946,7 @@ MEASURES: tuple[tuple[tuple[str, ...], Callable[[PerceiveSession], Mapping[str, 
     (("label_efficient_miou", "label_efficient_cut_miou", "label_efficient_over_baselines"), learned_from_labels),
     (("stego_miou", "picie_miou"), learned_without_labels),
     (("pacl_miou", "pacl_over_untrained"), learned_from_captions),
-    (("few_shot_miou", "few_shot_over_matching"), shots),
+    ((*(key for key in MEANINGS if key.startswith(("few_shot", "diffews"))),), shots),
     (("pck_10", "pck_10_over_baselines"), matches),
     (("keypoint_error",), landmarks),
     (("cluster_seconds",), clustering),

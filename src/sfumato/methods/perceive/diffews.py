@@ -117,8 +117,8 @@ class DiffewS(HeadMethod):
         assert examples.labels is not None
         if not self.seen(examples.labels, examples.names):
             raise SfumatoError(
-                "an episode takes two pictures of a class, and no class is in two of them; give more pictures, or leave "
-                "fewer classes out (--without)"
+                "an episode takes two pictures of a class, and no class is in two of them; give more pictures, or "
+                "leave fewer classes out (--without)"
             )
 
     def seen(self, labels: Int[Tensor, "n H W"], names: Sequence[str]) -> dict[int, list[int]]:
