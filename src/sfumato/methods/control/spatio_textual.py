@@ -268,7 +268,7 @@ class SpaTextHead(HeadMethod):
         for i, place, words, image in segments:
             texts[i, place] = lengthened(image)
             imagined[i, place] = meant[words] if words else torch.nan
-        given = {"captions": tuple(captions or ()), "texts": texts, "labels": numbers}
+        given = {"captions": tuple(captions or ()), "texts": texts, "labels": numbers, "names": tuple(each)}
         return Segmented.given(maps, model.device, **given, model=model, prior=prior, said=imagined)  # pyright: ignore[reportReturnType]
 
     def prior(
