@@ -101,7 +101,7 @@ _ROWS = (
     ),
     # With a background prompt ("on grass"). Regions in half of the steps: things fade.
     Recipe("region-prompts", {"whole": 0.0, "until": 0.3}),
-    # Of 480 scenes: of 20 things 12 are in their boxes, 15 by colour (region prompts 13, 15); longer was not tried.
+    # Of 480 scenes: of 20 things 15 are in their boxes, 16 by colour (region prompts 13, 15); with all kept 12, 15.
     Recipe(
         "spatext",
         {
@@ -113,6 +113,7 @@ _ROWS = (
             "falls": 1.0,
             "boxes": 0.5,
             "worded": 0.5,
+            "kept": 0.6,
             "templates": ("{}", "a {}"),
         },
         head=True,
