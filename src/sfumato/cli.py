@@ -76,6 +76,8 @@ CHAINED = {
     **dict.fromkeys(("segment", "match", "keypoints", "shapes", "train-head"), index.READING),
 }
 """Those that take methods, and of which groups."""
+HEADS = "train-head"
+"""Whose methods are the heads that they learn."""
 ABOUT = """Paint, edit, read and lift pictures with pretrained diffusion models, without retraining them; one ships.
 
 Start with: sfumato generate "a red cube on grass at sunset"
@@ -110,16 +112,17 @@ def main(args: Sequence[str]) -> int:
         if name not in commands:
             raise unknown("command", name, commands)
         command, prog = commands[name], f"{prog} {name}"
-        words = _methods(name)
-        listed = index.words(CHAINED.get(name, ()), aliases=True, command=name)
-        head, segments = argv.split(args, fields.grammar(command), words, fields.of_method, listed)
+        words, heads = _methods(name), name == HEADS
+        listed = index.words(CHAINED.get(name, ()), aliases=True, heads=heads, command=name)
+        of = partial(fields.of_method, head=heads)
+        head, segments = argv.split(args, fields.grammar(command), words, of, listed)
         for word, *options in segments:
             if help.ASKED & {*options}:
-                return _show(fields.help_of(word, prog))
+                return _show(fields.help_of(word, prog, heads))
         if help.ASKED & {*head}:
-            return _show(help.command(command, prog, index.words(CHAINED.get(name, ()), command=name)))
+            return _show(help.command(command, prog, index.words(CHAINED.get(name, ()), heads=heads, command=name)))
         with oneline():
-            given = {"chain": fields.methods(segments, prog)} if words else {}
+            given = {"chain": fields.methods(segments, prog, heads)} if words else {}
             run = tyro.cli(partial(_later(command), **given), prog=prog, args=head)
         run()
     except SystemExit as e:
@@ -146,7 +149,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def _methods(command: str) -> list[str]:
-    return index.words(CHAINED.get(command, ()), aliases=True)
+    return index.words(CHAINED.get(command, ()), aliases=True, heads=command == HEADS)
 
 
 def _show(text: str) -> int:

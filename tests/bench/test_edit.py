@@ -8,6 +8,7 @@ import torch
 
 from sfumato.bench import control, edit
 from sfumato.bench.units import Units
+from sfumato.methods.control.spatio_textual import SpaTextHead
 from sfumato.stilllife.captions import SaidThing
 from sfumato.stilllife.oracle import Reading, ReadThing
 
@@ -79,7 +80,9 @@ def test_a_thing_is_inside_its_box_if_most_of_it_is():
 
 def test_control_measures_plain_and_methods(quick, monkeypatch):
     monkeypatch.setattr(control, "ATTRIBUTES", {k: control.ATTRIBUTES[k] for k in ("plain", "attend and excite")})
-    monkeypatch.setattr(control, "LAYOUTS", {k: control.LAYOUTS[k] for k in ("plain", "dense diffusion")})
+    monkeypatch.setattr(control, "LAYOUTS", {k: control.LAYOUTS[k] for k in ("plain", "region prompts")})
+    monkeypatch.setattr(control, "SCENES", 2)
+    monkeypatch.setattr(control.recipes, "teaching", lambda word, model: SpaTextHead(batch=1, steps=1))
     session = control.ControlSession(3, 0, CPU)
     figures = {**control.attributes(session), **control.placing(session)}
     wanted = set(control.MEANINGS) - {"attend_excite_vs_diffusers_time", "attend_excite_vs_diffusers_present"}

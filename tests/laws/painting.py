@@ -8,6 +8,7 @@ from inspect import isfunction
 from typing import Any
 
 import families
+import maps
 import torch
 from torch import Tensor
 
@@ -31,6 +32,7 @@ from sfumato.methods.control import (
     SelfAttentionGuidance,
     SelfGuidance,
     SmoothedEnergy,
+    SpaText,
     SpatialTemporal,
     StructuredDiffusion,
     UniversalGuidance,
@@ -352,6 +354,14 @@ METHODS = (
         but={**ALONE, **SET},
     ),
     Row("smoothed-energy", SmoothedEnergy(), off=(SmoothedEnergy(0.0),), but=ALONE),
+    Row(
+        "spatext", lambda model: SpaText(LAYOUT, maps.file(model)), families=("sd", "sd2", "sdxl"),
+        but={**ALONE, "off": "it paints by a network of its own; one that has learned nothing answers as before"},
+    ),
+    Row(
+        "spatext: each condition by itself", lambda model: SpaText(LAYOUT, maps.file(model), 2.0),
+        families=("sd", "sdxl"), but={**ALONE, "off": "it paints by a network of its own, and reads regions alone"},
+    ),
     Row(
         "spatial-temporal", SpatialTemporal(LAYOUT, epochs=0), off=(SpatialTemporal(LAYOUT, epochs=0, coefficient=0),),
         streams=EDIT, families=CROSS, but={"same": "regions have sentences of their own"},

@@ -100,7 +100,8 @@ def _of_unet(name: str, pipe: Any, config: Any) -> str:
     if type(pipe).__name__.startswith("Marigold"):
         refuse(name, pipe, "whose UNet2DConditionModel does not paint pictures")
     kinds = {latents: "UNet", latents + 1: "Depth", 2 * latents: "UNet", 2 * latents + 1: "UNet"}
-    found = _check_channels(name, pipe, config.in_channels, kinds)
+    own = config.in_channels - config.get("map_channels", 0)  # of a map beside, as SpaText's networks learn to read
+    found = _check_channels(name, pipe, own, kinds)
     if config.out_channels != latents:
         refuse(name, pipe, f"whose network gives {config.out_channels} channels for {latents} of the latents")
     return "SDXL" if config.addition_embed_type == "text_time" else found

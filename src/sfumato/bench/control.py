@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -33,21 +34,26 @@ from sfumato.methods.control import (
     LinguisticBinding,
     RegionPrompts,
     SelfAttentionGuidance,
+    SpaText,
     StructuredDiffusion,
 )
 from sfumato.methods.control.attend_and_excite import AUTHORS
+from sfumato.methods.perceive.clip_patches import ClipPatches
 from sfumato.prompts.layout import Box, Layout, Mask, Region
 from sfumato.stilllife.captions import Said, SaidThing
 from sfumato.stilllife.kinds import TRAINED
 from sfumato.stilllife.oracle import Reading, matches
 from sfumato.stilllife.render import render
 from sfumato.stilllife.scene import COLOURS, GROUNDS, sample_scene
+from sfumato.tasks import recipes
+from sfumato.tasks import train_head as task
 from sfumato.tasks.recipes import find
 
 STEPS, GUIDANCE = 30, 7.5
 SIDE = 128
 BATCH = 4  # images at once beside diffusers' pipeline
 PLACED = ("present", "bound", "inside", "layout_iou", "inside_by_colour", "iou_by_colour")
+SCENES = 480  # of which SpaText learns
 INSIDE = 0.6
 """Part of a thing's pixels that must lie in its box."""
 
@@ -60,13 +66,16 @@ MEANINGS = {
     "attend_excite_vs_diffusers_time": f"its time over that of diffusers' pipeline on the same, in batches of {BATCH}",
     "attend_excite_vs_diffusers_present": "kinds there, ours less theirs, same seeds",
     "plain_inside": "layouts: things of the right kind inside their boxes, no method told of them",
-    "layout_best_inside": "the same, of the best layout method",
+    "layout_best_inside": "the same, of the best layout method that needs no training",
+    "spatext_inside": f"the same, of SpaText, which learned of {SCENES} scenes",
+    "spatext_over_region_prompts": "things inside their boxes, by SpaText less by region prompts, same seeds",
 }
 TARGETS = {
     "attend_excite_repaired": Target(0.5),
     "attend_excite_vs_diffusers_time": Target(0.6, at_least=False),
     "attend_excite_vs_diffusers_present": Target(0.0),
     "layout_best_inside": Target(0.8),
+    "spatext_over_region_prompts": Target(0.0),
 }
 
 
@@ -133,13 +142,14 @@ ATTRIBUTES: dict[str, Runner] = {
     "smoothed energy": _with(find("smoothed-energy").method),
     "LLM-grounded, own layout": _with(find("llm-grounded").method),
 }
+LEARNED, BESIDE = "SpaText", "region prompts"
 LAYOUTS: dict[str, Runner] = {
     "plain": _with(),
     "dense diffusion": _placing(DenseDiffusion()),
     "layout guidance": _placing(find("layout-guidance").method),
     "BoxDiff": _placing(find("box-diff").method),
     "LLM-grounded": _placing(find("llm-grounded").method),
-    "region prompts": lambda prompt: Asked((_regions(prompt),)),
+    BESIDE: lambda prompt: Asked((_regions(prompt),)),
     "region prompts + layout guidance": _beside_regions(find("layout-guidance").method),
     "region prompts + BoxDiff": _beside_regions(find("box-diff").method),
 }
@@ -151,6 +161,23 @@ class ControlSession(Session):
     @cached_property
     def units(self) -> Units:
         return Units(None if self.out is None else self.out / "control-units.jsonl")
+
+    @cached_property
+    def spatext(self) -> Path:
+        """What SpaText paints by: a head that learns once, and goes on where it was stopped, where anything is kept."""
+        method = recipes.teaching("spatext", "stilllife")
+        unit = f"SpaText of {SCENES} scenes, {method!r}"
+        file = self.units.beside(unit, ".safetensors") or Path(self.scratch.name) / "spatext.safetensors"
+        if not file.exists():
+            seen = task.still_lifes(str(SCENES), self.model.size, method.seed, apart=True)
+            so_far = file.with_suffix(".run.safetensors")
+            task.train_head(self.model, seen, method, ClipPatches(), keep=so_far).save(file)
+            so_far.unlink(missing_ok=True)
+        return file
+
+    @cached_property
+    def scratch(self) -> TemporaryDirectory[str]:
+        return TemporaryDirectory()
 
 
 def run(n: int, seed: int, device: str = "auto", out: Path | None = None) -> Report:
@@ -358,12 +385,16 @@ def beside_diffusers(session: ControlSession) -> Mapping[str, Figure]:
 
 def placing(session: ControlSession) -> Mapping[str, Figure]:
     """Prompts with layouts."""
-    found = _compared(session, "layout", layouts(session), LAYOUTS, PLACED)
-    best = max((name for name in found if name != "plain"), key=lambda name: np.mean(columns(found[name], "inside")))
+    learned: dict[str, Runner] = {LEARNED: lambda prompt: Asked((SpaText(prompt.layout, session.spatext),))}
+    found = _compared(session, "layout", layouts(session), {**LAYOUTS, **learned}, PLACED)
+    inside = {name: np.array(columns(rows, "inside")) for name, rows in found.items()}
+    best = max((name for name in LAYOUTS if name != "plain"), key=lambda name: np.mean(inside[name]))
     session.methods[f"layout: {best}"]["best"] = 1.0
     return {
-        "plain_inside": np.array(columns(found["plain"], "inside")),
-        "layout_best_inside": np.array(columns(found[best], "inside")),
+        "plain_inside": inside["plain"],
+        "layout_best_inside": inside[best],
+        "spatext_inside": inside[LEARNED],
+        "spatext_over_region_prompts": inside[LEARNED] - inside[BESIDE],
     }
 
 
@@ -373,5 +404,5 @@ MEASURES: tuple[tuple[tuple[str, ...], Callable[[ControlSession], Mapping[str, F
         attributes,
     ),
     (("attend_excite_vs_diffusers_time", "attend_excite_vs_diffusers_present"), beside_diffusers),
-    (("plain_inside", "layout_best_inside"), placing),
+    (("plain_inside", "layout_best_inside", "spatext_inside", "spatext_over_region_prompts"), placing),
 )

@@ -42,33 +42,35 @@ def grammar(f: Callable[..., Any], **more: int) -> Grammar:
     return Grammar(options, (least, most))
 
 
-def of_method(word: str) -> Grammar:
-    """Of a method by its word. ``SfumatoError`` for one that a command line cannot make."""
-    return grammar(class_of(word), preset=1)
+def of_method(word: str, head: bool = False) -> Grammar:
+    """Of a method by its word, or of the head that it learns. ``SfumatoError`` for one that no command line makes."""
+    return grammar(class_of(word, head), preset=1)
 
 
-def help_of(word: str, prog: str) -> str:
+def help_of(word: str, prog: str, head: bool = False) -> str:
     """What ``--help`` behind a method's word tells."""
     entry = index.find(word)
     text = f"{about(entry).summary}\n\nMore of it: sfumato methods {word}"
-    return help.method(class_of(word), f"{prog} ... {word}", text, [*recipes.presets(entry)])
+    return help.method(class_of(word, head), f"{prog} ... {word}", text, [*recipes.presets(entry, head)])
 
 
-def methods(segments: Sequence[Sequence[str]], prog: str) -> Chain:
-    """The methods that were asked for, as ``argv.split`` gives them; tyro says what is wrong with options."""
+def methods(segments: Sequence[Sequence[str]], prog: str, head: bool = False) -> Chain:
+    """The methods that were asked for, as ``argv.split`` gives them, or the heads that they learn; tyro says what is
+    wrong with options."""
     items = []
     for word, *options in segments:
-        entry, cls = index.find(word), class_of(word)
+        entry, cls = index.find(word), class_of(word, head)
+        kind, suiting = (entry.learner if head else entry.method), recipes.presets(entry, head)
         presets = [o.removeprefix("--preset=") for o in options if o.startswith("--preset=")]
         item = tyro.cli(
             cls,
             prog=f"{prog} ... {word}",
             args=[o for o in options if not o.startswith("--preset=")],
             config=help.CONFIG,
-            **({"default": cls(**values(recipes.default(f"{word}:{presets[-1]}")))} if presets else {}),
+            **({"default": cls(**values(index.preset(entry, presets[-1], suiting)))} if presets else {}),
         )
         seed_of(getattr(item, "seed", 0))
-        items.append(entry.method(**values(item)))
+        items.append(kind(**values(item)))
     return Chain(
         tuple(items),
         tuple(word for word, *_ in segments),
@@ -81,8 +83,10 @@ def _named(option: str) -> str:
     return option.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
 
 
-def class_of(word: str) -> Any:
-    cls = index.find(word).method
+def class_of(word: str, head: bool = False) -> Any:
+    """What a command line makes of a method's word, or of the head that it learns."""
+    entry = index.find(word)
+    cls = entry.learner if head else entry.method
     if any(f.default is f.default_factory and "Callable" in str(f.type) for f in fields(cls)):  # both are missing
         raise SfumatoError(f"{word} takes a function, which a command line cannot give; use it from Python")
     return spoken(cls)

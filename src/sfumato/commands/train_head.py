@@ -89,10 +89,12 @@ def train_head(
     items: list[Any] = list(chain.items)
     words = [index.find(name).word for name in chain.names]
     if not isinstance(items[0], HeadMethod):
-        heads = ", ".join(w for w in index.words(index.READING) if issubclass(index.find(w).method, HeadMethod))
+        known = index.words(index.READING, heads=True)
+        heads = ", ".join(w for w in known if issubclass(index.find(w).learner, HeadMethod))
         raise SfumatoError(f"{words[0]} learns no head; methods that do: {heads}")
-    method = recipes.filled(items[0], recipes.suited(words[0], model, None)[0], chain.said[0])
-    word, suiting = FEATURES, recipes.suited(FEATURES, model, side)
+    method = recipes.filled(items[0], recipes.teaching(words[0], model), chain.said[0])
+    word = getattr(method, "reads", FEATURES)
+    suiting = recipes.suited(word, model, side)
     if method.source is not None:
         word, suiting = words[0], (method.source, recipes.suited(words[0], model, side)[1])
         if len(words) > 1:
@@ -106,7 +108,8 @@ def train_head(
         raise SfumatoError(f"features are given or read by {word}, not both; leave one out")
     net = loading.load(model, device)
     features = None if given is None else task.given(given)
-    seen = task.pictures(data, net, tuple(w.strip() for w in names.split(",") if w.strip()), method.seed)
+    classes = tuple(w.strip() for w in names.split(",") if w.strip())
+    seen = task.pictures(data, net, classes, method.seed, apart=getattr(method, "apart", False))
     note(f"{words[0]} on {len(seen)} pictures")
     marked = {**kept.settings_of(arguments), "methods": [method, source], "data": seen.digest, "test": None}
     stem = kept.named(folder, "train-head", ".safetensors", file.stem if file else words[0], marked)
@@ -119,7 +122,10 @@ def train_head(
         "method": repr(method), "features": str(given) if given else repr(source), "model": model, "data": data,
         "pictures": len(seen), **head.about,
     }  # fmt: skip
-    if test is not None and "points" in method.wants:
+    if test is not None and hasattr(method, "errors"):
+        others = task.pictures(test, net, classes, method.seed + 1, apart=True)
+        row["test"] = method.errors(head, net, source, others.pixels, **others.known)
+    elif test is not None and "points" in method.wants:
         row["test"] = task.errors(head, net, task.pictures(test, net, (), method.seed + 1), features)
     elif test is not None:
         others = task.pictures(test, net, () if method.takes_words else seen.names, method.seed + 1, method.takes_words)

@@ -116,7 +116,7 @@ def denoise(
     Ctrl-C and errors leave the model as it was. Raises ``SfumatoError`` for what cannot be run, before the first step,
     and after one that leads to what is not finite.
     """
-    _check_methods(methods)
+    model = _of_methods(model, methods)
     asked = {"seed": seed, "methods": tuple(methods), "start": start}
     model = model if noises is None else model.with_noises(noises)
     streams = _in_frames(model, _streams(prompts), frames, methods, views)
@@ -208,10 +208,10 @@ def plan(
     group: int | None = None,
 ) -> Plan:
     """What ``denoise`` would do with the same arguments, checked and priced, nothing run."""
+    model = _of_methods(model, methods)
     height, width = _sides(model, size)
     grid = (height // model.factor, width // model.factor)
     levels = model.levels(steps, grid)
-    _check_methods(methods)
     streams = _in_frames(model, _streams(prompts), frames, methods, views)
     seen = _canvas(model, views, grid, methods, len(next(iter(streams.values()))))
     guide, methods = guided(model, guide, streams=streams), _ready(model, streams, methods)
@@ -221,9 +221,13 @@ def plan(
     return _visiting(model, stepper, levels, ready)[2][2]
 
 
-def _check_methods(methods: Any) -> None:
+def _of_methods(model: Backbone, methods: Any) -> Backbone:
+    """The model as the methods have it."""
     if not isinstance(methods, Sequence) or not all(isinstance(method, Method) for method in methods):
         raise SfumatoError(f"methods are a list of them as they are set, such as [PromptToPrompt()], got {methods!r}")
+    for method in methods:
+        model = method.on(model)
+    return model
 
 
 def _canvas(model: Backbone, views: Views | None, grid: Grid, methods: Sequence[Method], images: int) -> Canvas | None:

@@ -280,6 +280,10 @@ class Method(Settings):
         """What it does in this run. It changes nothing, and says the same each time."""
         raise NotImplementedError
 
+    def on(self, model: Backbone) -> Backbone:
+        """The model of a run as this method has it: with weights of its own, say."""
+        return model
+
     def around(self, base: Guide) -> Guide:
         """The run's guidance with what this method adds to it: rows of its own, say. Twice is as good as once."""
         return base

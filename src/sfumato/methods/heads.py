@@ -13,11 +13,12 @@ from sfumato.methods import index
 
 
 def known(name: str) -> Any:
-    """The class of a method that reads, by its name. ``SfumatoError`` that lists those there are."""
-    homes = {e.home.partition(":")[2]: e for e in index.METHODS if e.group in index.READING and not e.is_function}
+    """The class of a method that reads or learns, by its name. ``SfumatoError`` that lists those there are."""
+    entries = [e for e in index.METHODS if (e.group in index.READING or e.head) and not e.is_function]
+    homes = {(e.head or e.home).partition(":")[2]: e for e in entries}
     if name not in homes:
         raise unknown("method of a head", name, homes)
-    return homes[name].method
+    return homes[name].learner
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> Head:

@@ -25,6 +25,8 @@ class Entry:
     """What the field calls it."""
     commands: tuple[str, ...] = ()
     """Those that take it, where not all do that take its group."""
+    head: str = ""
+    """Home of what it paints by, where it needs a head that ``sfumato train-head`` taught."""
 
     @property
     def group(self) -> str:
@@ -38,6 +40,12 @@ class Entry:
     def method(self) -> Any:
         """Its class; of what no command line can ask for, its function."""
         return getattr(self.module, self.home.partition(":")[2])
+
+    @property
+    def learner(self) -> Any:
+        """The class that ``sfumato train-head`` makes of its word: its own, or that of the head that it paints by."""
+        module, _, name = (self.head or self.home).partition(":")
+        return getattr(import_module(f"sfumato.methods.{module}"), name)
 
     @property
     def is_function(self) -> bool:
@@ -89,6 +97,7 @@ METHODS = (
     Entry("self-attention-guidance", "control.self_attention_guidance:SelfAttentionGuidance", "sag"),
     Entry("self-guidance", "control.self_guidance:SelfGuidance"),
     Entry("smoothed-energy", "control.smoothed_energy:SmoothedEnergy", "seg"),
+    Entry("spatext", "control.spatext:SpaText", head="control.spatio_textual:SpaTextHead"),
     Entry("spatial-temporal", "control.spatial_temporal:SpatialTemporal"),
     Entry("structured-diffusion", "control.structured_diffusion:StructuredDiffusion"),
     Entry("universal-guidance", "control.universal_guidance:UniversalGuidance"),
@@ -166,9 +175,9 @@ METHODS = (
 )
 
 
-def words(groups: Sequence[str] = PAINTING, aliases: bool = False, command: str = "") -> list[str]:
-    """What a command line may ask for, or this command's."""
-    asked = [e for e in METHODS if e.group in groups and not e.is_function]
+def words(groups: Sequence[str] = PAINTING, aliases: bool = False, heads: bool = False, command: str = "") -> list[str]:
+    """What a command line may ask for, or this command's; ``heads``: also what learns a head, of whatever group."""
+    asked = [e for e in METHODS if (e.group in groups or (heads and e.head)) and not e.is_function]
     asked = [e for e in asked if not (command and e.commands) or command in e.commands]
     return [e.word for e in asked] + [e.alias for e in asked if aliases and e.alias]
 
@@ -200,11 +209,15 @@ def default(spec: str, presets: Callable[[Entry], Mapping[str, Any]] = lambda en
     word, colon, name = spec.partition(":")
     entry = find(word)
     if colon:
-        known = presets(entry)
-        if name not in known:
-            raise unknown(f"preset of {entry.word}", name, known or ("none",))
-        return known[name]
+        return preset(entry, name, presets(entry))
     try:
         return entry.method()
     except TypeError:
         raise SfumatoError(f"{word} needs options of its own; run it alone, see --help after its word") from None
+
+
+def preset(entry: Entry, name: str, known: Mapping[str, Any]) -> Any:
+    """One of a method's presets. ``SfumatoError`` that lists those that are known for a name that is none."""
+    if name not in known:
+        raise unknown(f"preset of {entry.word}", name, known or ("none",))
+    return known[name]

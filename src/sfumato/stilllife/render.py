@@ -383,6 +383,15 @@ def words_of(rendering: Rendering, image: int, words: Sequence[str]) -> Int[Tens
     return out
 
 
+def things_of(rendering: Rendering, image: int) -> tuple[Int[Tensor, "h w"], tuple[str, ...]]:
+    """0 the ground, from 1 on each thing, -1 the backdrop; and what they are, such as "red cube"."""
+    scene = rendering.scenes[image]
+    out = rendering.ground[image].long() - 1
+    for i in range(len(scene.things)):
+        out[rendering.thing[image] == i] = 1 + i
+    return out, (scene.ground, *(f"{thing.colour} {thing.kind}" for thing in scene.things))
+
+
 def _parts() -> Tensor:
     """(kind, primitive) -> part; the last row and column stand for no kind and no primitive, and hold -1."""
     rows = [[k.parts().index(p.part) for p in k.reference()] for k in KINDS.values()]

@@ -28,7 +28,7 @@ from sfumato.reading.reader import read
 from sfumato.reading.results import Segments
 from sfumato.stilllife.captions import plain
 from sfumato.stilllife.kinds import TRAINED
-from sfumato.stilllife.render import kinds_of, render, words_of
+from sfumato.stilllife.render import kinds_of, render, things_of, words_of
 from sfumato.stilllife.scene import GROUNDS, sample_scene
 from sfumato.tasks import kept
 from sfumato.tasks.batch import pictures_in
@@ -57,6 +57,8 @@ class Pictures:
     """Landmarks in parts of the sides, not a number where a picture has none of that name."""
     landmarks: tuple[str, ...] = ()
     """Their names."""
+    phrases: tuple[tuple[str, ...], ...] = ()
+    """Of each picture what its labels are, where these are not classes."""
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -64,7 +66,8 @@ class Pictures:
     @property
     def known(self) -> dict[str, Any]:
         """What ``Examples`` take beside features."""
-        return {"labels": self.labels, "captions": self.captions, "names": self.names}
+        known = {"labels": self.labels, "captions": self.captions, "names": self.names}
+        return known | ({"phrases": self.phrases} if self.phrases else {})
 
     def known_to(self, method: HeadMethod) -> dict[str, Any]:
         """The same, of landmarks for a method that learns those."""
@@ -73,21 +76,28 @@ class Pictures:
     @property
     def digest(self) -> str:
         """A word for what they show, and what is known of it."""
-        return kept.digest([self.pixels, self.labels, self.captions, self.names, self.points, self.landmarks])
+        known = [self.pixels, self.labels, self.captions, self.names, self.points, self.landmarks]
+        return kept.digest([*known, self.phrases] if self.phrases else known)
 
 
 def pictures(
-    data: str | Path, model: Backbone, names: Sequence[str] = (), seed: int = 0, worded: bool = False
+    data: str | Path,
+    model: Backbone,
+    names: Sequence[str] = (),
+    seed: int = 0,
+    worded: bool = False,
+    apart: bool = False,
 ) -> Pictures:
     """Centre squares of a folder's pictures at the model's size, or as many Still Life scenes: ``stilllife:200``.
 
     Beside NAME.png lie, where they are known, its labels NAME-labels.png, its caption NAME.txt, and its landmarks
     NAME-points.json, such as ``{"nose": [x, y]}`` in its pixels, centres at halves. ``worded``: labels
-    of scenes are what words of captions name, grounds and kinds, and of a backdrop nothing. Raises
-    ``SfumatoError`` for a place that is not there or holds no picture, and for labels of another shape.
+    of scenes are what words of captions name, grounds and kinds, and of a backdrop nothing; ``apart``: each thing of a
+    scene is a segment of its own. Raises ``SfumatoError`` for a place that is not there or holds no picture, and for
+    labels of another shape.
     """
     if str(data).startswith(STILL_LIFE):
-        return still_lifes(str(data).removeprefix(STILL_LIFE), model.size, seed, worded)
+        return still_lifes(str(data).removeprefix(STILL_LIFE), model.size, seed, worded, apart)
     place = Path(data).expanduser()
     if not place.is_dir():
         raise SfumatoError(f"there is no folder {place}; give one of pictures, or scenes such as {STILL_LIFE}200")
@@ -136,28 +146,34 @@ def _labels(file: Path, size: tuple[int, int], box: tuple[int, int, int, int], s
     return F.interpolate(own[None, None].float(), (side, side), mode="nearest-exact")[0, 0].long()
 
 
-def still_lifes(how_many: str, size: int, seed: int = 0, worded: bool = False) -> Pictures:
+def still_lifes(how_many: str, size: int, seed: int = 0, worded: bool = False, apart: bool = False) -> Pictures:
     """Scenes with the truth of each pixel: the backdrop, the ground, and kinds of things; and a sentence of each.
 
-    ``worded``: kinds of grounds in the place of backdrop and ground (``words_of``).
+    ``worded``: kinds of grounds in the place of backdrop and ground (``words_of``). ``apart``: the ground and each
+    thing by itself, and phrases of what they are (``things_of``).
     """
     if not how_many.isdigit() or not 1 <= int(how_many) <= 100_000:
         raise SfumatoError(f"scenes are a number of them, such as {STILL_LIFE}200, got {how_many!r}")
     rng, n = np.random.default_rng(seed), int(how_many)
-    pixels, labels, captions = [], [], []
+    pixels, labels, captions, phrases = [], [], [], []
     with progress("rendering scenes", n) as advance:
         for at in range(0, n, _AT_ONCE):
             scenes = [sample_scene(rng) for _ in range(min(_AT_ONCE, n - at))]
             shown = render(scenes, size)
             pixels.append(shown.images)
-            labels += [
-                (words_of(shown, i, WORDS) if worded else kinds_of(shown, i, TRAINED)) for i in range(len(scenes))
-            ]
+            for i in range(len(scenes)):
+                if apart:
+                    own, said = things_of(shown, i)
+                    phrases.append(said)
+                else:
+                    own = words_of(shown, i, WORDS) if worded else kinds_of(shown, i, TRAINED)
+                labels.append(own)
             captions += [plain(scene) for scene in scenes]
             advance(len(scenes))
     stems = tuple(f"scene-{i}" for i in range(n))
     names = WORDS if worded else ("backdrop", "ground", *TRAINED)
-    return Pictures(torch.cat(pixels), torch.stack(labels), tuple(captions), names, stems)
+    all_ = torch.cat(pixels), torch.stack(labels), tuple(captions), () if apart else names, stems
+    return Pictures(*all_, phrases=tuple(phrases))
 
 
 def given(place: Path) -> Callable[[str], Float[Tensor, "c h w"]]:
@@ -206,9 +222,10 @@ def train_head(
     ``SfumatoError`` for what the method cannot learn from.
     """
     with heard(on_progress):
+        own = getattr(method, "examples", None)  # of methods that read pictures in a way of their own
         if features is not None:
-            if method.changes_pictures or method.source is not None:
-                what = "itself" if method.source is not None else "in changed colours"
+            if own is not None or method.changes_pictures or method.source is not None:
+                what = "in changed colours" if method.changes_pictures else "itself"
                 raise SfumatoError(
                     f"{type(method).__name__} reads pictures {what}, of which features that are given know nothing; "
                     "leave them out"
@@ -216,7 +233,10 @@ def train_head(
             known = method.known(model, Given(), seen.known_to(method))
             examples = Examples.given([features(stem)[None] for stem in seen.stems], model.device, **known)
             return train(method, examples, steps=steps, keep=keep)
-        examples = Examples.of(method, model, source, list(seen.pixels), side=side, **seen.known_to(method))
+        if own is not None:
+            examples = own(model, source, seen.pixels, **seen.known)
+        else:
+            examples = Examples.of(method, model, source, list(seen.pixels), side=side, **seen.known_to(method))
         return train(method, examples, model=model, source=source, side=side, steps=steps, keep=keep)
 
 

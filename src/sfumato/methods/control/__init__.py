@@ -15,6 +15,7 @@ from sfumato.methods.control.rich_text import RichText
 from sfumato.methods.control.self_attention_guidance import SelfAttentionGuidance
 from sfumato.methods.control.self_guidance import SelfGuidance
 from sfumato.methods.control.smoothed_energy import SmoothedEnergy
+from sfumato.methods.control.spatext import SpaText
 from sfumato.methods.control.spatial_temporal import SpatialTemporal
 from sfumato.methods.control.structured_diffusion import StructuredDiffusion
 from sfumato.methods.control.universal_guidance import UniversalGuidance
@@ -35,6 +36,7 @@ __all__ = [
     "SelfAttentionGuidance",
     "SelfGuidance",
     "SmoothedEnergy",
+    "SpaText",
     "SpatialTemporal",
     "StructuredDiffusion",
     "UniversalGuidance",

@@ -1,9 +1,9 @@
 """Prompts by region: what lies in a region reads a prompt of its own, the rest the prompt of the whole picture.
 
-SpaText (Avrahami et al. 2023, arXiv 2211.14305) paints from such spatio-textual input with a network trained for it.
-Here nothing is trained: attention does it, as in regional prompting (Chen et al. 2024, arXiv 2411.02395). Each region's
-prompt has rows of its own in the batch, which are asked with the picture's own queries; what they answer takes the
-place of the picture's attention inside the region.
+SpaText (Avrahami et al. 2023, arXiv 2211.14305) paints from such spatio-textual input with a network trained for it
+(``spatext``). Here nothing is trained: attention does it, as in regional prompting (Chen et al. 2024, arXiv
+2411.02395). Each region's prompt has rows of its own in the batch, which are asked with the picture's own queries; what
+they answer takes the place of the picture's attention inside the region.
 
 Defaults: 0.1 of the whole's prompt and the first 10 of 24 steps, as in an example for Flux with the authors' code.
 There the picture is predicted with and without regions in those steps and the two are mixed; pixels of different
