@@ -122,6 +122,7 @@ def test_landmarks_are_the_renders_own_and_found_where_their_features_are():
     map = torch.zeros(3, 4, 8)
     map[0, 1, 2] = map[1, 3, 7] = map[2, 0, 0] = 5.0
     map[2, 1, 2] = 3.0
+    map[:2, 2, 4] = 5.0  # like both renders of the first landmark by 0.71, and by the mean the most
     features = [torch.tensor([[0.0, 0.1, 0.0], [0.2, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 1.0]])]
     found = landmarks.matched(features, map)  # of the first landmark the second render's is less alike, 0.86
     assert found.tolist() == [[7.5 / 8, 3.5 / 4], [0.5 / 8, 0.5 / 4]]

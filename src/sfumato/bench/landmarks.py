@@ -28,7 +28,7 @@ from sfumato.reading.reader import read
 from sfumato.stilllife.render import Rendering, keypoints
 from sfumato.tasks.recipes import find
 
-KIND, LEARNED, METHOD = "robot", 24, LandmarkRegression(virtual=8, batch=8, steps=120)
+KIND, LEARNED, METHOD = "robot", 24, LandmarkRegression(virtual=8, batch=8, steps=150, rate=3e-2)
 NEAR = 0.05
 """Parts of the image's side within which a landmark is found."""
 MEANINGS = {
@@ -45,15 +45,15 @@ def regressed(session: Any) -> Mapping[str, Figure]:
     taught, wanted = annotated(many), annotated(tests)
     shown = taught.isfinite().all(-1).any(0)  # of the back there may be nothing to learn
     taught, wanted = taught[:, shown], wanted[:, shown]
-    source, side = replace(find("dift").method, ensemble=1), find("dift").side
+    source = replace(find("dift").method, ensemble=1)
 
     @cache
     def learned() -> tuple[Head, list[Tensor]]:
-        examples = Examples.of(METHOD, session.model, source, list(many.images), side=side, points=taught)
+        examples = Examples.of(METHOD, session.model, source, list(many.images), points=taught)
         maps, there = examples.maps(range(LEARNED)), taught.isfinite().all(-1)
         own = [torch.stack([at_place(maps[i], taught[i, k]) for i in range(LEARNED) if there[i, k]])
                for k in range(taught.shape[1])]  # fmt: skip
-        return train(METHOD, examples, model=session.model, source=source, side=side), own
+        return train(METHOD, examples, model=session.model, source=source), own
 
     rows: dict[str, dict[str, Row]] = {"regressed": {}, "matched": {}, "mean place": {}}
     with progress("bench: landmarks", session.n) as advance:
@@ -61,7 +61,7 @@ def regressed(session: Any) -> Mapping[str, Figure]:
 
             def measure(i: int = i, image: Tensor = image) -> tuple[Row, Tensor]:
                 head, own = learned()
-                with read(session.model, image, side) as reader:
+                with read(session.model, image) as reader:
                     map = head.features(reader)[0]
                 places = head.of([map], (1, 1)), matched(own, map).cpu(), taught.nanmean(0)
                 row: Row = {}
@@ -71,7 +71,7 @@ def regressed(session: Any) -> Mapping[str, Figure]:
                     row |= {f"{name} error": float(away.mean()), f"{name} pck": float((away <= NEAR).float().mean())}
                 return row, image
 
-            row, _ = session.units.get(f"{session.seed} landmarks {i} {METHOD!r} {source!r} {side} {LEARNED}", measure)
+            row, _ = session.units.get(f"{session.seed} landmarks {i} {METHOD!r} {source!r} {LEARNED}", measure)
             for name, units in rows.items():
                 units[f"image {i}"] = {key: row[f"{name} {key}"] for key in ("error", "pck")}
             advance()
