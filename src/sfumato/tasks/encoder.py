@@ -124,7 +124,7 @@ def painted(model: Any, encoder: Pretrained, domain: Domain, seed: int = 0) -> F
     """What the model paints by the words that an encoder gives pictures, without any tuning."""
     changed = model.with_changes(encoder.offsets)
     words = [encoder.word(model, Lesson.of(model, picture[None], mirrored=False)) for picture in domain.pixels]
-    paintings = [painting(changed.with_words({WORD: word}), f"a {WORD}", 1, seed) for word in words]
+    paintings = [painting(changed.with_words({WORD: word}), [f"a {WORD}"], 1, seed) for word in words]
     return torch.cat(paintings)
 
 
