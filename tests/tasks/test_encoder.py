@@ -90,7 +90,9 @@ def test_an_encoder_s_file_is_read_for_its_model_and_paints(sd, tmp_path, monkey
     assert task.load(tmp_path / "encoder.safetensors", sd).digest == made.digest
     assert task.painted(sd, made, domain.split(1)[1]).shape == (1, 3, sd.size, sd.size)
     said = []
-    monkeypatch.setattr(task, "painting", lambda model, prompts, n, seed: said.append((model, prompts)) or torch.ones(n))
+    monkeypatch.setattr(
+        task, "painting", lambda model, prompts, n, seed: said.append((model, prompts)) or torch.ones(n)
+    )
     assert task.painted(sd, made, domain).tolist() == [1, 1]
     assert [words for _, words in said] == [[f"a {task.WORD}"]] * 2, "what is painted is not of the word"
     first, second = (model.own.words[task.WORD]["clip_l"] for model, _ in said)

@@ -204,8 +204,12 @@ _ROWS = (
     # Learning. Its captions are sentences of a thing on a ground; photographs it was never told of.
     # With four vectors a red teapot is a red, glossy body with a spout's stub; with one a ball.
     Recipe("textual-inversion", {"templates": ("a {}",), "rate": 1e-2, "steps": 120, "vectors": 4}, kind="cube"),
-    # As many vectors as that has: with one a purple boat is two coloured blobs, with four it has a sail.
-    Recipe("extended-textual-inversion", {"templates": ("a {}",), "steps": 120, "batch": 4, "vectors": 4}, kind="cube"),
+    # As many vectors as that has. At a rate that stays they grow longer, and a thing is painted in more pieces.
+    Recipe(
+        "extended-textual-inversion",
+        {"templates": ("a {}",), "steps": 80, "batch": 4, "vectors": 4, "falling": True},
+        kind="cube",
+    ),
     # The words that its captions have. At 1e-2 things are lost; neither rate has found a relation yet.
     Recipe("reversion", {"rate": 5e-3, "steps": 150, "batch": 4, "basis": _TRAINED_PREPOSITIONS}),
     # Three steps of four are what a twentieth of textual inversion's time holds. The encoder's rate is the published
