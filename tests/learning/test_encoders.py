@@ -18,6 +18,7 @@ from sfumato.learning.encoding import Encoding, Pretraining, pretrain
 from sfumato.learning.lessons import Lesson
 from sfumato.learning.merging import summed, weighted
 from sfumato.learning.teaching import Part
+from sfumato.reading.reader import Noise, extract, feature
 
 QUICK = Pretraining(rate=1e-2, batch=2, hidden=8)
 
@@ -91,7 +92,11 @@ def test_features_are_told_apart_and_a_new_encoder_says_the_domains_word(models,
     model = models("sd")
     found = encoders.described(model, lesson, encoders.seen_layers(model), 261, sees)
     widths = [layer.width for layer in model.layers if layer.kind == "hidden" and layer.stage in ("down", "mid")]
-    assert found.shape == (3, sum(widths) + 3) and torch.equal(found[:, -3:], sees(lesson.pictures))
+    assert found.shape == (3, 2 * sum(widths) + 3) and torch.equal(found[:, -3:], sees(lesson.pictures))
+    first = next(layer for layer in model.layers if layer.path in encoders.seen_layers(model))
+    maps = extract(model, lesson.latents[:, 0], model.embed([""]), Noise(261), [first], feature)[first].flatten(2)
+    wanted = torch.cat([maps.mean(2), (maps - maps.mean(2, keepdim=True)).square().mean(2).sqrt()], 1)
+    torch.testing.assert_close(found[:, : 2 * first.width], wanted, atol=1e-4, rtol=1e-4)
     assert (found[0] - found[1]).abs().max() > 1e-4
     new = Encoder(found.shape[1], {"clip_l": 16}, 2, 8).begin(found, torch.Generator().manual_seed(0))
     given = new(found)["clip_l"]
@@ -148,20 +153,53 @@ def test_levels_below_a_part_are_not_seen(models, lesson):
     assert times.min() >= 900 and times.max() < 1000 and len(times.unique()) > 10
 
 
-def test_names_of_pictures_are_learned_first_and_are_the_same_when_a_run_goes_on(models, lesson):
-    model, names = models("sd"), ("red cube", "blue sphere", "duck")
-    features = torch.eye(3)
-    wanted = [encoders.first(model, each, 2) for each in names]
-    begin = encoders.first(model, "cube", 2)
-    made = [Encoder(3, {"clip_l": 16}, 2, 8).begin(features, torch.Generator().manual_seed(0)) for _ in range(2)]
-    for each in made:
-        encoding.learn_names(each, features, begin, wanted, 0.1, 80, seed=3)
+def left_out(x, y, ridge, i):
+    """What ridge regression with a free intercept finds of row i from all others."""
+    rest = [k for k in range(len(x)) if k != i]
+    mid, to = x[rest].mean(0), y[rest].mean(0)
+    apart = x[rest] - mid
+    square = apart.T @ apart + ridge * torch.eye(x.shape[1], dtype=x.dtype)
+    return to + (x[i] - mid) @ torch.linalg.solve(square, apart.T @ (y[rest] - to))
+
+
+@pytest.mark.parametrize("noise", [0.1, 4.0])
+def test_names_are_learned_by_the_ridge_that_finds_each_from_the_others(noise):
+    rng = torch.Generator().manual_seed(5)
+    features, begin = 3 * torch.randn(9, 4, generator=rng) + 1, {"clip_l": torch.ones(2, 3)}
+    true = features @ torch.randn(4, 6, generator=rng) + noise * torch.randn(9, 6, generator=rng)
+    made = Encoder(4, {"clip_l": 3}, 2, 8).begin(features, rng)
+    encoding.learn_names(made, features, begin, [{"clip_l": row.view(2, 3)} for row in true], 0.1)
+    x, y = made.seen(features).double(), (true - 1).double() / 0.1
+    ridges = [each * float(x.square().sum()) / 9 for each in encoding.RIDGES]
+    missed = [sum(float((left_out(x, y, r, i) - y[i]).square().sum()) for i in range(9)) for r in ridges]
+    best = ridges[missed.index(min(missed))]
+    weight = torch.linalg.solve(x.T @ x + best * torch.eye(4).double(), x.T @ (y - y.mean(0)))
     with torch.no_grad():
-        given, again = (each(features)["clip_l"] for each in made)
-    assert torch.equal(given, again)
-    rows = begin["clip_l"] + 0.1 * given
-    far = torch.cdist(rows.flatten(1), torch.stack([each["clip_l"] for each in wanted]).flatten(1))
-    assert far.argmin(1).tolist() == [0, 1, 2]
+        given = made(features)["clip_l"].flatten(1)
+    torch.testing.assert_close(given, (x @ weight + y.mean(0)).float(), atol=1e-3, rtol=1e-4)
+    assert (missed.index(min(missed)) > 3) == (noise > 1), "noise does not hold weights back"
+    with torch.no_grad():
+        made.out["clip_l"].bias.fill_(2.0)
+        torch.testing.assert_close(made(features)["clip_l"].flatten(1), given + 2)
+
+
+def test_names_need_no_network_and_are_kept_in_the_file(models, lesson, tmp_path):
+    model, names = models("sd"), ("red cube", "blue sphere", "red cube")
+    still = replace(QUICK, rate=0.0, vectors=2)
+    found = pretrain(model, lesson, "cube", still, names=names, steps=1)
+    one = Lesson.of(model, lesson.pictures[:1])
+    alone = pretrain(model, one, "cube", still, names=names[:1], steps=1)
+    wanted = encoders.first(model, names[0], 2)["clip_l"]
+    torch.testing.assert_close(alone.word(model, lesson)["clip_l"], wanted)  # nothing tells one from the other
+    features = found.features(model, lesson)
+    with torch.no_grad():
+        words = encoders.first(model, "cube", 2)["clip_l"] + 0.1 * found.encoder(features)["clip_l"]
+    known = torch.stack([encoders.first(model, each, 2)["clip_l"] for each in names])
+    torch.testing.assert_close(words.mean(0), known.mean(0))
+    assert (words[0] - words[1]).abs().max() > 1e-3
+    assert not any("straight" in name for name, _ in found.encoder.named_parameters()), "names are learned further"
+    found.save(tmp_path / "named.safetensors")
+    assert same(Pretrained.load(tmp_path / "named.safetensors"), found)
     with pytest.raises(SfumatoError, match="3 pictures have a name each, got 1"):
         pretrain(model, lesson, "cube", QUICK, names=["duck"], steps=1)
 

@@ -175,3 +175,9 @@ def test_two_concepts_of_different_kinds_are_read_in_one_prompt(models, concepts
     both = learners.texts(known, "a <duck> and a <other>")
     assert both.values is not None and not torch.equal(both.keys, both.values)
     assert families.painted(known, "a <duck> and a <other>").isfinite().all()
+
+
+def test_a_rate_that_falls_is_zero_in_the_end():
+    falls, stays = ExtendedTextualInversion(falling=True), ExtendedTextualInversion()
+    assert [falls.rate_at(0.2, step, step / 100) for step in (0, 25, 100)] == pytest.approx([0.2, 0.15, 0.0])
+    assert [stays.rate_at(0.2, step, step / 100) for step in (0, 25, 100)] == pytest.approx([0.2] * 3)

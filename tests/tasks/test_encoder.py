@@ -83,9 +83,17 @@ def test_a_models_own_image_encoder_sees_pictures_as_clip_was_trained(sd):
     assert sees(grey).abs().max() < 1e-6 and sees(grey + 0.1).min() > 0.3
 
 
-def test_an_encoder_s_file_is_read_for_its_model_and_paints(sd, tmp_path):
+def test_an_encoder_s_file_is_read_for_its_model_and_paints(sd, tmp_path, monkeypatch):
     domain = task.Domain(torch.rand(2, 3, sd.size, sd.size, generator=torch.Generator().manual_seed(1)))
     made = task.train(sd, domain, "cube", Pretraining(rate=1e-2, batch=1, hidden=8), steps=1)
     made.save(tmp_path / "encoder.safetensors")
     assert task.load(tmp_path / "encoder.safetensors", sd).digest == made.digest
     assert task.painted(sd, made, domain.split(1)[1]).shape == (1, 3, sd.size, sd.size)
+    said = []
+    monkeypatch.setattr(
+        task, "painting", lambda model, prompts, n, seed: said.append((model, prompts)) or torch.ones(n)
+    )
+    assert task.painted(sd, made, domain).tolist() == [1, 1]
+    assert [words for _, words in said] == [[f"a {task.WORD}"]] * 2, "what is painted is not of the word"
+    first, second = (model.own.words[task.WORD]["clip_l"] for model, _ in said)
+    assert not torch.equal(first, second)

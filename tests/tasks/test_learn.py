@@ -14,8 +14,10 @@ from PIL import Image
 
 from sfumato.backbones.load import family
 from sfumato.errors import SfumatoError
+from sfumato.learning.concepts import Concept
 from sfumato.learning.lessons import Lesson
 from sfumato.methods.personalise.dream_booth import DreamBooth
+from sfumato.methods.personalise.encoder_tuning import EncoderTuning
 from sfumato.methods.personalise.textual_inversion import TextualInversion
 from sfumato.reading.results import Segments
 from sfumato.tasks import learn as task
@@ -216,3 +218,17 @@ def test_a_model_without_words_learns_by_all_its_weights(wordless):
     assert (done.samples - task.painted(wordless, [""], 1)).abs().max() > 1e-3
     with pytest.raises(SfumatoError, match="teaches a word, which Stable Diffusion"):
         task.learn(wordless, photographs, "<smile>", TextualInversion(steps=1), samples=0)
+
+
+def test_methods_that_learn_in_a_handful_of_steps_see_no_picture_mirrored(sd, monkeypatch):
+    ways = []
+
+    def taught(method, asked, **how):
+        ways.append(asked.lesson.latents.shape[1])
+        return Concept("<it>", {"clip_l": torch.zeros(1, 16)})
+
+    monkeypatch.setattr(task, "teach", taught)
+    shown = task.Photographs((), torch.rand(1, 3, sd.size, sd.size, generator=torch.Generator().manual_seed(1)))
+    for method in (EncoderTuning(), TextualInversion()):
+        task.learn(sd, shown, "<it>", method, samples=0)
+    assert ways == [1, 2]

@@ -29,9 +29,9 @@ def train_encoder(
         str | None, tyro.conf.arg(help="The domain's own word, which the model knows, such as face [default: cube].")
     ] = None,
     n: Annotated[
-        int | None, tyro.conf.arg(help="Pictures that are learned from [default: all; of renders 320].")
+        int | None, tyro.conf.arg(help="Pictures that are learned from [default: all; of renders 640].")
     ] = None,
-    steps: Annotated[int | None, tyro.conf.arg(help="Steps of the run [default: 100000; built-in model 200].")] = None,
+    steps: Annotated[int | None, tyro.conf.arg(help="Steps of the run [default: 100000; built-in model 120].")] = None,
     rate: Annotated[float | None, tyro.conf.arg(help="Of AdamW [default: 1.6e-5; built-in model 2e-4].")] = None,
     batch: Annotated[int | None, tyro.conf.arg(help="Pictures of a step [default: 16; built-in model 4].")] = None,
     vectors: Annotated[
@@ -52,7 +52,7 @@ def train_encoder(
     Writes NAME.safetensors, the encoder; NAME.png, pictures that it never saw above what the model paints by the words
     that it gives them; and NAME.json.
 
-    Example: sfumato train-encoder --steps 200 --out things.safetensors
+    Example: sfumato train-encoder --steps 120 --out things.safetensors
 
     Then: sfumato learn photos/ --as "<duck>" --encoder things.safetensors encoder-tuning
     """

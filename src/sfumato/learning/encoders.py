@@ -37,11 +37,27 @@ Rows = Mapping[str, Float[Tensor, "*n k d"]]
 """By the text encoder's key: clip_l, clip_g."""
 
 
+class Straight(nn.Module):
+    """A linear map that was found in closed form, and does not learn."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"]) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
 class Encoder(nn.Module):
     """Features of pictures -> how far a word's vectors are from where they begin; not at all at first.
 
     ``given``: how many features; ``widths``: of the vectors, by text encoder; ``vectors``: of a word; ``hidden``: width
-    of its two inner layers. Features are brought to mean 0 and variance 1 over the pictures that it learned from.
+    of its two inner layers. Features are brought to mean 0 and variance 1 over the pictures that it learned from. Where
+    these had names (``encoding.learn_names``), what it learns is added to what they say.
     """
 
     mean: Tensor
@@ -54,6 +70,8 @@ class Encoder(nn.Module):
         self.register_buffer("deviation", torch.ones(given))
         self.inner = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((given, hidden, hidden)))
         self.out = nn.ModuleDict({key: nn.Linear(hidden, vectors * width) for key, width in widths.items()})
+        self.straight = nn.ModuleDict()
+        """By the text encoder's key, where names were learned."""
 
     def begin(self, features: Float[Tensor, "n c"], rng: torch.Generator) -> Encoder:
         """As it is before it learns, for features such as these."""
@@ -69,11 +87,17 @@ class Encoder(nn.Module):
                 parameter.zero_()
         return self
 
+    def seen(self, features: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """Features at mean 0 and variance 1."""
+        return (features - self.mean) / self.deviation
+
     def forward(self, features: Float[Tensor, "n c"]) -> dict[str, Float[Tensor, "n k d"]]:
-        h = (features - self.mean) / self.deviation
+        h = seen = self.seen(features)
         for layer in self.inner:
             h = nn.functional.leaky_relu(layer(h))
-        return {key: out(h).unflatten(-1, (self.vectors, -1)) for key, out in self.out.items()}
+        given = {key: out(h) for key, out in self.out.items()}
+        given |= {key: given[key] + straight(seen) for key, straight in self.straight.items()}
+        return {key: own.unflatten(-1, (self.vectors, -1)) for key, own in given.items()}
 
 
 class Offset(nn.Module):
@@ -131,7 +155,7 @@ class Pretrained:
     kind: str
     """The domain's own word, from whose vectors words are."""
     layers: tuple[str, ...]
-    """Of the network, whose features it sees, averaged over their cells."""
+    """Of the network, whose features it sees: their mean and deviation over all cells."""
     t: float
     """At which level of noise, in thousandths."""
     scale: float
@@ -221,6 +245,8 @@ class Pretrained:
             state, vectors = parts["encoder"], int(kept["vectors"])
             outs = {k.split(".")[1]: len(v) // vectors for k, v in state.items() if k.startswith("out.") and v.ndim > 1}
             encoder = Encoder(len(state["mean"]), outs, vectors, len(state["inner.0.weight"]))
+            for key in (k.split(".")[1] for k in state if k.startswith("straight.") and k.endswith(".weight")):
+                encoder.straight[key] = Straight(state[f"straight.{key}.weight"], state[f"straight.{key}.bias"])
             encoder.load_state_dict(state)
             return cls(
                 encoder.eval().requires_grad_(False), parts["offsets"], str(kept["kind"]), tuple(kept["layers"]),
@@ -254,11 +280,16 @@ def seen_layers(model: Any) -> tuple[str, ...]:
 def described(
     model: Any, lesson: Lesson, layers: Sequence[str], t: float, sees: Sees | None, batch: int = 16
 ) -> Float[Tensor, "n c"]:
-    """Features of the network under the empty prompt at one level of noise, the same for all pictures, each the mean
-    over its cells; and behind them those of a CLIP, where there is one."""
+    """Features of the network under the empty prompt at one level of noise, the same for all pictures, of each its mean
+    and its deviation over all cells; and behind them those of a CLIP, where there is one."""
     known = [layer for layer in model.layers if layer.kind == "hidden" and layer.path in layers]
     plain = model.embed([""])
-    maps = extract(model, lesson.latents[:, 0], plain, Noise(t), known, lambda a: feature(a).mean((2, 3)), batch)
+
+    def pooled(seen: Any) -> Float[Tensor, "rows c"]:
+        cells = feature(seen).flatten(2)  # what is small in a picture is lost in the mean
+        return torch.cat([cells.mean(2), cells.std(2, correction=0)], 1)
+
+    maps = extract(model, lesson.latents[:, 0], plain, Noise(t), known, pooled, batch)
     found = [maps[layer] for layer in known]
     if sees is not None:
         if lesson.pictures is None:

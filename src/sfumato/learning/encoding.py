@@ -17,7 +17,7 @@ from sfumato.core.schedule import Level
 from sfumato.core.settings import Settings
 from sfumato.errors import SfumatoError, whole
 from sfumato.learning import encoders
-from sfumato.learning.encoders import Encoder, Pretrained, Rows, Sees
+from sfumato.learning.encoders import Encoder, Pretrained, Rows, Sees, Straight
 from sfumato.learning.lessons import Lesson
 from sfumato.learning.loop import Run, learn
 from sfumato.learning.seeds import generator
@@ -25,10 +25,11 @@ from sfumato.learning.teaching import Part, Taught, Teaching, filled
 
 WORD = "<encoded>"
 """By which captions name what an encoder gives."""
-BEGIN, NAMING = -21, -22
+BEGIN = -21
 """What a generator is for."""
-BLUR = 0.5
-"""Deviation of what is added to features, in theirs, while names are learned: pictures are fewer than features."""
+RIDGES = tuple(10 ** (i / 2) for i in range(-6, 3))
+"""Of which one holds names' weights small, in parts of the features' mean square length: pictures are fewer than
+features."""
 
 
 @dataclass(eq=False)
@@ -116,8 +117,6 @@ class Pretraining(Settings):
     """Levels below this part of all times are not learned from."""
     decay: float = 0.01
     """Weight decay."""
-    naming: int = 0
-    """Steps in which an encoder first learns names of pictures, where they have some; not published, and quick."""
     templates: tuple[str, ...] = ("a photo of a {}",)
     """Captions of pictures that have none of their own, with {} for the word."""
 
@@ -126,7 +125,6 @@ class Pretraining(Settings):
         whole("vectors of a word", self.vectors, 1, 70)
         whole("pictures of a step", self.batch, 1, 4096)
         whole("the width of an encoder", self.hidden, 1, 65536)
-        whole("steps of naming", self.naming, 0, 10**7)
         if min(self.rate, self.offset_rate or 0, self.penalty, self.decay) < 0 or not 0 <= self.since < 1:
             raise SfumatoError("rates, penalty and decay of a pre-training are 0 or more, since is in [0, 1)")
 
@@ -149,7 +147,7 @@ def pretrain(
     """Teach an encoder the pictures of a domain, whose own word is ``kind``; the model stays as it is.
 
     ``captions``: one of each picture, with {} for its thing; ``names``: what that is, in words that the model knows,
-    such as "red cube", whose vectors the encoder first learns to give (``naming`` steps). ``sees``: a CLIP, of whose
+    such as "red cube", whose vectors the encoder first learns to give (``learn_names``). ``sees``: a CLIP, of whose
     features it is to see too. From ``keep``, a checkpoint, the same call goes on, bit for bit; ``about``: what the
     pictures are. Raises ``SfumatoError`` for a model that learns no words, for captions and names that do not pair, and
     for what is not finite.
@@ -169,9 +167,9 @@ def pretrain(
     widths = {key: rows.shape[-1] for key, rows in begin.items()}
     encoder = Encoder(features.shape[1], widths, settings.vectors, settings.hidden)
     encoder = encoder.begin(features.cpu(), generator(seed, BEGIN)).to(model.device)
-    if names and settings.naming:
-        learn_names(encoder, features, begin, [encoders.first(model, each, settings.vectors) for each in names],
-                    settings.scale, settings.naming, seed)  # fmt: skip
+    if names:
+        wanted = {each: encoders.first(model, each, settings.vectors) for each in dict.fromkeys(names)}
+        learn_names(encoder, features, begin, [wanted[each] for each in names], settings.scale)
     own, weights = encoders.offset(model, encoders.none(model))
     problem = Encoding(
         own, [Part(lesson, filled(settings.templates, WORD), settings.batch)], seed, encoder=encoder, features=features,
@@ -190,30 +188,38 @@ def pretrain(
     return Pretrained(found, offsets, kind, layers, settings.t, settings.scale, clip, made, sees)
 
 
-@torch.enable_grad()
+@torch.no_grad()
 def learn_names(
-    encoder: Encoder,
-    features: Float[Tensor, "n c"],
-    begin: Rows,
-    wanted: Sequence[Rows],
-    scale: float,
-    steps: int,
-    seed: int = 0,
+    encoder: Encoder, features: Float[Tensor, "n c"], begin: Rows, wanted: Sequence[Rows], scale: float
 ) -> None:
-    """Teach an encoder to give pictures these vectors, of words: least squares over all pictures, without the network.
+    """Have an encoder give pictures these vectors, of words: ridge regression on its features, without the network.
 
-    In parts of how far the words are from the beginning; a function of the seed, so that a run that goes on begins the
-    same.
+    Of ``RIDGES`` the one by which each picture's vectors are found best from all others (leave one out, in closed form:
+    Hastie et al. 2009, eq. 7.64). What an encoder learns afterwards is added.
     """
-    rows = {key: torch.stack([each[key] for each in wanted]) - first for key, first in begin.items()}
-    optimiser = torch.optim.AdamW(encoder.parameters(), lr=3e-3, weight_decay=0.01)
-    for step in range(steps):
-        noise = torch.randn(features.shape, generator=generator(seed, NAMING, step)).to(features)
-        given = encoder(features + BLUR * encoder.deviation * noise)
-        far = [(scale * given[key] - own).square().mean() / own.square().mean().clamp_min(1e-12)
-               for key, own in rows.items()]  # fmt: skip
-        optimiser.zero_grad()
-        torch.stack(far).sum().backward()
-        optimiser.step()
-    for parameter in encoder.parameters():
-        parameter.grad = None
+    seen = encoder.seen(features).double()
+    u, s, v = torch.linalg.svd(seen, full_matrices=False)
+    square, n = s.square(), len(seen)
+    mean = (square.sum() / n).clamp_min(1e-12)
+    rows = {key: torch.stack([each[key].detach() - first for each in wanted]).flatten(1).double() / scale
+            for key, first in begin.items()}  # fmt: skip
+
+    def kept(ridge: float) -> Float[Tensor, " r"]:
+        """What is kept of each direction."""
+        return square / (square + ridge * mean)
+
+    def missed(ridge: float) -> float:
+        """Mean square of what is found of each picture without it, less what is wanted, over that of the latter."""
+        share = 1 - 1 / n - u.square() @ kept(ridge)
+        far = []
+        for own in rows.values():
+            apart = own - own.mean(0)
+            left = (apart - u @ (kept(ridge)[:, None] * (u.T @ apart))) / share[:, None].clamp_min(1e-6)
+            far.append(left.square().mean() / apart.square().mean().clamp_min(1e-12))
+        return float(torch.stack(far).sum())
+
+    ridge = min(RIDGES, key=missed)
+    back = v.T * (s / (square + ridge * mean)) @ u.T
+    for key, own in rows.items():
+        weight = (back @ (own - own.mean(0))).T
+        encoder.straight[key] = Straight(weight.contiguous().to(features), own.mean(0).to(features))

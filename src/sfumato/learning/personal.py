@@ -72,6 +72,8 @@ class Personalisation(Settings):
     """Does it learn from what is said of each picture?"""
     usual_kind: ClassVar[str] = "object"
     """What it begins with, where nobody says what is learned."""
+    mirrors: ClassVar[bool] = True
+    """Does it see pictures mirrored as well, where neither cameras nor captions say what is left?"""
     wants_encoder: ClassVar[bool] = False
     """Does it begin with the word that an encoder gives?"""
     teaches_words: ClassVar[bool] = True

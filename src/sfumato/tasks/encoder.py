@@ -30,14 +30,14 @@ from sfumato.tasks.learn import painted as painting
 from sfumato.tasks.learn import read
 
 STILL_LIFE = Pretraining(
-    steps=200, rate=2e-4, offset_rate=1e-4, batch=4, penalty=1e-4, vectors=2, since=0.2, naming=400,
+    steps=120, rate=2e-4, offset_rate=1e-4, batch=4, penalty=1e-5, vectors=2, since=0.2, t=100,
     templates=("a {}",),
 )  # fmt: skip
 """What suits the built-in model. As published, an offset of the distance between two words would count more than all
 that is painted wrong."""
 KIND = "cube"
 """Of the built-in model's things, from whose vectors words are; photographs it was never told of."""
-STILL_LIFES = 320
+STILL_LIFES = 640
 """Renders that are learned from, where no pictures are given."""
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -124,7 +124,7 @@ def painted(model: Any, encoder: Pretrained, domain: Domain, seed: int = 0) -> F
     """What the model paints by the words that an encoder gives pictures, without any tuning."""
     changed = model.with_changes(encoder.offsets)
     words = [encoder.word(model, Lesson.of(model, picture[None], mirrored=False)) for picture in domain.pixels]
-    paintings = [painting(changed.with_words({WORD: word}), f"a {WORD}", 1, seed) for word in words]
+    paintings = [painting(changed.with_words({WORD: word}), [f"a {WORD}"], 1, seed) for word in words]
     return torch.cat(paintings)
 
 

@@ -213,7 +213,7 @@ def learn(
     ``new_word`` says whether the word is one. Raises ``SfumatoError`` for what ``teach`` refuses.
     """
     with heard(on_progress):
-        mirrored = not (method.wants_cameras or method.wants_captions)
+        mirrored = method.mirrors and not (method.wants_cameras or method.wants_captions)
         lesson = Lesson.of(model, photographs.pixels, photographs.masks, mirrored=mirrored)
         of = method.at_large(kind)
         at_large = class_pictures(model, of, method.class_pictures, 0, prior) if method.wants_prior else None  # pyright: ignore[reportAttributeAccessIssue]

@@ -38,6 +38,7 @@ class EncoderTuning(Personalisation):
     """Tunes a word that an encoder gives, and how attention reads it."""
 
     wants_encoder: ClassVar[bool] = True
+    mirrors: ClassVar[bool] = False  # a handful of steps sees few of them, and each takes as long as a picture
     steps: int = 15
     rate: float = 5e-6
     """Of AdamW, for the encoder."""

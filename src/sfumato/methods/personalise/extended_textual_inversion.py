@@ -46,6 +46,8 @@ class ExtendedTextualInversion(Personalisation):
     """Of AdamW."""
     vectors: int = 1
     """How many the word is read as by each layer."""
+    falling: bool = False
+    """Does the rate fall to zero over the run?"""
     templates: tuple[str, ...] = ()
     """Other captions than those of objects, with {} for the word."""
 
@@ -54,6 +56,9 @@ class ExtendedTextualInversion(Personalisation):
         layers = asked.model.text_layers
         first = {key: rows.expand(layers, -1, -1).clone() for key, rows in begun(asked, self.vectors).items()}
         return Layers(asked.model, parts, asked.seed, word=asked.word, first=first)
+
+    def rate_at(self, rate: float, step: int, used: float) -> float:
+        return super().rate_at(rate, step, used) * (1 - used if self.falling else 1)
 
     def concept(self, asked: Asked, problem: Any) -> Concept:
         return Concept(asked.word, {key: rows.detach().clone() for key, rows in problem.rows.items()})
