@@ -95,7 +95,10 @@ def main(args: Sequence[str]) -> int:
                 args, chain = [name, *head], fields.methods(methods, f"{prog} {name}")
             commands[name] = partial(commands[name], chain=chain)
         with oneline():
-            run = tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=ABOUT, args=args)
+            if args[0] in commands:  # by itself: to make the grammars of all of them takes as long again
+                run = tyro.cli(commands[args[0]], prog=f"{prog} {args[0]}", args=args[1:])
+            else:
+                run = tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=ABOUT, args=args)
         run()
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else 2 if e.code else 0

@@ -16,7 +16,7 @@ def times_are_taken_once(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def scenes_are_traced_once(monkeypatch):
-    """A second run draws the scenes of the first: what their rays meet is found once a test, and nothing writes to it."""
+    """A second run draws the scenes of the first; what their rays meet is found once a test."""
     from sfumato.stilllife import render
 
     plain, kept = render.trace, {}

@@ -28,7 +28,7 @@ def quick(here, monkeypatch):
     shorter = {k: e if e.how is None else replace(e, how=replace(e.how, steps=2)) for k, e in distill.EDITORS.items()}
     monkeypatch.setattr(distill, "EDITORS", shorter)
     monkeypatch.setattr(distill, "PARTS", (0.3,))
-    monkeypatch.setattr(distill, "KappaError", partial(distill.KappaError, levels=2, images="run"))
+    monkeypatch.setattr(distill, "KappaError", partial(distill.KappaError, levels=2))
     return distill
 
 
