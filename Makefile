@@ -31,9 +31,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/sfumato tour --out out/tour
 
-# a process a core (four at most), each with one thread: threads that wait for each other's cores are slower than none
+# a process a core (four at most), each with one thread: threads that wait for each other's cores are slower than none.
+# Compiled tests are kept, whatever a shell is set up for: to compile them anew takes each process twenty seconds.
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -9,6 +9,7 @@ import os
 import pytest
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", NO_COLOR="1", COLUMNS="100")
+gc.set_threshold(100_000, 20, 50)  # imports and small networks make a lot, and next to none of it is in circles
 
 LEVELS = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),

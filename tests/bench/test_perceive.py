@@ -47,6 +47,9 @@ def quick(here, monkeypatch):
     monkeypatch.setattr(perceive, "MATCHING", matching)
     monkeypatch.setattr(perceive, "COARSER", matching)
     monkeypatch.setattr(perceive, "LABELLED", (2, 20))
+    renders = truth.renders
+    monkeypatch.setattr(truth, "renders", lambda rng, n, *more, **scene: renders(rng, min(n, 4), *more, **scene))
+    monkeypatch.setattr(perceive, "SHOTS", (1, 2))
     monkeypatch.setattr(perceive, "LEARNED", 2)
     monkeypatch.setattr(perceive, "UNLABELLED", 4)
     monkeypatch.setattr(perceive, "CAPTIONED", 3)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -86,11 +87,25 @@ def _sums(q: Tensor) -> Tensor:
     return torch.empty(q.shape[:-1], device=q.device)
 
 
+class _Sampled(torch.autograd.Function):
+    """What sampling at places allocates, and what it keeps for the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(x, places)
+        return x.new_empty(*x.shape[:2], *places.shape[1:-1], device="meta")
+
+
 class _Fused(TorchFunctionMode):
-    """The fused kernel as one operation: on tensors without numbers torch would take it apart."""
+    """Kernels that are one operation as one: on tensors without numbers torch would take them apart."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _Kernel.apply(*args[:3]) if func is FUSED else func(*args, **kwargs or {})
+        if func is FUSED:
+            return _Kernel.apply(*args[:3])
+        if func is F.grid_sample and any(x.is_meta for x in args[:2]):
+            return _Sampled.apply(*args[:2])
+        return func(*args, **kwargs or {})
 
 
 def peak(
