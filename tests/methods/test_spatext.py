@@ -104,6 +104,17 @@ def test_a_network_that_was_widened_answers_as_before_whatever_the_map(models, f
     assert model.reads == 4 and own.reads == 9 and torch.equal(model.predict(x, 500.0, cond), before)
 
 
+def test_a_head_gives_a_model_the_weights_that_were_learned(model):
+    _, weights = reading_maps(model, 5)
+    network = HEAD.network(5)
+    with torch.no_grad():
+        for i, weight in enumerate(weights.values()):
+            weight += 0.1 * (1 + i % 3)
+    network.gain(model.network, weights)
+    for name, value in network.on(model).network.named_parameters():
+        torch.testing.assert_close(value, weights[name], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [None, 2.0, 3.0])
 def test_guidance_is_the_published_formula(model, scale):
     """u + s (c - u) with text and map in c; or u + s (t - u) + s_r (r - u)."""
