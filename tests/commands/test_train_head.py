@@ -164,8 +164,8 @@ def test_of_what_was_not_asked_a_recipe_counts():
     assert recipes.filled(STEGO(classes=4), suiting) == STEGO(classes=4, dim=32, steps=7)
     usual = STEGO().dim
     assert recipes.filled(STEGO(classes=4), suiting, {"dim"}) == STEGO(classes=4, dim=usual, steps=7)
-    said = fields.methods([["stego", "--steps=3", f"--dim={usual}"]], "sfumato").said
-    assert said == (frozenset({"steps", "dim"}),)
+    named = fields.methods([["stego", "--steps=3", f"--dim={usual}"]], "sfumato").named
+    assert named == (frozenset({"steps", "dim"}),)
 
 
 def test_a_network_that_looks_for_what_examples_show(lab, run, photos, tmp_path):

@@ -138,7 +138,7 @@ def learn(
     name = index.find(chain.names[0] if chain.names else DEFAULT).word
     method, suited = recipes.learning(name, model)
     if chain.items:
-        method = recipes.filled(chain.items[0], method, chain.said[0])
+        method = recipes.filled(chain.items[0], method, chain.named[0])
     count = method.steps if steps is None else steps
     kinds = dict(zip(words, kind if len(kind) == len(words) else (kind or (suited,)) * len(words), strict=True))
     if len(words) > 1 and not method.tells_apart:

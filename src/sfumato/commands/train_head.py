@@ -92,7 +92,7 @@ def train_head(
         known = index.words(index.READING, heads=True)
         heads = ", ".join(w for w in known if issubclass(index.find(w).learner, HeadMethod))
         raise SfumatoError(f"{words[0]} learns no head; methods that do: {heads}")
-    method = recipes.filled(items[0], recipes.teaching(words[0], model), chain.said[0])
+    method = recipes.filled(items[0], recipes.teaching(words[0], model), chain.named[0])
     word = getattr(method, "reads", FEATURES)
     suiting = recipes.suited(word, model, side)
     if method.source is not None:

@@ -22,7 +22,7 @@ class Chain:
 
     items: tuple[Any, ...] = ()
     names: tuple[str, ...] = ()
-    said: tuple[frozenset[str], ...] = field(default=(), repr=False, compare=False)
+    named: tuple[frozenset[str], ...] = field(default=(), repr=False, compare=False)
     """Of each the fields that were asked for, also those with the value that they have anyway."""
 
     @property

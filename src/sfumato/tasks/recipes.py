@@ -312,14 +312,14 @@ def teaching(word: str, model: str) -> Any:
     return index.find(word).learner() if row is None else row.method
 
 
-def filled(given: Any, suiting: Any, said: Collection[str] = ()) -> Any:
+def filled(given: Any, suiting: Any, named: Collection[str] = ()) -> Any:
     """A method as it was asked for; of what was not said as it suits a model.
 
-    ``said``: fields that were asked for, also with the value that they have anyway.
+    ``named``: fields that were asked for, also with the value that they have anyway.
     """
     cls = type(given)
     new = {f.name: getattr(given, f.name) for f in fields(cls) if f.init}
-    return cls(**{**vars(suiting), **{k: v for k, v in new.items() if k in said or v != getattr(cls(), k)}})
+    return cls(**{**vars(suiting), **{k: v for k, v in new.items() if k in named or v != getattr(cls(), k)}})
 
 
 def suited(word: str, model: str, side: int | None) -> tuple[Any, int | None]:

@@ -163,8 +163,8 @@ def still_lifes(how_many: str, size: int, seed: int = 0, worded: bool = False, a
             pixels.append(shown.images)
             for i in range(len(scenes)):
                 if apart:
-                    own, said = things_of(shown, i)
-                    phrases.append(said)
+                    own, words = things_of(shown, i)
+                    phrases.append(words)
                 else:
                     own = words_of(shown, i, WORDS) if worded else kinds_of(shown, i, TRAINED)
                 labels.append(own)

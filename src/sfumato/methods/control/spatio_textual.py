@@ -160,7 +160,7 @@ class Segmented(Examples):
     """Latents of pictures, their segments by number, and as ``texts`` the embedding of each."""
 
     model: Any = None
-    said: Float[Tensor, "n k e"] | None = None
+    phrased: Float[Tensor, "n k e"] | None = None
     """What the prior makes of each segment's words; not a number where nobody knows them."""
     prior: tuple[Tensor, Tensor] = field(default_factory=lambda: (torch.zeros(0, 0), torch.zeros(0)))
 
@@ -243,7 +243,8 @@ class SpaTextHead(HeadMethod):
         labels, captions, names = (known.get(key) for key in ("labels", "captions", "names"))
         if labels is None or not bool((labels >= 0).any()):
             raise SfumatoError("SpaTextHead learns from pictures with labels, and these have none; give labels of each")
-        clip, said = opened(source.clip, str(model.device)), [*phrases] or [names or ()] * len(pictures)
+        clip = opened(source.clip, str(model.device))
+        phrased: Sequence[Sequence[str]] = [*phrases] or [names or ()] * len(pictures)
         maps, numbers = [], torch.full_like(labels, -1)
         segments: list[tuple[int, int, str, Tensor]] = []
         with progress("reading segments", len(pictures)) as advance:
@@ -255,7 +256,7 @@ class SpaTextHead(HeadMethod):
                 images = embedded(clip, [masked_crop(picture, label == k) for k in kept]) if kept else ()
                 for place, (k, image) in enumerate(zip(kept, images, strict=True)):
                     numbers[i][label == k] = place
-                    segments.append((i, place, said[i][k] if k < len(said[i]) else "", image))
+                    segments.append((i, place, phrased[i][k] if k < len(phrased[i]) else "", image))
                 advance()
         if not segments:
             raise SfumatoError(f"no segment covers {self.least:.0%} of its picture; take larger ones, or a lower least")
@@ -269,7 +270,7 @@ class SpaTextHead(HeadMethod):
             texts[i, place] = lengthened(image)
             imagined[i, place] = meant[words] if words else torch.nan
         given = {"captions": tuple(captions or ()), "texts": texts, "labels": numbers, "names": tuple(each)}
-        return Segmented.given(maps, model.device, **given, model=model, prior=prior, said=imagined)  # pyright: ignore[reportReturnType]
+        return Segmented.given(maps, model.device, **given, model=model, prior=prior, phrased=imagined)  # pyright: ignore[reportReturnType]
 
     def prior(
         self, model: Backbone, source: ClipPatches, pairs: Sequence[tuple[str, Tensor]], pictures: Tensor,
@@ -277,17 +278,17 @@ class SpaTextHead(HeadMethod):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """From texts to images, of segments and what they are; else of pictures and captions; else the same."""
         if pairs:
-            said = [template.replace("{}", words) for words, _ in pairs for template in self.templates]
+            phrased = [template.replace("{}", words) for words, _ in pairs for template in self.templates]
             images = torch.stack([image for _, image in pairs]).repeat_interleave(len(self.templates), 0)
         elif captions:
-            said, images = list(captions), embedded(clip, list(pictures))
+            phrased, images = list(captions), embedded(clip, list(pictures))
         else:
             note("segments have no names and pictures no captions: regions read texts as the CLIP has them")
             width = clip.network.config.projection_dim
             return torch.eye(width), torch.zeros(width)
-        each = list(dict.fromkeys(said))
+        each = list(dict.fromkeys(phrased))
         read = dict(zip(each, F.normalize(source.texts(model, each).cpu(), dim=1), strict=True))
-        return linear_prior(torch.stack([read[text] for text in said]), F.normalize(images, dim=1))
+        return linear_prior(torch.stack([read[text] for text in phrased]), F.normalize(images, dim=1))
 
     def sizes(self, examples: Examples) -> dict[str, int]:
         assert examples.texts is not None
@@ -372,13 +373,13 @@ class Reading(HeadProblem):
         maps = []
         for i in which:
             chosen, masks = own.masks(examples.labels[i], examples.grid, rng)
-            seen, meant = examples.texts[i, chosen].cpu(), examples.said[i, chosen].cpu()
+            seen, meant = examples.texts[i, chosen].cpu(), examples.phrased[i, chosen].cpu()
             use = (torch.rand(len(chosen), 1, generator=rng) < own.worded) & meant.isfinite()
             maps.append(spatio_textual(masks, torch.where(use, meant, seen)))
         rng = generator(own.seed, step, _DROPS)
         blind, silent = (torch.rand(2, len(which), generator=rng) < own.drop).tolist()
         held = torch.stack(maps) * ~torch.tensor(blind)[:, None, None, None]
-        said = tuple(
+        phrased = tuple(
             "" if none or not examples.captions else examples.captions[i] for i, none in zip(which, silent, strict=True)
         )
         shape = (len(which), examples.width, *examples.grid)
@@ -387,7 +388,7 @@ class Reading(HeadProblem):
         if own.since:
             later = own.since * self.model.schedule.train_steps + (1 - own.since) * at.t
             at = self.model.schedule.at(later if self.model.schedule.prediction == "flow" else later.long())
-        return Seen(tuple(which), held.to(examples.device), said, at, noise)
+        return Seen(tuple(which), held.to(examples.device), phrased, at, noise)
 
     def loss(self, step: int) -> Float[Tensor, ""]:
         return self.error(self.model, self.seen(step))
