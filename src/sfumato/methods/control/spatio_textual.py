@@ -244,7 +244,7 @@ class SpaTextHead(HeadMethod):
         if labels is None or not bool((labels >= 0).any()):
             raise SfumatoError("SpaTextHead learns from pictures with labels, and these have none; give labels of each")
         clip = opened(source.clip, str(model.device))
-        phrased: Sequence[Sequence[str]] = [*phrases] or [names or ()] * len(pictures)
+        phrased = [*phrases] or [names or ()] * len(pictures)
         maps, numbers = [], torch.full_like(labels, -1)
         segments: list[tuple[int, int, str, Tensor]] = []
         with progress("reading segments", len(pictures)) as advance:
@@ -256,7 +256,7 @@ class SpaTextHead(HeadMethod):
                 images = embedded(clip, [masked_crop(picture, label == k) for k in kept]) if kept else ()
                 for place, (k, image) in enumerate(zip(kept, images, strict=True)):
                     numbers[i][label == k] = place
-                    segments.append((i, place, phrased[i][k] if k < len(phrased[i]) else "", image))
+                    segments.append((i, place, phrased[i][int(k)] if k < len(phrased[i]) else "", image))
                 advance()
         if not segments:
             raise SfumatoError(f"no segment covers {self.least:.0%} of its picture; take larger ones, or a lower least")
