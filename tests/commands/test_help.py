@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 
@@ -22,6 +23,14 @@ def test_help_fits_the_terminal_and_says_a_default_once(run, monkeypatch, words)
     assert all(line.startswith(("Example: ", "  --")) for line in long), long
     assert not re.search(r"default: (None|''|False|)\)|\{None|\x1b|``", out)
     assert not re.search(r"\[default:[^\]]*\]\.?\s*\(default", out)
+
+
+def test_a_default_that_the_text_has_is_not_said_again():
+    assert help._meaning("Steps [default: 30, or 4]. (default: 5)") == "Steps [default: 30, or 4]."
+    assert help._meaning("Steps. (default: None)") == help._meaning("Steps. (default: '')") == "Steps."
+    assert help._meaning("Steps. (default: 5)") == "Steps. (default: 5)"
+    for metavar, shown in (("{None}|INT", "INT"), ("{None,a,b}", "{a,b}"), ("INT|{None}", "INT"), ("{a,b}", "{a,b}")):
+        assert help._metavar(argparse.Action(["-x"], "x", metavar=metavar)) == shown
 
 
 def test_usage_says_where_methods_go(run):

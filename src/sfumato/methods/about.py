@@ -116,11 +116,10 @@ def _source(module: str) -> str:
 
 
 def _requires(source: str, name: str) -> list[str]:
-    """What a class, or the one that it derives from, says that it requires."""
+    """What a class, or the one of its file that it derives from, says that it requires."""
     found = re.search(rf"^class {name}\((\w+).*?(?=^\S|\Z)", source, re.DOTALL | re.MULTILINE)
     if found is None:
-        home = re.search(rf"^from sfumato\.(\S+) import .*\b{name}\b", source, re.MULTILINE)
-        return _requires(_source(home[1]), name) if home else []
+        return []
     requires = re.search(r"^    requires: ClassVar = Requires\((.*?)\)", found[0], re.DOTALL | re.MULTILINE)
     return re.findall(r"(\w+)=", requires[1]) if requires else _requires(source, found[1])
 
