@@ -85,7 +85,7 @@ def test_segments_learn_from_labelled_examples_and_get_names(run, here, photos, 
         (("--labelled", tmp_path / "none", "few-shot"), "no file or folder"),
         (("--labelled", photos, "few-shot"), "holds no picture NAME.png with its labels"),
         (("graph-cut",), "one method segments"),
-        (("diffsegg",), "unknown method 'diffsegg'; known: "),
+        (("diffsegg",), "unknown method 'diffsegg'; did you mean diffseg or diff-seg? known: "),
         (("dift",), "does not segment"),
         (("--side", 3, "diff-seg"), "--side lies between"),
     ):

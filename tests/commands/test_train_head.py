@@ -116,7 +116,7 @@ def test_what_is_wrong_is_said_in_one_line(lab, photos, tmp_path, run):
         ({"data": "stilllife:many"}, "scenes are a number"),
         (
             {"method": ("diff-seg",), "source": ()},
-            "diff-seg learns no head; methods that do: diffews, landmark-regression, pacl, picie, stego",
+            "diff-seg learns no head; methods that do: spatext, diffews, landmark-regression, pacl, picie, stego",
         ),
         ({"source": ("+", "diff-seg")}, "diff-seg reads no features"),
         ({"method": (), "source": ()}, "train-head takes a method"),

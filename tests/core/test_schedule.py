@@ -238,7 +238,10 @@ def test_only_the_last_steps():
 def test_what_cannot_be_read_is_said(monkeypatch):
     with pytest.raises(SfumatoError, match="unknown prediction type 'score'"):
         Schedule.read({**SD, "prediction_type": "score"})
-    with pytest.raises(SfumatoError, match=r"unknown scheduler 'EDMEulerScheduler'; known: DDIMScheduler, "):
+    with pytest.raises(
+        SfumatoError,
+        match=r"unknown scheduler 'EDMEulerScheduler'; did you mean EulerDiscreteScheduler .* known: DDIMScheduler, ",
+    ):
         Schedule.read(diffusers.EDMEulerScheduler())
     with pytest.raises(SfumatoError, match=r"unknown scheduler 'EDMEulerScheduler'"):
         Schedule.read({"_class_name": "EDMEulerScheduler", "sigma_data": 0.5})

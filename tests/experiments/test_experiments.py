@@ -184,7 +184,9 @@ def test_the_table_has_every_experiment_once_and_those_with_a_source_are_tried_h
     assert sorted(e.home.partition(":")[0] for e in index.EXPERIMENTS) == sorted(files - NOT_EXPERIMENTS)
     assert {e.word for e in index.EXPERIMENTS if e.experiment.source} == set(QUICK)
     assert all(len(e.about) > 30 and e.experiment.__module__.endswith(e.home.split(":")[0]) for e in index.EXPERIMENTS)
-    with pytest.raises(SfumatoError, match=r"unknown experiment 'kappa'; known: trajectory, .*kappa-error"):
+    with pytest.raises(
+        SfumatoError, match=r"unknown experiment 'kappa'; did you mean kappa-error\? known: trajectory, .*kappa-error"
+    ):
         index.find("kappa")
 
 
@@ -213,7 +215,7 @@ def test_the_same_seed_gives_the_same_numbers_and_json_is_one_document(run, here
 @pytest.mark.parametrize(
     ("call", "why"),
     [
-        (("guidance-grid", "--methods", "sdss"), "unknown method that distils 'sdss'; known: "),
+        (("guidance-grid", "--methods", "sdss"), "unknown method that distils 'sdss'; did you mean sds? known: "),
         (("guidance-grid", "--methods", "masactrl"), "unknown method that distils 'masactrl'"),
         (("guidance-grid", "--methods", ""), "methods are different words with commas, got ''; known: "),
         (("guidance-grid", "--methods", "sds:none"), "unknown preset of score-distillation 'none'"),

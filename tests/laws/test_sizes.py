@@ -51,7 +51,12 @@ PAINTED = [
 @pytest.mark.parametrize(("word", "name"), PAINTED)
 def test_what_paints_is_planned_at_every_size(word, name):
     row, model = painting.ROWS[word], sizes.model(name)
-    for method in ways(row, model):
+    try:
+        found = ways(row, model)
+    except SfumatoError:  # what it learns is of other families
+        assert sizes.FAMILY[name] not in row.families
+        return
+    for method in found:
         if not isinstance(method, Method) or isinstance(method, Inversion):
             continue
         if sizes.FAMILY[name] in row.families:

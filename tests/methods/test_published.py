@@ -104,7 +104,7 @@ def test_edit_friendly_counts_the_steps_that_are_left_out():
 
 def test_every_method_with_numbers_of_its_own_has_a_row():
     own = {"classifier-guidance", "given-attention", "structured-diffusion", "universal-guidance"}  # none is published
-    own |= {"merge-attend-diffuse", "pix2video", "shared-attention", "spot-diffusion", "text2video-zero"}
+    own |= {"merge-attend-diffuse", "pix2video", "shared-attention", "spot-diffusion", "text2video-zero", "spatext"}
     for entry in index.METHODS:
         if entry.group in ("edit", "control", "sets") and entry.word not in own:
             assert entry.word in TABLE, f"{entry.word}: its published settings belong in the table"

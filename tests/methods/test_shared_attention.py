@@ -154,7 +154,9 @@ def test_what_it_cannot_do_is_said(sd):
     refused("there is no image 3 to read: the set has 3, counted from 0", SharedAttention("first+3"))
     refused("unknown source of keys and values 'last'; known: self, first", SharedAttention("last"))
     refused("unknown source of keys and values ''", SharedAttention("first+"))
-    refused("unknown part of the network 'middle'; known: down", SharedAttention(stages=("middle",)))
+    refused(
+        "unknown part of the network 'middle'; did you mean mid\\? known: down", SharedAttention(stages=("middle",))
+    )
     refused("both write sources of image->image", SharedAttention(), SharedAttention("all"))
     refused("SelfAttentionGuidance reads maps of image->image", SharedAttention(), SelfAttentionGuidance())
     edit = {"source": ["a red cube"] * 2, "target": ["a blue cube"] * 2}

@@ -111,7 +111,7 @@ def test_the_default_shares_are_the_whole_and_are_told():
 def test_shares_can_be_given_and_what_is_wrong_with_them_is_said():
     assert everything.read_shares(["unet=0.5", "depth=0"]) == {**everything.SHARES, "unet": 0.5, "depth": 0, "words": 0}
     assert everything.read_shares([], "nothing") == everything.SHARES
-    with pytest.raises(SfumatoError, match="unknown stage 'unett'; known: render, vae"):
+    with pytest.raises(SfumatoError, match="unknown stage 'unett'; did you mean unet\\? known: render, vae"):
         everything.read_shares(["unett=0.5"])
     for text in ("unet", "unet=much", "unet=-1", "unet=nan", "unet=inf"):
         with pytest.raises(SfumatoError, match="STAGE=NUMBER"):
@@ -719,7 +719,10 @@ def test_a_folder_that_is_damaged_changes_nothing_of_what_ships(some, tmp_path, 
 def test_the_command_line_names_the_stages(tmp_path, capsys):
     argv = ["all", "--out", str(tmp_path), "--device", "cpu", "--shares", "unets=1"]
     assert __main__.main(argv) == 2
-    assert capsys.readouterr().err == f"error: unknown stage 'unets'; known: {', '.join(everything.SHARES)}\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: unknown stage 'unets'; did you mean unet? known: {', '.join(everything.SHARES)}\n"
+    )
 
 
 @pytest.mark.parametrize("command", ["start", "status", "stop", "ship"])

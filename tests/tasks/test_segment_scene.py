@@ -57,7 +57,7 @@ def test_maps_of_heads_have_the_mean_that_the_reader_has(model):
     with read(model, shots.images[1]) as reader:
         sites = chosen(reader, "image->text", None, 0, "it")
         heads = len(names) // len(sites)
-        method = TextAttribution(("cube",), PROMPT, steps=(101,))
+        method = TextAttribution(("cube",), PROMPT, steps=(101,), stage="all")
         mean = method.maps(reader)[0]
     assert heads * len(sites) == len(names)
     own = maps[1].mean(0)

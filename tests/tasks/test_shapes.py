@@ -111,7 +111,7 @@ def test_the_command_paints_by_a_controlnet(run, here, files, tmp_path):
         (("shapes", "FILE", "--parts", "1"), "--parts lies between 2"),
         (("match", "FILE", "FILE"), "is a mesh, which sfumato shapes reads"),
         (("segment", "FILE"), "is a mesh, which sfumato shapes reads"),
-        (("match", "picture.png", "other.png", "diff3f"), "no file|cannot"),
+        (("match", "picture.png", "other.png", "diff3f"), "diff3f does not match; it is a method of sfumato shapes"),
     ],
 )
 def test_what_the_command_refuses(run, here, files, tmp_path, args, reason):

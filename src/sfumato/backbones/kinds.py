@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 from sfumato.backbones import autoencoders
 from sfumato.errors import SfumatoError
 
+MAPS = "map_channels"
+"""In a network's config, how many of its channels are of a map behind all else, as SpaText's learn to read."""
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 _CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
@@ -100,7 +102,7 @@ def _of_unet(name: str, pipe: Any, config: Any) -> str:
     if type(pipe).__name__.startswith("Marigold"):
         refuse(name, pipe, "whose UNet2DConditionModel does not paint pictures")
     kinds = {latents: "UNet", latents + 1: "Depth", 2 * latents: "UNet", 2 * latents + 1: "UNet"}
-    own = config.in_channels - config.get("map_channels", 0)  # of a map beside, as SpaText's networks learn to read
+    own = config.in_channels - config.get(MAPS, 0)
     found = _check_channels(name, pipe, own, kinds)
     if config.out_channels != latents:
         refuse(name, pipe, f"whose network gives {config.out_channels} channels for {latents} of the latents")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import ref
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -284,6 +285,9 @@ class Latent(OfPipe, Backbone):
         if cond.controls and not self.steered:
             raise kinds.unsteered(self.name)
         both = x if cond.image is None else torch.cat([x, cond.image.to(x)], 1)
+        maps = self.network.config.get(kinds.MAPS, 0)
+        if maps and both.shape[1] == self.reads - maps:  # no region says anything
+            both = F.pad(both, (0, 0, 0, 0, 0, maps))
         if both.shape[1] != self.reads:
             raise SfumatoError(
                 f"{self.name} reads {self.reads} channels, got {both.shape[1]}; "

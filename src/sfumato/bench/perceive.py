@@ -738,7 +738,7 @@ def shots(session: PerceiveSession) -> Mapping[str, Figure]:
         "few_shot_miou": ious["few-shot, 1"],
         "few_shot_over_matching": ious["few-shot, 1"] - matched,
         "diffews_miou": ious["DiffewS, 1"],
-        "diffews_5_miou": ious["DiffewS, 5"],
+        "diffews_5_miou": ious[f"DiffewS, {max(SHOTS)}"],
         "diffews_over_matching": ious["DiffewS, 1"] - matched,
     }
 

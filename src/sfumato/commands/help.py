@@ -91,7 +91,7 @@ def _metavar(action: Action) -> str:
 
 def _meaning(text: str) -> str:
     """The default once: what the text itself says of it, or else the value; nothing of an empty one."""
-    text = re.sub(r" ?\(default: (None|''|False|)\)$", "", text)
+    text = re.sub(r" ?\(default: (None|''|False|)\)$", "", text.replace("%%", "%"))
     return re.sub(r" \(default: .*\)$", "", text) if "[default: " in text else text
 
 

@@ -226,7 +226,7 @@ def _of_methods(model: Backbone, methods: Any) -> Backbone:
     if not isinstance(methods, Sequence) or not all(isinstance(method, Method) for method in methods):
         raise SfumatoError(f"methods are a list of them as they are set, such as [PromptToPrompt()], got {methods!r}")
     for method in methods:
-        model = method.on(model)
+        model = method.own_model(model)
     return model
 
 

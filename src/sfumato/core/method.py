@@ -280,7 +280,7 @@ class Method(Settings):
         """What it does in this run. It changes nothing, and says the same each time."""
         raise NotImplementedError
 
-    def on(self, model: Backbone) -> Backbone:
+    def own_model(self, model: Backbone) -> Backbone:
         """The model of a run as this method has it: with weights of its own, say."""
         return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sfumato.io.files import writable
 from sfumato.io.progress import progress
 from sfumato.learning.lessons import Lesson
 from sfumato.media.images import flat, opened, tensor
-from sfumato.media.pictures import picture, write
+from sfumato.media.pictures import picture, write, written
 
 
 def class_pictures(
@@ -42,6 +43,7 @@ def class_pictures(
     prompt = template.replace("{}", kind) if model.text_tokens else ""
     place = None if folder is None else writable(folder)
     about = {"prompt": prompt, "model": model.name, "steps": steps, "guide": guide, "size": model.size}
+    about["place"] = hashlib.sha256(model.name.encode()).hexdigest()[:12]  # models of one name lie in several folders
     latents: list[Tensor] = []
     with progress(f"painting {kind}", n) as advance:
         for first in range(0, n, batch):
@@ -64,9 +66,9 @@ def class_pictures(
 
 def _read(file: Path, about: dict[str, Any]) -> Float[Tensor, "3 H W"]:
     found = opened(file)
-    if other := [key for key, value in about.items() if found.info.get(key) != str(value)]:
+    if other := [key for key, value in about.items() if found.info.get(key) != written(value)]:
         raise SfumatoError(
             f"{file} was not painted by this run: its {other[0]} is {found.info.get(other[0])!r}, not "
-            f"{str(about[other[0]])!r}; take another folder"
+            f"{written(about[other[0]])!r}; take another folder"
         )
     return tensor(flat(found))

@@ -36,11 +36,16 @@ def write(image: Picture, path: Path, words: Mapping[str, object] | None = None)
     info = PngInfo()
     info.add(b"sRGB", b"\0")  # its byte is the rendering intent: perceptual
     for key, value in (words or {}).items():
-        text = Path(str(value)).name if Path(str(value)).is_absolute() else str(value)
-        info.add_itxt(key, text.encode(errors="backslashreplace").decode())  # names of files may be no Unicode
+        info.add_itxt(key, written(value))
     with atomic(path) as part:
         image.save(part, format="PNG", pnginfo=info, icc_profile=None)
     return path
+
+
+def written(value: object) -> str:
+    """What a file's text entry says of a value: of a place on this machine its name alone."""
+    text = Path(str(value)).name if Path(str(value)).is_absolute() else str(value)
+    return text.encode(errors="backslashreplace").decode()  # names of files may be no Unicode
 
 
 def png(image: Picture) -> bytes:

@@ -58,7 +58,7 @@ class SpaText(Method):
     region_scale: float | None = None
     """Guidance by the regions, beside that by the prompt; none: one for both, a row less."""
 
-    def on(self, model: Backbone) -> Backbone:
+    def own_model(self, model: Backbone) -> Backbone:
         """A model that reads maps. Raises ``SfumatoError`` where there is no head, and for a model that is not its."""
         return _reads(self.learned(model), model, _state(model.network))
 

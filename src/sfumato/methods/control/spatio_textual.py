@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sfumato.backbones.clips import Opened, opened
+from sfumato.backbones.kinds import MAPS
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Level, add_noise
@@ -28,8 +29,6 @@ from sfumato.methods.perceive.clip_patches import ClipPatches
 from sfumato.prompts.layout import Layout, Mask, Region
 from sfumato.reading.reader import resized
 
-WIDTH = "map_channels"
-"""Of a network's config: how many channels of a map it reads behind its own."""
 _FIRST = "conv_in.weight"
 _REGIONS, _DROPS = 1, 2  # what a generator is for, beside a step
 
@@ -112,7 +111,7 @@ def reading_maps(model: Any, width: int) -> tuple[Any, dict[str, nn.Parameter]]:
     own, moved = tuning.copies(model, ["unet"])
     network = own.pipe.unet
     network.conv_in = widened(network.conv_in, width)
-    network.register_to_config(**{"in_channels": network.conv_in.in_channels, WIDTH: width})
+    network.register_to_config(**{"in_channels": network.conv_in.in_channels, MAPS: width})
     first = {f"conv_in.{name}": weight for name, weight in network.conv_in.named_parameters()}
     return own, moved["unet"] | first
 
