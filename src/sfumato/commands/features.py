@@ -50,6 +50,8 @@ def features(
     given = dict(locals())
     if not times:
         raise SfumatoError("--times are training steps of the noise, such as 1 261, and none is given")
+    if wrong := [t for t in times if not 0 <= t <= 1000]:
+        raise SfumatoError(f"--times are training steps in thousandths of all, from 0 to 1000, got {wrong[0]:g}")
     files = files_of(images)
     chosen_side(side)
     seed_of(seed)
