@@ -209,7 +209,7 @@ def test_features_are_drawn_and_kept(run, here, photos, tmp_path):
     code, _, err = run("features", photos / "a.png", photos / "b.png", "--out", out)
     assert code == 2 and "images of one shape" in err
     code, _, err = run("features", photos / "a.png", "--what", "tokens", "--layers", 99, "--out", out)
-    assert code == 2 and "has tokens 0 to" in err
+    assert code == 2 and "has layers tokens 0 to" in err
 
 
 def test_strange_images_are_read_or_refused_in_one_line(run, here, tmp_path):

@@ -87,7 +87,7 @@ def read_features(
         found, reduce = choose(model, what, readers[0].grid, who="joint PCA"), feature
     wanted = list(layers) or sorted({round(i * (len(found) - 1) / 5) for i in range(6)})
     if any(not 0 <= i < len(found) for i in wanted):
-        raise SfumatoError(f"{model.name} has {what} layers 0 to {len(found) - 1}, got {', '.join(map(str, wanted))}")
+        raise SfumatoError(f"{model.name} has layers {what} 0 to {len(found) - 1}, got {', '.join(map(str, wanted))}")
     chosen = {f"{what} {i}": found[i] for i in wanted}
     read = [[r.extract(list(chosen.values()), reduce, Noise(t, seed=seed)) for r in readers] for t in times]
     return {
