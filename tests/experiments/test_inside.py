@@ -52,7 +52,7 @@ def test_features_of_every_family_are_drawn(models, name, tmp_path):
         assert all(m.shape[:2] == (2, 2) for m in maps.values())
     joint_pca.draw(readers, found, (1, 300), tmp_path / "a.png", name)
     assert (tmp_path / "a.png").stat().st_size > 1000
-    with pytest.raises(SfumatoError, match="has tokens 0 to"):
+    with pytest.raises(SfumatoError, match="has layers tokens 0 to"):
         joint_pca.read_features(readers, "tokens", layers=(99,))
     with pytest.raises(SfumatoError, match="images of one shape"):
         joint_pca.read_features([readers[0], read(model, torch.rand(3, s, 2 * s), s)])
