@@ -113,14 +113,14 @@ def main(args: Sequence[str]) -> int:
             raise unknown("command", name, commands)
         command, prog = commands[name], f"{prog} {name}"
         words, heads = _methods(name), name == HEADS
-        listed = index.words(CHAINED.get(name, ()), aliases=True, heads=heads, command=name)
+        listed = _methods(name, command=name)
         of = partial(fields.of_method, head=heads)
         head, segments = argv.split(args, fields.grammar(command), words, of, listed)
         for word, *options in segments:
             if help.ASKED & {*options}:
                 return _show(fields.help_of(word, prog, heads))
         if help.ASKED & {*head}:
-            return _show(help.command(command, prog, index.words(CHAINED.get(name, ()), heads=heads, command=name)))
+            return _show(help.command(command, prog, _methods(name, aliases=False, command=name)))
         with oneline():
             given = {"chain": fields.methods(segments, prog, heads)} if words else {}
             run = tyro.cli(partial(_later(command), **given), prog=prog, args=head)
@@ -148,8 +148,9 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-def _methods(command: str) -> list[str]:
-    return index.words(CHAINED.get(command, ()), aliases=True, heads=command == HEADS)
+def _methods(of: str, aliases: bool = True, command: str = "") -> list[str]:
+    """Words that may stand behind a command, or, as ``command``, those that it takes."""
+    return index.words(CHAINED.get(of, ()), aliases, of == HEADS, command)
 
 
 def _show(text: str) -> int:

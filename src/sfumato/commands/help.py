@@ -103,7 +103,7 @@ def _row(name: str, text: str) -> str:
 
 def _usage(text: str) -> str:
     return textwrap.fill(
-        text, _width(), initial_indent=f"{_bold('usage:')} ", subsequent_indent="    ", break_on_hyphens=False
+        text, width(), initial_indent=f"{_bold('usage:')} ", subsequent_indent="    ", break_on_hyphens=False
     )
 
 
@@ -116,10 +116,11 @@ def _paragraphs(text: str) -> str:
 def _filled(text: str, first: int, rest: int, begun: str = "") -> str:
     options: Any = {"break_on_hyphens": False, "break_long_words": False}
     text = text.replace("``", "")
-    return textwrap.fill(text, _width(), initial_indent=begun.ljust(first), subsequent_indent=" " * rest, **options)
+    return textwrap.fill(text, width(), initial_indent=begun.ljust(first), subsequent_indent=" " * rest, **options)
 
 
-def _width() -> int:
+def width() -> int:
+    """At which texts are filled: the terminal's, or what is still easily read."""
     return min(110, shutil.get_terminal_size().columns)
 
 

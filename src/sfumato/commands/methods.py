@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from sfumato.commands.help import width
 from sfumato.commands.options import Json
 from sfumato.errors import SfumatoError, unknown
 from sfumato.io.terminal import print_json
@@ -106,22 +107,21 @@ def _row(word: str, alias: str, group: str, about: About, suiting: list[str]) ->
 
 def _print(rows: list[dict[str, Any]]) -> None:
     """A line each, cut at a terminal's width, whole in a pipe."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    most = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for i, group in enumerate(dict.fromkeys(row["group"] for row in rows)):
         print(f"{chr(10) if i else ''}{group}: {GROUPS[group]}")
         for row in (row for row in rows if row["group"] == group):
             alias = f" ({row['alias']})" if row["alias"] else ""
             presets = f"; presets: {', '.join(row['presets'])}" if row["presets"] else ""
             line = f"  {row['method'] + alias:<34} {row['does']}{presets}"
-            print(f"{line[: width - 1]}…" if width and len(line) > width else line)
+            print(f"{line[: most - 1]}…" if most and len(line) > most else line)
 
 
 def _whole(row: dict[str, Any]) -> str:
-    width = min(110, shutil.get_terminal_size().columns)
     use = GROUPS[row["group"]].replace("METHOD", row["method"]).replace("WORD", row["method"])
     lines = {"": row["about"].summary, "presets": ", ".join(row["presets"])}
     lines |= {"needs": row["needs"], "families": row["families"], "asks for": "; ".join(row["asks"]), "use": use}
     texts = [f"{name}: {text}" if name else text for name, text in lines.items() if text]
     alias = f" ({row['alias']})" if row["alias"] else ""
-    filled = [textwrap.fill(text, width, initial_indent="  ", subsequent_indent="    ") for text in texts]
+    filled = [textwrap.fill(text, width(), initial_indent="  ", subsequent_indent="    ") for text in texts]
     return "\n".join([row["method"] + alias, *filled])

@@ -35,6 +35,7 @@ from sfumato.methods.control.latent_descent import (
     sharpened,
     text_at,
     text_span,
+    thresholds,
     word_maps,
 )
 from sfumato.methods.control.own_words import occurrences, own_words, prompts_of
@@ -73,15 +74,11 @@ class AttendAndExcite(Method):
     """Finds the noun phrases, in place of our grammar."""
 
     def start(self, run: Run) -> Phases:
-        if len(self.refine_at) != len(self.refine_to) or self.refinements < 0:
-            raise SfumatoError(
-                f"each refinement has a step and a threshold, got {len(self.refine_at)} and {len(self.refine_to)}"
-            )
+        at = thresholds(run, self.refine_at, self.refine_to, self.refinements)
         subjects = self._subjects(run)
         inside = [text_span(run, p, self.normalize_eot) for p in prompts_of(run)]
         need = Need(Where("image->text", text_at(run, self.res), (0, self.until), "cond"))
         end = span((0, self.until), run.steps)[1]
-        at = {span((0, part), run.steps)[1]: to for part, to in zip(self.refine_at, self.refine_to, strict=True)}
         shrinking = torch.linspace(1, 0.5, run.steps).sqrt().tolist()
 
         def before(step: Step) -> None:

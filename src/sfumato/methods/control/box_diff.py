@@ -28,8 +28,7 @@ from torch import Tensor
 
 from sfumato.core.look import look
 from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, Where, span
-from sfumato.errors import SfumatoError
-from sfumato.methods.control.latent_descent import descend, refine, sharpened, text_at, text_span, word_maps
+from sfumato.methods.control.latent_descent import descend, refine, sharpened, text_at, text_span, thresholds, word_maps
 from sfumato.methods.control.placed import among, phrase_tokens, placed
 from sfumato.ops.blur import blur
 from sfumato.prompts.layout import Layout
@@ -67,17 +66,13 @@ class BoxDiff(Method):
     """Leave the end token and the padding out of the sharpening: the authors do for Stable Diffusion 2.1."""
 
     def start(self, run: Run) -> Phases:
-        if len(self.refine_at) != len(self.refine_to) or self.refinements < 0:
-            raise SfumatoError(
-                f"each refinement has a step and a threshold, got {len(self.refine_at)} and {len(self.refine_to)}"
-            )
+        at = thresholds(run, self.refine_at, self.refine_to, self.refinements)
         layout = placed(self.layout, run, "BoxDiff")
         tokens = phrase_tokens(layout, run)
         where = among(self.layers)
         need = Need(Where("image->text", text_at(run, self.res), (0, self.until), "cond", where))
         spans = [text_span(run, prompt, self.normalize_eot) for some in run.prompts.values() for prompt in some]
         end = span((0, self.until), run.steps)[1]
-        at = {span((0, part), run.steps)[1]: to for part, to in zip(self.refine_at, self.refine_to, strict=True)}
 
         def before(step: Step) -> None:
             if step.i >= end or not self.scale:

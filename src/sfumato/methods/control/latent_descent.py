@@ -6,7 +6,7 @@ from where the latents then are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sfumato.core.choice import choose, nearest_side
 from sfumato.core.gradients import gradients
-from sfumato.core.method import Maps, Run, Step
+from sfumato.core.method import Maps, Run, Step, span
+from sfumato.errors import SfumatoError
 
 
 def descend(
@@ -40,6 +41,13 @@ def descend(
             (gradient,) = gradients(step.run.model, losses[going].sum(), (x,))
         step.x = torch.where(going.view(-1, 1, 1, 1), x.detach() - scale * gradient, x.detach())
     return losses.detach()
+
+
+def thresholds(run: Run, at: Sequence[float], to: Sequence[float], most: int) -> dict[int, float]:
+    """What shall be reached at which step. ``SfumatoError`` where parts of the steps and thresholds are no pairs."""
+    if len(at) != len(to) or most < 0:
+        raise SfumatoError(f"each refinement has a step and a threshold, got {len(at)} and {len(to)}")
+    return {span((0, part), run.steps)[1]: value for part, value in zip(at, to, strict=True)}
 
 
 def refine(
