@@ -35,7 +35,7 @@ def test_a_default_that_the_text_has_is_not_said_again():
 
 def test_usage_says_where_methods_go(run):
     out = " ".join(run("edit", "--help")[1].split())
-    assert "usage: sfumato edit IMAGE --from STR --to STR [options] [METHOD [its options] [+ METHOD ...]]" in out
+    assert "usage: sfumato edit IMAGE ... --from STR --to STR [options] [METHOD [its options] [+ METHOD ...]]" in out
     assert "prompt-to-prompt" in out
     assert "METHOD" not in run("render", "--help")[1].partition("\n\n")[0]
 

@@ -99,6 +99,8 @@ def test_images_are_written_as_they_come_and_gone_on_from(run, here, clip, stop,
     stop(0)
     (out / "a-red-cube-1.png").unlink()
     assert run(*command)[0] == 0 and files(out).keys() == whole.keys()
+    code, _, err = run(*command, "--overwrite")
+    assert code == 0 and "was there" not in err and files(out) == whole
 
 
 def test_panoramas_that_are_finished_stay_and_are_not_painted_again(run, here, clip, stop, tmp_path):

@@ -19,6 +19,8 @@ from sfumato.errors import SfumatoError, unknown
 
 OPTION = re.compile(r"--?[a-zA-Z][\w-]*(=.*)?", re.DOTALL)
 """What looks like an option: neither a negative number nor a sentence that begins with a dash."""
+LIST = "--list"
+"""An option that names what a command is otherwise given first."""
 SYNONYMS = {
     "-n": "--n",
     "-o": "--out",
@@ -66,7 +68,8 @@ def split(
     end = list(args[args.index("--") :]) if "--" in args else []
     rest = list(args[: len(args) - len(end)])
     least, most = command.positionals
-    least = 0 if help.ASKED & {*rest} else least - len(end[1:])
+    instead = help.ASKED | {LIST}
+    least = 0 if instead & {arg.partition("=")[0] for arg in rest} else least - len(end[1:])
     parts, joined = [own := _Part("", command)], False
     while rest:
         arg = rest.pop(0)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sfumato.commands import uses
+from sfumato.commands import edited, uses
+from sfumato.commands.edited import Unit
 from sfumato.commands.options import (
     Boxes,
     Device,
@@ -19,39 +23,78 @@ from sfumato.commands.options import (
     Memory,
     Model,
     Negative,
-    Photo,
+    Overwrite,
     Running,
     Seed,
     ShowAttention,
+    Usage,
     bytes_of,
-    guidance_of,
     layout_of,
     mask_of,
     note_guidance,
     remark_picture,
-    seed_of,
-    whole,
 )
+from sfumato.commands.reading import files_of
 from sfumato.commands.steering import Steering
+from sfumato.commands.wanted import Wanted, cells, changed, default, listed
 from sfumato.errors import SfumatoError
-from sfumato.io.files import writable, write_json
-from sfumato.io.terminal import note, print_json, quiet
+from sfumato.io.files import writable
+from sfumato.io.progress import progress
+from sfumato.io.terminal import note, quiet
 from sfumato.methods import index
 from sfumato.tasks import chain as chains
-from sfumato.tasks import kept, recipes
 from sfumato.tasks.chain import Chain
-from sfumato.tasks.kept import settings_of
+from sfumato.tasks.kept import digest
 
 if TYPE_CHECKING:
+    from sfumato.core.backbone import Backbone
     from sfumato.media.images import Fitted
-    from sfumato.tasks.edit import EditRun
+    from sfumato.prompts.layout import Mask
+    from sfumato.tasks.edit import EditRun, PictureEdit
+
+_OWN = {
+    "images",
+    "source",
+    "target",
+    "of_list",
+    "in_grid",
+    "negative",
+    "steps",
+    "guidance",
+    "invert",
+    "seed",
+    "compare",
+}
+_OWN |= {"out", "overwrite", "json", "memory", "device", "chain", "show_attention"}
+"""Arguments that are of each edit, or change no result."""
 
 
 def edit(
-    image: Photo,
+    images: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        Usage("IMAGE ... --from STR --to STR"),
+        tyro.conf.arg(metavar="IMAGE", help="Picture files of any kind, or folders of them."),
+    ] = (),
     *,
-    source: Annotated[str, tyro.conf.arg(name="from", help="What the picture shows.")],
-    target: Annotated[str, tyro.conf.arg(name="to", help="What it should show.")],
+    source: Annotated[str, tyro.conf.arg(name="from", help="What the picture shows.")] = "",
+    target: Annotated[str, tyro.conf.arg(name="to", help="What it should show.")] = "",
+    of_list: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            name="list",
+            metavar="FILE",
+            help="Edits in a .csv or .jsonl file instead, with the columns picture, from, to, method, seed, guidance, "
+            "steps, negative; what a row leaves open is as said here.",
+        ),
+    ] = None,
+    in_grid: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            name="grid",
+            metavar="NAME=VALUE,VALUE ...",
+            help="All combinations of settings, on a sheet: the method's options, guidance, steps, seed, invert.",
+        ),
+    ] = (),
     negative: Negative = "",
     steps: EditSteps = None,
     guidance: EditGuidance = None,
@@ -84,134 +127,258 @@ def edit(
     loading: tyro.conf.OmitArgPrefixes[Running],
     seed: Seed = 0,
     device: Device = "auto",
-    out: Annotated[Path, tyro.conf.arg(help="Folder for the result, a side-by-side and the plan.")] = Path("out/edit"),
+    out: Annotated[Path, tyro.conf.arg(help="Folder for results and side-by-sides.")] = Path("out/edit"),
+    overwrite: Overwrite = False,
     json: Json = False,
     chain: tyro.conf.Suppress[tyro.conf.Fixed[Chain]] = chains.NONE,
 ) -> None:
-    """Edit an image file by words: it is inverted, painted again, and written at its own size.
+    """Edit pictures by words: each is inverted, painted again, and written at its own size.
 
     The methods come last, joined by +, each with options of its own: see sfumato edit METHOD --help, and sfumato
-    methods for what they are. Where an edit left the source as it is, the picture keeps its own pixels. Pictures of
-    --also are seen at the same size and written each as a file of its own; csd-edit makes their edits agree.
+    methods for what they are. Where an edit left the source as it is, the picture keeps its own pixels. Pictures of one
+    shape are edited together, and each is written as it is done; the same command again goes on behind what is there.
+    Pictures of --also are seen at the same size as the first, as one set; csd-edit makes their edits agree.
 
     Example: sfumato edit photo.png --from "a red cube on grass" --to "a blue cube on grass" prompt-to-prompt
 
     Example: sfumato edit photo.png --from "a cube" --to "a sphere" --compare p2p,masactrl,pnp
 
+    Example: sfumato edit photo.png --from "a cube" --to "a sphere" --grid guidance=4,7.5 cross=0.4,0.8 p2p
+
+    Example: sfumato edit --list edits.csv p2p
+
     Example: sfumato edit 1.png --also 2.png 3.png --from "a red cube" --to "a blue cube" csd-edit
     """
     given = dict(locals())
-    if steps is not None:
-        whole("--steps", steps, 1, 1000)
-    seed_of(seed)
-    limit = bytes_of(memory)
-    guidance_of(guidance)
+    limit, layout, hole = bytes_of(memory), layout_of(box), mask_of(mask)
+    plain = Wanted(Path(), source, target, chain, negative, steps, guidance, invert, seed)
+    rows = _rows(plain, images, also, of_list)
+    several = of_list is not None or (len(rows) > 1 and not also)
     specs = [spec.strip() for spec in compare.split(",") if spec.strip()]
-    if bool(specs) == bool(chain.items):
+    if any(bool(specs) == bool(row.chain.items) for row in rows):
         raise SfumatoError(f"edit takes methods, or --compare with several; they are: {', '.join(index.words())}")
     if len({*specs}) < len(specs):
         raise SfumatoError(f"--compare takes different methods, got {compare}")
+    if specs and in_grid:
+        raise SfumatoError("--compare is of methods, and --grid of settings of one; give one of them")
     single = {"--appearance": appearance, "--show-attention": show_attention, "--control": steering.control}
     if also and (one := next(filter(single.get, single), None)):
         raise SfumatoError(f"{one} is of one picture alone; leave it or --also out")
     uses.beside("--looks", looks, "--appearance", appearance)
-    layout = layout_of(box)
-    chained = {spec: Chain((recipes.default(spec),), (spec,)) for spec in specs} or {"": chain}
-    hole = mask_of(mask)
-    chained = {spec: one.given(layout=layout, mask=hole) for spec, one in chained.items()}
-    uses.boxes(layout, chained.values())
-    uses.appearance(appearance, guidance, chained.values())
-    uses.start(invert, chained.values())
+    grid = cells(in_grid)
+    kinds = [
+        {spec: default(spec, r) for spec in specs} or {key: changed(r, c) for key, c in grid.items()} for r in rows
+    ]
+    kinds = [{key: one.given(layout, hole) for key, one in each.items()} for each in kinds]
+    every = [one.chain for each in kinds for one in each.values()]
+    uses.boxes(layout, every)
+    uses.appearance(appearance, guidance, every)
+    uses.start(invert, every)
     writable(out)
-    quiet()
-    from sfumato.media import images
-    from sfumato.tasks.edit import PictureEdit, fit_all, kept_by, run_edits
-    from sfumato.tasks.inpaint import Inpainting
+    shared = {key: value for key, value in given.items() if key not in _OWN}
+    units = edited.units(
+        out, kinds, shared, "compare" if specs else "grid" if in_grid else "beside", bool(also), overwrite
+    )
+    try:
+        if all(unit.done for unit in units):
+            failed = []
+            note(f"{units[0].file(next(iter(units[0].edits)))} {'and the others were' if several else 'was'} there")
+        else:
+            net = _loaded(loading, model, device, rows, guidance)
+            hole = uses.mask(hole, net, every)
+            if hole is not None and (also or appearance is not None):
+                raise SfumatoError(
+                    f"{model} is an inpainting checkpoint and sees one picture; leave --also and --appearance out"
+                )
+            if also and any(one.has_places for one in every):
+                note(f"the masks and boxes are of {rows[0].picture.name}, and are taken for the others as well")
+            kind = (bool(also), several, not (several or in_grid))
+            work = _Work(net, model, steering, loading, fit, appearance, looks, hole, limit, show_attention, *kind)
+            columns = in_grid[-1].count(",") + 1 if in_grid else 3
+            failed = work([unit for unit in units if also or not unit.done], columns)
+    finally:
+        for unit in units:
+            unit.release()
+    edited.tell(out, units, failed, several, json)
 
+
+def _loaded(loading: Running, model: str, device: str, rows: Sequence[Wanted], guidance: float | None) -> Backbone:
+    quiet()
     net = loading.load(model, device)
     note_guidance(net, guidance)
-    shown = {name: images.opened(file) for name, file in _named((image, *also)).items()}
-    fitted = fit_all(shown, net, fit)
-    first = fitted[image.stem]
-    height, width = first.pixels.shape[-2:]
-    other = None if appearance is None else images.cropped(images.open_picture(appearance), height, width)
-    asked = (source, target, invert, steps, guidance, seed, None if other is None else looks, negative)
-    loading.remark(model, source, target, negative)
-    remark_picture(model, lambda: kept_by(net, first.pixels))
-    net = steering.steer(net, loading, steering.beside(net, first, fit), negative)
-    hole = uses.mask(hole, net, chained.values())
-    if hole is not None and (also or other is not None):
-        raise SfumatoError(
-            f"{model} is an inpainting checkpoint and sees one picture; leave --also and --appearance out"
-        )
-    part = None if hole is None else Inpainting.of(first, hole)
-    net = net if part is None else part.given(net)
-    if also and any(one.has_places for one in chained.values()):
-        note(f"the masks and boxes are of {image.name}, and are taken for the others as well")
-    edits = {name: PictureEdit.of(one.seeing(first), *asked) for name, one in chained.items()}
-    uses.seed(seed, [(edit.start, *edit.methods) for edit in edits.values()])
-    options = {"seed": seed, "memory": limit, "appearance": other, "attention": show_attention}
-    options |= {} if part is None else {"inside": part.cells(net)}
-    found = run_edits(net, tuple(fitted.values()), edits, **options)
-    for name, done in found.items():
-        if not done.read_source:
-            note(f"{name or ' + '.join(chain.names)} does not read --from, what the picture shows")
-    words = {"source": source, "target": target, **({} if other is None else {"appearance": looks})}
-    words |= {"negative": negative} if negative else {}
-    words |= {"guidance": guidance, "seed": seed, "model": model, **steering.settings()}
-    settings = settings_of(given, list(chained.values()))
-    files: dict[str, str] = {}
-    for name, done in found.items():
-        about = {**words, "method": name or chain.items, "steps": done.steps}
-        files |= _write(done, out, list(fitted), name, about, {**settings, "compare": name})
-    files |= _beside(out, fitted, found, words, settings)
-    runs = [{"method": name, "seconds": round(done.seconds, 2), "steps": done.steps} for name, done in found.items()]
-    print_json({**files, "runs": runs}) if json else print("\n".join(files.values()))
+    loading.remark(model, *dict.fromkeys(text for row in rows for text in (row.source, row.target, row.negative)))
+    return net
 
 
-def _named(files: tuple[Path, ...]) -> dict[str, Path]:
-    """Files by the names that their results get."""
-    named = {file.stem: file for file in files}
-    if len(named) < len(files):
-        twice = next(file.stem for file in files if named[file.stem] != file or files.count(file) > 1)
-        raise SfumatoError(f"two of the pictures are called {twice}, and so would their results be; rename one")
-    return named
+def _rows(plain: Wanted, images: Sequence[Path], also: Sequence[Path], of_list: Path | None) -> list[Wanted]:
+    """The edits that are asked for. ``SfumatoError`` for words that are missing, and pictures that are not there."""
+    if of_list is not None and (images or also):
+        raise SfumatoError("--list names the pictures; leave those before it out")
+    if also and len(images) > 1:
+        raise SfumatoError("--also goes on from one picture; give one before it")
+    rows = listed(of_list, plain) if of_list else [plain]
+    if not all(row.source and row.target for row in rows):
+        words = "--from STR (What the picture shows) and --to STR (What it should show)"
+        raise SfumatoError(f"sfumato edit needs {words}; see sfumato edit --help")
+    places = [row.picture for row in rows] if of_list else [*images, *also]
+    for place in places:
+        if not place.exists():
+            if str(place) in index.words(index.PAINTING, aliases=True):
+                raise SfumatoError(f"no picture is named before {place}")
+            raise SfumatoError(
+                f"there is no file or folder {place}, nor a method of that name; the methods: sfumato methods edit"
+            )
+    return rows if of_list else [replace(plain, picture=file) for file in (*files_of(images), *also)]
 
 
-def _write(
-    done: EditRun, out: Path, stems: list[str], name: str, words: dict[str, Any], settings: dict[str, Any]
-) -> dict[str, str]:
-    """Each picture, the plan, and where the words looked."""
-    from sfumato.media import pictures
+@dataclass(frozen=True)
+class _Work:
+    """Edits as a model makes them, of as many pictures together as go."""
 
-    end, stems = f" {name}" if name else "", ["-".join(filter(None, (s, name.replace(":", "-")))) for s in stems]
-    stems = [kept.named(out, "edit", "-edited.png", stem, {**settings, "of": stem}) for stem in stems]
-    stem, plan = stems[0], out / f"{stems[0]}-plan.json"
-    files = {
-        f"image{f' {i}' if i else ''}{end}": pictures.write(result, out / f"{each}-edited.png", words)
-        for i, (each, result) in enumerate(zip(stems, done.edited.pictures, strict=True))
-    }
-    files[f"plan{end}"] = plan
-    write_json(plan, done.plan.table(), indent=2)
-    if done.attention is not None:
-        files[f"attention{end}"] = pictures.write(done.attention, out / f"{stem}-attention.png", words)
-    return {key: str(file) for key, file in files.items()}
+    net: Backbone
+    model: str
+    steering: Steering
+    loading: Running
+    fit: Fit
+    appearance: Path | None
+    looks: str
+    hole: Mask | None
+    limit: int
+    attention: bool
+    as_set: bool
+    several: bool
+    plans: bool
 
+    def __call__(self, units: Sequence[Unit], columns: int) -> list[str]:
+        """Paints and writes, of sheets so many edits a row; gives the pictures that failed."""
+        failed: list[str] = []
+        total = sum(len(unit.edits) for unit in units)
+        uses.seed(units[0].plain.seed, [(edit.start, *edit.methods) for edit in self._asked(units[:1]).values()])
+        with progress("edits", total) as advance:
 
-def _beside(
-    out: Path, fitted: dict[str, Fitted], found: dict[str, EditRun], words: dict[str, Any], settings: dict[str, Any]
-) -> dict[str, str]:
-    """Each picture beside its edit, or of several a sheet with their names."""
-    from sfumato.media import pictures
+            def tried(some: Sequence[Unit]) -> None:
+                try:
+                    self._fitted(some, columns, advance)
+                except SfumatoError as e:
+                    if not self.several:
+                        raise
+                    if len(some) > 1:
+                        for unit in some:
+                            tried([unit])
+                    else:
+                        failed.append(str(some[0].picture))
+                        note(f"{some[0].picture}: {e}")
+                        advance(len(some[0].edits))
 
-    stem, results = next(iter(fitted)), zip(*(done.edited.pictures for done in found.values()), strict=True)
-    rows = [[one.original, *edited] for one, edited in zip(fitted.values(), results, strict=True)]
-    first, columns = rows[0][0].size, 1 + len(found)
-    shown = [picture if picture.size == first else picture.resize(first) for row in rows for picture in row]
-    tail = "beside" if list(found) == [""] else "compare"
-    stem = kept.named(out, tail, f"-{tail}.png", stem, settings)
-    if tail == "beside":
-        return {"beside": str(pictures.write(pictures.grid(shown, columns), out / f"{stem}-beside.png", words))}
-    labels = ["the picture", *found] * len(rows)
-    sheet = pictures.labelled(shown, labels, columns=min(4, columns) if len(rows) == 1 else columns)
-    return {"compare": str(pictures.write(sheet, out / f"{stem}-compare.png", words))}
+            for some in self._alike(units):
+                tried(some)
+        return failed
+
+    def _alike(self, units: Sequence[Unit]) -> Iterator[list[Unit]]:
+        """Those of the same settings, as many as are painted together."""
+        from sfumato.tasks.generate import BATCH
+
+        groups: dict[str, list[Unit]] = {}
+        for unit in units:
+            groups.setdefault(digest([(label, one.settings(False)) for label, one in unit.edits.items()]), []).append(
+                unit
+            )
+        for group in groups.values():
+            most = len(group) if self.as_set else 1 if self._alone(group[0]) else BATCH
+            for first in range(0, len(group), most):
+                yield group[first : first + most]
+
+    def _alone(self, unit: Unit) -> bool:
+        """Is a picture edited by itself, as something is of it alone, or as pictures of a run have a part in others?"""
+        methods = [m for edit in self._asked([unit]).values() for m in (edit.start, *edit.methods)]
+        apart = any(not m.requires.batch or m.requires.set for m in methods)
+        given = self.hole is not None or self.appearance is not None or bool(self.steering.control)
+        return apart or given or any(one.chain.has_places for one in unit.edits.values())
+
+    def _asked(self, some: Sequence[Unit], first: Fitted | None = None) -> dict[str, PictureEdit]:
+        """The edits of pictures with the same settings; each has its own words."""
+        from sfumato.tasks.edit import PictureEdit
+
+        out, looks = {}, None if self.appearance is None else self.looks
+        for label, one in some[0].edits.items():
+            words = zip(*((unit.edits[label].source, unit.edits[label].target) for unit in some), strict=True)
+            source, target = (each[0] if len({*each}) == 1 else each for each in words)
+            chain = one.chain if first is None else one.chain.seeing(first)
+            options = (one.invert, one.steps, one.guidance, one.seed, looks, one.negative)
+            out[label] = PictureEdit.of(chain, source, target, *options)
+        return out
+
+    def _fitted(self, some: Sequence[Unit], columns: int, advance: Callable[[int], None]) -> None:
+        """Pictures as the model sees them, and their edits: those of one size together."""
+        from sfumato.media import images
+        from sfumato.tasks.edit import fit_all, kept_by
+
+        shown = {unit.picture: images.opened(unit.picture) for unit in some}
+        if self.as_set:
+            fitted = list(fit_all({file.stem: x for file, x in shown.items()}, self.net, self.fit).values())
+        else:
+            fitted = [images.fit(shown[u.picture], self.net.size, self.net.multiple, self.fit) for u in some]
+        sizes: dict[tuple[int, ...], list[tuple[Unit, Fitted]]] = {}
+        for unit, one in zip(some, fitted, strict=True):
+            if not self.as_set or unit is some[0]:
+                name = str(unit.picture) if self.several else ""
+                remark_picture(self.model, partial(kept_by, self.net, one.pixels), name)
+            sizes.setdefault(tuple(one.pixels.shape), []).append((unit, one))
+        for of_size in sizes.values():
+            these, seen = zip(*of_size, strict=True)
+            self._paint(these, seen, advance)
+            for group in [these] if self.as_set else [[unit] for unit in these]:
+                edited.sheet(
+                    group,
+                    [one.original for unit, one in of_size if unit in group],
+                    columns,
+                    self._about(group[0].plain),
+                )
+
+    def _paint(self, some: Sequence[Unit], seen: Sequence[Fitted], advance: Callable[[int], None]) -> None:
+        """The edits that are not there."""
+        from sfumato.media import images
+        from sfumato.methods.sets.noise import Shared
+        from sfumato.tasks.edit import run_edits
+        from sfumato.tasks.inpaint import Inpainting
+
+        height, width = seen[0].pixels.shape[-2:]
+        other = None if self.appearance is None else images.cropped(images.open_picture(self.appearance), height, width)
+        one = some[0].plain
+        pictures = self.steering.beside(self.net, seen[0], self.fit)
+        net = self.steering.steer(self.net, self.loading, pictures, one.negative)
+        part = None if self.hole is None else Inpainting.of(seen[0], self.hole)
+        net = net if part is None else part.given(net)
+        net = net if self.as_set or len(some) == 1 else net.with_noises(Shared())  # of the seed, each as alone
+        edits = self._asked(some, seen[0])
+        if (
+            len(some) > 1
+            and not self.as_set
+            and any(e.plan(net, seen, e.start.steps).bytes > self.limit for e in edits.values())
+        ):
+            for unit, alone in zip(some, seen, strict=True):
+                self._paint([unit], [alone], advance)
+            return
+
+        def keep(label: str, run: EditRun) -> None:
+            if not run.read_source and not self.several:
+                named = label or " + ".join(one.chain.names)
+                note(f"{named} does not read --from, what the picture shows")
+            for i, unit in enumerate(some):
+                about = {**self._about(unit.edits[label]), "method": unit.edits[label].chain.items, "steps": run.steps}
+                unit.write(label, run, i, about, plan=i == 0 and self.plans)
+            advance(len(some))
+
+        there = [label for label in edits if all(unit.has(label) for unit in some)]
+        advance(len(there) * len(some))
+        left = {label: edit for label, edit in edits.items() if label not in there}
+        options = {"memory": self.limit, "appearance": other, "attention": self.attention, "after": keep}
+        options |= {} if part is None else {"inside": part.cells(net)}
+        run_edits(net, seen, left, **options)
+
+    def _about(self, one: Wanted) -> dict[str, Any]:
+        """What a picture tells of how it was made."""
+        words = {"source": one.source, "target": one.target}
+        words |= {} if self.appearance is None else {"appearance": self.looks}
+        words |= {"negative": one.negative} if one.negative else {}
+        return {**words, "guidance": one.guidance, "seed": one.seed, "model": self.model, **self.steering.settings()}

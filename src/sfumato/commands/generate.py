@@ -18,6 +18,7 @@ from sfumato.commands.options import (
     Memory,
     Model,
     Negative,
+    Overwrite,
     Running,
     Seed,
     ShowAttention,
@@ -71,6 +72,7 @@ def generate(
     out: Annotated[Path, tyro.conf.arg(help="A folder, or a .png (with more than one image: their grid).")] = Path(
         "out/generate"
     ),
+    overwrite: Overwrite = False,
     json: Json = False,
     chain: tyro.conf.Suppress[tyro.conf.Fixed[Chain]] = chains.NONE,
 ) -> None:
@@ -160,7 +162,7 @@ def generate(
         "model": model,
         **({"methods": " + ".join(map(repr, chain.items))} if chain.items else {}),
     }
-    keeper = None if show_attention or frames > 1 else painting.Finished(place, settings, given, chain)
+    keeper = None if show_attention or frames > 1 else painting.Finished(place, settings, given, chain, overwrite)
     after = None if part is None else partial(part.restore, model=net)
     painted = task.generate(
         net, "" if picture else prompt, range(seed, seed + n), keeper=keeper, after=after, **options

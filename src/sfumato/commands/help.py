@@ -12,9 +12,11 @@ from argparse import Action
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from inspect import getdoc, unwrap
-from typing import Any
+from typing import Any, get_type_hints
 
 import tyro
+
+from sfumato.commands.options import Usage
 
 CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed)
 ASKED = {"--help", "-h"}
@@ -51,8 +53,10 @@ def command(f: Callable[..., Any], prog: str, methods: Sequence[str] = ()) -> st
     needed = [
         f"{action.option_strings[0]} {_metavar(action)}" for action in own if action.option_strings and action.required
     ]
+    hints = get_type_hints(unwrap(f), include_extras=True).values()
+    own_words = [mark.text for hint in hints for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Usage)]
     chain = ["[METHOD [its options] [+ METHOD ...]]"] if methods else []
-    usage = " ".join([prog, *places, *needed, "[options]", *chain])
+    usage = " ".join([prog, *(own_words or places), *needed, "[options]", *chain])
     parts = [_usage(usage), _paragraphs(getdoc(unwrap(f)) or "")]
     if methods:
         more = f"  {prog} {methods[0]} --help has a method's options"

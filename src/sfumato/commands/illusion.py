@@ -14,6 +14,7 @@ from sfumato.commands.options import (
     Memory,
     Model,
     Negative,
+    Overwrite,
     Running,
     Seed,
     Size,
@@ -66,6 +67,7 @@ def illusion(
     seed: Seed = 0,
     device: Device = "auto",
     out: Annotated[Path, tyro.conf.arg(help="Folder for the results.")] = Path("out/illusion"),
+    overwrite: Overwrite = False,
     json: Json = False,
     chain: tyro.conf.Suppress[tyro.conf.Fixed[Chain]] = chains.NONE,
 ) -> None:
@@ -111,7 +113,7 @@ def illusion(
         net, (prompt, other), looked, range(seed, seed + n), fuse=None if fuse == "auto" else fuse,
         methods=chain.given(seed=seed).of(height, width).methods, guide=how.guide(net, guidance, negative),
         steps=steps, size=(height, width), stepper=how.made(net), memory=limit,
-        keeper=painting.Finished(place, settings, given, chain),
+        keeper=painting.Finished(place, settings, given, chain, overwrite),
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
     for i, name in enumerate(place.names(n, seed, given, chain)):

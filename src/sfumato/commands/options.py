@@ -28,6 +28,14 @@ if TYPE_CHECKING:
     from sfumato.learning.concepts import Concept
     from sfumato.prompts.layout import Layout, Mask
 
+
+@dataclass(frozen=True)
+class Usage:
+    """What a usage line has for what is needed in some calls only."""
+
+    text: str
+
+
 Seed = Annotated[int, tyro.conf.arg(metavar="N", help="The same seed gives the same result.")]
 Negative = Annotated[str, tyro.conf.arg(help="What the picture should not be, in the place of the empty prompt.")]
 Device = Annotated[str, tyro.conf.arg(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")]
@@ -72,6 +80,11 @@ Boxes = Annotated[
 ShowAttention = Annotated[
     bool,
     tyro.conf.arg(help="Write where each word looks, too."),
+    tyro.conf.FlagCreatePairsOff,
+]
+Overwrite = Annotated[
+    bool,
+    tyro.conf.arg(help="Make anew what is there already."),
     tyro.conf.FlagCreatePairsOff,
 ]
 Json = Annotated[
@@ -178,13 +191,13 @@ class Loading:
                 note(f"no prompt says {either}, {what} of --{option} {file}, so it is not read")
 
 
-def remark_picture(model: str, kept: Callable[[], float]) -> None:
+def remark_picture(model: str, kept: Callable[[], float], name: str = "") -> None:
     """Say so where the built-in model cannot hold a picture, of which its autoencoder finds so much again, in dB."""
     from sfumato.stilllife.paint import strange
     from sfumato.stilllife.weights import MODELS
 
     if model in MODELS and (text := strange(kept())):
-        note(text)
+        note(f"{name}: {text}" if name else text)
 
 
 @dataclass(frozen=True)

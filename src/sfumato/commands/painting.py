@@ -108,12 +108,13 @@ class Finished:
     settings: Mapping[str, Any]
     given: Mapping[str, Any]
     chain: Chain
+    overwrite: bool = False
 
     def found(self, seed: int) -> Picture | None:
         from sfumato.media import images
 
         file = self._file(seed)
-        if file is None:
+        if file is None or self.overwrite:
             return None
         if file.exists():
             note(f"{file} was there")

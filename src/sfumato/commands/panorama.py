@@ -16,6 +16,7 @@ from sfumato.commands.options import (
     Memory,
     Model,
     Negative,
+    Overwrite,
     Running,
     Seed,
     StepsOrOwn,
@@ -72,6 +73,7 @@ def panorama(
     out: Annotated[Path, tyro.conf.arg(help="A folder, or a .png (with more than one panorama: their grid).")] = Path(
         "out/panorama"
     ),
+    overwrite: Overwrite = False,
     json: Json = False,
     chain: tyro.conf.Suppress[tyro.conf.Fixed[Chain]] = chains.NONE,
 ) -> None:
@@ -127,7 +129,7 @@ def panorama(
         "model": model,
         **({"methods": " + ".join(map(repr, chain.items))} if chain.items else {}),
     }
-    keeper = painting.Finished(place, settings, given, chain)
+    keeper = painting.Finished(place, settings, given, chain, overwrite)
     painted = task.panorama(net, prompt, range(seed, seed + n), (height, width), keeper=keeper, **kind, **options)
     place.write(
         painted, painted.pictures, seed, settings, given, chain, json, cost={**vars(price), "times": price.times}

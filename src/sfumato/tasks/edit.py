@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ from sfumato.media.images import Fit, Fitted, Sized
 from sfumato.methods.edit.appearance import APPEARANCE
 from sfumato.metrics.image import psnr
 from sfumato.tasks.chain import Chain
+from sfumato.tasks.kept import digest
 from sfumato.tasks.previews import previewing
 from sfumato.tasks.starts import How, start_of
 
@@ -48,11 +49,15 @@ class Edited:
     """Cells of the latents that are not the source's."""
 
 
+Words = str | tuple[str, ...]
+"""Of all pictures, or of each its own."""
+
+
 def edit_pictures(
     model: Backbone,
     fitted: Sequence[Fitted],
     path: Path,
-    prompts: Mapping[str, str],
+    prompts: Mapping[str, Words],
     *,
     methods: Sequence[Method] = (),
     guide: Guide | Scales = 7.5,
@@ -62,13 +67,13 @@ def edit_pictures(
     preview_every: int = 0,
     on_progress: Listener | None = None,
 ) -> Edited:
-    """Paint the stream ``target`` of ``prompts`` (one for all pictures) along a path found from ``fitted``.
+    """Paint the stream ``target`` of ``prompts`` (one for all, or one each) along a path found from ``fitted``.
 
     An edit changes what differs from the stream ``source``, or, in a run without one, from the pictures themselves; of
     that what is ``inside`` of these cells, where they are said.
     Raises ``SfumatoError`` for what ``denoise`` refuses.
     """
-    each = {stream: [prompt] * len(fitted) for stream, prompt in prompts.items()}
+    each = {stream: _each(words, len(fitted)) for stream, words in prompts.items()}
     options = {"guide": guide, "seed": seed, "memory": memory, "callback": previewing(preview_every, "target")}
     with heard(on_progress):
         out = denoise(model, each, start=path, methods=methods, **options)
@@ -80,12 +85,16 @@ def edit_pictures(
     return Edited(tuple(results), painted, changed)
 
 
+def _each(words: Words, pictures: int) -> list[str]:
+    return [words] * pictures if isinstance(words, str) else list(words)
+
+
 @dataclass(frozen=True)
 class PictureEdit:
-    """An edit as it is asked for: what the picture shows and should show, from where, and by which methods."""
+    """An edit as it is asked for: what pictures show and should show, from where, and by which methods."""
 
-    source: str
-    target: str
+    source: Words
+    target: Words
     start: Inversion
     methods: Sequence[Method] = ()
     guidance: float | None = None
@@ -94,13 +103,15 @@ class PictureEdit:
     """What the picture shows whose appearance is taken; such an edit goes without guidance."""
     negative: str = ""
     """What the edit should not be, in the place of the empty prompt."""
+    seed: int | None = None
+    """Of what is drawn while it is painted; None is the run's."""
 
     @classmethod
     def of(
         cls,
         chain: Chain,
-        source: str,
-        target: str,
+        source: Words,
+        target: Words,
         how: How | None = None,
         steps: int | None = None,
         guidance: float | None = None,
@@ -112,15 +123,15 @@ class PictureEdit:
         chain = chain.given(seed=seed).stepped(steps)
         start = start_of(how, steps, guidance, seed, looks is not None)
         start = (chain.starter(start) if looks is None else start).against(negative)
-        return cls(source, target, start, chain.methods, guidance, looks, negative)
+        return cls(source, target, start, chain.methods, guidance, looks, negative, seed)
 
     def prepared(self, model: Backbone) -> PictureEdit:
         """With what its methods find out beforehand."""
-        prompts = {stream: (prompt,) for stream, prompt in self.prompts.items()}
+        prompts = {stream: (words,) if isinstance(words, str) else words for stream, words in self.prompts.items()}
         return replace(self, methods=[method.prepare(model, prompts) for method in self.methods])
 
     @property
-    def prompts(self) -> dict[str, str]:
+    def prompts(self) -> dict[str, Words]:
         """Of the run's streams; the picture itself is one where something follows it."""
         if self.looks is not None:
             return {"source": self.source, "target": self.target, APPEARANCE: self.looks}
@@ -146,7 +157,7 @@ class PictureEdit:
         Raises ``SfumatoError`` for what cannot be run.
         """
         height, width = fitted[0].pixels.shape[-2:]
-        prompts = {stream: [prompt] * (count or len(fitted)) for stream, prompt in self.prompts.items()}
+        prompts = {stream: _each(words, count or len(fitted)) for stream, words in self.prompts.items()}
         options = {"guide": self.guide(model), "steps": steps, "size": (height, width), "memory": memory}
         options |= {"group": group, "views": self.start.alone()}
         return denoising.plan(model, prompts, methods=self.methods, **options)
@@ -161,8 +172,8 @@ class EditRun:
     steps: int
     """Along which it was painted."""
     seconds: float
-    attention: Picture | None = None
-    """Where each word of the target looks in the first picture, where that was asked for."""
+    attention: tuple[Picture, ...] = ()
+    """Where each word of the target looks in each picture, where that was asked for."""
     read_source: bool = True
     """Was what the picture shows read at all?"""
 
@@ -195,22 +206,35 @@ def run_edits(
     memory: int | None = None,
     inside: Bool[Tensor, "h w"] | None = None,
     preview_every: int = 0,
+    after: Callable[[str, EditRun], None] | None = None,
     on_progress: Listener | None = None,
 ) -> dict[str, EditRun]:
     """The same pictures by several edits. What cannot be run is refused before the first is inverted.
 
     ``appearance``: the picture, of the size of ``fitted``, whose looks are taken. ``inside``: cells of the latents
-    outside of which pictures keep their pixels.
+    outside of which pictures keep their pixels. ``after`` hears of each edit when it is done. Edits that start alike
+    share what was inverted; the time of each has it.
     """
     net, edits = model, {name: edit.prepared(model) for name, edit in edits.items()}
     for edit in edits.values():
-        model.check_change(edit.source, edit.target)
+        for words in zip(*(_each(some, len(fitted)) for some in (edit.source, edit.target)), strict=True):
+            model.check_change(*words)
         edit.plan(model, fitted, edit.start.steps, memory)
+    inverted: dict[str, tuple[Path, set[str], float]] = {}
 
-    def run(edit: PictureEdit) -> EditRun:
-        began, read = time.perf_counter(), set[str]()
+    def back(edit: PictureEdit) -> tuple[Path, set[str], float]:
+        """The path, the prompts that were read, and how long it took."""
+        key = digest([edit.start, edit.source])
+        if key not in inverted:
+            began, read, pixels = time.perf_counter(), set[str](), torch.stack([one.pixels for one in fitted])
+            path = invert(_noting(net, read), pixels, edit.source, edit.start)
+            inverted[key] = path, read, time.perf_counter() - began
+        return inverted[key]
+
+    def run(name: str, edit: PictureEdit) -> EditRun:
+        path, before, spent = back(edit)
+        began, read = time.perf_counter() - spent, {*before}
         model = _noting(net, read)
-        path = invert(model, torch.stack([one.pixels for one in fitted]), edit.source, edit.start)
         if appearance is not None and edit.looks is not None:
             other = invert(model, appearance, edit.looks, edit.start)
             path = together({("source", "target"): path, APPEARANCE: other})
@@ -223,20 +247,25 @@ def run_edits(
             edit.prompts,
             methods=methods,
             guide=edit.guide(model),
-            seed=seed,
+            seed=seed if edit.seed is None else edit.seed,
             memory=memory,
             inside=inside,
             preview_every=preview_every,
         )
         seconds, steps = time.perf_counter() - began, len(path.levels)
         plan = edit.plan(model, fitted, steps or edit.start.steps, memory)
-        sheet = None
+        targets, sheets = _each(edit.target, len(fitted)), []
         if watch is not None:
-            sheet = overlays.sheet(pictures.picture(edited.painted[0]), watch.maps(model.words(edit.target)))
-        return EditRun(edited, plan, steps, seconds, sheet, edit.source in {*read, edit.target})
+            shown = zip(map(pictures.picture, edited.painted), targets, strict=True)
+            sheets = [overlays.sheet(p, watch.maps(model.words(text), i)) for i, (p, text) in enumerate(shown)]
+        known = {*_each(edit.source, len(fitted))} <= {*read, *targets}
+        done = EditRun(edited, plan, steps, seconds, tuple(sheets), known)
+        if after is not None:
+            after(name, done)
+        return done
 
     with heard(on_progress):
-        return {name: run(edit) for name, edit in edits.items()}
+        return {name: run(name, edit) for name, edit in edits.items()}
 
 
 def _noting(model: Backbone, read: set[str]) -> Backbone:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import count
@@ -36,10 +36,13 @@ class Kept:
     tail: str
     """What the name of the first file of each result ends with, such as ``-edited.png``."""
 
-    def claim(self, name: str, same: Callable[[Record], bool], **about: Any) -> tuple[str, Record | None]:
+    def claim(
+        self, name: str, same: Callable[[Record], bool], taken: Collection[str] = (), **about: Any
+    ) -> tuple[str, Record | None]:
         """A name for new results: ``photo``, or else ``photo.2``, ...; and the record of the ones that lie there.
 
-        Those are replaced only if their record is the ``same``. ``SfumatoError`` where nothing can be written.
+        Those are replaced only if their record is the ``same``; ``taken`` are names of other results of this run, which
+        are still to come. ``SfumatoError`` where nothing can be written.
         """
         name = short(name)
         for n in count(1):
@@ -48,6 +51,8 @@ class Kept:
             found = _read(place)
             if found is not None and same(found):
                 return own, found
+            if own in taken:
+                continue
             if found is not None and not first.exists() and not _alive(found.get("process", -1)):
                 place.unlink(missing_ok=True)  # its results were deleted, or never came
             if not first.exists() and _new(place, {**about, "process": os.getpid()}):
@@ -95,7 +100,7 @@ def named(folder: Path, kind: str, tail: str, name: str, settings: Mapping[str, 
 
 def settings_of(arguments: Mapping[str, Any], chains: Sequence[Chain] = ()) -> dict[str, Any]:
     """Of a command's arguments those that change its results; and what its methods are."""
-    others = ("out", "json", "memory", "device", "chain", "show_attention")
+    others = ("out", "overwrite", "json", "memory", "device", "chain", "show_attention")
     return {k: v for k, v in arguments.items() if k not in others} | {"methods": [chain.items for chain in chains]}
 
 
