@@ -50,6 +50,9 @@ def test_features_of_every_family_are_drawn(models, name, tmp_path):
         maps = joint_pca.read_features(readers, what, times=(1, 300))
         found = joint_pca.joint_pca(maps)
         assert all(m.shape[:2] == (2, 2) for m in maps.values())
+        alone = joint_pca.read_features(readers[1:], what, times=(300,))
+        assert all(torch.equal(m[1, 1], alone[layer][0, 0]) for layer, m in maps.items())
+        assert all(0 < one.joint <= one.own + 1e-5 <= 1 + 2e-5 for one in found.values())
     joint_pca.draw(readers, found, (1, 300), tmp_path / "a.png", name)
     assert (tmp_path / "a.png").stat().st_size > 1000
     with pytest.raises(SfumatoError, match="has layers tokens 0 to"):

@@ -127,6 +127,8 @@ def test_attention_methods_go_with_it(model):
     _, kept, edited = run(model, how, n=1, methods=[PromptToPrompt()])
     assert torch.equal(kept, start.image)
     assert (edited - target).abs().max() > 1e-4
+    off = run(model, how, n=1, methods=[PromptToPrompt(cross=0.0, self=0.0)])[2]
+    torch.testing.assert_close(off, target, **CLOSE)
     same = run(model, how, n=1, methods=[PromptToPrompt()], target=SOURCE, scales=(5.0, 5.0))[2]
     torch.testing.assert_close(same, start.image, **CLOSE)
 

@@ -11,6 +11,7 @@ import torch
 from sfumato.core.choice import choose
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.normalised_cut import NormalisedCut, affinity, bisected, heads, recursive_cut
+from sfumato.ops.regions import spectral
 from sfumato.reading.reader import Noise, Reader
 
 
@@ -81,6 +82,21 @@ def test_the_feature_is_what_the_encoders_last_self_attention_gives(models):
         hook.remove()
     assert found.shape[1:] == sites[-1].grid(reader.grid)
     torch.testing.assert_close(module.to_out[0](found.flatten(1).T), given[-1][0], atol=1e-5, rtol=1e-4)
+
+
+def test_pixels_are_given_to_segments_by_their_cosine_with_the_means_to_the_power(models):
+    reader = Reader(models("sd"), torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0)), 64)
+    out = NormalisedCut(power=3.0, clusters=2, side=16)(reader)
+    site = [s for s in choose(reader.model, "image->image", reader.grid) if s.stage == "down"][-1]
+    f = reader.extract([site], heads, Noise(50))[site]
+    f = f / f.norm(dim=0)
+    labels = spectral(affinity(f.flatten(1).T, 3.0), 2, 0)
+    fine = torch.nn.functional.interpolate(f[None], (16, 24), mode="bilinear")[0]
+    wanted = []
+    for n in labels.unique():
+        mean = f.flatten(1)[:, labels == n].mean(1)
+        wanted.append(torch.cosine_similarity(mean[:, None, None], fine, dim=0).clamp_min(0) ** 3)
+    torch.testing.assert_close(out.scores, torch.stack(wanted), atol=1e-5, rtol=1e-4)
 
 
 def test_an_image_of_one_colour_is_sane(models):

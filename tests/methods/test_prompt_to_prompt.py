@@ -48,6 +48,8 @@ def test_the_same_prompt_is_no_edit(model):
     method = PromptToPrompt(blend=LocalBlend("cube", "cube"), reweight={"red": 1.0}, words={"red": 0.5})
     source, target = run(model, method, target=SOURCE)
     torch.testing.assert_close(target, source, **CLOSE)
+    apart = {"target": SOURCE, "start": model.latents([1, 2], 128, 128)}  # and acts: from other noise it is one
+    assert (run(model, method, **apart)[1] - run(model, None, **apart)[1]).abs().max() > 1e-3
 
 
 def test_weight_one_is_no_reweighting_and_two_is(model):

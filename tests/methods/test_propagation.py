@@ -44,6 +44,17 @@ def test_one_cell_grows_to_its_whole_part():
     assert (once != thing).any() and torch.equal(often, thing)
 
 
+def test_a_round_begins_where_walkers_of_the_last_came_so_many_times_as_often():
+    maps, _ = two_parts(across=0.3)
+    seeds = torch.arange(20) < 2
+    inside = torch.ones_like(seeds)
+    share = grown(maps, seeds, inside, 1, 2.5)[1]
+    start = share > 0.5
+    assert (start != (share / (1 - share) > 1 / 2.5)).any()  # where as often would be enough
+    again = grown(maps, seeds, inside, 1, 2.5, rounds=2)
+    torch.testing.assert_close(again, grown(maps, start, inside, 1, 2.5))
+
+
 def test_nothing_outside_of_a_box_is_the_things():
     maps, thing = two_parts()
     box = torch.arange(20) < 3

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sfumato.core.denoising import plan
 from sfumato.methods import index
 
 TABLE: dict[str, dict[str, Any]] = {
@@ -97,9 +98,21 @@ def test_presets_are_published(word, preset):
     assert all(same(getattr(found, name), wanted) for name, wanted in row.items())
 
 
-def test_edit_friendly_counts_the_steps_that_are_left_out():
-    found = index.find("prompt-to-prompt").presets["edit-friendly"]
-    assert (int(found.cross * 88), int(found.self * 88)) == (int(0.6 * 101), int(0.2 * 101))
+@pytest.mark.parametrize(
+    ("preset", "steps", "cross", "own"),
+    [
+        (None, 50, 40, 20), (None, 12, 10, 4), (None, 4, 4, 1), ("pie-bench", 50, 20, 30), ("pie-bench", 7, 3, 4),
+        ("edit-friendly", 88, 60, 20),  # of 100 steps, of which 12 are left out: int(0.6 x 101) and int(0.2 x 100)
+    ],
+)  # fmt: skip
+def test_words_are_replaced_in_a_part_of_one_step_more_and_self_attention_in_one_of_the_steps(
+    models, preset, steps, cross, own
+):
+    entry = index.find("prompt-to-prompt")
+    prompts = {"source": "a red cube", "target": "a blue cube"}
+    method = entry.presets[preset] if preset else entry.method()
+    planned = plan(models("sd"), prompts, methods=[method], steps=steps, size=64)
+    assert {e.pair: e.steps for e in planned.entries} == {"image->text": (0, cross), "image->image": (0, own)}
 
 
 def test_every_method_with_numbers_of_its_own_has_a_row():

@@ -57,8 +57,7 @@ def label(segments: Segments, maps: Float[Tensor, "w h w2"], names: Sequence[str
     unit = F.normalize(fitted.flatten(1), dim=1)
     labels = segments.labels.flatten().to(unit.device)
     inside = F.one_hot(labels, len(segments.scores)).to(unit)
-    votes = (unit @ inside) / inside.sum(0).clamp_min(1)
-    best, whole = votes.argmax(0), segments.whole.to(unit)
+    best, whole = (unit @ inside).argmax(0), segments.whole.to(unit)
     found = [i for i in range(len(names)) if i in set(best[labels].tolist())]
     scores = torch.stack([whole[best == i].amax(0) for i in found])
     return Segments(scores, segments.size, tuple(names[i] for i in found))
