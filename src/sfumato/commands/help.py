@@ -60,9 +60,9 @@ def command(f: Callable[..., Any], prog: str, methods: Sequence[str] = ()) -> st
     return "\n\n".join([*parts, *_options(asked)])
 
 
-def method(cls: Any, prog: str, about: str, presets: Sequence[str]) -> str:
-    """Of a method, and the words of its presets."""
-    more = ["", f"  {'--preset WORD':<{COLUMN - 2}}One of: {', '.join(presets)}."] if presets else []
+def method(cls: Any, prog: str, about: str, presets: str) -> str:
+    """Of a method, and what there is to say of its presets."""
+    more = ["", _row("--preset WORD", presets)] if presets else []
     return "\n\n".join([_usage(f"{prog} [options]"), _paragraphs(about), *_options(parser(cls))]) + "\n".join(more)
 
 
