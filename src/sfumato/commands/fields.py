@@ -27,19 +27,22 @@ class Grammar:
     """How many values each takes; None for as many as follow."""
     positionals: tuple[int, float] = (0, 0)
     """How many it takes, at least and at most."""
+    places: tuple[str, ...] = ()
+    """What these are called."""
 
 
 @cache
 def grammar(f: Callable[..., Any], **more: int) -> Grammar:
     """Of a function's parameters or a class's fields, and ``more`` options by their names."""
     options: dict[str, int | None] = {f"--{name}": n for name, n in more.items()}
-    least, most = 0, 0.0
+    least, most, places = 0, 0.0, list[str]()
     for action in help.parser(f)._actions:
         n = action.nargs if isinstance(action.nargs, int) else None
         options |= dict.fromkeys(action.option_strings, n)
         if not action.option_strings:
             least, most = least + (n or 1), most + (math.inf if n is None else n)
-    return Grammar(options, (least, most))
+            places += [str(action.metavar)]
+    return Grammar(options, (least, most), tuple(places))
 
 
 def of_method(word: str, head: bool = False) -> Grammar:

@@ -58,6 +58,7 @@ def methods(
     from sfumato.methods.about import family
 
     of, rows = None if model is None else family(model), list(_rows())
+    asked = tuple(word for text in asked for word in text.split())
     words = sorted({word for row in rows for word in (row["method"], row["alias"]) if word})
     listed = f"groups: {', '.join(GROUPS)}; sfumato methods lists all"
     named = [row for row in rows if {row["method"], row["alias"]} & {*asked}]
