@@ -73,10 +73,10 @@ def test_what_is_said_counts_before_what_suits(asked):
     found = asked("segment a.png --side 64 diff-seg --threshold 0.5 + graph-cut")
     assert found["items"] == [DiffSeg(threshold=0.5, least=1.0), GraphCut(smooth=4.0, neighbours=8)]
     assert found["side"] == 64
-    assert asked("segment a.png diff-seg --preset published") == asked("segment --model sd-1.5 a.png")
+    assert asked("segment a.png diff-seg --preset defaults") == asked("segment --model sd-1.5 a.png")
     assert asked("segment a.png diff-seg --preset still-life") == asked("segment a.png")
     assert asked("segment a.png diff-seg --preset coco")["items"] == [COCO]
-    assert asked("match a.png b.png dift --preset published")["method"] == DIFT()
+    assert asked("match a.png b.png dift --preset defaults")["method"] == DIFT()
     found = asked("match a.png b.png dift --blocks 1")["method"]
     assert found.blocks == (1,) and found.layers == () and found.ensemble == 2, "layers stand in the place of blocks"
     # a published value that is asked for is not what suits
@@ -84,9 +84,9 @@ def test_what_is_said_counts_before_what_suits(asked):
 
 
 def test_a_preset_is_all_of_its_settings(asked):
-    found = asked("learn a.png --as <duck> textual-inversion --preset published")
+    found = asked("learn a.png --as <duck> textual-inversion --preset defaults")
     assert found["method"] == TextualInversion() != recipes.find("textual-inversion").method
-    found = asked("learn a.png --as <duck> textual-inversion --preset published --vectors 3")
+    found = asked("learn a.png --as <duck> textual-inversion --preset defaults --vectors 3")
     assert found["method"] == TextualInversion(vectors=3)
 
 
@@ -101,5 +101,5 @@ def test_a_value_that_lift_is_asked_for_is_obeyed_though_it_is_the_published_one
 
 def test_help_says_what_methods_are_by_default():
     said = " ".join(fields.help_of("diff-seg", "sfumato segment").split())
-    assert "published [default: still-life on stilllife, else published]." in said
-    assert "published" not in fields.help_of("p2p", "sfumato edit")
+    assert "defaults [default: still-life on stilllife, else defaults]." in said
+    assert "defaults" not in fields.help_of("p2p", "sfumato edit")

@@ -55,7 +55,7 @@ def help_of(word: str, prog: str, head: bool = False) -> str:
     entry = index.find(word)
     text = f"{about(entry).summary}\n\nMore of it: sfumato methods {word}"
     row, presets = recipes.usual(entry, head), ", ".join(recipes.presets(entry, head))
-    default = f" [default: {row.preset} on {row.model}, else {recipes.PUBLISHED}]" if row else ""
+    default = f" [default: {row.preset} on {row.model}, else {recipes.DEFAULTS}]" if row else ""
     presets = f"One of: {presets}{default}." if presets else ""
     return help.method(class_of(word, head), f"{prog} ... {word}", text, presets)
 

@@ -93,7 +93,7 @@ def _rows() -> Iterator[dict[str, Any]]:
     for entry in index.METHODS:
         if not entry.is_function:
             suiting = [row.preset for row in recipes.RECIPES.values() if row.word == entry.word]
-            suiting += [recipes.PUBLISHED] if recipes.usual(entry) else []
+            suiting += [recipes.DEFAULTS] if recipes.usual(entry) else []
             yield _row(entry.word, entry.alias, entry.group, about(entry), suiting)
     for word, home in starts.HOMES.items():
         module, _, name = home.partition(":")

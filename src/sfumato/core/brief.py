@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from sfumato.core.described import Described
+
 _LONGEST = 80
 
 
-class Brief:
+class Brief(Described):
     """Of a dataclass with ``repr=False``: its fields in a line, tensors by type and shape."""
 
     def __repr__(self) -> str:

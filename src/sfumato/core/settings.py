@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
+from sfumato.core.described import Described
 from sfumato.errors import SfumatoError
 
 
-class Settings:
+class Settings(Described):
     """Of a dataclass whose numbers are finite, but where infinity is the default. It is asked when one is made.
 
     A subclass with a ``__post_init__`` of its own calls this one first.

@@ -48,8 +48,8 @@ EDITING = 4.0
 """Guidance of edits on the built-in model; the published 7.5 burns its colours."""
 BLEND = 0.6
 """Threshold of Prompt-to-Prompt's blend there: more of the background is kept."""
-PUBLISHED = "published"
-"""The preset of a method as its paper has it, where what suits a model is the default."""
+DEFAULTS = "defaults"
+"""The preset of a method as it is by itself, where on a model it is what suits that unless other is said."""
 TWICE = 256
 """Side at which the built-in model reads: twice its own, as its cells are large."""
 FINEST = ("up_blocks.3.attentions.0",)
@@ -291,11 +291,11 @@ def find(word: str, model: str = "stilllife") -> Recipe:
 
 def presets(entry: Entry, head: bool = False) -> dict[str, Any]:
     """Other settings of a method by their words: those of its own file, then those that suit a model; or of the head
-    that it learns. Of what suits a model unless other is said, also the ``published`` ones."""
+    that it learns. Of what suits a model unless other is said, also its own ``defaults``."""
     own = head and bool(entry.head)
     suiting = {name: row.method for name, row in _suiting(entry, head).items()}
     if usual(entry, head):
-        suiting[PUBLISHED] = (entry.learner if own else entry.method)()
+        suiting[DEFAULTS] = (entry.learner if own else entry.method)()
     return ({} if own else entry.presets) | {
         name: method for name, method in suiting.items() if name not in entry.presets
     }
