@@ -13,6 +13,7 @@ import inspect
 import re
 import textwrap
 import types
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
