@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from sfumato.errors import SfumatoError
 from sfumato.io.files import write_json
+from sfumato.io.progress import progress
 from sfumato.io.terminal import print_json, print_whole
 
 Figure = Float[np.ndarray, " samples"] | float  # a value a sample, of which the mean is the figure, or a figure
@@ -105,11 +106,13 @@ def gather(
     of its keys; what it notes of single methods it puts in ``session.methods``, if there is such a thing.
     """
     began = time.monotonic()
-    for keys, measure in measures:
-        try:
-            report.figures |= measure(session)
-        except SfumatoError as e:
-            report.why |= dict.fromkeys(keys, str(e))
+    with progress(f"bench {report.suite}", len(measures)) as advance:
+        for keys, measure in measures:
+            try:
+                report.figures |= measure(session)
+            except SfumatoError as e:
+                report.why |= dict.fromkeys(keys, str(e))
+            advance()
     report.methods |= getattr(session, "methods", {})
     report.compared |= getattr(session, "compared", {})
     report.seconds = time.monotonic() - began
