@@ -93,10 +93,11 @@ def test_a_preset_is_all_of_its_settings(asked):
 def test_a_value_that_lift_is_asked_for_is_obeyed_though_it_is_the_published_one(asked):
     from sfumato.tasks import lift_recipes
 
-    own = lift_recipes.recipe("sds", "stilllife").method
-    assert own.guidance != type(own).guidance, "else this shows nothing"
+    own: Any = lift_recipes.recipe("sds", "stilllife").method
+    published = type(own).guidance
+    assert own.guidance != published, "else this shows nothing"
     assert asked("lift cube sds")["method"] == own
-    assert asked(f"lift cube sds --guidance {type(own).guidance}")["method"].guidance == type(own).guidance
+    assert asked(f"lift cube sds --guidance {published}")["method"].guidance == published
 
 
 def test_help_says_what_methods_are_by_default():

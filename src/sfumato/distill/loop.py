@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.brief import Brief
 from sfumato.core.guidance import Guide
 from sfumato.core.method import Requires
 from sfumato.core.settings import Settings
@@ -45,7 +46,7 @@ class Learner(Protocol):
 
 
 @dataclass
-class Now:
+class Now(Brief):
     """One step as a method sees it: the model, the images as latents, and what it may draw and remember."""
 
     model: Backbone

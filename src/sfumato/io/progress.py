@@ -221,7 +221,7 @@ class Bar:
             console=console,
             transient=True,
         )
-        self.tasks, self.works = list[Any](), list[Progress]()
+        self.tasks, self.works = list[Any](), list[Any]()
 
     def __call__(self, event: Progress) -> None:
         self.works[event.depth :] = [event]

@@ -26,6 +26,7 @@ from sfumato.core.sites import Layer, Site
 from sfumato.errors import SfumatoError, finite
 from sfumato.media.images import AnyImage as Image
 from sfumato.media.images import pixels
+from sfumato.media.pictures import picture, png
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -152,6 +153,10 @@ class Reader(Brief):
     """Shorter side of what the network sees, in pixels [default: the model's own]."""
     _kept: dict[Any, Tensor] = field(default_factory=dict, repr=False)
     _open: bool = field(default=True, repr=False)
+
+    def _repr_png_(self) -> bytes:
+        """The image, which a notebook shows."""
+        return png(picture(self.pixels.cpu()))
 
     def __post_init__(self) -> None:
         h, w = self.size

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.brief import Shown
 from sfumato.core.denoising import denoise
 from sfumato.distill import Distillation, Images, Ramp, Viewpoints, canvases, distil
 from sfumato.distill.loop import Regulariser
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Distilled:
+class Distilled(Shown):
     """What a run came to."""
 
     images: Float[Tensor, "n 3 H W"]
@@ -33,6 +34,11 @@ class Distilled:
     """All images side by side, as they came (of a run that went on, since then), the last as they are now."""
     strength: tuple[float, ...]
     """Root mean square of each step's gradient by the latents."""
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """The images as pictures."""
+        return list(map(pictures.picture, self.images))
 
 
 def distill_images(

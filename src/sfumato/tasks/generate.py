@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from sfumato.core import denoising
 from sfumato.core.backbone import Backbone
+from sfumato.core.brief import Shown
 from sfumato.core.guidance import Guide, Scales
 from sfumato.core.method import Method
 from sfumato.core.plan import Plan
@@ -25,7 +26,7 @@ BATCH = 8
 
 
 @dataclass(frozen=True)
-class Generated:
+class Generated(Shown):
     """Images of a prompt."""
 
     pictures: tuple[Picture, ...]

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.brief import Brief
 from sfumato.errors import SfumatoError
 from sfumato.io.progress import Listener, heard
 from sfumato.methods.perceive.dift import DIFT
@@ -21,7 +22,7 @@ GRID = 6  # points a side, where none are given
 
 
 @dataclass(frozen=True)
-class Matched:
+class Matched(Brief):
     """What of the first picture was found in the second."""
 
     matches: Matches
