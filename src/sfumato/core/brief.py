@@ -62,7 +62,8 @@ def brief(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return f"{type(value).__name__}({', '.join(f'{k}={brief(v)}' for k, v in value._asdict().items())})"
+        named: Any = value
+        return f"{type(value).__name__}({', '.join(f'{k}={brief(v)}' for k, v in named._asdict().items())})"
     if isinstance(value, Mapping) and any(isinstance(each, Tensor) for each in value.values()):
         return f"{{{', '.join(f'{key!r}: {brief(each)}' for key, each in value.items())}}}"
     if isinstance(value, Sequence) and len(value) and all(isinstance(each, Tensor) for each in value):

@@ -174,7 +174,7 @@ class Cell:
         self.last, self.works, self.handle = -math.inf, list[Progress](), None
 
     def __call__(self, event: Progress) -> None:
-        from IPython.display import display
+        from IPython.display import display  # pyright: ignore[reportMissingImports]  # every kernel has it
 
         self.works[event.depth :] = [] if event.over else [event]
         now = self.clock()

@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.backbone import Backbone
+from sfumato.core.backbone import Backbone, check_model
 from sfumato.core.brief import Shown
 from sfumato.core.denoising import denoise
 from sfumato.distill import Distillation, Images, Ramp, Viewpoints, canvases, distil
 from sfumato.distill.loop import Regulariser
 from sfumato.distill.regularisers import Histogram, Hue, Saturation
+from sfumato.errors import kind
 from sfumato.io.progress import Listener, heard, show
 from sfumato.media import pictures
 
@@ -67,6 +68,8 @@ def distill_images(
     the space if not given. ``frame_every``: steps between two frames, each of which is a preview; 0 is the last alone.
     The rest is ``distil``'s, a run that was cut off goes on from ``keep``.
     """
+    check_model(model)
+    kind("prompts are a text, or one an image", prompts, (str, Sequence))
     if size is None and image is not None:
         size = (image.shape[-2], image.shape[-1])
     count = n if n is not None else 1 if isinstance(prompts, str) else len(prompts)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from sfumato.core import denoising
-from sfumato.core.backbone import Backbone
+from sfumato.core.backbone import Backbone, check_model
 from sfumato.core.brief import Shown
 from sfumato.core.guidance import Guide, Scales
 from sfumato.core.method import Method
@@ -15,6 +15,7 @@ from sfumato.core.plan import Plan
 from sfumato.core.steppers import Stepper
 from sfumato.core.views import Views
 from sfumato.core.watch import Attention
+from sfumato.errors import kind
 from sfumato.io.progress import Listener, heard, progress
 from sfumato.media import overlays, pictures
 from sfumato.tasks.previews import previewing
@@ -75,6 +76,9 @@ def generate(
 
     The rest is ``denoise``'s, which raises ``SfumatoError`` for what it refuses before the first image is painted.
     """
+    check_model(model)
+    denoising.check_methods(methods)
+    kind("seeds are one an image, such as range(4)", seeds, Sequence)
     watch = Attention() if attention else None
     every_method = [method.prepare(model, {"main": (prompt,)}) for method in methods]
     every_method += [] if watch is None else [watch]
