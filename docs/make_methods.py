@@ -15,13 +15,13 @@ import textwrap
 import types
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
 from sfumato.commands.fields import spoken
+from sfumato.core.described import behind, strings
 from sfumato.methods import index
 from sfumato.methods.about import About, about
 from sfumato.tasks import recipes
@@ -102,12 +102,7 @@ def options(entry: index.Entry) -> list[str]:
     """Tables of a method's fields, as a command line spells them, and of its presets."""
     cls = entry.method
     hints = get_type_hints(spoken(cls), include_extras=True)
-    docs: dict[str, str] = {}
-    for kind in cls.__mro__[::-1]:
-        if kind.__module__.startswith("sfumato."):
-            (node,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-            assert isinstance(node, ast.ClassDef)
-            docs |= behind(node.body)
+    docs = strings(cls)
     lines = [
         [option(f.name, hints[f.name]), default(f, hints[f.name]), markdown(docs.get(f.name, ""), wrap=False)]
         for f in fields(cls)
@@ -118,6 +113,8 @@ def options(entry: index.Entry) -> list[str]:
     suiting = {row.preset: beside(row) for row in recipes.RECIPES.values() if row.word == entry.word}
     lines = []
     for word, value in recipes.presets(entry).items():
+        if word == recipes.DEFAULTS:  # the table of options has it
+            continue
         new = [f for f in fields(cls) if f.init and getattr(value, f.name) != start(f)]
         settings = " ".join(spelled(f.name, hints[f.name], getattr(value, f.name)) for f in new)
         text = texts.get(word.upper().replace("-", "_")) or suiting.get(word, "")
@@ -130,17 +127,6 @@ def beside(row: recipes.Recipe) -> str:
     more = {"guidance": row.guidance, "invert": row.start, "side": row.side}
     options = " ".join(f"--{k} {written(v, None)}" for k, v in more.items() if v is not None)
     return f"Suits `{row.model}`{f', with `{options}`' if options else ''}."
-
-
-def behind(body: Sequence[ast.stmt]) -> dict[str, str]:
-    """Strings that stand behind assignments, by the assigned names."""
-    out = {}
-    for node, text in pairwise(body):
-        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [None])
-        target = targets[0]
-        if isinstance(target, ast.Name) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            out[target.id] = inspect.cleandoc(str(text.value.value))
-    return out
 
 
 def option(name: str, hint: Any) -> str:

@@ -22,6 +22,18 @@ def unknown(what: str, asked: object, known: Iterable[str], listed: str = "") ->
     return SfumatoError(f"unknown {what} {asked!r}; {meant}{listed}")
 
 
+def kind(what: str, value: Any, of: type | tuple[type, ...]) -> None:
+    """Refuse what is of another type: ``what`` says what it is, and how it is written."""
+    if not isinstance(value, of):
+        raise SfumatoError(f"{what}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value in an error's line: what is short as it is written, else its kind."""
+    text = repr(value)
+    return text if len(text) <= 100 and "\n" not in text else f"a {type(value).__name__}"
+
+
 def first_line(error: BaseException) -> str:
     """Of what an error says; its kind, where it says nothing."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

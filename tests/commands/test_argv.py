@@ -252,6 +252,24 @@ def test_what_the_field_calls_an_option_is_it_where_there_is_no_other():
     assert split("--lr", "1", "--learning-rate", "2", command=own)[0] == ["--lr=1", "--rate=2"]
     with pytest.raises(SfumatoError, match="unknown option -n; "):
         split("x", "-n", "3")
+    with pytest.raises(SfumatoError, match="--lr is an option of lora; it stands behind that word; here it is --rate"):
+        argv.split(["--lr", "1", "lora"], Grammar({}), ["lora"], lambda word: Grammar({"--rate": 1}))
+    batches = (Grammar({"--n": 1, "--batch": 1}), Grammar({"--n": 1}))
+    assert [split("--batch-size", "2", command=each)[0] for each in batches] == [["--batch=2"], ["--n=2"]]
+
+
+def test_two_sides_are_a_size_and_a_place_is_no_option():
+    sized = Grammar({"--size": 1, "--n": 1}, (1, 1), ("PROMPT",))
+    for line in ("x --height 64 --width 96", "--W=96 x --H 64", "x p2p --width 96 --height=64"):
+        assert split(*line.split(), command=sized)[0] == ["x", "--size=96x64"]
+    assert split("--width", "3", command=Grammar({"--width": 1, "--size": 1}))[0] == ["--width=3"]
+    for line, why in (
+        ("x --height 64", "--height alone is no size; give both, or --size WIDTHxHEIGHT"),
+        ("--prompt x", "PROMPT is given as it is, without --prompt before it"),
+        ("x --strength 3", "--strength is an option of sdedit; name the method, and it behind that word"),
+    ):
+        with pytest.raises(SfumatoError, match=why):
+            argv.split(line.split(), sized, ["p2p", "sdedit"], METHODS.__getitem__)
 
 
 def test_options_behind_a_method_reach_the_command(asked):

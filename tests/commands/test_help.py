@@ -5,24 +5,40 @@ from __future__ import annotations
 import argparse
 import re
 import subprocess
+from contextlib import suppress
 
 import pytest
 
 from sfumato import cli
-from sfumato.commands import completion, help
+from sfumato.commands import completion, fields, help
+from sfumato.errors import SfumatoError
+from sfumato.methods import index
 
 
-@pytest.mark.parametrize(
-    "words", [(), ("edit",), ("generate",), ("edit", "p2p"), ("experiment",), ("show",), ("show", "plan")]
-)
-def test_help_fits_the_terminal_and_says_a_default_once(run, monkeypatch, words):
-    monkeypatch.setenv("COLUMNS", "80")
+@pytest.mark.parametrize("words", [(), ("edit",), ("edit", "p2p"), ("experiment",), ("show",), ("show", "plan")])
+def test_help_is_shown(run, words):
     code, out, err = run(*words, "--help")
     assert code == 0 and not err and out.startswith(f"usage: {' '.join(['sfumato', *words[:1]])}")
-    long = [line for line in out.splitlines() if len(line) > 80]
-    assert all(line.startswith(("Example: ", "  --")) for line in long), long
-    assert not re.search(r"default: (None|''|False|)\)|\{None|\x1b|``", out)
-    assert not re.search(r"\[default:[^\]]*\]\.?\s*\(default", out)
+
+
+@pytest.mark.parametrize("columns", [60, 200])
+def test_all_help_fits_the_terminal_and_says_a_default_once(monkeypatch, columns):
+    """Of each command, experiment and method."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    texts = [help.command(f, f"sfumato {name}", cli._methods(name, False, name)) for name, f in cli.COMMANDS.items()]
+    texts += [help.command(f, f"sfumato show {name}") for name, f in cli.GROUPS["show"]("").items()]
+    experiments = cli.GROUPS["experiment"]
+    texts += [help.command(experiments(word)[word], f"sfumato experiment {word}") for word in experiments("")]
+    for entry in (entry for entry in index.METHODS if not entry.is_function):
+        for head in (False, True)[: 1 + bool(entry.head)]:
+            with suppress(SfumatoError):  # of one that takes a function
+                texts.append(fields.help_of(entry.word, "sfumato edit", head))
+    assert len(texts) > len(index.METHODS)
+    for text in texts:
+        long = [line for line in text.splitlines() if len(line) > columns]
+        assert all(line.startswith(("Example: ", "Then: ")) for line in long), long
+        assert not re.search(r"default: (None|none|''|False|)\)|\{None|\x1b|``", text)
+        assert not re.search(r"\[default:[^\]]*\]\.?\s*\(default", text)
 
 
 def test_a_default_that_the_text_has_is_not_said_again():
@@ -31,6 +47,14 @@ def test_a_default_that_the_text_has_is_not_said_again():
     assert help._meaning("Steps. (default: 5)") == "Steps. (default: 5)"
     for metavar, shown in (("{None}|INT", "INT"), ("{None,a,b}", "{a,b}"), ("INT|{None}", "INT"), ("{a,b}", "{a,b}")):
         assert help._metavar(argparse.Action(["-x"], "x", metavar=metavar)) == shown
+
+
+def test_an_option_of_a_letter_is_shown():
+    assert re.search(r"^  -n, --n INT +Images; .*?^  -s, --seed N .*?^  -o, --out PATH", _of("generate"), re.S | re.M)
+
+
+def _of(name: str) -> str:
+    return help.command(cli.COMMANDS[name], f"sfumato {name}")
 
 
 def test_usage_says_where_methods_go(run):

@@ -64,6 +64,12 @@ def test_a_model_is_of_a_family():
         about.family("llama")
 
 
+def test_methods_that_have_an_option_are_found_in_their_files():
+    found = about.having_field("strength", index.words(command="edit"))
+    own = [e for e in index.METHODS if e.word in index.words(command="edit") and not e.is_function]
+    assert found == [e.word for e in own if "strength" in {f.name for f in fields(e.method)}] and "sdedit" in found
+
+
 def test_what_works_on_a_family_says_so():
     """A method's paragraph of families begins with all of them, or names some."""
     for entry in index.METHODS:
@@ -93,6 +99,7 @@ def test_methods_are_found_by_group_word_and_family(run):
 
     assert listed("edit", "distill") == listed("edit") | listed("distill") == {*index.words(("edit", "distill"))}
     assert "sync-diffusion" in listed("panorama", "sets") == listed("panorama") & listed("sets")
+    assert listed("style images") == listed("style", "images") >= {"style-aligned"}
     assert listed("p2p", "masactrl") == {"prompt-to-prompt", "masactrl"}
     assert "stable-flow" in listed("edit", "--for", "flux") and "plug-and-play" not in listed("edit", "--for", "flux")
     assert run("methods", "p2p")[1].startswith("prompt-to-prompt (p2p)\n  Prompt-to-Prompt (Hertz et al. 2023")

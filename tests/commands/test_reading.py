@@ -72,7 +72,7 @@ def test_segments_learn_from_labelled_examples_and_get_names(run, here, photos, 
             mask.paste(255, (0, 0, picture.width // 2, picture.height))
         mask.save(examples / f"{name}-labels.png")
     call = ("segment", photos / "b.png", "--side", 64, "--out", tmp_path / "out")
-    code, _, err = run(*call, "--labelled", examples, "few-shot")
+    code, _, err = run(*call, "--labelled", examples, "few-shot", "--preset", "defaults")
     assert code == 0, err
     assert set(read_labels(tmp_path / "out" / "b-labels.png").unique().tolist()) <= {0, 1}
     code, _, err = run(*call, "--labelled", examples, "label-efficient", "--epochs", 1, "--members", 2)

@@ -21,7 +21,7 @@ from sfumato.tasks import recipes
 from sfumato.tasks import train_head as task
 
 QUICK = ("stego", "--classes", 3, "--batch", 2, "--points", 2)
-SOURCE = ("+", "dift", "--blocks", 0, "--ensemble", 1)
+SOURCE = ("+", "dift", "--blocks", 0, "--ensemble", 1)  # in place of the layers that suit the model
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from sfumato.distill import Distillation, GuidedModel
 from sfumato.errors import SfumatoError
 from sfumato.experiments import baseline, guidance_grid, index, kappa_error, saturation
 from sfumato.experiments.common import Subjects, apart, guided, listed, mosaic, percent
+from sfumato.io.progress import heard
 from sfumato.methods.distill.score_distillation import ScoreDistillation
 from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
 from sfumato.metrics import looks
@@ -192,7 +193,11 @@ def test_the_table_has_every_experiment_once_and_those_with_a_source_are_tried_h
 
 @pytest.mark.parametrize("name", QUICK)
 def test_each_writes_a_figure_and_the_findings_of_both(run, here, tmp_path, name):
-    code, out, err = run("experiment", name, *QUICK[name], "--out", tmp_path, "--seed", 1, "--device", "cpu")
+    events = []
+    with heard(events.append):
+        code, out, err = run("experiment", name, *QUICK[name], "--out", tmp_path, "--seed", 1, "--device", "cpu")
+    first, inner = [e for e in events if not e.depth], [e for e in events if e.depth == 1 and e.over]
+    assert sum(e.over for e in first) == 1 and (first[0].what != name or first[0].of == len(inner)), "one bar over all"
     assert code == 0, err
     picture, document = map(Path, out.splitlines()[-2:])
     told = json.loads(document.read_text())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 from PIL import Image
 from rich.console import Console
 
-from sfumato.io.progress import Bar, Lines, Progress, Stopped, heard, lasting, progress, show
+from sfumato.io.progress import Bar, Cell, Lines, Progress, Stopped, counted, heard, lasting, progress, show
 
 
 def test_a_listener_hears_a_work_and_the_works_inside_it():
@@ -67,8 +70,68 @@ def test_the_bar_has_a_line_for_each_work_and_none_when_all_are_over():
             inner(3, "painting")
             lines = [(t.description, t.completed, t.total) for t in bar.lines.tasks]
             raise ZeroDivisionError
-    assert lines == [("whole", 1, 2), ("painting", 3, 4)]
+    assert lines == [("whole", 1.75, 2), ("painting", 3, 4)]
     assert not bar.lines.tasks
+
+
+def test_works_one_after_the_other_are_counted_by_one_over_them_all():
+    events = []
+    with heard(events.append), counted("both", 2):
+        for name in ("one", "two", "one more than was said"):
+            with progress(name, 3) as advance:
+                advance(3)
+        with counted("alone", 1), progress("inner", 1):
+            pass
+    assert [(e.done, e.of, e.over) for e in events if e.what == "both"] == [
+        (0, 2, False),
+        (1, 2, False),
+        (2, 2, False),
+        (2, 2, False),
+        (2, 2, False),
+        (2, 2, True),
+    ]
+    assert "alone" not in {e.what for e in events}
+
+
+def test_a_notebook_shows_bars_under_the_cell(monkeypatch):
+    """By what every kernel has: IPython's display, whose handle takes what is shown anew."""
+    shown, ended = [], []
+
+    class Handle:
+        def update(self, value: object) -> None:
+            shown.append(value._repr_html_())  # pyright: ignore[reportAttributeAccessIssue]
+            ended.append(repr(value))
+
+    class ZMQInteractiveShell: ...
+
+    def display(value: object, display_id: bool) -> Handle:
+        assert display_id and not shown
+        Handle().update(value)
+        return Handle()
+
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", place := ModuleType("IPython.display"))
+    place.display = display  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr("builtins.get_ipython", ZMQInteractiveShell, raising=False)  # how a kernel is known
+    monkeypatch.setattr(Cell, "every", 0.0)
+    with progress("images of <b>", 2) as advance, progress("painting", 4) as inner:
+        inner(2)
+        advance()
+    assert shown[2].startswith('<div><progress value="0.250"></progress> images of &lt;b&gt; 0 of 2, 0 s so far, about')
+    assert shown[2].endswith('</div><div><progress value="0.500"></progress> painting 2 of 4</div>')
+    assert (shown[-1], ended[2], ended[-1]) == ("", "images of <b> 0 of 2, painting 2 of 4", "")
+
+
+def test_a_notebook_is_not_drawn_more_often_than_it_can_be_read(monkeypatch):
+    drawn, times = [], iter((0.0, 0.0, 0.1, 0.1, 0.2, 0.25, 0.3, 0.9))
+    cell = Cell(lambda: next(times))
+    cell.handle = type("Handle", (), {"update": lambda self, value: drawn.append(repr(value))})()
+    monkeypatch.setitem(sys.modules, "IPython.display", ModuleType("IPython.display"))
+    sys.modules["IPython.display"].display = None  # pyright: ignore[reportAttributeAccessIssue]
+    with heard(cell), progress("work", 9) as advance:
+        for _ in range(5):
+            advance()
+    assert drawn == ["work 0 of 9", "work 3 of 9", ""]
 
 
 def test_without_a_terminal_a_line_tells_every_ten_seconds(capsys, monkeypatch):

@@ -78,7 +78,7 @@ def load(
     from sfumato.stilllife.similarity import features, similarity
 
     in_hand = not isinstance(name, str | Path)
-    place = choose(device) if isinstance(device, str) else device
+    place = device if isinstance(device, torch.device) else choose(device)
     dtype = _dtype(dtype) if dtype is not None or in_hand else torch.float32
     if offload is not None:
         _check_offload(offload, place)

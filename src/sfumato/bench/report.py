@@ -17,7 +17,8 @@ from jaxtyping import Float
 
 from sfumato.errors import SfumatoError
 from sfumato.io.files import write_json
-from sfumato.io.terminal import print_json
+from sfumato.io.progress import progress
+from sfumato.io.terminal import print_json, print_whole
 
 Figure = Float[np.ndarray, " samples"] | float  # a value a sample, of which the mean is the figure, or a figure
 
@@ -105,11 +106,13 @@ def gather(
     of its keys; what it notes of single methods it puts in ``session.methods``, if there is such a thing.
     """
     began = time.monotonic()
-    for keys, measure in measures:
-        try:
-            report.figures |= measure(session)
-        except SfumatoError as e:
-            report.why |= dict.fromkeys(keys, str(e))
+    with progress(f"bench {report.suite}", len(measures)) as advance:
+        for keys, measure in measures:
+            try:
+                report.figures |= measure(session)
+            except SfumatoError as e:
+                report.why |= dict.fromkeys(keys, str(e))
+            advance()
     report.methods |= getattr(session, "methods", {})
     report.compared |= getattr(session, "compared", {})
     report.seconds = time.monotonic() - began
@@ -150,23 +153,19 @@ def show(report: Report, *, as_json: bool) -> None:
     if as_json:
         print_json(report.to_dict())
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("key", "value", "95 %", "target", "meaning", box=None, pad_edge=False)
     for key, row in zip(report.meanings, rows(report), strict=True):
         style = None if key not in report.targets or key in report.why else "green" if row[-1] else "red"
         table.add_row(key, *row[:3], report.meanings[key], style=style)
-    console = Console()
-    console.print(table)
+    print_whole(table)
     for what, comparison in report.compared.items():
-        console.print(_compared(what, comparison))
+        print_whole(_compared(what, comparison))
     for reason in dict.fromkeys(report.why.values()):
         keys = ", ".join(key for key, why in report.why.items() if why == reason)
-        console.print(f"{keys}: not measured, {reason}", highlight=False)
-    console.print(
-        f"{report.suite}, n = {report.n}, seed {report.seed}, {report.device}, {report.seconds:.0f} s", highlight=False
-    )
+        print(f"{keys}: not measured, {reason}")
+    print(f"{report.suite}, n = {report.n}, seed {report.seed}, {report.device}, {report.seconds:.0f} s")
 
 
 def _compared(what: str, comparison: Comparison) -> Any:

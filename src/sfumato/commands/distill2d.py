@@ -25,6 +25,7 @@ from sfumato.commands.options import (
 )
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
+from sfumato.io.progress import counted
 from sfumato.io.terminal import note, print_json, quiet
 from sfumato.methods import index
 from sfumato.tasks import chain as chains
@@ -143,24 +144,25 @@ def distill2d(
     settings = {"prompt": prompt, "space": space, "steps": steps, "optimiser": optimiser, "seed": seed, "model": model}
     stem, rows, results = f"{slug(prompt)}-{chain.names[0]}", [], []
     every_setting, name = kept.settings_of(given, [chain]), ""
-    for scale in scales or [None]:
-        how = method if scale is None else replace(method, guidance=scale)
-        own = {**every_setting, "sweep": None, "methods": how}
-        name = stem if scale is None else f"{stem}-{scale:g}"
-        name = kept.named(out, "distill2d", ".gif", name, own)
-        so_far = out / f".{name}.{kept.digest(own)[:8]}.safetensors"
-        done = distill_images(net, prompt, how, steps, keep=so_far, **options)
-        about = {**settings, "method": repr(how)}
-        files = [
-            pictures.write(pictures.picture(image), out / f"{name}-{seed + i}.png", about)
-            for i, image in enumerate(done.images)
-        ]
-        sheet = done.frames[-1]
-        files += [pictures.write(sheet, out / f"{name}.png", about)] if n > 1 else []
-        files.append(pictures.write_film(done.frames, out / f"{name}.gif"))
-        so_far.unlink(missing_ok=True)
-        results.append(sheet)
-        rows.append({**about, "guidance": scale, "files": [str(f) for f in files], "strength": done.strength})
+    with counted("sweep", len(scales)):
+        for scale in scales or [None]:
+            how = method if scale is None else replace(method, guidance=scale)
+            own = {**every_setting, "sweep": None, "methods": how}
+            name = stem if scale is None else f"{stem}-{scale:g}"
+            name = kept.named(out, "distill2d", ".gif", name, own)
+            so_far = out / f".{name}.{kept.digest(own)[:8]}.safetensors"
+            done = distill_images(net, prompt, how, steps, keep=so_far, **options)
+            about = {**settings, "method": repr(how)}
+            files = [
+                pictures.write(pictures.picture(image), out / f"{name}-{seed + i}.png", about)
+                for i, image in enumerate(done.images)
+            ]
+            sheet = done.frames[-1]
+            files += [pictures.write(sheet, out / f"{name}.png", about)] if n > 1 else []
+            files.append(pictures.write_film(done.frames, out / f"{name}.gif"))
+            so_far.unlink(missing_ok=True)
+            results.append(sheet)
+            rows.append({**about, "guidance": scale, "files": [str(f) for f in files], "strength": done.strength})
     grid = out / f"{name}.png" if n > 1 else out / f"{name}-{seed}.png"
     if scales:
         name = kept.named(out, "sweep", ".png", f"{stem}-sweep", every_setting)

@@ -13,6 +13,7 @@ from sfumato.commands.fields import spoken
 from sfumato.commands.options import Device, Json, Model, Running
 from sfumato.experiments.index import EXPERIMENTS, Entry
 from sfumato.io.files import writable, write_json
+from sfumato.io.progress import counted
 from sfumato.io.terminal import print_json, print_table, quiet
 
 
@@ -51,7 +52,9 @@ def _command(entry: Entry) -> Callable[..., None]:
         writable(setting.out)
         quiet()
         model = setting.loading.load(setting.model, setting.device)
-        found, path = experiment.run(model), experiment.path(setting.out, entry.word)
+        with counted(entry.word, experiment.works):
+            found = experiment.run(model)
+        path = experiment.path(setting.out, entry.word)
         found.draw(path, experiment.about(model))
         document = experiment.document(model, found)
         numbers = path.with_suffix(".json")

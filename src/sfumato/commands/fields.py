@@ -27,19 +27,22 @@ class Grammar:
     """How many values each takes; None for as many as follow."""
     positionals: tuple[int, float] = (0, 0)
     """How many it takes, at least and at most."""
+    places: tuple[str, ...] = ()
+    """What these are called."""
 
 
 @cache
 def grammar(f: Callable[..., Any], **more: int) -> Grammar:
     """Of a function's parameters or a class's fields, and ``more`` options by their names."""
     options: dict[str, int | None] = {f"--{name}": n for name, n in more.items()}
-    least, most = 0, 0.0
+    least, most, places = 0, 0.0, list[str]()
     for action in help.parser(f)._actions:
         n = action.nargs if isinstance(action.nargs, int) else None
         options |= dict.fromkeys(action.option_strings, n)
         if not action.option_strings:
             least, most = least + (n or 1), most + (math.inf if n is None else n)
-    return Grammar(options, (least, most))
+            places += [str(action.metavar)]
+    return Grammar(options, (least, most), tuple(places))
 
 
 def of_method(word: str, head: bool = False) -> Grammar:
@@ -51,13 +54,16 @@ def help_of(word: str, prog: str, head: bool = False) -> str:
     """What ``--help`` behind a method's word tells."""
     entry = index.find(word)
     text = f"{about(entry).summary}\n\nMore of it: sfumato methods {word}"
-    return help.method(class_of(word, head), f"{prog} ... {word}", text, [*recipes.presets(entry, head)])
+    row, presets = recipes.usual(entry, head), ", ".join(recipes.presets(entry, head))
+    default = f" [default: {row.preset} on {row.model}, else {recipes.DEFAULTS}]" if row else ""
+    presets = f"One of: {presets}{default}." if presets else ""
+    return help.method(class_of(word, head), f"{prog} ... {word}", text, presets)
 
 
 def methods(segments: Sequence[Sequence[str]], prog: str, head: bool = False) -> Chain:
     """The methods that were asked for, as ``argv.split`` gives them, or the heads that they learn; tyro says what is
     wrong with options."""
-    items = []
+    items, named = [], list[frozenset[str]]()
     for word, *options in segments:
         entry, cls = index.find(word), class_of(word, head)
         kind, suiting = (entry.learner if head else entry.method), recipes.presets(entry, head)
@@ -71,11 +77,9 @@ def methods(segments: Sequence[Sequence[str]], prog: str, head: bool = False) ->
         )
         seed_of(getattr(item, "seed", 0))
         items.append(kind(**values(item)))
-    return Chain(
-        tuple(items),
-        tuple(word for word, *_ in segments),
-        tuple(frozenset(_named(o) for o in options if o.startswith("--")) for _, *options in segments),
-    )
+        said = {_named(o) for o in options if o.startswith("--")}
+        named.append(frozenset(said | (recipes.said(entry, presets[-1], head) if presets else set())))
+    return Chain(tuple(items), tuple(word for word, *_ in segments), tuple(named))
 
 
 def _named(option: str) -> str:

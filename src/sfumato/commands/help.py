@@ -20,6 +20,8 @@ from sfumato.commands.options import Usage
 
 CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed)
 ASKED = {"--help", "-h"}
+SHORT = {"--n": "-n", "--out": "-o", "--seed": "-s"}
+"""Options in a letter, where neither the command nor a method has one of that name."""
 COLUMN = 24
 """Where what an option means begins."""
 
@@ -59,14 +61,14 @@ def command(f: Callable[..., Any], prog: str, methods: Sequence[str] = ()) -> st
     usage = " ".join([prog, *(own_words or places), *needed, "[options]", *chain])
     parts = [_usage(usage), _paragraphs(getdoc(unwrap(f)) or "")]
     if methods:
-        more = f"  {prog} {methods[0]} --help has a method's options"
+        more = _filled(f"{prog} {methods[0]} --help has a method's options", 2, 4, "  ")
         parts.append("\n".join([_bold("methods"), _filled(", ".join(methods), 2, 2, "  "), more]))
     return "\n\n".join([*parts, *_options(asked)])
 
 
-def method(cls: Any, prog: str, about: str, presets: Sequence[str]) -> str:
-    """Of a method, and the words of its presets."""
-    more = ["", f"  {'--preset WORD':<{COLUMN - 2}}One of: {', '.join(presets)}."] if presets else []
+def method(cls: Any, prog: str, about: str, presets: str) -> str:
+    """Of a method, and what there is to say of its presets."""
+    more = ["", _row("--preset WORD", presets)] if presets else []
     return "\n\n".join([_usage(f"{prog} [options]"), _paragraphs(about), *_options(parser(cls))]) + "\n".join(more)
 
 
@@ -76,13 +78,13 @@ def _options(asked: Any) -> list[str]:
         rows = [_option(action) for action in group._group_actions if not ASKED & {*action.option_strings}]
         if rows:
             about = [_filled(group.description, 2, 2, "  ")] if group.description else []
-            title = (group.title or "").replace("positional arguments", "what is given")
+            title = (group.title or "").replace("positional arguments", "what is given").rpartition(".")[2]
             out.append("\n".join([_bold(title), *about, *rows]))
     return out
 
 
 def _option(action: Action) -> str:
-    names = ", ".join(action.option_strings)
+    names = ", ".join([*(SHORT[name] for name in action.option_strings if name in SHORT), *action.option_strings])
     taken = "" if action.nargs == 0 else _metavar(action)
     return _row(" ".join(filter(None, (names, taken))), _meaning(action.help or ""))
 
@@ -93,15 +95,23 @@ def _metavar(action: Action) -> str:
     return re.sub(r"\{None\}\||(?<=\{)None,|\|\{None\}", "", text)
 
 
+def _wrapped(name: str) -> str:
+    """Choices over several lines where they are wider than the terminal."""
+    if len(name) + 2 <= width():
+        return f"  {name}"
+    lines = textwrap.wrap(name.replace(",", ", "), width() - 2, subsequent_indent="      ", break_on_hyphens=False)
+    return "\n".join(f"  {line}".replace(", ", ",") for line in lines)
+
+
 def _meaning(text: str) -> str:
     """The default once: what the text itself says of it, or else the value; nothing of an empty one."""
-    text = re.sub(r" ?\(default: (None|''|False|)\)$", "", text.replace("%%", "%"))
+    text = re.sub(r" ?\(default: (None|none|''|False|)\)$", "", text.replace("%%", "%"))
     return re.sub(r" \(default: .*\)$", "", text) if "[default: " in text else text
 
 
 def _row(name: str, text: str) -> str:
     if len(name) + 4 > COLUMN:
-        return f"  {name}\n{_filled(text, COLUMN, COLUMN)}"
+        return "\n".join(filter(None, (_wrapped(name), _filled(text, COLUMN, COLUMN).rstrip())))
     return _filled(text, COLUMN, COLUMN, f"  {name}")
 
 
@@ -114,7 +124,7 @@ def _usage(text: str) -> str:
 def _paragraphs(text: str) -> str:
     """Filled; an example stays on a line of its own, to be copied."""
     parts = (" ".join(part.split()) for part in text.split("\n\n"))
-    return "\n\n".join(p if p.startswith("Example:") else _filled(p, 0, 0) for p in parts)
+    return "\n\n".join(p if p.startswith(("Example:", "Then:")) else _filled(p, 0, 0) for p in parts)
 
 
 def _filled(text: str, first: int, rest: int, begun: str = "") -> str:

@@ -14,6 +14,7 @@ from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import note, print_json, quiet
 from sfumato.tasks import chain as chains
+from sfumato.tasks import recipes
 from sfumato.tasks.batch import Batch, contents
 from sfumato.tasks.kept import Kept
 
@@ -43,7 +44,7 @@ def keypoints(
     Writes keypoints.safetensors (for --learned), keypoints.json, NAME-keypoints.png and index.html. Learning that was
     stopped goes on where it was.
 
-    Example: sfumato keypoints ducks/ unsupervised-keypoints --preset still-life
+    Example: sfumato keypoints ducks/ unsupervised-keypoints
 
     Example: sfumato keypoints more-ducks/ --learned out/keypoints/keypoints.safetensors
 
@@ -65,6 +66,8 @@ def keypoints(
         raise SfumatoError(f"keypoints are learned by unsupervised-keypoints, not by {' + '.join(chain.names)}")
     if head is not None and (learned is not None or chain.items):
         raise SfumatoError("--head has landmarks of its own; leave --learned and the method out")
+    if head is None and learned is None:
+        chain, side = recipes.reading(chain, "unsupervised-keypoints", model, side)
     net = loading.load(model, device)
     if head is not None:
         learned, landmarks = head, heads.load(head, net.device)
@@ -75,7 +78,7 @@ def keypoints(
         landmarks.check(net)
         locate, side, names = landmarks, landmarks.side, landmarks.names
     elif learned is None:
-        method = chain.items[0] if chain.items else UnsupervisedKeypoints()
+        (method,) = chain.items
         learned = out / "keypoints.safetensors"
         found = method.fit(net, [open_picture(f) for f in files], out / ".learning.safetensors", side=side)
         if learned.exists():

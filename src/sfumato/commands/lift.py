@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import note, print_json, quiet
 from sfumato.methods import index
 from sfumato.tasks import chain as chains
-from sfumato.tasks import kept
+from sfumato.tasks import kept, recipes
 from sfumato.tasks.chain import Chain
 
 MESHES = (".glb", ".obj", ".ply")
@@ -141,9 +141,7 @@ def lift(
     found = found if views is None else found.of_views(views)
     method: Any = found.method
     if chain.items:  # what was said of the method counts, what was not is the recipe's
-        kind = type(chain.items[0])
-        own = {f.name: getattr(chain.items[0], f.name) for f in fields(kind)}
-        method = replace(method, **{k: v for k, v in own.items() if v != getattr(kind(), k)})
+        method = recipes.filled(chain.items[0], method, chain.named[0])
     count = found.steps if steps is None else steps
     net = loading.load(model, device)
     loading.remark(model, prompt)
@@ -157,7 +155,7 @@ def lift(
     expected = task.cost(net, prompt, found, method, count, about)
     note(f"{count} steps of {name}, {expected}")
     stem = mesh.stem if mesh is not None else f"{slug(prompt)}-{name}"
-    marked = kept.settings_of(given, [chain])
+    marked = {**kept.settings_of(given), "methods": method}
     stem = kept.named(folder, "lift", ".safetensors", stem, marked)
     so_far = folder / f".{stem}.{kept.digest(marked)[:8]}.safetensors"
     every = max(1, count // 40) if every is None else every

@@ -47,7 +47,7 @@ def match(
     Writes a picture of both with a line from each point to its match, and a JSON of them. With --mask also the
     mask, and with --edited the edit, as the other image has them.
 
-    Example: sfumato match red-duck.png blue-duck.png --points 60,40 70,90 dift --preset still-life
+    Example: sfumato match red-duck.png blue-duck.png --points 60,40 70,90 dift
     """
     given = dict(locals())
     chosen_side(side)
@@ -68,7 +68,8 @@ def match(
         index.check("match", word)
     if edited and not mask:
         raise SfumatoError("--edited needs --mask, which says where the edit is")
-    method, side = (chain.items[0], side) if chain.items else recipes.suited("dift", model, side)
+    chain, side = recipes.reading(chain, "dift", model, side)
+    (method,) = chain.items
     shown = open_picture(first), open_picture(second)
     area = None if mask is None else Mask.read(mask).of(shown[0].height, shown[0].width).pixels.float()
     changed = None if edited is None else pixels(edited)

@@ -58,6 +58,7 @@ def methods(
     from sfumato.methods.about import family
 
     of, rows = None if model is None else family(model), list(_rows())
+    asked = tuple(word for text in asked for word in text.split())
     words = sorted({word for row in rows for word in (row["method"], row["alias"]) if word})
     listed = f"groups: {', '.join(GROUPS)}; sfumato methods lists all"
     named = [row for row in rows if {row["method"], row["alias"]} & {*asked}]
@@ -92,6 +93,7 @@ def _rows() -> Iterator[dict[str, Any]]:
     for entry in index.METHODS:
         if not entry.is_function:
             suiting = [row.preset for row in recipes.RECIPES.values() if row.word == entry.word]
+            suiting += [recipes.DEFAULTS] if recipes.usual(entry) else []
             yield _row(entry.word, entry.alias, entry.group, about(entry), suiting)
     for word, home in starts.HOMES.items():
         module, _, name = home.partition(":")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sfumato.commands.options import Json
-from sfumato.io.terminal import print_json, quiet
+from sfumato.io.terminal import print_json, print_table, quiet
 
 
 def models(*, json: Json = False) -> None:
@@ -18,13 +18,12 @@ def models(*, json: Json = False) -> None:
     if json:
         print_json(rows)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("name", "parameters", "size", "for", "pipeline", box=None, pad_edge=False)
+    shown = []
     for row in rows:
         size = f"{row['bytes'] / 2**20:.1f} MiB" if row["shipped"] else "not shipped"
         count = f"{row['parameters'] / 1e6:.1f} M" if row["shipped"] else ""
-        table.add_row(row["name"], count, size, row["for"], row["pipeline"])
-    Console().print(table)
+        shown.append(
+            {"name": row["name"], "parameters": count, "size": size, "for": row["for"], "pipeline": row["pipeline"]}
+        )
+    print_table(shown)
     print(f"folder: {weights.folder()}")

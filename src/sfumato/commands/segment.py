@@ -71,7 +71,7 @@ def segment(
     done again; one that fails does not stop the others. With text-attribution --show-attention writes NAME-WORD.png for
     each word, dark where it does not look, NAME-attribution.png of all, and NAME-attribution.safetensors with the maps.
 
-    Example: sfumato segment photo.png diff-seg --preset still-life + graph-cut
+    Example: sfumato segment photo.png diff-seg + graph-cut
 
     Example: sfumato segment photos/ text-attribution --words cube,grass --show-attention
 
@@ -89,9 +89,16 @@ def segment(
     from sfumato.media import pictures
     from sfumato.media.images import open_picture
     from sfumato.media.labels import Coco, overlay, read_labels, write_labels
+    from sfumato.methods.perceive.label_efficient import Classifier, LabelEfficient
     from sfumato.methods.perceive.text_attribution import TextAttribution
     from sfumato.tasks.segment import Segmenter, by_head, name_of, ready, split
 
+    if learned is not None and labelled is None and head is None:  # what was learned has settings of its own
+        chain = chain if chain.items else chains.Chain((LabelEfficient(),), ("label-efficient",))
+        if isinstance(chain.items[0], LabelEfficient):
+            side = side or Classifier.load(learned).side
+    else:
+        chain, side = recipes.reading(chain, None if head or given else "diff-seg", model, side)
     items: list[Any] = list(chain.items)
     words: tuple[str, ...] = chain.names
     if head is not None:
@@ -99,9 +106,6 @@ def segment(
         items, words, side = [learnt, *items], (head.name, *words), learnt.side
     elif given is not None:
         raise SfumatoError("--given are features for a head; name it by --head FILE")
-    elif not items:
-        method, side = recipes.suited("diff-seg", model, side)
-        items, words = [method], ("diff-seg",)
     first, cuts = split(items, words)
     if show_attention and not isinstance(first, TextAttribution):
         raise SfumatoError("--show-attention is of text-attribution, which reads where words look")
@@ -115,7 +119,7 @@ def segment(
         parts = parts.with_words(net, vocabulary)
     segmenter = Segmenter(net, parts, cuts, () if of_words else vocabulary, side)
     settings = {
-        "chain": repr([*chain.items] or items),
+        "chain": repr(items),
         "model": model,
         "side": side,
         **asdict(loading),

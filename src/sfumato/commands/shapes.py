@@ -40,7 +40,7 @@ def shapes(
     four sides, and a JSON: for each vertex, in the file's order, its match and how alike they are, or its part. It is
     diff3f that reads them. Needs trimesh: pip install 'sfumato[3d]'.
 
-    Example: sfumato shapes man.obj woman.obj diff3f --preset still-life
+    Example: sfumato shapes man.obj woman.obj diff3f
 
     Example: sfumato shapes cow.obj --parts 5
     """
@@ -57,7 +57,8 @@ def shapes(
 
     if len(chain.items) > 1:
         raise SfumatoError(f"shapes takes one method, got {', '.join(chain.names)}")
-    method = chain.items[0] if chain.items else recipes.suited("diff3f", model, None)[0]
+    chain, _ = recipes.reading(chain, "diff3f", model, None)
+    (method,) = chain.items
     one, two = read_mesh(first), None if second is None else read_mesh(second)
     net = loading.load(model, device)
     steered = None

@@ -100,7 +100,7 @@ def train_head(
         if len(words) > 1:
             raise SfumatoError(f"{words[0]} reads pictures by itself; leave + {words[1]} out")
     elif len(words) > 1:
-        word, suiting = words[1], (items[1], side)
+        word, suiting = words[1], recipes.suited(words[1], model, side, items[1], chain.named[1])
     source, side = suiting
     if not hasattr(source, "features"):
         raise SfumatoError(f"{word} reads no features that a head could learn of; take dift or label-efficient")

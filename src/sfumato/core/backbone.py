@@ -5,6 +5,7 @@ One adapter file a family. Networks are loaded through diffusers and never writt
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +23,7 @@ from sfumato.core.rows import Rows, single
 from sfumato.core.schedule import Levels, Schedule
 from sfumato.core.sites import Grid, Layer, Site, token_layers
 from sfumato.core.taps import Enough, Handler, Tap, tapped
-from sfumato.errors import SfumatoError, integer
+from sfumato.errors import SfumatoError, integer, shown
 from sfumato.media.images import check_range
 
 if TYPE_CHECKING:
@@ -288,3 +289,10 @@ class Backbone(ABC):
                 self.predict(x, t, cond)
             tap.check(self.network)
         return found
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no model, such as its name."""
+    if isinstance(model, type) or not hasattr(model, "factor"):
+        name = f'"{model}"' if isinstance(model, str | os.PathLike) else '"stilllife"'
+        raise SfumatoError(f"a model is what load gives, such as load({name}), got {shown(model)}")

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.core.brief import Brief
 from sfumato.errors import SfumatoError
 
 
@@ -34,7 +35,7 @@ class Layered(Protocol):
 
 
 @dataclass(frozen=True)
-class Cond:
+class Cond(Brief):
     """What a network reads beside x and t, a row for each image."""
 
     text: Float[Tensor, "b n d"]

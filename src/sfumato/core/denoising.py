@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
+from numbers import Real
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import torch
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core import plan as plans
-from sfumato.core.backbone import Backbone
+from sfumato.core.backbone import Backbone, check_model
 from sfumato.core.brief import brief
 from sfumato.core.conditions import Cond
 from sfumato.core.fusing import Canvas, Together, seeing
@@ -34,7 +35,7 @@ from sfumato.core.steppers import DDIM, DDPM, Move, Stepper, limiting
 from sfumato.core.suited import suited
 from sfumato.core.tapping import tapping
 from sfumato.core.views import Views
-from sfumato.errors import SfumatoError, finite, integer
+from sfumato.errors import SfumatoError, finite, integer, kind, shown
 from sfumato.io.progress import progress
 from sfumato.io.terminal import note
 
@@ -116,6 +117,7 @@ def denoise(
     Ctrl-C and errors leave the model as it was. Raises ``SfumatoError`` for what cannot be run, before the first step,
     and after one that leads to what is not finite.
     """
+    _check_kinds(model, methods, views, stepper, memory, callback)
     model = _of_methods(model, methods)
     asked = {"seed": seed, "methods": tuple(methods), "start": start}
     model = model if noises is None else model.with_noises(noises)
@@ -208,6 +210,7 @@ def plan(
     group: int | None = None,
 ) -> Plan:
     """What ``denoise`` would do with the same arguments, checked and priced, nothing run."""
+    _check_kinds(model, methods, views, stepper, memory)
     model = _of_methods(model, methods)
     height, width = _sides(model, size)
     grid = (height // model.factor, width // model.factor)
@@ -221,10 +224,26 @@ def plan(
     return _visiting(model, stepper, levels, ready)[2][2]
 
 
-def _of_methods(model: Backbone, methods: Any) -> Backbone:
-    """The model as the methods have it."""
+def check_methods(methods: Any) -> None:
+    """Refuse what is no list of methods, such as their words or classes."""
     if not isinstance(methods, Sequence) or not all(isinstance(method, Method) for method in methods):
-        raise SfumatoError(f"methods are a list of them as they are set, such as [PromptToPrompt()], got {methods!r}")
+        raise SfumatoError(
+            f"methods are a list of them as they are set, such as [PromptToPrompt()], got {shown(methods)}"
+        )
+
+
+def _check_kinds(model: Any, methods: Any, views: Any, stepper: Any, memory: Any, callback: Any = None) -> None:
+    check_model(model)
+    check_methods(methods)
+    kind("views are none or an object that says them, such as Tiles()", views, (Views, type(None)))
+    kind("a stepper is an object, such as DDIM()", stepper, (Stepper, type(None)))
+    kind("memory is a number of bytes", memory, (Real, type(None)))
+    if callback is not None and not callable(callback):
+        raise SfumatoError(f"a callback is a function of a step, got {shown(callback)}")
+
+
+def _of_methods(model: Backbone, methods: Sequence[Method]) -> Backbone:
+    """The model as the methods have it."""
     for method in methods:
         model = method.own_model(model)
     return model

@@ -19,7 +19,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.rows import Rows
 from sfumato.core.settings import Settings
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, kind
 
 Parts = Mapping[str, Float[Tensor, "b *shape"]]
 Scales = float | Mapping[str, float]
@@ -47,6 +47,10 @@ class CFG(Guide):
     """What takes the place of the empty prompt."""
     rescale: float = 0.0
     """phi: part of the result that is brought back to the deviation of ``c``; 0.7 in the paper."""
+
+    def __post_init__(self) -> None:
+        kind("the scale of a guidance is a number, or one a stream", self.scale, (Real, Mapping, Tensor))
+        kind("a negative prompt is a text", self.negative, str)
 
     def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
         cond = model.embed(prompts)

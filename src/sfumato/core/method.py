@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.attention import Call, fine
+from sfumato.core.brief import Brief
 from sfumato.core.features import Activation
 from sfumato.core.groups import Reads
 from sfumato.core.rows import Name, Pattern, Rows
@@ -172,7 +173,7 @@ class Run:
 
 
 @dataclass
-class Step:
+class Step(Brief):
     """One step as methods see it. Images lie stream by stream; ``run.images(name)`` says where."""
 
     i: int

@@ -13,6 +13,7 @@ from itertools import chain, groupby
 from typing import Any, cast
 
 from sfumato.core.attention import Call
+from sfumato.core.brief import table
 from sfumato.core.choice import PAIRS, choose
 from sfumato.core.features import Activation
 from sfumato.core.groups import Group, Turn, turns
@@ -98,6 +99,13 @@ class Plan:
     def active(self, step: int) -> dict[Site | Layer, list[Entry]]:
         """What happens at each site in a step, in the order of the fields; maps are taken once they are edited."""
         return by_site([e for e in self.entries if e.active(step) and not e.apart])
+
+    def __repr__(self) -> str:
+        who = ", ".join(dict.fromkeys(e.who for e in self.entries)) or "no method"
+        return f"Plan({len(self.entries)} entries of {who} at {len(self.sites)} sites in {self.run.steps} steps)"
+
+    def _repr_html_(self) -> str:
+        return table(self.table())
 
     def table(self) -> list[dict[str, Any]]:
         """A row a line, for people and for machines."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.brief import Brief
+from sfumato.core.brief import Brief, Shown
 from sfumato.core.method import Step
 from sfumato.core.modes import unmoded
 from sfumato.errors import SfumatoError
@@ -56,7 +56,7 @@ def _longer(x: Tensor, columns: int) -> Tensor:
 
 
 @dataclass(frozen=True, repr=False)
-class Sample(Brief):
+class Sample(Shown):
     """What one stream became: latents, and images once they are looked at."""
 
     model: Backbone
@@ -69,9 +69,9 @@ class Sample(Brief):
     about: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """How it was made, in words and numbers; its files carry it."""
 
-    @property
+    @cached_property
     def images(self) -> Float[Tensor, "b 3 H W"]:
-        """In [0, 1], on the CPU."""
+        """In [0, 1], on the CPU. They are decoded once, when they are first looked at."""
         with unmoded(), torch.no_grad():
             clips = self.latents.split(self.frames) if self.frames > 1 else [self.latents]
             decode = partial(decoded_around, self.model) if self.around else self.model.decode
@@ -94,15 +94,11 @@ class Sample(Brief):
     def save(self, path: str | File) -> File:
         """Write the image (of several, their grid) as a PNG that says how it was made."""
         words = {"prompt": " | ".join(dict.fromkeys(self.prompts)), "model": self.model.name, **self.about}
-        return pictures.write(pictures.grid(self.pictures), File(path), words)
-
-    def _repr_png_(self) -> bytes:
-        """What a notebook shows."""
-        return pictures.png(pictures.grid(self.pictures))
+        return pictures.write(self.picture, File(path), words)
 
 
 @dataclass
-class Trajectory:
+class Trajectory(Brief):
     """What was asked to be kept of each step: ``x``, ``x0``, ``eps``, or a condition's prediction by its name."""
 
     keep: tuple[str, ...]

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.core.brief import Brief
 from sfumato.core.modes import unmoded
 from sfumato.errors import SfumatoError, integer, unknown
 
@@ -72,7 +73,7 @@ class Level(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Levels:
+class Levels(Brief):
     """The levels of one run, from noise to data: step i goes from level i to level i + 1.
 
     The last one is only reached: its ``t`` is given to no network.

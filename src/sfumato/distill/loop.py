@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.backbone import Backbone
+from sfumato.core.backbone import Backbone, check_model
+from sfumato.core.brief import Brief
 from sfumato.core.guidance import Guide
 from sfumato.core.method import Requires
 from sfumato.core.settings import Settings
@@ -22,7 +23,7 @@ from sfumato.distill.annealing import Ramp
 from sfumato.distill.generators import Generator, Rendering, Viewpoints
 from sfumato.distill.gradients import Reduction, apply_gradient, clipped
 from sfumato.distill.prior import Images
-from sfumato.errors import SfumatoError, finite
+from sfumato.errors import SfumatoError, finite, kind
 from sfumato.learning.loop import Problem, Run, learn
 from sfumato.learning.optimisers import Optimisers
 from sfumato.learning.seeds import Draws
@@ -45,7 +46,7 @@ class Learner(Protocol):
 
 
 @dataclass
-class Now:
+class Now(Brief):
     """One step as a method sees it: the model, the images as latents, and what it may draw and remember."""
 
     model: Backbone
@@ -158,6 +159,9 @@ def distil(
     Raises ``SfumatoError``, naming step and method, for images of a wrong shape or range, for values that are not
     finite, for parameters that no gradient reaches, and for a checkpoint of other settings.
     """
+    check_model(model)
+    kind("a method is one as it is set, such as ScoreDistillation()", method, Distillation)
+    kind("prompts are a text, or one an image", prompts, (str, Sequence))
     asked = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     if steps < 1:
         raise SfumatoError(f"a run has one step or more, got {steps}")

@@ -9,11 +9,12 @@ from functools import cached_property
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.backbone import Backbone
+from sfumato.core.backbone import Backbone, check_model
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import Guide
 from sfumato.core.rows import single
 from sfumato.core.schedule import Level
+from sfumato.errors import kind
 
 Images = Float[Tensor, "b c h w"]
 
@@ -41,6 +42,11 @@ class GuidedModel:
     prompts: tuple[str, ...]
     """One an image."""
     guide: Guide
+
+    def __post_init__(self) -> None:
+        check_model(self.model)
+        kind('prompts are one an image, such as ("a cube",)', self.prompts, (tuple, list))
+        kind("a guidance of a distillation is a Guide such as cfg(5)", self.guide, Guide)
 
     @cached_property
     def conds(self) -> dict[str, Cond]:

@@ -160,6 +160,10 @@ class Baseline(OfSubjects):
             own = self._subjects().stated[0].things[0].colour
             object.__setattr__(self, "colour", "red" if own == "blue" else "blue")
 
+    @property
+    def works(self) -> int:
+        return 3
+
     def measure(self, model: Backbone, subjects: Subjects) -> Edits:
         n, seed = len(subjects.stated), self.seed
         world = World.drawn(subjects.stated[0], self.colour, n, model.size, seed)

@@ -93,6 +93,10 @@ class Collaboration(OfSubjects):
     )
     together = True
 
+    @property
+    def works(self) -> int:
+        return 3
+
     def measure(self, model: Backbone, subjects: Subjects) -> Sets:
         method = CollaborativeScoreDistillation(guidance=self.guidance)
 

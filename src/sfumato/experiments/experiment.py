@@ -69,6 +69,11 @@ class Experiment(Settings, ABC):
             elif isinstance(value, tuple) and isinstance(f.default, tuple) and f.default:
                 different(f.name, value)
 
+    @property
+    def works(self) -> int:
+        """How many works one after the other it is, for one bar over them all."""
+        return 1
+
     @abstractmethod
     def run(self, model: Backbone) -> Findings:
         """Measure it."""

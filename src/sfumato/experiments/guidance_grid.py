@@ -117,6 +117,10 @@ class GuidanceGrid(OfSubjects):
     )
     untold = ("views",)
 
+    @property
+    def works(self) -> int:
+        return len(self.methods) * len(self.guidances) * (2 if self.views == "both" else 1)
+
     def measure(self, model: Backbone, subjects: Subjects) -> Grid:
         ways = {"both": (False, True), "straight": (False,), "random": (True,)}[self.views]
         named = self.methods.items()

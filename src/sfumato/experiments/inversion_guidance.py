@@ -141,6 +141,10 @@ class InversionGuidance(OfSubjects):
         if self.guidance in (0, 1):
             raise SfumatoError(f"guidance is another than 0 and 1, which are there as well, got {self.guidance:g}")
 
+    @property
+    def works(self) -> int:
+        return 3 * len(strategies(self.guidance))
+
     def measure(self, model: Backbone, subjects: Subjects) -> Strategies:
         renders = subjects.renders(model.size)
         with torch.no_grad():

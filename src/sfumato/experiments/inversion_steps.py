@@ -105,6 +105,10 @@ class InversionSteps(OfSubjects):
         for count in self.counts:
             whole("counts", count, 1, 1000)
 
+    @property
+    def works(self) -> int:
+        return len(self.counts)
+
     def measure(self, model: Backbone, subjects: Subjects) -> Runs:
         runs = []
         for count in sorted(self.counts):

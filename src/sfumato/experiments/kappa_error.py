@@ -187,6 +187,10 @@ class KappaError(OfSubjects):
         super().__post_init__()
         whole("levels", self.levels, 2, self.steps)
 
+    @property
+    def works(self) -> int:
+        return 3
+
     def measure(self, model: Backbone, subjects: Subjects) -> Errors:
         method = ScoreDistillationViaInversion()
         prior = GuidedModel(model, subjects.prompts, guided(model, method.guidance, method.negative))

@@ -92,6 +92,10 @@ class OneNoise(OfSubjects):
         super().__post_init__()
         different("guidance and high", (self.guidance, self.high))
 
+    @property
+    def works(self) -> int:
+        return 5
+
     @torch.no_grad()
     def measure(self, model: Backbone, subjects: Subjects) -> Ways:
         prompts, n, seed = subjects.prompts, len(subjects.stated), self.seed

@@ -111,6 +111,10 @@ class Saturation(OfSubjects):
         "border of their range; results are highly saturated, and more so the higher the guidance."
     )
 
+    @property
+    def works(self) -> int:
+        return (1 + len(self.methods)) * len(self.guidances)
+
     def measure(self, model: Backbone, subjects: Subjects) -> Curves:
         scales = sorted(self.guidances)
         runs = {name: {g: guided(name, m, g) for g in scales} for name, m in self.methods.items()}

@@ -49,6 +49,10 @@ class Smoothness(Experiment):
         settings = {"seed": self.seed, "steps": self.steps, "guidances": self.guidances}
         return {"model": model.name, **settings, "prompts": [self._prompt()]}
 
+    @property
+    def works(self) -> int:
+        return 2
+
     def run(self, model: Backbone) -> Smooth:
         prompt = self._prompt()
         course = follow(model, prompt, sorted(self.guidances), steps=self.steps, seed=self.seed)

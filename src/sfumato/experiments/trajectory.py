@@ -345,6 +345,10 @@ class Trajectories(Experiment):
             "decode": self.decode,
         }
 
+    @property
+    def works(self) -> int:
+        return 2
+
     def run(self, model: Backbone) -> Course:
         decoded: Decoded = "x" if self.decode == "z" else "x0"
         course = follow(

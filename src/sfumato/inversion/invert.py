@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.backbone import Backbone
+from sfumato.core.backbone import Backbone, check_model
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG, Guide, Scales
 from sfumato.core.modes import unmoded
-from sfumato.errors import SfumatoError, finite
+from sfumato.errors import SfumatoError, finite, kind
 from sfumato.inversion.ddim import Direct
 from sfumato.inversion.path import Advance, Inversion, Path
 from sfumato.io.progress import progress
@@ -33,9 +33,11 @@ def invert(
     are not multiples of what the model works in, or prompts and images do not match, and where a step leads to what is
     not finite.
     """
+    check_model(model)
     images = images if isinstance(images, Tensor) else pixels(images)
     images = images[None] if images.ndim == 3 else images
     model.check_images(images)
+    kind("a prompt is a text, or one an image", prompt, (str, Sequence))
     prompts = (prompt,) * len(images) if isinstance(prompt, str) else tuple(prompt)
     if len(prompts) != len(images):
         raise SfumatoError(f"{len(images)} images need a prompt each, got {len(prompts)}")
@@ -64,6 +66,8 @@ def checked(model: Backbone, how: Inversion, bar: Callable[[], None]) -> Advance
 @unmoded()
 def reconstruct(model: Backbone, path: Path, guide: Guide | Scales = 1.0) -> Tensor:
     """The latents that following a path with its own prompts leads to, under CFG where it replaces the empty one."""
+    check_model(model)
+    kind("a path is what invert gives", path, Path)
     if path.replaces and not isinstance(guide, Guide):
         guide = CFG(guide)
     return denoise(model, path.prompts, start=path, guide=guide).latents

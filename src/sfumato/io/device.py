@@ -17,6 +17,7 @@ def choose(name: str = "auto") -> torch.device:
     """
     import torch
 
+    name = str(name)
     here = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     here += ["mps"] if torch.backends.mps.is_available() else []
     if name == "auto":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from importlib.util import find_spec
+from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -65,6 +66,19 @@ def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
     finally:
         _WORKS.reset(token)
         work.tell(over=True)
+        if outer and outer[-1].counts:
+            outer[-1].advance(min(1, outer[-1].of - outer[-1].done))
+
+
+@contextmanager
+def counted(what: str, works: int) -> Iterator[None]:
+    """Around so many works one after the other: one over them all, which counts those that are over."""
+    if works < 2:
+        yield
+        return
+    with progress(what, works):
+        _WORKS.get()[-1].counts = True
+        yield
 
 
 def show(preview: Picture) -> None:
@@ -80,6 +94,8 @@ class _Work:
     of: int
     depth: int
     done: float = 0
+    counts: bool = False
+    """Is each work inside of it a step of it?"""
 
     def tell(self, **more: Any) -> None:
         self.listener(Progress(self.what, self.done, self.of, self.depth, **more))
@@ -105,12 +121,21 @@ def waiting(what: str) -> Iterator[None]:
 
 
 def _stderr() -> Listener:
-    """Bars on a terminal and in a notebook that draws them, else lines."""
+    """Bars on a terminal and in a notebook, else lines."""
     from rich.console import Console
 
     console = Console(stderr=True)
-    drawn = console.is_jupyter and find_spec("ipywidgets") is not None
-    return Bar(console) if console.is_terminal or drawn else Lines()
+    if console.is_jupyter:
+        return Cell()
+    return Bar(console) if console.is_terminal else Lines()
+
+
+def _parts(works: Sequence[Progress]) -> list[float]:
+    """Of works inside of each other the part that is done of each, the inner ones being a step of the outer."""
+    out: list[float] = []
+    for work in reversed(works):
+        out.insert(0, min(1.0, (work.done + (out[0] if out else 0.0)) / max(1, work.of)))
+    return out
 
 
 class Lines:
@@ -128,12 +153,49 @@ class Lines:
         if not self.works or now - self.last < self.every:
             return
         self.last, passed = now, now - self.begun
-        part = 0.0
-        for work in reversed(self.works):
-            part = min(1.0, (work.done + part) / max(1, work.of))
         at = ", ".join(f"{work.what} {work.done:g} of {work.of:g}" for work in self.works)
-        left = f", about {lasting(passed / part - passed)} left" if part else ""
-        print(f"{at}: {lasting(passed)} so far{left}", file=sys.stderr, flush=True)
+        print(f"{at}: {_lasting(self.works, passed)}", file=sys.stderr, flush=True)
+
+
+def _lasting(works: Sequence[Progress], passed: float) -> str:
+    """How long works have taken, and how much is left of the outermost."""
+    part = _parts(works)[0]
+    left = f", about {lasting(passed / part - passed)} left" if part else ""
+    return f"{lasting(passed)} so far{left}"
+
+
+class Cell:
+    """In a notebook: a bar for each work under the cell, gone when it is over. It needs no widgets."""
+
+    every: ClassVar[float] = 0.2
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock, self.begun = clock, clock()
+        self.last, self.works, self.handle = -math.inf, list[Progress](), None
+
+    def __call__(self, event: Progress) -> None:
+        from IPython.display import display  # pyright: ignore[reportMissingImports]  # every kernel has it
+
+        self.works[event.depth :] = [] if event.over else [event]
+        now = self.clock()
+        if self.works and now - self.last < self.every:
+            return
+        self.last = now
+        if self.handle is None:
+            self.handle: Any = display(self, display_id=True)
+        else:
+            self.handle.update(self)
+
+    def __repr__(self) -> str:
+        return ", ".join(f"{work.what} {work.done:g} of {work.of:g}" for work in self.works)
+
+    def _repr_html_(self) -> str:
+        """What the cell shows: a line a work, the first with what is left."""
+        words = [f"{escape(w.what)} {w.done:g} of {w.of:g}" for w in self.works]
+        if words:
+            words[0] += f", {_lasting(self.works, self.clock() - self.begun)}"
+        rows = zip(_parts(self.works), words, strict=True)
+        return "".join(f'<div><progress value="{part:.3f}"></progress> {text}</div>' for part, text in rows)
 
 
 class Bar:
@@ -159,15 +221,18 @@ class Bar:
             console=console,
             transient=True,
         )
-        self.tasks: list[Any] = []
+        self.tasks, self.works = list[Any](), list[Any]()
 
     def __call__(self, event: Progress) -> None:
+        self.works[event.depth :] = [event]
         if event.depth == len(self.tasks):
             self.lines.start()
             self.tasks.append(self.lines.add_task(event.what, total=event.of))
-        self.lines.update(self.tasks[event.depth], completed=event.done, description=event.what)
+        for task, work, part in zip(self.tasks, self.works, _parts(self.works), strict=True):
+            self.lines.update(task, completed=part * work.of, description=work.what)
         if event.over:
             self.lines.remove_task(self.tasks.pop())
+            self.works.pop()
         if not self.tasks:
             self.lines.stop()
 

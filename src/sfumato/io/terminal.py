@@ -6,10 +6,15 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sfumato.io.files import as_json
 from sfumato.io.progress import waiting
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_WIDE = 100_000  # columns
 
 
 def note(text: str) -> None:
@@ -24,7 +29,6 @@ def print_json(value: Any) -> None:
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Records as a table on stdout, a column a key, lists with commas."""
-    from rich.console import Console
     from rich.table import Table
 
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -32,7 +36,20 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         cells = [row.get(key, "") for key in columns]
         table.add_row(*(", ".join(map(str, cell)) if isinstance(cell, list) else str(cell) for cell in cells))
-    Console().print(table)
+    print_whole(table)
+
+
+def print_whole(table: Table) -> None:
+    """A table with all that its cells hold: they are folded at a terminal's width, and in a pipe it is as wide as it
+    is."""
+    from rich.console import Console
+
+    for column in table.columns:
+        column.overflow = "fold"
+    console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, emoji=False)
+    with console.capture() as lines:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in lines.get().splitlines()))
 
 
 @contextmanager

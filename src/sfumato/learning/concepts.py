@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sfumato.core.brief import Brief
 from sfumato.errors import SfumatoError, finite, unknown
 from sfumato.io.files import save_tensors
 from sfumato.learning import concept_files
@@ -29,7 +30,7 @@ Rows = Mapping[str, Float[Tensor, "*of k d"]]
 
 
 @dataclass(frozen=True)
-class PerLayer:
+class PerLayer(Brief):
     """A word whose vectors are each layer's own (P+, Voynov et al. 2023)."""
 
     rows: Mapping[str, Float[Tensor, "layers k d"]]
@@ -54,7 +55,7 @@ def _check_layers(has: int, layers: int) -> None:
 
 
 @dataclass(frozen=True)
-class PerTime:
+class PerTime(Brief):
     """A word whose vectors change with time (multiresolution textual inversion, Daras & Dimakis 2022).
 
     Of n sets of vectors, the i-th is read at times t with ``int(t / total * n) = i``.
@@ -90,7 +91,7 @@ def bins(t: Float[Tensor, " b"], total: float, n: int) -> Int[Tensor, " b"]:
 
 
 @dataclass(frozen=True, eq=False)
-class Concept:
+class Concept(Brief):
     """A word, or several that were learned together, and what they stand for in one kind of model."""
 
     word: str

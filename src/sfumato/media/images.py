@@ -225,6 +225,8 @@ def read_image(image: AnyImage, model: Sized | None = None, how: Fit = "whole") 
     """An image in [0, 1], at its own size, or as ``model`` sees it; see ``pixels`` and ``fit``."""
     if model is None:
         return pixels(image)
+    if not hasattr(model, "size"):
+        raise SfumatoError(f"read_image takes a model that load gave, not {model!r}")
     if isinstance(image, str | Path):
         image = opened(image)
     elif not isinstance(image, Image.Image):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from sfumato.errors import unknown
+from sfumato.methods import index
 from sfumato.methods.index import Entry
 
 _ASKED = {
@@ -110,18 +111,40 @@ def described(module: str, name: str, alone: bool = True) -> About:
     return About(first, more, needs, families, asks, tuple(_presets(source, name)))
 
 
+def having_field(name: str, words: Collection[str]) -> list[str]:
+    """Those of these methods that have a field of that name."""
+    found = [e for e in index.METHODS if e.word in words and not e.is_function]
+    return [e.word for e in found if name in _fields("methods." + e.home.partition(":")[0], e.home.partition(":")[2])]
+
+
+def _fields(module: str, name: str) -> set[str]:
+    """Of a class and of those that it derives from, also those that its file imports."""
+    source = _source(module)
+    if (found := _class(source, name)) is None:
+        imported = re.search(rf"^from sfumato\.([\w.]+) import (?:\([^)]*|.*)\b{name}\b", source, re.MULTILINE)
+        return _fields(imported[1], name) if imported else set()
+    own = {*re.findall(r"^    ([a-z]\w*): (?!ClassVar)", found[0], re.MULTILINE)}
+    return own.union(*(_fields(module, base) for base in re.findall(r"\w+", found[1] or "")))
+
+
+def _class(source: str, name: str) -> re.Match[str] | None:
+    """The text of a class, and of what it derives from."""
+    return re.search(rf"^class {name}\b(?:\(([\w, ]+))?.*?(?=^\S|\Z)", source, re.DOTALL | re.MULTILINE)
+
+
 @cache
 def _source(module: str) -> str:
-    return (Path(__file__).parents[1] / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+    file = Path(__file__).parents[1] / module.replace(".", "/")
+    return (file / "__init__.py" if file.is_dir() else file.with_suffix(".py")).read_text(encoding="utf-8")
 
 
 def _requires(source: str, name: str) -> list[str]:
     """What a class, or the one of its file that it derives from, says that it requires."""
-    found = re.search(rf"^class {name}\((\w+).*?(?=^\S|\Z)", source, re.DOTALL | re.MULTILINE)
+    found = _class(source, name)
     if found is None:
         return []
     requires = re.search(r"^    requires: ClassVar = Requires\((.*?)\)", found[0], re.DOTALL | re.MULTILINE)
-    return re.findall(r"(\w+)=", requires[1]) if requires else _requires(source, found[1])
+    return re.findall(r"(\w+)=", requires[1]) if requires else _requires(source, (found[1] or "").partition(",")[0])
 
 
 def _presets(source: str, name: str) -> Iterator[str]:

@@ -18,14 +18,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.attention import Call, fine
+from sfumato.core.backbone import check_model
 from sfumato.core.brief import Brief
 from sfumato.core.choice import choose
 from sfumato.core.method import Where
 from sfumato.core.settings import Settings
 from sfumato.core.sites import Layer, Site
-from sfumato.errors import SfumatoError, finite
+from sfumato.errors import SfumatoError, finite, integer
 from sfumato.media.images import AnyImage as Image
 from sfumato.media.images import pixels
+from sfumato.media.pictures import picture, png
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -153,6 +155,10 @@ class Reader(Brief):
     _kept: dict[Any, Tensor] = field(default_factory=dict, repr=False)
     _open: bool = field(default=True, repr=False)
 
+    def _repr_png_(self) -> bytes:
+        """The image, which a notebook shows."""
+        return png(picture(self.pixels.cpu()))
+
     def __post_init__(self) -> None:
         h, w = self.size
         if min(h, w) < self.model.factor:
@@ -252,7 +258,14 @@ class Reader(Brief):
 
 def read(model: Backbone, image: Image, side: int | None = None) -> Reader:
     """A ``Reader`` of an image: a file, a picture, a tensor or an array, as ``pixels`` takes them."""
-    return Reader(model, pixels(image), side)
+    check_model(model)
+    return Reader(model, pixels(image), None if side is None else integer("a side in pixels", side))
+
+
+def check_set(method: Any, such: str) -> None:
+    """Refuse what reads nothing, such as a method's word or its class."""
+    if isinstance(method, type) or not callable(method):
+        raise SfumatoError(f"a method is one as it is set, such as {such}(), got {method!r}")
 
 
 def resized(maps: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c H W"]:

@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from PIL import Image
 from torch import Tensor
 
-from sfumato.core.brief import Brief
+from sfumato.core.brief import Brief, table
+from sfumato.media.labels import overlay
+from sfumato.media.pictures import png
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,6 +34,10 @@ class Segments(Brief):
         """Which segment each pixel belongs to, from 0."""
         return self.whole.argmax(0)
 
+    def _repr_png_(self) -> bytes:
+        """The labels in colours, which a notebook shows."""
+        return png(overlay(Image.new("RGB", (self.size[1], self.size[0])), self.labels.cpu(), 1.0))
+
     @property
     def used(self) -> Segments:
         """Those that have a pixel; the labels stay what they are, numbered anew."""
@@ -50,3 +57,12 @@ class Matches(Brief):
     """How alike they are; larger is more."""
     sure: Bool[Tensor, " n"]
     """Found again from there, where that was asked."""
+
+    def _repr_html_(self) -> str:
+        rows = zip(self.source.tolist(), self.target.tolist(), self.scores.tolist(), self.sure.tolist(), strict=True)
+        return table(
+            [
+                {"from": f"{x:.1f}, {y:.1f}", "to": f"{u:.1f}, {v:.1f}", "score": f"{score:.3f}", "sure": sure}
+                for (x, y), (u, v), score, sure in rows
+            ]
+        )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sfumato.core.brief import Brief
 from sfumato.errors import SfumatoError
 from sfumato.ops import raster
 
@@ -32,7 +33,7 @@ class Rays(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pinholes:
+class Pinholes(Brief):
     """Cameras whose images have one size."""
 
     poses: Float[Tensor, "n 4 4"]

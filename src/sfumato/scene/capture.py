@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
+from sfumato.core.brief import Brief
 from sfumato.errors import SfumatoError
 from sfumato.io.files import write_json
 from sfumato.io.terminal import note
@@ -40,7 +41,7 @@ STRAY = 8.0
 
 
 @dataclass(frozen=True)
-class Capture:
+class Capture(Brief):
     """Images of one size and their cameras, undistorted, in a world whose y is up."""
 
     images: Float[Tensor, "n 3 h w"]

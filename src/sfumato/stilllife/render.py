@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sfumato.core.brief import Brief
 from sfumato.errors import SfumatoError
 from sfumato.stilllife import shading, styles
 from sfumato.stilllife.buffers import Buffers, sun
@@ -76,7 +77,7 @@ def _world(scenes: Sequence[Scene], device: torch.device) -> _World:
 
 
 @dataclass(frozen=True)
-class Rendering:
+class Rendering(Brief):
     """Images and, for every pixel centre, what is there.
 
     ``thing`` is the index of the thing or -1; ``part`` an index into ``KINDS[kind].parts()`` or -1; ``ground`` is true

@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.backbone import Backbone
+from sfumato.core.backbone import Backbone, check_model
+from sfumato.core.brief import Shown
 from sfumato.core.denoising import denoise
 from sfumato.distill import Distillation, Images, Ramp, Viewpoints, canvases, distil
 from sfumato.distill.loop import Regulariser
 from sfumato.distill.regularisers import Histogram, Hue, Saturation
+from sfumato.errors import kind
 from sfumato.io.progress import Listener, heard, show
 from sfumato.media import pictures
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Distilled:
+class Distilled(Shown):
     """What a run came to."""
 
     images: Float[Tensor, "n 3 H W"]
@@ -33,6 +35,11 @@ class Distilled:
     """All images side by side, as they came (of a run that went on, since then), the last as they are now."""
     strength: tuple[float, ...]
     """Root mean square of each step's gradient by the latents."""
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """The images as pictures."""
+        return list(map(pictures.picture, self.images))
 
 
 def distill_images(
@@ -61,6 +68,8 @@ def distill_images(
     the space if not given. ``frame_every``: steps between two frames, each of which is a preview; 0 is the last alone.
     The rest is ``distil``'s, a run that was cut off goes on from ``keep``.
     """
+    check_model(model)
+    kind("prompts are a text, or one an image", prompts, (str, Sequence))
     if size is None and image is not None:
         size = (image.shape[-2], image.shape[-1])
     count = n if n is not None else 1 if isinstance(prompts, str) else len(prompts)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sfumato.backbones import autoencoders
 from sfumato.core.backbone import Backbone
+from sfumato.core.brief import Shown
 from sfumato.core.denoising import denoise
 from sfumato.core.method import Method
 from sfumato.core.schedule import Levels, Schedule, add_noise, joined
@@ -206,7 +207,7 @@ def recipes_of(model: str) -> Callable[..., tuple[Any, float | None]]:
 
 
 @dataclass(frozen=True)
-class EditedScene:
+class EditedScene(Shown):
     """What became of a scene."""
 
     scene: Generator
@@ -216,6 +217,11 @@ class EditedScene:
     """Views that were edited, one as often as it was; of a distillation those that were rendered."""
     frames: tuple[Picture, ...]
     seconds: float
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """The views as pictures."""
+        return list(map(pictures.picture, self.views))
 
 
 def edit_scene(

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from sfumato.core import denoising
-from sfumato.core.backbone import Backbone
+from sfumato.core.backbone import Backbone, check_model
+from sfumato.core.brief import Shown
 from sfumato.core.guidance import Guide, Scales
 from sfumato.core.method import Method
 from sfumato.core.plan import Plan
 from sfumato.core.steppers import Stepper
 from sfumato.core.views import Views
 from sfumato.core.watch import Attention
+from sfumato.errors import kind
 from sfumato.io.progress import Listener, heard, progress
 from sfumato.media import overlays, pictures
 from sfumato.tasks.previews import previewing
@@ -25,7 +27,7 @@ BATCH = 8
 
 
 @dataclass(frozen=True)
-class Generated:
+class Generated(Shown):
     """Images of a prompt."""
 
     pictures: tuple[Picture, ...]
@@ -74,6 +76,9 @@ def generate(
 
     The rest is ``denoise``'s, which raises ``SfumatoError`` for what it refuses before the first image is painted.
     """
+    check_model(model)
+    denoising.check_methods(methods)
+    kind("seeds are one an image, such as range(4)", seeds, Sequence)
     watch = Attention() if attention else None
     every_method = [method.prepare(model, {"main": (prompt,)}) for method in methods]
     every_method += [] if watch is None else [watch]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfumato.core.anagrams import CylinderMirror, InnerCircle
 from sfumato.core.backbone import Backbone
+from sfumato.core.brief import Shown
 from sfumato.core.views import Fuse, Looks, Side, Turned, View
 from sfumato.errors import SfumatoError, unknown
 from sfumato.media import pictures
@@ -63,12 +64,17 @@ def agreed(model: Backbone, view: View) -> tuple[Fuse, Side]:
 
 
 @dataclass(frozen=True)
-class Illusion:
+class Illusion(Shown):
     """Pictures, and what each is when it is seen in the other way."""
 
     painted: Generated
     others: tuple[Picture, ...]
     view: View
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Each as it stands, then each in the other way."""
+        return [*self.painted.pictures, *self.others]
 
     def film(self, image: int) -> list[Picture]:
         """A picture on its way from the one to the other."""

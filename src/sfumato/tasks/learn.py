@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.brief import Brief, Shown
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import cfg
 from sfumato.errors import SfumatoError
@@ -38,7 +39,7 @@ SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Photographs:
+class Photographs(Brief):
     """What is learned from, as the model sees it."""
 
     files: tuple[Path, ...]
@@ -178,12 +179,17 @@ def _of_each(path: Path, files: Sequence[Path], says: str, made: Callable[[list[
 
 
 @dataclass(frozen=True)
-class Learned:
+class Learned(Shown):
     """What a run came to."""
 
     concept: Concept
     samples: Float[Tensor, "n 3 h w"]
     """What the model paints of it: under its word alone, or what was said of pictures."""
+
+    @property
+    def pictures(self) -> list[Any]:
+        """The samples as pictures."""
+        return list(map(pictures.picture, self.samples))
 
 
 def learn(

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.brief import Shown
 from sfumato.distill import Distillation, Images, Rendering, distil
 from sfumato.distill.loop import Regulariser
 from sfumato.errors import SfumatoError
@@ -93,7 +94,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Lifted:
+class Lifted(Shown):
     """What a run came to."""
 
     scene: FieldScene | Gaussians
@@ -108,6 +109,11 @@ class Lifted:
     """Of each step's gradient, of a run that went on those since then."""
     remarks: tuple[str, ...]
     """What is odd about it."""
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """The views as pictures."""
+        return list(map(pictures.picture, self.views))
 
 
 def blank(recipe: Lift, model: Backbone, seed: int = 0) -> FieldScene | Gaussians:

@@ -11,17 +11,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.brief import Brief
 from sfumato.errors import SfumatoError
 from sfumato.io.progress import Listener, heard
 from sfumato.methods.perceive.dift import DIFT
-from sfumato.reading.reader import Image, Reader, read
+from sfumato.reading.reader import Image, Reader, check_set, read
 from sfumato.reading.results import Matches
 
 GRID = 6  # points a side, where none are given
 
 
 @dataclass(frozen=True)
-class Matched:
+class Matched(Brief):
     """What of the first picture was found in the second."""
 
     matches: Matches
@@ -50,6 +51,7 @@ def match(
     Of a grid, points that are not found again from there are not sure. ``mask``: of the first picture; ``edited``: it
     with an edit inside of the mask. Raises ``SfumatoError`` where a mask or an edit is given to what carries none.
     """
+    check_set(method, "DIFT")
     if (mask is not None or edited is not None) and not isinstance(method, DIFT):
         raise SfumatoError(f"{type(method).__name__} matches points alone; masks and edits are carried by dift")
     if edited is not None and mask is None:

@@ -6,12 +6,13 @@ Rows are data by the methods' words, so that no method is imported before it is 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from sfumato.errors import unknown
 from sfumato.methods import index
 from sfumato.methods.index import Entry
+from sfumato.tasks.chain import Chain
 from sfumato.tasks.starts import How
 
 
@@ -47,6 +48,8 @@ EDITING = 4.0
 """Guidance of edits on the built-in model; the published 7.5 burns its colours."""
 BLEND = 0.6
 """Threshold of Prompt-to-Prompt's blend there: more of the background is kept."""
+DEFAULTS = "defaults"
+"""The preset of a method as it is by itself, where on a model it is what suits that unless other is said."""
 TWICE = 256
 """Side at which the built-in model reads: twice its own, as its cells are large."""
 FINEST = ("up_blocks.3.attentions.0",)
@@ -62,6 +65,8 @@ _FEATURES = {
     "standard": True,
     "ensemble": 2,
 }
+_INSTEAD = {"blocks": "layers"}
+"""Where the first is asked for, the second is not what suits."""
 _HEAD = {"standard": True, "dim": 32, "rate": 2e-3}
 _PARTS = (0.5, 0.5, 0.5, 1.0)
 """Of its scales, the finest maps count most: 16 x 16 cells."""
@@ -286,12 +291,32 @@ def find(word: str, model: str = "stilllife") -> Recipe:
 
 def presets(entry: Entry, head: bool = False) -> dict[str, Any]:
     """Other settings of a method by their words: those of its own file, then those that suit a model; or of the head
-    that it learns."""
+    that it learns. Of what suits a model unless other is said, also its own ``defaults``."""
     own = head and bool(entry.head)
-    suiting = {row.preset: row.method for row in RECIPES.values() if row.word == entry.word and row.head == own}
+    suiting = {name: row.method for name, row in _suiting(entry, head).items()}
+    if usual(entry, head):
+        suiting[DEFAULTS] = (entry.learner if own else entry.method)()
     return ({} if own else entry.presets) | {
         name: method for name, method in suiting.items() if name not in entry.presets
     }
+
+
+def _suiting(entry: Entry, head: bool = False) -> dict[str, Recipe]:
+    own = head and bool(entry.head)
+    return {row.preset: row for row in RECIPES.values() if row.word == entry.word and row.head == own}
+
+
+def usual(entry: Entry, head: bool = False) -> Recipe | None:
+    """What a method is on a model unless other is said, where that is not as published."""
+    own = head and bool(entry.head)
+    chosen = own or entry.group not in index.PAINTING + index.DISTILLING
+    return next(iter(_suiting(entry, head).values()), None) if chosen else None
+
+
+def said(entry: Entry, preset: str, head: bool = False) -> frozenset[str]:
+    """The fields that a preset asks for: all, but of one that suits a model, which is what that has anyway."""
+    kind = entry.learner if head else entry.method
+    return frozenset() if preset in _suiting(entry, head) else frozenset(f.name for f in fields(kind) if f.init)
 
 
 def default(spec: str) -> Any:
@@ -319,10 +344,29 @@ def filled(given: Any, suiting: Any, named: Collection[str] = ()) -> Any:
     """
     cls = type(given)
     new = {f.name: getattr(given, f.name) for f in fields(cls) if f.init}
-    return cls(**{**vars(suiting), **{k: v for k, v in new.items() if k in named or v != getattr(cls(), k)}})
+    said = {k: v for k, v in new.items() if k in named or v != getattr(cls(), k)}
+    return cls(**{**vars(suiting), **{v: new[v] for k, v in _INSTEAD.items() if k in said and v in new}, **said})
 
 
-def suited(word: str, model: str, side: int | None) -> tuple[Any, int | None]:
-    """A reading method where none was named, and what it sees: as it suits the model, or else as published."""
-    row = RECIPES.get((model, word))
-    return (default(word), side) if row is None else (row.method, side or row.side)
+def suited(
+    word: str, model: str, side: int | None, given: Any = None, named: Collection[str] = ()
+) -> tuple[Any, int | None]:
+    """A reading method and what it sees: what was not said of it as it suits the model, or else as published.
+
+    ``given`` is the method as it was asked for, if it was, and ``named`` as of ``filled``: all of its fields are as
+    published, and so is the side.
+    """
+    row, given = RECIPES.get((model, word)), default(word) if given is None else given
+    if row is None or row.head:
+        return given, side
+    whole = {*named} >= {f.name for f in fields(given) if f.init}
+    return filled(given, row.method, named), side if whole else side or row.side
+
+
+def reading(chain: Chain, word: str | None, model: str, side: int | None) -> tuple[Chain, int | None]:
+    """Methods that read as they were asked for, or the one of ``word`` where none was, each ``suited`` to the model;
+    the side is the first one's."""
+    chain = chain if chain.items or word is None else Chain((default(word),), (word,), (frozenset(),))
+    asked = zip(chain.names, chain.items, chain.named, strict=True)
+    found = [suited(index.find(name).word, model, side, item, named) for name, item, named in asked]
+    return replace(chain, items=tuple(item for item, _ in found)), found[0][1] if found else side

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.backbones import autoencoders
+from sfumato.core.brief import Shown
 from sfumato.errors import SfumatoError
 from sfumato.io.progress import Listener, heard, progress, show
 from sfumato.learning.loop import Run, learn
@@ -55,7 +56,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Reconstructed:
+class Reconstructed(Shown):
     """What a run came to."""
 
     scene: FieldScene | Gaussians
@@ -66,6 +67,11 @@ class Reconstructed:
     truth: Float[Tensor, "m 3 h w"]
     seconds: float
     """Of learning, those before an interruption included."""
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """What was held out, as the scene shows it."""
+        return list(map(pictures.picture, self.shown))
 
 
 def reconstruct(

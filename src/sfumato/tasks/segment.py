@@ -22,7 +22,7 @@ from sfumato.methods.perceive.graph_cut import GraphCut
 from sfumato.methods.perceive.label_efficient import Classifier, LabelEfficient
 from sfumato.methods.perceive.open_vocabulary import label
 from sfumato.methods.perceive.text_attribution import TextAttribution
-from sfumato.reading.reader import Image, Reader, pixels, read
+from sfumato.reading.reader import Image, Reader, check_set, pixels, read
 from sfumato.reading.results import Segments
 from sfumato.tasks.batch import pictures_in
 from sfumato.tasks.train_head import given as given_features
@@ -42,6 +42,9 @@ class Segmenter:
     names: Sequence[str] = ()
     """Each segment gets one of these, by where the words look."""
     side: int | None = None
+
+    def __post_init__(self) -> None:
+        check_set(self.parts, "DiffSeg")
 
     def __call__(self, picture: Image) -> Segments:
         with read(self.model, picture, self.side) as reader:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
+from sfumato.core.brief import Brief
 from sfumato.distill import Images
 from sfumato.distill.generators import Generator
 from sfumato.errors import SfumatoError
@@ -151,7 +152,7 @@ def lift(
 
 
 @dataclass(frozen=True)
-class SceneParts:
+class SceneParts(Brief):
     """Where in views the words' things are."""
 
     words: tuple[str, ...]

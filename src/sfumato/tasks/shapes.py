@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.brief import Brief
 from sfumato.errors import SfumatoError
 from sfumato.io.progress import Listener, heard
 from sfumato.media import pictures
@@ -29,7 +30,7 @@ DETAIL = 2
 
 
 @dataclass(frozen=True)
-class MatchedShapes:
+class MatchedShapes(Brief):
     """What of the first shape was found on the second."""
 
     first: VertexFeatures

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.brief import Brief
 from sfumato.errors import SfumatoError
 from sfumato.io.progress import Listener, heard, progress
 from sfumato.learning import checkpoint
@@ -42,7 +43,7 @@ _AT_ONCE = 16  # scenes that are rendered together
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class Pictures(Brief):
     """What a head learns from, or is measured on."""
 
     pixels: Float[Tensor, "n 3 h w"]

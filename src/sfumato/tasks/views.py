@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.core import denoising
 from sfumato.core.backbone import Backbone
+from sfumato.core.brief import Shown
 from sfumato.core.guidance import Contrasted, Guide, Scales, guided
 from sfumato.core.method import Method
 from sfumato.errors import SfumatoError
@@ -71,11 +72,16 @@ def layout_of(prompts: Sequence[str]) -> Layout:
 
 
 @dataclass(frozen=True)
-class Viewed:
+class Viewed(Shown):
     """Pictures of all views, one a seed, and the views in each."""
 
     painted: Generated
     views: tuple[tuple[Picture, ...], ...]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Of all views, one a seed."""
+        return list(self.painted.pictures)
 
 
 def paint_views(

@@ -40,6 +40,7 @@ from torch import Tensor
 
 from sfumato.backbones.controlnets import ControlNet
 from sfumato.core.backbone import Backbone
+from sfumato.core.brief import Brief
 from sfumato.core.denoising import denoise
 from sfumato.core.settings import Settings
 from sfumato.errors import SfumatoError, finite, unknown, whole
@@ -225,7 +226,7 @@ class Diff3F(Settings):
 
 
 @dataclass(frozen=True)
-class VertexFeatures:
+class VertexFeatures(Brief):
     """A shape whose vertices are described."""
 
     shape: Mesh

@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.attention import FUSED, Call
+from sfumato.core.brief import Brief
 from sfumato.core.choice import choose
 from sfumato.core.method import Where
 from sfumato.core.settings import Settings
@@ -173,7 +174,7 @@ class FeatureMatching(Supported):
 
 
 @dataclass(frozen=True)
-class Support:
+class Support(Brief):
     """What support images leave behind at one site."""
 
     keys: Float[Tensor, "heads tokens dim"]

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as remade
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.brief import Brief
 from sfumato.core.gradients import gradients
 from sfumato.core.method import Requires
 from sfumato.core.settings import Settings
@@ -232,7 +233,7 @@ class UnsupervisedKeypoints(Settings):
 
 
 @dataclass(frozen=True)
-class Keypoints:
+class Keypoints(Brief):
     """Tokens that have been learned: which place of an image each lights up."""
 
     texts: Float[Tensor, "tokens d"]

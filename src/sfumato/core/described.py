@@ -1,0 +1,76 @@
+"""Dataclasses whose ``help()`` tells of their fields: the strings behind these are read when it is asked for."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields
+from itertools import pairwise
+from typing import Any
+
+
+class Described:
+    """Of a dataclass: its docstring has its fields as parameters, with their types and defaults.
+
+    Editors find the strings where they stand; ``help`` and ``?`` know a class by its docstring alone.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if text := vars(cls).get("__doc__"):
+            cls.__doc__ = _Lazily(text)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Lazily:
+    """A class's docstring, to which its parameters are added when somebody reads it."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.whole = text, ""
+
+    def __get__(self, instance: object, cls: type) -> str:
+        if "__match_args__" not in vars(cls):  # it is being made, and ``dataclass`` looks whether there is any
+            return self.text
+        self.whole = self.whole or self.text.rstrip() + _parameters(cls)
+        return self.whole
+
+
+def _parameters(cls: Any) -> str:
+    try:
+        texts = strings(cls)
+    except (OSError, TypeError, SyntaxError):  # where there is no source
+        return ""
+    rows = [f"{f.name} : {f.type}{_default(f)}{_filled(texts.get(f.name, ''))}" for f in fields(cls) if f.init]
+    return textwrap.indent("\n".join(["\n", "Parameters", "----------", *rows]), "    ") if rows else ""
+
+
+def _default(f: Field[Any]) -> str:
+    made = f.default if f.default_factory is MISSING else f.default_factory()
+    return "" if made is MISSING else f", default {made!r}"
+
+
+def _filled(text: str) -> str:
+    return "".join(f"\n    {line}" for line in textwrap.wrap(text.replace("``", "`"), 100))
+
+
+def strings(cls: type) -> dict[str, str]:
+    """What stands behind the fields of a class and of those of ours that it derives from, by their names."""
+    out: dict[str, str] = {}
+    for kind in cls.__mro__[::-1]:
+        if kind.__module__.startswith("sfumato."):
+            (node,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+            assert isinstance(node, ast.ClassDef)
+            out |= behind(node.body)
+    return out
+
+
+def behind(body: Sequence[ast.stmt]) -> dict[str, str]:
+    """Strings that stand behind assignments, by the assigned names."""
+    out = {}
+    for node, text in pairwise(body):
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [None])
+        target = targets[0]
+        if isinstance(target, ast.Name) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            out[target.id] = inspect.cleandoc(str(text.value.value))
+    return out
