@@ -151,7 +151,7 @@ def test_cameras_go_by_name(sd, tmp_path):
         ("[1, 2]", "says where each picture was seen from"),
         ('{"a.png": [0, 20], "b.png": [90]}', "says where each picture was seen from"),
         ('{"a.png": [0, 20, 3], "b.png": [90, 20, 3]}', "an azimuth and an elevation of each picture"),
-        ('{"a.png": [0, 20], "b.png": [NaN, 20]}', "an azimuth and an elevation of each picture"),
+        ('{"a.png": [0, 20], "b.png": [NaN, 20]}', "NaN is no finite number"),
     ):
         cameras.write_text(text)
         with pytest.raises(SfumatoError, match=says):

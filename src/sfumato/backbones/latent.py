@@ -102,10 +102,13 @@ class Latent(OfPipe, Backbone):
         return self.factor
 
     @property
+    def networks(self) -> tuple[Any, ...]:
+        return tuple(part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module))
+
+    @property
     def cells(self) -> int:
         """Side of the latents that it was trained on, the shorter where they are no square."""
-        sides = self.network.config.sample_size or self.usual_cells
-        return sides if isinstance(sides, int) else min(sides)
+        return kinds.side(self.name, self.network.config.sample_size or self.usual_cells)
 
     @of_parts("network", "vae")
     def size(self) -> int:
