@@ -416,7 +416,7 @@ def _weights(part: str, change: Any) -> Any:
         (_changed("scheduler/scheduler_config.json", num_train_timesteps=0), "does not load as a diffusers pipeline"),
         (_changed("unet/config.json", sample_size=-1), "has the sample_size -1, which is no size"),
         (_changed("vae/config.json", scaling_factor=0), "has the scaling_factor 0; latents are multiplied"),
-        (_weights("text_encoder", lambda key, v: v[:3].clone() if "fc1.bias" in key else v), r"fc1.bias is \(3,\), and b"),
+        (_weights("text_encoder", lambda k, v: v[:3].clone() if "fc1.bias" in k else v), r"fc1.bias is \(3,\)"),
         (_weights("vae", lambda _, v: v.to(torch.int8)), r"is quantised: \S+ holds whole numbers"),
     ],
 )  # fmt: skip
@@ -429,13 +429,8 @@ def test_a_broken_folder_is_one_line(copied, change, says, capfd):
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_weights_that_are_not_finite_are_named_and_nothing_is_painted(copied, part, tmp_path, capsys):
-    lost = _weights(part, lambda key, v: torch.full_like(v, float("nan")) if key.endswith("conv_out.weight") else v)
-    lost = (
-        _weights(part, lambda key, v: v * float("inf") if "layer_norm1.weight" in key else v)
-        if "text" in part
-        else lost
-    )
-    lost(copied)
+    lost = "layer_norm1.weight" if part == "text_encoder" else "conv_out.weight"
+    _weights(part, lambda key, v: torch.full_like(v, float("nan")) if key.endswith(lost) else v)(copied)
     words = ["generate", PROMPT, "--model", str(copied), "--device", "cpu", "--steps", "1", "--n", "1", "--size", "64"]
     assert cli.main([*words, "--out", str(tmp_path / "out")]) == 2
     assert re.search(r"the weights of its \w+ are not finite \(\S+\): the file is damaged", capsys.readouterr().err)
