@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any
 
@@ -61,8 +61,19 @@ def out_of_memory(e: BaseException) -> bool:
 REMEDY = "take --dtype float32 or bfloat16 where it is float16, or weaker settings"
 
 
-def finite(values: Any, what: str, remedy: str = REMEDY) -> None:
-    """Raise ``SfumatoError`` unless a tensor's values, or a number, are finite: ``what`` they are, and what to do."""
+def finite(values: Any, what: str, remedy: str | Callable[[], str] = REMEDY) -> None:
+    """Raise ``SfumatoError`` unless a tensor's values, or a number, are finite: ``what`` they are, and what to do.
+
+    A ``remedy`` that has to be looked for is a function, which is called where it is needed alone.
+    """
     sound = values.isfinite().all() if hasattr(values, "isfinite") else math.isfinite(values)
     if not sound:
-        raise SfumatoError(f"{what} became not finite; {remedy}")
+        raise SfumatoError(f"{what} became not finite; {remedy if isinstance(remedy, str) else remedy()}")
+
+
+def unsound(network: Any) -> str | None:
+    """What is wrong with a network (a ``torch.nn.Module``) whose weights are not finite: the first of them."""
+    state = ((name, v) for name, v in network.state_dict().items() if not v.is_meta and v.is_floating_point())
+    wrong = next((name for name, values in state if not values.isfinite().all()), None)
+    kind = type(network).__name__
+    return wrong and f"the weights of its {kind} are not finite ({wrong}): the file is damaged; take another"

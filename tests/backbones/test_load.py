@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import time
@@ -210,7 +211,7 @@ def test_single_files_parts_and_other_folders_are_not_models(copied, tmp_path):
     with pytest.raises(SfumatoError, match=r"model_index\.json cannot be read"):
         load(str(copied), device="cpu")
     (copied / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
-    with pytest.raises(SfumatoError, match="does not load as a diffusers pipeline"):
+    with pytest.raises(SfumatoError, match="names the pipeline 'NoSuchPipeline', which diffusers"):
         load(str(copied), device="cpu")
 
 
@@ -226,7 +227,7 @@ def test_pickled_weights_are_not_read(copied):
 def test_truncated_weights_are_said_to_be(copied, part, keep):
     file = copied / f"{part}.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(SfumatoError, match=r"does not load as a (diffusers pipeline|CLIPTextModel): ") as e:
+    with pytest.raises(SfumatoError, match=rf"{part}.safetensors is no safetensors file, or cut off: ") as e:
         load(str(copied), device="cpu")
     assert "\n" not in str(e.value)
 
@@ -373,3 +374,64 @@ def test_commands_load_as_they_are_told(folder, copied, cached, capsys):
     for command in (["invert", picture, *options], ["edit", picture, "--from", "a", "--to", "b", *options, "sdedit"]):
         code, out, err = run(*command)
         assert code == 2 and "leave offload out" in err, (command, err)
+
+
+CONFIGS = ("model_index.json", "unet/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
+
+
+@pytest.mark.parametrize("file", CONFIGS)
+def test_a_config_that_is_none_is_one_line_and_nobody_is_connected_to(copied, file, monkeypatch):
+    """diffusers takes a config that is a text for an id of the hub, and asks there."""
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
+    for text in ("[1]", '"x"', "null", "", "[" * 10**5, '{"a": NaN}'):
+        (copied / file).write_text(text)
+        with pytest.raises(SfumatoError, match=rf"{file} (cannot be read as JSON|has numbers that are none)") as e:
+            load(str(copied), device="cpu")
+        assert "\n" not in str(e.value)
+
+
+def _changed(file: str, **values: Any) -> Any:
+    def change(place: Path) -> None:
+        config = json.loads((place / file).read_text())
+        (place / file).write_text(json.dumps(config | values))
+
+    return change
+
+
+def _weights(part: str, change: Any) -> Any:
+    def changed(place: Path) -> None:
+        (file,) = (place / part).glob("*.safetensors")
+        save_file({key: change(key, value) for key, value in load_file(file).items()}, file, {"format": "pt"})
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_changed("model_index.json", unet=["diffusers"]), r"the unet \['diffusers'\]; a part is a library and a cl"),
+        (_changed("model_index.json", _class_name=["os", "system"]), r"names the pipeline \['os', 'system'\], which"),
+        (lambda place: shutil.rmtree(place / "vae"), r"lacks the folder of its vae, which its model_index"),
+        (_changed("unet/config.json", layers_per_block=10**30), "does not load as a diffusers pipeline"),
+        (_changed("scheduler/scheduler_config.json", num_train_timesteps=0), "does not load as a diffusers pipeline"),
+        (_changed("unet/config.json", sample_size=-1), "has the sample_size -1, which is no size"),
+        (_changed("vae/config.json", scaling_factor=0), "has the scaling_factor 0; latents are multiplied"),
+        (_weights("text_encoder", lambda k, v: v[:3].clone() if "fc1.bias" in k else v), r"fc1.bias is \(3,\)"),
+        (_weights("vae", lambda _, v: v.to(torch.int8)), r"is quantised: \S+ holds whole numbers"),
+    ],
+)  # fmt: skip
+def test_a_broken_folder_is_one_line(copied, change, says, capfd):
+    change(copied)
+    with pytest.raises(SfumatoError, match=says) as e:
+        load(str(copied), device="cpu")
+    assert "\n" not in str(e.value) and "REPORT" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_that_are_not_finite_are_named_and_nothing_is_painted(copied, part, tmp_path, capsys):
+    lost = "layer_norm1.weight" if part == "text_encoder" else "conv_out.weight"
+    _weights(part, lambda key, v: torch.full_like(v, float("nan")) if key.endswith(lost) else v)(copied)
+    words = ["generate", PROMPT, "--model", str(copied), "--device", "cpu", "--steps", "1", "--n", "1", "--size", "64"]
+    assert cli.main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert re.search(r"the weights of its \w+ are not finite \(\S+\): the file is damaged", capsys.readouterr().err)
+    assert not [*(tmp_path / "out").rglob("*.png")]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import sfumato
 from sfumato.errors import SfumatoError, finite
-from sfumato.io.files import as_json, atomic, save_tensors, write_json
+from sfumato.io.files import as_json, atomic, read_json, save_tensors, write_json
 from sfumato.io.terminal import print_json
 
 NAN, INF = float("nan"), float("inf")
@@ -57,3 +60,28 @@ def test_a_place_whose_name_is_too_long_is_one_line(tmp_path):
         atomic(tmp_path / ("x" * 300)) as part,
     ):
         part.touch()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "line 1"), ("", "line 1"), ("[1]", "it is a list, where an object is meant"), ("null", "it is null"),
+        ('{"a":' * 10**5, "nested too deeply"), ('{"a": NaN}', "NaN is no finite number"),
+        ('{"a": -1e999}', "-1e999 is no finite number"), ('{"a": 1' + "0" * 5000 + "}", "is too large a number"),
+        (b"\xff\xfe{}", "is no text in UTF-8"),
+    ],
+)  # fmt: skip
+def test_json_that_is_none_is_one_line(tmp_path, text, says):
+    (tmp_path / "x.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SfumatoError, match=rf"x\.json .*{re.escape(says)}") as e:
+        read_json(tmp_path / "x.json", dict)
+    assert "\n" not in str(e.value)
+
+
+def test_json_is_read_in_one_place_and_configs_of_others_may_be_endless(tmp_path):
+    (tmp_path / "x.json").write_bytes(b'\xef\xbb\xbf{"low": -Infinity, "longest": 1000000000000000019884624838656}')
+    assert read_json(tmp_path / "x.json", dict, strict=False)["low"] == -INF  # as diffusers and transformers write
+    with pytest.raises(SfumatoError, match="there is no file"):
+        read_json(tmp_path / "none.json")
+    places = [file for file in Path(sfumato.__file__).parent.rglob("*.py") if "json.load" in file.read_text("utf-8")]
+    assert {f"{file.parent.name}/{file.name}" for file in places if file.parent.name != "train"} == {"io/files.py"}

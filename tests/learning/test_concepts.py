@@ -165,7 +165,7 @@ def test_files_that_hold_no_concept_are_refused_on_one_line(models, tmp_path, mo
         ("two.safetensors", "holds 2 words: <a>, <b>; say which"),
         ("none.safetensors", "holds no word that was learned"),
         ("deep.safetensors", r"is damaged: '<x>' has vectors \[\(2, 3, 4, 5\)\]"),
-        ("nan.safetensors", "the word '<x>' of nan.safetensors became not finite; the file is damaged"),
+        ("nan.safetensors", "<x> of nan.safetensors became not finite; the file is damaged"),
         ("lost.safetensors", "holds no word that was learned"),
         ("cut.safetensors", "cannot read cut.safetensors"),
         ("text.safetensors", "cannot read text.safetensors"),

@@ -169,6 +169,6 @@ def test_a_file_of_a_rich_text_editor(tmp_path):
     }
     assert method.colours == {"cat": "#ff8800"} and method.sizes == {"scooter": -6.0}
     (tmp_path / "poor.json").write_text('{"regions": []}')
-    for name in ("poor.json", "none.json"):
-        with pytest.raises(SfumatoError, match="is no rich text"):
+    for name, says in (("poor.json", "is no rich text"), ("none.json", "there is no file")):
+        with pytest.raises(SfumatoError, match=says):
             RichText.read(tmp_path / name)

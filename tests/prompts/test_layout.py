@@ -83,7 +83,7 @@ def test_json_is_read_in_its_forms(tmp_path):
 @pytest.mark.parametrize(
     ("written", "says"),
     [
-        ("{", "is no JSON"),
+        ("{", "cannot be read as JSON"),
         ("3", "holds no layout"),
         ("[]", "a layout is empty"),
         ('[{"box": [0, 0, 1, 1]}]', 'needs a "phrase"'),

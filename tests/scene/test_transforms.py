@@ -164,8 +164,8 @@ BAD = {
     "stretched": (times(1, 2, 1), "not rigid"),
     "flat": (times(1, 1, 0), "scale of 0"),
     "zeros": (pose(lambda m: np.zeros((4, 4)) + np.diag([0, 0, 0, 1])), "scale of 0"),
-    "nan": (pose(lambda m: m * np.array([1, 1, 1, math.nan])), "not finite"),
-    "infinite": (pose(lambda m: np.where(np.arange(4) == 3, math.inf, m)), "not finite"),
+    "nan": (pose(lambda m: m * np.array([1, 1, 1, math.nan])), "NaN is no finite number"),
+    "infinite": (pose(lambda m: np.where(np.arange(4) == 3, math.inf, m)), "Infinity is no finite number"),
     "last row": (with_row([0, 0, 0.5, 1]), "last row"),
     "shape": (pose(lambda m: m[:2]), "no matrix"),
     "ragged": (pose(lambda m: [[1, 2], [3]]), "no matrix"),
@@ -178,7 +178,7 @@ BAD = {
     "one place": (one_place, "all 6 cameras stand at one place"),
     "no focal length": (lambda about: (about.pop("fl_x"), about.pop("fl_y")), "no focal length"),
     "focal 0": (settings(fl_x=0.0), "focal length is above 0"),
-    "focal nan": (settings(fl_x=math.nan), "fl_x .* is no finite number"),
+    "focal nan": (settings(fl_x=math.nan), "is no finite number"),
     "focal word": (settings(fl_x="long"), "fl_x .* is no finite number: 'long'"),
     "wide angle": (settings(fl_x=None, fl_y=None, camera_angle_x=200.0), "between 0 and pi"),
     "camera": (settings(camera_model="EQUIRECTANGULAR"), "kind EQUIRECTANGULAR; known: PINHOLE"),
@@ -204,7 +204,8 @@ def test_what_is_wrong_is_one_line(place, kind):
 
 
 @pytest.mark.parametrize(
-    "text,words", [("{", "is not JSON: .*line 1"), ("[1]", "has no frames"), ("", "is not JSON"), ("[" * 10**5, "JSON")]
+    "text,words",
+    [("{", "as JSON: .*line 1"), ("[1]", "a list, where an object is meant"), ("", "as JSON"), ("[" * 10**5, "JSON")],
 )
 def test_broken_json_is_one_line(place, text, words):
     with pytest.raises(SfumatoError, match=words) as caught:

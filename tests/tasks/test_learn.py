@@ -151,7 +151,7 @@ def test_cameras_go_by_name(sd, tmp_path):
         ("[1, 2]", "says where each picture was seen from"),
         ('{"a.png": [0, 20], "b.png": [90]}', "says where each picture was seen from"),
         ('{"a.png": [0, 20, 3], "b.png": [90, 20, 3]}', "an azimuth and an elevation of each picture"),
-        ('{"a.png": [0, 20], "b.png": [NaN, 20]}', "an azimuth and an elevation of each picture"),
+        ('{"a.png": [0, 20], "b.png": [NaN, 20]}', "NaN is no finite number"),
     ):
         cameras.write_text(text)
         with pytest.raises(SfumatoError, match=says):
@@ -159,7 +159,7 @@ def test_cameras_go_by_name(sd, tmp_path):
     cameras.write_text('{"b.png": [90, 20], "a.png": [0, 10.5], "other": 3}')
     found = task.read([tmp_path], sd, 9, cameras=cameras)
     assert found.cameras is not None and found.cameras.tolist() == [[0, 10.5], [90, 20]]
-    with pytest.raises(SfumatoError, match=r"cannot read .*nowhere"):
+    with pytest.raises(SfumatoError, match=r"there is no file .*nowhere"):
         task.read([tmp_path], sd, 9, cameras=tmp_path / "nowhere.json")
 
 

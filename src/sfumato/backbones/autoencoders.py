@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.core.backbone import dtype_of
-from sfumato.errors import SfumatoError, finite, unknown
+from sfumato.errors import SfumatoError, finite, unknown, unsound
 
 OF_CLIPS = "AutoencoderKLTemporalDecoder"
 """Whose decoder takes all that it is given for one clip."""
@@ -31,6 +31,9 @@ def factor(vae: Any, name: str, reads: tuple[str, ...] = ()) -> int:
     """
     if not any(c.__name__ in KINDS for c in type(vae).__mro__):
         raise unknown(f"kind of VAE in {name}", type(vae).__name__, KINDS)
+    scale = vae.config.scaling_factor
+    if not isinstance(scale, int | float) or not 0 < scale < float("inf"):
+        raise SfumatoError(f"the VAE of {name} has the scaling_factor {scale!r}; latents are multiplied by a number")
     given = {key for key in SHIFTS if _says(vae, key)}
     if others := sorted(given.difference(reads)):
         raise SfumatoError(f"the VAE of {name} has {others[0]}, which only {SHIFTS[others[0]]} read")
@@ -46,7 +49,7 @@ def encode(vae: Any, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w
         x = x.contiguous(memory_format=torch.channels_last)
     found = _computed(vae, lambda vae, x: vae.encode(x), x)
     raw = (found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents).float()
-    finite(raw, f"what the {type(vae).__name__} makes of a picture", _remedy(vae))
+    finite(raw, f"what the {type(vae).__name__} makes of a picture", lambda: _remedy(vae))
     mean, scale = _normal(vae, raw)
     return (raw - mean) * scale
 
@@ -55,7 +58,7 @@ def decode(vae: Any, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H 
     """Latents as images in [0, 1]. ``SfumatoError`` where they are not finite."""
     finite(latents, "latents that are to be seen")
     images = _computed(vae, _decoded, plain(vae, latents)).sample.float()
-    finite(images, f"the picture that the {type(vae).__name__} makes of finite latents", _remedy(vae))
+    finite(images, f"the picture that the {type(vae).__name__} makes of finite latents", lambda: _remedy(vae))
     return (images / 2 + 0.5).clamp(0, 1)
 
 
@@ -116,7 +119,9 @@ def _computed(vae: Any, way: Way, x: Tensor) -> Any:
 
 
 def _remedy(vae: Any) -> str:
-    return OVERFLOWS if dtype_of(vae) == torch.float16 else "its weights or what it was given are not sound"
+    if wrong := unsound(vae):
+        return wrong
+    return OVERFLOWS if dtype_of(vae) == torch.float16 else "what it was given is not sound"
 
 
 def features(vae: Any, latents: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b d h w"]] | None:

@@ -236,18 +236,19 @@ def _file(file: Path, model: Any, dtype: torch.dtype) -> Any:
         raise SfumatoError(f"{file} holds no ControlNet: {f'it is {what}' if what else single_file.instead(shapes)}")
     if "ControlNetModel" not in model.steered:
         raise SfumatoError(f"{file} is a ControlNetModel, and {model.name} is steered by a {model.steered[0]}")
-    read = next((v.shape[1] for k, v in shapes.items() if k.endswith("attn2.to_k.weight")), None)
+    read = next((v.shape[1] for k, v in shapes.items() if k.endswith("attn2.to_k.weight") and v.ndim > 1), None)
     if read not in (None, width := model.network.config.cross_attention_dim):
         raise SfumatoError(
             f"{file} reads texts of width {read}, and the model's have {width}: it is of another family; take one that "
             "was made for this model"
         )
-    with torch.device("meta"):
-        like = diffusers.ControlNetModel.from_unet(
-            model.network, conditioning_embedding_out_channels=_widths(shapes, hint[0]), load_weights_from_unet=False
-        )
     kind = {"_class_name": "ControlNetModel", "in_channels": model.channels}  # an inpainting UNet reads more
     with TemporaryDirectory() as place, folder.loading(file, "ControlNetModel of the model's family"):
+        with torch.device("meta"):
+            widths = _widths(shapes, hint[0])
+            like = diffusers.ControlNetModel.from_unet(
+                model.network, conditioning_embedding_out_channels=widths, load_weights_from_unet=False
+            )
         write_json(Path(place) / "config.json", {**like.config, **kind})
         return diffusers.ControlNetModel.from_single_file(str(file), config=place, dtype=dtype)
 

@@ -71,7 +71,7 @@ def add(pipe: Any, name: str, embeddings: Embeddings) -> None:
 def check(word: str, vectors: Mapping[str, Tensor], widths: Mapping[str, int], name: str) -> None:
     """Refuse what are no vectors, of two encoders not as many, or of other widths than a model of this name reads."""
     shapes = [tuple(each.shape) for each in vectors.values()]
-    counts = {1 if len(shape) == 1 else shape[0] for shape in shapes}
+    counts = {len(each) if each.ndim > 1 else 1 for each in vectors.values()}
     if any(len(shape) not in (1, 2) or 0 in shape for shape in shapes) or len(counts) != 1:
         raise SfumatoError(
             f"the embedding {word!r} has the shapes {', '.join(map(str, shapes))}; vectors are (width) or (n, width), "

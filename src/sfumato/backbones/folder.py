@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,10 @@ from typing import Any, cast
 
 import torch
 
+from sfumato.core.settings import numbers
 from sfumato.errors import SfumatoError, first_line
+from sfumato.io.files import read_json
+from sfumato.io.terminal import without
 
 UNUSED = ("safety_checker", "feature_extractor", "watermarker", "depth_estimator")
 """Parts of pipelines that are neither downloaded nor loaded: nothing here calls them."""
@@ -27,7 +29,9 @@ def read(place: Path, variant: str | None, dtype: torch.dtype, parts: Mapping[st
     from diffusers import DiffusionPipeline
 
     listed = index(place)
-    check(place, [part for part in named(listed) if part not in {*UNUSED, *parts}], variant)
+    own = [part for part in named(listed) if part not in {*UNUSED, *parts}]
+    _check_index(place, listed, own)
+    check(place, own, variant)
     # a part that the folder lists as absent, such as T5, is absent
     absent = [k for k, v in listed.items() if v == [None, None] or k in UNUSED]
     options: dict[str, Any] = {**dict.fromkeys(absent), **{k: v for k, v in parts.items() if k in listed}}
@@ -63,7 +67,12 @@ def _made(kind: Any, place: Path, variant: str | None, dtype: torch.dtype) -> An
     options |= {"use_safetensors": True, "variant": variant if there else None, "dtype": dtype}
     with loading(place, kind.__name__):
         if issubclass(kind, PreTrainedModel):  # what is missing would be drawn at random
-            made, info = cast("Any", kind).from_pretrained(place, output_loading_info=True, **options)
+            with without("transformers.modeling_utils", "LOAD REPORT"):
+                made, info = cast("Any", kind).from_pretrained(
+                    place, output_loading_info=True, ignore_mismatched_sizes=True, **options
+                )
+            for key, found, shape in sorted(info["mismatched_keys"]):
+                raise ValueError(f"{key} is {tuple(found)}, and by its config {tuple(shape)}")
             missing = sorted(info["missing_keys"])
         else:
             made = cast("Any", kind).from_pretrained(place, **options)
@@ -90,22 +99,42 @@ def check_words(kind: Any, place: Path) -> None:
 @contextmanager
 def loading(place: Path, what: str) -> Iterator[None]:
     """Whatever does not load is a ``SfumatoError`` of one line."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError, SafetensorError) as e:
+    except SfumatoError:
+        raise
+    except Exception as e:  # of libraries, which do not expect what such files may hold
         raise SfumatoError(f"{place} does not load as a {what}: {first_line(e)}") from e
 
 
 def index(place: Path) -> dict[str, Any]:
     """What a diffusers folder lists: its pipeline's class, its parts' classes and its settings."""
-    try:
-        return json.loads((place / "model_index.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SfumatoError(f"unknown model {str(place)!r}: {_instead(place)}") from None
-    except (OSError, ValueError) as e:
-        raise SfumatoError(f"{place / 'model_index.json'} cannot be read: {first_line(e)}") from e
+    if not (place / "model_index.json").exists():
+        raise SfumatoError(f"unknown model {str(place)!r}: {_instead(place)}")
+    return _config(place / "model_index.json")
+
+
+def _config(file: Path) -> dict[str, Any]:
+    """Of a library. ``SfumatoError`` for what is no object of sound numbers; endless ones are in some schedulers'."""
+    found = read_json(file, dict, strict=False)
+    if any(value != value for value in numbers(found)):
+        raise SfumatoError(f"{file} has numbers that are none (NaN)")
+    return found
+
+
+def _check_index(place: Path, listed: Mapping[str, Any], parts: Sequence[str]) -> None:
+    """Refuse an index that names what is not there: an unknown pipeline, no class of a part, a missing folder."""
+    import diffusers
+
+    file, pipeline = place / "model_index.json", listed.get("_class_name")
+    if not isinstance(pipeline, str) or not isinstance(getattr(diffusers, pipeline, None), type):
+        raise SfumatoError(f"{file} names the pipeline {pipeline!r}, which diffusers {diffusers.__version__} has not")
+    for part in parts:
+        found = listed[part]
+        if len(found) != 2 or not all(isinstance(word, str | None) for word in found):
+            raise SfumatoError(f"{file} names the {part} {found!r}; a part is a library and a class")
+        if found[1] is not None and not (place / part).is_dir():
+            raise SfumatoError(f"{place} lacks the folder of its {part}, which its model_index.json names")
 
 
 def named(listed: Mapping[str, Any]) -> list[str]:
@@ -128,10 +157,9 @@ def _class(name: str, place: Path) -> Any:
     import transformers
 
     for file in ("scheduler_config.json", "tokenizer_config.json", "config.json"):
-        try:
-            config = json.loads((place / file).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        if not (place / file).is_file():
             continue
+        config = _config(place / file)
         words = [config.get("_class_name"), config.get("tokenizer_class"), *(config.get("architectures") or ())]
         for word in filter(None, words):
             for library in (diffusers, transformers):
@@ -142,11 +170,8 @@ def _class(name: str, place: Path) -> Any:
 
 def _instead(place: Path) -> str:
     """What a folder without a model_index.json is."""
-    try:
-        kind = json.loads((place / "config.json").read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError, AttributeError):
-        kind = None
-    if "ControlNet" in (kind or ""):
+    kind = _config(place / "config.json").get("_class_name") if (place / "config.json").is_file() else None
+    if "ControlNet" in str(kind):
         return (
             "the folder holds a ControlNet, which steers a model; give it beside the model (--controlnet FOLDER "
             "--control PICTURE, or denoise(controls=[ControlNet(controlnets.read(FOLDER, model), picture)]))"
@@ -160,8 +185,10 @@ def _instead(place: Path) -> str:
 
 
 def check(place: Path, parts: Sequence[str], variant: str | None) -> None:
-    """Are the weights of these parts safetensors, of this variant?"""
+    """Are the weights of these parts whole safetensors, of this variant, and their configs such?"""
     for part in parts:
+        for file in sorted((place / part).glob("*config.json")) + sorted((place / part).glob("*.index.json")):
+            _config(file)
         files = {p.name for p in (place / part).glob("*")} if (place / part).is_dir() else set()
         tensors = {f.removesuffix(".safetensors") for f in files if f.endswith(".safetensors")}
         if not tensors and any(Path(f).suffix in WEIGHTS for f in files):
@@ -173,3 +200,26 @@ def check(place: Path, parts: Sequence[str], variant: str | None) -> None:
         have = {s.partition(".")[2] for s in stems}
         if tensors and not have & {variant or "", ""}:
             raise SfumatoError(f"{place / part} has only the variants {', '.join(sorted(have))}; give one as variant")
+        for name in sorted(tensors):
+            _check_tensors(place / part / f"{name}.safetensors")
+
+
+def check_numbers(file: Path, opened: Any) -> None:
+    """Refuse weights that were made whole numbers, of which nothing says by which scale."""
+    keys = (key for key in opened.keys() if key.endswith("weight"))  # noqa: SIM118
+    if whole := next((key for key in keys if opened.get_slice(key).get_dtype() in ("I8", "U8")), None):
+        raise SfumatoError(f"{file} is quantised: {whole} holds whole numbers; take the file in float16 or bfloat16")
+
+
+def _check_tensors(file: Path) -> None:
+    from safetensors import safe_open
+
+    config = file.parent / "config.json"
+    try:
+        with safe_open(file, framework="pt") as opened:
+            if not config.is_file() or "quantization_config" not in _config(config):
+                check_numbers(file, opened)
+    except SfumatoError:
+        raise
+    except Exception as e:  # safetensors has several kinds
+        raise SfumatoError(f"{file} is no safetensors file, or cut off: {first_line(e)}") from e

@@ -6,7 +6,6 @@ Only safetensors are downloaded.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from sfumato.backbones.folder import UNUSED
 from sfumato.errors import SfumatoError, first_line
+from sfumato.io.files import read_json
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = ("*.json", "*.txt", "*.model", "diffusion_pytorch_model*.safetensors", "model*.safetensors")
@@ -24,7 +24,7 @@ _SECONDS = 10.0  # to wait for the hub's first answer
 @cache
 def aliases() -> dict[str, dict[str, list[str]]]:
     """Alias -> ``ids`` that hold the model, and ``gone`` ones, which may still be in a local cache."""
-    return json.loads((Path(__file__).parent / "aliases.json").read_text(encoding="utf-8"))
+    return read_json(Path(__file__).parent / "aliases.json")
 
 
 def is_id(name: str) -> bool:

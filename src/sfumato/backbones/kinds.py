@@ -187,6 +187,14 @@ def check(model: Any) -> None:
         )
 
 
+def side(name: str, sample_size: Any) -> int:
+    """The shorter side of what a network says that it was trained on. ``SfumatoError`` where that is no size."""
+    sides = tuple(sample_size) if isinstance(sample_size, list | tuple) else (sample_size,)
+    if not all(isinstance(each, int) and each > 0 for each in sides):
+        raise SfumatoError(f"the network of {name} has the sample_size {sample_size!r}, which is no size")
+    return min(sides)
+
+
 def refuse(name: str, pipe: Any, what: str) -> NoReturn:
     raise SfumatoError(f"{name} is a {type(pipe).__name__} {what}; known are {KNOWN}")
 

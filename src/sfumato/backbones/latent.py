@@ -18,7 +18,7 @@ from sfumato.backbones import autoencoders, kinds, own_words
 from sfumato.backbones.changes import OfPipe
 from sfumato.backbones.own_words import OwnWords, Rows, Word
 from sfumato.backbones.parts import of_parts
-from sfumato.backbones.text import Text, quietly
+from sfumato.backbones.text import READING, Text, quietly
 from sfumato.core.backbone import Backbone, times
 from sfumato.core.conditions import Cond, Texts
 from sfumato.core.modes import unmoded
@@ -102,10 +102,13 @@ class Latent(OfPipe, Backbone):
         return self.factor
 
     @property
+    def networks(self) -> tuple[Any, ...]:
+        return tuple(part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module))
+
+    @property
     def cells(self) -> int:
         """Side of the latents that it was trained on, the shorter where they are no square."""
-        sides = self.network.config.sample_size or self.usual_cells
-        return sides if isinstance(sides, int) else min(sides)
+        return kinds.side(self.name, self.network.config.sample_size or self.usual_cells)
 
     @of_parts("network", "vae")
     def size(self) -> int:
@@ -143,7 +146,7 @@ class Latent(OfPipe, Backbone):
         self, prompts: Sequence[str], skip: int | None, words: Mapping[str, Rows] | None = None
     ) -> dict[str, Tensor]:
         """``text`` and all else that is read of prompts, a row each, in float32."""
-        with quietly(), nullcontext() if self.own is None else self.own.read_as(self.pipe, words):
+        with READING, quietly(), nullcontext() if self.own is None else self.own.read_as(self.pipe, words):
             parts = self._encode([self.text.plain(p) for p in prompts], skip)
         return {k: v.float() if v.is_floating_point() else v for k, v in parts.items()}
 

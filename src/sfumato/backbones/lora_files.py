@@ -7,7 +7,6 @@ LoHa and LoKr, full differences and DoRA become plain products of two matrices, 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import SfumatoError, finite, first_line
-from sfumato.io.files import save_tensors
+from sfumato.io.files import from_json, read_json, save_tensors
 from sfumato.learning import concept_files
 from sfumato.learning.adapters import HIGH, LOW
 
@@ -93,8 +92,12 @@ def read(file: Path, pipe: Any) -> Changes:
             made = _product(pieces, module.weight, settings.get(part, settings.get("", {})), path)
         except KeyError as e:
             raise SfumatoError(f"{file} is damaged: its change of {layer} lacks {e}") from e
-        except RuntimeError as e:
+        except (RuntimeError, IndexError) as e:
             raise SfumatoError(_other(file, pipe, f"{layer}: {first_line(e)}")) from e
+        except (TypeError, ValueError, ArithmeticError) as e:
+            raise SfumatoError(f"{file} is damaged: its change of {layer} has no scale ({first_line(e)})") from e
+        for values in made.values():
+            finite(values, f"the change of {layer} in {file}", "the file is damaged; take another")
         layers.setdefault(part, {})[path] = made
     return Changes(layers, words)
 
@@ -238,13 +241,13 @@ def _settings(file: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, An
     """Part -> what PEFT's config says of its changes; of "" for all. ``SfumatoError`` for one that cannot be read."""
     try:
         if file.name.startswith("adapter_model") and (file.parent / "adapter_config.json").is_file():
-            return {"": json.loads((file.parent / "adapter_config.json").read_text(encoding="utf-8"))}
+            return {"": read_json(file.parent / "adapter_config.json", dict, strict=False)}
         out: dict[str, dict[str, Any]] = {}
-        for key, value in json.loads(metadata.get("lora_adapter_metadata", "{}")).items():
+        for key, value in from_json(metadata.get("lora_adapter_metadata", "{}"), dict, strict=False).items():
             part, _, name = key.partition(".")
             out.setdefault(part, {})[name] = value
         return out
-    except (OSError, ValueError, AttributeError) as e:
+    except ValueError as e:
         raise SfumatoError(f"the settings of the LoRA {file} cannot be read: {first_line(e)}") from e
 
 

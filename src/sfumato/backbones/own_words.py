@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.backbones.embeddings import ENCODERS, check
-from sfumato.backbones.text import token_of
+from sfumato.backbones.text import READING, token_of
 from sfumato.core.conditions import Cond, Texts
 from sfumato.core.taps import here
 from sfumato.errors import SfumatoError
@@ -328,7 +328,8 @@ def rows_in(pipe: Any, name: str, words: str) -> dict[str, Float[Tensor, "k d"]]
     for key, (part, tokenizer) in ENCODERS.items():
         if (encoder := getattr(pipe, part, None)) is None:
             continue
-        ids = getattr(pipe, tokenizer)(words, add_special_tokens=False).input_ids
+        with READING:
+            ids = getattr(pipe, tokenizer)(words, add_special_tokens=False).input_ids
         if not ids:
             raise SfumatoError(f"{name} reads nothing in {words!r}; begin with a word that it knows, such as duck")
         found[key] = encoder.get_input_embeddings().weight[torch.tensor(ids)].float()

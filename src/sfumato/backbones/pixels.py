@@ -70,7 +70,7 @@ class Pixels(OfUNet, OfPipe, Backbone):
         sides = self.network.config.sample_size
         if sides is None:
             raise SfumatoError(f"the UNet2DModel of {self.name} does not say its sample_size, the side of its images")
-        return (sides if isinstance(sides, int) else min(sides)) * self.factor
+        return kinds.side(self.name, sides) * self.factor
 
     @property
     def colours(self) -> int:

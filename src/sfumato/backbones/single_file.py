@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sfumato.backbones import folder
 from sfumato.errors import SfumatoError, first_line, unknown
-from sfumato.io.files import write_text
+from sfumato.io.files import read_json, write_text
 
 _LAYOUTS = Path(__file__).parent / "layouts"
 _CHANNELS = "model.diffusion_model.input_blocks.0.0.weight"
@@ -106,6 +106,7 @@ def tensors(file: Path) -> dict[str, Tensor]:
         raise pickled(file)
     try:
         with safe_open(file, framework="pt") as opened:
+            folder.check_numbers(file, opened)
             return {k: torch.empty(opened.get_slice(k).get_shape(), device="meta") for k in opened.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise SfumatoError(f"there is no file {file}") from None
@@ -154,7 +155,7 @@ def read(file: Path, config: str | None, dtype: torch.dtype, parts: Mapping[str,
 @cache
 def configs() -> dict[str, dict[str, Any]]:
     """Word -> the configs of the parts of that model."""
-    return json.loads((_LAYOUTS / "configs.json").read_text(encoding="utf-8"))
+    return read_json(_LAYOUTS / "configs.json")
 
 
 def is_lora(shapes: Mapping[str, Tensor]) -> bool:

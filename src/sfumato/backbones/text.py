@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import accumulate, pairwise
+from threading import RLock
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from sfumato.errors import SfumatoError
 from sfumato.prompts import weights
 from sfumato.prompts.words import WordsRead
 
+READING = RLock()
+"""A tokenizer keeps how it pads from call to call, so that threads read one after the other."""
 _NAMED = 12  # words in a note
 _TOKEN = re.compile(r"<(.+)\|\d+>")
 
@@ -199,8 +202,9 @@ class Text:
                 f"the {reader.part} of {self.name} does not say where in a text its tokens lie; load a fast tokenizer"
             )
         text = weights.plain(prompt)
-        seen, origin = self._seen(text, tokenizer)
-        made = tokenizer(seen, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
+        with READING:
+            seen, origin = self._seen(text, tokenizer)
+            made = tokenizer(seen, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
         word_of, letters = _word_of(text), weights.letters(prompt)
         own = [i for i, special in enumerate(made.special_tokens_mask) if not special and text.strip()]
         first, end = (own[0], own[-1] + 1) if own else (1, 1)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
+from sfumato.io.files import from_json
 from sfumato.io.memory import peaked
 from sfumato.media import pictures
 from sfumato.media.images import open_picture, tensor
@@ -48,7 +49,7 @@ class Units:
         if self.file is not None and self.file.exists():
             for line in self.file.read_text(encoding="utf-8").splitlines():
                 with suppress(ValueError):  # a line that was cut off when the bench was stopped
-                    found = json.loads(line)
+                    found = from_json(line, dict, strict=False)
                     if found["of"] == self.of:
                         self.rows[found["unit"]] = found["row"]
 

@@ -51,7 +51,7 @@ def render(
     """
     import numpy as np
 
-    from sfumato.io.files import writable, write_text
+    from sfumato.io.files import read_text, writable, write_text
     from sfumato.stilllife import captions, compose
     from sfumato.stilllife.scene import Scene, sample_scene
 
@@ -66,12 +66,7 @@ def render(
     elif scene == "random":
         drawn = sample_scene(rng)
     else:
-        try:
-            drawn = Scene.from_json(Path(scene).read_text(encoding="utf-8"))
-        except OSError as e:
-            raise SfumatoError(f"cannot read {scene}: {e.strerror or e}") from e
-        except UnicodeDecodeError:
-            raise SfumatoError(f"{scene} is not a scene: it is no text") from None
+        drawn = Scene.from_json(read_text(scene))
     words = captions.plain(drawn)
     if views is not None:
         whole("--views", views, 2, 500)

@@ -23,7 +23,7 @@ from sfumato.core.rows import Rows, single
 from sfumato.core.schedule import Levels, Schedule
 from sfumato.core.sites import Grid, Layer, Site, token_layers
 from sfumato.core.taps import Enough, Handler, Tap, tapped
-from sfumato.errors import SfumatoError, integer, shown
+from sfumato.errors import SfumatoError, integer, shown, unsound
 from sfumato.media.images import check_range
 
 if TYPE_CHECKING:
@@ -166,8 +166,14 @@ class Backbone(ABC):
         return dtype_of(self.network)
 
     @property
+    def networks(self) -> tuple[Any, ...]:
+        """All that computes what it paints."""
+        return (self.network,)
+
     def remedy(self) -> str:
         """What to do where its numbers are not finite."""
+        if wrong := next(filter(None, map(unsound, self.networks)), None):
+            return wrong
         if self.dtype == torch.float16:
             return "float16 ends at 65504: load it with dtype float32 or bfloat16"
         return "take a lower guidance, or weaker settings of what takes part"

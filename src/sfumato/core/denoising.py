@@ -493,7 +493,7 @@ class _Running:
         of = f" of {', '.join(lost)}" if len(streams) > 1 else ""
         by = f", with {who}" if who else ""
         raise SfumatoError(
-            f"step {step.i + 1} of {step.run.steps}: {what}{of} became not finite{by}; {step.run.model.remedy}"
+            f"step {step.i + 1} of {step.run.steps}: {what}{of} became not finite{by}; {step.run.model.remedy()}"
         )
 
     def _moved(self, step: Step, move: Move) -> Tensor:

@@ -238,8 +238,8 @@ class _Distilling(Problem):
         return loss
 
     def _limited(self, gradient: Images, step: int) -> Images:
-        remedy = f"take other levels or a lower guidance; {self.model.remedy}"
-        finite(gradient, f"step {step} of {self.name}: its gradient", remedy)
+        remedy = "take other levels or a lower guidance"
+        finite(gradient, f"step {step} of {self.name}: its gradient", lambda: f"{remedy}; {self.model.remedy()}")
         return gradient if self.clip is None else clipped(gradient, self.clip(step / self.steps))
 
     def after_backward(self, step: int, optimisers: Optimisers) -> None:

@@ -19,6 +19,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.gradients import gradients
 from sfumato.core.schedule import Level, add_noise
+from sfumato.core.taps import here
 from sfumato.distill.annealing import between
 from sfumato.distill.prior import Images, noises
 from sfumato.errors import SfumatoError, finite
@@ -117,7 +118,7 @@ class LowRank:
             yield
             return
         added = self._embedding(camera.float())
-        hook = self._time.register_forward_hook(lambda module, args, out: out + added.to(out))
+        hook = self._time.register_forward_hook(here(lambda module, args, out: out + added.to(out)))
         try:
             yield
         finally:

@@ -79,6 +79,57 @@ def _not_finite(value: Any, place: str = "") -> Iterator[str]:
         yield from _not_finite(each, f"{place}.{key}" if place else str(key))
 
 
+def from_json(text: str | bytes, kind: type = object, *, strict: bool = True) -> Any:
+    """What a JSON document says. ``ValueError``, in one line, for what is none, or not of this kind.
+
+    Where it is ``strict``, numbers are finite and fit in 64 bits; otherwise they are as other people's files have them.
+    """
+    hooks = {"parse_constant": _number, "parse_float": _number, "parse_int": _whole} if strict else {}
+    try:
+        found = json.loads(text, **hooks)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(found, kind):
+        raise ValueError(f"it is {_KINDS[type(found)]}, where {_KINDS[kind]} is meant")
+    return found
+
+
+_KINDS = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false"}
+_KINDS[type(None)] = "null"
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > 20:
+        raise ValueError(f"{text[:20]}... is too large a number")
+    return int(text)
+
+
+def read_text(path: str | Path) -> str:
+    """UTF-8, with or without a mark in front. ``SfumatoError`` for what is missing, or no text."""
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise SfumatoError(f"there is no file {path}") from None
+    except OSError as e:
+        raise SfumatoError(f"cannot read {path}: {e.strerror or e}") from e
+    except ValueError:
+        raise SfumatoError(f"{path} is no text in UTF-8") from None
+
+
+def read_json(path: str | Path, kind: type = object, *, strict: bool = True) -> Any:
+    """What a JSON file says; see ``from_json``. ``SfumatoError`` where it is missing, or not that."""
+    try:
+        return from_json(read_text(path), kind, strict=strict)
+    except ValueError as e:
+        raise SfumatoError(f"{path} cannot be read as JSON: {e}") from None
+
+
 def write_json(path: str | Path, value: Any, **style: Any) -> None:
     """Write a strict JSON document; see ``as_json``."""
     write_text(path, as_json(value, **style) + "\n")

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sfumato.errors import SfumatoError
-from sfumato.io.files import save_tensors
+from sfumato.errors import SfumatoError, finite
+from sfumato.io.files import from_json, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,9 +55,9 @@ class Checkpoint:
         try:
             if "state" not in header:
                 tensors, header = _renamed(tensors, header, learned)
-            state = json.loads(header["state"])
+            state = from_json(header["state"], dict)
             step, elapsed = int(state["step"]), float(state["elapsed"])
-        except (ValueError, KeyError, IndexError, TypeError) as e:
+        except (ValueError, KeyError, IndexError, TypeError, OverflowError) as e:
             raise SfumatoError(f"cannot go on: {path} is no checkpoint ({e!r}); take another place") from e
         parts: dict[str, dict[str, Tensor]] = {}
         for key, value in tensors.items():
@@ -74,14 +74,20 @@ def _unlike(before: str, now: str) -> str:
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the header of a safetensors file. Raises ``SfumatoError`` where it cannot be read."""
+    """The tensors and the header of a safetensors file.
+
+    Raises ``SfumatoError`` where it cannot be read, and for values that are not finite, by their name.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:  # pyright: ignore[reportPrivateImportUsage]
-            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            found, header = {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as e:
         raise SfumatoError(f"cannot read {path}: {e}") from e
+    for name, values in found.items():
+        finite(values, f"{name} of {path}", "the file is damaged; take another")
+    return found, header
 
 
 def header_of(path: str | Path) -> dict[str, str]:
@@ -100,11 +106,11 @@ def reached(path: str | Path) -> tuple[int, float]:
     try:
         with Path(path).open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            state = json.loads(json.loads(file.read(length))["__metadata__"]["state"])
+            state = from_json(from_json(file.read(length), dict)["__metadata__"]["state"], dict)
         return int(state["step"]), float(state["elapsed"])
     except FileNotFoundError:
         return 0, 0.0
-    except (OSError, ValueError, KeyError, struct.error, MemoryError, OverflowError) as e:
+    except (OSError, ValueError, KeyError, TypeError, struct.error, MemoryError, OverflowError) as e:
         raise SfumatoError(f"cannot go on from {path}: damaged ({e}); remove it") from e
 
 

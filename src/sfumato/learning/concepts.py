@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sfumato.core.brief import Brief
 from sfumato.errors import SfumatoError, finite, unknown
-from sfumato.io.files import save_tensors
+from sfumato.io.files import from_json, save_tensors
 from sfumato.learning import concept_files
 from sfumato.learning.checkpoint import header_of, read
 from sfumato.learning.mappers import read_as, seen_from
@@ -212,6 +212,8 @@ class Concept(Brief):
             if part not in parts:
                 raise SfumatoError(f"{path} has {key!r}, which no concept has; it is of a newer version")
             parts[part][name] = value
+        if not any(parts.values()):
+            raise SfumatoError(f"{path} is damaged: nothing is there of its word {word!r}")
         if lost := [other for other, rows in others.items() if not rows]:
             raise SfumatoError(f"{path} is damaged: nothing is there of its word {lost[0]!r}")
         return cls(word, parts["rows"], parts["changes"], about, parts["mapper"], others)
@@ -258,7 +260,7 @@ def _file(path: str | Path) -> Path:
 def _of_header(path: Path, header: Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The words, the first one first, and how it came to be."""
     try:
-        kept = json.loads(header[HEADER])
+        kept = from_json(header[HEADER], dict)
         return tuple(checked(str(word)) for word in (kept["word"], *kept.get("others", ()))), dict(kept["about"])
     except (KeyError, ValueError, TypeError) as e:
         raise SfumatoError(f"{path} is no concept that sfumato learn wrote; LoRAs are read by --lora") from e

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sfumato.errors import SfumatoError
-from sfumato.io.files import save_tensors
+from sfumato.io.files import from_json, save_tensors
 from sfumato.learning import adapters
 from sfumato.learning.adapters import SCALE_HIGH, SCALE_LOW, Weights
 from sfumato.learning.checkpoint import read
@@ -238,7 +238,7 @@ class Pretrained:
             raise SfumatoError(f"{path} is no encoder; sfumato train-encoder makes one")
         parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "offsets": {}}
         try:
-            kept = json.loads(header[HEADER])
+            kept = from_json(header[HEADER], dict)
             for key, value in tensors.items():
                 part, _, name = key.partition(".")
                 parts[part][name] = value

@@ -23,7 +23,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.method import Requires
 from sfumato.core.settings import Settings
 from sfumato.errors import SfumatoError
-from sfumato.io.files import save_tensors
+from sfumato.io.files import from_json, save_tensors
 from sfumato.io.progress import progress
 from sfumato.learning import checkpoint
 from sfumato.learning.loop import Problem, Run, learn
@@ -418,8 +418,8 @@ class Head:
         if HEADER not in header:
             raise SfumatoError(f"{path} is no head that sfumato train-head wrote")
         try:
-            about = json.loads(header[HEADER])
-            names = about["method"], about["source"]
+            about = from_json(header[HEADER], dict)
+            names = str(about["method"]), str(about["source"])
         except (ValueError, KeyError, TypeError) as e:
             raise SfumatoError(f"{path} is no head that sfumato train-head wrote, or damaged ({e!r})") from e
         kinds: list[Any] = [OWN[name] if name in OWN else known(name) for name in names]

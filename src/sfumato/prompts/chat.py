@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
 from sfumato.errors import SfumatoError
+from sfumato.io.files import from_json
 
 KEY = "OPENAI_API_KEY"
 _SHOWN = 200  # letters of a server's words that an error repeats
@@ -75,7 +76,7 @@ class Endpoint:
                 raise SfumatoError(f"{self.url} did not answer within {self.timeout:g} seconds") from None
             raise SfumatoError(f"{self.url} cannot be reached: {_without(key, str(why))}") from None
         try:
-            answer = json.loads(text)["choices"][0]["message"]["content"]
+            answer = from_json(text, dict, strict=False)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError):
             answer = None
         if not isinstance(answer, str):
@@ -96,7 +97,7 @@ def _reason(error: urllib.error.HTTPError) -> str:
     """What the server says of its error, in whichever form."""
     text = error.read().decode("utf-8", "replace")
     try:
-        found = json.loads(text)
+        found = from_json(text)
         while isinstance(found, dict):
             found = found.get("error", found.get("message", found.get("detail")))
     except ValueError:

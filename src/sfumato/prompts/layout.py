@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from sfumato.core.method import Run
 from sfumato.errors import SfumatoError
+from sfumato.io.files import read_json
 from sfumato.media.images import opened
 from sfumato.media.labels import label_values, of_size, read_mask
 from sfumato.prompts.words import spans
@@ -220,14 +220,7 @@ def _overlap(a: Region, b: Region) -> bool:
 
 
 def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise SfumatoError(f"there is no file {path}") from None
-    except OSError as e:
-        raise SfumatoError(f"cannot read {path}: {e.strerror or e}") from e
-    except ValueError as e:
-        raise SfumatoError(f"{path} is no JSON: {e}") from None
+    return read_json(path)
 
 
 def _region(row: Any, beside: Path) -> Region:

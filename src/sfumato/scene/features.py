@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sfumato.distill.generators import Generator
 from sfumato.errors import SfumatoError
-from sfumato.io.files import save_tensors
+from sfumato.io.files import from_json, save_tensors
 from sfumato.learning.checkpoint import read
 from sfumato.learning.loop import Problem
 from sfumato.learning.optimisers import Optimisers
@@ -233,7 +233,7 @@ def load_features(path: str | Path, scene: Generator) -> tuple[FeatureField, dic
     """The features of a scene, and what is known of them. Raises ``SfumatoError`` for a file of another kind."""
     tensors, header = read(path)
     try:
-        made = json.loads(header["features"])
+        made = from_json(header["features"], dict)
         features = FeatureField(scene, **made["settings"])
         features.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as e:

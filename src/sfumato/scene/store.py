@@ -8,7 +8,7 @@ from typing import Any
 
 from sfumato.distill.generators import Generator
 from sfumato.errors import SfumatoError
-from sfumato.io.files import save_tensors
+from sfumato.io.files import from_json, save_tensors
 from sfumato.learning.checkpoint import read
 from sfumato.scene.backgrounds import Background, Directional, Harmonic, Horizon, Outdoors, Plain
 from sfumato.scene.fields import Field, Voxels
@@ -50,7 +50,7 @@ def load_scene(path: str | Path) -> tuple[Generator, dict[str, Any]]:
     if "scene" not in header:
         raise SfumatoError(f"{path} is no scene, but other weights; make a scene by sfumato reconstruct or lift")
     try:
-        made = json.loads(header["scene"])
+        made = from_json(header["scene"], dict)
         if "gaussians" in made:
             scene = Gaussians.of_settings(**made["gaussians"], background=_made(BACKGROUNDS, *made["background"]))
             scene.load_state_dict(tensors)

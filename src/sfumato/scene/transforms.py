@@ -6,7 +6,6 @@ itself comes before what is said for all.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from sfumato.errors import SfumatoError
+from sfumato.io.files import read_json
 from sfumato.media.images import size_of
 from sfumato.scene.clouds import read_points
 from sfumato.scene.lenses import Lens
@@ -61,15 +61,8 @@ def read_transforms(path: Path, flip: bool = False) -> Shots:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    try:
-        about = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as e:
-        raise SfumatoError(f"cannot read {path}: {e.strerror or e}") from e
-    except UnicodeDecodeError:
-        raise SfumatoError(f"{path} is not JSON: it is no text") from None
-    except (json.JSONDecodeError, RecursionError) as e:
-        raise SfumatoError(f"{path} is not JSON: {e}") from None
-    if not isinstance(about, dict) or not isinstance(about.get("frames"), list) or not about["frames"]:
+    about = read_json(path, dict)
+    if not isinstance(about.get("frames"), list) or not about["frames"]:
         raise SfumatoError(f"{path} has no frames; a transforms.json lists them with file_path and transform_matrix")
     return about
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
-from sfumato.io.files import as_json, atomic, write_text
+from sfumato.io.files import as_json, atomic, read_json, write_text
 from sfumato.scene.cameras import looking
 from sfumato.scene.capture import Capture, read_capture, write_capture
 from sfumato.stilllife.render import Rendering, render
@@ -82,8 +81,8 @@ def read_views(folder: str | Path) -> tuple[Capture, Scene, list[Camera]]:
     if not path.is_file():
         raise SfumatoError(f"there is no {path}: what is in {folder} is not known; sfumato render --views writes it")
     views = read_capture(folder, side=None)
+    about = read_json(path, dict)
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
         scene = Scene.from_dict(about["scene"])
         cameras = [Camera(**camera) for camera in about["cameras"]]
     except (ValueError, KeyError, TypeError) as e:

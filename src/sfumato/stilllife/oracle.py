@@ -25,7 +25,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError
-from sfumato.io.files import atomic
+from sfumato.io.files import atomic, from_json
 from sfumato.stilllife.kinds import KINDS, TRAINED
 from sfumato.stilllife.scene import COLOURS, GROUNDS, LIGHTS, MATERIALS, STYLES, Scene, relation
 
@@ -140,7 +140,7 @@ class Oracle(nn.Module):
             path = weights.path("oracle.safetensors")
         try:
             with safe_open(path, "pt") as file:
-                oracle = cls(**json.loads((file.metadata() or {})["config"]))
+                oracle = cls(**from_json((file.metadata() or {})["config"], dict))
                 oracle.load_state_dict({k: file.get_tensor(k).float() for k in file.keys()})  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, RuntimeError) as e:
             raise SfumatoError(f"{path} holds no oracle: {e}") from e

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sfumato.errors import SfumatoError, unknown
+from sfumato.io.files import from_json
 from sfumato.stilllife.kinds import KINDS, TRAINED
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
@@ -209,8 +210,8 @@ class Scene:
     @classmethod
     def from_json(cls, text: str) -> Scene:
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as e:
+            data = from_json(text, dict)
+        except ValueError as e:
             raise SfumatoError(f"not a scene: broken JSON ({e})") from e
         return cls.from_dict(data)
 

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sfumato.errors import SfumatoError, unknown
-from sfumato.io.files import atomic, write_text
+from sfumato.io.files import atomic, from_json, write_text
 from sfumato.stilllife.coarse import coarsen, refine
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def folder() -> Path:
 def manifest(place: Path | None = None) -> dict[str, dict[str, Any]]:
     """File -> sha256, bytes and parameters, of every file that ships."""
     try:
-        return json.loads(((place or folder()) / MANIFEST).read_text(encoding="utf-8"))
+        return from_json(((place or folder()) / MANIFEST).read_bytes(), dict)
     except (OSError, ValueError) as e:
         raise SfumatoError(f"the list of weights is missing or damaged ({MANIFEST}); install Sfumato again") from e
 
@@ -140,9 +140,9 @@ def read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(file, "pt") as f:
             metadata = f.metadata() or {}
             tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
-        for key, shape in json.loads(metadata.get("coarse", "{}")).items():
+        for key, shape in from_json(metadata.get("coarse", "{}"), dict).items():
             tensors[key] = refine(tensors.pop(key + _CODES), tensors.pop(key + _SCALES), tuple(shape))
-        return json.loads(metadata["config"]), tensors
+        return from_json(metadata["config"], dict), tensors
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as e:
         raise SfumatoError(f"{file} holds no network: {e}") from e
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sfumato.backbones.video import DEVIATION, MEAN
 from sfumato.errors import SfumatoError
+from sfumato.io.files import read_text
 from sfumato.io.progress import Listener, heard, progress
 from sfumato.learning.encoders import Pretrained, Sees
 from sfumato.learning.encoding import WORD, Pretraining, pretrain
@@ -106,10 +107,7 @@ def captions(files: Sequence[Path]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         raise SfumatoError(
             f"{missing[0]} has no caption, and others have; write all of them, or none, with {{}} for the thing"
         )
-    try:
-        found = [" ".join(text.read_text(encoding="utf-8").split()) for text in texts]
-    except (OSError, UnicodeDecodeError) as e:
-        raise SfumatoError(f"cannot read the captions beside {files[0]}: {e}") from e
+    found = [" ".join(read_text(text).split()) for text in texts]
     names = [match[1].strip() if (match := _BRACES.search(each)) else "" for each in found]
     return tuple(_BRACES.sub("{}", each) for each in found), tuple(names) if all(names) else ()
 

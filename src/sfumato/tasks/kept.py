@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato.errors import SfumatoError
-from sfumato.io.files import write_json
+from sfumato.io.files import from_json, write_json
 
 if TYPE_CHECKING:
     from sfumato.tasks.chain import Chain
@@ -148,7 +148,7 @@ def _read(place: Path) -> Record | None:
     """A record; what another process is about to write is an empty one, of a run that goes on."""
     with suppress(FileNotFoundError):
         try:
-            return json.loads(place.read_text(encoding="utf-8"))
+            return from_json(place.read_bytes(), dict)
         except ValueError:
             return {"process": os.getpid()}
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from sfumato.core.brief import Brief, Shown
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import cfg
 from sfumato.errors import SfumatoError
+from sfumato.io.files import from_json, read_text
 from sfumato.io.progress import Listener, heard, progress, show
 from sfumato.io.terminal import note
 from sfumato.learning.concepts import Concept, checked
@@ -170,10 +170,8 @@ def _captions(path: Path, files: Sequence[Path]) -> tuple[tuple[str, ...], ...]:
 def _of_each(path: Path, files: Sequence[Path], says: str, made: Callable[[list[Any]], T]) -> T:
     """What is made of what a JSON file has of each file, by its name. ``SfumatoError`` for what it lacks, or is not."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = from_json(read_text(path), dict)
         return made([known[file.name] for file in files])
-    except OSError as e:
-        raise SfumatoError(f"cannot read {path}: {e.strerror or e}") from e
     except (ValueError, TypeError, KeyError) as e:
         raise SfumatoError(f"{path} {says}; {e!r}") from e
 

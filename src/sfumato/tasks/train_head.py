@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.brief import Brief
 from sfumato.errors import SfumatoError
+from sfumato.io.files import from_json, read_text
 from sfumato.io.progress import Listener, heard, progress
 from sfumato.learning import checkpoint
 from sfumato.learning.heads import Examples, Given, Head, HeadMethod, train
@@ -112,7 +112,7 @@ def pictures(
             pixels.append(fitted.pixels)
             labels.append(_labels(file, fitted.original.size, fitted.box, model.size))
             beside = file.with_suffix(".txt")
-            captions.append(beside.read_text(encoding="utf-8").strip() if beside.is_file() else "")
+            captions.append(read_text(beside).strip() if beside.is_file() else "")
             points.append(_points(file, fitted.box))
             advance()
     known = None if not any((each >= 0).any() for each in labels) else torch.stack(labels)
@@ -131,9 +131,9 @@ def _points(file: Path, box: tuple[int, int, int, int]) -> dict[str, tuple[float
         return {}
     left, top, right, bottom = box
     try:
-        named = json.loads(beside.read_text(encoding="utf-8"))
+        named = from_json(beside.read_bytes(), dict)
         at = {str(k): ((v[0] - left) / (right - left), (v[1] - top) / (bottom - top)) for k, v in named.items() if v}
-    except (OSError, ValueError, TypeError, AttributeError, IndexError) as e:
+    except (OSError, ValueError, TypeError, LookupError) as e:
         raise SfumatoError(f'{beside} is no landmarks as {{"nose": [x, y]}} in the picture\'s pixels ({e!r})') from e
     return {name: place for name, place in at.items() if all(0 <= v <= 1 for v in place)}
 

@@ -9,7 +9,6 @@ to noise lies on disk meanwhile, with the step that the run is at, so that it go
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import shutil
 import time
@@ -34,7 +33,7 @@ from sfumato.core.plan import Plan
 from sfumato.core.results import Sample
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Path, invert
-from sfumato.io.files import atomic, writable, write_json
+from sfumato.io.files import atomic, from_json, writable, write_json
 from sfumato.io.progress import Listener, heard, lasting, progress
 from sfumato.media import images, pictures
 from sfumato.media import video as videos
@@ -439,7 +438,7 @@ def _claim(folder: File, key: str) -> None:
     record, own = folder / _RECORD, sorted(folder.glob("[0-9]" * 5 + "*.png"))
     found = None
     with suppress(FileNotFoundError, ValueError):
-        found = json.loads(record.read_text(encoding="utf-8")).get("key")
+        found = from_json(record.read_bytes(), dict).get("key")
     if found == key:
         return
     if own and not record.exists():

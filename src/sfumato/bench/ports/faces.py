@@ -7,7 +7,6 @@ it says to its normalised input.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from sfumato.io.files import from_json, read_json
 
 
 def pipeline(folder: Path) -> Any:
@@ -24,11 +25,11 @@ def pipeline(folder: Path) -> Any:
     from diffusers.models.embeddings import TimestepEmbedding, Timesteps
     from safetensors import safe_open
 
-    network: Any = UNet2DModel.from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    network: Any = UNet2DModel.from_config(read_json(folder / "config.json", dict))
     network.time_proj = Timesteps(256, flip_sin_to_cos=False, downscale_freq_shift=1)
     network.time_embedding = TimestepEmbedding(256, 256)
     with safe_open(folder / "model.safetensors", "pt") as file:
-        ranges = json.loads(file.metadata()["ranges"])
+        ranges = from_json(file.metadata()["ranges"], dict)
         weights = {key: file.get_tensor(key).float() * scale + least for key, (scale, least) in ranges.items()}
     network.load_state_dict(weights)
     for module in network.modules():

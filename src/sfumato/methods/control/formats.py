@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
+from sfumato.io.files import from_json, read_text
 
 NAMED = {
     "brown": "#a52a2a", "red": "#ff0000", "pink": "#fd6c9e", "orange": "#ffa500", "yellow": "#ffff00",
@@ -50,13 +50,13 @@ def read(path: str | Path) -> tuple[str, dict[str, str], dict[str, str], dict[st
     times the factor, with ``strike`` below 0. ``SfumatoError`` for what is no such file.
     """
     try:
-        found = json.loads(Path(path).read_text())["ops"]
+        found = from_json(read_text(path), dict)["ops"]
         ops = [(op["insert"].strip("\n"), op.get("attributes", {})) for op in found]
         sizes = {_word(t): _size(form) for t, form in ops if "size" in form or "strike" in form}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise SfumatoError(f'{path} is no rich text, {{"ops": [{{"insert": ..., "attributes": ...}}]}}: {e}') from e
     fonts = {_word(t): form["font"] for t, form in ops if "font" in form}
-    styled = {word: f"{word} in the style of {STYLES.get(font, font)}" for word, font in fonts.items()}
+    styled = {word: f"{word} in the style of {STYLES.get(str(font), font)}" for word, font in fonts.items()}
     noted = {_word(t): form["link"] for t, form in ops if "link" in form}
     colours = {_word(t): form["color"] for t, form in ops if "color" in form}
     return "".join(text for text, _ in ops).strip(), {**styled, **noted}, colours, sizes

@@ -36,7 +36,7 @@ from torch import Tensor
 from sfumato.core.settings import Settings
 from sfumato.core.sites import Layer
 from sfumato.errors import SfumatoError, finite
-from sfumato.io.files import save_tensors
+from sfumato.io.files import from_json, save_tensors
 from sfumato.learning import checkpoint
 from sfumato.methods.perceive.dift import joined
 from sfumato.ops.correspondence import middles, sampled
@@ -381,7 +381,7 @@ class Classifier:
         """From such a file. Raises ``SfumatoError`` for another."""
         try:
             tensors, header = checkpoint.read(path)
-            about = json.loads(header["sfumato"])
+            about = from_json(header["sfumato"], dict)
             fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["method"].items()}
             return cls(
                 LabelEfficient(**fields), Ensemble(tensors), tuple(about["names"]), about["model"], about["side"]

@@ -41,8 +41,8 @@ from sfumato.core.gradients import gradients
 from sfumato.core.method import Requires
 from sfumato.core.settings import Settings
 from sfumato.core.sites import Grid
-from sfumato.errors import SfumatoError, finite
-from sfumato.io.files import save_tensors
+from sfumato.errors import SfumatoError, finite, first_line
+from sfumato.io.files import from_json, save_tensors
 from sfumato.learning import checkpoint, seeds
 from sfumato.learning.loop import Problem, learn
 from sfumato.learning.texts import conditions, drawn, frozen, readers
@@ -274,10 +274,13 @@ class Keypoints(Brief):
         tensors, about = checkpoint.read(path)
         if "texts" not in tensors or not {"chosen", "method"} <= set(about):
             raise SfumatoError(f"{path} holds no keypoints; write some with Keypoints.save")
-        named: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(about["method"]).items()
-        }
-        return cls(tensors["texts"], tuple(json.loads(about["chosen"])), UnsupervisedKeypoints(**named))
+        try:
+            named: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in from_json(about["method"], dict).items()
+            }
+            return cls(tensors["texts"], tuple(from_json(about["chosen"], list)), UnsupervisedKeypoints(**named))
+        except (ValueError, TypeError, LookupError) as e:
+            raise SfumatoError(f"the keypoints {path} are damaged ({first_line(e)}); learn them anew") from e
 
 
 class _Learning(Problem):
