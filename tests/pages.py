@@ -25,11 +25,12 @@ from sfumato.core.schedule import Schedule
 from sfumato.core.settings import Settings
 from sfumato.io.files import write_json
 from sfumato.learning.loop import Run
+from sfumato.methods.edit import DiffEdit
 from sfumato.stilllife import tokenizer, weights
 
 ROOT = Path(__file__).parents[1]
-FEW = 3
-"""Steps of all runs, where nobody looks at the picture."""
+FEW, FEWEST = 4, 2
+"""Steps of runs, where nobody looks at the picture: up to so many as they are, of more the second."""
 SHELL = ("sfumato ", "make ", "python -m ", "torchrun ")
 """How lines of a shell begin."""
 OTHERS: dict[str, Callable[[], Any]] = {
@@ -201,11 +202,14 @@ def quick(monkeypatch: Any) -> None:
     shapes and files are as they would be, pictures are not."""
     levels, checked = Schedule.levels, Settings.__post_init__
 
+    def fewer(steps: Any) -> Any:
+        return FEWEST if isinstance(steps, int) and steps > FEW else steps
+
     def few(self: Any) -> None:
         checked(self)
-        for name in ("steps", "epochs", "members", "class_pictures"):
-            if isinstance(count := getattr(self, name, None), int):
-                object.__setattr__(self, name, min(count, FEW))
+        for name in {"steps", "epochs", "members", "class_pictures"} & vars(self).keys():
+            value = getattr(self, name)
+            object.__setattr__(self, name, min(value, FEW) if isinstance(self, DiffEdit) else fewer(value))
 
     def found(name: Any = "stilllife", **options: Any) -> Any:
         return stand_in(name, **options) if options or name not in weights.MODELS else _built_in(name)
@@ -214,5 +218,5 @@ def quick(monkeypatch: Any) -> None:
     monkeypatch.setattr(loading, "load", found)
     monkeypatch.setattr(weights, "folder", lambda: place)
     monkeypatch.setattr(Settings, "__post_init__", few)
-    monkeypatch.setattr(Schedule, "levels", lambda self, steps, *more: levels(self, min(steps, FEW), *more))
-    monkeypatch.setattr(Run, "over", property(lambda self: self.fraction >= 1 or self.step >= FEW))
+    monkeypatch.setattr(Schedule, "levels", lambda self, steps, *more: levels(self, fewer(steps), *more))
+    monkeypatch.setattr(Run, "over", property(lambda self: self.fraction >= 1 or self.step >= FEWEST))
