@@ -11,10 +11,13 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import sys
 import textwrap
 import types
-from collections.abc import Sequence
-from dataclasses import MISSING, Field, fields
+from collections.abc import Collection, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, replace
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -22,6 +25,7 @@ import tyro
 
 from sfumato.commands.fields import spoken
 from sfumato.core.described import behind, strings
+from sfumato.inversion import Inversion
 from sfumato.methods import index
 from sfumato.methods.about import About, about
 from sfumato.tasks import recipes
@@ -46,6 +50,156 @@ what it costs, and on which models it works.
 """
 
 
+@dataclass(frozen=True)
+class Own:
+    """What an example in Python has beyond its kind's template."""
+
+    arguments: Sequence[str] = ()
+    uses: Sequence[str] = ()
+    before: Sequence[str] = ()
+    prompt: str = "a red cube and a blue sphere on grass"
+    model: str = '"stilllife"'
+    more: str = ""
+    kind: str = ""
+
+
+LAYOUT = (
+    'boxes = {"a red cube": (0.1, 0.3, 0.45, 0.75), "a blue sphere": (0.6, 0.35, 0.9, 0.7)}',
+    "layout = Layout(tuple(Region(phrase, box) for phrase, box in boxes.items()))",
+)
+PLACED = Own(("layout=layout",), ("sfumato.prompts.layout: Layout", "sfumato.prompts.layout: Region"), LAYOUT)
+INSIDE = Own(('mask=Mask.read("mask.png")',), ("sfumato.prompts.layout: Mask",))
+MOVING = Own(
+    prompt="a duck that swims",
+    model='"sd-1.5", motion="guoyww/animatediff-motion-adapter-v1-5-2"',
+    more=", frames=16",
+    kind="control",
+)
+WIDE = Own(
+    uses=("sfumato.core.views: Tiles",), prompt="a red cube", more=", size=(128, 512), views=Tiles()", kind="control"
+)
+OWN = {
+    **dict.fromkeys(("box-diff", "dense-diffusion", "layout-guidance"), PLACED),
+    **dict.fromkeys(("blended-latents", "kv-edit"), INSIDE),
+    **dict.fromkeys(("free-init", "free-noise"), MOVING),
+    **dict.fromkeys(("merge-attend-diffuse", "spot-diffusion", "sync-diffusion", "sync-tweedies"), WIDE),
+    **dict.fromkeys(("break-a-scene", "disentangled-inversion"), Own(more=', masks=Path("masks")')),
+    "azimuth-inversion": Own(more=', cameras=Path("cameras.json")'),
+    "reversion": Own(more=', captions=Path("photos/text.json")'),
+    "attend-and-excite": Own(('words=("cube", "sphere")',)),
+    "given-attention": Own(
+        ('maps={"cube": {"": read_image("mask.png")[None, :1]}}', "spread=True"), ("sfumato: read_image",)
+    ),
+    "dynamic-thresholding": Own(prompt="a red cube on grass", model='"if-i-m"', more=", guide=15.0"),
+    "stable-flow": Own(model='"stabilityai/stable-diffusion-3-medium-diffusers"'),
+    "spatext": replace(PLACED, arguments=(*PLACED.arguments, 'head=Path("spatext.safetensors")'), kind="spatext"),
+    "propagation": Own(("click=(60, 68)",)),
+    "graph-cut": Own(kind="cut"),
+    "clip-patches": Own(kind="source"),
+    "encoder-tuning": Own(kind="encoder"),
+}
+"""Of methods that need more than their template has, by their words."""
+PAINTS = ("sfumato: denoise", "sfumato: load")
+EDITS = (*PAINTS, "sfumato: invert", "sfumato: read_image")
+LEARNS = ("pathlib: Path", "sfumato: load")
+TAUGHT = ("sfumato.tasks.learn: learn", "sfumato.tasks.learn: read")
+PATCHES = ("sfumato.methods.perceive.clip_patches: ClipPatches",)
+HEADS = ("sfumato.tasks.train_head: pictures", "sfumato.tasks.train_head: train_head")
+TEMPLATES = {
+    "edit": (
+        EDITS,
+        """model = load({model})
+path = invert(model, read_image("photo.png", model), "a red cube on grass")
+prompts = {{"source": "a red cube on grass", "target": "a blue cube on grass"}}
+{lines}
+out = denoise(model, prompts, start=path, methods=[method], guide=4.0)
+out["target"].save("{word}.png")""",
+    ),
+    "start": (
+        EDITS,
+        """model = load({model})
+{lines}
+path = invert(model, read_image("photo.png", model), "a red cube on grass", method)
+prompts = {{"source": "a red cube on grass", "target": "a blue cube on grass"}}
+out = denoise(model, prompts, start=path, guide=method.guide(model{guide}))
+out["target"].save("{word}.png")""",
+    ),
+    "control": (
+        PAINTS,
+        """model = load({model})
+{lines}
+image = denoise(model, "{prompt}", methods=[method]{more})
+image.save("{word}.png")""",
+    ),
+    "spatext": (
+        (*LEARNS, *PAINTS, *HEADS, *PATCHES, "sfumato.tasks.recipes: teaching"),
+        """model, learner = load({model}), teaching("{word}", "stilllife")
+head = train_head(model, pictures("labelled", model, names=("ground", "thing")), learner, ClipPatches())
+head.save("{word}.safetensors")
+{lines}
+image = denoise(model, "{prompt}", methods=[method])
+image.save("{word}.png")""",
+    ),
+    "perceive": (
+        ("sfumato: load", "sfumato.reading: read"),
+        """{lines}
+with read(load({model}), "photo.png") as photo:
+    labels = method(photo).labels  # which segment each pixel belongs to""",
+    ),
+    "cut": (
+        ("sfumato: load", "sfumato.methods.perceive.diff_seg: DiffSeg", "sfumato.reading: read"),
+        """{lines}
+with read(load({model}), "photo.png", side=256) as photo:
+    segments = method.refine(DiffSeg(threshold=0.07)(photo), photo.pixels)""",
+    ),
+    "match": (
+        ("sfumato: load", "sfumato.reading: read"),
+        """model = load({model})
+{lines}
+with read(model, "photo.png") as photo, read(model, "other.png") as other:
+    found = method(photo, other, [(60, 40)])  # found.target: where that point is there""",
+    ),
+    "head": (
+        ("sfumato: load", *HEADS, "sfumato.methods.perceive.dift: DIFT"),
+        """model, source = load({model}), DIFT(ensemble=1)
+{lines}
+head = train_head(model, pictures("labelled", model), method, source)
+head.save("{word}.safetensors")""",
+    ),
+    "source": (
+        ("sfumato: load", *HEADS, "sfumato.methods.perceive.pacl: PACL"),
+        """model = load({model})
+{lines}
+head = train_head(model, pictures("labelled", model), PACL(), method)
+head.save("pacl.safetensors")""",
+    ),
+    "encoder": (
+        (*LEARNS, *PAINTS, *TAUGHT, "sfumato.tasks: encoder"),
+        """model, photos = load({model}), sorted(Path("photos").glob("*.png"))
+taught = encoder.train(model, encoder.of_files(photos, model), "cube", encoder.settings("stilllife"))
+{lines}
+concept = learn(model, read(photos[:1], model, most=1), "<mug>", method, kind="cube", encoder=taught).concept
+denoise(concept.on(model), "a <mug> on snow").save("{word}.png")""",
+    ),
+    "distill": (
+        ("sfumato: load", "sfumato.media: pictures", "sfumato.tasks.distill: distill_images"),
+        """{lines}
+found = distill_images(load({model}), "a red cube on grass", method, 150)
+pictures.write(pictures.picture(found.images[0]), "{word}.png")""",
+    ),
+    "personalise": (
+        (*LEARNS, *PAINTS, *TAUGHT),
+        """model = load({model})
+photos = read([Path("photos")], model, most=8{more})
+{lines}
+concept = learn(model, photos, "<mug>", method, kind="cup").concept
+concept.save("mug.safetensors")
+denoise(concept.on(model), "a <mug> on snow").save("{word}.png")""",
+    ),
+}
+"""Code of a kind of methods, and what it imports."""
+
+
 def pages() -> dict[str, str]:
     """Every page by its name, as the code and what is written by hand there make it."""
     out = {entry.word: page(entry, by_hand(PAGES / f"{entry.word}.md")) for entry in index.METHODS}
@@ -68,6 +222,7 @@ def page(entry: index.Entry, hand: str) -> str:
         markdown(f"{sentence(does)}{f' ({paper})' if paper else ''}"),
         *map(markdown, idea),
         f"{HAND}\n\n{hand}\n\n{END}",
+        *([] if "```python" in hand else ["## From Python", f"```python\n{example(entry)}\n```"]),
         *(["## Defaults and differences", *map(markdown, rest)] if rest else []),
         *(called(entry) if entry.is_function else options(entry)),
         "## What it takes",
@@ -75,6 +230,52 @@ def page(entry: index.Entry, hand: str) -> str:
         source(entry),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def example(entry: index.Entry) -> str:
+    """How it is called from Python beside a reader's pictures, with the settings that suit the built-in model."""
+    name, own = entry.method.__name__, OWN.get(entry.word, Own())
+    row = recipes.RECIPES.get(("stilllife", entry.word))
+    settings = {} if row is None or row.head else row.settings
+    spelled = [f"{key}={value!r}".replace("'", '"') for key, value in settings.items()]
+    uses, method = {*own.uses, f"{home(entry)}: {name}"}, f"{name}({', '.join([*own.arguments, *spelled])})"
+    if sum(map(len, spelled)) > 50:
+        uses = {*own.uses, "sfumato.tasks.recipes: find"}
+        method = f'find("{entry.word}").method  # as it suits the built-in model'
+        if own.arguments:
+            uses.add("dataclasses: replace")
+            method = f'replace(find("{entry.word}").method, {", ".join(own.arguments)})'
+    more, code = TEMPLATES[own.kind or kind(entry)]
+    texts = {"lines": "\n".join([*own.before, f"method = {method}"]), "word": entry.word, "prompt": own.prompt}
+    texts |= {"model": own.model, "more": own.more, "guide": "" if row and row.guidance is None else ", 4.0"}
+    return f"{imported(uses | set(more))}\n\n{code.format(**texts)}"
+
+
+def kind(entry: index.Entry) -> str:
+    """Which template is a method's."""
+    if entry.group == "edit" and issubclass(entry.method, Inversion):
+        return "start"
+    return {"match": "match", "train-head": "head"}.get(next(iter(entry.commands), ""), entry.group)
+
+
+def home(entry: index.Entry) -> str:
+    """Where a method is imported from: its group, if that has it."""
+    group = import_module(f"sfumato.methods.{entry.group}")
+    return group.__name__ if hasattr(group, entry.method.__name__) else entry.module.__name__
+
+
+def imported(uses: Collection[str]) -> str:
+    """``MODULE: NAME`` as statements in ruff's order."""
+    names: dict[str, set[str]] = {}
+    for use in uses:
+        module, _, name = use.partition(": ")
+        names.setdefault(module, set()).add(name)
+    written = {m: f"from {m} import {', '.join(sorted(n))}" if n != {""} else f"import {m}" for m, n in names.items()}
+    parts = [[], [], []]
+    for module in sorted(written):
+        first = module.partition(".")[0]
+        parts[2 if first == "sfumato" else int(first not in sys.stdlib_module_names)].append(written[module])
+    return "\n\n".join("\n".join(part) for part in parts if part)
 
 
 def takes(found: About) -> str:

@@ -11,9 +11,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
+from pages import blocks
 
 from sfumato import cli
+from sfumato.errors import SfumatoError
 from sfumato.methods import index
 
 ROOT = Path(__file__).parents[1]
@@ -35,11 +38,8 @@ def test_a_method_s_page_is_made_of_its_code(made, name):
 
 
 def commands(text: str) -> list[list[str]]:
-    """The arguments of each ``sfumato`` line in a page's code, blocks of shell and indented ones."""
-    fenced = re.findall(r"```(?:sh|text)\n(.*?)```", text, re.DOTALL)
-    indented = re.findall(r"(?:^    .*\n)+", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
-    lines = "\n".join([*fenced, *indented]).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.strip().startswith("sfumato ")]
+    """The arguments of each ``sfumato`` line in a page's code."""
+    return [args for block in blocks(text) for args in block.commands]
 
 
 @pytest.fixture
@@ -78,6 +78,76 @@ def test_a_command_that_is_not_understood_is_seen(understood):
         "```sh\nsfumato edit photo.png --from a \\\n --to b masactrl --layers 0.5  # no such option\n```"
     )
     assert args[-1] == "0.5" and not understood(args) and understood([*args[:-2], "--layer", "0.5"])
+
+
+KINDS = {"python", "sh", "text"}
+NO_RUN = {"core.md": 1}
+"""Python that is run by nobody, as it needs four models at once; fenced as ``python no-run``."""
+LONG = {"lift.md"}
+"""Whose textures take ten seconds however small the scene is."""
+HOURS = {"bench", "experiment"}
+"""Commands that measure: each suite has tests of its own."""
+CODE = [p for p in TEXTS if any(block.kind == "python" for block in blocks(p.read_text(encoding="utf-8")))]
+
+
+def test_no_code_of_a_page_is_left_out_in_silence():
+    others = [(p.name, b.kind) for p in TEXTS for b in blocks(p.read_text(encoding="utf-8")) if b.kind not in KINDS]
+    assert sorted(others) == sorted((name, "python no-run") for name, count in NO_RUN.items() for _ in range(count))
+    without = [word for word in METHODS if DOCS / "methods" / f"{word}.md" not in CODE]
+    assert not without, "pages of methods show Python"
+
+
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """A reader's folder, in which code is run with the built-in models, and tiny ones for all others."""
+    pages.surroundings(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    pages.stand_ins(monkeypatch)
+    return tmp_path
+
+
+def run_python(page: Path, names: dict[str, Any]) -> None:
+    for block in blocks(page.read_text(encoding="utf-8")):
+        if block.kind == "python":
+            pages.paste(page, block, names)
+
+
+@pytest.mark.parametrize("page", [p for p in CODE if p.name not in LONG], ids=lambda p: p.stem)
+def test_the_python_of_a_page_runs_as_pasted(page, beside, monkeypatch):
+    pages.quick(monkeypatch)
+    run_python(page, {"__name__": "__main__"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", CODE, ids=lambda p: p.stem)
+def test_the_python_of_a_page_runs_with_the_real_model(page, beside):
+    run_python(page, {"__name__": "__main__"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [p for p in TEXTS if commands(p.read_text(encoding="utf-8"))], ids=lambda p: p.stem)
+def test_the_commands_of_a_page_run(page, beside):
+    for args in commands(page.read_text(encoding="utf-8")):
+        if args[0] not in HOURS and "..." not in args:
+            assert cli.main(args) == 0, shlex.join(args)
+
+
+@pytest.mark.parametrize(
+    "code, error",
+    [
+        ("from sfumato import load\nmodel = lod()", NameError),
+        ("from sfumato import load\nload('stilllife', offloading=True)", SfumatoError),
+        ("from sfumato import denoise, load\ndenoise(load(), 'a', step=3)", TypeError),
+        ("from sfumato import read_image\nread_image('missing.png')", SfumatoError),
+    ],
+)
+def test_code_that_does_not_run_is_seen(tmp_path, beside, monkeypatch, code, error):
+    pages.quick(monkeypatch)
+    page = tmp_path / "page.md"
+    page.write_text(f"# A page\n\n```python\n{code}\n```\n")
+    with pytest.raises(error) as caught:
+        run_python(page, {})
+    assert caught.traceback[-1].lineno is not None and any(str(at.path) == str(page) for at in caught.traceback)
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda p: str(p.relative_to(ROOT)))

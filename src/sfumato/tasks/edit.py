@@ -139,6 +139,15 @@ class PictureEdit:
             return {"source": self.source, "target": self.target}
         return {"target": self.target}
 
+    def streams(self, pictures: int) -> dict[str, list[str]]:
+        """Of the run's streams the prompt of each picture."""
+        return {stream: _each(words, pictures) for stream, words in self.prompts.items()}
+
+    def check(self, model: Backbone, pictures: int) -> None:
+        """Raise ``SfumatoError`` where the two prompts of a picture differ only in what is cut off."""
+        for source, target in zip(_each(self.source, pictures), _each(self.target, pictures), strict=True):
+            model.check_change(source, target)
+
     def guide(self, model: Backbone) -> Guide:
         scales = 1.0 if self.looks is not None else self.start.guide(model, self.guidance)
         return against(model, scales, self.negative, self.prompts)
@@ -157,7 +166,7 @@ class PictureEdit:
         Raises ``SfumatoError`` for what cannot be run.
         """
         height, width = fitted[0].pixels.shape[-2:]
-        prompts = {stream: _each(words, count or len(fitted)) for stream, words in self.prompts.items()}
+        prompts = self.streams(count or len(fitted))
         options = {"guide": self.guide(model), "steps": steps, "size": (height, width), "memory": memory}
         options |= {"group": group, "views": self.start.alone()}
         return denoising.plan(model, prompts, methods=self.methods, **options)
@@ -217,8 +226,7 @@ def run_edits(
     """
     net, edits = model, {name: edit.prepared(model) for name, edit in edits.items()}
     for edit in edits.values():
-        for words in zip(*(_each(some, len(fitted)) for some in (edit.source, edit.target)), strict=True):
-            model.check_change(*words)
+        edit.check(model, len(fitted))
         edit.plan(model, fitted, edit.start.steps, memory)
     inverted: dict[str, tuple[Path, set[str], float]] = {}
 

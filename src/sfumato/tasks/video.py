@@ -357,7 +357,7 @@ def _together(
     if not missing:
         advance(total)
         return Edited(frames, total, total, time.perf_counter() - began, 0)
-    model.check_change(edit.source, edit.target)
+    edit.check(model, 1)
     _, some = next(asked.parts())
     plan = edit.plan(model, asked.fitted(model, some), edit.start.steps, memory, total, asked.chunk)
     path = _inverted(model, asked, edit, work)
@@ -368,7 +368,7 @@ def _together(
         net = asked.reads.given(
             net, range(count), [one for _, some in asked.parts() for one in asked.fitted(net, some)]
         )
-    prompts = {stream: [prompt] * count for stream, prompt in edit.prompts.items()}
+    prompts = edit.streams(count)
     mark = Mark(work / "step.safetensors", key)
     options = {"guide": edit.guide(model), "seed": asked.seed, "memory": memory, "group": asked.chunk, "mark": mark}
     out = denoise(net, prompts, start=path, methods=edit.methods, **options)
