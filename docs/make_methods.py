@@ -17,7 +17,6 @@ import types
 from collections.abc import Collection, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 

@@ -337,7 +337,7 @@ def _inverted(model: Backbone, asked: VideoEdit, edit: PictureEdit, place: File)
     count = len(whole["latents"])
     steps: dict[str, Any] = {n: _Steps(tuple(files), n, len(getattr(path, n))) for n in _EACH if getattr(path, n)}
     negative = None if path.negative is None else path.negative.repeat(count)
-    return replace(path, prompts=(edit.source,) * count, negative=negative, **whole, **steps)
+    return replace(path, prompts=tuple(edit.streams(count)["source"]), negative=negative, **whole, **steps)
 
 
 def _together(
