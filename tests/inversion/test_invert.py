@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from families import BETAS, SOME
+from rounding import assert_same_but_for_rounding
 
 from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
@@ -32,6 +33,7 @@ from sfumato.inversion import (
     reconstruct,
 )
 from sfumato.media.pictures import picture
+from sfumato.methods.edit import LocalBlend, MasaCtrl, PlugAndPlay, PromptToPrompt
 from sfumato.stilllife import networks
 
 PROMPTS = ("a red cube on grass", "a duck")
@@ -102,9 +104,38 @@ def test_a_pinned_source_leaves_the_target_alone(model, images):
     free = invert(model, images, PROMPTS, DDIMInversion(steps=4))
     prompts = {"source": PROMPTS, "target": ("a blue cube", "a robot")}
     a, b = (denoise(model, prompts, start=p, guide=5.0) for p in (path, free))
-    assert torch.equal(a["target"].latents, b["target"].latents)
+    assert_same_but_for_rounding(a["target"].latents, b["target"].latents)  # of six rows, and of eight
     torch.testing.assert_close(a["source"].latents, path.image)
     assert (b["source"].latents - path.image).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("methods", "rows"),
+    [([], 6), ([PromptToPrompt(blend=LocalBlend("cube", "cube"))], 6), ([PlugAndPlay()], 6), ([MasaCtrl(0.0)], 8)],
+)
+def test_a_source_on_its_track_has_no_row_without_its_prompt_unless_a_method_reads_it(sd, monkeypatch, methods, rows):
+    """Two images: of eight rows six are asked for, with the same edit, at one guidance or one a stream."""
+    pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    prompts = {"source": ["a red cube", "a cube on grass"], "target": ["a blue cube", "a cube on snow"]}
+    path = invert(sd, pictures, prompts["source"], Direct(steps=3))
+    asked, real = [], sd.predict
+    monkeypatch.setitem(vars(sd), "predict", lambda x, t, cond: asked.append(len(x)) or real(x, t, cond))
+
+    def edited(path, **options):
+        asked.clear()
+        out = denoise(sd, prompts, start=path, methods=methods, **options)
+        assert torch.equal(out["source"].latents, path.image)
+        return out["target"].latents
+
+    for guide in (7.5, {"source": 2.0, "target": 5.0}):
+        found = edited(path, guide=guide)
+        assert asked == [rows] * 3
+        with monkeypatch.context() as all_rows:
+            all_rows.setattr(type(path), "settled", False)
+            assert_same_but_for_rounding(found, edited(path, guide=guide))
+        assert asked == [8] * 3
+    edited(path, guide=1.0)
+    assert asked == [4] * 3
 
 
 def test_the_negative_prompt_is_the_sources(model, images):

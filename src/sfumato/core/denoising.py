@@ -28,7 +28,7 @@ from sfumato.core.modes import unmoded
 from sfumato.core.noise import Noises, seeds_of
 from sfumato.core.plan import Plan
 from sfumato.core.results import Sample, Trajectory
-from sfumato.core.rows import Rows, streams_of
+from sfumato.core.rows import Name, Rows, streams_of
 from sfumato.core.schedule import Level, Levels, noise_in, noised
 from sfumato.core.sites import Grid
 from sfumato.core.steppers import DDIM, DDPM, Move, Stepper, limiting
@@ -159,6 +159,7 @@ def denoise(
         if path is not None and len(path.levels) != len(levels):
             raise SfumatoError(f"{type(stepper).__name__} asks the network at more levels than the path has; take DDIM")
         guide = run.guide or guide
+        unread = frozenset[Name]() if controls else _unread(run, guide, methods, stepper)
         if controls:
             cond = replace(cond, controls=tuple(controls))
         finite(x, "the latents that the run starts from", model.remedy)
@@ -179,7 +180,9 @@ def denoise(
                     advance()
 
                 at = mark if mark is not None and _marked(methods, parts, stepper) else None
-                running = _Running(run, plan, parts, guide, levels, stepper, cond, noise, seen, path is None, watch, at)
+                running = _Running(
+                    run, plan, parts, guide, levels, stepper, cond, noise, seen, path is None, watch, at, unread
+                )
                 x = running(more[-1], passed)
             more = [start for p in parts if p.again and (start := p.again(passed, first, x, noise)) is not None]
             if not more:
@@ -368,6 +371,8 @@ class _Running:
     what a limit takes away cannot be found again."""
     watch: Callable[[Step], None]
     mark: Mark | None = None
+    unread: frozenset[Name] = frozenset()
+    """Rows that are not predicted; what guidance takes for them is what their stream has under its prompt."""
 
     def __call__(self, x: Tensor, passed: int = 0) -> Tensor:
         move = self.stepper.start(self.run.model.schedule, len(self.levels))
@@ -435,10 +440,18 @@ class _Running:
 
     def _whole(self, shown: Tensor, step: Step, begin: Callable[..., Any]) -> tuple[Tensor, Tensor | None]:
         """The prediction of all rows at once."""
-        with begin(step):
-            n = len(step.run.rows.conditions)
-            batch = shown.repeat(n, *[1] * (shown.ndim - 1)) if n > 1 else shown
-            return self._predicted(batch, step.level, step.cond)
+        rows = step.run.rows
+        n = len(rows.conditions)
+        batch = shown.repeat(n, *[1] * (shown.ndim - 1)) if n > 1 else shown
+        if not self.unread:
+            with begin(step):
+                return self._predicted(batch, step.level, step.cond)
+        here = replace(rows, without=self.unread)
+        some = [i for name in here.names for i in range(len(rows))[rows[name]]]
+        with begin(step, here):
+            found, _ = self._predicted(batch[some], step.level, step.cond.of(some, rows.numbers))
+        names = [name if name in here.names else (name[0], "cond") for name in rows.names]
+        return found[[i for name in names for i in range(len(here))[here[name]]]], None
 
     def _by_turns(self, shown: Tensor, step: Step, begin: Callable[..., Any]) -> tuple[Tensor, Tensor | None]:
         """The same of some images at a time; what is read of others waits in between."""
@@ -503,6 +516,17 @@ class _Running:
             strength = self.stepper.strength(self.run.model.schedule, step.level, step.next, step.variance)
             noise = lambda: strength * self.draw()  # noqa: E731
         return move(step.x, step.x0, step.eps, step.level, step.next, noise)
+
+
+def _unread(run: Run, guide: Guide, methods: Sequence[Method], stepper: Stepper) -> frozenset[Name]:
+    """The first stream's rows without its prompt, where it is somewhere after each step whatever guidance makes of it,
+    and no method reads them."""
+    settled = any(isinstance(method, Start) and method.settled for method in methods)
+    alone = run.rows.whole and run.group is None and run.rows.frames == 1 and not _varied(stepper, run.model)
+    read = not all(method.prompted or isinstance(method, Start) for method in methods)
+    if not settled or not alone or read or type(guide) is not CFG:
+        return frozenset()
+    return frozenset({(run.rows.streams[0], "uncond")} & {*run.rows.names})
 
 
 def _varied(stepper: Stepper, model: Backbone) -> bool:

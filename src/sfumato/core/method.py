@@ -262,6 +262,8 @@ class Method(Settings):
     requires: ClassVar[Requires] = Requires()
     lengthens: ClassVar[bool] = False
     """Does it let clips have more frames than the model attends over at once?"""
+    prompted: ClassVar[bool] = False
+    """Does it read the first stream under its prompt alone?"""
     late: ClassVar[bool] = False
     """Does it see to the views after all others, whatever those make of them?"""
 
@@ -307,6 +309,11 @@ class Start(Method):
     stepper: Stepper
     undoes: bool = True
     """Are its steps those of an inversion, undone?"""
+
+    @property
+    def settled(self) -> bool:
+        """Is the first stream somewhere after each step, whatever the network says of it?"""
+        return False
 
 
 def span(steps: Span, of: int) -> tuple[int, int]:

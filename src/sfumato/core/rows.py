@@ -38,6 +38,8 @@ class Rows:
 
     group: Group | None = None
     """Where not all images of a run go through the network at once: which ones these are."""
+    without: frozenset[Name] = frozenset()
+    """Groups that are left out."""
     grids: int | None = None
     """In which the network sees a stream's images put together, a row each; None: it sees them apart."""
 
@@ -53,7 +55,7 @@ class Rows:
 
     @cached_property
     def names(self) -> tuple[Name, ...]:
-        return tuple((s, c) for c in self.conditions for s in self.streams)
+        return tuple((s, c) for c in self.conditions for s in self.streams if (s, c) not in self.without)
 
     def __len__(self) -> int:
         return len(self.names) * self.each

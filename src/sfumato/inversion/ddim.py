@@ -88,7 +88,8 @@ class Direct(Inversion):
     """Direct inversion (Ju et al. 2024): after each step the source is put back on its DDIM track.
 
     The authors add the difference between track and step to the source; what results is the track itself, so here it is
-    simply put there, and costs no prediction.
+    simply put there, and costs no prediction. Nor is the source then predicted without its prompt, unless a method
+    reads it there: of the four rows of an edit three remain.
 
     Needs: a network call a step; the latents of all levels are kept.
 

@@ -62,6 +62,10 @@ class Path(Brief, Start):
     def in_groups(self) -> bool:
         return type(self) is Path  # further ones do more
 
+    @property
+    def settled(self) -> bool:
+        return type(self) is Path and self.pinned and not self.replaces
+
     def start(self, run: Run) -> Phases:
         first = run.images(run.rows.streams[0])
         streams = len(run.rows.streams)

@@ -7,8 +7,9 @@ and the map's outline, its greatest values by column and by row, should end at t
 Defaults: the authors' code (P 0.2, L 1, maps of 16 x 16 where the latents are 64 x 64, smoothed; step 20, which shrinks
 to 20 sqrt(1/2), in the first half of 50 steps). It extends Attend-and-Excite, sharpens maps as that does and refines at
 the same steps, by the inner-box loss of the emptiest box: so their config; the commands of their README switch it off
-(``refinements`` 0). There a box has one token; here a phrase may have several, whose losses are averaged, articles left
-out. Fewer cells than one count as one, where the authors' mean would not exist.
+(``refinements`` 0). There a step that was refined then goes down the inner-box loss alone, as the others are still
+those of the latents before; here down all. A box has one token there; here a phrase may have several, whose losses are
+averaged, articles left out. Fewer cells than one count as one, where the authors' mean would not exist.
 
 Needs: image->text maps near one resolution, in a prediction of the conditional rows with its gradient, once a step
 while it acts and up to ``refinements`` times more where it refines; stops after the last site that is read.

@@ -10,9 +10,10 @@ of the middle block and of the first upward level; transformers, which have no s
 half of their blocks). The authors step by sigma_k^2 times the gradient in the latents of k-diffusion, x / alpha, where
 sigma_k = sigma / alpha; in x itself the gradient is 1 / alpha of that one and the step alpha times, so the same step is
 sigma^2. As there the energy is of each head by itself. Their loop carries the last energy on, so that a step whose
-predecessor ended below 0.2 is not looked at again; here each step looks. Phrases lose their leading article. Forward
-guidance was never published as code: the window is a Gaussian whose deviation is half the box's sides, and the share
-0.8 is ours. Edited maps are not normalised again.
+predecessor ended below 0.2 is not looked at again; here each step looks. A box that ends inside of a cell has it if it
+covers half of it; there ends are rounded down, so that it loses the last cell and gains the first. Phrases lose their
+leading article. Forward guidance was never published as code: the window is a Gaussian whose deviation is half the
+box's sides, and the share 0.8 is ours. Edited maps are not normalised again.
 
 Needs: backward, image->text maps of each head in predictions of the conditional rows with their gradients, up to five a
 step while it acts; forward, image->text probabilities at all sites.

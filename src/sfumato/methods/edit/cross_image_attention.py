@@ -7,11 +7,11 @@ whose statistics, within the thing, are the appearance's (AdaIN).
 
 Defaults: the authors' code, as parts of the 68 steps that it runs (100, the first 32 skipped): from step 10 on, AdaIN
 from 20; its ends for the two grids, 70 and 90, lie behind the last step. Every fifth of the first 40 steps reads the
-structure's keys and values. There the attention of a step goes by the number of the one before. Guidance falls
-linearly to its half. Its five clusters of self-attention, named by a word, are one map cut halfway here; without a
-word and masks statistics are of the whole images. Start from ``together({("source", "target"): path, "appearance":
-other})``, both inverted with ``EditFriendly(scale=1, skip=0.32)``, at a guidance of 1: then source and appearance are
-exact, where the authors invert at 3.5 and paint at 1.
+structure's keys and values. There the attention of a step goes by the number of the one before, and FreeU is on, which
+is no part of the method and left out. Guidance falls linearly to its half. Its five clusters of self-attention, named
+by a word, are one map cut halfway here; without a word and masks statistics are of the whole images. Start from
+``together({("source", "target"): path, "appearance": other})``, both inverted with ``EditFriendly(scale=1,
+skip=0.32)``, at a guidance of 1: then source and appearance are exact, where the authors invert at 3.5 and paint at 1.
 
 Needs: image->image keys and values at the two finest grids of the decoder, fused; with contrast its probabilities, of
 the targets; with a word, maps of the steps before the statistics. A further network call of the targets a step.

@@ -35,6 +35,7 @@ class PlugAndPlay(Method):
     """The run's first stream is the source, all others keep its layout."""
 
     requires: ClassVar = Requires(source=True, groups=True)
+    prompted: ClassVar = True
 
     features: float = 0.8
     """Part of the steps in which the layer's features are the source's."""

@@ -52,6 +52,7 @@ class PromptToPrompt(Method):
     """The run's first stream is the source, all others are its edits."""
 
     requires: ClassVar = Requires(words=True, source=True, groups=True)
+    prompted: ClassVar = True
 
     cross: float = 0.8
     """Part of the steps in which cross-attention is the source's."""
