@@ -22,6 +22,16 @@ CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed)
 ASKED = {"--help", "-h"}
 SHORT = {"--n": "-n", "--out": "-o", "--seed": "-s"}
 """Options in a letter, where neither the command nor a method has one of that name."""
+TAKES = {
+    "distill2d": "110 s of one core for 4 images in 300 steps, and as much for each scale of --sweep",
+    "experiment trajectory": "75 s of one core for 5 scales of 100 steps",
+    "invert": "75 s of one core by --how null-text in 50 steps",
+    "lift": "60 to 110 s of one core for 150 to 200 steps, 220 by variational and entropic score distillation",
+    "train-encoder": "150 s of one core",
+    "train-head": "30 to 320 s of one core, by method",
+}
+"""How long the built-in model takes, where that is more than a minute: user time as it was measured, or as so much a
+step is of all (README has that of quicker ones)."""
 COLUMN = 24
 """Where what an option means begins."""
 
@@ -60,6 +70,8 @@ def command(f: Callable[..., Any], prog: str, methods: Sequence[str] = ()) -> st
     chain = ["[METHOD [its options] [+ METHOD ...]]"] if methods else []
     usage = " ".join([prog, *(own_words or places), *needed, "[options]", *chain])
     parts = [_usage(usage), _paragraphs(getdoc(unwrap(f)) or "")]
+    if about := TAKES.get(prog.removeprefix("sfumato ")):
+        parts.append(_filled(f"Takes: on the built-in model about {about}.", 0, 4))
     if methods:
         more = _filled(f"{prog} {methods[0]} --help has a method's options", 2, 4, "  ")
         parts.append("\n".join([_bold("methods"), _filled(", ".join(methods), 2, 2, "  "), more]))
