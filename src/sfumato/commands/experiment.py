@@ -14,6 +14,7 @@ from sfumato.commands.options import Device, Json, Model, Running
 from sfumato.experiments.index import EXPERIMENTS, Entry
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import print_json, print_table, quiet
+from sfumato.tasks import kept
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ def _command(entry: Entry) -> Callable[..., None]:
         quiet()
         model = setting.loading.load(setting.model, setting.device)
         found, path = experiment.run(model), experiment.path(setting.out, entry.word)
+        settings = {"model": setting.model, "loading": setting.loading, "experiment": experiment}
+        path = path.with_stem(kept.named(writable(path.parent), "experiment", ".png", path.stem, settings))
         found.draw(path, experiment.about(model))
         document = experiment.document(model, found)
         numbers = path.with_suffix(".json")
