@@ -44,6 +44,9 @@ def test_without_out_it_lies_beside_the_scene(run, tmp_path):
     scene = save_scene(tmp_path / "a.safetensors", coloured_ball())
     code, out, err = run("export-scene", scene, "--resolution", 24, "--no-texture", "--refine", 0)
     assert code == 0 and out.split() == [str(tmp_path / "a.glb")], err
+    before = (tmp_path / "a.glb").read_bytes()
+    code, out, _ = run("export-scene", scene, "--resolution", 16, "--no-texture", "--refine", 0)
+    assert out.split() == [str(tmp_path / "a.2.glb")] and (tmp_path / "a.glb").read_bytes() == before
     splats = Gaussians(torch.rand(4, 3), torch.rand(4, 3))
     scene = save_scene(tmp_path / "b.safetensors", splats)
     code, out, err = run("export-scene", scene)

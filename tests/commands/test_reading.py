@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -253,8 +256,8 @@ def test_all_that_lies_in_a_folder_is_listed_and_none_is_lost(run, here, photos,
     first = segmented(photos / "a.png", photos / "c.png")[0]
     before = (out / "a-labels.png").read_bytes()
     both, err = segmented(other / "a.png")
-    assert not err and [name for name, *_ in both] == [*(str(photos / f"{n}.png") for n in "a"), str(other / "a.png"),
-                                                       str(photos / "c.png")]  # fmt: skip
+    assert f"of several pictures of one name: {other / 'a.png'} is a.2\n" in err
+    assert [name for name, *_ in both] == ["photos/a.png", "other/a.png", "c.png"]
     assert (out / "a-labels.png").read_bytes() == before and read_labels(out / "a.2-labels.png").shape == (20, 36)
     page = (out / "index.html").read_text()
     assert all(name in page for name, *_ in both)
@@ -262,13 +265,48 @@ def test_all_that_lies_in_a_folder_is_listed_and_none_is_lost(run, here, photos,
     (other / "a.png").unlink()  # its result is still there
     assert segmented(photos / "c.png")[0] == both
     (out / "a.2-overlay.png").unlink()
-    assert segmented(photos / "c.png")[0] == first
+    assert segmented(photos / "c.png")[0] == first == [("a.png", 30, 40), ("c.png", 24, 24)]
     code, told, err = run(
         "segment", photos / "a.png", "--side", 64, "--out", out, "--json", "diff-seg", "--threshold", 2
     )
     assert code == 0 and "1 results of other settings in" in err and "are replaced" in err
     assert json.loads(told)["images"][0]["files"][0] == str(out / "a-labels.png")
     assert not segmented(photos / "c.png")[1]
+
+
+def test_a_run_without_a_result_says_so_and_leaves_nothing(run, here, tmp_path):
+    place, out = tmp_path / "photos", tmp_path / "out"
+    (tmp_path / "none").mkdir(), place.mkdir()
+    (place / "a.png").write_bytes(b"")
+    Image.new("RGB", (5, 5)).save(place / "tiny.png")
+    for given, says in (
+        ([], "no picture is given"),
+        ([tmp_path / "none"], "there is no picture in"),
+        ([place / "a.png"], "a.png is empty"),
+        ([place / "tiny.png"], "tiny.png: "),
+        ([place], "2 of 2 images failed (named above)\n"),
+    ):
+        code, told, err = run("segment", *given, "--out", out, "diff-seg")
+        assert code == 2 and says in err and not told and not [*out.glob("*")], err
+        assert all(f"{place / name}" in err for name in ("a.png", "tiny.png") if given == [place])
+
+
+def test_pages_show_pictures_as_results_see_them_and_name_no_place(run, here, tmp_path):
+    """A photograph that lies on its side, transparent, in a folder whose name is HTML, all named absolutely."""
+    place, out, turned = tmp_path / '<b>&"', tmp_path / "out", Image.Exif()
+    place.mkdir()
+    turned[0x0112] = 6
+    Image.new("RGBA", (60, 40), (0, 0, 0, 0)).save(place / '<i>"&.png', exif=turned)
+    call = ("segment", place, "--model", "stilllife", "--side", 64, "--out", out, "--names", "<u>&,cube", "diff-seg")
+    code, _, err = run(*call)
+    assert code == 0, err
+    page = (out / "index.html").read_text()
+    shown = [Image.open(BytesIO(b64decode(png))) for png in re.findall(r"base64,([^\"]+)", page)]
+    assert [picture.size for picture in shown] == [(40, 60)] * 2
+    assert np.asarray(shown[0].convert("RGB")).min() == 255, "transparent is white"
+    assert "<h2>&lt;i&gt;&quot;&amp;.png</h2>" in page and not re.search(r"&amp;(lt|gt|amp|quot);", page)
+    for file in out.glob("[!.]*"):
+        assert str(tmp_path).encode() not in file.read_bytes(), file
 
 
 def test_results_of_earlier_settings_are_not_taken_for_those_of_now(run, here, photos, tmp_path):

@@ -42,8 +42,9 @@ def test_a_video_is_edited_kept_and_written_beside(run, here, gif):
     assert videos.opened(told["beside"]).size == (122, 40)
     code, _, err = run("video", gif, *WORDS, *options)
     assert code == 0 and "note: 3 of 3 frames were there" in err
-    code, _, err = run("video", gif, *WORDS, "--guidance", 3, *options)
+    code, out, err = run("video", gif, *WORDS, "--guidance", 3, *options)
     assert code == 0 and "were there" not in err
+    assert json.loads(out)["video"] == "out/video/clip.2-edited.gif" and Path(told["video"]).is_file()
 
 
 def test_a_folder_becomes_a_folder_or_a_film(run, here, gif, tmp_path):

@@ -215,6 +215,9 @@ def test_the_same_seed_gives_the_same_numbers_and_json_is_one_document(run, here
     assert set(first) == {"figure", "source", "ours", "settings", "found"}
     assert list(first["found"]["sets"]) == ["off", "on", "repulsion x 1000"]
     assert json.loads(run(*call)[1]) == first
+    before = Path(first["figure"]).read_bytes()
+    other = json.loads(run(*call, "--seed", 3)[1])["figure"]
+    assert other == first["figure"].replace(".png", ".2.png") and Path(first["figure"]).read_bytes() == before
 
 
 @pytest.mark.parametrize(

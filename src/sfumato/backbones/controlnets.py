@@ -249,7 +249,7 @@ def _file(file: Path, model: Any, dtype: torch.dtype) -> Any:
             like = diffusers.ControlNetModel.from_unet(
                 model.network, conditioning_embedding_out_channels=widths, load_weights_from_unet=False
             )
-        write_json(Path(place) / "config.json", {**like.config, **kind})
+        write_json(Path(place) / "config.json", {**like.config, **kind}, private=True)
         return diffusers.ControlNetModel.from_single_file(str(file), config=place, dtype=dtype)
 
 

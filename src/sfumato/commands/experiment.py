@@ -15,6 +15,7 @@ from sfumato.experiments.index import EXPERIMENTS, Entry
 from sfumato.io.files import writable, write_json
 from sfumato.io.progress import counted
 from sfumato.io.terminal import print_json, print_table, quiet
+from sfumato.tasks import kept
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ def _command(entry: Entry) -> Callable[..., None]:
         with counted(entry.word, experiment.works):
             found = experiment.run(model)
         path = experiment.path(setting.out, entry.word)
+        settings = {"model": setting.model, "loading": setting.loading, "experiment": experiment}
+        path = path.with_stem(kept.named(writable(path.parent), "experiment", ".png", path.stem, settings))
         found.draw(path, experiment.about(model))
         document = experiment.document(model, found)
         numbers = path.with_suffix(".json")

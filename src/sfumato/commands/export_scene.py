@@ -59,6 +59,7 @@ def export_scene(
 
     Example: sfumato export-scene out/lift/robot.safetensors --out robot.mp4 --size 384 --elevation 20
     """
+    given = dict(locals())
     whole("--resolution", resolution, 8, 512)
     if faces is not None:
         whole("--faces", faces, 4, 2_000_000)
@@ -79,12 +80,15 @@ def export_scene(
     from sfumato.scene.export import export, kind_of
     from sfumato.scene.gaussians import Gaussians
     from sfumato.scene.store import load_scene
+    from sfumato.tasks import kept
 
     if out is not None:
         kind_of(out)
     made, _ = load_scene(scene)
     if out is None:
-        out = scene.with_suffix(".ply" if isinstance(made, Gaussians) else ".glb")
+        tail = ".ply" if isinstance(made, Gaussians) else ".glb"
+        stem = kept.named(scene.parent, "export-scene", tail, scene.stem, kept.settings_of(given))
+        out = scene.with_name(f"{stem}{tail}")
     kind_of(out, made)
     writable(out.parent)
     done = export(

@@ -108,11 +108,13 @@ def keypoints(
     def write(lying: list[dict[str, Any]]) -> None:
         write_json(document, lying, indent=1)
         shown = [(row["image"], [("", Path(row["files"][0]))]) for row in lying]
-        page("Keypoints", f"{len(names)} on {model}, {len(lying)} images", shown, report)
+        page("Keypoints", f"{len(names)} on {pictures.written(model)}, {len(lying)} images", shown, report)
 
-    batch.lying(write)
+    if rows:
+        batch.lying(write)
     if json:
-        print_json({"learned": str(learned), "images": rows, "page": str(report), "failed": done.failed})
-    else:
+        made = {"page": str(report)} if rows else {}
+        print_json({"learned": str(learned), "images": rows, **made, "failed": done.failed})
+    elif rows:
         print("\n".join([*(f for row in rows for f in row["files"]), str(learned), str(document), str(report)]))
     finish(batch, done.failed)

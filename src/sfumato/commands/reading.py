@@ -23,6 +23,8 @@ def files_of(given: Sequence[Path], command: str = "") -> list[Path]:
     out: list[Path] = []
     for place in given:
         if not place.exists():
+            if command and str(place) in index.words(index.READING, command=command):
+                raise SfumatoError(f"no picture is given: {place} is a method; name files or folders before it")
             nor = f", nor a method of that name: {', '.join(index.words(index.READING, command=command))}"
             raise SfumatoError(f"there is no file or folder {place}{nor if command else ''}")
         found, others = pictures_in(place) if place.is_dir() else ([place], [])
@@ -45,11 +47,13 @@ def finish(batch: Batch, failed: Mapping[str, str]) -> None:
     """Raise ``SfumatoError`` where images failed, once all results are written."""
     if not failed:
         return
+    reasons = [why if file in why else f"{file}: {why}" for file, why in failed.items()]
     if len(batch.files) == 1:
-        raise SfumatoError(next(iter(failed.values())))
-    for reason in failed.values():
+        raise SfumatoError(reasons[0])
+    for reason in reasons:
         note(reason)
-    raise SfumatoError(f"{len(failed)} of {len(batch.files)} images failed (named above); the others are done")
+    rest = "; the others are done" if len(failed) < len(batch.files) else ""
+    raise SfumatoError(f"{len(failed)} of {len(batch.files)} images failed (named above){rest}")
 
 
 def page(title: str, about: str, rows: Sequence[tuple[str, Sequence[tuple[str, Path]]]], path: Path) -> Path:

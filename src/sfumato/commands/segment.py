@@ -148,7 +148,7 @@ def segment(
             "shown": str(over),
             "segments": sum(n > 0 for n in sizes),
             "names": list(found.names),
-            "by": f"{name_of(first)} on {model}",
+            "by": f"{name_of(first)} on {pictures.written(model)}",
             "looked": looks[-2].name if looks else "",
         }
 
@@ -164,10 +164,12 @@ def segment(
         by = ", ".join(dict.fromkeys(row["by"] for row in lying))
         page("Segments", f"{by}: {len(lying)} images.", [(row["image"], _figures(row, out)) for row in lying], report)
 
-    batch.lying(write)
+    if rows:
+        batch.lying(write)
     if json:
-        print_json({"images": rows, "coco": str(coco), "page": str(report), "failed": done.failed})
-    else:
+        made = {"coco": str(coco), "page": str(report)} if rows else {}
+        print_json({"images": rows, **made, "failed": done.failed})
+    elif rows:
         print("\n".join([*(f for row in rows for f in row["files"]), str(coco), str(report)]))
     finish(batch, done.failed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -40,7 +41,7 @@ from sfumato.io.terminal import note, print_json, quiet
 from sfumato.methods import index
 from sfumato.tasks import chain as chains
 from sfumato.tasks.chain import Chain
-from sfumato.tasks.kept import settings_of
+from sfumato.tasks.kept import named, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,7 +156,7 @@ def video(
     from sfumato.media import video as videos
 
     found = videos.opened(film)
-    place = out or Path("out/video") / f"{film.stem.replace('*', '').replace('%', '')}-edited{_suffix(film)}"
+    place = out or _place(film, None if plan else settings_of(given, [chain]))
     kind = videos.writes(place)
     check_apart(place, film)
     kept = place if kind == "folder" else place.with_name(f"{place.stem}-frames")
@@ -213,6 +214,18 @@ def video(
     shown = {key: str(file) for key, file in files.items()}
     about = {"count": done.count, "rate": float(footage.fps), "seconds": round(done.seconds, 2), "steps": done.steps}
     print_json({**shown, **about}) if json else print("\n".join(shown.values()))
+
+
+def _place(film: Path, settings: Mapping[str, object] | None) -> Path:
+    """Where a result goes whose place is not named: one of its own for a run of these settings, if there is a run."""
+    folder, tail, stem = Path("out/video"), f"-edited{_suffix(film)}", film.stem.replace("*", "").replace("%", "")
+    if settings is not None:
+        lies = film.stat() if film.exists() else None  # films are too long to be read for a name
+        of_run = {k: v for k, v in settings.items() if k not in ("plan", "beside")}
+        of_run |= {"film": str(film.resolve()), "steering": repr(settings["steering"])}
+        of_run["lies"] = None if lies is None else [lies.st_size, lies.st_mtime_ns]
+        stem = named(writable(folder), "video", tail, stem, of_run)
+    return folder / f"{stem}{tail}"
 
 
 def _suffix(film: Path) -> str:

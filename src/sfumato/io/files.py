@@ -130,9 +130,26 @@ def read_json(path: str | Path, kind: type = object, *, strict: bool = True) -> 
         raise SfumatoError(f"{path} cannot be read as JSON: {e}") from None
 
 
-def write_json(path: str | Path, value: Any, **style: Any) -> None:
-    """Write a strict JSON document; see ``as_json``."""
-    write_text(path, as_json(value, **style) + "\n")
+def named(text: str) -> str:
+    """What is given to others of a text: of a place on this machine its name alone."""
+    try:
+        place = Path(text)
+        return place.name if place.is_absolute() and place.parent.exists() else text
+    except (OSError, ValueError):  # no place, as it is too long or has a zero
+        return text
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, str):
+        return named(value)
+    if isinstance(value, Mapping):
+        return {key: _named(each) for key, each in value.items()}
+    return [_named(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def write_json(path: str | Path, value: Any, *, private: bool = False, **style: Any) -> None:
+    """Write a strict JSON document (``as_json``), with places in it ``named`` unless it is of this machine alone."""
+    write_text(path, as_json(value if private else _named(value), **style) + "\n")
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
-from html import escape
+from html import escape, unescape
 from importlib import resources
 
 from PIL.Image import Image as Picture
@@ -57,8 +58,9 @@ def _inlined(picture: Picture) -> str:
 
 
 def figure(picture: Picture, words: str, alt: str | None = None) -> str:
-    """A picture with ``words`` (HTML) under it."""
-    return f"<figure>{image(picture, words if alt is None else alt)}<figcaption>{words}</figcaption></figure>\n"
+    """A picture with ``words`` (HTML) under it, which are what it is called where it is not seen, too."""
+    plain = unescape(re.sub("<[^>]+>", "", words)) if alt is None else alt
+    return f"<figure>{image(picture, plain)}<figcaption>{words}</figcaption></figure>\n"
 
 
 def row(*figures: str) -> str:

@@ -263,5 +263,5 @@ def write_capture(folder: str | Path, capture: Capture, beside: Mapping[str, str
         up = capture.points.cpu() @ Z_UP[:3, :3].T.float()
         write_points(folder / "points.ply", up, capture.colours)
     path = folder / "transforms.json"
-    write_json(path, about, indent=1)
+    write_json(path, about, private=True, indent=1)
     return path

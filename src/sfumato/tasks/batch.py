@@ -10,7 +10,7 @@ from typing import Any
 from sfumato.errors import SfumatoError
 from sfumato.io.progress import Listener, heard, progress
 from sfumato.io.terminal import note
-from sfumato.tasks.kept import Kept, content, digest
+from sfumato.tasks.kept import Kept, content, digest, short
 
 
 def pictures_in(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -30,6 +30,17 @@ def contents(place: Path | None) -> list[tuple[str, str]] | None:
         return None
     inside = sorted(place.iterdir()) if place.is_dir() else [place, place.with_name(f"{place.stem}-labels.png")]
     return [(file.name, content(file)) for file in inside if file.is_file()]
+
+
+def apart(files: Sequence[Path]) -> list[str]:
+    """As much of each file's place as tells it from the others: its name, and of equal ones folders above."""
+    places = [file.parts for file in dict.fromkeys(files)]
+
+    def called(own: tuple[str, ...]) -> str:
+        alike = (n for n in range(1, len(own) + 1) if sum(other[-n:] == own[-n:] for other in places) == 1)
+        return "/".join(own[-next(alike, 1) :])
+
+    return [called(file.parts) for file in files]
 
 
 @dataclass(frozen=True)
@@ -72,13 +83,21 @@ class Batch:
                 except SfumatoError as e:
                     failed[str(file)] = str(e)
                 advance()
+        if others := [(row, stem) for row in rows if (stem := row.get("stem")) != short(Path(row["image"]).stem)]:
+            named = ", ".join(f"{row['image']} is {stem}" for row, stem in others[:5])
+            note(f"of several pictures of one name: {named}{' ...' if len(others) > 5 else ''}")
         if replaced:
             note(f"{replaced} results of other settings in {self.kept.folder} are replaced")
         return Worked(tuple(rows), failed)
 
     def lying(self, write: Callable[[list[dict[str, Any]]], None]) -> None:
-        """Write a document of all results that lie in the folder; see ``Kept.listed``."""
-        self.kept.listed(lambda records: write([self._row(record) for record in records]))
+        """Write a document of all results that lie in the folder (``Kept.listed``), by names that tell images apart."""
+
+        def named(records: list[dict[str, Any]]) -> None:
+            called = apart([Path(record["at"]).with_name(Path(record["image"]).name) for record in records])
+            write([self._row(record) | {"image": name} for record, name in zip(records, called, strict=True)])
+
+        self.kept.listed(named)
 
     def _done(self, file: Path, work: Callable[[Path, Path], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
         """An image's row, and whether it has replaced one of other settings."""
@@ -90,7 +109,7 @@ class Batch:
         if before is not None and whole and before["key"] == key:
             return self._row(before), False
         try:
-            row = {"image": str(file), **work(file, self.kept.folder / name)}
+            row = {"image": str(file), "stem": name, **work(file, self.kept.folder / name)}
             files = [Path(made).name for made in row["files"]]
             record = {"key": key, "at": at, **row, "files": files, "shown": Path(row["shown"]).name}
             self.kept.write(name, record)

@@ -61,7 +61,7 @@ class Kept:
 
     def write(self, name: str, record: Record) -> None:
         """The record of results that are whole."""
-        write_json(self._place(name), record)
+        write_json(self._place(name), record, private=True)
 
     def drop(self, name: str) -> None:
         """Let go of a name whose results did not come."""
