@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from functools import cache, partial
+from glob import glob
 from inspect import signature
 from pathlib import Path
-from shutil import copytree
+from shutil import copy, copytree
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -64,9 +66,9 @@ class Block(NamedTuple):
 
     @property
     def commands(self) -> list[list[str]]:
-        """The arguments of each line of a shell that is ``sfumato``'s."""
+        """The arguments of each line of a shell that is ``sfumato``'s; as in a shell, # within a word is no comment."""
         lines = self.code.replace("\\\n", " ").splitlines() if self.kind in ("sh", "text") else []
-        return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("sfumato ")]
+        return [shlex.split(re.sub(r"\s# .*", "", line))[1:] for line in lines if line.startswith("sfumato ")]
 
 
 def blocks(text: str) -> Iterator[Block]:
@@ -91,7 +93,7 @@ def paste(page: Path, block: Block, names: dict[str, Any]) -> None:
 @cache
 def _files() -> Path:
     """What pages take for granted beside them: a reader's pictures, with all that is known of them, and scenes."""
-    from sfumato.media import pictures
+    from sfumato.media import pictures, video
     from sfumato.scene.fields import Voxels
     from sfumato.scene.render import FieldScene, Sampling
     from sfumato.scene.store import save_scene
@@ -126,9 +128,32 @@ def _files() -> Path:
     write_json(place / "cameras.json", {"1.png": [0, 20], "2.png": [45, 20]})
     captures.write_views(place / "capture", scenes[0], captures.cameras_around(scenes[0], 4), 32)
     save_scene(place / "scene.safetensors", FieldScene(Voxels(16), sampling=Sampling(samples=16)))
-    for name in ("man", "woman"):
+    (place / "out" / "lift").mkdir(parents=True)
+    copy(place / "scene.safetensors", place / "out" / "lift" / "robot.safetensors")
+    captures.write_views(photos, scenes[0], captures.cameras_around(scenes[0], 4), 32)
+    for name in ("man", "woman", "duck", "cow"):
         trimesh.Trimesh(*solids.cube()).export(place / f"{name}.obj")
+    for name in ("desk.png", "duck.png", "mug.png", "depth.png", "edges.png", "thing.png", "a.png", "b.png"):
+        copy(
+            place / ("other.png" if name == "b.png" else "mask.png" if name == "thing.png" else "photo.png"),
+            place / name,
+        )
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        shown[0].save(place / name)
+    for thing in ("mug", "ball"):
+        (masks / thing).mkdir()
+        copy(place / "mask.png", masks / thing / "desk.png")
+    for name in ("examples", "marked", "more", "captioned", "more-photos", "ducks", "robots", "more-robots", "faces"):
+        copytree(labelled, place / name)
+    copytree(frames, place / "shots")
+    for name in ("clip.mp4", "depth.mp4"):
+        video.write([shown[0]] * 4, place / name, Fraction(8))
     return place
+
+
+def expanded(args: list[str]) -> list[str]:
+    """With the files that a shell would find."""
+    return [one for arg in args for one in (sorted(glob(arg)) if "*" in arg else []) or [arg]]
 
 
 def surroundings(place: Path) -> None:

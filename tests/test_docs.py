@@ -87,6 +87,10 @@ LONG = {"lift.md"}
 """Whose textures take ten seconds however small the scene is."""
 HOURS = {"bench", "experiment"}
 """Commands that measure: each suite has tests of its own."""
+THEIRS = ("...", "canny/", "out/lift/robot.safetensors", "cat.safetensors")
+"""Of arguments, what only a reader has: ControlNets, a scene with surfaces, another concept."""
+QUICK = {"edit", "export", "match", "methods", "render", "segment", "show"}
+"""Commands of the README that take under a second with tiny networks."""
 CODE = [p for p in TEXTS if any(block.kind == "python" for block in blocks(p.read_text(encoding="utf-8")))]
 
 
@@ -124,12 +128,28 @@ def test_the_python_of_a_page_runs_with_the_real_model(page, beside):
     run_python(page, {"__name__": "__main__"})
 
 
+def run_commands(page: Path) -> None:
+    """In the page's order, as some need what earlier ones made."""
+    own = [a for a in commands(page.read_text(encoding="utf-8")) if a[0] not in HOURS and not {*a} & {*THEIRS}]
+    for args in own:
+        assert cli.main(pages.expanded(args)) == 0, shlex.join(args)
+
+
+def test_quick_commands_of_the_readme_run(beside, monkeypatch):
+    pages.quick(monkeypatch)
+    own = [args for args in commands((ROOT / "README.md").read_text(encoding="utf-8")) if args[0] in QUICK]
+    assert len(own) > 5
+    for args in own:
+        assert cli.main(pages.expanded(args)) == 0, shlex.join(args)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("whole", [False, True], ids=["few steps", "whole"])
 @pytest.mark.parametrize("page", [p for p in TEXTS if commands(p.read_text(encoding="utf-8"))], ids=lambda p: p.stem)
-def test_the_commands_of_a_page_run(page, beside):
-    for args in commands(page.read_text(encoding="utf-8")):
-        if args[0] not in HOURS and "..." not in args:
-            assert cli.main(args) == 0, shlex.join(args)
+def test_the_commands_of_a_page_run(page, whole, beside, monkeypatch):
+    if not whole:
+        pages.quick(monkeypatch)
+    run_commands(page)
 
 
 @pytest.mark.parametrize(
