@@ -9,6 +9,7 @@ import tyro
 
 from sfumato.commands.options import Device, Json
 from sfumato.io.terminal import print_json, quiet
+from sfumato.media import opening
 
 
 def describe(
@@ -27,6 +28,8 @@ def describe(
 
     if not images:
         raise SfumatoError("describe takes one or more images: sfumato describe picture.png")
+    for path in images:
+        opening.checked(path)
     quiet()
     import torch
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from sfumato.io.files import as_json
 from sfumato.io.progress import waiting
+from sfumato.io.sparing import sparing
 
 
 def note(text: str) -> None:
@@ -51,7 +52,7 @@ def without(logger: str, words: str) -> Iterator[None]:
 
 def quiet() -> None:
     """Keep the remarks and bars of the libraries underneath off the terminal; a command has its own."""
-    with waiting("starting"):
+    with waiting("starting"), sparing():
         from diffusers.utils import logging as diffusers
         from transformers.utils import logging as transformers
 
