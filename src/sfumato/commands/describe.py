@@ -9,7 +9,6 @@ import tyro
 
 from sfumato.commands.options import Device, Json
 from sfumato.io.terminal import print_json, quiet
-from sfumato.media import opening
 
 
 def describe(
@@ -25,6 +24,7 @@ def describe(
     Example: sfumato describe out/generate/*.png
     """
     from sfumato.errors import SfumatoError
+    from sfumato.media import opening
 
     if not images:
         raise SfumatoError("describe takes one or more images: sfumato describe picture.png")

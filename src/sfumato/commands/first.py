@@ -17,7 +17,7 @@ def check(args: Sequence[str], command: Grammar, words: Collection[str]) -> None
         arg = rest.pop(0)
         if not OPTION.fullmatch(arg):
             methods = methods or (arg in words and place >= command.positionals[0])
-            if not methods and place in command.pictures:
+            if not methods and place in command.pictures and arg not in words:
                 _picture(arg)
             place += not methods
             continue

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, _refs
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -31,7 +31,7 @@ def _uncompiled() -> None:
     """Let sums and products of tensors without numbers, which torch keeps from its compiler, not import that."""
     if "torch._dynamo" in sys.modules:
         return
-    for function in vars(torch._refs).values():
+    for function in vars(_refs).values():
         while isinstance(function, FunctionType):
             free = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
             inner = free["fn"].cell_contents if "fn" in free else None

@@ -247,7 +247,7 @@ def _not_yet(function: Callable[..., Any], libraries: tuple[str, ...], otherwise
 def _listed() -> Iterator[None]:
     """Let transformers not read its thousand files twice, for the same list of what is in them."""
     library: Any = sys.modules["transformers.utils.import_utils"]
-    theirs = getattr(library, "define_import_structure", None)
+    theirs: Any = getattr(library, "define_import_structure", None)
     if not hasattr(theirs, "cache_info"):  # another version: nothing would be known
         yield
         return
@@ -295,4 +295,4 @@ class _List(ModuleType):
             except BaseException:
                 self.__dict__[_RUN] = run
                 raise
-            self.__class__ = ModuleType
+            self.__class__: Any = ModuleType

@@ -26,6 +26,8 @@ from torch.overrides import TorchFunctionMode
 
 from sfumato.errors import SfumatoError, unknown
 from sfumato.io.files import atomic, write_text
+from sfumato.io.sparing import sparing
+from sfumato.io.terminal import without
 from sfumato.stilllife.coarse import coarsen, refine
 from sfumato.stilllife.models import BESIDE as BESIDE
 from sfumato.stilllife.models import MODELS as MODELS
@@ -211,6 +213,8 @@ def pipeline(
     return pipe
 
 
+@sparing()
+@without("transformers.utils.import_utils", "requires torchvision")  # of image processors, which nothing here uses
 def assemble(kind: str, parts: Mapping[str, Any]) -> Any:
     """A diffusers pipeline of this class from these parts, without a safety checker."""
     return getattr(diffusers, kind)(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
