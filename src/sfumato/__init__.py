@@ -33,7 +33,10 @@ def __getattr__(name: str) -> Any:
     if name == "stilllife":
         return importlib.import_module("sfumato.stilllife")
     if name in _HOMES:
-        return getattr(importlib.import_module(f"sfumato.{_HOMES[name]}"), name)
+        from sfumato.io.sparing import sparing
+
+        with sparing():
+            return getattr(importlib.import_module(f"sfumato.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'sfumato' has no attribute {name!r}")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 
 from sfumato import __version__
-from sfumato.commands import argv, fields, help
+from sfumato.commands import argv, fields, first, help
 from sfumato.commands import completion as completions
 from sfumato.commands import experiment as experiments
 from sfumato.commands.bench import bench
@@ -113,6 +113,8 @@ def main(args: Sequence[str]) -> int:
             raise unknown("command", name, commands)
         command, prog = commands[name], f"{prog} {name}"
         words, heads = _methods(name), name == HEADS
+        if not help.ASKED & {*args}:
+            first.check(args, fields.grammar(command), words)
         listed = _methods(name, command=name)
         of = partial(fields.of_method, head=heads)
         head, segments = argv.split(args, fields.grammar(command), words, of, listed)

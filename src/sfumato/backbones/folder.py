@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
-
-import torch
+from typing import TYPE_CHECKING, Any, cast
 
 from sfumato.core.settings import numbers
 from sfumato.errors import SfumatoError, first_line
 from sfumato.io.files import read_json
 from sfumato.io.terminal import without
+
+if TYPE_CHECKING:
+    import torch
 
 UNUSED = ("safety_checker", "feature_extractor", "watermarker", "depth_estimator")
 """Parts of pipelines that are neither downloaded nor loaded: nothing here calls them."""
@@ -25,6 +26,7 @@ def read(place: Path, variant: str | None, dtype: torch.dtype, parts: Mapping[st
     Raises ``SfumatoError`` for a folder that holds none, for weights that are not safetensors or not of this variant,
     and for what does not load, or not whole.
     """
+    import torch
     import transformers
     from diffusers import DiffusionPipeline
 
@@ -54,6 +56,7 @@ def read(place: Path, variant: str | None, dtype: torch.dtype, parts: Mapping[st
 
 def _made(kind: Any, place: Path, variant: str | None, dtype: torch.dtype) -> Any:
     """A part of its class from its folder. ``SfumatoError`` for one that is not whole."""
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     options: dict[str, Any] = {"local_files_only": True}

@@ -32,6 +32,16 @@ def is_id(name: str) -> bool:
     return _ID.fullmatch(name) is not None
 
 
+def check(name: str, built_in: Sequence[str] = (), part: str | None = None) -> None:
+    """Raise ``SfumatoError`` for what is neither a folder nor an id or an alias of the hub."""
+    moved = {old for known in aliases().values() for old in known.get("gone", ())}
+    if not (Path(name).is_dir() or name in aliases() or name in moved or is_id(name)):
+        raise SfumatoError(
+            f"unknown {part or 'model'} {name!r}; known: {', '.join([*built_in, *aliases()])}, an id of the hub "
+            "(owner/name), or a diffusers folder (with a model_index.json)"
+        )
+
+
 def find(
     name: str,
     variant: str | None = None,
@@ -49,18 +59,14 @@ def find(
     place = Path(name)
     if place.is_dir():
         return place
+    check(name, built_in, part)
     moved = {old: known["ids"] for known in aliases().values() for old in known.get("gone", ())}
     if name in aliases():
         ids, gone = aliases()[name]["ids"], aliases()[name].get("gone", [])
     elif name in moved:
         ids, gone = [], [name]
-    elif is_id(name):
-        ids, gone = [name], []
     else:
-        raise SfumatoError(
-            f"unknown {part or 'model'} {name!r}; known: {', '.join([*built_in, *aliases()])}, an id of the hub "
-            "(owner/name), or a diffusers folder (with a model_index.json)"
-        )
+        ids, gone = [name], []
     return _repository(name, ids, gone, moved.get(name, []), variant, offline, part)
 
 

@@ -18,6 +18,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.modes import unmoded
 from sfumato.errors import SfumatoError, unknown, whole
 from sfumato.io.device import choose
+from sfumato.io.sparing import sparing
 from sfumato.io.terminal import without
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ Offload = Literal["model", "sequential"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+@sparing()
 @unmoded()
 def load(
     name: str | Path | DiffusionPipeline = "stilllife",

@@ -24,9 +24,12 @@ def describe(
     Example: sfumato describe out/generate/*.png
     """
     from sfumato.errors import SfumatoError
+    from sfumato.media import opening
 
     if not images:
         raise SfumatoError("describe takes one or more images: sfumato describe picture.png")
+    for path in images:
+        opening.checked(path)
     quiet()
     import torch
 

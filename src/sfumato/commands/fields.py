@@ -13,6 +13,8 @@ import tyro
 from sfumato.commands import help
 from sfumato.commands.options import seed_of
 from sfumato.errors import SfumatoError, unknown
+from sfumato.io.progress import waiting
+from sfumato.io.sparing import sparing
 from sfumato.methods import index
 from sfumato.methods.about import about
 from sfumato.tasks import recipes
@@ -29,20 +31,24 @@ class Grammar:
     """How many it takes, at least and at most."""
     places: tuple[str, ...] = ()
     """What these are called."""
+    pictures: tuple[str | int, ...] = ()
+    """Options, and places among the positionals, of one picture file each."""
 
 
 @cache
 def grammar(f: Callable[..., Any], **more: int) -> Grammar:
     """Of a function's parameters or a class's fields, and ``more`` options by their names."""
     options: dict[str, int | None] = {f"--{name}": n for name, n in more.items()}
-    least, most, places = 0, 0.0, list[str]()
+    least, most, places, pictures = 0, 0.0, list[str](), list[str | int]()
     for action in help.parser(f)._actions:
         n = action.nargs if isinstance(action.nargs, int) else None
         options |= dict.fromkeys(action.option_strings, n)
+        if n == 1 and action.metavar == "IMAGE":
+            pictures += action.option_strings or [int(least)]
         if not action.option_strings:
             least, most = least + (n or 1), most + (math.inf if n is None else n)
             places += [str(action.metavar)]
-    return Grammar(options, (least, most), tuple(places))
+    return Grammar(options, (least, most), tuple(places), tuple(pictures))
 
 
 def of_method(word: str, head: bool = False) -> Grammar:
@@ -90,10 +96,11 @@ def _named(option: str) -> str:
 def class_of(word: str, head: bool = False) -> Any:
     """What a command line makes of a method's word, or of the head that it learns."""
     entry = index.find(word)
-    cls = entry.learner if head else entry.method
-    if any(f.default is f.default_factory and "Callable" in str(f.type) for f in fields(cls)):  # both are missing
-        raise SfumatoError(f"{word} takes a function, which a command line cannot give; use it from Python")
-    return spoken(cls)
+    with waiting("starting"), sparing():
+        cls = entry.learner if head else entry.method
+        if any(f.default is f.default_factory and "Callable" in str(f.type) for f in fields(cls)):  # both are missing
+            raise SfumatoError(f"{word} takes a function, which a command line cannot give; use it from Python")
+        return spoken(cls)
 
 
 @cache

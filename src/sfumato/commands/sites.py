@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tyro
 
+from sfumato.commands.first import known
 from sfumato.commands.options import Json, Loading, Model, Size, painted_size, size_of
 from sfumato.io.terminal import print_json, print_table, quiet
 
@@ -20,6 +21,7 @@ def sites(
     Example: sfumato show sites stilllife
     """
     asked = size_of(size)
+    known(model)
     quiet()
     net = loading.load(model)
     height, width = (side // net.factor for side in painted_size(net, asked))

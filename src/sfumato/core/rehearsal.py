@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, _refs
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -20,6 +23,25 @@ from sfumato.core.method import Run
 from sfumato.core.rows import Rows
 from sfumato.core.sites import Grid, Layer, Site
 from sfumato.core.taps import Handler
+from sfumato.io.sparing import when_compiling
+
+
+@cache
+def _uncompiled() -> None:
+    """Let sums and products of tensors without numbers, which torch keeps from its compiler, not import that."""
+    if "torch._dynamo" in sys.modules:
+        return
+    for function in vars(_refs).values():
+        while isinstance(function, FunctionType):
+            free = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+            inner = free["fn"].cell_contents if "fn" in free else None
+            if function.__globals__["__name__"] == "torch._compile" and isinstance(inner, FunctionType):
+                setattr(inner, _DISABLED, inner)  # what torch looks up, or else makes and keeps
+                when_compiling(vars(inner).pop, _DISABLED, None)
+            function = inner
+
+
+_DISABLED = "__dynamo_disable"
 
 
 class _Live(TorchDispatchMode):
@@ -117,6 +139,7 @@ def peak(
     is kept. With ``stop`` the prediction ends at the last. Of several with the same handler and shapes two are
     rehearsed: the later ones do as the second does. Raises what a handler does that needs numbers.
     """
+    _uncompiled()
     most = left = 0
     passed: list[Tensor] = []
     seen: dict[Any, list[tuple[int, int]]] = {}

@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     import torch
 
 
+def check(name: str) -> None:
+    """Raise ``SfumatoError`` for a word that ``choose`` does not know."""
+    kind, _, index = name.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdecimal())):
+        raise SfumatoError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:N, mps")
+
+
 def choose(name: str = "auto") -> torch.device:
     """``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
@@ -18,13 +25,12 @@ def choose(name: str = "auto") -> torch.device:
     import torch
 
     name = str(name)
+    check(name)
     here = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     here += ["mps"] if torch.backends.mps.is_available() else []
     if name == "auto":
         return torch.device("cuda" if "cuda:0" in here else "mps" if "mps" in here else "cpu")
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdecimal())):
-        raise SfumatoError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:N, mps")
     if name != "cpu" and (name if index else "cuda:0" if kind == "cuda" else name) not in here:
         raise SfumatoError(f"there is no device {name!r} here; this machine has: {', '.join(here)}")
     return torch.device(name)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.io.files import as_json
 from sfumato.io.progress import waiting
+from sfumato.io.sparing import sparing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,7 +69,7 @@ def without(logger: str, words: str) -> Iterator[None]:
 
 def quiet() -> None:
     """Keep the remarks and bars of the libraries underneath off the terminal; a command has its own."""
-    with waiting("starting"):
+    with waiting("starting"), sparing():
         from diffusers.utils import logging as diffusers
         from transformers.utils import logging as transformers
 

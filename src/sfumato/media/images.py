@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import stat
-import warnings
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from sfumato.errors import SfumatoError, first_line, unknown
-from sfumato.io.terminal import note
+from sfumato.errors import SfumatoError, unknown
 from sfumato.media import colours
+from sfumato.media.opening import formats as formats
+from sfumato.media.opening import opened as opened
+from sfumato.media.opening import size_of as size_of
+from sfumato.media.opening import suffixes as suffixes
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-
-MOST_PIXELS = 100_000_000
 Fit = Literal["crop", "whole", "stretch"]
 AnyImage = Float[Tensor, "3 h w"] | np.ndarray | Image.Image | str | Path
 """What is taken wherever an image is asked for; see ``pixels``."""
-Taken = TypeVar("Taken")
-BRANDS = {b"avif": "AVIF", b"avis": "AVIF", **dict.fromkeys((b"heic", b"heix", b"heim", b"hevc", b"mif1"), "HEIF")}
-"""Kinds of picture that not every Pillow reads, by the word at byte 8 of their files."""
-ADVICE = {"AVIF": "a newer Pillow reads it: pip install -U pillow", "HEIF": "pip install pillow-heif reads it"}
-_NO_PICTURES = {"EPS", "MPEG"}  # the first is a program for Ghostscript, of the second only the size is read
-_LAYERS = {"MPO", "PSD"}  # formats whose further frames are not pictures of their own
 
 
 class Sized(Protocol):
@@ -47,111 +36,9 @@ class Sized(Protocol):
     """Of which sides are multiples."""
 
 
-@cache
-def formats() -> tuple[str, ...]:
-    """What Pillow reads here, with pillow-heif where it is installed."""
-    with suppress(ImportError):
-        import_module("pillow_heif").register_heif_opener()
-    Image.init()
-    stubs = {name for name, (kind, _) in Image.OPEN.items() if _is_stub(kind)}
-    return tuple(name for name in Image.OPEN if name not in _NO_PICTURES | stubs)
-
-
-def _is_stub(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, ImageFile.StubImageFile)
-
-
-@cache
-def suffixes() -> frozenset[str]:
-    """How names of picture files end, small: all that Pillow reads here, and AVIF and HEIF, to say what reads those."""
-    read = {suffix for suffix, name in Image.registered_extensions().items() if name in formats()}
-    return frozenset(read | {".avif", ".heic", ".heif"})
-
-
 def open_picture(path: str | Path) -> Picture:
     """An image file in RGB, as a person sees it: see ``opened`` and ``flat``."""
     return flat(opened(path))
-
-
-def opened(path: str | Path, turned: bool = True) -> Picture:
-    """An image file in its own mode; of an animation or of pages the first, with a note.
-
-    ``turned``: with its rotation tag obeyed. Programs that find cameras read pixels as they lie.
-    Raises ``SfumatoError`` for what is missing, broken, no image, or larger than 100 million pixels.
-    """
-    path = Path(path).expanduser()
-    return _open(path, lambda found: _loaded(found, path, turned))
-
-
-def size_of(path: str | Path) -> tuple[int, int]:
-    """Width and height of an image file as it lies; its pixels are not read. Raises as ``opened`` does."""
-    return _open(Path(path).expanduser(), lambda found: found.size)
-
-
-def _open(path: Path, take: Callable[[ImageFile.ImageFile], Taken]) -> Taken:
-    """What is taken of an image file while it is open."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise SfumatoError(f"{path} is {'a folder' if path.is_dir() else 'no plain file'}; a picture file is meant")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow's own limit of pixels, and of tags that are not read
-            with Image.open(path, formats=formats()) as found:
-                return take(found)
-    except FileNotFoundError:
-        raise SfumatoError(f"there is no file {path}") from None
-    except Image.DecompressionBombError:
-        raise SfumatoError(
-            f"{path} has more than {MOST_PIXELS // 10**6} million pixels; make it smaller first"
-        ) from None
-    except UnidentifiedImageError:
-        raise _unread(path) from None
-    except SfumatoError:
-        raise
-    except Exception as e:  # decoders raise all kinds for broken files
-        raise SfumatoError(f"cannot read {path}: {getattr(e, 'strerror', None) or first_line(e)}") from e
-
-
-def _loaded(found: ImageFile.ImageFile, path: Path, turned: bool) -> Picture:
-    if not 0 < found.width * found.height <= MOST_PIXELS:
-        raise SfumatoError(
-            f"{path} has {found.width} x {found.height} pixels, "
-            + (f"more than {MOST_PIXELS // 10**6} million; make it smaller first" if found.width else "none at all")
-        )
-    frames = getattr(found, "n_frames", 1)
-    if frames > 1 and found.format not in _LAYERS:
-        note(f"{path} has {frames} frames or pages; the first is read")
-    found.load()
-    try:
-        picture = ImageOps.exif_transpose(found) if turned else found.copy()
-    except Exception:  # a broken tag: the picture is read as it lies
-        picture = found.copy()
-    picture.format, picture.filename = found.format, str(path)  # type: ignore[attr-defined]
-    if found.format == "PNG" and (code := _colour_code(path)) is not None:
-        picture.info["cicp"] = code
-    return picture
-
-
-def _colour_code(path: Path) -> tuple[int, int] | None:
-    """Primaries and transfer of a PNG's cICP, which Pillow does not read."""
-    with path.open("rb") as file:
-        file.seek(8)
-        while (head := file.read(8))[4:] not in (b"IDAT", b"IEND", b""):
-            data = file.read(int.from_bytes(head[:4], "big") + 4)
-            if head[4:] == b"cICP" and len(data) == 8:
-                return data[0], data[1]
-    return None
-
-
-def _unread(path: Path) -> SfumatoError:
-    """Why a file is no picture that can be read."""
-    with path.open("rb") as file:
-        head = file.read(12)
-    if not head:
-        return SfumatoError(f"{path} is empty: a file of no bytes")
-    kind = BRANDS.get(head[8:12]) if head[4:8] == b"ftyp" else None
-    if kind is not None:
-        return SfumatoError(f"{path} is a picture in {kind}; {ADVICE[kind]}, or save it as PNG or JPEG")
-    return SfumatoError(f"{path} is not an image that can be read (PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF, ...)")
 
 
 def coloured(picture: Picture) -> Picture:

@@ -12,7 +12,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +22,16 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sfumato.errors import SfumatoError, unknown
 from sfumato.io.files import atomic, from_json, write_text
+from sfumato.io.sparing import sparing
+from sfumato.io.terminal import without
 from sfumato.stilllife.coarse import coarsen, refine
+from sfumato.stilllife.models import BESIDE as BESIDE
+from sfumato.stilllife.models import MODELS as MODELS
+from sfumato.stilllife.models import Model as Model
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel
@@ -39,31 +44,6 @@ BITS = {"depth": 8, "instruct": 4, "motion": 8}  # of what is kept of a matrix; 
 CHANGE = ".change"  # what is added to the base, under the name of its tensor and this
 _CODES, _SCALES = ".codes", ".scales"
 MODULES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "clip": "CLIPModel", "depth": "ControlNetModel"}
-
-
-@dataclass(frozen=True)
-class Model:
-    """A pipeline that ships: its files beyond the tokenizer, what it is for, the diffusers class that loads it."""
-
-    files: tuple[str, ...]
-    use: str
-    pipeline: str
-
-
-_BASE = ("unet.safetensors", "vae.safetensors", "clip.safetensors")
-MODELS = {
-    "stilllife": Model(_BASE, "text to image", "StableDiffusionPipeline"),
-    "stilllife-instruct": Model(
-        (*_BASE, "instruct.safetensors"), "image and instruction to image", "StableDiffusionInstructPix2PixPipeline"
-    ),
-    "stilllife-depth": Model(
-        (*_BASE, "depth.safetensors"), "text and depth to image", "StableDiffusionControlNetPipeline"
-    ),
-}
-BESIDE = {
-    "oracle": ("image to what is in it", "sfumato.stilllife.oracle.Oracle"),
-    "motion": ("text to clips, beside stilllife (--motion stilllife)", "MotionAdapter"),
-}
 
 
 def folder() -> Path:
@@ -122,13 +102,25 @@ def motion() -> Any:
 
 
 def _built(name: str, config: Mapping[str, Any]) -> Any:
-    if name == "clip":
-        return transformers.CLIPModel(transformers.CLIPConfig(**config))
-    return getattr(diffusers, MODULES[name]).from_config(dict(config))
+    with _Undrawn():
+        if name == "clip":
+            return transformers.CLIPModel(transformers.CLIPConfig(**config))
+        return getattr(diffusers, MODULES[name]).from_config(dict(config))
+
+
+class _Undrawn(TorchFunctionMode):
+    """Networks are made without random weights, which would be replaced at once."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "").endswith(("normal_", "uniform_")):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _filled(network: Any, tensors: Mapping[str, Tensor]) -> Any:
-    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, strict=True)
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    network.load_state_dict(tensors, strict=True, assign=True)
     return network.eval().requires_grad_(False)
 
 
@@ -221,6 +213,8 @@ def pipeline(
     return pipe
 
 
+@sparing()
+@without("transformers.utils.import_utils", "requires torchvision")  # of image processors, which nothing here uses
 def assemble(kind: str, parts: Mapping[str, Any]) -> Any:
     """A diffusers pipeline of this class from these parts, without a safety checker."""
     return getattr(diffusers, kind)(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
