@@ -20,7 +20,7 @@ from sfumato.media.images import flat
 
 LIKE = 36.0
 """Decibels from which on a picture of these passes for itself, side by side."""
-LOSSY = ({"quality": 90}, {"quality": 95})
+LOSSY = tuple({"quality": quality} for quality in (80, 85, 90, 95))
 MOVING = {"quality": 85, "minimize_size": True, "kmin": 1000, "kmax": 2000}
 """Frames are told from those before, and not looked at one by one."""
 

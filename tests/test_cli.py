@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from PIL import Image
 from safetensors import safe_open
 
 from sfumato import cli
-from sfumato.io.device import choose
 from sfumato.stilllife.captions import parse, truth
 from sfumato.stilllife.scene import Scene
 
@@ -256,51 +254,6 @@ def test_bench_prints_one_object(run, here, monkeypatch):
     found = json.loads(out)
     assert code == 0 and found["suite"] == "generate" and found["n"] == 2 and set(found["results"]) == {"pair"}
     assert "pair" in run("bench", "generate", "--n", 2)[1]
-
-
-def test_the_tour_is_one_page_that_needs_nothing_else(run, here, tmp_path, monkeypatch):
-    from sfumato.studio import tour
-
-    monkeypatch.setattr(tour, "STEPS", 1)
-    monkeypatch.setattr(tour, "EDIT_STEPS", 2)
-    monkeypatch.setattr(tour, "SET_STEPS", 2)
-    code, out, _ = run("tour", "--out", tmp_path / "tour", "--device", "cpu")
-    assert code == 0 and out.strip() == str(tmp_path / "tour" / "index.html")
-    page = (tmp_path / "tour" / "index.html").read_text(encoding="utf-8")
-    assert all(sentence in page for sentence in tour.SENTENCES)
-    assert "<script" not in page and "http" not in page and 'src="data:image/png' in page
-    assert page.count("url(") == page.count("url('data:image/png;base64,") == 4
-    assert page.count("painted</span>") == tour.EACH * len(tour.SENTENCES)
-    assert page.count("<figcaption>as it should be") == len(tour.EDITS) + 1
-    assert (tmp_path / "tour" / "photo.png").is_file()
-    assert page.count('class="clip"') == 3 and page.count('class="ring"') == 1 and "--frames: 8;" in page
-    frames = sorted((tmp_path / "tour" / "clip-edited").glob("*.png"))
-    assert len(frames) == tour.CLIP_FRAMES == len(list((tmp_path / "tour" / "clip").glob("*.png")))
-    frames[5].unlink()
-    whole = {file: file.read_bytes() for file in frames if file != frames[5]}
-    monkeypatch.setattr("sfumato.tasks.video.run_edits", refuse := Mock(side_effect=KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        tour._filmed(tmp_path / "tour", choose("cpu"))
-    assert refuse.call_count == 1 and not frames[5].exists()
-    assert all(file.read_bytes() == data for file, data in whole.items()), "frames that are there stay"
-
-
-def test_the_tour_marks_each_word_by_what_is_seen():
-    from sfumato.stilllife.oracle import Reading, ReadThing
-    from sfumato.studio.tour import verdicts
-
-    box = (0, 0, 10, 10)
-    seen = (
-        ReadThing("duck", "blue", "plain", box, (20.0, 60.0), 100, False),
-        ReadThing("cube", "green", "striped", box, (90.0, 60.0), 100, False),
-        ReadThing("ring", "red", "plain", box, (110.0, 60.0), 100, False),
-    )
-    reading = Reading(seen, "sand", "day", "photo", np.zeros((128, 128), int))
-    said = parse("a small striped red cube and a blue duck on sand at night")
-    assert dict(verdicts(reading, said)) == {
-        **{"small": None, "striped": True, "red": False, "cube": True, "blue": True, "duck": True},
-        **{"sand": True, "night": False, "1 more": False},
-    }
 
 
 @pytest.mark.parametrize("how", ["direct", "null-text", "negative-prompt", "ddim", "edit-friendly", "edict"])

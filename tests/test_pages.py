@@ -64,3 +64,18 @@ def test_a_view():
     assert names["wide"].latents.shape == (1, 4, 16, 32)
     plain = denoise(names["model"], "a red cube on grass", steps=4).latents
     assert both.isfinite().all() and (both - plain).abs().max() > 0.1
+
+
+def test_every_page_is_found_from_the_readme():
+    """By links, of which one to a folder is to its README or else to all in it."""
+    seen, left = set[Path](), [PAGES.parent / "README.md"]
+    while left:
+        page = left.pop()
+        if page in seen:
+            continue
+        seen.add(page)
+        for link in re.findall(r"\]\(([^)#\s:]+)", page.read_text(encoding="utf-8")):
+            place = (page.parent / link).resolve()
+            inside = [place / "README.md"] if (place / "README.md").is_file() else [*place.glob("*.md")]
+            left += inside if place.is_dir() else [place] if place.suffix == ".md" else []
+    assert PAGES / "index.md" in seen and not set(PAGES.rglob("*.md")) - seen

@@ -70,6 +70,6 @@ def page(title: str, about: str, rows: Sequence[tuple[str, Sequence[tuple[str, P
             shown = open_picture(file)
             shown.thumbnail((640, 384))
             figures.append(figure(shown, escape(label)))
-        body.append(f"<h2>{escape(name)}</h2>\n{row(*figures)}")
+        body.append(f"<h2>{escape(name)}</h2>\n{row(*figures, tile=320)}")
     write_text(path, page_of("".join(body), title))
     return path

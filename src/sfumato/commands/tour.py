@@ -9,7 +9,7 @@ import tyro
 
 from sfumato.commands.options import Device, Json, Seed, seed_of
 from sfumato.io.files import writable
-from sfumato.io.terminal import print_json, quiet
+from sfumato.io.terminal import note, print_json, quiet
 
 
 def tour(
@@ -19,14 +19,18 @@ def tour(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Paint a page that shows the world and the model, and print its path. Opens from disk in any browser.
+    """Make a page that shows what Sfumato does, and print its path. Opens from disk in any browser.
+
+    The page is there within seconds and grows while the rest is made, in about two minutes of one core.
 
     Example: sfumato tour --out out/tour
     """
-    quiet()
+    seed_of(seed)
     from sfumato.studio import tour as painter
 
-    page, seconds = painter.make(writable(out), seed_of(seed), device)
+    note(f"{painter.begin(writable(out))} is there, and grows while the rest is made")
+    quiet()
+    page, seconds = painter.make(out, seed, device)
     if json:
         print_json({"page": str(page), "seconds": seconds})
     else:

@@ -14,13 +14,15 @@ from PIL.Image import Image as Picture
 from sfumato.media.pictures import grid
 
 
-def page_of(body: str, title: str = "Still Life, a tour") -> str:
-    """A body as an HTML page that needs nothing else."""
-    style = resources.files("sfumato.media").joinpath("page.css").read_text(encoding="utf-8")
+def page_of(body: str, title: str, again: int = 0) -> str:
+    """A body as an HTML page that needs nothing else; one in work loads itself ``again`` after so many seconds."""
+    style, script = (resources.files("sfumato.media").joinpath(f"page.{end}") for end in ("css", "js"))
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>' + escape(title) + "</title>\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>\n{style}</style>\n{body}</html>\n"
+        + (f'<meta http-equiv="refresh" content="{again}">\n' if again else "")
+        + f"<style>\n{style.read_text(encoding='utf-8')}</style>\n<body>\n{body}"
+        + f"<script>\n{script.read_text(encoding='utf-8')}</script>\n</body>\n</html>\n"
     )
 
 
@@ -53,8 +55,8 @@ def _moving(kind: str, picture: Picture, style: str, alt: str) -> str:
 
 def _inlined(picture: Picture) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    picture.save(buffer, format="WEBP", quality=92)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def figure(picture: Picture, words: str, alt: str | None = None) -> str:
@@ -63,8 +65,15 @@ def figure(picture: Picture, words: str, alt: str | None = None) -> str:
     return f"<figure>{image(picture, plain)}<figcaption>{words}</figcaption></figure>\n"
 
 
-def row(*figures: str) -> str:
-    return f'<div class="row">\n{"".join(figures)}</div>\n'
+def row(*figures: str, tile: int = 190, least: str = "50%") -> str:
+    """Figures of about ``tile`` pixels each, which on a narrow screen take so much of it."""
+    return f'<div class="row" style="--tile: {tile}px; --least: {least}">\n{"".join(figures)}</div>\n'
+
+
+def commands(*lines: str) -> str:
+    """What to type, each in a box of its own; words with a hyphen are not broken there."""
+    shown = (re.sub(r"\S*-\S+", r"<span>\g<0></span>", escape(line)) for line in lines)
+    return "".join(f"<pre><code>{line}</code></pre>\n" for line in shown)
 
 
 def section(title: str, about: str, body: str) -> str:
