@@ -145,13 +145,13 @@ BAD = {
     "picture,from,to,guidance\na.png,x,y,nan\n": "--guidance is a number from 0",
     "picture,from,to,method\na.png,x,y,p2q\n": "line 2: unknown method 'p2q'; known: ",
     "picture,from,to,method\na.png,x,y,p2p --cros 1\n": "unknown option --cros; did you mean --cross of p2p",
-    "picture,from,to\nnone.png,x,y\n": "there is no file or folder",
+    "picture,from,to\nnone.png,x,y\n": "there is no file",
     "picture,from,to\na.png,,y\n": "needs --from STR",
     "picture,from,to\n": "lists no edit",
     '{"picture": 3}\n': "line 1: picture is text, got 3",
-    "[1]\n": "line 1: an object is meant",
-    "{\n": "line 1: no JSON",
-    "[" * 100_000: "line 1: no JSON",
+    "[1]\n": "line 1: it is a list, where an object is meant",
+    "{\n": "line 1: Expecting property name",
+    "[" * 100_000: "line 1: it is nested too deeply",
 }
 
 
@@ -168,7 +168,7 @@ def test_what_a_list_or_a_grid_cannot_say_is_one_line(run, here, photos, tmp_pat
     refused(run(*edit, "--grid", f"seed={','.join(map(str, range(101)))}", "p2p"), "101 cells, and 100 at most")
     refused(run(*edit, "--grid", "seed=1,2", "--compare", "p2p,sdedit"), "give one of them")
     refused(run("edit", photos[0], "--list", tmp_path / "l.csv", "p2p"), "--list names the pictures")
-    refused(run("edit", "--list", tmp_path / "l.txt", "p2p"), "cannot read")
+    refused(run("edit", "--list", tmp_path / "l.txt", "p2p"), "there is no file")
     refused(run("edit", tmp_path / "none.png", *WORDS, "p2p"), "there is no file or folder")
-    refused(run("edit", "p2p", *WORDS), "no picture is named before p2p")
+    refused(run("edit", "p2p", *WORDS), "no picture is given: p2p is a method")
     assert not [*(tmp_path / "out").glob(".*")]

@@ -41,6 +41,7 @@ from sfumato.errors import SfumatoError
 from sfumato.io.files import writable
 from sfumato.io.progress import progress
 from sfumato.io.terminal import note, quiet
+from sfumato.media.opening import checked
 from sfumato.methods import index
 from sfumato.tasks import chain as chains
 from sfumato.tasks.chain import Chain
@@ -220,15 +221,14 @@ def _rows(plain: Wanted, images: Sequence[Path], also: Sequence[Path], of_list: 
     if not all(row.source and row.target for row in rows):
         words = "--from STR (What the picture shows) and --to STR (What it should show)"
         raise SfumatoError(f"sfumato edit needs {words}; see sfumato edit --help")
-    places = [row.picture for row in rows] if of_list else [*images, *also]
-    for place in places:
-        if not place.exists():
-            if str(place) in index.words(index.PAINTING, aliases=True):
-                raise SfumatoError(f"no picture is named before {place}")
-            raise SfumatoError(
-                f"there is no file or folder {place}, nor a method of that name; the methods: sfumato methods edit"
-            )
-    return rows if of_list else [replace(plain, picture=file) for file in (*files_of(images), *also)]
+    if of_list is None:
+        rows = [replace(plain, picture=file) for file in (*files_of(images, "edit", index.PAINTING), *also)]
+    for row in rows:
+        if not row.picture.exists():
+            raise SfumatoError(f"there is no file {row.picture}")
+    if len(rows) == 1:
+        checked(rows[0].picture)
+    return rows
 
 
 @dataclass(frozen=True)

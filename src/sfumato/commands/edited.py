@@ -74,8 +74,11 @@ class Unit:
         """Keep what the results are of, for a page of all that lie there."""
         for label, one in self.edits.items():
             alone = self.sheet is not None and len(self.edits) == 1
-            by = ", ".join(filter(None, (" + ".join(one.chain.names), label, f"seed {one.seed}")))
-            about = {"of": one.picture.name, "words": f"{one.target} ({by})"}
+            by = " + ".join(one.chain.names)
+            about = {
+                "by": by,
+                "words": ", ".join(filter(None, (one.picture.name, one.target, label, f"seed {one.seed}"))),
+            }
             files = [
                 self.file(label).name,
                 self.sheet.name if self.sheet is not None and alone else self.file(label).name,
@@ -175,8 +178,10 @@ def tell(folder: Path, some: Sequence[Unit], failed: Sequence[str], several: boo
     report = folder / "index.html"
 
     def write(lying: Sequence[Mapping[str, Any]]) -> None:
-        shown = [(r["of"], [(r["words"], folder / r["files"][1])]) for r in lying if "of" in r]
-        page("Edits", f"{len(shown)} edits.", shown, report)
+        methods: dict[str, list[tuple[str, Path]]] = {}
+        for record in (one for one in lying if "by" in one):
+            methods.setdefault(record["by"], []).append((record["words"], folder / record["files"][1]))
+        page("Edits", f"{len(lying)} pictures, each beside its edit.", [*methods.items()], report)
 
     _kept(folder).listed(write)
     if json:

@@ -12,20 +12,20 @@ from sfumato.methods import index
 from sfumato.tasks.batch import Batch, pictures_in
 
 
-def files_of(given: Sequence[Path], command: str = "") -> list[Path]:
+def files_of(given: Sequence[Path], command: str = "", groups: Sequence[str] = index.READING) -> list[Path]:
     """The pictures that are meant: files as they are, of folders all pictures in it, by name.
 
-    ``command``: whose methods are named beside what is missing. What else lies in a folder is named on stderr. Raises
-    ``SfumatoError`` for what is missing and for a folder without a picture.
+    ``command``: whose methods, of these groups, are named beside what is missing. What else lies in a folder is named on
+    stderr. Raises ``SfumatoError`` for what is missing and for a folder without a picture.
     """
     if not given:
         raise SfumatoError("no picture is given: name files, or folders of pictures")
     out: list[Path] = []
     for place in given:
         if not place.exists():
-            if command and str(place) in index.words(index.READING, command=command):
+            if command and str(place) in index.words(groups, aliases=True, command=command):
                 raise SfumatoError(f"no picture is given: {place} is a method; name files or folders before it")
-            nor = f", nor a method of that name: {', '.join(index.words(index.READING, command=command))}"
+            nor = f", nor a method of that name: {', '.join(index.words(groups, command=command))}"
             raise SfumatoError(f"there is no file or folder {place}{nor if command else ''}")
         found, others = pictures_in(place) if place.is_dir() else ([place], [])
         if others:

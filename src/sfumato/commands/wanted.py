@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -19,6 +18,7 @@ from sfumato.commands import fields as options
 from sfumato.commands.oneline import oneline
 from sfumato.commands.options import guidance_of, seed_of, whole
 from sfumato.errors import SfumatoError, unknown
+from sfumato.io.files import from_json, read_text
 from sfumato.methods import index
 from sfumato.tasks import recipes
 from sfumato.tasks.chain import Chain, values
@@ -82,19 +82,14 @@ def listed(file: Path, given: Wanted) -> list[Wanted]:
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Numbers of lines, and what they say by column."""
-    try:
-        kind, text = file.suffix.lower(), file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise SfumatoError(f"cannot read {file}: {getattr(e, 'strerror', None) or e}") from e
+    kind, text = file.suffix.lower(), read_text(file)
     if kind == ".jsonl":
         for line, words in enumerate(text.splitlines(), 1):
             if words.strip():
                 try:
-                    row = json.loads(words)
-                except (ValueError, RecursionError) as e:
-                    raise SfumatoError(f"{file}, line {line}: no JSON: {e}") from None
-                if not isinstance(row, dict):
-                    raise SfumatoError(f'{file}, line {line}: an object is meant, {{"picture": ..., "to": ...}}')
+                    row = from_json(words, dict)
+                except ValueError as e:
+                    raise SfumatoError(f"{file}, line {line}: {e}") from None
                 yield line, row
     elif kind == ".csv":
         reader = csv.DictReader(text.splitlines(), strict=True, skipinitialspace=True)
