@@ -15,8 +15,8 @@ from sfumato.tasks.batch import Batch, pictures_in
 def files_of(given: Sequence[Path], command: str = "", groups: Sequence[str] = index.READING) -> list[Path]:
     """The pictures that are meant: files as they are, of folders all pictures in it, by name.
 
-    ``command``: whose methods, of these groups, are named beside what is missing. What else lies in a folder is named on
-    stderr. Raises ``SfumatoError`` for what is missing and for a folder without a picture.
+    ``command``: whose methods, of these groups, are named beside what is missing. What else lies in a folder is named
+    on stderr. Raises ``SfumatoError`` for what is missing and for a folder without a picture.
     """
     if not given:
         raise SfumatoError("no picture is given: name files, or folders of pictures")
