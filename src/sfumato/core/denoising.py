@@ -159,9 +159,9 @@ def denoise(
         if path is not None and len(path.levels) != len(levels):
             raise SfumatoError(f"{type(stepper).__name__} asks the network at more levels than the path has; take DDIM")
         guide = run.guide or guide
-        unread = frozenset[Name]() if controls else _unread(run, guide, methods, stepper)
         if controls:
             cond = replace(cond, controls=tuple(controls))
+        unread = frozenset[Name]() if cond.controls else unread_rows(run, methods, stepper)
         finite(x, "the latents that the run starts from", model.remedy)
         parts, noise = tuple(phases.values()), _noise(model, x, seeds, frames)
         if seen is not None:
@@ -518,13 +518,13 @@ class _Running:
         return move(step.x, step.x0, step.eps, step.level, step.next, noise)
 
 
-def _unread(run: Run, guide: Guide, methods: Sequence[Method], stepper: Stepper) -> frozenset[Name]:
+def unread_rows(run: Run, methods: Sequence[Method], stepper: Stepper) -> frozenset[Name]:
     """The first stream's rows without its prompt, where it is somewhere after each step whatever guidance makes of it,
     and no method reads them."""
     settled = any(isinstance(method, Start) and method.settled for method in methods)
     alone = run.rows.whole and run.group is None and run.rows.frames == 1 and not _varied(stepper, run.model)
     read = not all(method.prompted or isinstance(method, Start) for method in methods)
-    if not settled or not alone or read or type(guide) is not CFG:
+    if not settled or not alone or read or type(run.guide) is not CFG:
         return frozenset()
     return frozenset({(run.rows.streams[0], "uncond")} & {*run.rows.names})
 

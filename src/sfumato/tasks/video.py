@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
-from sfumato.core.denoising import denoise
+from sfumato.core.denoising import denoise, unread_rows
 from sfumato.core.marks import Mark
 from sfumato.core.noise import Independent, Noises
 from sfumato.core.plan import Plan
@@ -191,7 +191,10 @@ def price(model: Backbone, asked: VideoEdit, memory: int | None = None) -> Cost:
     edit, streamed = asked.edit.prepared(model), asked.streamed
     count = frames if streamed else len(fitted)
     plan = edit.plan(model, fitted, steps, memory, count, asked.chunk if streamed else None)
-    rows = len(plan.run.rows) // count
+    methods, rows = (path, *edit.methods), plan.run.rows
+    if not asked.reads.controls:
+        rows = replace(rows, without=unread_rows(plan.run, methods, path.stepper))
+    rows = len(rows) // count
     each = rows * len(path.levels) * (1 + sum(plan.calls.values())) + inverting
     runs = 1 if streamed else math.ceil(frames / asked.together)
     painted = frames + (runs - 1) * asked.anchor
