@@ -123,7 +123,7 @@ def test_a_notebook_shows_bars_under_the_cell(monkeypatch):
 
 
 def test_a_notebook_is_not_drawn_more_often_than_it_can_be_read(monkeypatch):
-    drawn, times = [], iter((0.0, 0.0, 0.1, 0.1, 0.2, 0.25, 0.3, 0.9))
+    drawn, times = [], iter((0.0, 0.0, 0.1, 0.1, 0.2, 0.25, 0.3, 0.35))
     cell = Cell(lambda: next(times))
     cell.handle = type("Handle", (), {"update": lambda self, value: drawn.append(repr(value))})()
     monkeypatch.setitem(sys.modules, "IPython.display", ModuleType("IPython.display"))

@@ -78,7 +78,7 @@ def keypoints(
         landmarks.check(net)
         locate, side, names = landmarks, landmarks.side, landmarks.names
     elif learned is None:
-        (method,) = chain.items
+        method: Any = next(iter(chain.items))
         learned = out / "keypoints.safetensors"
         found = method.fit(net, [open_picture(f) for f in files], out / ".learning.safetensors", side=side)
         if learned.exists():

@@ -25,6 +25,7 @@ from sfumato.methods.perceive.text_attribution import TextAttribution
 from sfumato.reading.reader import Image, Reader, check_set, pixels, read
 from sfumato.reading.results import Segments
 from sfumato.tasks.batch import pictures_in
+from sfumato.tasks.recipes import filled
 from sfumato.tasks.train_head import given as given_features
 
 Example = tuple[Float[Tensor, "3 h w"], Int[Tensor, "h w"]]
@@ -165,7 +166,7 @@ def ready(
         raise SfumatoError(f"{name} learns nothing that could be kept; leave --learned out")
     if learned is not None and labelled is None:
         classifier = Classifier.load(learned)
-        if method not in (LabelEfficient(), classifier.method):
+        if filled(method, classifier.method) != classifier.method:
             note("what is learned has its own settings; those said here are not read")
         return classifier.segments
     by_support = isinstance(method, ByHead) and method.head.method.takes_support
