@@ -79,3 +79,5 @@ def test_every_page_is_found_from_the_readme():
             inside = [place / "README.md"] if (place / "README.md").is_file() else [*place.glob("*.md")]
             left += inside if place.is_dir() else [place] if place.suffix == ".md" else []
     assert PAGES / "index.md" in seen and not set(PAGES.rglob("*.md")) - seen
+    index = (PAGES / "index.md").read_text(encoding="utf-8")
+    assert not [page.name for page in PAGES.glob("*.md") if page.name != "index.md" and f"({page.name})" not in index]

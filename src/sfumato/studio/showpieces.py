@@ -164,7 +164,7 @@ class Showpieces:
         at = " ".join(f"{x:.0f},{y:.0f}" for x, y in points)
         command = f"sfumato match robot-1.png robot-2.png --side {side} --points {at} dift --preset still-life"
         claims = {f"{name} is found": bool(d < NEAR) for name, d in zip(named, off, strict=True)}
-        return Piece("A match between two pictures", about, ((words, (drawn,)),), (command,), claims, 560)
+        return Piece("A match between two pictures", about, ((words, (drawn,)),), (command,), claims, 480)
 
     def edit(self) -> Piece:
         """A picture file edited by words, beside the render of what it should have become."""

@@ -39,7 +39,7 @@ SENTENCES = (
     "a yellow duck on water at sunset",
     "a green snowman on snow at night",
     "a red mug to the left of a blue sphere on wood",
-    "a purple cone on top of a white cube on stone",
+    "a pencil sketch of a black car on sand",
     "a watercolour of a red house on grass",
 )
 EACH = 2  # paintings a sentence

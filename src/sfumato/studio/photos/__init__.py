@@ -21,6 +21,6 @@ def photos() -> dict[str, Picture]:
     """In RGB, 256 pixels high."""
     found = {}
     for name in NAMES:
-        with resources.files(__package__).joinpath(f"{name}.webp").open("rb") as file, Image.open(file) as photo:
+        with resources.files("sfumato.studio.photos").joinpath(f"{name}.webp").open("rb") as file, Image.open(file) as photo:
             found[name] = photo.convert("RGB")
     return found
