@@ -13,6 +13,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG, Guide, Scales
 from sfumato.core.modes import unmoded
+from sfumato.core.settings import check
 from sfumato.errors import SfumatoError, finite
 from sfumato.inversion.ddim import Direct
 from sfumato.inversion.path import Advance, Inversion, Path
@@ -33,6 +34,7 @@ def invert(
     are not multiples of what the model works in, or prompts and images do not match, and where a step leads to what is
     not finite.
     """
+    check("prompt", prompt, str | Sequence[str])
     images = images if isinstance(images, Tensor) else pixels(images)
     images = images[None] if images.ndim == 3 else images
     model.check_images(images)
