@@ -40,7 +40,8 @@ def first_line(error: BaseException) -> str:
 
 
 def whole(name: str, value: int, low: int, high: int) -> None:
-    """Refuse a number outside [low, high]."""
+    """Refuse a number outside [low, high], and what is no whole number."""
+    value = integer(name, value)
     if not low <= value <= high:
         raise SfumatoError(f"{name} lies between {low} and {high}, got {value}")
 
@@ -48,6 +49,8 @@ def whole(name: str, value: int, low: int, high: int) -> None:
 def integer(name: str, value: Any) -> int:
     """A whole number of any type (numpy's, a tensor's). ``SfumatoError`` for what is none."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return operator.index(value)
     except TypeError:
         raise SfumatoError(f"{name} is a whole number, got {value!r}") from None

@@ -115,7 +115,7 @@ def test_what_they_cannot_do_is_said(models):
                 method(readers[2], support, given)
     with pytest.raises(SfumatoError, match="same model"):
         FewShot()(readers[2], shots(models("sd2"))[0][:1], masks[:1])
-    with pytest.raises(SfumatoError, match="by attention or multiply"):
+    with pytest.raises(SfumatoError, match="unknown mask 'concatenate'; known: attention, multiply"):
         FewShot(mask="concatenate")  # pyright: ignore
     with pytest.raises(SfumatoError, match="leaves no site"):
         FewShot(layers=("nowhere",))(readers[2], readers[:1], masks[:1])

@@ -203,7 +203,7 @@ def test_what_it_cannot_do_is_said(made, tmp_path):
     for match, options in (
         ("blocks from 0 to 17", {"blocks": (18,)}),
         ("at least one step", {"t": ()}),
-        ("features or of pixels", {"of": "words"}),
+        ("unknown of 'words'; known: features, pixels", {"of": "words"}),
         ("two hidden widths", {"hidden": (8,)}),
     ):
         with pytest.raises(SfumatoError, match=match):

@@ -242,7 +242,7 @@ def test_noise_read_by_nearest_cells_or_between_them_is_seen():
             "of 96 x 96, and these of 24 x 48 differ",
         ),
         (lambda: Cropped(((0, 0),)).draw([1, 2], SHAPE), "2 images are cropped at places each, got 1"),
-        (lambda: Cropped(((0, 0.5),)), "whole cells"),  # pyright: ignore
+        (lambda: Cropped(((0, 0.5),)), r"each \(a whole number, a whole number\)"),  # pyright: ignore
         (
             lambda: Motion(*[torch.zeros(3, 8, 8, 2)] * 2, *[torch.zeros(3, 8, 9) > 0] * 2),
             r"both ways .* got \(3, 8",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfumato.backbones import single_file
 from sfumato.backbones.text import quietly, token_of
+from sfumato.core.settings import check as checked
 from sfumato.errors import SfumatoError, finite
 from sfumato.learning import concept_files
 
@@ -47,6 +48,7 @@ def add(pipe: Any, name: str, embeddings: Embeddings) -> None:
     """Teach the encoders of a pipeline new words. Raises ``SfumatoError`` for what is not of their widths."""
     encoders = {key: parts for key, parts in ENCODERS.items() if getattr(pipe, parts[0], None) is not None}
     widths = {key: getattr(pipe, parts[0]).get_input_embeddings().weight.shape[-1] for key, parts in encoders.items()}
+    checked("embeddings", embeddings, Path | Mapping[str, Any] | Sequence[str | Path])
     if isinstance(embeddings, str | Path):
         embeddings = [embeddings]
     if isinstance(embeddings, Mapping):
@@ -54,6 +56,7 @@ def add(pipe: Any, name: str, embeddings: Embeddings) -> None:
     else:
         found = [read(file) for file in embeddings]
     for word, given in found:
+        checked(f"the embedding {word!r}", given, Tensor | Mapping[str, Tensor])
         vectors = {next(iter(widths)): given} if isinstance(given, Tensor) else given
         check(word, vectors, widths, name)
         for key, each in vectors.items():

@@ -16,6 +16,7 @@ from sfumato.backbones.embeddings import Embeddings
 from sfumato.backbones.loras import LoRAs
 from sfumato.core.backbone import Backbone
 from sfumato.core.modes import unmoded
+from sfumato.core.settings import check
 from sfumato.errors import SfumatoError, unknown, whole
 from sfumato.io.device import choose
 from sfumato.io.sparing import sparing
@@ -80,6 +81,7 @@ def load(
     from sfumato.stilllife.similarity import features, similarity
 
     in_hand = not isinstance(name, str | Path)
+    check("device", device, str | torch.device)
     place = device if isinstance(device, torch.device) else choose(device)
     dtype = _dtype(dtype) if dtype is not None or in_hand else torch.float32
     if offload is not None:

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from sfumato.backbones import embeddings, lora_files, single_file
 from sfumato.backbones.lora_files import Changes
+from sfumato.core.settings import check
 from sfumato.errors import SfumatoError
 
 LoRA = str | Path | tuple[str | Path, float]
@@ -26,6 +27,7 @@ def listed(lora: LoRAs) -> list[tuple[Path, float]]:
 
     Raises ``SfumatoError`` for a weight that is no number, and a folder with none or several.
     """
+    check("lora", lora, Path | Sequence[Any])
     if isinstance(lora, str | Path) or _is_pair(lora):
         lora = [cast("LoRA", lora)]
     found = [_one(each) for each in cast("Sequence[LoRA]", lora)]

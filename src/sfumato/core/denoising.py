@@ -190,7 +190,11 @@ def denoise(
         x = (x if seen is None else seen.left(x)).float().to(model.device)
     around = views is not None and views.around
     about = {"steps": len(levels), "guidance": guide, **asked}
-    about = {name: brief(value) for name, value in about.items() if value is not None and value != ()}
+    about = {
+        name: brief(value)
+        for name, value in about.items()
+        if not (value is None or (isinstance(value, tuple) and not value))
+    }
     each_of = zip(names, x.split(each), strict=True)
     out = {name: Sample(model, of, streams[name], frames, around, about) for name, of in each_of}
     return out if isinstance(prompts, Mapping) else out["main"]
@@ -590,7 +594,13 @@ def _in_frames(
 
 def _sides(model: Backbone, size: Any) -> tuple[int, int]:
     """Height and width in pixels of what is asked for: a side or both, or the model's own."""
-    both = (model.size,) * 2 if size is None else tuple(size) if isinstance(size, Sequence) else (size,) * 2
+    both = (
+        (model.size,) * 2
+        if size is None
+        else tuple(size)
+        if isinstance(size, Sequence) and not isinstance(size, str)
+        else (size,) * 2
+    )
     if len(both) != 2:
         raise SfumatoError(f"a size is a side in pixels or (height, width), got {size!r}")
     return integer("a side in pixels", both[0]), integer("a side in pixels", both[1])

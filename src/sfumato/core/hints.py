@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from inspect import signature
+from inspect import signature, unwrap
 from typing import ParamSpec, TypeVar
 
+from sfumato.core.settings import check, kinds_of
 from sfumato.errors import SfumatoError
 
 P = ParamSpec("P")
@@ -30,15 +31,21 @@ _NAMES = {
 """Arguments of diffusers' pipelines, and what says the same here."""
 
 
+_PLAIN = {"callback", "controls", "levels", "mark", "memory", "noises", "stepper", "trajectory", "views"}
+"""Arguments that are what their annotation says; of others ``f`` says itself what is wrong."""
+
+
 def hinted(f: Callable[P, R]) -> Callable[P, R]:
     """``SfumatoError`` for an argument of diffusers' that ``f`` calls otherwise, with its name here."""
     known = signature(f).parameters
 
     @wraps(f)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name in kwargs:
+        for name, value in kwargs.items():
             if name in _NAMES and name not in known:
                 raise SfumatoError(f"{f.__name__} has no {name}; here it is {_NAMES[name]}")
+            if name in _PLAIN and name in known:
+                check(name, value, kinds_of(unwrap(f))[name])
         return f(*args, **kwargs)
 
     return called

@@ -177,7 +177,7 @@ def plan(
     _refuse_conflicts(out.entries)
     for step in range(run.steps if run.group else 0):
         out.turns(step)
-    if memory is not None and out.bytes > memory:
+    if memory is not None and out.entries and out.bytes > memory:
         worst, _ = max(zip(out.entries, out.prices, strict=True), key=lambda each: each[1].bytes)
         raise SfumatoError(
             f"{worst.who} needs {out.bytes / 2**20:.0f} MiB for {worst.pair} at {worst.sites[0].path}, more than the "

@@ -4,50 +4,53 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from inspect import get_annotations, isclass
+from numbers import Integral, Real
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from sfumato.core.described import Described
-from sfumato.errors import SfumatoError, shown
+from sfumato.errors import SfumatoError, shown, unknown
+
+
+@dataclass(frozen=True)
+class Between:
+    """Bounds of a number, in its annotation."""
+
+    low: float
+    high: float
+    counts: bool = False
+    """Are whole numbers counts, which these are no bounds of?"""
+
+
+Part = Annotated[float, Between(0, 1)]
+"""A part of a whole, such as of the layers or the latents' side."""
+PartOfSteps = Annotated[float, Between(0, 1, counts=True)]
+"""A part of the steps; a whole number is so many of them."""
 
 
 class Settings(Described):
-    """Of a dataclass whose numbers are finite, but where infinity is the default. It is asked when one is made.
+    """Of a dataclass whose values are what its annotations say, and whose numbers are finite, but where infinity is the
+    default. It is asked when one is made.
 
     A subclass with a ``__post_init__`` of its own calls this one first.
     """
 
     def __post_init__(self) -> None:
+        kinds = kinds_of(type(self))
         for f in fields(self):  # pyright: ignore[reportArgumentType]
-            if what := _other(type(self), str(f.type), getattr(self, f.name)):
-                raise SfumatoError(f"{f.name} of {type(self).__name__} is {what}, got {shown(getattr(self, f.name))}")
             if isinstance(f.default, tuple) and isinstance(text := getattr(self, f.name), str):
                 raise SfumatoError(f"{f.name} of {type(self).__name__} are several, such as ({text!r},), got {text!r}")
             endless = isinstance(f.default, float) and math.isinf(f.default)
             for value in numbers(getattr(self, f.name)):
                 if math.isnan(value) or (math.isinf(value) and not endless):
                     raise SfumatoError(f"{f.name} of {type(self).__name__} is a finite number, got {value}")
-
-
-def _other(cls: type, annotation: str, value: Any) -> str:
-    """What a setting of such a type is, where this value is of quite another one; of other types nothing is known."""
-    kinds = annotation.split(" | ")
-    number = {*kinds} <= {"int", "float", "bool", "None"}
-    if value is None:
-        return "a number" if number and "None" not in kinds else ""
-    if number and isinstance(value, str | bytes | Mapping | list | tuple | type):
-        return "a number"
-    name = annotation.removesuffix(" | None")
-    modules = (sys.modules.get(kind.__module__) for kind in cls.__mro__)
-    named = next(filter(None, (getattr(module, name, None) for module in modules)), None)
-    if isinstance(named, type) and is_dataclass(named) and not isinstance(value, named):
-        return f"a {name}, such as {name}(...)"
-    if annotation == "str" and not isinstance(value, str):
-        return "a text"
-    if annotation.startswith("Mapping[") and not isinstance(value, Mapping):
-        return "a mapping, such as {'cube': 1.0}" if annotation == "Mapping[str, float]" else "a mapping"
-    return ""
+        for f in fields(self):  # pyright: ignore[reportArgumentType]
+            check(f"{f.name} of {type(self).__name__}", getattr(self, f.name), kinds.get(f.name, Any))
 
 
 def numbers(value: Any) -> Iterator[float]:
@@ -57,3 +60,98 @@ def numbers(value: Any) -> Iterator[float]:
     elif isinstance(value, tuple | list | Mapping):
         for each in value.values() if isinstance(value, Mapping) else value:
             yield from numbers(each)
+
+
+@cache
+def kinds_of(what: Any) -> dict[str, Any]:
+    """The annotations of a class, with those of its bases, or of a function; those that cannot be worked out are left
+    out, as names that only type checkers import are in them."""
+    found: dict[str, Any] = {}
+    for each in reversed(what.__mro__) if isclass(what) else (what,):
+        names = vars(sys.modules[each.__module__]) if each.__module__ in sys.modules else {}
+        for name, kind in get_annotations(each).items():
+            try:
+                found[name] = eval(kind, dict(names)) if isinstance(kind, str) else kind
+            except (NameError, TypeError, AttributeError):
+                found[name] = Any
+    return found
+
+
+def check(what: str, value: Any, kind: Any) -> None:
+    """Raise ``SfumatoError`` for a value that an annotation rules out; of kinds that are not known here nothing is."""
+    for each in _alternatives(kind):
+        found = get_args(each)[1:] if get_origin(each) is Annotated and fits(value, each) else ()
+        for bounds in (of for of in found if isinstance(of, Between)):
+            counted = bounds.counts or int in _alternatives(kind)
+            if not bounds.low <= value <= bounds.high and not (isinstance(value, int) and counted):
+                raise SfumatoError(f"{what} lies between {bounds.low} and {bounds.high}, got {value!r}")
+    words = [each for each in _alternatives(kind) if get_origin(each) is Literal]
+    if isinstance(value, str) and words and not fits(value, kind):
+        raise unknown(
+            what.partition(" of ")[0],
+            value,
+            [word for each in words for word in get_args(each) if isinstance(word, str)],
+        )
+    if not fits(value, kind):
+        raise SfumatoError(f"{what} is {' or '.join(map(_spoken, _alternatives(kind)))}, got {shown(value)}")
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Is a value of this annotation? Whole numbers may be of numpy, numbers whole, tuples lists."""
+    origin, of = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return fits(value, of[0])
+    if kind is Any or isinstance(kind, str):
+        return True
+    if kind is None or kind is type(None):
+        return value is None
+    if origin in (Union, UnionType):
+        return any(fits(value, each) for each in of)
+    if origin is Literal:
+        return value in of
+    if kind is bool:
+        return isinstance(value, bool) or type(value).__name__ == "bool_"
+    if kind is int:
+        return isinstance(value, Integral) and not isinstance(value, bool)
+    if kind is float:
+        return (isinstance(value, Real) or hasattr(value, "__float__")) and not isinstance(value, bool | str)
+    if origin is tuple and of and of[-1] is not Ellipsis:
+        return isinstance(value, Sequence) and len(value) == len(of) and all(map(fits, value, of))
+    if origin in (tuple, list, Sequence, Collection):
+        return _several(value) and all(fits(each, of[0]) for each in value)
+    if isclass(origin) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping)
+    if origin is Callable or kind is Callable:
+        return callable(value)
+    if kind is Path:
+        return isinstance(value, str | Path)
+    own = isclass(kind) and kind.__module__.partition(".")[0] in ("sfumato", "torch")
+    if kind is str or (own and not getattr(kind, "_is_protocol", False)):
+        return isinstance(value, kind)
+    return True
+
+
+def _several(value: Any) -> bool:
+    return isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _spoken(kind: Any) -> str:
+    origin, of = get_origin(kind), get_args(kind)
+    plain = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", type(None): "None"}
+    if origin is Annotated:
+        return _spoken(of[0])
+    if kind in plain:
+        return plain[kind]
+    if origin is Literal:
+        return " or ".join(map(repr, of))
+    if origin is tuple and of[-1] is not Ellipsis:
+        return f"({', '.join(map(_spoken, of))})"
+    if origin in (tuple, list, Sequence, Collection):
+        return f"several, each {_spoken(of[0])}"
+    return {"Mapping": "a mapping", "Callable": "a function"}.get(
+        name := getattr(kind, "__name__", str(kind)), f"a {name}"
+    )

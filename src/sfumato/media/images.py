@@ -110,12 +110,16 @@ def check_range(images: Float[Tensor, "*b H W"], what: str = "an image") -> None
 
 def read_image(image: AnyImage, model: Sized | None = None, how: Fit = "whole") -> Float[Tensor, "3 H W"]:
     """An image in [0, 1], at its own size, or as ``model`` sees it; see ``pixels`` and ``fit``."""
+    if how not in get_args(Fit):
+        raise unknown("fit", how, get_args(Fit))
     if model is None:
         return pixels(image)
     if not hasattr(model, "size"):
         raise SfumatoError(f"read_image takes a model that load gave, not {model!r}")
     if isinstance(image, str | Path):
         image = opened(image)
+    elif isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)
     elif not isinstance(image, Image.Image):
         image = Image.fromarray((pixels(image) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
     return fit(image, model.size, model.multiple, how).pixels

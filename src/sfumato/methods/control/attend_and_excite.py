@@ -28,6 +28,7 @@ from torch import Tensor
 
 from sfumato.core.look import look
 from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, Where, span
+from sfumato.core.settings import Part
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.latent_descent import (
     descend,
@@ -56,7 +57,7 @@ class AttendAndExcite(Method):
     """Step at first; it shrinks with the root of a line from 1 to 1/2."""
     until: float = 0.5
     """Part of the steps in which it acts."""
-    res: float = 0.25
+    res: Part = 0.25
     """The grid nearest to this part of the latents' side is read."""
     refine_at: tuple[float, ...] = (0.0, 0.2, 0.4)
     """Parts of the steps at which it refines; none: no refinement."""

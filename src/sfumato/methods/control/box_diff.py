@@ -29,6 +29,7 @@ from torch import Tensor
 
 from sfumato.core.look import look
 from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, Where, span
+from sfumato.core.settings import Part
 from sfumato.methods.control.latent_descent import descend, refine, sharpened, text_at, text_span, thresholds, word_maps
 from sfumato.methods.control.placed import among, phrase_tokens, placed
 from sfumato.ops.blur import blur
@@ -45,7 +46,7 @@ class BoxDiff(Method):
 
     layout: Layout | None = None
     """Phrases of the prompt and their boxes."""
-    share: float = 0.2
+    share: Part = 0.2
     """P: the part of the cells inside, and outside, whose greatest values count."""
     corners: int = 1
     """L: how many cells to either side of a box's edge its outline is compared."""
@@ -53,7 +54,7 @@ class BoxDiff(Method):
     """Step at first; it shrinks with the root of a line from 1 to 1/2."""
     until: float = 0.5
     """Part of the steps in which it acts."""
-    res: float = 0.25
+    res: Part = 0.25
     """The grid nearest to this part of the latents' side is read."""
     layers: tuple[str, ...] = ()
     """Only attention on that grid whose path has one of these parts, such as up_blocks.3; none: all."""

@@ -37,6 +37,7 @@ from sfumato.core.choice import choose
 from sfumato.core.denoising import denoise
 from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, Where, span
 from sfumato.core.schedule import Levels
+from sfumato.core.settings import Part
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.latent_descent import descend
@@ -76,7 +77,7 @@ class LlmGrounded(Method):
     """Most descents a step, in equal parts of the steps in which they are made."""
     until: float = 0.6
     """Part of the steps in which they are made."""
-    share: float = 0.2
+    share: Part = 0.2
     """Part of the cells, inside and outside, whose greatest values count."""
     inside: float = 1.0
     """Weight of what attention lacks inside."""
@@ -86,13 +87,13 @@ class LlmGrounded(Method):
     """Weight of the difference to the things' own attention."""
     frozen: float = 0.5
     """Part of the steps in which the masks hold the things' own latents."""
-    saliency: float = 0.25
+    saliency: Part = 0.25
     """Share of the greatest attention above which a cell of the box belongs to its thing."""
     blur: float = 1.5
     """Deviation of the attention's smoothing for that, in sixteenths of the image."""
     centred: bool = True
     """Paint things alone in the middle, and not where their boxes are."""
-    fresh: float = 0.01
+    fresh: Part = 0.01
     """Share of new noise in each thing's box."""
     guide: float = 7.5
     """Guidance of the things alone."""
@@ -100,7 +101,7 @@ class LlmGrounded(Method):
     """Of the new noise."""
     layers: tuple[str, ...] = ()
     """Parts of the paths of the attention that energies read, such as up_blocks.1; none: the authors' choice."""
-    res: float = 0.25
+    res: Part = 0.25
     """Masks are made of maps on the grid nearest to this part of the latents' side."""
 
     plans: Mapping[str, Planned] = field(default_factory=dict, repr=False, compare=False, metadata={"command": False})

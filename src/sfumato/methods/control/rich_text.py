@@ -35,6 +35,7 @@ from sfumato.core.denoising import denoise
 from sfumato.core.guidance import told_as
 from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where
 from sfumato.core.rows import Pattern
+from sfumato.core.settings import Part
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.formats import nearest_name, read, rgb
@@ -58,7 +59,7 @@ class RichText(Method):
     """How many parts self-attention is parted into."""
     threshold: float = 0.3
     """How much of a word's normalised map a cluster holds, on average, to be its region."""
-    res: float = 0.5
+    res: Part = 0.5
     """Of the self-attention maps, in parts of the latents' side; cross-attention is read up to there."""
     watched: float = 10 / 41
     """Part of the plain pass before the maps are watched."""

@@ -28,6 +28,7 @@ import torch
 
 from sfumato.core.attention import Call
 from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step, Where, span
+from sfumato.core.settings import PartOfSteps
 from sfumato.errors import SfumatoError
 from sfumato.methods.edit.appearance import APPEARANCE, Things, grids, in_decoder, matched, of_structure, roles
 from sfumato.prompts.layout import Mask
@@ -53,7 +54,7 @@ class CrossImageAttention(Method):
     """Parts of the steps between which the latents get the appearance's mean and deviation."""
     every: int = 5
     """Of the early steps each so manieth reads the structure itself; 0 for none."""
-    early: float = 40 / 68
+    early: PartOfSteps = 40 / 68
     """Part of the steps that are early."""
     word: str | None = None
     """What the thing is called in the source's prompt."""

@@ -31,6 +31,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.method import Phases, Requires, Run, Step
 from sfumato.core.schedule import Level, add_noise, part_of
+from sfumato.core.settings import Part
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.inversion.path import Advance, Inversion, Path, noise_of
@@ -54,7 +55,7 @@ class DiffEdit(Inversion):
     """Part of the steps at whose level the differences are taken."""
     clamp: float = 3.0
     """Differences count up to so many times their mean, ..."""
-    threshold: float = 0.5
+    threshold: Part = 0.5
     """... and a cell changes above this part of that."""
     seed: int = 0
     """Of the noise; image i of a batch has seed + i."""

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from sfumato.core.features import Activation
 from sfumato.core.method import Edit, Method, Phases, Requires, Run, Where, span
+from sfumato.core.settings import PartOfSteps
 from sfumato.methods.edit.appearance import APPEARANCE, Things, grids, in_decoder, matched, of_structure, roles
 from sfumato.prompts.layout import Mask
 
@@ -46,7 +47,7 @@ class EyeForAnEye(Method):
     """Parts of the steps between which the latents get the appearance's mean and deviation."""
     every: int = 5
     """Of the early steps each so manieth takes the structure's tokens; 0 for none."""
-    early: float = 40 / 68
+    early: PartOfSteps = 40 / 68
     """Part of the steps that are early."""
     word: str | None = None
     """What the thing is called in the source's prompt."""

@@ -17,6 +17,7 @@ from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.features import Activation
 from sfumato.core.method import Edit, Energy, Method, Need, Phases, Run, Step, Where
+from sfumato.core.settings import Part, PartOfSteps
 from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
 from sfumato.methods.edit.plug_and_play import decoder_layer
@@ -36,11 +37,11 @@ class Injecting:
     """Degrees, counter-clockwise, about the middle; 20 in the figure."""
     scale: float = 1.0
     """Above 1 is larger."""
-    features: float = 0.8
+    features: PartOfSteps = 0.8
     """Part of the steps in which a layer's features are injected."""
-    attention: float = 0.5
+    attention: PartOfSteps = 0.5
     """Part of the steps in which self-attention is injected, from that layer on."""
-    cross: float = 0.0
+    cross: PartOfSteps = 0.0
     """Part of the steps in which attention to the words that both prompts have is injected."""
     inject: Literal["direct", "mixed", "guided"] = "direct"
     """Replace what the edit has, mix the two, or let the latents go down their distance."""
@@ -48,7 +49,7 @@ class Injecting:
     """Of the source in a mixture."""
     strength: float = 100.0
     """Of the loss when guided."""
-    res: float = 0.25
+    res: Part = 0.25
     """Side of the layer, as a part of the latents' side."""
 
     @property

@@ -30,6 +30,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.choice import choose, nearest_side
 from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where
+from sfumato.core.settings import Part, PartOfSteps
 from sfumato.errors import SfumatoError
 from sfumato.prompts.words import spans
 
@@ -40,17 +41,17 @@ class MasaCtrl(Method):
 
     requires: ClassVar = Requires(source=True)
 
-    after: float = 0.08
+    after: PartOfSteps = 0.08
     """Part of the steps that are left alone: they settle the layout."""
-    layer: float = 0.625
+    layer: Part = 0.625
     """Part of the self-attention layers, in the order in which they run, that are left alone."""
     source: str | None = None
     """A word or phrase of the source's prompt: what is in its region is looked for there alone."""
     target: str | None = None
     """Its counterpart in the target's prompt; the same unless said."""
-    threshold: float = 0.1
+    threshold: Part = 0.1
     """How strong attention to the words is in their region, between its minimum and its maximum."""
-    res: float = 0.25
+    res: Part = 0.25
     """Side of the maps that regions are made of, as a part of the latents' side."""
 
     def start(self, run: Run) -> Phases:

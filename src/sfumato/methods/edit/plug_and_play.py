@@ -26,6 +26,7 @@ from sfumato.core.attention import Call
 from sfumato.core.choice import nearest_side
 from sfumato.core.features import Activation
 from sfumato.core.method import Edit, Method, Phases, Requires, Run, Where
+from sfumato.core.settings import PartOfSteps
 from sfumato.core.sites import Layer, Site
 from sfumato.errors import SfumatoError
 
@@ -37,9 +38,9 @@ class PlugAndPlay(Method):
     requires: ClassVar = Requires(source=True, groups=True)
     prompted: ClassVar = True
 
-    features: float = 0.8
+    features: PartOfSteps = 0.8
     """Part of the steps in which the layer's features are the source's."""
-    attention: float = 0.5
+    attention: PartOfSteps = 0.5
     """Part of the steps in which self-attention is the source's."""
     res: float = 0.25
     """Side of the layer, as a part of the latents' side: coarser keeps less of the source."""

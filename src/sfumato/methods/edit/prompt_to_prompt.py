@@ -27,7 +27,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.choice import choose, side_of
 from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where, span
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Part, PartOfSteps, Settings
 from sfumato.prompts.alignment import Padding, refinement, replacement
 from sfumato.prompts.words import spans
 
@@ -41,9 +41,9 @@ class LocalBlend(Settings):
     target: str
     """Word or phrase of the target prompt."""
     threshold: float = 0.3
-    start: float = 0.2
+    start: Part = 0.2
     """From this part of the steps on."""
-    res: int | float = 0.25
+    res: int | Part = 0.25
     """Grid of the maps: cells a side, or the nearest to this part of the latents' side (of small ones to 16 cells)."""
 
 
@@ -54,9 +54,9 @@ class PromptToPrompt(Method):
     requires: ClassVar = Requires(words=True, source=True, groups=True)
     prompted: ClassVar = True
 
-    cross: float = 0.8
+    cross: PartOfSteps = 0.8
     """Part of the steps in which cross-attention is the source's."""
-    self: float = 0.4
+    self: PartOfSteps = 0.4
     """Part of the steps in which self-attention is the source's."""
     words: Mapping[str, float] = field(default_factory=dict)
     """Words of the target with a ``cross`` of their own."""
@@ -65,7 +65,7 @@ class PromptToPrompt(Method):
     blend: LocalBlend | None = None
     """A word of the source and one of the target: only where they are may the picture change; and how strong their maps
     must be there, of their maximum."""
-    self_res: int | float = 0.5
+    self_res: int | Part = 0.5
     """Finest grid whose self-attention is replaced: cells a side, or a part of the latents' side (of small ones 16
     cells). Half is the authors' later code, a quarter their first."""
     padding: Padding = "position"

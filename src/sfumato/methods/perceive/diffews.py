@@ -34,6 +34,7 @@ from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.choice import choose
 from sfumato.core.rows import single
+from sfumato.core.settings import Part
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.learning import tuning
@@ -69,7 +70,7 @@ class DiffewS(HeadMethod):
     """A picture shows a class that fills this part of it, or more."""
     t: int = 1
     """What the network is given as time."""
-    threshold: float = 0.25
+    threshold: Part = 0.25
     """The mask is where the mean over colours is above this part of the greatest value."""
     batch: int = 4
     """Episodes a step."""

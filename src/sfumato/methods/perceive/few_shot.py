@@ -32,7 +32,7 @@ from sfumato.core.attention import FUSED, Call
 from sfumato.core.brief import Brief
 from sfumato.core.choice import choose
 from sfumato.core.method import Where
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Part, Settings
 from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.dift import DIFT
@@ -46,7 +46,7 @@ from sfumato.reading.results import Segments
 class Supported(Settings):
     """What segments the thing that masks show in other images."""
 
-    threshold: float = 0.5
+    threshold: Part = 0.5
     """The thing is where its score is above this; scores lie between 0 and 1."""
 
     def __call__(self, reader: Reader, support: Sequence[Reader], masks: Sequence[Float[Tensor, "h w"]]) -> Segments:
@@ -96,11 +96,6 @@ class FewShot(Supported):
     """What the network is told of all images."""
     seed: int = 0
     """Of the noise."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mask not in ("attention", "multiply"):
-            raise SfumatoError(f"a mask is given by attention or multiply, not by {self.mask!r}: others need training")
 
     def score(
         self, reader: Reader, support: Sequence[Reader], masks: Sequence[Float[Tensor, "h w"]]

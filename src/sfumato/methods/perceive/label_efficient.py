@@ -88,8 +88,6 @@ class LabelEfficient(Settings):
         super().__post_init__()
         if not self.t or not self.blocks or not all(0 <= block < BLOCKS for block in self.blocks):
             raise SfumatoError(f"features are of at least one step and of blocks from 0 to {BLOCKS - 1}")
-        if self.of not in ("features", "pixels"):
-            raise SfumatoError(f"classes are learned of features or of pixels, not of {self.of!r}")
         if len(self.hidden) not in (0, 2) or self.members < 1 or self.batch < 2 or self.epochs < 1:
             raise SfumatoError("an ensemble has a member, two hidden widths, an epoch, and two pixels a batch, or more")
 

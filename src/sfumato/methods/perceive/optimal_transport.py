@@ -50,8 +50,6 @@ class OptimalTransport(DIFT):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.masses not in ("uniform", "attention"):
-            raise SfumatoError(f"masses of cells are uniform or by attention, not {self.masses!r}")
         if self.temperature is not None or self.refine != DIFT.refine:
             raise SfumatoError("transport has its own refinement; leave refine and temperature as they are")
 

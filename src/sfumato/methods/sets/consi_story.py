@@ -38,6 +38,7 @@ from sfumato.core.choice import choose, nearest_side
 from sfumato.core.look import look
 from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where
 from sfumato.core.schedule import part_of
+from sfumato.core.settings import Part, PartOfSteps
 from sfumato.core.sites import Grid, Layer, Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.edit.appearance import in_decoder
@@ -62,11 +63,11 @@ class ConsiStory(Method):
     """Part of the steps that are left alone."""
     until: float = 1.0
     """Part of the steps up to which images read each other."""
-    res: float = 0.25
+    res: Part = 0.25
     """Side of the word's maps, as a part of the latents' side."""
     queries: tuple[float, float] = (0.9, 0.81837)
     """Part of the queries that are of images which read themselves alone, in the first step and the last of these."""
-    queries_until: float = 0.1
+    queries_until: PartOfSteps = 0.1
     """Part of the steps up to and with which they are mixed in."""
     inject: float = 0.8
     """What a cell of the subject gets of what corresponds to it; 0: none, and no second run."""

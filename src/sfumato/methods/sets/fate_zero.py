@@ -32,6 +32,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.choice import choose, nearest_side
 from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where, span
+from sfumato.core.settings import Part, PartOfSteps
 from sfumato.core.sites import Grid
 from sfumato.methods.edit.prompt_to_prompt import PromptToPrompt
 from sfumato.methods.sets.shared_attention import sited
@@ -45,19 +46,19 @@ class FateZero(Method):
 
     requires: ClassVar = Requires(words=True, source=True, set=True, groups=True)
 
-    cross: float = 0.8
+    cross: PartOfSteps = 0.8
     """Part of the steps in which attention to the words is the source's."""
-    self: float = 0.8
+    self: PartOfSteps = 0.8
     """Part of the steps in which self-attention is the source's."""
     sources: str = "middle"
     """Whom each frame reads (as ``SharedAttention``)."""
-    finest: float = 0.5
+    finest: Part = 0.5
     """Finest grid at which frames read others and self-attention is the source's, as a part of the latents' side."""
     word: str | None = None
     """A word or phrase of the source's prompt: where it is, self-attention is the edit's own."""
-    threshold: float = 0.3
+    threshold: Part = 0.3
     """How strong attention to it is there, of its maximum."""
-    res: float = 0.25
+    res: Part = 0.25
     """Side of its maps, as a part of the latents' side."""
 
     def start(self, run: Run) -> Phases:

@@ -109,11 +109,6 @@ class Cropped(OfSet):
     places: tuple[tuple[int, int], ...]
     """Top and left of each image of the set, in cells; the first image's own noise lies at (0, 0)."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not all(len(place) == 2 and all(isinstance(n, int) for n in place) for place in self.places):
-            raise SfumatoError(f"places are (top, left) in whole cells, got {self.places}")
-
     def drawing(self, seeds: Sequence[int], shape: Shape) -> Callable[[], Tensor]:
         here = self.places[self.skip : self.skip + len(seeds)]
         if len(here) != len(seeds):
