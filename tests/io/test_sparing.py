@@ -87,6 +87,7 @@ def test_help_lists_and_whatever_is_wrong_need_no_torch(tmp_path: Path):
         (["methods"], 0, ""),
         (["edit", "--help"], 0, ""),
         (["edit"], 2, "needs IMAGE"),
+        (["edit", "nosuch.png", "--from", "a", "p2p"], 2, "needs --to"),
         (["generate", "x", "--stepz", "3"], 2, "unknown option --stepz"),
         (["generate", "x", "--steps", "abc"], 2, "a whole number"),
         (["edit", str(whole), *edit[:4], "p3p"], 2, "unknown method 'p3p'"),

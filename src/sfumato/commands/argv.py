@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cached_property, partial
 from itertools import takewhile
 
 from sfumato.commands import help
@@ -42,9 +43,14 @@ class _Part:
     """Of a command line, what is the command's or a method's."""
 
     word: str
-    grammar: Grammar
+    of: Callable[[], Grammar]
+    """Read when an option is asked for: a method's takes a while."""
     positionals: list[str] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
+
+    @cached_property
+    def grammar(self) -> Grammar:
+        return self.of()
 
     def knows(self, name: str) -> bool:
         return name in self.grammar.options
@@ -67,7 +73,7 @@ def split(
     rest = list(args[: len(args) - len(end)])
     least, most = command.positionals
     least = 0 if help.ASKED & {*rest} else least - len(end[1:])
-    parts, joined = [own := _Part("", command)], False
+    parts, joined = [own := _Part("", lambda: command)], False
     while rest:
         arg = rest.pop(0)
         if OPTION.fullmatch(arg):
@@ -81,7 +87,7 @@ def split(
                 break
             joined = True
         elif arg in words and (joined or len(parts) == 1):
-            parts.append(_Part(arg, of(arg)))
+            parts.append(_Part(arg, partial(of, arg)))
             joined = False
         elif len(parts) == 1 and len(own.positionals) < most:
             own.positionals.append(arg)
