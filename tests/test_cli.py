@@ -27,16 +27,6 @@ def refused(result, *words):
         assert word in last[0], last[0]
 
 
-HEAVY = {"torch", "diffusers", "transformers", "safetensors", "numpy", "scipy", "matplotlib", "PIL", "jaxtyping"}
-"""Of what Sfumato needs, all that takes a while to import; the help's own (tyro, rich) is left."""
-
-
-def test_help_imports_nothing_heavy():
-    code = f"import sys; from sfumato.cli import main; main(['--help']); print({HEAVY} & set(sys.modules))"
-    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert "sfumato generate" in out and out.splitlines()[-1] == "set()"
-
-
 def test_what_a_terminal_cannot_show_is_no_failure(tmp_path):
     """Such as Windows' code pages: results have been written before they are named."""
     call = [sys.executable, "-m", "sfumato.cli", "render", "--seed", "3", "--out", str(tmp_path / "画")]

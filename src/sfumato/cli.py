@@ -124,9 +124,10 @@ def main(args: Sequence[str]) -> int:
         if help.ASKED & {*head}:
             return _show(help.command(command, prog, _methods(name, aliases=False, command=name)))
         with oneline():
+            run = tyro.cli(_later(command), prog=prog, args=head)
+            first.check(head, fields.grammar(command))
             given = {"chain": fields.methods(segments, prog, heads)} if words else {}
-            run = tyro.cli(partial(_later(command), **given), prog=prog, args=head)
-        run()
+        run(**given)
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else 2 if e.code else 0
     except SfumatoError as e:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from families import ldm, write
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sfumato import cli
@@ -371,6 +372,7 @@ def test_commands_load_as_they_are_told(folder, copied, cached, capsys):
     assert code == 2 and not out and len(err.splitlines()) == 1 and "nothing is downloaded offline" in err
     options = ["--model", folder, "--device", "cpu", "--offload", "sequential"]
     picture = copied / "picture.png"
+    Image.new("RGB", (16, 16)).save(picture)
     for command in (["invert", picture, *options], ["edit", picture, "--from", "a", "--to", "b", *options, "sdedit"]):
         code, out, err = run(*command)
         assert code == 2 and "leave offload out" in err, (command, err)

@@ -19,6 +19,7 @@ from sfumato.commands import argv, experiment, fields
 from sfumato.commands.fields import Grammar
 from sfumato.commands.show import SHOWN
 from sfumato.errors import SfumatoError
+from sfumato.media import opening
 from sfumato.methods import index
 
 COMMAND = Grammar({"--help": 0, "--json": 0, "--out": 1, "--seed": 1, "--box": 2, "--also": None}, (1, 1))
@@ -183,6 +184,7 @@ def asked(monkeypatch):
         for name, f in list(table.items()):
             monkeypatch.setitem(table, name, recorded(f))
     monkeypatch.setitem(cli.GROUPS, "experiment", lambda word: {word: recorded(experiment.commands(word)[word])})
+    monkeypatch.setattr(opening, "checked", lambda file: None)
     monkeypatch.chdir(ROOT)
 
     def call(*args: str) -> dict[str, object]:

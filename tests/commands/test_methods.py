@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import fields
 
 import pytest
@@ -110,11 +108,3 @@ def test_methods_are_found_by_group_word_and_family(run):
     ):
         code, out, err = run("methods", *words)
         assert code == 2 and not out and says in err and err.count("\n") == 1
-
-
-def test_the_list_needs_no_torch():
-    code = (
-        "import sys; from sfumato.cli import main; main(['methods']); print({'torch', 'diffusers'} & set(sys.modules))"
-    )
-    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert out.splitlines()[-1] == "set()"

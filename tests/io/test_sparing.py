@@ -21,6 +21,16 @@ LOADED = """
 import gc, sys, warnings
 warnings.filterwarnings("error", "of my own")
 finders, often, filters = list(sys.meta_path), gc.get_threshold(), list(warnings.filters)
+from contextlib import contextmanager
+from sfumato.io import terminal
+waited = []
+@contextmanager
+def waiting(what):
+    waited.append({"torch", "diffusers"} & {*sys.modules})
+    yield
+terminal.waiting = waiting
+terminal.quiet()
+assert waited == [set()]
 from sfumato import denoise, load
 model = load("stilllife", device="cpu")
 denoise(model, "a cube", steps=1, size=32)
@@ -43,13 +53,16 @@ assert len(layers) == 32 and all(isinstance(m, theirs.BaseTunerLayer) for m in l
 
 import diffusers.models.unets as unets
 assert "UNet1DModel" in dir(unets) and type(unets) is type(sys)
-from diffusers.models.transformers import PixArtTransformer2DModel
-assert PixArtTransformer2DModel is diffusers.PixArtTransformer2DModel
 from transformers.loss.loss_for_object_detection import linear_sum_assignment
 assert linear_sum_assignment([[1, 0], [0, 1]])[1].tolist() == [1, 0]
 
 # and so do modules that import more of it than is foreseen
-import transformers
+import transformers.models
+from transformers.utils.import_utils import define_import_structure
+read = define_import_structure(transformers.models.__file__)
+again = type(transformers.models)("again", transformers.models.__file__, read)
+assert again._class_to_module == transformers.models._class_to_module
+assert {*again._modules} == {*transformers.models._modules}
 from sfumato.io.sparing import sparing
 transformers.__path__.append(PLACE)
 with sparing():
@@ -87,6 +100,7 @@ def test_help_lists_and_whatever_is_wrong_need_no_torch(tmp_path: Path):
         (["methods"], 0, ""),
         (["edit", "--help"], 0, ""),
         (["edit"], 2, "needs IMAGE"),
+        (["edit", "nosuch.png", "--from", "a", "p2p"], 2, "needs --to"),
         (["generate", "x", "--stepz", "3"], 2, "unknown option --stepz"),
         (["generate", "x", "--steps", "abc"], 2, "a whole number"),
         (["edit", str(whole), *edit[:4], "p3p"], 2, "unknown method 'p3p'"),

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cached_property, partial
 from itertools import takewhile
 
 from sfumato.commands import help
@@ -52,11 +53,16 @@ class _Part:
     """Of a command line, what is the command's or a method's."""
 
     word: str
-    grammar: Grammar
+    of: Callable[[], Grammar]
+    """Read when an option is asked for: a method's takes a while."""
     positionals: list[str] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
     sides: dict[str, str] = field(default_factory=dict)
     """Width and height, where they are said one by one."""
+
+    @cached_property
+    def grammar(self) -> Grammar:
+        return self.of()
 
     def knows(self, name: str) -> bool:
         return name in self.grammar.options
@@ -80,7 +86,7 @@ def split(
     least, most = command.positionals
     instead = help.ASKED | {LIST}
     least = 0 if instead & {arg.partition("=")[0] for arg in rest} else least - len(end[1:])
-    parts, joined = [own := _Part("", command)], False
+    parts, joined = [own := _Part("", lambda: command)], False
     while rest:
         arg = rest.pop(0)
         if OPTION.fullmatch(arg):
@@ -94,7 +100,7 @@ def split(
                 break
             joined = True
         elif arg in words and (joined or len(parts) == 1):
-            parts.append(_Part(arg, of(arg)))
+            parts.append(_Part(arg, partial(of, arg)))
             joined = False
         elif len(parts) == 1 and len(own.positionals) < most:
             own.positionals.append(arg)

@@ -33,22 +33,26 @@ class Grammar:
     """What these are called."""
     pictures: tuple[str | int, ...] = ()
     """Options, and places among the positionals, of one picture file each."""
+    required: tuple[str, ...] = ()
+    """Options without which it does not run."""
 
 
 @cache
 def grammar(f: Callable[..., Any], **more: int) -> Grammar:
     """Of a function's parameters or a class's fields, and ``more`` options by their names."""
     options: dict[str, int | None] = {f"--{name}": n for name, n in more.items()}
-    least, most, places, pictures = 0, 0.0, list[str](), list[str | int]()
+    least, most, places, pictures, required = 0, 0.0, list[str](), list[str | int](), list[str]()
     for action in help.parser(f)._actions:
         n = action.nargs if isinstance(action.nargs, int) else None
         options |= dict.fromkeys(action.option_strings, n)
         if n == 1 and action.metavar == "IMAGE":
             pictures += action.option_strings or [int(least)]
-        if not action.option_strings:
+        if action.option_strings:
+            required += action.option_strings[:1] if action.required else []
+        else:
             least, most = least + (n or 1), most + (math.inf if n is None else n)
             places += [str(action.metavar)]
-    return Grammar(options, (least, most), tuple(places), tuple(pictures))
+    return Grammar(options, (least, most), tuple(places), tuple(pictures), tuple(required))
 
 
 def of_method(word: str, head: bool = False) -> Grammar:

@@ -10,32 +10,40 @@ from sfumato.commands.fields import Grammar
 from sfumato.io import device
 
 
-def check(args: Sequence[str], command: Grammar, words: Collection[str]) -> None:
-    """Raise ``SfumatoError`` for a device or a model that is none, and for a picture that is missing or broken."""
-    rest, place, methods = [*args[: args.index("--") if "--" in args else None]], 0, False
+def check(args: Sequence[str], command: Grammar, words: Collection[str] = ()) -> None:
+    """Raise ``SfumatoError`` for a device or a model that is none, and for a picture that is missing or broken.
+
+    Of a line with ``words`` of methods pictures are looked at if nothing else is seen to be wrong: where a method is
+    named and no option is missing.
+    """
+    rest, place, methods = [*args[: args.index("--") if "--" in args else None]], 0, not words
+    pictures, given = list[str](), set[str]()
     while rest:
         arg = rest.pop(0)
         if not OPTION.fullmatch(arg):
-            methods = methods or (arg in words and place >= command.positionals[0])
-            if not methods and place in command.pictures and arg not in words:
-                _picture(arg)
-            place += not methods
+            behind = words and arg in words and place >= command.positionals[0]
+            methods = methods or behind
+            if not (words and methods) and place in command.pictures and arg not in words:
+                pictures.append(arg)
+            place += 1
             continue
         name, equals, value = arg.partition("=")
         name = name.replace("_", "-")
         count = 0 if equals else command.options.get(name) or 0
         values, rest = ([value] if equals else rest[:count]), rest[count:]
-        if name in command.options and len(values) == 1:
-            _option(name, values[0], command)
+        given.add(name)
+        if len(values) == 1:
+            if name == "--device" and name in command.options:
+                device.check(values[0])
+            elif name == "--model" and name in command.options:
+                known(values[0])
+            elif name in command.pictures:
+                pictures += values
+    if methods and given.issuperset(command.required):
+        from sfumato.media import opening
 
-
-def _option(name: str, value: str, command: Grammar) -> None:
-    if name == "--device":
-        device.check(value)
-    elif name == "--model":
-        known(value)
-    elif name in command.pictures:
-        _picture(value)
+        for picture in pictures:
+            opening.checked(picture)
 
 
 def known(name: str) -> None:
@@ -47,9 +55,3 @@ def known(name: str) -> None:
     file = Path(name).expanduser()
     if name not in MODELS and not file.is_file() and file.suffix not in WEIGHTS:
         hub.check(str(file), tuple(MODELS))
-
-
-def _picture(file: str) -> None:
-    from sfumato.media.opening import checked
-
-    checked(file)

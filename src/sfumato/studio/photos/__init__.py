@@ -21,6 +21,7 @@ def photos() -> dict[str, Picture]:
     """In RGB, 256 pixels high."""
     found = {}
     for name in NAMES:
-        with resources.files("sfumato.studio.photos").joinpath(f"{name}.webp").open("rb") as file, Image.open(file) as photo:
+        place = resources.files("sfumato.studio.photos") / f"{name}.webp"
+        with place.open("rb") as file, Image.open(file) as photo:
             found[name] = photo.convert("RGB")
     return found
