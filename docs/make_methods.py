@@ -43,7 +43,8 @@ INTRO = """# Methods
 
 Each page says what a method does, shows a picture that its own command made with the built-in model
 (`python docs/make_pictures.py`, of sets of images also `python docs/moving.py`), and says when to use it and when not,
-what it costs, and on which models it works.
+what it costs, and on which models it works. Code is run by tests as it stands, beside files of yours: `photo.png`,
+`other.png`, a mask `mask.png`, folders `photos/`, `frames/` and `labelled/` (`1.png` with its `1-labels.png`).
 [Which method for which edit](../which-method.md) and [reading images](../reading.md) compare them, and so does
 [score distillation](../distillation.md).
 """
