@@ -16,8 +16,8 @@ import pytest
 from pages import blocks
 
 from sfumato import cli
-from sfumato.errors import SfumatoError
 from sfumato.backbones import hub
+from sfumato.errors import SfumatoError
 from sfumato.media import opening
 from sfumato.methods import index
 

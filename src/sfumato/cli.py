@@ -125,7 +125,7 @@ def main(args: Sequence[str]) -> int:
             return _show(help.command(command, prog, _methods(name, aliases=False, command=name)))
         with oneline():
             run = tyro.cli(_later(command), prog=prog, args=head)
-            first.check(head, fields.grammar(command))
+            first.whole(head, fields.grammar(command), prog, words, listed)
             given = {"chain": fields.methods(segments, prog, heads)} if words else {}
         run(**given)
     except SystemExit as e:

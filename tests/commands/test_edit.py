@@ -146,7 +146,7 @@ BAD = {
     "picture,from,to,method\na.png,x,y,p2q\n": "line 2: unknown method 'p2q'; known: ",
     "picture,from,to,method\na.png,x,y,p2p --cros 1\n": "unknown option --cros; did you mean --cross of p2p",
     "picture,from,to\nnone.png,x,y\n": "there is no file",
-    "picture,from,to\na.png,,y\n": "needs --from STR",
+    "picture,from,to\na.png,,y\n": "a.png needs --from, what it shows",
     "picture,from,to\n": "lists no edit",
     '{"picture": 3}\n': "line 1: picture is text, got 3",
     "[1]\n": "line 1: it is a list, where an object is meant",

@@ -41,7 +41,6 @@ from sfumato.errors import SfumatoError
 from sfumato.io.files import writable
 from sfumato.io.progress import progress
 from sfumato.io.terminal import note, quiet
-from sfumato.media.opening import checked
 from sfumato.methods import index
 from sfumato.tasks import chain as chains
 from sfumato.tasks.chain import Chain
@@ -73,7 +72,10 @@ _OWN |= {"out", "overwrite", "json", "memory", "device", "chain", "show_attentio
 def edit(
     images: Annotated[
         tyro.conf.Positional[tuple[Path, ...]],
-        Usage("IMAGE ... --from STR --to STR"),
+        Usage(
+            "IMAGE ... --from STR --to STR",
+            ("--from STR (What the picture shows)", "--to STR (What it should show)"),
+        ),
         tyro.conf.arg(metavar="IMAGE", help="Picture files of any kind, or folders of them."),
     ] = (),
     *,
@@ -218,16 +220,13 @@ def _rows(plain: Wanted, images: Sequence[Path], also: Sequence[Path], of_list: 
     if also and len(images) > 1:
         raise SfumatoError("--also goes on from one picture; give one before it")
     rows = listed(of_list, plain) if of_list else [plain]
-    if not all(row.source and row.target for row in rows):
-        words = "--from STR (What the picture shows) and --to STR (What it should show)"
-        raise SfumatoError(f"sfumato edit needs {words}; see sfumato edit --help")
     if of_list is None:
         rows = [replace(plain, picture=file) for file in (*files_of(images, "edit", index.PAINTING), *also)]
     for row in rows:
         if not row.picture.exists():
             raise SfumatoError(f"there is no file {row.picture}")
-    if len(rows) == 1:
-        checked(rows[0].picture)
+        if not row.source or not row.target:
+            raise SfumatoError(f"the edit of {row.picture} needs --from, what it shows, and --to, what it should show")
     return rows
 
 

@@ -33,8 +33,12 @@ class Grammar:
     """What these are called."""
     pictures: tuple[str | int, ...] = ()
     """Options, and places among the positionals, of one picture file each."""
+    many: bool = False
+    """Are its positionals any number of pictures, and folders of them?"""
     required: tuple[str, ...] = ()
     """Options without which it does not run."""
+    needs: tuple[str, ...] = ()
+    """Further ones, unless pictures are listed in a file, and what they mean."""
 
 
 @cache
@@ -42,6 +46,7 @@ def grammar(f: Callable[..., Any], **more: int) -> Grammar:
     """Of a function's parameters or a class's fields, and ``more`` options by their names."""
     options: dict[str, int | None] = {f"--{name}": n for name, n in more.items()}
     least, most, places, pictures, required = 0, 0.0, list[str](), list[str | int](), list[str]()
+    many = False
     for action in help.parser(f)._actions:
         n = action.nargs if isinstance(action.nargs, int) else None
         options |= dict.fromkeys(action.option_strings, n)
@@ -52,7 +57,9 @@ def grammar(f: Callable[..., Any], **more: int) -> Grammar:
         else:
             least, most = least + (n or 1), most + (math.inf if n is None else n)
             places += [str(action.metavar)]
-    return Grammar(options, (least, most), tuple(places), tuple(pictures), tuple(required))
+            many = many or (n is None and action.metavar == "IMAGE")
+    needs = tuple(words for usage in help.usages(f) for words in usage.needs)
+    return Grammar(options, (least, most), tuple(places), tuple(pictures), many, tuple(required), needs)
 
 
 def of_method(word: str, head: bool = False) -> Grammar:

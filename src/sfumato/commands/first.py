@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import takewhile
 from pathlib import Path
 
-from sfumato.commands.argv import OPTION
+from sfumato.commands.argv import LIST, OPTION
 from sfumato.commands.fields import Grammar
+from sfumato.errors import SfumatoError
 from sfumato.io import device
 
 
@@ -44,6 +46,28 @@ def check(args: Sequence[str], command: Grammar, words: Collection[str] = ()) ->
 
         for picture in pictures:
             opening.checked(picture)
+
+
+def whole(head: Sequence[str], command: Grammar, prog: str, words: Collection[str], listed: Sequence[str]) -> None:
+    """Raise ``SfumatoError`` for a command's own part in which something is missing that tyro does not miss, or where a
+    single picture cannot be read; ``words`` are methods that may follow, of which some are ``listed``."""
+    check(head, command)
+    given = {arg.partition("=")[0] for arg in head}
+    if LIST in given:
+        return
+    if missing := [need for need in command.needs if need.partition(" ")[0] not in given]:
+        raise SfumatoError(f"{prog} needs {' and '.join(missing)}; see {prog} --help")
+    pictures = list(takewhile(lambda arg: not OPTION.fullmatch(arg), head))
+    if not command.many or len(pictures) != 1 or (place := Path(pictures[0])).is_dir():
+        return
+    if not place.exists():
+        if pictures[0] in words:
+            raise SfumatoError(f"no picture is given: {place} is a method; name files or folders before it")
+        nor = f", nor a method of that name: {', '.join(listed)}" if words else ""
+        raise SfumatoError(f"there is no file or folder {place}{nor}")
+    from sfumato.media import opening
+
+    opening.checked(pictures[0])
 
 
 def known(name: str) -> None:

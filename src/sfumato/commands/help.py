@@ -65,8 +65,7 @@ def command(f: Callable[..., Any], prog: str, methods: Sequence[str] = ()) -> st
     needed = [
         f"{action.option_strings[0]} {_metavar(action)}" for action in own if action.option_strings and action.required
     ]
-    hints = get_type_hints(unwrap(f), include_extras=True).values()
-    own_words = [mark.text for hint in hints for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Usage)]
+    own_words = [usage.text for usage in usages(f)]
     chain = ["[METHOD [its options] [+ METHOD ...]]"] if methods else []
     usage = " ".join([prog, *(own_words or places), *needed, "[options]", *chain])
     parts = [_usage(usage), _paragraphs(getdoc(unwrap(f)) or "")]
@@ -76,6 +75,12 @@ def command(f: Callable[..., Any], prog: str, methods: Sequence[str] = ()) -> st
         more = _filled(f"{prog} {methods[0]} --help has a method's options", 2, 4, "  ")
         parts.append("\n".join([_bold("methods"), _filled(", ".join(methods), 2, 2, "  "), more]))
     return "\n\n".join([*parts, *_options(asked)])
+
+
+def usages(f: Callable[..., Any]) -> list[Usage]:
+    """What a command's parameters say of its usage line."""
+    found = get_type_hints(unwrap(f), include_extras=True).values() if not isinstance(f, type) else ()
+    return [mark for hint in found for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Usage)]
 
 
 def method(cls: Any, prog: str, about: str, presets: str) -> str:

@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a usage line has for what is needed in some calls only."""
+    """What a usage line has for what is needed in most calls."""
 
     text: str
+    needs: tuple[str, ...] = ()
+    """Options that are, unless pictures are listed in a file, and what they mean."""
 
 
 Seed = Annotated[int, tyro.conf.arg(metavar="N", help="The same seed gives the same result.")]
