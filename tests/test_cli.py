@@ -173,13 +173,25 @@ def test_describe_reads_pictures_of_any_kind(run, here, tmp_path):
     assert run("describe", tmp_path / "grey.png")[1].count("\n") == 1
 
 
+def test_describe_says_of_what_it_does_not_know(run, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    assert run("render", "a red cube on grass, by day", "--out", tmp_path / "render.png")[0] == 0
+    code, out, _ = run("describe", tmp_path / "noise.png", tmp_path / "render.png")
+    assert code == 0 and ["unlike anything it knows" in line for line in out.splitlines()] == [True, False], out
+    rows = json.loads(run("describe", tmp_path, "--json")[1])
+    assert [row["strange"] for row in rows] == [True, False] and rows[1]["sure"] > 0.95 > rows[0]["sure"]
+
+
 def test_what_describe_refuses(run, here, tmp_path):
     (tmp_path / "words.png").write_text("not a picture")
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "whole.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
     Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
     refused(run("describe", tmp_path / "none.png"), "there is no file")
-    refused(run("describe", tmp_path), str(tmp_path))
+    code, out, err = run("describe", tmp_path)  # one that fails does not stop the others
+    assert code == 2 and out.count("\n") == 1 and out.startswith(f"{tmp_path / 'whole.png'}: ")
+    assert "3 of 4 images failed (named above); the others are done" in err and "half.png" in err
     refused(run("describe", tmp_path / "words.png"), "not an image")
     refused(run("describe", tmp_path / "half.png"), "half.png")
     refused(run("describe", tmp_path / "huge.png"), "million")

@@ -17,31 +17,32 @@ from sfumato.core.guidance import cfg
 from sfumato.methods.edit import PromptToPrompt
 from sfumato.methods.edit.masactrl import MasaCtrl
 
+DENOISE: Any = denoise
 PAIR = {"source": "a red cube on grass", "target": "a blue cube on grass"}
 OPTIONS: dict[str, Any] = {"steps": 3, "size": 64, "guide": cfg(4.0)}
 
 
 def plain(model: Any) -> Any:
-    return denoise(model, "a duck on grass", seed=3, **OPTIONS)
+    return DENOISE(model, "a duck on grass", seed=3, **OPTIONS)
 
 
 def weighed(model: Any) -> Any:
-    return denoise(model, "a (duck:1.7) on grass", seed=3, **OPTIONS | {"steps": 2})  # and is over first
+    return DENOISE(model, "a (duck:1.7) on grass", seed=3, **{**OPTIONS, "steps": 2})  # and is over first
 
 
 def edited(method: Any) -> Callable[[Any], Any]:
-    return lambda model: denoise(model, PAIR, methods=[method], seed=1, **OPTIONS)["target"]
+    return lambda model: DENOISE(model, PAIR, methods=[method], seed=1, **OPTIONS)["target"]
 
 
 def worded(model: Any) -> Any:
     rows = torch.linspace(-1, 1, 16)[None]
-    return denoise(model.with_words({"<it>": rows}), "a <it> on grass", seed=3, **OPTIONS)
+    return DENOISE(model.with_words({"<it>": rows}), "a <it> on grass", seed=3, **OPTIONS)
 
 
 def changed(model: Any) -> Any:
     (key,) = [k for k, _ in model.pipe.unet.named_parameters() if k.endswith("mid_block.attentions.0.proj_in.weight")]
     change = torch.ones_like(model.pipe.unet.get_parameter(key))
-    return denoise(model.with_changes({f"unet.{key}": change}), "a duck on grass", seed=3, **OPTIONS)
+    return DENOISE(model.with_changes({f"unet.{key}": change}), "a duck on grass", seed=3, **OPTIONS)
 
 
 P2P, MASACTRL = edited(PromptToPrompt()), edited(MasaCtrl(after=0.0, layer=0.0))

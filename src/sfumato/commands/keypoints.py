@@ -117,4 +117,4 @@ def keypoints(
         print_json({"learned": str(learned), "images": rows, **made, "failed": done.failed})
     elif rows:
         print("\n".join([*(f for row in rows for f in row["files"]), str(learned), str(document), str(report)]))
-    finish(batch, done.failed)
+    finish(files, done.failed)

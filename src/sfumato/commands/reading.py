@@ -9,7 +9,7 @@ from sfumato.errors import SfumatoError
 from sfumato.io.files import write_text
 from sfumato.io.terminal import note
 from sfumato.methods import index
-from sfumato.tasks.batch import Batch, pictures_in
+from sfumato.tasks.batch import pictures_in
 
 
 def files_of(given: Sequence[Path], command: str = "", groups: Sequence[str] = index.READING) -> list[Path]:
@@ -43,17 +43,17 @@ def no_meshes(files: Sequence[Path]) -> None:
         raise SfumatoError(f"{meshes[0]} is a mesh, which sfumato shapes reads; here pictures are read")
 
 
-def finish(batch: Batch, failed: Mapping[str, str]) -> None:
+def finish(files: Sequence[Path], failed: Mapping[str, str]) -> None:
     """Raise ``SfumatoError`` where images failed, once all results are written."""
     if not failed:
         return
     reasons = [why if file in why else f"{file}: {why}" for file, why in failed.items()]
-    if len(batch.files) == 1:
+    if len(files) == 1:
         raise SfumatoError(reasons[0])
     for reason in reasons:
         note(reason)
-    rest = "; the others are done" if len(failed) < len(batch.files) else ""
-    raise SfumatoError(f"{len(failed)} of {len(batch.files)} images failed (named above){rest}")
+    rest = "; the others are done" if len(failed) < len(files) else ""
+    raise SfumatoError(f"{len(failed)} of {len(files)} images failed (named above){rest}")
 
 
 def page(title: str, about: str, rows: Sequence[tuple[str, Sequence[tuple[str, Path]]]], path: Path) -> Path:

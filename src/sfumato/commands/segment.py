@@ -171,7 +171,7 @@ def segment(
         print_json({"images": rows, **made, "failed": done.failed})
     elif rows:
         print("\n".join([*(f for row in rows for f in row["files"]), str(coco), str(report)]))
-    finish(batch, done.failed)
+    finish(files, done.failed)
 
 
 def _looks(method: TextAttribution, model: Backbone, picture: Picture, side: int | None, stem: Path) -> list[Path]:

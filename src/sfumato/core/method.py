@@ -238,7 +238,8 @@ class Requires:
         """Raise ``SfumatoError`` for a run that is none for the method of this name."""
         who = self.who or name
         if self.source and len(run.rows.streams) < 2:
-            raise SfumatoError(f'{who} needs two prompts: {{"source": ..., "target": ...}}')
+            how = 'sfumato edit, or denoise(model, {"source": ..., "target": ...})'
+            raise SfumatoError(f"{who} needs two prompts, of a picture and of its edit: {how}")
         if self.uncond and "uncond" not in run.rows.conditions:
             raise SfumatoError(f"{who} takes a guidance with an empty prompt; give a scale above 1, or cfg(scale)")
         if not self.windows and not run.rows.whole:

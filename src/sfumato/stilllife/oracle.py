@@ -42,6 +42,8 @@ _CELL = 4  # pixels: side of a cell of the vote grid
 _APART = 12.0  # pixels: votes nearer than this to a middle belong to it
 _ASTRAY = 0.3  # part of the root of a group's size by which its votes may miss its middle
 _SIDEWAYS = 0.55  # height difference over side distance in the image, below which two things are beside one another
+SURE = 0.95
+"""It is surer than this of 116 of 120 renders that it never saw, and of one of 25 photographs."""
 _STEP = 16  # an image's sides are multiples of it
 _WHEN = {"day": "by day", "sunset": "at sunset", "night": "at night", "fog": "in fog"}
 
@@ -182,6 +184,12 @@ class Reading:
     light: str
     style: str
     mask: Int[np.ndarray, "h w"]  # 0 for no thing, else 1 + index into things
+    sure: float = 1.0  # how probable it holds ground, light and style together to be
+
+    @property
+    def strange(self) -> bool:
+        """Is the picture unlike what the oracle has learned?"""
+        return self.sure < SURE
 
     def relation(self, a: int, b: int) -> str | None:
         """Where thing ``a`` is to thing ``b`` in the words of ``scene.RELATIONS``; None for what something stands on.
@@ -218,6 +226,8 @@ class Reading:
             "light": self.light,
             "style": self.style,
             "sentence": self.describe(),
+            "sure": round(self.sure, 3),
+            "strange": self.strange,
         }
 
 
@@ -290,7 +300,9 @@ def interpret(maps: Maps, label: Int[Tensor, "b h w"]) -> list[Reading]:
     traits = [t.cpu() for t in pool(maps.traits, label).split(_width(TRAITS), 2)]
     kind, colour, material = (t.argmax(2) for t in traits[:3])
     seen = traits[3][..., 0] > 0
-    world = [t.argmax(1).cpu() for t in maps.world.split(_width(WORLD), 1)]
+    words_of = maps.world.split(_width(WORLD), 1)
+    world = [t.argmax(1).cpu() for t in words_of]
+    sure = torch.stack([t.softmax(1).amax(1) for t in words_of]).prod(0).tolist()
     readings = []
     for i, labels in enumerate(label.cpu().numpy()):
         things = []
@@ -314,7 +326,7 @@ def interpret(maps: Maps, label: Int[Tensor, "b h w"]) -> list[Reading]:
         for index, (_, value) in enumerate(things):
             mask[labels == value] = index + 1
         ground, light, style = (words[best[i]] for words, best in zip(WORLD.values(), world, strict=True))
-        readings.append(Reading(tuple(t for t, _ in things), ground, light, style, mask))
+        readings.append(Reading(tuple(t for t, _ in things), ground, light, style, mask, sure[i]))
     return readings
 
 
