@@ -22,6 +22,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial, wraps
 from importlib import import_module
 from importlib.machinery import ModuleSpec, SourceFileLoader
+from inspect import signature
 from pathlib import Path
 from threading import RLock, get_ident
 from types import ModuleType
@@ -248,7 +249,7 @@ def _listed() -> Iterator[None]:
     """Let transformers not read its thousand files twice, for the same list of what is in them."""
     library: Any = sys.modules["transformers.utils.import_utils"]
     theirs: Any = getattr(library, "define_import_structure", None)
-    if not hasattr(theirs, "cache_info"):  # another version: nothing would be known
+    if not hasattr(theirs, "cache_info") or "prefix" not in signature(theirs).parameters:  # of another version
         yield
         return
 
