@@ -33,7 +33,7 @@ from sfumato.stilllife import tokenizer, weights
 ROOT = Path(__file__).parents[1]
 FEW, FEWEST = 4, 2
 """Steps of runs, where nobody looks at the picture: up to so many as they are, of more the second."""
-SHELL = ("sfumato ", "make ", "python -m ", "torchrun ")
+SHELL = ("sfumato ", "make ", "pip ", "python -m ", "torchrun ")
 """How lines of a shell begin."""
 OTHERS: dict[str, Callable[[], Any]] = {
     "google/ddpm-cat-256": families.ddpm,

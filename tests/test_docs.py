@@ -96,7 +96,7 @@ THEIRS = {"...", "canny/:0.7", "out/lift/robot.safetensors", "cat.safetensors", 
 THEIRS |= {"out/learn/mug-ball-break-a-scene.safetensors"}
 """Of arguments, what only a reader has: ControlNets, a scene with surfaces, a photograph of two things, and what is
 learned of it."""
-QUICK = {"edit", "export", "match", "methods", "render", "segment", "show"}
+QUICK = {"match", "methods", "render", "segment", "show"}
 """Commands of the README that take under a second with tiny networks."""
 CODE = [p for p in TEXTS if any(block.kind == "python" for block in blocks(p.read_text(encoding="utf-8")))]
 
