@@ -180,7 +180,7 @@ def test_describe_says_of_what_it_does_not_know(run, tmp_path):
     code, out, _ = run("describe", tmp_path / "noise.png", tmp_path / "render.png")
     assert code == 0 and ["unlike anything it knows" in line for line in out.splitlines()] == [True, False], out
     rows = json.loads(run("describe", tmp_path, "--json")[1])
-    assert [row["strange"] for row in rows] == [True, False] and rows[1]["sure"] > 0.95 > rows[0]["sure"]
+    assert [row["strange"] for row in rows] == [True, False] and rows[1]["sure"] > 0.85 > rows[0]["sure"]
 
 
 def test_what_describe_refuses(run, here, tmp_path):

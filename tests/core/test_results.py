@@ -24,6 +24,7 @@ from sfumato.methods.perceive.diff_seg import DiffSeg
 from sfumato.methods.perceive.dift import DIFT
 from sfumato.reading import read
 from sfumato.tasks.distill import Distilled
+from sfumato.tasks.edit import Edited, EditRun, Inverted
 from sfumato.tasks.generate import Generated
 from sfumato.tasks.illusion import Illusion
 from sfumato.tasks.learn import Learned
@@ -97,6 +98,8 @@ def test_results_of_tasks_show_their_pictures():
         Learned(none, images),
         Lifted(none, none, images, images[:, :1], (), (), ()),
         Illusion(Generated((drawn[0],), (), none), (drawn[1],), none),
+        EditRun(Edited(tuple(drawn), images, none), none, 5, 1.0),
+        Inverted(none, 1.0, images[0], images[1], 20.0, 21.0),
     ]
     for each in found:
         assert Image.open(io.BytesIO(each._repr_png_())).tobytes() == grid(drawn).tobytes()

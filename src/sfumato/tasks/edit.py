@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfumato.core import denoising
 from sfumato.core.backbone import Backbone
+from sfumato.core.brief import Shown
 from sfumato.core.conditions import Cond
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import Guide, Scales, against
@@ -23,7 +24,7 @@ from sfumato.core.watch import Attention
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Inversion, Path, invert, reconstruct
 from sfumato.inversion.together import together
-from sfumato.io.progress import Listener, heard
+from sfumato.io.progress import Listener, counted, heard
 from sfumato.media import images, overlays, pictures
 from sfumato.media.images import Fit, Fitted, Sized
 from sfumato.methods.edit.appearance import APPEARANCE
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Edited:
+class Edited(Shown):
     """What edits of pictures came to."""
 
     pictures: tuple[Picture, ...]
@@ -173,7 +174,7 @@ class PictureEdit:
 
 
 @dataclass(frozen=True)
-class EditRun:
+class EditRun(Shown):
     """An edit that was run."""
 
     edited: Edited
@@ -185,6 +186,10 @@ class EditRun:
     """Where each word of the target looks in each picture, where that was asked for."""
     read_source: bool = True
     """Was what the picture shows read at all?"""
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return self.edited.pictures
 
 
 def fit_all(shown: Mapping[str, Picture], model: Sized, how: Fit = "whole") -> dict[str, Fitted]:
@@ -291,7 +296,7 @@ SAME = 100.0
 
 
 @dataclass(frozen=True)
-class Inverted:
+class Inverted(Shown):
     """A picture found again from the noise that it comes from."""
 
     path: Path
@@ -304,6 +309,10 @@ class Inverted:
     psnr: float
     """Of ``found``, dB, up to ``SAME``."""
     psnr_best: float
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return pictures.picture(self.found), pictures.picture(self.best)
 
 
 def invert_picture(
@@ -319,7 +328,7 @@ def invert_picture(
     """Find the noise that a picture comes from, follow it back, and say how much of it is found again."""
     how, own = how.against(negative), how.source_guidance(guidance)
     guide = against(model, own, negative) if negative else own
-    with heard(on_progress), torch.no_grad():
+    with heard(on_progress), counted("inverting, and going back", 2), torch.no_grad():
         path = invert(model, pixels, prompt, how)
         found = model.decode(reconstruct(model, path, guide)).cpu()
         best = model.decode(path.image).cpu()
