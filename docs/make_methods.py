@@ -24,6 +24,7 @@ import tyro
 
 from sfumato.commands.fields import spoken
 from sfumato.core.described import behind, strings
+from sfumato.core.settings import Between
 from sfumato.inversion import Inversion
 from sfumato.methods import index
 from sfumato.methods.about import About, about
@@ -344,6 +345,8 @@ def metavar(hint: Any) -> str | None:
     kind, inside = get_origin(hint), get_args(hint)
     if kind is Annotated:
         spec = inside[1]
+        if isinstance(spec, Between):
+            return metavar(inside[0])
         return spec.metavar if isinstance(spec, tyro.constructors.PrimitiveConstructorSpec) else None
     if kind is Literal:
         return "{" + ",".join(map(str, inside)) + "}"
