@@ -94,8 +94,8 @@ def methods(segments: Sequence[Sequence[str]], prog: str, head: bool = False) ->
         )
         seed_of(getattr(item, "seed", 0))
         items.append(kind(**values(item)))
-        said = {_named(o) for o in options if o.startswith("--")}
-        named.append(frozenset(said | (recipes.said(entry, presets[-1], head) if presets else set())))
+        own = {_named(o) for o in options if o.startswith("--")}
+        named.append(frozenset(own | (recipes.fields_of(entry, presets[-1], head) if presets else set())))
     return Chain(tuple(items), tuple(word for word, *_ in segments), tuple(named))
 
 

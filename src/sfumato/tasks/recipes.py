@@ -313,7 +313,7 @@ def usual(entry: Entry, head: bool = False) -> Recipe | None:
     return next(iter(_suiting(entry, head).values()), None) if chosen else None
 
 
-def said(entry: Entry, preset: str, head: bool = False) -> frozenset[str]:
+def fields_of(entry: Entry, preset: str, head: bool = False) -> frozenset[str]:
     """The fields that a preset asks for: all, but of one that suits a model, which is what that has anyway."""
     kind = entry.learner if head else entry.method
     return frozenset() if preset in _suiting(entry, head) else frozenset(f.name for f in fields(kind) if f.init)
@@ -344,8 +344,8 @@ def filled(given: Any, suiting: Any, named: Collection[str] = ()) -> Any:
     """
     cls = type(given)
     new = {f.name: getattr(given, f.name) for f in fields(cls) if f.init}
-    said = {k: v for k, v in new.items() if k in named or v != getattr(cls(), k)}
-    return cls(**{**vars(suiting), **{v: new[v] for k, v in _INSTEAD.items() if k in said and v in new}, **said})
+    chosen = {k: v for k, v in new.items() if k in named or v != getattr(cls(), k)}
+    return cls(**{**vars(suiting), **{v: new[v] for k, v in _INSTEAD.items() if k in chosen and v in new}, **chosen})
 
 
 def suited(
