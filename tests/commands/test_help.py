@@ -37,7 +37,7 @@ def test_all_help_fits_the_terminal_and_says_a_default_once(monkeypatch, columns
     for text in texts:
         long = [line for line in text.splitlines() if len(line) > columns]
         assert all(line.startswith(("Example: ", "Then: ")) for line in long), long
-        assert not re.search(r"default: (None|none|''|False|)\)|\{None|\x1b|``", text)
+        assert not re.search(r"default: (None|none|''|False|)\)|\{None|\x1b|`", text)
         assert not re.search(r"\[default:[^\]]*\]\.?\s*\(default", text)
 
 

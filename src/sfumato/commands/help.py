@@ -146,7 +146,7 @@ def _paragraphs(text: str) -> str:
 
 def _filled(text: str, first: int, rest: int, begun: str = "") -> str:
     options: Any = {"break_on_hyphens": False, "break_long_words": False}
-    text = text.replace("``", "")
+    text = text.replace("`", "")
     return textwrap.fill(text, width(), initial_indent=begun.ljust(first), subsequent_indent=" " * rest, **options)
 
 
