@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfumato import cli
-from sfumato.commands import argv, experiment, fields
+from sfumato.commands import argv, experiment, fields, first
 from sfumato.commands.fields import Grammar
 from sfumato.commands.show import SHOWN
 from sfumato.errors import SfumatoError
@@ -184,6 +184,7 @@ def asked(monkeypatch):
         for name, f in list(table.items()):
             monkeypatch.setitem(table, name, recorded(f))
     monkeypatch.setitem(cli.GROUPS, "experiment", lambda word: {word: recorded(experiment.commands(word)[word])})
+    monkeypatch.setattr(first, "whole", lambda *args: None)
     monkeypatch.setattr(opening, "checked", lambda file: None)
     monkeypatch.chdir(ROOT)
 
