@@ -61,7 +61,7 @@ def understood(monkeypatch):
         monkeypatch.setitem(cli.COMMANDS, name, only_parsed(f))
     for name, inner in cli.GROUPS.items():
         monkeypatch.setitem(cli.GROUPS, name, lambda word, of=inner: {k: only_parsed(f) for k, f in of(word).items()})
-    monkeypatch.setattr(first, "whole", lambda *args: None)
+    monkeypatch.setattr(first, "_there", lambda *args: None)
     monkeypatch.setattr(opening, "checked", lambda file: None)
     monkeypatch.setattr(hub, "check", lambda name, built_in: None)
     monkeypatch.chdir(ROOT)

@@ -113,9 +113,9 @@ def main(args: Sequence[str]) -> int:
             raise unknown("command", name, commands)
         command, prog = commands[name], f"{prog} {name}"
         words, heads = _methods(name), name == HEADS
-        if not help.ASKED & {*args}:
-            first.check(args, fields.grammar(command), words)
         listed = _methods(name, command=name)
+        if not help.ASKED & {*args}:
+            first.check(args, fields.grammar(command), words, listed)
         of = partial(fields.of_method, head=heads)
         head, segments = argv.split(args, fields.grammar(command), words, of, listed)
         for word, *options in segments:

@@ -43,7 +43,8 @@ def test_noise_along_a_clip_s_flow_is_like_itself_there():
 @pytest.mark.parametrize("name", list(clips.RUNNERS))
 def test_a_method_is_asked_for_by_a_case(name):
     edit: Any = SimpleNamespace(captions=("a red cube", "a blue cube"), instruction="make the cube blue")
-    case = clips.Case(edit, torch.zeros(2), torch.zeros(2), None, 5)  # pyright: ignore[reportArgumentType]
+    still, gone = torch.zeros(1, 4, 4, 2), torch.zeros(1, 4, 4, dtype=torch.bool)
+    case = clips.Case(edit, torch.zeros(2), torch.zeros(2), Motion(still, still, gone, gone), 5)
     asked = clips.RUNNERS[name](case)
     assert asked.prompts in (None, ("a red cube", "make the cube blue"))
     assert (asked.model == "stilllife") == (asked.prompts is None)

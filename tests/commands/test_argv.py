@@ -184,7 +184,7 @@ def asked(monkeypatch):
         for name, f in list(table.items()):
             monkeypatch.setitem(table, name, recorded(f))
     monkeypatch.setitem(cli.GROUPS, "experiment", lambda word: {word: recorded(experiment.commands(word)[word])})
-    monkeypatch.setattr(first, "whole", lambda *args: None)
+    monkeypatch.setattr(first, "_there", lambda *args: None)
     monkeypatch.setattr(opening, "checked", lambda file: None)
     monkeypatch.chdir(ROOT)
 

@@ -39,5 +39,5 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(run, here, tmp_path):
         (("--n", 0), "--n"),
         (("--guidance", -1), "--guidance is a number from 0"),
     ):
-        code, _, err = run("illusion", "a red cube", "a red duck", "--model", "nowhere", *wrong, "--out", tmp_path)
+        code, _, err = run("illusion", "a red cube", "a red duck", "--model", "no/where", *wrong, "--out", tmp_path)
         assert code == 2 and why in err and err.count("\n") == 1, err

@@ -264,7 +264,7 @@ def test_an_encoder_that_was_taught_gives_a_concept_its_word(here, run, photos, 
     concept = Concept.load(json.loads(out)["files"][0])
     assert concept.rows["clip_l"].shape[0] == 2 and concept.about["kind"] == "cube"
     assert {key.rpartition(".")[2] for key in concept.changes} == {"scale_A", "scale_B"}
-    code, _, err = run("train-encoder", "--model", "sd15", "--out", tmp_path / "other")
+    code, _, err = run("train-encoder", "--model", "sd-1.5", "--out", tmp_path / "other")
     assert code == 2 and "give pictures of one domain" in err
     code, _, err = run("train-encoder", photos, "--samples", 2, "--out", tmp_path / "other")
     assert code == 2 and "of 2 pictures 2 are kept to be painted" in err

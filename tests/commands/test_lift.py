@@ -99,7 +99,9 @@ def test_a_picture_is_part_of_it(lab, tmp_path):
         (("--field", "gaussians", "--image", "photo.png", "sds"), "Gaussians have no surface"),
     ],
 )
-def test_what_cannot_be_lifted_is_said_in_a_line(here, run, tmp_path, args, words):
+def test_what_cannot_be_lifted_is_said_in_a_line(here, run, tmp_path, monkeypatch, args, words):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("photo.png")
     code, _, err = run("lift", PROMPT, "--out", tmp_path, *args)
     assert code == 2 and words in err and "Traceback" not in err
     assert run("lift", " ", "--out", tmp_path, "sds")[0] == 2

@@ -278,7 +278,7 @@ def test_what_cannot_be_run_is_said(model):
         r"starts from latents \(b, 4, h, w\) or an inversion's path, got \(4, 16, 16\)", start=torch.zeros(4, 16, 16)
     )
     refused(r"got \(1, 5, 16, 16\)", start=torch.zeros(1, 5, 16, 16))
-    refused(r"methods are a list .* such as \[PromptToPrompt\(\)\], got PromptToPrompt\(", methods=PromptToPrompt())
+    refused(r"methods are a list .* such as \[PromptToPrompt\(\)\], got a PromptToPrompt", methods=PromptToPrompt())
     path = invert(model, torch.full((1, 3, 64, 64), 0.5), "", Direct(steps=2))
     refused("methods are a list", methods=PromptToPrompt(), start=path)
     refused("methods are a list", methods=[PromptToPrompt])

@@ -19,7 +19,11 @@ def run(streams=("source", "target"), conditions=("uncond", "cond"), images: int
 @pytest.mark.parametrize(
     ("requires", "bad", "why"),
     [
-        (Requires(source=True), {"streams": ("main",)}, r"X needs two prompts: \{\"source\": \.\.\., \"target\""),
+        (
+            Requires(source=True),
+            {"streams": ("main",)},
+            "X needs two prompts, of a picture and of its edit: sfumato edit",
+        ),
         (Requires(uncond=True), {"conditions": ("cond",)}, "X takes a guidance with an empty prompt"),
         (Requires(windows=False), {"windows": 3}, "X sees whole images, and this canvas is seen in windows"),
         (Requires(batch=False), {"images": 2}, "X edits one image a run"),

@@ -178,7 +178,9 @@ def test_the_command_draws_and_tells(run, here, tmp_path):
     assert again[0] == 0 and "at border" in again[1] and again[1].split()[-1] == str(tmp_path / "b" / "trajectory.json")
     for name in ("similarity.png", "latents.png", "pixels.png", "trajectory.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert len(list((tmp_path / "a").iterdir())) == 4
+    assert len(list((tmp_path / "a").glob("[!.]*"))) == 4
+    other = [prompt, "--scales", 1, "--steps", 2, "--points", 1, "--decode", "estimate", "--out", tmp_path / "a"]
+    assert run(*other)[0] == 0 and len(list((tmp_path / "a").glob("[!.]*.2.*"))) == 4, "nothing is written over"
 
 
 @pytest.mark.parametrize(

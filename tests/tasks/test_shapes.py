@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from solids import cube, sphere
 
 from sfumato.errors import SfumatoError
@@ -16,7 +17,8 @@ from sfumato.methods.perceive.diff3f import Diff3F, VertexFeatures
 from sfumato.methods.perceive.dift import DIFT
 from sfumato.tasks import shapes
 
-FEW = ("diff3f", "--azimuths", "0", "120", "--elevations", "20", "--look", "shaded", "--size", "32")
+FEW = ("diff3f", "--preset", "defaults")
+FEW += ("--azimuths", "0", "120", "--elevations", "20", "--look", "shaded", "--size", "32")
 
 
 def egg(seed: int = 0) -> Mesh:
@@ -114,7 +116,10 @@ def test_the_command_paints_by_a_controlnet(run, here, files, tmp_path):
         (("match", "picture.png", "other.png", "diff3f"), "diff3f does not match; it is a method of sfumato shapes"),
     ],
 )
-def test_what_the_command_refuses(run, here, files, tmp_path, args, reason):
+def test_what_the_command_refuses(run, here, files, tmp_path, monkeypatch, args, reason):
+    monkeypatch.chdir(tmp_path)
+    for name in ("picture.png", "other.png"):
+        Image.new("RGB", (8, 8)).save(name)
     args = [str(files[0]) if a == "FILE" else a for a in args]
     code, _, err = run(*args, "--out", str(tmp_path / "out"))
     assert code == 2 and re.search(reason, err), err

@@ -312,11 +312,13 @@ class _Work:
         from sfumato.media import images
         from sfumato.tasks.edit import fit_all, kept_by
 
-        shown = {unit.picture: images.opened(unit.picture) for unit in some}
+        shown = [images.opened(unit.picture) for unit in some]
         if self.as_set:
-            fitted = list(fit_all({file.stem: x for file, x in shown.items()}, self.net, self.fit).values())
+            stems = [unit.picture.stem for unit in some]
+            names = stems if len({*stems}) == len(stems) else [f"{i} {stem}" for i, stem in enumerate(stems, 1)]
+            fitted = list(fit_all(dict(zip(names, shown, strict=True)), self.net, self.fit).values())
         else:
-            fitted = [images.fit(shown[u.picture], self.net.size, self.net.multiple, self.fit) for u in some]
+            fitted = [images.fit(x, self.net.size, self.net.multiple, self.fit) for x in shown]
         sizes: dict[tuple[int, ...], list[tuple[Unit, Fitted]]] = {}
         for unit, one in zip(some, fitted, strict=True):
             if not self.as_set or unit is some[0]:

@@ -90,7 +90,7 @@ class Unit:
         for label in self.edits:
             if not self.file(label).exists():
                 _kept(self.folder).drop(self.names[label])
-        if self.sheet is not None and len(self.edits) > 1 and not self.sheet.exists():
+        if self.sheet is not None and not self.sheet.exists():
             name, _, kind = self.sheet.stem.rpartition("-")
             Kept(self.folder, kind, f"-{kind}.png").drop(name)
 
@@ -119,7 +119,7 @@ def units(
         names, keys = {}, {}
         for label, wanted in each.items():
             stem = "-".join(filter(None, (wanted.picture.stem, re.sub(r"[^\w.]+", "-", label))))
-            keys[label] = key = kept.digest({**shared, **wanted.settings()})
+            keys[label] = key = kept.digest({**shared, **wanted.settings(), "at": len(out) if one else 0})
             names[label], before = _kept(folder).claim(stem, partial(_is_of, key), taken, key=key)
             taken.append(names[label])
             if before is None and stems[wanted.picture.stem] > 1 and names[label] != kept.short(stem):
@@ -127,7 +127,7 @@ def units(
         sheet = None
         if not out or not one:
             name = next(iter(names.values()))
-            if len(names) > 1:
+            if sheets != "beside":
                 stem = next(iter(each.values())).picture.stem
                 name = kept.named(folder, sheets, f"-{sheets}.png", stem, {"of": list(keys.values())})
             sheet = folder / f"{name}-{sheets}.png"

@@ -57,7 +57,7 @@ def _command(entry: Entry) -> Callable[..., None]:
             found = experiment.run(model)
         path = experiment.path(setting.out, entry.word)
         settings = {"model": setting.model, "loading": setting.loading, "experiment": experiment}
-        path = path.with_stem(kept.named(writable(path.parent), "experiment", ".png", path.stem, settings))
+        path = path.with_stem(kept.named(writable(path.parent), "experiment", ".json", path.stem, settings))
         found.draw(path, experiment.about(model))
         document = experiment.document(model, found)
         numbers = path.with_suffix(".json")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from itertools import takewhile
 from pathlib import Path
 
 from sfumato.commands.argv import LIST, OPTION
@@ -12,14 +11,14 @@ from sfumato.errors import SfumatoError
 from sfumato.io import device
 
 
-def check(args: Sequence[str], command: Grammar, words: Collection[str] = ()) -> None:
+def check(args: Sequence[str], command: Grammar, words: Collection[str] = (), listed: Sequence[str] = ()) -> None:
     """Raise ``SfumatoError`` for a device or a model that is none, and for a picture that is missing or broken.
 
-    Of a line with ``words`` of methods pictures are looked at if nothing else is seen to be wrong: where a method is
-    named and no option is missing.
+    Of a line with ``words`` of methods, of which some are ``listed``, pictures are looked at if nothing else is seen to
+    be wrong: where a method is named and no option is missing.
     """
     rest, place, methods = [*args[: args.index("--") if "--" in args else None]], 0, not words
-    pictures, given = list[str](), set[str]()
+    pictures, several, given = list[str](), list[str](), set[str]()
     while rest:
         arg = rest.pop(0)
         if not OPTION.fullmatch(arg):
@@ -27,6 +26,8 @@ def check(args: Sequence[str], command: Grammar, words: Collection[str] = ()) ->
             methods = methods or behind
             if not (words and methods) and place in command.pictures and arg not in words:
                 pictures.append(arg)
+            if not (words and methods):
+                several.append(arg)
             place += 1
             continue
         name, equals, value = arg.partition("=")
@@ -41,33 +42,38 @@ def check(args: Sequence[str], command: Grammar, words: Collection[str] = ()) ->
                 known(values[0])
             elif name in command.pictures:
                 pictures += values
-    if methods and given.issuperset(command.required):
-        from sfumato.media import opening
+    if not methods or not given.issuperset(command.required) or missing(command, given):
+        return
+    from sfumato.media import opening
 
-        for picture in pictures:
-            opening.checked(picture)
+    if command.many and len(several) == 1 and LIST not in given and not Path(several[0]).is_dir():
+        _there(several[0], words, listed)
+        opening.checked(several[0])
+    for picture in pictures:
+        opening.checked(picture)
+
+
+def missing(command: Grammar, given: Collection[str]) -> list[str]:
+    """Options that a command needs unless pictures are listed in a file, which are not given."""
+    return [] if LIST in given else [need for need in command.needs if need.partition(" ")[0] not in given]
 
 
 def whole(head: Sequence[str], command: Grammar, prog: str, words: Collection[str], listed: Sequence[str]) -> None:
-    """Raise ``SfumatoError`` for a command's own part in which something is missing that tyro does not miss, or where a
-    single picture cannot be read; ``words`` are methods that may follow, of which some are ``listed``."""
+    """Raise ``SfumatoError`` for a command's own part, in which something may be missing that tyro does not miss."""
+    if needed := missing(command, {arg.partition("=")[0] for arg in head}):
+        raise SfumatoError(f"{prog} needs {' and '.join(needed)}; see {prog} --help")
+    if command.many and [*head[:1]] and not OPTION.fullmatch(head[0]):
+        _there(head[0], words, listed)
     check(head, command)
-    given = {arg.partition("=")[0] for arg in head}
-    if LIST in given:
-        return
-    if missing := [need for need in command.needs if need.partition(" ")[0] not in given]:
-        raise SfumatoError(f"{prog} needs {' and '.join(missing)}; see {prog} --help")
-    pictures = list(takewhile(lambda arg: not OPTION.fullmatch(arg), head))
-    if not command.many or len(pictures) != 1 or (place := Path(pictures[0])).is_dir():
-        return
-    if not place.exists():
-        if pictures[0] in words:
-            raise SfumatoError(f"no picture is given: {place} is a method; name files or folders before it")
-        nor = f", nor a method of that name: {', '.join(listed)}" if words else ""
-        raise SfumatoError(f"there is no file or folder {place}{nor}")
-    from sfumato.media import opening
 
-    opening.checked(pictures[0])
+
+def _there(place: str, words: Collection[str], listed: Sequence[str]) -> None:
+    """Refuse the first of many pictures or folders where there is none."""
+    if not Path(place).exists():
+        if place in words:
+            raise SfumatoError(f"no picture is given: {place} is a method; name files or folders before it")
+        nor = f", nor a method of that name: {', '.join(listed)}" if listed else ""
+        raise SfumatoError(f"there is no file or folder {place}{nor}")
 
 
 def known(name: str) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from numbers import Real
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import torch
@@ -35,7 +34,7 @@ from sfumato.core.steppers import DDIM, DDPM, Move, Stepper, limiting
 from sfumato.core.suited import suited
 from sfumato.core.tapping import tapping
 from sfumato.core.views import Views
-from sfumato.errors import SfumatoError, finite, integer, kind, shown
+from sfumato.errors import SfumatoError, finite, integer, shown
 from sfumato.io.progress import progress
 from sfumato.io.terminal import note
 
@@ -117,7 +116,8 @@ def denoise(
     Ctrl-C and errors leave the model as it was. Raises ``SfumatoError`` for what cannot be run, before the first step,
     and after one that leads to what is not finite.
     """
-    _check_kinds(model, methods, views, stepper, memory, callback)
+    check_model(model)
+    check_methods(methods)
     model = _of_methods(model, methods)
     asked = {"seed": seed, "methods": tuple(methods), "start": start}
     model = model if noises is None else model.with_noises(noises)
@@ -217,7 +217,8 @@ def plan(
     group: int | None = None,
 ) -> Plan:
     """What ``denoise`` would do with the same arguments, checked and priced, nothing run."""
-    _check_kinds(model, methods, views, stepper, memory)
+    check_model(model)
+    check_methods(methods)
     model = _of_methods(model, methods)
     height, width = _sides(model, size)
     grid = (height // model.factor, width // model.factor)
@@ -237,16 +238,6 @@ def check_methods(methods: Any) -> None:
         raise SfumatoError(
             f"methods are a list of them as they are set, such as [PromptToPrompt()], got {shown(methods)}"
         )
-
-
-def _check_kinds(model: Any, methods: Any, views: Any, stepper: Any, memory: Any, callback: Any = None) -> None:
-    check_model(model)
-    check_methods(methods)
-    kind("views are none or an object that says them, such as Tiles()", views, (Views, type(None)))
-    kind("a stepper is an object, such as DDIM()", stepper, (Stepper, type(None)))
-    kind("memory is a number of bytes", memory, (Real, type(None)))
-    if callback is not None and not callable(callback):
-        raise SfumatoError(f"a callback is a function of a step, got {shown(callback)}")
 
 
 def _of_methods(model: Backbone, methods: Sequence[Method]) -> Backbone:

@@ -10,6 +10,9 @@ from dataclasses import MISSING, Field, fields
 from itertools import pairwise
 from typing import Any
 
+_KINDS = {"Part": "float in [0, 1]", "PartOfSteps": "float in [0, 1], or int steps"}
+"""What annotations of ours say."""
+
 
 class Described:
     """Of a dataclass: its docstring has its fields as parameters, with their types and defaults.
@@ -41,7 +44,11 @@ def _parameters(cls: Any) -> str:
         texts = strings(cls)
     except (OSError, TypeError, SyntaxError):  # where there is no source
         return ""
-    rows = [f"{f.name} : {f.type}{_default(f)}{_filled(texts.get(f.name, ''))}" for f in fields(cls) if f.init]
+    rows = [
+        f"{f.name} : {_KINDS.get(str(f.type), f.type)}{_default(f)}{_filled(texts.get(f.name, ''))}"
+        for f in fields(cls)
+        if f.init
+    ]
     return textwrap.indent("\n".join(["\n", "Parameters", "----------", *rows]), "    ") if rows else ""
 
 

@@ -51,6 +51,7 @@ class CFG(Guide):
     def __post_init__(self) -> None:
         kind("the scale of a guidance is a number, or one a stream", self.scale, (Real, Mapping, Tensor))
         kind("a negative prompt is a text", self.negative, str)
+        super().__post_init__()
 
     def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
         cond = model.embed(prompts)

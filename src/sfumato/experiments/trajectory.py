@@ -155,9 +155,8 @@ class Course(Findings):
         ]
 
     def figures(self, path: Path) -> dict[str, Path]:
-        return {
-            name: path.with_stem(path.stem.replace("similarity", name)) for name in ("similarity", "latents", "pixels")
-        }
+        _, dot, number = path.stem.partition(".")
+        return {name: path.with_name(f"{name}{dot}{number}.png") for name in ("similarity", "latents", "pixels")}
 
     def draw(self, path: Path, about: str = "") -> None:
         """The three figures (5.6 to 5.8 of the source), which say themselves what they are about.

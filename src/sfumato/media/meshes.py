@@ -24,11 +24,11 @@ from sfumato.errors import SfumatoError, finite, first_line
 from sfumato.io.files import atomic
 from sfumato.io.terminal import note
 from sfumato.media import pictures
+from sfumato.media.opening import MESHES as FORMATS
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-FORMATS = (".obj", ".off", ".ply", ".glb")
 COLOURED = (".ply", ".glb")
 """Formats that hold a colour for every vertex."""
 TEXTURED = (".glb", ".obj")

@@ -19,6 +19,8 @@ from sfumato.io.terminal import note
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
+MESHES = (".obj", ".off", ".ply", ".glb")
+"""How names of meshes end."""
 MOST_PIXELS = 100_000_000
 Taken = TypeVar("Taken")
 BRANDS = {b"avif": "AVIF", b"avis": "AVIF", **dict.fromkeys((b"heic", b"heix", b"heim", b"hevc", b"mif1"), "HEIF")}
@@ -60,8 +62,10 @@ def opened(path: str | Path, turned: bool = True) -> Picture:
 
 
 def checked(path: str | Path) -> None:
-    """Raise ``SfumatoError`` as ``opened`` does."""
+    """Raise ``SfumatoError`` as ``opened`` does, and for a mesh."""
     path = Path(path).expanduser()
+    if path.exists() and path.suffix.lower() in MESHES:
+        raise SfumatoError(f"{path} is a mesh, which sfumato shapes reads; here pictures are read")
     _open(path, lambda found: _within(found, path).load())
 
 

@@ -132,7 +132,7 @@ def writes(path: Path) -> str:
         return "film"
     if suffix in MOVING:
         return suffix[1:]
-    if suffix and not path.is_dir():
+    if suffix[1:].isalnum() and not path.is_dir():
         kinds = ", ".join((*FILMS, *MOVING))
         raise SfumatoError(f"videos are written as {kinds} or a folder of frames, not as {path}")
     return "folder"

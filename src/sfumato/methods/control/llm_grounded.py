@@ -87,7 +87,7 @@ class LlmGrounded(Method):
     """Weight of the difference to the things' own attention."""
     frozen: float = 0.5
     """Part of the steps in which the masks hold the things' own latents."""
-    saliency: Part = 0.25
+    saliency: float = 0.25
     """Share of the greatest attention above which a cell of the box belongs to its thing."""
     blur: float = 1.5
     """Deviation of the attention's smoothing for that, in sixteenths of the image."""
