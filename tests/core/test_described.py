@@ -18,10 +18,8 @@ from sfumato.methods.edit.prompt_to_prompt import PromptToPrompt
 def test_help_has_the_fields_of_a_method():
     text = pydoc.render_doc(PromptToPrompt, renderer=pydoc.plaintext)  # pyright: ignore[reportAttributeAccessIssue]
     assert "The run's first stream is the source, all others are its edits.\n |  \n |  Parameters\n" in text
-    assert (
-        " |  self : float in [0, 1], or int steps, default 0.4\n |      Part of the steps in which self-attention is the source's.\n"
-        in text
-    )
+    meaning = "Part of the steps in which self-attention is the source's."
+    assert f" |  self : float in [0, 1], or int steps, default 0.4\n |      {meaning}\n" in text
     assert "words : Mapping[str, float], default {}\n" in text and "requires :" not in text
     assert "seed" in strings(index.find("blended-latents").method), "also those of a class that it derives from"
     assert "latents : Float[Tensor, 'b c h w']\n    prompts : " in str(Sample.__doc__).replace(" " * 8, "    ")
