@@ -165,7 +165,7 @@ def test_shapes_that_are_stopped_leave_nothing(run, here, monkeypatch, stop, tmp
     trimesh = pytest.importorskip("trimesh")
     monkeypatch.chdir(tmp_path)
     trimesh.creation.box().export("box.off")
-    command = ("shapes", "box.off", "--parts", 2, "--device", "cpu", "--out", "out", "diff3f")
+    command = ("shapes", "box.off", "--parts", 2, "--device", "cpu", "--out", "out", "diff3f", "--preset", "defaults")
     command = (*command, "--look", "shaded", "--azimuths", 0, 180, "--elevations", 0, "--size", 64)
     stop(1)
     code, said, err = run(*command)
