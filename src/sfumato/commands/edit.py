@@ -32,7 +32,7 @@ from sfumato.commands.options import (
     layout_of,
     mask_of,
     note_guidance,
-    remark_picture,
+    remark_pictures,
 )
 from sfumato.commands.reading import files_of
 from sfumato.commands.steering import Steering
@@ -309,8 +309,10 @@ class _Work:
 
     def _fitted(self, some: Sequence[Unit], columns: int, advance: Callable[[int], None]) -> None:
         """Pictures as the model sees them, and their edits: those of one size together."""
+        import torch
+
         from sfumato.media import images
-        from sfumato.tasks.edit import fit_all, kept_by
+        from sfumato.tasks.edit import fit_all, kept_each
 
         shown = [images.opened(unit.picture) for unit in some]
         if self.as_set:
@@ -321,12 +323,12 @@ class _Work:
             fitted = [images.fit(x, self.net.size, self.net.multiple, self.fit) for x in shown]
         sizes: dict[tuple[int, ...], list[tuple[Unit, Fitted]]] = {}
         for unit, one in zip(some, fitted, strict=True):
-            if not self.as_set or unit is some[0]:
-                name = str(unit.picture) if self.several else ""
-                remark_picture(self.model, partial(kept_by, self.net, one.pixels), name)
             sizes.setdefault(tuple(one.pixels.shape), []).append((unit, one))
         for of_size in sizes.values():
             these, seen = zip(*of_size, strict=True)
+            pixels = torch.stack([one.pixels for one in (seen[:1] if self.as_set else seen)])
+            names = [str(unit.picture) if self.several else "" for unit in these]
+            remark_pictures(self.model, partial(kept_each, self.net, pixels), names)
             self._paint(these, seen, advance)
             for group in [these] if self.as_set else [[unit] for unit in these]:
                 edited.sheet(

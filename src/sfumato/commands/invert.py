@@ -20,7 +20,7 @@ from sfumato.commands.options import (
     Steps,
     guidance_of,
     note_guidance,
-    remark_picture,
+    remark_pictures,
     seed_of,
     whole,
 )
@@ -92,7 +92,7 @@ def invert(
     file = out / f"{stem}-path.safetensors"
     save_tensors(file, tensors, {k: str(v) for k, v in words.items()})
     figures = {"psnr": done.psnr, "psnr_vae": done.psnr_best}
-    remark_picture(model, lambda: done.psnr_best)
+    remark_pictures(model, lambda: [done.psnr_best])
     if json:
         print_json({"image": str(sheet), "path": str(file), **figures})
     else:

@@ -193,13 +193,14 @@ class Loading:
                 note(f"no prompt says {either}, {what} of --{option} {file}, so it is not read")
 
 
-def remark_picture(model: str, kept: Callable[[], float], name: str = "") -> None:
-    """Say so where the built-in model cannot hold a picture, of which its autoencoder finds so much again, in dB."""
+def remark_pictures(model: str, kept: Callable[[], Sequence[float]], names: Sequence[str] = ("",)) -> None:
+    """Say so where the built-in model cannot hold pictures, of which its autoencoder finds so much again, in dB."""
     from sfumato.stilllife.paint import strange
     from sfumato.stilllife.weights import MODELS
 
-    if model in MODELS and (text := strange(kept())):
-        note(f"{name}: {text}" if name else text)
+    for name, found in zip(names, kept() if model in MODELS else (), strict=False):
+        if text := strange(found):
+            note(f"{name}: {text}" if name else text)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from sfumato.commands.options import (
     layout_of,
     mask_of,
     note_guidance,
-    remark_picture,
+    remark_pictures,
     seed_of,
     whole,
 )
@@ -185,7 +185,7 @@ def video(
     controls = tuple(Aligned(one.frames, f"{one.video.path} {mark(one.video)[:16]}") for one in beside_it)
     steered = steering.steered(net, loading, negative)
     first = images.fit(next(footage.frames()), net.size, net.multiple, fit)
-    remark_picture(model, lambda: kept_by(net, first.pixels))
+    remark_pictures(model, lambda: [kept_by(net, first.pixels)])
     edit = PictureEdit.of(chain.seeing(first), source, target, invert, steps, guidance, seed, None, negative)
     asked = VideoEdit(footage, edit, Independent(), chunk, anchor, seed, fit, Reads(controls, steered, hole, fit))
     uses.seed(seed, [(edit.start, *edit.methods)])

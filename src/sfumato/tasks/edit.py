@@ -204,9 +204,14 @@ def fit_all(shown: Mapping[str, Picture], model: Sized, how: Fit = "whole") -> d
 
 def kept_by(model: Backbone, pixels: Float[Tensor, "3 h w"]) -> float:
     """How near the autoencoder alone comes to a picture, in dB, up to ``SAME``: no edit keeps more of it."""
+    return kept_each(model, pixels[None])[0]
+
+
+def kept_each(model: Backbone, pixels: Float[Tensor, "b 3 h w"]) -> list[float]:
+    """The same of several pictures."""
     with torch.no_grad():
-        best = model.decode(model.encode(pixels[None].to(model.device))).cpu()
-    return min(SAME, float(psnr(best, pixels[None])))
+        best = model.decode(model.encode(pixels.to(model.device))).cpu()
+    return [min(SAME, float(kept)) for kept in psnr(best, pixels)]
 
 
 def run_edits(
