@@ -114,8 +114,7 @@ def main(args: Sequence[str]) -> int:
         command, prog = commands[name], f"{prog} {name}"
         words, heads = _methods(name), name == HEADS
         listed = _methods(name, command=name)
-        if not help.ASKED & {*args}:
-            first.check(args, fields.grammar(command), words, listed)
+        looked = not help.ASKED & {*args} and first.check(args, fields.grammar(command), words, listed)
         of = partial(fields.of_method, head=heads)
         head, segments = argv.split(args, fields.grammar(command), words, of, listed)
         for word, *options in segments:
@@ -125,7 +124,7 @@ def main(args: Sequence[str]) -> int:
             return _show(help.command(command, prog, _methods(name, aliases=False, command=name)))
         with oneline():
             run = tyro.cli(_later(command), prog=prog, args=head)
-            first.whole(head, fields.grammar(command), prog, words, listed)
+            first.whole(head, fields.grammar(command), prog, words, listed, looked)
             given = {"chain": fields.methods(segments, prog, heads)} if words else {}
         run(**given)
     except SystemExit as e:

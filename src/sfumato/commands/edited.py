@@ -73,17 +73,10 @@ class Unit:
     def record(self) -> None:
         """Keep what the results are of, for a page of all that lie there."""
         for label, one in self.edits.items():
-            alone = self.sheet is not None and len(self.edits) == 1
-            by = " + ".join(one.chain.names)
-            about = {
-                "by": by,
-                "words": ", ".join(filter(None, (one.picture.name, one.target, label, f"seed {one.seed}"))),
-            }
-            files = [
-                self.file(label).name,
-                self.sheet.name if self.sheet is not None and alone else self.file(label).name,
-            ]
-            _kept(self.folder).write(self.names[label], {"key": self.keys[label], "files": files, **about})
+            shown = self.sheet if self.sheet is not None and len(self.edits) == 1 else self.file(label)
+            words = ", ".join(filter(None, (one.picture.name, one.target, label, f"seed {one.seed}")))
+            about = {"by": " + ".join(one.chain.names), "words": words, "files": [self.file(label).name, shown.name]}
+            _kept(self.folder).write(self.names[label], {"key": self.keys[label], **about})
 
     def release(self) -> None:
         """Let go of the names of what did not come."""
@@ -194,14 +187,13 @@ def tell(folder: Path, some: Sequence[Unit], failed: Sequence[str], several: boo
 
 def _files(some: Sequence[Unit]) -> dict[str, str]:
     """Of one picture or set."""
-    out = {}
-    for label in some[0].edits:
+    out, first = {}, some[0]
+    for label in first.edits:
         end = f" {label}" if label else ""
         out |= {f"image{f' {i}' if i else ''}{end}": str(unit.file(label)) for i, unit in enumerate(some)}
-        first = some[0]
         more = {"plan": first.file(label, "plan").with_suffix(".json"), "attention": first.file(label, "attention")}
         out |= {f"{what}{end}": str(file) for what, file in more.items() if file.exists()}
-    return out | {some[0].sheet.stem.rpartition("-")[2]: str(some[0].sheet) for _ in [0] if some[0].sheet is not None}
+    return out if first.sheet is None else {**out, first.sheet.stem.rpartition("-")[2]: str(first.sheet)}
 
 
 def _is_of(key: str, record: Mapping[str, Any]) -> bool:

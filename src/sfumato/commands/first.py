@@ -11,11 +11,11 @@ from sfumato.errors import SfumatoError
 from sfumato.io import device
 
 
-def check(args: Sequence[str], command: Grammar, words: Collection[str] = (), listed: Sequence[str] = ()) -> None:
+def check(args: Sequence[str], command: Grammar, words: Collection[str] = (), listed: Sequence[str] = ()) -> bool:
     """Raise ``SfumatoError`` for a device or a model that is none, and for a picture that is missing or broken.
 
     Of a line with ``words`` of methods, of which some are ``listed``, pictures are looked at if nothing else is seen to
-    be wrong: where a method is named and no option is missing.
+    be wrong: where a method is named and no option is missing. Were they?
     """
     rest, place, methods = [*args[: args.index("--") if "--" in args else None]], 0, not words
     pictures, several, given = list[str](), list[str](), set[str]()
@@ -43,7 +43,7 @@ def check(args: Sequence[str], command: Grammar, words: Collection[str] = (), li
             elif name in command.pictures:
                 pictures += values
     if not methods or not given.issuperset(command.required) or missing(command, given):
-        return
+        return False
     from sfumato.media import opening
 
     if command.many and len(several) == 1 and LIST not in given and not Path(several[0]).is_dir():
@@ -51,6 +51,7 @@ def check(args: Sequence[str], command: Grammar, words: Collection[str] = (), li
         opening.checked(several[0])
     for picture in pictures:
         opening.checked(picture)
+    return True
 
 
 def missing(command: Grammar, given: Collection[str]) -> list[str]:
@@ -58,13 +59,19 @@ def missing(command: Grammar, given: Collection[str]) -> list[str]:
     return [] if LIST in given else [need for need in command.needs if need.partition(" ")[0] not in given]
 
 
-def whole(head: Sequence[str], command: Grammar, prog: str, words: Collection[str], listed: Sequence[str]) -> None:
-    """Raise ``SfumatoError`` for a command's own part, in which something may be missing that tyro does not miss."""
+def whole(
+    head: Sequence[str], command: Grammar, prog: str, words: Collection[str], listed: Sequence[str], looked: bool
+) -> None:
+    """Raise ``SfumatoError`` for a command's own part, in which something may be missing that tyro does not miss.
+
+    ``looked``: ``check`` has looked at the pictures of the whole line.
+    """
     if needed := missing(command, {arg.partition("=")[0] for arg in head}):
         raise SfumatoError(f"{prog} needs {' and '.join(needed)}; see {prog} --help")
-    if command.many and [*head[:1]] and not OPTION.fullmatch(head[0]):
+    if command.many and head and not OPTION.fullmatch(head[0]):
         _there(head[0], words, listed)
-    check(head, command)
+    if not looked:
+        check(head, command)
 
 
 def _there(place: str, words: Collection[str], listed: Sequence[str]) -> None:
