@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from copy import copy
 from dataclasses import replace
+from typing import ClassVar
 
 import diffusers
 import numpy as np
@@ -18,6 +19,7 @@ from sfumato.backbones.exact import Exact, Mixture
 from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import cfg, reads_scale
+from sfumato.core.method import Method, Phases
 from sfumato.core.noise import drawing
 from sfumato.core.schedule import Schedule
 from sfumato.errors import SfumatoError
@@ -109,15 +111,32 @@ def test_a_pinned_source_leaves_the_target_alone(model, images):
     assert (b["source"].latents - path.image).abs().max() > 1e-3
 
 
+class Looking(Method):
+    """Takes part in steps without edits and needs."""
+
+    prompted: ClassVar = True
+
+    def start(self, run):
+        return Phases(denoised=lambda step: None)
+
+
 @pytest.mark.parametrize(
     ("methods", "rows"),
-    [([], 6), ([PromptToPrompt(blend=LocalBlend("cube", "cube"))], 6), ([PlugAndPlay()], 6), ([MasaCtrl(0.0)], 8)],
+    [
+        ([], [4, 4, 4, 4]),
+        ([PromptToPrompt(0.5, 0.25)], [6, 6, 4, 4]),
+        ([PromptToPrompt(0.5, 0.25, blend=LocalBlend("cube", "cube"))], [6, 6, 6, 6]),
+        ([PlugAndPlay(0.25, 0.75)], [6, 6, 6, 4]),
+        ([Looking()], [6, 6, 6, 6]),
+        ([MasaCtrl(0.0)], [8, 8, 8, 8]),
+    ],
 )
-def test_a_source_on_its_track_has_no_row_without_its_prompt_unless_a_method_reads_it(sd, monkeypatch, methods, rows):
-    """Two images: of eight rows six are asked for, with the same edit, at one guidance or one a stream."""
+def test_a_source_on_its_track_has_no_rows_that_no_one_reads(sd, monkeypatch, methods, rows):
+    """Two images: of eight rows six are asked for, and four where no method has a part in the step, with the same edit,
+    at one guidance or one a stream."""
     pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     prompts = {"source": ["a red cube", "a cube on grass"], "target": ["a blue cube", "a cube on snow"]}
-    path = invert(sd, pictures, prompts["source"], Direct(steps=3))
+    path = invert(sd, pictures, prompts["source"], Direct(steps=4))
     asked, real = [], sd.predict
     monkeypatch.setitem(vars(sd), "predict", lambda x, t, cond: asked.append(len(x)) or real(x, t, cond))
 
@@ -129,13 +148,20 @@ def test_a_source_on_its_track_has_no_row_without_its_prompt_unless_a_method_rea
 
     for guide in (7.5, {"source": 2.0, "target": 5.0}):
         found = edited(path, guide=guide)
-        assert asked == [rows] * 3
+        assert asked == rows
         with monkeypatch.context() as all_rows:
             all_rows.setattr(type(path), "settled", False)
             assert_same_but_for_rounding(found, edited(path, guide=guide))
-        assert asked == [8] * 3
+        assert asked == [8] * 4
     edited(path, guide=1.0)
-    assert asked == [4] * 3
+    assert asked == [4 if n > 4 else 2 for n in rows]
+    seen = []
+    for guide in (5.0, 1.0):
+        edited(path, guide=guide, callback=lambda step: seen.append(step.x0[: len(pictures)]))
+        assert asked == [max(6, n) if guide > 1 else 4 for n in rows]
+    if 8 not in rows:  # whoever watches sees what the network says of the source under its prompt
+        for guided, plain in zip(seen[:4], seen[4:], strict=True):
+            assert_same_but_for_rounding(guided, plain)
 
 
 def test_the_negative_prompt_is_the_sources(model, images):

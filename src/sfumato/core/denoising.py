@@ -161,9 +161,10 @@ def denoise(
         guide = run.guide or guide
         if controls:
             cond = replace(cond, controls=tuple(controls))
-        unread = frozenset[Name]() if cond.controls else unread_rows(run, methods, stepper)
         finite(x, "the latents that the run starts from", model.remedy)
         parts, noise = tuple(phases.values()), _noise(model, x, seeds, frames)
+        watched = trajectory is not None or callback is not None
+        unread = () if cond.controls else unread_rows(plan, methods, parts, stepper, watched)
         if seen is not None:
             x, noise = seen.entered(x), seen.drawing(noise)
         if mark is not None:
@@ -366,8 +367,9 @@ class _Running:
     what a limit takes away cannot be found again."""
     watch: Callable[[Step], None]
     mark: Mark | None = None
-    unread: frozenset[Name] = frozenset()
-    """Rows that are not predicted; what guidance takes for them is what their stream has under its prompt."""
+    unread: Sequence[frozenset[Name]] = ()
+    """Of each step the rows that are not predicted; none of any. What guidance takes for them is what their stream has
+    under its prompt, or nothing."""
 
     def __call__(self, x: Tensor, passed: int = 0) -> Tensor:
         move = self.stepper.start(self.run.model.schedule, len(self.levels))
@@ -438,15 +440,16 @@ class _Running:
         rows = step.run.rows
         n = len(rows.conditions)
         batch = shown.repeat(n, *[1] * (shown.ndim - 1)) if n > 1 else shown
-        if not self.unread:
+        if not self.unread or not self.unread[step.i]:
             with begin(step):
                 return self._predicted(batch, step.level, step.cond)
-        here = replace(rows, without=self.unread)
+        here = replace(rows, without=self.unread[step.i])
         some = [i for name in here.names for i in range(len(rows))[rows[name]]]
         with begin(step, here):
             found, _ = self._predicted(batch[some], step.level, step.cond.of(some, rows.numbers))
-        names = [name if name in here.names else (name[0], "cond") for name in rows.names]
-        return found[[i for name in names for i in range(len(here))[here[name]]]], None
+        known = {name: found[here[name]] for name in here.names}
+        none = torch.zeros_like(found[: here.each])
+        return torch.cat([known.get(name, known.get((name[0], "cond"), none)) for name in rows.names]), None
 
     def _by_turns(self, shown: Tensor, step: Step, begin: Callable[..., Any]) -> tuple[Tensor, Tensor | None]:
         """The same of some images at a time; what is read of others waits in between."""
@@ -513,15 +516,22 @@ class _Running:
         return move(step.x, step.x0, step.eps, step.level, step.next, noise)
 
 
-def unread_rows(run: Run, methods: Sequence[Method], stepper: Stepper) -> frozenset[Name]:
-    """The first stream's rows without its prompt, where it is somewhere after each step whatever guidance makes of it,
-    and no method reads them."""
+def unread_rows(
+    plan: Plan, methods: Sequence[Method], phases: Sequence[Phases], stepper: Stepper, watched: bool = False
+) -> tuple[frozenset[Name], ...]:
+    """Of each step the first stream's rows that are not read, where it is somewhere after each step whatever guidance
+    makes of it: those without its prompt, and all where no method has a part in the step, nor does anyone watch."""
+    run = plan.run
     settled = any(isinstance(method, Start) and method.settled for method in methods)
     alone = run.rows.whole and run.group is None and run.rows.frames == 1 and not _varied(stepper, run.model)
-    read = not all(method.prompted or isinstance(method, Start) for method in methods)
-    if not settled or not alone or read or type(run.guide) is not CFG:
-        return frozenset()
-    return frozenset({(run.rows.streams[0], "uncond")} & {*run.rows.names})
+    others = [(m, p) for m, p in zip(methods, phases, strict=True) if not isinstance(m, Start)]
+    if not settled or not alone or type(run.guide) is not CFG or not all(m.prompted for m, _ in others):
+        return ()
+    every = frozenset(name for name in run.rows.names if name[0] == run.rows.streams[0])
+    unprompted = every - {(run.rows.streams[0], "cond")}
+    watched = watched or any(p.moments for _, p in others) or every == {*run.rows.names}
+    busy = [watched or any(entry.active(i) for entry in plan.entries) for i in range(run.steps)]
+    return tuple(unprompted if some else every for some in busy)
 
 
 def _varied(stepper: Stepper, model: Backbone) -> bool:

@@ -125,6 +125,12 @@ class Phases:
     calls: float = 0
     """Further network calls a step, on average, in rows of the main one."""
 
+    @property
+    def moments(self) -> bool:
+        """Is it asked in any step, beside its edits and needs?"""
+        own = (self.cond, self.before, self.energy, self.denoised, self.noise, self.after, self.again)
+        return any(moment is not None for moment in own)
+
 
 @dataclass(frozen=True)
 class Run:

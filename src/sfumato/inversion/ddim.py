@@ -89,7 +89,7 @@ class Direct(Inversion):
 
     The authors add the difference between track and step to the source; what results is the track itself, so here it is
     simply put there, and costs no prediction. Nor is the source then predicted without its prompt, unless a method
-    reads it there: of the four rows of an edit three remain.
+    reads it there: of the four rows of an edit three remain, and two in steps in which no method has a part.
 
     Needs: a network call a step; the latents of all levels are kept.
 

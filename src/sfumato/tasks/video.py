@@ -28,6 +28,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.denoising import denoise, unread_rows
 from sfumato.core.marks import Mark
+from sfumato.core.method import Phases
 from sfumato.core.noise import Independent, Noises
 from sfumato.core.plan import Plan
 from sfumato.core.results import Sample
@@ -191,15 +192,15 @@ def price(model: Backbone, asked: VideoEdit, memory: int | None = None) -> Cost:
     edit, streamed = asked.edit.prepared(model), asked.streamed
     count = frames if streamed else len(fitted)
     plan = edit.plan(model, fitted, steps, memory, count, asked.chunk if streamed else None)
-    methods, rows = (path, *edit.methods), plan.run.rows
+    rows, unread = plan.run.rows, ()
     if not asked.reads.controls:
-        rows = replace(rows, without=unread_rows(plan.run, methods, path.stepper))
-    rows = len(rows) // count
+        unread = unread_rows(plan, (path, *edit.methods), (Phases(), *plan.start().values()), path.stepper)
+    rows = (len(rows) - sum(len(some) for some in unread) * rows.each / steps) / count
     each = rows * len(path.levels) * (1 + sum(plan.calls.values())) + inverting
     runs = 1 if streamed else math.ceil(frames / asked.together)
     painted = frames + (runs - 1) * asked.anchor
     with torch.no_grad():
-        together = rows * min(count, asked.chunk)
+        together = math.ceil(rows * min(count, asked.chunk))
         prompts = [p for some in plan.run.prompts.values() for p in some[:1]] * together
         cond = model.embed(prompts[:together])
         x = torch.zeros(together, model.channels, *plan.run.grid, device=model.device)
