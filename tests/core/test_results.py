@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import io
 from dataclasses import dataclass
@@ -109,6 +110,11 @@ def test_results_of_tasks_show_their_pictures():
 def test_what_denoise_takes_is_what_it_is_typed_to_take():
     named = {p.name for p in inspect.signature(denoise).parameters.values() if p.kind is p.KEYWORD_ONLY}
     assert named == {*denoising.Options.__annotations__}
+    typed = [f for f in ast.parse(inspect.getsource(denoising)).body if getattr(f, "name", "") == "denoise"]
+    given = {ast.unparse(f.args.args[1].annotation): ast.unparse(f.returns) for f in typed}  # pyright: ignore
+    assert given == {
+        "str": "Sample", "Streams": "dict[str, Sample]", "Sequence[str]": "Sample", "Prompts": "Any"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

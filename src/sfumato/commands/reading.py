@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, nowhere
 from sfumato.io.files import write_text
 from sfumato.io.terminal import note
 from sfumato.methods import index
@@ -25,8 +25,7 @@ def files_of(given: Sequence[Path], command: str = "", groups: Sequence[str] = i
         if not place.exists():
             if command and str(place) in index.words(groups, aliases=True, command=command):
                 raise SfumatoError(f"no picture is given: {place} is a method; name files or folders before it")
-            nor = f", nor a method of that name: {', '.join(index.words(groups, command=command))}"
-            raise SfumatoError(f"there is no file or folder {place}{nor if command else ''}")
+            raise nowhere(place, index.words(groups, command=command) if command else ())
         found, others = pictures_in(place) if place.is_dir() else ([place], [])
         if others:
             named = ", ".join(p.name for p in others[:5])
