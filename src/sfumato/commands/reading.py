@@ -55,8 +55,13 @@ def finish(files: Sequence[Path], failed: Mapping[str, str]) -> None:
     raise SfumatoError(f"{len(failed)} of {len(files)} images failed (named above){rest}")
 
 
-def page(title: str, about: str, rows: Sequence[tuple[str, Sequence[tuple[str, Path]]]], path: Path) -> Path:
-    """An HTML page that needs nothing else: a row of pictures, each with its words, for each image."""
+def page(
+    title: str, about: str, rows: Sequence[tuple[str, Sequence[tuple[str, Path]]]], path: Path, least: str = "50%"
+) -> Path:
+    """An HTML page that needs nothing else: a row of pictures, each with its words, for each image.
+
+    ``least``: how much of a phone's screen each takes.
+    """
     from html import escape
 
     from sfumato.media.images import open_picture
@@ -69,6 +74,6 @@ def page(title: str, about: str, rows: Sequence[tuple[str, Sequence[tuple[str, P
             shown = open_picture(file)
             shown.thumbnail((640, 384))
             figures.append(figure(shown, escape(label)))
-        body.append(f"<h2>{escape(name)}</h2>\n{row(*figures, tile=320)}")
+        body.append(f"<h2>{escape(name)}</h2>\n{row(*figures, tile=320, least=least)}")
     write_text(path, page_of("".join(body), title))
     return path
