@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sfumato.backbones.load import load
 from sfumato.core import denoising
 from sfumato.core.brief import brief, table
 from sfumato.core.denoising import denoise
@@ -129,6 +130,8 @@ def test_what_denoise_takes_is_what_it_is_typed_to_take():
 def test_names_of_diffusers_are_led_to_those_here(model, name, here):
     with pytest.raises(SfumatoError, match=f"denoise has no {name}; here it is .*{here}"):
         denoise(model, "a cube", **{name: 3})  # pyright: ignore[reportCallIssue, reportArgumentType]
+    with pytest.raises(SfumatoError, match="load has no torch_dtype; here it is dtype"):
+        load("stilllife", torch_dtype=torch.float16)
     with pytest.raises(TypeError, match="nosuch"):
         denoise(model, "a cube", nosuch=3)  # pyright: ignore[reportCallIssue]
 
