@@ -148,7 +148,7 @@ def test_what_render_refuses(run, tmp_path):
     refused(run("render", "", "--out", tmp_path))
     refused(run("render", "a cube on top of a ring", "--out", tmp_path), "ring")
     refused(run("render", "--scene", tmp_path / "none.json", "--out", tmp_path), "none.json")
-    refused(run("render", "--scene", tmp_path / "bad.json", "--out", tmp_path), "JSON")
+    refused(run("render", "--scene", tmp_path / "bad.json", "--out", tmp_path), "bad.json: not a", "JSON")
     refused(run("render", "--scene", tmp_path / "empty.json", "--out", tmp_path), "one to 3 things")
     refused(run("render", "a red cube", "--scene", tmp_path / "bad.json", "--out", tmp_path), "not both")
 

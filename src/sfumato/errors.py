@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
 from typing import Any
 
@@ -20,6 +21,14 @@ def unknown(what: str, asked: object, known: Iterable[str], listed: str = "") ->
     meant = f"did you mean {' or '.join(near)}? " if near else ""
     listed = listed or f"known: {', '.join(names)}"
     return SfumatoError(f"unknown {what} {asked!r}; {meant}{listed}")
+
+
+def nowhere(place: object, words: Collection[str] = ()) -> SfumatoError:
+    """The error for a file or folder that is not there, where a method's word of ``words`` may have been meant."""
+    near = get_close_matches(str(place).lower(), words, 2)
+    meant = f"; did you mean {' or '.join(near)}?" if near else f": {', '.join(words)}"
+    named = words and (near or not re.search(r"[./\\]", str(place)))
+    return SfumatoError(f"there is no file or folder {place}" + f", nor a method of that name{meant}" * bool(named))
 
 
 def kind(what: str, value: Any, of: type | tuple[type, ...]) -> None:

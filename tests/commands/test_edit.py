@@ -51,7 +51,8 @@ def test_pictures_of_one_shape_are_edited_together_and_each_as_alone(run, here, 
     assert code == 0, err
     found = json.loads(out)
     assert [count for count, _ in runs] == [2, 1] and [Path(row["picture"]) for row in found["edits"]] == photos
-    assert len(found["sheets"]) == 3 and Path(found["page"]).read_text().count("<img") == 3
+    page = Path(found["page"]).read_text()
+    assert len(found["sheets"]) == 3 and page.count("<img") == 3 and "--least: 100%" in page, "pairs are wide"
     alone = json.loads(run("edit", photos[1], "--out", tmp_path / "one", *options)[1])
     assert same(alone["image"], found["edits"][1]["image"]) and not same(alone["image"], found["edits"][0]["image"])
     assert Image.open(alone["image"]).info == Image.open(found["edits"][1]["image"]).info

@@ -71,8 +71,12 @@ USELESS = {
     "a method that only train-head knows": (
         ("segment", "photo.png", "--json", "nosuch"), r"unknown method 'nosuch'; known: diff-seg, (?!.*(stego|dift))"
     ),
-    "a place that only train-head knows": (("segment", "no.png"), r"nor a method of that name: diff-seg, (?!.*stego)"),
-    "a place of no method": (("features", "no.png"), "no file or folder no.png$"),
+    "a place that only train-head knows": (("segment", "no"), r"nor a method of that name: diff-seg, (?!.*stego)"),
+    "a place that is a picture's": (("segment", "no.png"), "no file or folder no.png$"),
+    "a method that is mistyped": (
+        ("edit", "promt-to-prompt", *EDIT[2:]), "nor a method .*; did you mean prompt-to-prompt"
+    ),
+    "a place of no method": (("features", "no"), "no file or folder no$"),
     "a method of a picture": ((*GENERATE, "nosuch"), r"unknown method 'nosuch'; known: (?!.*(sdedit|ip2p))"),
     "a match by segments": (("match", "photo.png", "other.png", "diff-seg"), "diff-seg does not match; .* segment"),
     "a segmenter that is none": (("segment", "photo.png", "clip-patches"), "clip-patches does not segment"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import io
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sfumato.backbones.load import load
 from sfumato.core import denoising
 from sfumato.core.brief import brief, table
 from sfumato.core.denoising import denoise
@@ -109,6 +111,11 @@ def test_results_of_tasks_show_their_pictures():
 def test_what_denoise_takes_is_what_it_is_typed_to_take():
     named = {p.name for p in inspect.signature(denoise).parameters.values() if p.kind is p.KEYWORD_ONLY}
     assert named == {*denoising.Options.__annotations__}
+    typed = [f for f in ast.parse(inspect.getsource(denoising)).body if getattr(f, "name", "") == "denoise"]
+    given = {ast.unparse(f.args.args[1].annotation): ast.unparse(f.returns) for f in typed}  # pyright: ignore
+    assert given == {
+        "str": "Sample", "Streams": "dict[str, Sample]", "Sequence[str]": "Sample", "Prompts": "Any"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -123,6 +130,8 @@ def test_what_denoise_takes_is_what_it_is_typed_to_take():
 def test_names_of_diffusers_are_led_to_those_here(model, name, here):
     with pytest.raises(SfumatoError, match=f"denoise has no {name}; here it is .*{here}"):
         denoise(model, "a cube", **{name: 3})  # pyright: ignore[reportCallIssue, reportArgumentType]
+    with pytest.raises(SfumatoError, match="load has no torch_dtype; here it is dtype"):
+        load("stilllife", torch_dtype=torch.float16)
     with pytest.raises(TypeError, match="nosuch"):
         denoise(model, "a cube", nosuch=3)  # pyright: ignore[reportCallIssue]
 

@@ -41,6 +41,7 @@ def test_the_tour_is_one_page_that_needs_nothing_else(tmp_path, monkeypatch, und
     text = page.read_text(encoding="utf-8")
     at = [text.index(title) for title in IN_ORDER]
     assert at == sorted(at) and "<h1>Sfumato</h1>" in text and "In work" not in text
+    assert "navigator.clipboard.writeText" in text and "showModal" in text and "white-space: pre-wrap" in text
     assert "http" not in text and text.count("<script") == 1 and "<script src" not in text
     assert text.count("src=") == text.count('src="data:image/webp;base64,') > 25
     assert text.count("url(") == text.count("url('data:image/webp;base64,") == 5

@@ -15,6 +15,7 @@ from sfumato.backbones import embeddings as learned
 from sfumato.backbones.embeddings import Embeddings
 from sfumato.backbones.loras import LoRAs
 from sfumato.core.backbone import Backbone
+from sfumato.core.hints import LOADING, hint
 from sfumato.core.modes import unmoded
 from sfumato.core.settings import check
 from sfumato.errors import SfumatoError, unknown, whole
@@ -80,6 +81,7 @@ def load(
     from sfumato.stilllife import weights
     from sfumato.stilllife.similarity import features, similarity
 
+    hint("load", parts, LOADING)
     in_hand = not isinstance(name, str | Path)
     check("device", device, str | torch.device)
     place = device if isinstance(device, torch.device) else choose(device)

@@ -174,7 +174,7 @@ def tell(folder: Path, some: Sequence[Unit], failed: Sequence[str], several: boo
         methods: dict[str, list[tuple[str, Path]]] = {}
         for record in (one for one in lying if "by" in one):
             methods.setdefault(record["by"], []).append((record["words"], folder / record["files"][1]))
-        page("Edits", f"{len(lying)} pictures, each beside its edit.", [*methods.items()], report)
+        page("Edits", f"{len(lying)} pictures, each beside its edit.", [*methods.items()], report, "100%")
 
     _kept(folder).listed(write)
     if json:

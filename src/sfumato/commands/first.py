@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sfumato.commands.argv import LIST, OPTION
 from sfumato.commands.fields import Grammar
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, nowhere
 from sfumato.io import device
 
 
@@ -79,8 +79,7 @@ def _there(place: str, words: Collection[str], listed: Sequence[str]) -> None:
     if not Path(place).exists():
         if place in words:
             raise SfumatoError(f"no picture is given: {place} is a method; name files or folders before it")
-        nor = f", nor a method of that name: {', '.join(listed)}" if listed else ""
-        raise SfumatoError(f"there is no file or folder {place}{nor}")
+        raise nowhere(place, listed)
 
 
 def known(name: str) -> None:

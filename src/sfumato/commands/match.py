@@ -11,7 +11,7 @@ from sfumato.commands.options import Device, Json, Model, Running, Side, chosen_
 from sfumato.commands.reading import no_meshes
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
-from sfumato.io.terminal import print_json, quiet
+from sfumato.io.terminal import note, print_json, quiet
 from sfumato.methods import index
 from sfumato.tasks import chain as chains
 from sfumato.tasks import kept, recipes
@@ -97,6 +97,9 @@ def match(
     if json:
         print_json({**record, "shown": str(files[0]), "files": [str(f) for f in files]})
     else:
+        if asked:
+            scores = ", ".join(f"{score:.2f}" for score in found.scores.tolist())
+            note(f"scores of the points: {scores}; more is more alike")
         print("\n".join(map(str, [*files, numbers])))
 
 

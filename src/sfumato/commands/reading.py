@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sfumato.errors import SfumatoError
+from sfumato.errors import SfumatoError, nowhere
 from sfumato.io.files import write_text
 from sfumato.io.terminal import note
 from sfumato.methods import index
@@ -25,8 +25,7 @@ def files_of(given: Sequence[Path], command: str = "", groups: Sequence[str] = i
         if not place.exists():
             if command and str(place) in index.words(groups, aliases=True, command=command):
                 raise SfumatoError(f"no picture is given: {place} is a method; name files or folders before it")
-            nor = f", nor a method of that name: {', '.join(index.words(groups, command=command))}"
-            raise SfumatoError(f"there is no file or folder {place}{nor if command else ''}")
+            raise nowhere(place, index.words(groups, command=command) if command else ())
         found, others = pictures_in(place) if place.is_dir() else ([place], [])
         if others:
             named = ", ".join(p.name for p in others[:5])
@@ -56,8 +55,13 @@ def finish(files: Sequence[Path], failed: Mapping[str, str]) -> None:
     raise SfumatoError(f"{len(failed)} of {len(files)} images failed (named above){rest}")
 
 
-def page(title: str, about: str, rows: Sequence[tuple[str, Sequence[tuple[str, Path]]]], path: Path) -> Path:
-    """An HTML page that needs nothing else: a row of pictures, each with its words, for each image."""
+def page(
+    title: str, about: str, rows: Sequence[tuple[str, Sequence[tuple[str, Path]]]], path: Path, least: str = "50%"
+) -> Path:
+    """An HTML page that needs nothing else: a row of pictures, each with its words, for each image.
+
+    ``least``: how much of a phone's screen each takes.
+    """
     from html import escape
 
     from sfumato.media.images import open_picture
@@ -70,6 +74,6 @@ def page(title: str, about: str, rows: Sequence[tuple[str, Sequence[tuple[str, P
             shown = open_picture(file)
             shown.thumbnail((640, 384))
             figures.append(figure(shown, escape(label)))
-        body.append(f"<h2>{escape(name)}</h2>\n{row(*figures, tile=320)}")
+        body.append(f"<h2>{escape(name)}</h2>\n{row(*figures, tile=320, least=least)}")
     write_text(path, page_of("".join(body), title))
     return path

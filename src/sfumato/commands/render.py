@@ -66,7 +66,11 @@ def render(
     elif scene == "random":
         drawn = sample_scene(rng)
     else:
-        drawn = Scene.from_json(read_text(scene))
+        text = read_text(scene)
+        try:
+            drawn = Scene.from_json(text)
+        except SfumatoError as e:
+            raise SfumatoError(f"{scene}: {e}") from e
     words = captions.plain(drawn)
     if views is not None:
         whole("--views", views, 2, 500)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from inspect import signature, unwrap
 from typing import ParamSpec, TypeVar
@@ -29,10 +29,23 @@ _NAMES = {
     "width": "size=(height, width)",
 }
 """Arguments of diffusers' pipelines, and what says the same here."""
-
+LOADING = {
+    "cache_dir": "HF_HOME, of the environment",
+    "device_map": "device, or offload",
+    "local_files_only": "offline",
+    "torch_dtype": "dtype",
+}
+"""Those of its ``from_pretrained``."""
 
 _PLAIN = {"callback", "controls", "levels", "mark", "memory", "noises", "stepper", "trajectory", "views"}
 """Arguments that are what their annotation says; of others ``f`` says itself what is wrong."""
+
+
+def hint(f: str, given: Iterable[str], names: Mapping[str, str]) -> None:
+    """Raise ``SfumatoError`` for the first that is given and is called otherwise here."""
+    for name in given:
+        if name in names:
+            raise SfumatoError(f"{f} has no {name}; here it is {names[name]}")
 
 
 def hinted(f: Callable[P, R]) -> Callable[P, R]:
@@ -41,9 +54,8 @@ def hinted(f: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(f)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        hint(f.__name__, kwargs.keys() - known.keys(), _NAMES)
         for name, value in kwargs.items():
-            if name in _NAMES and name not in known:
-                raise SfumatoError(f"{f.__name__} has no {name}; here it is {_NAMES[name]}")
             if name in _PLAIN and name in known:
                 check(name, value, kinds_of(unwrap(f))[name])
         return f(*args, **kwargs)
