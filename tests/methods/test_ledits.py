@@ -181,6 +181,26 @@ def test_with_words_of_the_source_diffusers_changes_what_no_one_asked_it_to(pipe
     assert (wanted - path.image).abs().max() > 0.1
 
 
+def test_with_words_of_the_source_it_is_diffusers_once_these_take_the_right_place(pipe, tiny, same_noise, monkeypatch):
+    """Its prompts are unpacked the right way round, and ours starts its way back from the empty prompt's prediction."""
+    monkeypatch.setattr(pipe, "tokenizer", Counting(pipe.tokenizer))
+    encode = pipe.encode_prompt
+
+    def in_order(**options: Any) -> tuple[Any, ...]:
+        first, second, *rest = encode(**options)
+        return (second, first, *rest) if options["editing_prompt"] == SOURCE else (first, second, *rest)
+
+    monkeypatch.setattr(pipe, "encode_prompt", in_order)
+    how = Ledits(steps=10)
+    path = invert(tiny, IMAGE, SOURCE, how)
+    lost = replace(path, how=replace(how, source_scale=0.0))
+    ours = denoise(tiny, TARGET, start=lost, guide=lost.how.guide(tiny)).latents
+    wanted = diffusers_edit(
+        pipe, SOURCE, editing_prompt=[TARGET], edit_guidance_scale=[5.0], edit_threshold=[0.9], use_intersect_mask=True
+    )
+    torch.testing.assert_close(ours, wanted, **CLOSE)
+
+
 def test_adding_and_removing_the_same_is_nothing(tiny):
     path = invert(tiny, IMAGE, SOURCE, how := Ledits(steps=3))
     both = replace(how, also=("grass",), remove=("grass",))
