@@ -89,7 +89,7 @@ def fresh(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_lists_and_whatever_is_wrong_need_no_torch(tmp_path: Path):
-    """A device, a model and pictures are looked at before a method's options, for which its module is imported."""
+    """A device, a model, pictures, and a method's options, which are read in its file."""
     whole = tmp_path / "whole.png"
     Image.new("RGB", (64, 64), "red").save(whole)
     broken = tmp_path / "broken.png"
@@ -104,6 +104,11 @@ def test_help_lists_and_whatever_is_wrong_need_no_torch(tmp_path: Path):
         (["generate", "x", "--stepz", "3"], 2, "unknown option --stepz"),
         (["generate", "x", "--steps", "abc"], 2, "a whole number"),
         (["edit", str(whole), *edit[:4], "p3p"], 2, "unknown method 'p3p'"),
+        (["edit", str(whole), *edit[:5], "--croos", "0.5"], 2, "did you mean --cross of p2p"),
+        (["edit", str(whole), *edit[:5], "--cross", "much"], 2, "--cross takes a number, got 'much'"),
+        (["edit", str(whole), *edit[:5], "--cross", "3"], 2, "lies between 0 and 1, got 3.0"),
+        (["edit", str(whole), *edit[:5], "--padding", "middle"], 2, "known: position, end"),
+        (["segment", str(whole), "diff-seg", "--kk", "3"], 2, "unknown option --kk"),
         (["generate", "x", "--device", "rocm", "p2p"], 2, "unknown device 'rocm'"),
         (["segment", "--device=cuda:x", str(broken)], 2, "unknown device 'cuda:x'"),
         (["generate", "x", "p2p", "--model", "nosuch"], 2, "unknown model 'nosuch'"),

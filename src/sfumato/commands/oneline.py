@@ -48,7 +48,7 @@ def _said(lines: list[str]) -> str:
         taken = next((line for line in lines if line.startswith(f"    {found[1]} ")), "").split(maxsplit=1)[1:]
         names = " ".join(taken).replace("{None}|", "") or "another value"
         return f"{found[1]} takes {_KINDS.get(names, names)}, got {' '.join(re.findall(_QUOTED, given))!r}"
-    if found := re.match(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)\.", what):
+    if found := re.match(r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\) ?\.", what):
         return str(unknown(found[2], found[1].strip("'"), re.findall(_QUOTED, found[3])))
     if found := re.match(r"Missing value for argument '(.*)'", what):
         return f"{found[1]} takes a value, and none follows"
