@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import cache, partial
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -17,6 +17,7 @@ from sfumato.io.progress import waiting
 from sfumato.io.sparing import sparing
 from sfumato.methods import index
 from sfumato.methods.about import about
+from sfumato.methods.outline import outline
 from sfumato.tasks import recipes
 from sfumato.tasks.chain import Chain, values
 
@@ -50,7 +51,7 @@ def grammar(f: Callable[..., Any], **more: int) -> Grammar:
     for action in help.parser(f)._actions:
         n = action.nargs if isinstance(action.nargs, int) else None
         options |= dict.fromkeys(action.option_strings, n)
-        if n == 1 and action.metavar == "IMAGE":
+        if n == 1 and action.metavar in ("IMAGE", "OTHER"):
             pictures += action.option_strings or [int(least)]
         if action.option_strings:
             required += action.option_strings[:1] if action.required else []
@@ -64,7 +65,7 @@ def grammar(f: Callable[..., Any], **more: int) -> Grammar:
 
 def of_method(word: str, head: bool = False) -> Grammar:
     """Of a method by its word, or of the head that it learns. ``SfumatoError`` for one that no command line makes."""
-    return grammar(class_of(word, head), preset=1)
+    return grammar(sketch_of(word, head) or class_of(word, head), preset=1)
 
 
 def help_of(word: str, prog: str, head: bool = False) -> str:
@@ -80,6 +81,8 @@ def help_of(word: str, prog: str, head: bool = False) -> str:
 def methods(segments: Sequence[Sequence[str]], prog: str, head: bool = False) -> Chain:
     """The methods that were asked for, as ``argv.split`` gives them, or the heads that they learn; tyro says what is
     wrong with options."""
+    for word, *options in segments:
+        _check(word, options, prog, head)
     items, named = [], list[frozenset[str]]()
     for word, *options in segments:
         entry, cls = index.find(word), class_of(word, head)
@@ -99,6 +102,17 @@ def methods(segments: Sequence[Sequence[str]], prog: str, head: bool = False) ->
     return Chain(tuple(items), tuple(word for word, *_ in segments), tuple(named))
 
 
+def _check(word: str, options: Sequence[str], prog: str, head: bool) -> None:
+    """Refuse what is seen to be wrong with a method's options before it is imported, as it is refused then."""
+    entry, sketch = index.find(word), sketch_of(word, head)
+    presets = [o.removeprefix("--preset=") for o in options if o.startswith("--preset=")]
+    if presets and presets[-1] not in (known := recipes.preset_names(entry, head)):
+        raise unknown(f"preset of {entry.word}", presets[-1], known or ("none",))
+    if sketch and not (presets and any(f.default is f.default_factory for f in fields(sketch))):
+        own = [o for o in options if not o.startswith("--preset=")]
+        seed_of(getattr(tyro.cli(sketch, prog=f"{prog} ... {word}", args=own, config=help.CONFIG), "seed", 0))
+
+
 def _named(option: str) -> str:
     """The field that an option is of."""
     return option.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
@@ -108,57 +122,84 @@ def class_of(word: str, head: bool = False) -> Any:
     """What a command line makes of a method's word, or of the head that it learns."""
     entry = index.find(word)
     with waiting("starting"), sparing():
-        cls = entry.learner if head else entry.method
-        if any(f.default is f.default_factory and "Callable" in str(f.type) for f in fields(cls)):  # both are missing
-            raise SfumatoError(f"{word} takes a function, which a command line cannot give; use it from Python")
-        return spoken(cls)
+        return spoken(_made(word, entry.learner if head else entry.method))
+
+
+def sketch_of(word: str, head: bool = False) -> Any:
+    """``class_of`` as far as the method's file tells of it, which is not imported; None where it cannot be read."""
+    entry = index.find(word)
+    sketch = outline(entry.head if head and entry.head else entry.home)
+    return sketch and spoken(_made(word, sketch), read=False)
+
+
+def _made(word: str, cls: Any) -> Any:
+    if any(f.default is f.default_factory and "Callable" in str(f.type) for f in fields(cls)):  # both are missing
+        raise SfumatoError(f"{word} takes a function, which a command line cannot give; use it from Python")
+    return cls
 
 
 @cache
-def spoken(cls: Any) -> Any:
-    """The class with its fields as a command line writes them: words with commas, files; the others are hidden."""
-    from sfumato.distill import Distillation
-    from sfumato.distill.annealing import Ramp, Times
-    from sfumato.methods.control.given_attention import Given, drawn
-    from sfumato.methods.edit.prompt_to_prompt import LocalBlend
-    from sfumato.prompts.layout import Layout, Mask
+def spoken(cls: Any, read: bool = True) -> Any:
+    """The class with its fields as a command line writes them: words with commas, files; the others are hidden.
 
-    def blended(args: list[str]) -> LocalBlend:
-        return LocalBlend(args[0], args[1], **dict(zip(("threshold", "res"), map(_number, args[2:]), strict=False)))
-
-    blend = tyro.constructors.PrimitiveConstructorSpec(
-        (2, 3, 4),
-        "SOURCE TARGET [THRESHOLD [RES]]",
-        blended,
-        lambda value: True,
-        lambda v: [v.source, v.target, str(v.threshold), str(v.res)] if v else ["none"],
-    )
-    hints, out = get_type_hints(cls), []
+    Unless it should ``read`` them, values of kinds that take torch are taken as they are.
+    """
+    hints, out = get_type_hints(cls, include_extras=True), []
     for f in fields(cls):
         hint, inside = hints[f.name], get_args(hints[f.name])
         one = next((t for t in inside if t is not type(None)), hint) if type(None) in inside else hint
-        if f.metadata.get("command") is False:
-            spec: Any = tyro.conf.Fixed
-        elif get_origin(one) is tuple and get_args(one) == (str, ...):
-            spec = _spec("WORD,WORD", lambda text: tuple(_listed(text)), ",".join)
-        elif get_args(one)[1:] == (Distillation,):
-            spec = _spec("WORD,WORD", _distillations, ",".join)
-        elif get_args(one)[1:] == (Given,):
-            spec = _spec("WORD=PNG,...", partial(_pairs, of=drawn), ",".join)
-        elif isinstance(get_origin(one), type) and issubclass(get_origin(one), Mapping):
-            spec = _spec("WORD=VALUE,...", partial(_pairs, of=get_args(one)[1]), _paired)
-        elif one is Layout:
-            spec = _spec("FILE", Layout.read, lambda v: ",".join(v.phrases))
-        elif one is Mask:
-            spec = _spec("PNG", Mask.read, str)
-        elif one is Ramp or one is Times:
-            spec = _spec("RAMP" if one is Ramp else "RAMP[,RAMP]", one.read, str)
-        elif one is LocalBlend:
-            spec = blend
-        else:
-            continue
-        out.append((f.name, Annotated[hint, spec], field(default=f.default, default_factory=f.default_factory)))
+        hidden = f.metadata.get("command") is False
+        spec, light = (tyro.conf.Fixed, False) if hidden else _spelling(one)
+        if not (light or read):
+            hint, spec = Any, spec if hidden else replace(spec, instance_from_str=lambda args: None)
+        marks = [each for each in (spec, f.metadata.get("help") and tyro.conf.arg(help=f.metadata["help"])) if each]
+        if marks:
+            kind = Annotated[(hint, *marks)]  # pyright: ignore[reportInvalidTypeForm]
+            out.append((f.name, kind, field(default=f.default, default_factory=f.default_factory)))
     return make_dataclass(cls.__name__, out, bases=(cls,), frozen=True) if out else cls
+
+
+def _spelling(kind: Any) -> tuple[Any, bool]:
+    """How a command line writes a kind, if not as tyro does, and whether it is read without torch."""
+    name, of = getattr(kind, "__name__", ""), get_args(kind)
+    if get_origin(kind) is tuple and of == (str, ...):
+        return _spec("WORD,WORD", lambda text: tuple(_listed(text)), ",".join), True
+    if _is_mapping(kind) and of[1:]:
+        if getattr(of[1], "__name__", "") == "Distillation":
+            return _spec("WORD,WORD", _distillations, ",".join), False
+        if _is_mapping(of[1]):
+            return _spec("WORD=PNG,...", partial(_pairs, of=_drawn), ",".join), False
+        return _spec("WORD=VALUE,...", partial(_pairs, of=of[1]), _paired), True
+    if name == "Layout":
+        return _spec("FILE", kind.read, lambda v: ",".join(v.phrases)), False
+    if name in ("Mask", "Ramp", "Times"):
+        return _spec({"Mask": "PNG", "Ramp": "RAMP", "Times": "RAMP[,RAMP]"}[name], kind.read, str), False
+    if name == "LocalBlend":
+        return tyro.constructors.PrimitiveConstructorSpec(
+            (2, 3, 4),
+            "SOURCE TARGET [THRESHOLD [RES]]",
+            partial(_blended, kind),
+            lambda value: True,
+            lambda v: [v.source, v.target, str(v.threshold), str(v.res)] if v else ["none"],
+        ), False
+    return None, True
+
+
+def _blended(kind: Any, args: list[str]) -> Any:
+    if len(args) < 2:
+        raise ValueError("SOURCE and TARGET are two")
+    return kind(args[0], args[1], **dict(zip(("threshold", "res"), map(_number, args[2:]), strict=False)))
+
+
+def _is_mapping(kind: Any) -> bool:
+    origin = get_origin(kind)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def _drawn(file: str) -> Any:
+    from sfumato.methods.control.given_attention import drawn
+
+    return drawn(file)
 
 
 def _number(text: str) -> int | float:

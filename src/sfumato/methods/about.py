@@ -101,7 +101,7 @@ def about(entry: Entry) -> About:
 @cache
 def described(module: str, name: str, alone: bool = True) -> About:
     """Of a class of ``sfumato``; ``alone`` in its file, it is the file that tells of it."""
-    source = _source(module)
+    source = source_of(module)
     text = source if alone else source[source.index(f"\nclass {name}(") :]
     first, *rest = (" ".join(p.split()) for p in inspect.cleandoc(text.split('"""', 2)[1]).split("\n\n"))
     ends = {key: next((p for p in rest if p.startswith(f"{key}: ")), "") for key in ("Needs", "Families")}
@@ -119,7 +119,7 @@ def having_field(name: str, words: Collection[str]) -> list[str]:
 
 def _fields(module: str, name: str) -> set[str]:
     """Of a class and of those that it derives from, also those that its file imports."""
-    source = _source(module)
+    source = source_of(module)
     if (found := _class(source, name)) is None:
         imported = re.search(rf"^from sfumato\.([\w.]+) import (?:\([^)]*|.*)\b{name}\b", source, re.MULTILINE)
         return _fields(imported[1], name) if imported else set()
@@ -133,7 +133,8 @@ def _class(source: str, name: str) -> re.Match[str] | None:
 
 
 @cache
-def _source(module: str) -> str:
+def source_of(module: str) -> str:
+    """The text of a module of ``sfumato``."""
     file = Path(__file__).parents[1] / module.replace(".", "/")
     return (file / "__init__.py" if file.is_dir() else file.with_suffix(".py")).read_text(encoding="utf-8")
 

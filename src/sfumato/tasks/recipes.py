@@ -11,6 +11,7 @@ from typing import Any
 
 from sfumato.errors import unknown
 from sfumato.methods import index
+from sfumato.methods.about import about
 from sfumato.methods.index import Entry
 from sfumato.tasks.chain import Chain
 from sfumato.tasks.starts import How
@@ -299,6 +300,12 @@ def presets(entry: Entry, head: bool = False) -> dict[str, Any]:
     return ({} if own else entry.presets) | {
         name: method for name, method in suiting.items() if name not in entry.presets
     }
+
+
+def preset_names(entry: Entry, head: bool = False) -> list[str]:
+    """Words of ``presets``, as its file tells them, which is not imported."""
+    own = () if head and entry.head else about(entry).presets
+    return list(dict.fromkeys([*own, *_suiting(entry, head), *([DEFAULTS] if usual(entry, head) else [])]))
 
 
 def _suiting(entry: Entry, head: bool = False) -> dict[str, Recipe]:
