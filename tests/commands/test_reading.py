@@ -15,6 +15,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from sfumato.commands.options import Loading
+from sfumato.errors import SfumatoError
+from sfumato.media import opening
 from sfumato.media.labels import from_run_lengths, read_labels
 from sfumato.tasks.recipes import RECIPES, Recipe
 
@@ -347,3 +350,63 @@ def test_matches_features_and_edits_of_other_settings_have_names_of_their_own(ru
     assert seeds == [str(out / "generate" / "a-cube-1.png")]  # image 2 of the first run is image 1 of this one
     assert run(*calls["generate"], 1, "--out", tmp_path / "x.png")[0] == 0
     assert run(*calls["generate"], 2, "--out", tmp_path / "x.png")[0] == 0 and not (tmp_path / "x.2.png").exists()
+
+
+ONE = ("match", "match other", "invert", "experiment", "generate", "lift", "distill2d", "looks")
+
+
+def test_files_and_folders_are_treated_alike_by_every_command(run, photos, tmp_path, monkeypatch):
+    """What cannot be read is one line before a model is loaded; of one picture a folder is; AVIF is a picture."""
+    monkeypatch.chdir(photos)
+    Image.new("RGB", (20, 20)).save("e.avif")
+    for name, head in (("f.jxl", b"\xff\x0a"), ("f.heic", b"\0\0\0\x18ftypheic"), ("f.svg", b"<svg/>")):
+        Path(name).write_bytes(head + bytes(40))
+    Path("empty").mkdir(), Path("bad").mkdir()
+    Path("bad/x.jxl").touch()
+
+    def loaded(*args):
+        raise SfumatoError("a model is loaded")
+
+    monkeypatch.setattr(Loading, "load", loaded)
+    words = ("--from", "a", "--to", "b")
+    calls = {
+        "edit": lambda p: ("edit", p, *words, "p2p"),
+        "also": lambda p: ("edit", "a.png", "--also", p, *words, "p2p"),
+        "looks": lambda p: ("edit", "a.png", "--appearance", p, *words, "cross-image-attention"),
+        "segment": lambda p: ("segment", p),
+        "features": lambda p: ("features", p),
+        "keypoints": lambda p: ("keypoints", p),
+        "match": lambda p: ("match", p, "a.png"),
+        "match other": lambda p: ("match", "a.png", p),
+        "invert": lambda p: ("invert", p),
+        "experiment": lambda p: ("experiment", "equivariance", p),
+        "learn": lambda p: ("learn", p, "--as", "<d>", "textual-inversion"),
+        "video": lambda p: ("video", p, *words, "sdedit"),
+        "generate": lambda p: ("generate", "x", "--control", p),
+        "lift": lambda p: ("lift", "x", "--image", p, "sds"),
+        "distill2d": lambda p: ("distill2d", "x", "--init", p, "sds"),
+    }
+    says = {
+        "e.avif": "a model is loaded",
+        "none.png": "there is no ",
+        "empty": "no picture",
+        "bad": "pillow-jxl-plugin",
+        "f.jxl": "in JPEG XL; pip install pillow-jxl-plugin reads it, or save it as PNG or JPEG",
+        "f.heic": "in HEIF; pip install pillow-heif reads it, or save it as PNG or JPEG",
+        "f.svg": "in SVG; an image is made of it by a browser or Inkscape, or save it as PNG or JPEG",
+        "notes.txt": "notes.txt is not an image that can be read",
+    }
+    for name, call in calls.items():
+        for place, why in says.items():
+            if opening.suffixes() & {Path(place).suffix, ".jxl"} - {".avif", ".png"}:
+                continue  # with a plugin these are read
+            one = name in (*ONE, "also") and place in ("empty", "bad")
+            why = "is a folder; a picture file is meant" if one else why
+            why = (
+                {"empty": "there are no pictures", "notes.txt": "cannot read"}.get(place, why)
+                if name == "video"
+                else why
+            )
+            code, _, err = run(*call(place))
+            last = [line for line in err.splitlines() if not line.startswith("note: ")]
+            assert code == 2 and len(last) == 1 and why in (err if name == "video" else last[0]), (name, place, err)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageFile, features
 
 from sfumato.errors import SfumatoError
-from sfumato.media import images
+from sfumato.media import images, opening
 from sfumato.media.images import coloured, fit, flat, open_picture, opened, pixels, read_image
 from sfumato.media.pictures import write
 from sfumato.tasks.batch import pictures_in
@@ -281,16 +281,33 @@ def test_broken_files_of_any_kind_are_one_line(tmp_path, seed):
             assert "\n" not in str(e) and "x" in str(e)
 
 
-def test_a_folders_pictures_are_what_pillow_reads(tmp_path, monkeypatch):
-    names = ["a.png", "b.avif", "c.heic", "d.qoi", "e.JPG", "f.jp2"]
-    others = ["g.txt", "h.pdf", "i.mpg", "j.eps", "k.h5", "l.json"]
-    for name in names + others:
+def test_a_folders_pictures_are_what_pillow_reads(tmp_path, monkeypatch, capsys):
+    """Those that another Pillow reads are named with what to do, and sheets of earlier runs are no pictures."""
+    can, cannot = dict.fromkeys(["AVIF", "PNG", "JPEG", "QOI"]), {"AVIF", "HEIF", "JPEG XL", "SVG"}
+    for reads, plugged in ((opening.formats(), True), (tuple(can), False)):
+        monkeypatch.setattr(opening, "formats", lambda reads=reads: reads)
+        opening.suffixes.cache_clear()
+        known = {end for end, kind in Image.registered_extensions().items() if kind in reads}
+        assert opening.suffixes() == known and (".jp2" in known) == plugged
+    monkeypatch.undo()
+    opening.suffixes.cache_clear()
+    assert {*opening.ENDS.values()} == {*opening.ADVICE} == cannot
+    names = ["a.png", "b.avif", "d.qoi", "e.JPG", "f.jp2"]
+    others = ["g.txt", "h.pdf", "i.mpg", "j.eps", "k.h5"]
+    sheets = ["a-labels.png", "a-overlay.png", "a-beside.png"]
+    left = [name for name in ("c.heic", "c.jxl", "c.svg") if opening.unread(name)]
+    own = ["c.heic", "c.jxl", "c.svg", ".hidden.png", ".a.segment.json", ".a.edit.json", "a-edited.png", "b-labels.png"]
+    for name in names + others + sheets + own:
         (tmp_path / name).touch()
-    found, left = pictures_in(tmp_path)
-    assert [p.name for p in found] == sorted(names) and [p.name for p in left] == others
-    for name in names:
+    found = [p.name for p in pictures_in(tmp_path)]
+    read = [name for name in ("c.heic", "c.jxl") if name not in left]
+    assert found == sorted([*names, *read, "a-edited.png", "b-labels.png"])
+    err = capsys.readouterr().err
+    assert f"as no pictures: {', '.join(others)}\n" in err and f"overlays: {', '.join(sorted(sheets))}\n" in err
+    assert all(f"{name} ({opening.unread(name)})" in err for name in left) and "c.svg (SVG: an image" in err
+    for name in [*names, *read, "a-edited.png", "b-labels.png"]:
         (tmp_path / name).unlink()
-    with pytest.raises(SfumatoError, match="there is no picture in"):
+    with pytest.raises(SfumatoError, match=r"there is no picture in .*none is read here: .*c\.svg \(SVG: "):
         pictures_in(tmp_path)
 
 

@@ -40,10 +40,10 @@ def test_folders_and_files_are_one_list_and_what_is_no_picture_is_noted(tmp_path
     (tmp_path / ".hidden.png").write_bytes(b"")
     alone = picture(tmp_path.parent / "alone.png")
     assert task.listed([tmp_path, alone, tmp_path / "a.jpg"]) == [places[1], places[0], alone]
-    assert "1 of 3 files" in capsys.readouterr().err
+    assert "as no pictures: notes.txt\n" in capsys.readouterr().err
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(SfumatoError, match=r"there is no picture in .*empty; formats: .*\.png"):
+    with pytest.raises(SfumatoError, match=r"there is no picture in .*empty: none of 0 files"):
         task.listed([empty])
     with pytest.raises(SfumatoError, match=r"there is no photograph or folder .*nowhere"):
         task.listed([tmp_path / "nowhere"])

@@ -41,6 +41,7 @@ from sfumato.errors import SfumatoError
 from sfumato.io.files import writable
 from sfumato.io.progress import progress
 from sfumato.io.terminal import note, quiet
+from sfumato.media import opening
 from sfumato.methods import index
 from sfumato.tasks import chain as chains
 from sfumato.tasks.chain import Chain
@@ -219,6 +220,8 @@ def _rows(plain: Wanted, images: Sequence[Path], also: Sequence[Path], of_list: 
         raise SfumatoError("--list names the pictures; leave those before it out")
     if also and len(images) > 1:
         raise SfumatoError("--also goes on from one picture; give one before it")
+    for file in also:
+        opening.checked(file)
     rows = listed(of_list, plain) if of_list else [plain]
     if of_list is None:
         rows = [replace(plain, picture=file) for file in (*files_of(images, "edit", index.PAINTING), *also)]

@@ -15,7 +15,9 @@ from sfumato.experiments.index import EXPERIMENTS, Entry
 from sfumato.io.files import writable, write_json
 from sfumato.io.progress import counted
 from sfumato.io.terminal import print_json, print_table, quiet
+from sfumato.media import opening
 from sfumato.tasks import kept
+from sfumato.tasks.chain import values
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ def _line(entry: Entry) -> Callable[..., None]:
 def _command(entry: Entry) -> Callable[..., None]:
     def run(experiment: Any, setting: Setting) -> None:
         writable(setting.out)
+        for value in values(experiment).values():
+            if isinstance(value, Path):
+                opening.checked(value)
         quiet()
         model = setting.loading.load(setting.model, setting.device)
         with counted(entry.word, experiment.works):

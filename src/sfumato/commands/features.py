@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 import tyro
 
 from sfumato.commands.options import Device, Json, Model, Running, Seed, Side, chosen_side, seed_of
-from sfumato.commands.reading import files_of
+from sfumato.commands.reading import files_of, finish
 from sfumato.errors import SfumatoError
 from sfumato.io.files import save_tensors, writable
-from sfumato.io.terminal import print_json, print_table, quiet
+from sfumato.io.terminal import note, print_json, print_table, quiet
 from sfumato.tasks import kept
 
 
@@ -43,7 +43,8 @@ def features(
     """Read the network's features of images, and draw their principal components, one PCA for all steps and images.
 
     Writes features.png, and NAME-features.safetensors for each image, a tensor (t, c, h, w) a layer. The table says how
-    much of an image's variance the first three joint components hold, and how much its own three would.
+    much of an image's variance the first three joint components hold, and how much its own three would. An image that
+    fails does not stop the others.
 
     Example: sfumato features view-1.png view-2.png --layers 10 19 23
     """
@@ -62,7 +63,15 @@ def features(
     from sfumato.reading.reader import read
 
     net = loading.load(model, device)
-    readers = [read(net, open_picture(file), side) for file in files]
+    asked, failed, readers = files, dict[str, str](), []
+    for file in asked:
+        try:
+            readers.append(read(net, open_picture(file), side))
+        except SfumatoError as e:
+            failed[str(file)] = str(e)
+    files = [file for file in asked if str(file) not in failed]
+    if not files:
+        finish(asked, failed)
     maps = joint_pca.read_features(readers, what, layers, times, seed)
     found = joint_pca.joint_pca(maps)
     name = kept.named(out, "features", ".png", "features", kept.settings_of(given))
@@ -70,14 +79,18 @@ def features(
     joint_pca.draw(readers, found, times, picture, f"{model}, {what}")
     made = [picture]
     for i, file in enumerate(files):
-        made.append(out / f"{_stem(file, files)}-features{number}.safetensors")
+        stem = _stem(file, asked)
+        if stem != kept.short(file.stem):
+            note(f"of several pictures of one name: {file} is {stem}")
+        made.append(out / f"{stem}-features{number}.safetensors")
         save_tensors(made[-1], {name: m[:, i] for name, m in maps.items()}, {"times": str(list(times))})
     rows = [{"layer": name, "joint": round(c.joint, 3), "own": round(c.own, 3)} for name, c in found.items()]
     if json:
-        print_json({"files": [str(f) for f in made], "layers": rows})
+        print_json({"files": [str(f) for f in made], "layers": rows, "failed": failed})
     else:
         print_table(rows)
         print("\n".join(map(str, made)))
+    finish(asked, failed)
 
 
 def _stem(file: Path, files: list[Path]) -> str:

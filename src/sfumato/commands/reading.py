@@ -26,11 +26,7 @@ def files_of(given: Sequence[Path], command: str = "", groups: Sequence[str] = i
             if command and str(place) in index.words(groups, aliases=True, command=command):
                 raise SfumatoError(f"no picture is given: {place} is a method; name files or folders before it")
             raise nowhere(place, index.words(groups, command=command) if command else ())
-        found, others = pictures_in(place) if place.is_dir() else ([place], [])
-        if others:
-            named = ", ".join(p.name for p in others[:5])
-            note(f"left out of {place}, as no pictures: {named}{' ...' if len(others) > 5 else ''}")
-        out += found
+        out += pictures_in(place) if place.is_dir() else [place]
     return list(dict.fromkeys(out))
 
 

@@ -25,16 +25,26 @@ MOST_PIXELS = 100_000_000
 Taken = TypeVar("Taken")
 BRANDS = {b"avif": "AVIF", b"avis": "AVIF", **dict.fromkeys((b"heic", b"heix", b"heim", b"hevc", b"mif1"), "HEIF")}
 """Kinds of picture that not every Pillow reads, by the word at byte 8 of their files."""
-ADVICE = {"AVIF": "a newer Pillow reads it: pip install -U pillow", "HEIF": "pip install pillow-heif reads it"}
+ADVICE = {
+    "AVIF": "a newer Pillow reads it: pip install -U pillow",
+    "HEIF": "pip install pillow-heif reads it",
+    "JPEG XL": "pip install pillow-jxl-plugin reads it",
+    "SVG": "an image is made of it by a browser or Inkscape",
+}
+ENDS = {".avif": "AVIF", ".heic": "HEIF", ".heif": "HEIF", ".jxl": "JPEG XL", ".svg": "SVG"}
+"""How names of such files end."""
+_JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
 _NO_PICTURES = {"EPS", "MPEG"}  # the first is a program for Ghostscript, of the second only the size is read
 _LAYERS = {"MPO", "PSD"}  # formats whose further frames are not pictures of their own
 
 
 @cache
 def formats() -> tuple[str, ...]:
-    """What Pillow reads here, with pillow-heif where it is installed."""
+    """What Pillow reads here, with pillow-heif and pillow-jxl-plugin where they are installed."""
     with suppress(ImportError):
         import_module("pillow_heif").register_heif_opener()
+    with suppress(ImportError):
+        import_module("pillow_jxl")
     Image.init()
     stubs = {name for name, (kind, _) in Image.OPEN.items() if _is_stub(kind)}
     return tuple(name for name in Image.OPEN if name not in _NO_PICTURES | stubs)
@@ -46,9 +56,16 @@ def _is_stub(kind: Any) -> bool:
 
 @cache
 def suffixes() -> frozenset[str]:
-    """How names of picture files end, small: all that Pillow reads here, and AVIF and HEIF, to say what reads those."""
-    read = {suffix for suffix, name in Image.registered_extensions().items() if name in formats()}
-    return frozenset(read | {".avif", ".heic", ".heif"})
+    """How names of picture files end, small: of all that is read here."""
+    read = formats()  # first, as it may register some
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in read)
+
+
+def unread(name: str) -> str:
+    """Of a file's name, if it is a picture's that is not read here, what kind that is and what to do; else nothing."""
+    end = Path(name).suffix.lower()
+    kind = None if end in suffixes() else ENDS.get(end)
+    return "" if kind is None else f"{kind}: {ADVICE[kind]}"
 
 
 def opened(path: str | Path, turned: bool = True) -> Picture:
@@ -140,7 +157,8 @@ def _unread(path: Path) -> SfumatoError:
         head = file.read(12)
     if not head:
         return SfumatoError(f"{path} is empty: a file of no bytes")
-    kind = BRANDS.get(head[8:12]) if head[4:8] == b"ftyp" else None
+    kind = BRANDS.get(head[8:12]) if head[4:8] == b"ftyp" else "JPEG XL" if head.startswith(_JXL) else None
+    kind = "SVG" if path.suffix.lower() == ".svg" else kind
     if kind is not None:
         return SfumatoError(f"{path} is a picture in {kind}; {ADVICE[kind]}, or save it as PNG or JPEG")
     return SfumatoError(f"{path} is not an image that can be read (PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF, ...)")

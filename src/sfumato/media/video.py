@@ -20,7 +20,8 @@ from PIL import Image
 
 from sfumato.errors import SfumatoError, first_line
 from sfumato.io.files import atomic, writable
-from sfumato.media import images, pictures
+from sfumato.io.terminal import note
+from sfumato.media import images, opening, pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -96,11 +97,15 @@ def opened(path: str | Path) -> Video:
     path = Path(path).expanduser()
     if path.is_dir():
         files = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
+        if left := [f"{p.name} ({why})" for p in sorted(files) if (why := opening.unread(p.name))]:
+            note(f"left out of {path}, as not read here: {', '.join(left[:5])}{' ...' if len(left) > 5 else ''}")
         return _sequence(path, [p for p in files if p.suffix.lower() in images.suffixes()])
     if not path.exists() and (_NUMBER.search(path.name) or "*" in path.name):
         return _sequence(path, _matching(path))
     if not path.is_file():
         raise SfumatoError(f"there is no file {path}")
+    if opening.unread(path.name):
+        opening.checked(path)
     return _picture(path) if path.suffix.lower() in images.suffixes() else _film(path)
 
 

@@ -10,18 +10,35 @@ from typing import Any
 from sfumato.errors import SfumatoError
 from sfumato.io.progress import Listener, heard, progress
 from sfumato.io.terminal import note
+from sfumato.tasks import kept
 from sfumato.tasks.kept import Kept, content, digest, short
 
 
-def pictures_in(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The pictures of a folder, by name, and what else lies in it. ``SfumatoError`` where there is no picture."""
-    from sfumato.media.images import suffixes
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures of a folder, by name; without hidden files, and sheets and overlays that were made there.
 
+    What is left out is noted. ``SfumatoError`` where there is no picture.
+    """
+    from sfumato.media.opening import suffixes, unread
+
+    drawn = kept.drawn(folder)
     inside = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    found = [p for p in inside if p.suffix.lower() in suffixes()]
+    found = [p for p in inside if p.suffix.lower() in suffixes() and p.name not in drawn]
+    others = [p.name for p in inside if p not in found]
+    left = [f"{name} ({why})" for name in others if (why := unread(name))]
     if not found:
-        raise SfumatoError(f"there is no picture in {folder}: none of {len(inside)} files there ends like one")
-    return found, [p for p in inside if p not in found]
+        more = f", and of these none is read here: {_few(left)}" if left else ""
+        raise SfumatoError(f"there is no picture in {folder}: none of {len(inside)} files there ends like one{more}")
+    plain = [name for name in others if name not in drawn and not unread(name)]
+    ours = [name for name in others if name in drawn]
+    for what, names in (("no pictures", plain), ("sheets and overlays", ours), ("not read here", left)):
+        if names:
+            note(f"left out of {folder}, as {what}: {_few(names)}")
+    return found
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
 def contents(place: Path | None) -> list[tuple[str, str]] | None:

@@ -85,6 +85,28 @@ class Kept:
         return self.folder / f".{name}.{self.kind}.json"
 
 
+DRAWN = {
+    "edit": ("-beside.png", "-attention.png"),
+    "compare": ("-compare.png",),
+    "grid": ("-grid.png",),
+    "segment": ("-labels.png", "-overlay.png", "-attribution.png"),
+    "keypoints": ("-keypoints.png",),
+    "match": (".png", "-mask.png", "-mask-overlay.png"),
+    "features": (".png",),
+    "invert": ("-inverted.png",),
+}
+"""What is drawn of pictures, by kinds of results: how its names end."""
+
+
+def drawn(folder: Path) -> set[str]:
+    """Names of sheets, labels and overlays in a folder, which are not pictures for a further run."""
+    out = set[str]()
+    for place in folder.glob(".*.json"):
+        name, _, kind = place.name[1:].removesuffix(".json").rpartition(".")
+        out |= {f"{name}{tail}" for tail in DRAWN.get(kind, ())}
+    return out
+
+
 def short(name: str) -> str:
     """As much of a name as file systems take with all the endings that results get."""
     while len(os.fsencode(name)) > _LONGEST:

@@ -26,10 +26,11 @@ from sfumato.learning.loop import Run
 from sfumato.learning.personal import Asked, Personalisation, teach
 from sfumato.learning.priors import class_pictures
 from sfumato.learning.repair import repaired
-from sfumato.media import pictures
-from sfumato.media.images import read_image, suffixes
+from sfumato.media import opening, pictures
+from sfumato.media.images import read_image
 from sfumato.reading.results import Segments
 from sfumato.tasks import kept
+from sfumato.tasks.batch import pictures_in
 
 T = TypeVar("T")
 ROOM = 2**30
@@ -67,19 +68,14 @@ def listed(places: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for place in places:
         if place.is_dir():
-            inside = [f for f in sorted(place.iterdir()) if f.is_file() and not f.name.startswith(".")]
-            known = [f for f in inside if f.suffix.lower() in suffixes()]
-            if len(known) < len(inside):
-                note(f"{len(inside) - len(known)} of {len(inside)} files in {place} are no pictures")
-            found += known
+            found += pictures_in(place)
         elif place.is_file():
+            opening.checked(place)
             found.append(place)
         else:
             raise SfumatoError(f"there is no photograph or folder {place}")
     if not found:
-        raise SfumatoError(
-            f"there is no picture in {', '.join(map(str, places))}; formats: {' '.join(sorted(suffixes()))}"
-        )
+        raise SfumatoError("no photograph is given: name files, or folders of pictures")
     return list(dict.fromkeys(found))
 
 

@@ -134,7 +134,7 @@ def examples_in(place: Path) -> list[Example]:
     if not place.exists():
         raise SfumatoError(f"there is no file or folder {place}")
     found = []
-    for file in pictures_in(place)[0] if place.is_dir() else [place]:
+    for file in pictures_in(place) if place.is_dir() else [place]:
         beside = file.with_name(f"{file.stem}-labels.png")
         if beside.exists():
             image = pixels(file)

@@ -102,7 +102,7 @@ def pictures(
     place = Path(data).expanduser()
     if not place.is_dir():
         raise SfumatoError(f"there is no folder {place}; give one of pictures, or scenes such as {STILL_LIFE}200")
-    found, _ = pictures_in(place)
+    found = pictures_in(place)
     stems = {file.stem for file in found}
     files = [f for f in found if not (f.stem.endswith(BEHIND) and f.stem.removesuffix(BEHIND) in stems)]
     pixels, labels, captions, points = [], [], [], []
