@@ -47,7 +47,8 @@ assert not utils.is_compiled_module(model.network) and "torch._dynamo" not in sy
 from transformers.distributed import parallel_utils, sharding_utils
 assert not isinstance(model.network.conv_in.weight, sharding_utils.DTensor) and "sympy" not in sys.modules
 styles = parallel_utils.ALL_PARALLEL_STYLES
-assert len(styles) > 15 and {"colwise", "grouped_gemm"} <= {*styles} and type(styles) is parallel_utils.ParallelInterface
+assert len(styles) > 15 and {"colwise", "grouped_gemm"} <= {*styles}
+assert type(styles) is parallel_utils.ParallelInterface
 from torch.distributed.tensor import DTensor, Shard
 assert styles["colwise"].output_layouts == Shard(-1) and issubclass(DTensor, sharding_utils.DTensor)
 from transformers.integrations.tensor_parallel import ALL_PARALLEL_STYLES as old, ColwiseParallel
