@@ -8,6 +8,7 @@ from dataclasses import fields as fields_of
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from sfumato.commands import fields
 from sfumato.commands.oneline import oneline
@@ -80,14 +81,15 @@ def test_what_is_not_understood_is_left_to_the_class(tmp_path, monkeypatch):
     assert found is not None and [(f.name, f.default) for f in fields_of(found)] == [("x", None)]
 
 
-def test_a_wrong_option_of_a_method_takes_no_torch():
+def test_a_wrong_option_of_a_method_takes_no_torch(tmp_path):
     """In processes of their own: what the line says, and that neither torch nor the method was imported."""
     code = "import sys; from sfumato.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    Image.new("RGB", (8, 8)).save(photo := tmp_path / "photo.png")
     for args, line in (
         ("--croos=.3", "unknown option --croos; did you mean --cross of p2p or --compose or --looks?"),
         ("--cross=3", "cross of PromptToPrompt lies between 0 and 1, got 3.0"),
         ("--preset=no", "unknown preset of prompt-to-prompt 'no'; known: pie-bench, edit-friendly, still-life"),
     ):
-        call = [sys.executable, "-c", code, "edit", __file__, "--from=a", "--to=b", "p2p", args]
+        call = [sys.executable, "-c", code, "edit", photo, "--from=a", "--to=b", "p2p", args]
         done = subprocess.run(call, capture_output=True, text=True, check=True)
         assert done.stdout.split() == ["2", "False"] and done.stderr.endswith(f"sfumato: {line}\n"), done.stderr

@@ -35,6 +35,7 @@ from sfumato import denoise, load
 model = load("stilllife", device="cpu")
 denoise(model, "a cube", steps=1, size=32)
 heavy = ["peft", "torch._dynamo", "scipy.stats", "scipy.optimize", "requests", "torch.distributed.fsdp"]
+heavy += ["torch.distributed.tensor", "transformers.distributed.tensor_parallel", "sympy"]
 heavy += ["diffusers.models.transformers.transformer_flux", "diffusers.models.unets.unet_1d"]
 assert not {*heavy} & {*sys.modules}, {*heavy} & {*sys.modules}
 assert [f for f in warnings.filters if f in filters] == filters and gc.get_threshold() == often
@@ -43,6 +44,16 @@ assert [f for f in warnings.filters if f in filters] == filters and gc.get_thres
 import diffusers, diffusers.loaders.lora_base as theirs, diffusers.utils.torch_utils as utils
 assert not isinstance(model.network, theirs.BaseTunerLayer) and "peft" not in sys.modules
 assert not utils.is_compiled_module(model.network) and "torch._dynamo" not in sys.modules
+from transformers.distributed import parallel_utils, sharding_utils
+assert not isinstance(model.network.conv_in.weight, sharding_utils.DTensor) and "sympy" not in sys.modules
+styles = parallel_utils.ALL_PARALLEL_STYLES
+assert len(styles) > 15 and {"colwise", "grouped_gemm"} <= {*styles}
+assert type(styles) is parallel_utils.ParallelInterface
+from torch.distributed.tensor import DTensor, Shard
+assert styles["colwise"].output_layouts == Shard(-1) and issubclass(DTensor, sharding_utils.DTensor)
+from transformers.integrations.tensor_parallel import ALL_PARALLEL_STYLES as old, ColwiseParallel
+assert old is styles and isinstance(styles["colwise"], ColwiseParallel)
+
 class Own(theirs.BaseTunerLayer): pass
 import peft
 from peft.tuners.tuners_utils import BaseTunerLayer

@@ -154,8 +154,8 @@ def edit(
     Example: sfumato edit 1.png --also 2.png 3.png --from "a red cube" --to "a blue cube" csd-edit
     """
     given = dict(locals())
+    plain, grid = Wanted(Path(), source, target, chain, negative, steps, guidance, invert, seed), cells(in_grid)
     limit, layout, hole = bytes_of(memory), layout_of(box), mask_of(mask)
-    plain = Wanted(Path(), source, target, chain, negative, steps, guidance, invert, seed)
     rows = _rows(plain, images, also, of_list)
     several = of_list is not None or (len(rows) > 1 and not also)
     specs = [spec.strip() for spec in compare.split(",") if spec.strip()]
@@ -169,7 +169,6 @@ def edit(
     if also and (one := next(filter(single.get, single), None)):
         raise SfumatoError(f"{one} is of one picture alone; leave it or --also out")
     uses.beside("--looks", looks, "--appearance", appearance)
-    grid = cells(in_grid)
     kinds = [
         {spec: default(spec, r) for spec in specs} or {key: changed(r, c) for key, c in grid.items()} for r in rows
     ]

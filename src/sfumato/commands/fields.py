@@ -149,6 +149,7 @@ def spoken(cls: Any, read: bool = True) -> Any:
         hint, inside = hints[f.name], get_args(hints[f.name])
         one = next((t for t in inside if t is not type(None)), hint) if type(None) in inside else hint
         hidden = f.metadata.get("command") is False
+        spec: Any
         spec, light = (tyro.conf.Fixed, False) if hidden else _spelling(one)
         if not (light or read):
             hint, spec = Any, spec if hidden else replace(spec, instance_from_str=lambda args: None)

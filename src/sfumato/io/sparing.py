@@ -6,6 +6,7 @@ the one that is asked for. Inside of ``sparing()``, and only there,
 
 - modules of ``WHO`` get such names from stand-ins, which import the real thing when they are used;
 - packages that do no more than list what is in them (``LISTS``) read their lists when a name of them is asked for;
+- mappings that such modules fill (``FILLED``) are filled when they are first looked into;
 - questions whether a network is of one of those libraries (``NOT_YET``) are answered at once until it is imported;
 - garbage, of which imports leave little and scan much, waits.
 
@@ -41,6 +42,16 @@ NAMES = {
     "torch.distributed._composable.fsdp": ("fully_shard",),
     "torch.distributed.checkpoint.hf_storage": ("HuggingFaceStorageReader", "HuggingFaceStorageWriter"),
     "torch.distributed.fsdp": ("CPUOffloadPolicy", "MixedPrecisionPolicy"),
+    "torch.distributed.tensor": ("DTensor", "Shard"),
+    "torch.distributed.tensor._utils": ("compute_local_shape_and_global_offset",),
+    "torch.distributed.tensor.placement_types": ("Shard", "_StridedShard"),
+    "transformers.distributed.expert_parallel": ("apply_expert_parallelism",),
+    "transformers.distributed.tensor_parallel": (
+        "apply_tensor_parallelism",
+        "gather_state_dict_for_save",
+        "get_kv_heads_per_rank",
+        "verify_tp_plan",
+    ),
 }
 MARKS = ("allow_in_graph", "assume_constant_result")
 """Decorators of torch._dynamo that give back what they mark: it is told when it is imported."""
@@ -57,6 +68,12 @@ NOT_YET: dict[str, dict[str, tuple[tuple[str, ...], Callable[..., Any]]]] = {
     "transformers.distributed.utils": {"is_dtensor": (("torch.distributed.tensor",), lambda obj: False)},
 }
 """Module -> its functions, and what they come to as long as none of these is imported."""
+FILLED = {
+    "transformers.distributed.parallel_utils": {
+        "ALL_PARALLEL_STYLES": ("transformers.distributed.tensor_parallel", "transformers.distributed.expert_parallel")
+    }
+}
+"""Module -> its mappings, and the modules of which each is filled, when it is first looked into."""
 
 
 @contextmanager
@@ -207,6 +224,9 @@ class _Finder:
             run(module)
         finally:
             self.show(before)
+        for mapping, modules in FILLED.get(name, {}).items():
+            if hasattr(module, mapping) and all(isinstance(sys.modules.get(each), _StandIn) for each in modules):
+                _fill_later(getattr(module, mapping), modules)
         for function, (libraries, otherwise) in NOT_YET.get(name, {}).items():
             if hasattr(module, function) and not _imported("torch._dynamo"):
                 theirs = getattr(module, function)
@@ -266,6 +286,23 @@ def _listed() -> Iterator[None]:
         yield
     finally:
         library.define_import_structure = theirs
+
+
+def _fill_later(mapping: Any, modules: tuple[str, ...]) -> None:
+    """Import the modules that fill a mapping when it is first looked into."""
+    kind = type(mapping)
+
+    def first(name: str) -> Callable[..., Any]:
+        def looked(self: Any, *args: Any) -> Any:
+            self.__class__ = kind
+            for module in modules:
+                _real(module)
+            return getattr(kind, name)(self, *args)
+
+        return looked
+
+    looks = ("__getitem__", "__contains__", "__iter__", "__len__", "get", "keys", "items", "values", "valid_keys")
+    mapping.__class__ = type(kind.__name__, (kind,), {name: first(name) for name in looks if hasattr(kind, name)})
 
 
 _RUN = "__run__"

@@ -35,7 +35,7 @@ class _Unsure(Exception):
 
 
 @cache
-def outline(home: str) -> type[Settings] | None:
+def outline(home: str) -> Any:
     """Of a method's home, such as ``edit.masactrl:MasaCtrl``; None for one that cannot be read."""
     module, _, name = home.partition(":")
     try:
@@ -74,7 +74,9 @@ def _field(module: str, default: ast.expr | None, kind: Any, text: str) -> Any:
         raise _Unsure
     metadata = _value(module, given.pop("metadata")) if "metadata" in given else {}
     # of a kind that is not read no value is made, and any will do
-    values = {"default": None} if given and _unread(kind) else {k: _value(module, v) for k, v in given.items()}
+    values: dict[str, Any] = (
+        {"default": None} if given and _unread(kind) else {k: _value(module, v) for k, v in given.items()}
+    )
     return field(**values, metadata={**metadata, "help": text})
 
 
