@@ -8,6 +8,7 @@ import re
 from base64 import b64decode
 from io import BytesIO
 from pathlib import Path
+from shutil import copy
 
 import numpy as np
 import pytest
@@ -214,6 +215,13 @@ def test_features_are_drawn_and_kept(run, here, photos, tmp_path):
     assert (out / "features.png").exists()
     code, _, err = run("features", photos / "a.png", photos / "b.png", "--out", out)
     assert code == 2 and "images of one shape" in err
+    other = tmp_path / "other"
+    other.mkdir()
+    copy(photos / "a.png", other)
+    call = ("features", photos / "a.png", other / "a.png", photos / "d.jpg", "--side", 64, "--layers", 3, "--times", 1)
+    code, told, err = run(*call, "--out", tmp_path / "more")
+    assert code == 2 and "1 of 3 images failed (named above); the others are done" in err and "d.jpg is not" in err
+    assert f"of several pictures of one name: {other / 'a.png'} is a-2\n" in err and "a-2-features" in told
     code, _, err = run("features", photos / "a.png", "--what", "tokens", "--layers", 99, "--out", out)
     assert code == 2 and "has layers tokens 0 to" in err
 
