@@ -106,6 +106,9 @@ def test_a_grid_has_each_setting_and_inverts_once(run, here, photos, monkeypatch
     seeds = run(*edit, "--grid", "seed=1,2", "sdedit")
     one, two = (json.loads(seeds[1])[f"image seed {n}"] for n in (1, 2))
     assert not same(one, two) and Path(one).name == "a-seed-1-edited.png"
+    noise = run(*edit, "--invert", "edit-friendly", "--grid", "seed=1,2", "p2p")  # p2p has no seed of its own
+    one_noise, other = (json.loads(noise[1])[f"image seed {n}"] for n in (1, 2))
+    assert not same(one_noise, other), "the run's own is varied"
     assert same(json.loads(run(*edit, "--seed", 2, "--overwrite", "sdedit")[1])["image"], two)
 
 
@@ -173,3 +176,25 @@ def test_what_a_list_or_a_grid_cannot_say_is_one_line(run, here, photos, tmp_pat
     refused(run("edit", tmp_path / "none.png", *WORDS, "p2p"), "there is no file or folder")
     refused(run("edit", "p2p", *WORDS), "no picture is given: p2p is a method")
     assert not [*(tmp_path / "out").glob(".*")]
+
+
+def test_a_grid_of_what_is_painted_has_each_setting_as_alone(run, here, tmp_path):
+    paint = ["generate", "a red cube", "--json", "--size", 64, "--out", tmp_path / "out"]
+    code, out, err = run(*paint, "--seed", 3, "--grid", "guidance=2,6", "steps=1,2")
+    assert code == 0, err
+    found = json.loads(out)
+    labels = [f"guidance {g}, steps {s}" for g in (2, 6) for s in (1, 2)]
+    assert list(found["cells"]) == labels and Image.open(found["sheet"]).size == (2 * 66 - 2, 2 * 96 - 2)
+    each = [found["cells"][label]["images"][0]["image"] for label in labels]
+    assert len({Path(file).read_bytes() for file in each}) == 4
+    assert Path(each[0]).name == "a-red-cube-guidance-2-steps-1-3.png"
+    alone = json.loads(run(*paint, "--seed", 3, "--n", 1, "--guidance", 6, "--steps", 1)[1])["images"][0]["image"]
+    assert same(alone, each[2]) and Image.open(alone).info == Image.open(each[2]).info
+    sheet = np.asarray(Image.open(found["sheet"]))
+    assert np.array_equal(sheet[96 + 30 : 96 + 94, :64], np.asarray(Image.open(each[2])))
+    assert run(*paint, "--seed", 3, "--grid", "guidance=2,6", "steps=1,2")[1] == out, "it was there"
+    code, out, err = run(*paint, "--n", 2, "--steps", 1, "--grid", "seed=1,2", "attend-and-excite", "--words", "cube")
+    one, two = (json.loads(out)["cells"][f"seed {n}"]["images"] for n in (1, 2))
+    assert code == 0 and same(one[1]["image"], two[0]["image"]) and not same(one[0]["image"], two[0]["image"]), err
+    refused(run(*paint, "--grid", "gidance=1,2"), "unknown setting of --grid 'gidance'; did you mean guidance")
+    refused(run(*paint, "--grid", "steps=1,0"), "--steps")

@@ -6,8 +6,10 @@ import json
 import os
 import re
 from base64 import b64decode
+from html import escape
 from io import BytesIO
 from pathlib import Path
+from shutil import copy
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 
 from sfumato.commands.options import Loading
 from sfumato.errors import SfumatoError
-from sfumato.media import opening
+from sfumato.media import opening, page
 from sfumato.media.labels import from_run_lengths, read_labels
 from sfumato.tasks.recipes import RECIPES, Recipe
 
@@ -214,6 +216,13 @@ def test_features_are_drawn_and_kept(run, here, photos, tmp_path):
     assert (out / "features.png").exists()
     code, _, err = run("features", photos / "a.png", photos / "b.png", "--out", out)
     assert code == 2 and "images of one shape" in err
+    other = tmp_path / "other"
+    other.mkdir()
+    copy(photos / "a.png", other)
+    call = ("features", photos / "a.png", other / "a.png", photos / "d.jpg", "--side", 64, "--layers", 3, "--times", 1)
+    code, told, err = run(*call, "--out", tmp_path / "more")
+    assert code == 2 and "1 of 3 images failed (named above); the others are done" in err and "d.jpg is not" in err
+    assert f"of several pictures of one name: {other / 'a.png'} is a-2\n" in err and "a-2-features" in told
     code, _, err = run("features", photos / "a.png", "--what", "tokens", "--layers", 99, "--out", out)
     assert code == 2 and "has layers tokens 0 to" in err
 
@@ -294,22 +303,51 @@ def test_a_run_without_a_result_says_so_and_leaves_nothing(run, here, tmp_path):
         assert all(f"{place / name}" in err for name in ("a.png", "tiny.png") if given == [place])
 
 
-def test_pages_show_pictures_as_results_see_them_and_name_no_place(run, here, tmp_path):
-    """A photograph that lies on its side, transparent, in a folder whose name is HTML, all named absolutely."""
+def test_all_that_is_written_names_no_place_and_shows_pictures_as_results_see_them(
+    run, here, models, tmp_path, monkeypatch
+):
+    """Photographs that lie on their side, transparent, in a folder whose name is HTML, all named absolutely: pages,
+    documents, figures, and what PNGs and tensors tell. Hidden records alone, which are of this machine, name places."""
+    monkeypatch.setitem(RECIPES, ("stilllife", "dift"), Recipe("dift", {"ensemble": 1}))
     place, out, turned = tmp_path / '<b>&"', tmp_path / "out", Image.Exif()
     place.mkdir()
     turned[0x0112] = 6
-    Image.new("RGBA", (60, 40), (0, 0, 0, 0)).save(place / '<i>"&.png', exif=turned)
-    call = ("segment", place, "--model", "stilllife", "--side", 64, "--out", out, "--names", "<u>&,cube", "diff-seg")
-    code, _, err = run(*call)
-    assert code == 0, err
-    page = (out / "index.html").read_text()
-    shown = [Image.open(BytesIO(b64decode(png))) for png in re.findall(r"base64,([^\"]+)", page)]
-    assert [picture.size for picture in shown] == [(40, 60)] * 2
-    assert np.asarray(shown[0].convert("RGB")).min() == 255, "transparent is white"
-    assert "<h2>&lt;i&gt;&quot;&amp;.png</h2>" in page and not re.search(r"&amp;(lt|gt|amp|quot);", page)
-    for file in out.glob("[!.]*"):
-        assert str(tmp_path).encode() not in file.read_bytes(), file
+    for name in ('<i>"&', "b"):
+        Image.new("RGBA", (60, 40), (0, 0, 0, 0)).save(place / f"{name}.png", exif=turned)
+    one, other = sorted(place.iterdir(), key=lambda file: file.stem)
+    learn = ("--tokens", 8, "--candidates", 4, "--keypoints", 2, "--steps", 1, "--grid", 8, "--augmentations", 1)
+    tiny, words = ("--model", models("sd").name, "--device", "cpu"), ("--from", "a <u>&", "--to", "a cube")
+    small = ("--side", 64)
+    calls = {
+        "segment": ("segment", place, *small, "--names", "<u>&,cube", "diff-seg"),
+        "keypoints": ("keypoints", place, *small, "unsupervised-keypoints", *learn, "--parts", 1, 1),
+        "edit": ("edit", place, *words, "--steps", 1, "p2p"),
+        "match": ("match", one, other, *small),
+        "features": ("features", one, other, *tiny, "--layers", 3, "--times", 1),
+        "invert": ("invert", one, "a <u>&", *tiny, "--steps", 1),
+        "experiment": ("experiment", "equivariance", one, *tiny),
+        "generate": ("generate", "a cube <u>&", *tiny, "--steps", 1, "--grid", "seed=1,2"),
+    }
+    for name, call in calls.items():
+        at = len(call) if name == "experiment" else 2
+        code, _, err = run(*call[:at], "--out", out / name, *call[at:])
+        assert code == 0, err
+    pages = [file.read_text() for file in sorted(out.glob("*/index.html"))]
+    assert len(pages) == 3 and "<h2>&lt;i&gt;&quot;&amp;.png</h2>" in (out / "segment" / "index.html").read_text()
+    for text in pages:
+        shown = [Image.open(BytesIO(b64decode(png))) for png in re.findall(r"base64,([^\"]+)", text)]
+        assert all(picture.height > picture.width or picture.width > 60 for picture in shown)
+        assert "<i>" not in text and "<u>" not in text and not re.search(r"&amp;(lt|gt|amp|quot);", text)
+    first = Image.open(BytesIO(b64decode(re.findall(r"base64,([^\"]+)", pages[-1])[0]))).convert("RGB")
+    assert np.asarray(first).min() == 255, "transparent is white"
+    written = [file for file in out.rglob("[!.]*") if file.is_file()]
+    assert {file.suffix for file in written} >= {".png", ".json", ".html", ".safetensors"}
+    for file in written:
+        for there in (tmp_path, models("sd").name):
+            assert Path(there).is_absolute() and str(there).encode() not in file.read_bytes(), file
+    name, small = '<b>&"x', Image.new("RGB", (8, 8))
+    for made in (page.figure(small, escape(name)), page.image(small, name), page.ring(small, name)):
+        assert re.findall(r'(?:alt|aria-label)="([^"]*)"', made) == [escape(name)] and "<b>" not in made
 
 
 def test_results_of_earlier_settings_are_not_taken_for_those_of_now(run, here, photos, tmp_path):

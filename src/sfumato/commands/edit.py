@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sfumato.commands import edited, uses
+from sfumato.commands import edited, grids, uses
 from sfumato.commands.edited import Unit
 from sfumato.commands.options import (
     Boxes,
@@ -36,7 +36,7 @@ from sfumato.commands.options import (
 )
 from sfumato.commands.reading import files_of
 from sfumato.commands.steering import Steering
-from sfumato.commands.wanted import Wanted, cells, changed, default, listed
+from sfumato.commands.wanted import Wanted, changed, default, listed
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable
 from sfumato.io.progress import progress
@@ -91,14 +91,7 @@ def edit(
             "steps, negative; what a row leaves open is as said here.",
         ),
     ] = None,
-    in_grid: Annotated[
-        tuple[str, ...],
-        tyro.conf.arg(
-            name="grid",
-            metavar="NAME=VALUE,VALUE ...",
-            help="All combinations of settings, on a sheet: the method's options, guidance, steps, seed, invert.",
-        ),
-    ] = (),
+    in_grid: Annotated[tuple[str, ...], grids.option("guidance, steps, seed, invert")] = (),
     negative: Negative = "",
     steps: EditSteps = None,
     guidance: EditGuidance = None,
@@ -154,7 +147,7 @@ def edit(
     Example: sfumato edit 1.png --also 2.png 3.png --from "a red cube" --to "a blue cube" csd-edit
     """
     given = dict(locals())
-    plain, grid = Wanted(Path(), source, target, chain, negative, steps, guidance, invert, seed), cells(in_grid)
+    plain, grid = Wanted(Path(), source, target, chain, negative, steps, guidance, invert, seed), grids.cells(in_grid)
     limit, layout, hole = bytes_of(memory), layout_of(box), mask_of(mask)
     rows = _rows(plain, images, also, of_list)
     several = of_list is not None or (len(rows) > 1 and not also)
@@ -197,7 +190,7 @@ def edit(
                 note(f"the masks and boxes are of {rows[0].picture.name}, and are taken for the others as well")
             kind = (bool(also), several, not (several or in_grid))
             work = _Work(net, model, steering, loading, fit, appearance, looks, hole, limit, show_attention, *kind)
-            columns = in_grid[-1].count(",") + 1 if in_grid else 3
+            columns = grids.columns(in_grid) if in_grid else 3
             failed = work([unit for unit in units if also or not unit.done], columns)
     finally:
         for unit in units:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sfumato.commands import grids
 from sfumato.commands.reading import page
 from sfumato.commands.wanted import Wanted
 from sfumato.errors import SfumatoError
@@ -111,7 +111,7 @@ def units(
     for each in edits:
         names, keys = {}, {}
         for label, wanted in each.items():
-            stem = "-".join(filter(None, (wanted.picture.stem, re.sub(r"[^\w.]+", "-", label))))
+            stem = grids.stem(wanted.picture.stem, label)
             keys[label] = key = kept.digest({**shared, **wanted.settings(), "at": len(out) if one else 0})
             names[label], before = _kept(folder).claim(stem, partial(_is_of, key), taken, key=key)
             taken.append(names[label])

@@ -59,6 +59,7 @@ def features(
     writable(out)
     quiet()
     from sfumato.experiments import joint_pca
+    from sfumato.media import pictures
     from sfumato.media.images import open_picture
     from sfumato.reading.reader import read
 
@@ -76,7 +77,7 @@ def features(
     found = joint_pca.joint_pca(maps)
     name = kept.named(out, "features", ".png", "features", kept.settings_of(given))
     picture, number = out / f"{name}.png", name.removeprefix("features")
-    joint_pca.draw(readers, found, times, picture, f"{model}, {what}")
+    joint_pca.draw(readers, found, times, picture, f"{pictures.written(model)}, {what}")
     made = [picture]
     for i, file in enumerate(files):
         stem = _stem(file, asked)

@@ -61,7 +61,21 @@ class Place:
         films: Callable[[Sequence[Picture], Path], Path] | None = None,
         **found: Any,
     ) -> None:
-        """The pictures, their grid, where words look and the plan of methods; says where they are, with ``found``."""
+        """As ``keep``; says where they are, with ``found``."""
+        more, files = self.keep(painted, shown, seed, settings, given, chain, films)
+        print_json({**more, **found}) if json else print("\n".join(files))
+
+    def keep(
+        self,
+        painted: Generated,
+        shown: Sequence[Picture],
+        seed: int,
+        settings: Mapping[str, Any],
+        given: Mapping[str, Any],
+        chain: Chain,
+        films: Callable[[Sequence[Picture], Path], Path] | None = None,
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Write the pictures, their grid, where words look and the plan of methods: what they are, and where."""
         from sfumato.media import pictures
 
         n, rows = len(shown), []
@@ -75,7 +89,7 @@ class Place:
                 row["attention"] = str(file)
             rows.append(row)
         files = files_of(rows)
-        found = {"images": [{**settings, **row} for row in rows], "grid": None, **found}
+        found: dict[str, Any] = {"images": [{**settings, **row} for row in rows], "grid": None}
         stem = self.stem if self.file else self._named(self.stem, {**settings_of(dict(given), [chain]), "n": n})
         if n > 1:
             all_of = {**settings, "seed": f"{seed}-{seed + n - 1}"}
@@ -85,7 +99,7 @@ class Place:
             found["plan"] = str(self.folder / f"{stem}-plan.json")
             write_json(Path(found["plan"]), painted.plan.table(), indent=2)
             files.append(found["plan"])
-        print_json(found) if json else print("\n".join(files))
+        return found, files
 
     def names(self, n: int, seed: int, given: Mapping[str, Any], *chains: Chain) -> Iterator[str]:
         """Of so many pictures, an own one each; each is claimed when it is asked for."""

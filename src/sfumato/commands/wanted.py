@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import csv
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cache
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import tyro
-
-from sfumato.commands import argv, help
+from sfumato.commands import argv, grids
 from sfumato.commands import fields as options
+from sfumato.commands.grids import number
 from sfumato.commands.oneline import oneline
 from sfumato.commands.options import guidance_of, seed_of, whole
 from sfumato.errors import SfumatoError, unknown
 from sfumato.io.files import from_json, read_text
 from sfumato.methods import index
 from sfumato.tasks import recipes
-from sfumato.tasks.chain import Chain, values
+from sfumato.tasks.chain import Chain
 from sfumato.tasks.starts import How
 
 if TYPE_CHECKING:
     from sfumato.prompts.layout import Layout, Mask
 
 COLUMNS = ("picture", "from", "to", "method", "seed", "guidance", "steps", "negative")
-CELLS = 100
 
 
 @dataclass(frozen=True)
@@ -115,8 +112,8 @@ def _wanted(row: Mapping[str, Any], folder: Path, given: Wanted) -> Wanted:
     new |= {of: words[name] for name, of in (("from", "source"), ("to", "target")) if name in words}
     new |= {"negative": words["negative"]} if "negative" in words else {}
     new |= {"chain": _chain(words["method"])} if "method" in words else {}
-    new |= {name: _number(name, row[name], int) for name in ("seed", "steps") if name in row}
-    new |= {name: _number(name, row[name], float) for name in ("guidance",) if name in row}
+    new |= {name: number(name, row[name], int) for name in ("seed", "steps") if name in row}
+    new |= {name: number(name, row[name], float) for name in ("guidance",) if name in row}
     return replace(given, **new)
 
 
@@ -124,15 +121,6 @@ def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise SfumatoError(f"{name} is text, got {value!r}")
     return value.strip()
-
-
-def _number(name: str, value: Any, kind: Callable[[Any], Any]) -> Any:
-    try:
-        if isinstance(value, bool) or (kind is int and isinstance(value, float) and not value.is_integer()):
-            raise ValueError
-        return kind(value)
-    except (TypeError, ValueError, OverflowError):
-        raise SfumatoError(f"{name} is a {'whole ' if kind is int else ''}number, got {value!r}") from None
 
 
 @cache
@@ -151,26 +139,6 @@ def _chain(text: str) -> Chain:
         return options.methods(segments, "sfumato edit")
 
 
-def cells(asked: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """Of ``--grid NAME=VALUE,VALUE ...`` every cell's values by name, the last name's changing first; without it one
-    cell of no name."""
-    axes: dict[str, list[str]] = {}
-    for text in asked:
-        name, equals, some = text.removeprefix("--").partition("=")
-        found = [value.strip() for value in some.split(",") if value.strip()]
-        if not equals or not found or len({*found}) < len(found):
-            raise SfumatoError(
-                f"--grid takes NAME=VALUE,VALUE of different values, such as guidance=4,7.5; got {text!r}"
-            )
-        if name in axes:
-            raise SfumatoError(f"--grid has {name} twice")
-        axes[name] = found
-    every = [list(zip(axes, some, strict=True)) for some in product(*axes.values())]
-    if len(every) > CELLS:
-        raise SfumatoError(f"--grid has {len(every)} cells, and {CELLS} at most; leave some values out")
-    return {", ".join(f"{name} {value}" for name, value in cell): cell for cell in every}
-
-
 def changed(given: Wanted, cell: Sequence[tuple[str, str]]) -> Wanted:
     """An edit with other settings: its methods' own by the names of their options, or the run's. ``SfumatoError`` for
     what is none."""
@@ -180,40 +148,18 @@ def changed(given: Wanted, cell: Sequence[tuple[str, str]]) -> Wanted:
 
 
 def _changed(given: Wanted, field: str, name: str, text: str) -> Wanted:
-    items, known = [*given.chain.items], dict[str, str]()
-    for i, (word, item) in enumerate(zip(given.chain.names, items, strict=True)):
-        for at, of in _places(item):
-            known |= {one: word for one in values(of)}
-            if field in values(of):
-                new = _parsed(of, word, field, text)
-                items[i] = new if at is None else replace(item, **{at: new})
-                return replace(given, chain=replace(given.chain, items=tuple(items)))
+    if (chain := grids.in_methods(given.chain, field, text, "sfumato edit")) is not None:
+        return replace(given, chain=chain)
     match field:
         case "seed" | "steps":
-            return replace(given, **{field: _number(name, text, int)})
+            return replace(given, **{field: number(name, text, int)})
         case "guidance":
-            return replace(given, guidance=_number(name, text, float))
+            return replace(given, guidance=number(name, text, float))
         case "invert":
             if text not in get_args(How):
                 raise unknown("--invert", text, get_args(How))
             return replace(given, invert=text)
-    known = {one: word for one, word in known.items() if one.islower()}
-    raise unknown("setting of --grid", name, [*known, "guidance", "steps", "seed", "invert"])
-
-
-def _places(item: Any) -> list[tuple[str | None, Any]]:
-    """Where an option may lie: in a method, and in what it has for one, such as a blend."""
-    inside = [(name, value) for name, value in values(item).items() if is_dataclass(value)]
-    return [(None, item), *inside]
-
-
-def _parsed(item: Any, word: str, field: str, text: str) -> Any:
-    """With a field's value as a command line gives it."""
-    cls = options.spoken(type(item))
-    with oneline():
-        args = [f"--{field.replace('_', '-')}={text}"]
-        new = tyro.cli(cls, prog=f"sfumato edit ... {word}", args=args, default=cls(**values(item)), config=help.CONFIG)
-    return type(item)(**values(new))
+    raise unknown("setting of --grid", name, [*grids.settings(given.chain), "guidance", "steps", "seed", "invert"])
 
 
 def default(spec: str, given: Wanted) -> Wanted:

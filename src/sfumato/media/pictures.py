@@ -74,13 +74,13 @@ def grid(images: Sequence[Picture], columns: int | None = None, gap: int = 2) ->
 
 
 def labelled(images: Sequence[Picture], labels: Sequence[str], columns: int | None = None) -> Picture:
-    """Pictures of one size, each with a line of words above it, row by row."""
-    font = ImageFont.load_default(11)
+    """Pictures of one size, each with a line of words above it, or several, row by row."""
+    font, high = ImageFont.load_default(11), 16 + 14 * max(label.count("\n") for label in labels)
     out = []
     for image, label in zip(images, labels, strict=True):
-        card = Image.new("RGB", (image.width, image.height + 16), "white")
-        ImageDraw.Draw(card).text((2, 1), label, fill="black", font=font)
-        card.paste(flat(image), (0, 16))
+        card = Image.new("RGB", (image.width, image.height + high), "white")
+        ImageDraw.Draw(card).text((2, 1), label, fill="black", font=font, spacing=2)
+        card.paste(flat(image), (0, high))
         out.append(card)
     return grid(out, columns)
 
