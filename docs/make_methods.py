@@ -40,6 +40,7 @@ GROUPS = {
     "distill": "Score distillation",
     "personalise": "Personalising",
 }
+SHOWN = "Commands with `docs/images` are run in a clone of the repository; elsewhere name a picture of your own."
 INTRO = """# Methods
 
 Each page says what a method does, shows a picture that its own command made with the built-in model
@@ -223,6 +224,7 @@ def page(entry: index.Entry, hand: str) -> str:
         markdown(f"{sentence(does)}{f' ({paper})' if paper else ''}"),
         *map(markdown, idea),
         f"{HAND}\n\n{hand}\n\n{END}",
+        *([SHOWN] if re.search(r"^ *sfumato .*docs/images/", hand.replace("\\\n", ""), re.M) else []),
         *([] if "```python" in hand else ["## From Python", f"```python\n{example(entry)}\n```"]),
         *(["## Defaults and differences", *map(markdown, rest)] if rest else []),
         *(called(entry) if entry.is_function else options(entry)),

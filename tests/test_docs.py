@@ -79,6 +79,12 @@ def test_the_commands_of_a_page_are_understood(understood, page):
         assert understood(args), shlex.join(args)
 
 
+def test_pages_say_where_the_pictures_of_their_commands_are():
+    texts = [page.read_text(encoding="utf-8") for page in TEXTS]
+    named = [text for text in texts if any("docs/images" in arg for args in commands(text) for arg in args)]
+    assert named and all("in a clone of the repository" in text for text in named)
+
+
 def test_a_command_that_is_not_understood_is_seen(understood):
     (args,) = commands(
         "```sh\nsfumato edit photo.png --from a \\\n --to b masactrl --layers 0.5  # no such option\n```"

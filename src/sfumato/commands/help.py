@@ -23,6 +23,7 @@ ASKED = {"--help", "-h"}
 SHORT = {"--n": "-n", "--out": "-o", "--seed": "-s"}
 """Options in a letter, where neither the command nor a method has one of that name."""
 TAKES = {
+    "bench": "110 minutes by lift with --n 10, beside other work; other suites take minutes",
     "distill2d": "110 s of one core for 4 images in 300 steps, and as much for each scale of --sweep",
     "experiment trajectory": "75 s of one core for 5 scales of 100 steps",
     "invert": "75 s of one core by --how null-text in 50 steps",
