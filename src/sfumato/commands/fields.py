@@ -51,7 +51,7 @@ def grammar(f: Callable[..., Any], **more: int) -> Grammar:
     for action in help.parser(f)._actions:
         n = action.nargs if isinstance(action.nargs, int) else None
         options |= dict.fromkeys(action.option_strings, n)
-        if n == 1 and action.metavar in ("IMAGE", "OTHER"):
+        if n == 1 and str(action.metavar).endswith("IMAGE"):
             pictures += action.option_strings or [int(least)]
         if action.option_strings:
             required += action.option_strings[:1] if action.required else []
