@@ -19,7 +19,9 @@ from sfumato.tasks import kept, recipes
 
 def match(
     first: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE", help="Where the points are.")],
-    second: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OTHER-IMAGE", help="Where they are looked for.")],
+    second: Annotated[
+        tyro.conf.Positional[Path], tyro.conf.arg(metavar="OTHER-IMAGE", help="Where they are looked for.")
+    ],
     *,
     chain: tyro.conf.Suppress[chains.Chain] = chains.NONE,
     points: Annotated[
