@@ -39,7 +39,7 @@ from sfumato.commands.sampling import Sampling, suited
 from sfumato.commands.steering import Steering
 from sfumato.errors import SfumatoError, unknown
 from sfumato.io.progress import counted
-from sfumato.io.terminal import print_json, quiet
+from sfumato.io.terminal import quiet
 from sfumato.tasks import chain as chains
 from sfumato.tasks import kept
 from sfumato.tasks.chain import Chain
@@ -200,7 +200,7 @@ def generate(
             _sheet(place, made, grids.columns(in_grid), {"prompt": prompt, "model": model}, given, chain)
         )
         files.append(found["sheet"])
-    print_json(found) if json else print("\n".join(files))
+    painting.say(found, files, json)
 
 
 def _sheet(

@@ -49,22 +49,6 @@ class Place:
         writable(folder)
         return cls(command, folder, out.stem if single else slug(prompt), out if single else None)
 
-    def write(
-        self,
-        painted: Generated,
-        shown: Sequence[Picture],
-        seed: int,
-        settings: Mapping[str, Any],
-        given: Mapping[str, Any],
-        chain: Chain,
-        json: bool,
-        films: Callable[[Sequence[Picture], Path], Path] | None = None,
-        **found: Any,
-    ) -> None:
-        """As ``keep``; says where they are, with ``found``."""
-        more, files = self.keep(painted, shown, seed, settings, given, chain, films)
-        print_json({**more, **found}) if json else print("\n".join(files))
-
     def keep(
         self,
         painted: Generated,
@@ -156,5 +140,10 @@ def files_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def tell(key: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], json: bool) -> None:
+    """Say where the files of rows are, or, as JSON, by what settings they were made."""
+    say({key: [{**settings, **row} for row in rows]}, files_of(rows), json)
+
+
+def say(found: Mapping[str, Any], files: Sequence[str], json: bool) -> None:
     """Say where files are: their names, or all that is known of them as JSON."""
-    print_json({key: [{**settings, **row} for row in rows]}) if json else print("\n".join(files_of(rows)))
+    print_json(found) if json else print("\n".join(files))

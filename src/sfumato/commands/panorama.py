@@ -131,6 +131,5 @@ def panorama(
     }
     keeper = painting.Finished(place, settings, given, chain, overwrite)
     painted = task.panorama(net, prompt, range(seed, seed + n), (height, width), keeper=keeper, **kind, **options)
-    place.write(
-        painted, painted.pictures, seed, settings, given, chain, json, cost={**vars(price), "times": price.times}
-    )
+    found, files = place.keep(painted, painted.pictures, seed, settings, given, chain)
+    painting.say({**found, "cost": {**vars(price), "times": price.times}}, files, json)
