@@ -18,7 +18,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.rows import Rows
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Part, Settings
 from sfumato.errors import SfumatoError, kind
 
 Parts = Mapping[str, Float[Tensor, "b *shape"]]
@@ -45,7 +45,7 @@ class CFG(Guide):
     """One for all streams, or each stream's own."""
     negative: str = ""
     """What takes the place of the empty prompt."""
-    rescale: float = 0.0
+    rescale: Part = 0.0
     """phi: part of the result that is brought back to the deviation of ``c``; 0.7 in the paper."""
 
     def __post_init__(self) -> None:

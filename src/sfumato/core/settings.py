@@ -22,11 +22,36 @@ class Between:
     """Bounds of a number, in its annotation."""
 
     low: float
-    high: float
+    high: float = math.inf
     counts: bool = False
-    """Are whole numbers counts, which these are no bounds of?"""
+    """Are whole numbers counts, of which none is below 0, and these bounds of parts?"""
+    above: bool = False
+    """Is the low one itself out of bounds?"""
+
+    def hold(self, value: Any) -> bool:
+        """Is a number within them?"""
+        if self.counts and isinstance(value, Integral):
+            return int(value) >= 0
+        return self.low <= value <= self.high and not (self.above and value == self.low)
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"is {'above' if self.above else 'at least'} {self.low}"
+        return f"{f'is above {self.low} and at most' if self.above else f'lies between {self.low} and'} {self.high}"
 
 
+Whole = Annotated[int, Between(0)]
+"""How many, or none; a seed."""
+Count = Annotated[int, Between(1)]
+"""How many, at least one."""
+Weight = Annotated[float, Between(0)]
+"""What weighs or goes on so much, or not at all."""
+Positive = Annotated[float, Between(0, above=True)]
+"""What it makes no sense without."""
+Time = Annotated[float, Between(0, 1000)]
+"""A training step of a thousand, or between two."""
+TrainStep = Annotated[int, Between(0, 1000)]
+"""A training step of a thousand."""
 Part = Annotated[float, Between(0, 1)]
 """A part of a whole, such as of the layers or the latents' side."""
 PartOfSteps = Annotated[float, Between(0, 1, counts=True)]
@@ -79,12 +104,6 @@ def kinds_of(what: Any) -> dict[str, Any]:
 
 def check(what: str, value: Any, kind: Any) -> None:
     """Raise ``SfumatoError`` for a value that an annotation rules out; of kinds that are not known here nothing is."""
-    for each in _alternatives(kind):
-        found = get_args(each)[1:] if get_origin(each) is Annotated and fits(value, each) else ()
-        for bounds in (of for of in found if isinstance(of, Between)):
-            counted = bounds.counts or int in _alternatives(kind)
-            if not bounds.low <= value <= bounds.high and not (isinstance(value, int) and counted):
-                raise SfumatoError(f"{what} lies between {bounds.low} and {bounds.high}, got {value!r}")
     words = [each for each in _alternatives(kind) if get_origin(each) is Literal]
     if isinstance(value, str) and words and not fits(value, kind):
         raise unknown(
@@ -94,6 +113,28 @@ def check(what: str, value: Any, kind: Any) -> None:
         )
     if not fits(value, kind):
         raise SfumatoError(f"{what} is {' or '.join(map(_spoken, _alternatives(kind)))}, got {shown(value)}")
+    for number, bounds in beyond(value, kind):
+        raise SfumatoError(f"{what} {bounds}, got {number!r}")
+
+
+def beyond(value: Any, kind: Any) -> Sequence[tuple[float, Between]]:
+    """The numbers in a value that lie outside the bounds in its annotation, and these."""
+    ways = [[*_beyond(value, each)] for each in _alternatives(kind) if fits(value, each)]
+    return next(iter(ways), []) if all(ways) else []
+
+
+def _beyond(value: Any, kind: Any) -> Iterator[tuple[float, Between]]:
+    origin, of = get_origin(kind), get_args(kind)
+    inside: Sequence[tuple[Any, Any]] = ()
+    if origin is Annotated:
+        yield from ((value, each) for each in of[1:] if isinstance(each, Between) and not each.hold(value))
+    elif isinstance(value, Mapping) and of:
+        inside = [(each, of[-1]) for each in value.values()]
+    elif origin is tuple and of[-1] is not Ellipsis:
+        inside = [*zip(value, of, strict=True)]
+    elif origin in (tuple, list, Sequence, Collection):
+        inside = [(each, of[0]) for each in value]
+    yield from (found for each in inside for found in beyond(*each) if fits(*each))
 
 
 def fits(value: Any, kind: Any) -> bool:
