@@ -73,8 +73,9 @@ def outside(kind: Any) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("cls", sorted(BOUNDED, key=str), ids=lambda cls: cls.__name__)
-def test_every_number_has_bounds_or_a_reason(cls):
+def test_every_number_has_bounds_or_a_reason(cls: Any):
     kinds, needed = kinds_of(cls), {f.name for f in fields(cls) if f.default is f.default_factory}
+    assert needed or cls()
     for f in (f for f in fields(cls) if f.init and numeric(kinds[f.name]) and "within" not in f.metadata):
         what, values = f"{f.name} of {cls.__name__}", [v for v in outside(kinds[f.name]) if beyond(v, kinds[f.name])]
         free = any(re.fullmatch(names, name) for names in FREE for name in (f.name, f"{cls.__name__}.{f.name}"))
@@ -154,7 +155,7 @@ PAINT: Any = denoise
         (lambda: P2P(cross="a"), "cross of PromptToPrompt is a number, got 'a'"),
         (lambda: P2P(self=True), "self of PromptToPrompt is a number, got True"),
         (lambda: P2P(self_res=1.5), "self_res of PromptToPrompt lies between 0 and 1, got 1.5"),
-        (lambda: P2P(words=3), "words of PromptToPrompt is a mapping, got 3"),
+        (lambda: P2P(words=3), "words of PromptToPrompt is a mapping, each a number, got 3"),
         (lambda: P2P(blend=3), "blend of PromptToPrompt is a LocalBlend or None, got 3"),
         (lambda: P2P(padding="much"), "unknown padding 'much'; known: position, end"),
         (lambda: DIRECT(steps=2.5), "steps of Direct is a whole number, got 2.5"),

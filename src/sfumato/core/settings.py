@@ -6,8 +6,8 @@ import math
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cache
-from inspect import get_annotations, isclass
+from functools import cache, wraps
+from inspect import get_annotations, isclass, signature
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
@@ -62,8 +62,15 @@ class Settings(Described):
     """Of a dataclass whose values are what its annotations say, and whose numbers are finite, but where infinity is the
     default. It is asked when one is made.
 
-    A subclass with a ``__post_init__`` of its own calls this one first.
+    A subclass with a ``__post_init__`` of its own calls this one first. What it calls a ``Reader`` when it is called is
+    one.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if call := vars(cls).get("__call__"):
+            read = [name for name, kind in get_annotations(call).items() if kind == "Reader"]
+            cls.__call__ = _reading(call, read) if read else call  # pyright: ignore[reportAttributeAccessIssue]
 
     def __post_init__(self) -> None:
         kinds = kinds_of(type(self))
@@ -76,6 +83,21 @@ class Settings(Described):
                     raise SfumatoError(f"{f.name} of {type(self).__name__} is a finite number, got {value}")
         for f in fields(self):  # pyright: ignore[reportArgumentType]
             check(f"{f.name} of {type(self).__name__}", getattr(self, f.name), kinds.get(f.name, Any))
+
+
+def _reading(call: Callable[..., Any], read: Sequence[str]) -> Callable[..., Any]:
+    known = signature(call)
+
+    @wraps(call)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given, kinds = known.bind_partial(self, *args, **kwargs).arguments, kinds_of(call)
+        for name in read:
+            if name in given and not fits(given[name], kinds[name]):
+                who, got = type(self).__name__, shown(given[name])
+                raise SfumatoError(f"{who} reads what sfumato.reading.read(model, image) gives, got {got}")
+        return call(self, *args, **kwargs)
+
+    return called
 
 
 def numbers(value: Any) -> Iterator[float]:
@@ -149,19 +171,21 @@ def fits(value: Any, kind: Any) -> bool:
     if origin in (Union, UnionType):
         return any(fits(value, each) for each in of)
     if origin is Literal:
-        return value in of
+        return any(isinstance(value, type(each)) and value == each for each in of)
     if kind is bool:
         return isinstance(value, bool) or type(value).__name__ == "bool_"
     if kind is int:
         return isinstance(value, Integral) and not isinstance(value, bool)
     if kind is float:
-        return (isinstance(value, Real) or hasattr(value, "__float__")) and not isinstance(value, bool | str)
+        return (isinstance(value, Real) or hasattr(value, "__float__")) and not (
+            isinstance(value, bool | str) or getattr(value, "ndim", 0)
+        )
     if origin is tuple and of and of[-1] is not Ellipsis:
         return isinstance(value, Sequence) and len(value) == len(of) and all(map(fits, value, of))
     if origin in (tuple, list, Sequence, Collection):
         return _several(value) and all(fits(each, of[0]) for each in value)
     if isclass(origin) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping)
+        return isinstance(value, Mapping) and all(fits(each, of[-1]) for each in value.values())
     if origin is Callable or kind is Callable:
         return callable(value)
     if kind is Path:
@@ -193,6 +217,8 @@ def _spoken(kind: Any) -> str:
         return f"({', '.join(map(_spoken, of))})"
     if origin in (tuple, list, Sequence, Collection):
         return f"several, each {_spoken(of[0])}"
+    if isclass(origin) and issubclass(origin, Mapping):
+        return f"a mapping, each {_spoken(of[-1])}"
     return {"Mapping": "a mapping", "Callable": "a function"}.get(
         name := getattr(kind, "__name__", str(kind)), f"a {name}"
     )

@@ -140,7 +140,7 @@ class SpatialTemporal(Method):
 def _similarity(given: Similarity | None, run: Run) -> Similarity:
     found = given or run.model.similarity
     if found is None:
-        raise SfumatoError(f"{run.model.name} comes without a CLIP; give similarity=, a CLIP of your own, or epochs=0")
+        raise SfumatoError(f"{run.model.name} comes without a CLIP; set epochs to 0, or give a similarity")
     return found
 
 

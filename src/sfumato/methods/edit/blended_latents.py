@@ -89,7 +89,7 @@ class BlendedLatents(Inversion):
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         if self.mask is None:
-            raise SfumatoError("blended latents paint inside a mask; give one, or take DiffEdit, which finds its own")
+            raise SfumatoError("blended latents paint inside a mask; give one, or take diff-edit, which finds its own")
         levels = model.levels(self.steps, image.shape[-2:]).without(self.skip)
         track = noisy(model, image, levels, self.seed)
         mask = self.mask.at((image.shape[-2], image.shape[-1]))

@@ -61,14 +61,14 @@ class Injecting:
         if not (abs(self.right) < 1 and abs(self.down) < 1):
             raise SfumatoError(f"a move by a whole side or more leaves nothing, got {self.right} and {self.down}")
         if self.features and not _unet(model):
-            raise SfumatoError(f"{model.name} is no UNet and has no features of ResNets; give features=0")
+            raise SfumatoError(f"{model.name} is no UNet and has no features of ResNets; set features to 0")
 
     def phases(self, run: Run) -> Phases:
         """The injection from the run's first stream into all others."""
         self.check(run.model)
         source, *targets = run.rows.streams
         if not targets:
-            raise SfumatoError('moved features need two prompts: {"source": ..., "target": ...}')
+            raise SfumatoError("moved features need two prompts, of a picture and of its edit")
         layer, behind = decoder_layer(run, self.res) if _unet(run.model) else (None, None)
         words = {t: _Words(run, source, t) for t in targets} if self.cross else {}
         into = _Guided if self.inject == "guided" else _Written

@@ -97,7 +97,7 @@ class InversionGuidance(Method):
 
     def start(self, run: Run) -> Phases:
         if len(self.path.track) != run.steps + 1:
-            raise SfumatoError("inversion guidance needs the image at every level; take NegativePrompt")
+            raise SfumatoError("inversion guidance needs the image at every level; take negative-prompt")
         streams, below = len(run.rows.streams), self.below * run.model.schedule.train_steps / 1000
 
         def guided(step: Step) -> Tensor:

@@ -54,7 +54,7 @@ class StableFlow(Method):
         if not any("text" in site.query for site in run.model.sites):
             raise SfumatoError(
                 f"Stable Flow is for transformers with joint attention, such as Stable Diffusion 3 and Flux; "
-                f"{run.model.name} has none: take MasaCtrl"
+                f"{run.model.name} has none: take masactrl"
             )
         if any(not 0 <= part < 1 for part in self.vital):
             raise SfumatoError(f"vital blocks are parts of the depth from 0 to below 1, got {self.vital}")

@@ -125,7 +125,7 @@ def perceptual(by: str | Distance, model: Backbone) -> Distance:
         see = model.seen_features
         if see is None:
             raise SfumatoError(
-                f"{model.name} comes without a CLIP; take --by decoder, or give distance=, one of your own"
+                f"{model.name} comes without a CLIP; take the distance by decoder, or give one of your own"
             )
         by = lambda a, b: 1 - torch.cosine_similarity(see(a), see(b))  # noqa: E731
     if callable(by):
