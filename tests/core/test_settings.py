@@ -76,6 +76,8 @@ def outside(kind: Any) -> Iterator[Any]:
 def test_every_number_has_bounds_or_a_reason(cls: Any):
     kinds, needed = kinds_of(cls), {f.name for f in fields(cls) if f.default is f.default_factory}
     assert needed or cls()
+    unread = [f.name for f in fields(cls) if kinds[f.name] is Any and re.match(r"int|float|tuple\[|[A-Z]", str(f.type))]
+    assert not [name for name in unread if "Callable" not in str(cls.__annotations__.get(name))]
     for f in (f for f in fields(cls) if f.init and numeric(kinds[f.name]) and "within" not in f.metadata):
         what, values = f"{f.name} of {cls.__name__}", [v for v in outside(kinds[f.name]) if beyond(v, kinds[f.name])]
         free = any(re.fullmatch(names, name) for names in FREE for name in (f.name, f"{cls.__name__}.{f.name}"))
