@@ -45,6 +45,7 @@ FREE = {
     r"azimuths|elevations|turn": "angles go round",
     r"move|right|down|shifts?": "ways have a direction",
     r"click|box|UniversalGuidance.steps": "the picture and the run have the bounds",
+    r"balance": "a power may be negative",
     r"saliency": "below 0 all of a box is its thing's",
     r"which": "negative ones count from the end",
 }

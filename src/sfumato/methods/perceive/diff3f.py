@@ -72,7 +72,7 @@ class Diff3F(Settings):
     """Of the views, in degrees: 0 from +z, 90 from +x."""
     elevations: tuple[float, ...] = AROUND
     """Above the shape's middle, each at all azimuths; beyond 90 degrees a camera stands on its head."""
-    fov: Annotated[float, Between(1, 179)] = 90.0
+    fov: Annotated[float, Between(0, 179)] = 90.0
     """Of the cameras, in degrees; 0 for orthographic ones."""
     distance: Positive = 1.3
     """Of the cameras from the middle, in radii of the shape."""

@@ -76,7 +76,7 @@ class PiCIE(HeadMethod):
     """Least part of the area that a crop shows; 1: no crops."""
     flip: bool = True
     """Mirror half of the crops."""
-    balance: Weight = 1.0
+    balance: float = 1.0
     """Clusters weigh as their share to this power: 0 all alike, -1 each as much as any other in all."""
     gathered: Count = 15360
     """Pictures whose cells are clustered at once; as many more at a time move the centroids, as mini-batches do."""
