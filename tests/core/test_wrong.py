@@ -1,5 +1,7 @@
 """Whatever is handed to Python's calls in the place of what they take, it is refused in a sentence, or taken."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 from pathlib import Path
