@@ -20,7 +20,7 @@ def unknown(what: str, asked: object, known: Iterable[str], listed: str = "") ->
     near = get_close_matches(str(asked).lower(), names, 2)
     meant = f"did you mean {' or '.join(near)}? " if near else ""
     listed = listed or f"known: {', '.join(names)}"
-    return SfumatoError(f"unknown {what} {asked!r}; {meant}{listed}")
+    return SfumatoError(f"unknown {what} {shown(asked)}; {meant}{listed}")
 
 
 def nowhere(place: object, words: Collection[str] = ()) -> SfumatoError:
@@ -33,7 +33,7 @@ def nowhere(place: object, words: Collection[str] = ()) -> SfumatoError:
 
 def kind(what: str, value: Any, of: type | tuple[type, ...]) -> None:
     """Refuse what is of another type: ``what`` says what it is, and how it is written."""
-    if not isinstance(value, of):
+    if not isinstance(value, of) or (isinstance(value, bool) and of is not bool):
         raise SfumatoError(f"{what}, got {shown(value)}")
 
 
@@ -62,7 +62,7 @@ def integer(name: str, value: Any) -> int:
             raise TypeError
         return operator.index(value)
     except TypeError:
-        raise SfumatoError(f"{name} is a whole number, got {value!r}") from None
+        raise SfumatoError(f"{name} is a whole number, got {shown(value)}") from None
 
 
 def out_of_memory(e: BaseException) -> bool:

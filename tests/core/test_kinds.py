@@ -62,7 +62,10 @@ CALLS: dict[str, tuple[Any, str]] = {
     "distilling by class": (lambda m: distill_images(m, "a", ScoreDistillation, 2), "such as ScoreDistillation(), got"),
     "a number": (lambda m: PromptToPrompt(cross="0.8"), "cross of PromptToPrompt is a number, got '0.8'"),
     "no number": (lambda m: PromptToPrompt(cross=None), "cross of PromptToPrompt is a number, got None"),
-    "a mapping": (lambda m: PromptToPrompt(words=["cube"]), "words of PromptToPrompt is a mapping, got ['cube']"),
+    "a mapping": (
+        lambda m: PromptToPrompt(words=["cube"]),
+        "words of PromptToPrompt is a mapping, each",
+    ),
     "a part": (lambda m: PromptToPrompt(blend=("a", "b")), "blend of PromptToPrompt is a LocalBlend or None, got"),
     "a text": (lambda m: LocalBlend(3, "a"), "source of LocalBlend is a text, got 3"),
 }

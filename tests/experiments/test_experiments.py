@@ -238,7 +238,7 @@ def test_the_same_seed_gives_the_same_numbers_and_json_is_one_document(run, here
         (("inversion-guidance", "--guidance", 1), "guidance is another than 0 and 1"),
         (("inversion-steps", "--counts", 3, 3), "counts: different values are meant, got 3 3"),
         (("collaboration", "--n", 1), "n lies between 2 and 64"),
-        (("baseline", "--rate", 0), "rate is a number above 0"),
+        (("baseline", "--rate", 0), "rate of Baseline is above 0"),
         (("baseline", "--prompt", "a red cube", "--colour", "mauve"), "a red cube becomes another colour"),
         (("one-noise", "--prompt", "a red zebra"), "zebra"),
         (("one-noise", "--seed", -1), "seed lies between"),

@@ -92,7 +92,7 @@ def test_edit_friendly_noises_are_independent_and_told_by_their_own_levels():
 
 
 def test_null_text_tells_its_fits_the_level_that_they_leave():
-    asked = heard(NullText(steps=4, inner=2, tolerance=-1.0))[1]
+    asked = heard(NullText(steps=4, inner=2, tolerance=0.0))[1]
     assert [t for t, *_ in asked[:4]] == UP
     back = [asked[4 + 4 * i : 8 + 4 * i] for i in range(4)]  # the words, two fits, the step
     for at, calls in zip(DOWN, back, strict=True):
@@ -103,7 +103,7 @@ def test_null_text_tells_its_fits_the_level_that_they_leave():
 
 def test_null_text_moves_on_from_the_last_levels_text_by_a_rate_that_falls():
     """Adam's first update moves a number by its rate, whatever the gradient."""
-    path = heard(NullText(steps=4, inner=1, rate=1e-2, tolerance=-1.0))[0]
+    path = heard(NullText(steps=4, inner=1, rate=1e-2, tolerance=0.0))[0]
     texts = [torch.zeros(1, 1, 1), *path.uncond]
     moved = [float((b - a).abs()) for a, b in pairwise(texts)]
     assert moved == pytest.approx([1e-2, 0.99e-2, 0.98e-2, 0.97e-2], rel=1e-4)

@@ -180,7 +180,7 @@ def test_a_file_holds_several_words(models, tmp_path):
 def test_what_it_cannot_learn_is_said(models):
     model = models("sd")
     given = asked(model)
-    with pytest.raises(SfumatoError, match="learns one word, and there are 2: <mug>, <ball>; take BreakAScene"):
+    with pytest.raises(SfumatoError, match="learns one word, and there are 2: <mug>, <ball>; take break-a-scene"):
         teach(LoRA(), given, steps=1)
     with pytest.raises(SfumatoError, match="there are 1 words"):
         teach(BOTH, replace(given, others={}), steps=1)

@@ -229,9 +229,9 @@ def test_each_of_several_pictures_is_moved_as_if_alone(sd):
 
 @pytest.mark.parametrize("model", ["pixart", "sd3", "flux"], indirect=True)
 def test_networks_without_residuals_say_what_to_do(model):
-    with pytest.raises(SfumatoError, match="is no UNet and has no features of ResNets; give features=0"):
+    with pytest.raises(SfumatoError, match="is no UNet and has no features of ResNets; set features to 0"):
         run(model, Injection())
-    with pytest.raises(SfumatoError, match="give features=0"):  # and no inversion is run in vain
+    with pytest.raises(SfumatoError, match="set features to 0"):  # and no inversion is run in vain
         invert(model, picture(model), SOURCE, FeatureTransfer())
 
 
@@ -240,7 +240,7 @@ def test_what_it_cannot_do_is_said(sd):
         with pytest.raises(SfumatoError, match=match):
             run(sd, Injection(**options))
 
-    refused("scaled by a number above 0, got 0", scale=0.0)
+    refused("scale of Injection is above 0, got 0", scale=0.0)
     refused("between 0 and 1, got 2", weight=2.0)
     refused("a whole side or more leaves nothing, got 1.0 and 0.0", right=1.0)
     with pytest.raises(SfumatoError, match="need two prompts"):

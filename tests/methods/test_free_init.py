@@ -123,7 +123,10 @@ def test_each_iteration_is_a_run(models):
 
 @pytest.mark.parametrize(
     ("method", "match"),
-    [(FreeInit(0), "iterations lies between 1 and 100, got 0"), (FreeInit(time=1.5), "lie from 0 to 1, got 0.25, 1.5")],
+    [
+        (FreeInit(101), "iterations lies between 1 and 100, got 101"),
+        (FreeInit(time=1.5), "lie from 0 to 1, got 0.25, 1.5"),
+    ],
     ids=["iterations", "time"],
 )
 def test_what_it_cannot_be_is_refused(models, method, match):

@@ -234,5 +234,4 @@ def test_what_it_cannot_do_is_said(tiny):
     )
     with pytest.raises(SfumatoError, match="a scale of its own, here 5"):
         how.guide(tiny, 7.5)
-    refused("a threshold lies between 0 and 1", Ledits(threshold=1.5))
     refused("the noises are of 1 images", how, [TARGET] * 2, guide=how.guide(tiny))

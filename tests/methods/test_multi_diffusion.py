@@ -184,7 +184,6 @@ def test_what_it_cannot_do_is_said(mixtures):
 
     refused("needs a layout", MultiDiffusion())
     refused("outside of the image", MultiDiffusion(Layout((Region("left", (0, 0, 4, 4)),))))
-    refused("lies between 0 and 1, got 1.5", MultiDiffusion(HALVES, bootstrap=1.5))
     refused("paints images, not clips", frames=2)
     refused("of one canvas", views=Tiles(2, side="instance"))
     refused("of one canvas", views=Grids())

@@ -53,7 +53,5 @@ def test_without_a_distance_it_is_shared_attention(sd):
 
 
 def test_what_it_cannot_do_is_said(sd):
-    with pytest.raises(SfumatoError, match="not below 0, got -1"):
-        paint(sd, Pix2Video(weight=-1.0))
     with pytest.raises(SfumatoError, match="unknown source of keys and values 'last'"):
         paint(sd, Pix2Video("last"))

@@ -63,7 +63,7 @@ def test_where_the_blend_is_zero_the_target_is_the_source(model):
     nowhere = PromptToPrompt(blend=LocalBlend("cube", "cube", threshold=1.0, start=0.0, res=8))
     source, target = run(model, nowhere, start=start)
     assert torch.equal(target, source) and torch.equal(source, start.image)
-    everywhere = PromptToPrompt(blend=LocalBlend("cube", "cube", threshold=-1.0, start=0.0, res=8))
+    everywhere = PromptToPrompt(blend=LocalBlend("cube", "cube", threshold=0.0, start=0.0, res=8))
     torch.testing.assert_close(run(model, everywhere, start=start)[1], run(model, PromptToPrompt(), start=start)[1])
 
 

@@ -90,7 +90,6 @@ def test_what_it_cannot_do_is_said(models):
         ("lies outside", {"click": (70, 1)}),
         ("lies outside", {"box": (0, 0, 65, 9)}),
         ("left, top, right and bottom", {"box": (9, 0, 5, 9)}),
-        ("at least one walk", {"walks": 0}),
     )
     for match, options in refused:
         with pytest.raises(SfumatoError, match=match):

@@ -93,5 +93,4 @@ def test_what_it_cannot_do_is_said(small):
 
     with pytest.raises(SfumatoError, match="prompts by region needs a layout"):
         RegionPrompts().around(cfg(2.0))
-    refused("whole and until lie between 0 and 1", replace(METHOD, whole=1.5))
     refused("seen in windows; leave the views out", METHOD, views=Tiles(), size=(128, 192))

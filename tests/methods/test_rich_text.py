@@ -62,7 +62,6 @@ def test_what_it_cannot_do_is_said(unet):
         "has no 'teapot'; its words are: a, red, cube": RichText(regions={"teapot": "a teapot"}),
         "a colour is #rrggbb or one of brown": RichText(colours={"cube": "#12"}),
         "at resolution 0.37": RichText(regions={"cube": "a duck"}, res=0.37),
-        "needs a cluster": RichText(regions={"cube": "a duck"}, clusters=0),
     }.items():
         with pytest.raises(SfumatoError, match=match):
             run(unet, method)

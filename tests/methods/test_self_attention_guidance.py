@@ -100,7 +100,7 @@ def test_a_blur_is_a_part_of_the_image_and_no_less_than_a_cell(method, side, sig
 def test_of_an_exact_denoiser_it_takes_the_detail_that_the_network_would_sharpen_again(models):
     """x0 - s sigma^2 / (alpha^2 v + sigma^2) (x0 - blur x0), of a Gaussian of variance v."""
     model, v, seen = models("ddpm"), 0.3, []
-    method = SelfAttentionGuidance(0.75, threshold=-1.0)
+    method = SelfAttentionGuidance(0.75, threshold=0.0)
     real = model.predict
 
     def predict(x, t, cond):

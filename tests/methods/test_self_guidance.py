@@ -99,7 +99,6 @@ def test_what_it_cannot_do_is_said(unet):
     refused("not by both", SelfGuidance(("cube",), to=(0.1, 0.1), move=(0.1, 0.1)), BOTH)
     refused("needs words and one of", SelfGuidance(("cube",)))
     refused("needs words and one of", SelfGuidance(to=(0.1, 0.1)))
-    refused("a size is above 0", SelfGuidance(("cube",), size=-1))
     refused("no site of image->text", SelfGuidance(("cube",), to=(0.1, 0.1), stage="nowhere"))
     with pytest.raises(SfumatoError, match="seen in windows"):
         wide: dict[str, Any] = {"size": (128, 256), "views": Tiles(fuse="x0")}

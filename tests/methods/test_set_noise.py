@@ -229,10 +229,7 @@ def test_noise_read_by_nearest_cells_or_between_them_is_seen():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Mixed(-1.0).draw(SEEDS, SHAPE), "shared over what is not, from 0, got -1"),
         (lambda: Mixed(float("nan")), "a of Mixed is a finite number"),
-        (lambda: Advected(moved(1, 0), 1.5).draw(SEEDS, SHAPE), "keep lies between 0 and 1, got 1.5"),
-        (lambda: Advected(moved(1, 0), fine=0).draw(SEEDS, SHAPE), "one grain a side or more, got 0"),
         (
             lambda: IntegralWarp(moved(1, 0)).draw([*SEEDS, 11], SHAPE),
             "of 4 frames, and noise is drawn up to frame 5",

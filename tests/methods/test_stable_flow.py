@@ -112,7 +112,7 @@ def test_what_it_cannot_do_is_said(model, here):
         denoise(model, SOURCE, methods=[StableFlow()], steps=1, size=64)
     with pytest.raises(SfumatoError, match="parts of the depth from 0 to below 1"):
         run(model, StableFlow((0.5, 1.0)))
-    with pytest.raises(SfumatoError, match="stilllife has none: take MasaCtrl"):
+    with pytest.raises(SfumatoError, match="stilllife has none: take masactrl"):
         run(load("stilllife", device="cpu"), StableFlow(), size=128)
     with pytest.raises(SfumatoError, match="a factor above 0"):
         invert(model, torch.rand(3, 64, 64), SOURCE, Nudged(0.0, steps=1))

@@ -146,7 +146,5 @@ def test_what_it_cannot_do_is_said(models):
         TextAttribution(("teapot",), PROMPT)(reader)
     with pytest.raises(SfumatoError, match="needs words"):
         TextAttribution()(reader)
-    with pytest.raises(SfumatoError, match="from 0 to 1"):
-        TextAttribution(("cube",), threshold=1.5)
     with pytest.raises(SfumatoError, match="steps are empty"):
         TextAttribution(("cube",), steps=())

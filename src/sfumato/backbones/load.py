@@ -155,6 +155,8 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     found = DTYPES[dtype] if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype | None):
+        raise unknown("dtype", dtype, DTYPES)
     if found is not None and found not in (*DTYPES.values(), torch.float64):
         raise SfumatoError(
             f"nothing computes in {found}; load in bfloat16, and store weights in float8 by the network's "

@@ -29,6 +29,7 @@ from sfumato.core.plan import Plan
 from sfumato.core.results import Sample, Trajectory
 from sfumato.core.rows import Name, Rows, streams_of
 from sfumato.core.schedule import Level, Levels, noise_in, noised
+from sfumato.core.settings import Whole
 from sfumato.core.sites import Grid
 from sfumato.core.steppers import DDIM, DDPM, Move, Stepper, limiting
 from sfumato.core.suited import suited
@@ -93,8 +94,8 @@ def denoise(
     stepper: Stepper | None = None,
     views: Views | None = None,
     frames: int = 1,
-    controls: Sequence[Any] = (),
-    memory: int | None = None,
+    controls: Sequence[Callable[..., Any]] = (),
+    memory: Whole | None = None,
     trajectory: Trajectory | None = None,
     callback: Callable[[Step], None] | None = None,
     group: int | None = None,
@@ -568,10 +569,10 @@ def _streams(prompts: Prompts) -> dict[str, tuple[str, ...]]:
     named = prompts if isinstance(prompts, Mapping) else {"main": prompts}
     streams_of(list(named))
     if not all(isinstance(some, str | Sequence) for some in named.values()):
-        raise SfumatoError(f"a prompt is a text, or several for a batch, got {prompts!r}")
+        raise SfumatoError(f"a prompt is a text, or several for a batch, got {shown(prompts)}")
     out = {name: (some,) if isinstance(some, str) else tuple(some) for name, some in named.items()}
     if wrong := [prompt for some in out.values() for prompt in some if not isinstance(prompt, str)]:
-        raise SfumatoError(f"a prompt is a text, got {wrong[0]!r}")
+        raise SfumatoError(f"a prompt is a text, got {shown(wrong[0])}")
     if len({len(some) for some in out.values()}) > 1 or not all(out.values()):
         raise SfumatoError(
             f"streams have equally many prompts, got {', '.join(f'{n}: {len(s)}' for n, s in out.items())}"
@@ -603,7 +604,7 @@ def _sides(model: Backbone, size: Any) -> tuple[int, int]:
         else (size,) * 2
     )
     if len(both) != 2:
-        raise SfumatoError(f"a size is a side in pixels or (height, width), got {size!r}")
+        raise SfumatoError(f"a size is a side in pixels or (height, width), got {shown(size)}")
     return integer("a side in pixels", both[0]), integer("a side in pixels", both[1])
 
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from itertools import pairwise
 from typing import Any
 
-_KINDS = {"Part": "float in [0, 1]", "PartOfSteps": "float in [0, 1], or int steps"}
+_KINDS = {
+    "Part": "float in [0, 1]",
+    "PartOfSteps": "float in [0, 1], or int steps",
+    "Whole": "int from 0",
+    "Count": "int from 1",
+    "Weight": "float from 0",
+    "Positive": "float above 0",
+    "Time": "float in [0, 1000]",
+    "TrainStep": "int in [0, 1000]",
+}
 """What annotations of ours say."""
+_WORDS = re.compile(rf"\b({'|'.join(_KINDS)})\b")
 
 
 class Described:
@@ -45,11 +56,13 @@ def _parameters(cls: Any) -> str:
     except (OSError, TypeError, SyntaxError):  # where there is no source
         return ""
     rows = [
-        f"{f.name} : {_KINDS.get(str(f.type), f.type)}{_default(f)}{_filled(texts.get(f.name, ''))}"
-        for f in fields(cls)
-        if f.init
+        f"{f.name} : {_kind(str(f.type))}{_default(f)}{_filled(texts.get(f.name, ''))}" for f in fields(cls) if f.init
     ]
     return textwrap.indent("\n".join(["\n", "Parameters", "----------", *rows]), "    ") if rows else ""
+
+
+def _kind(annotation: str) -> str:
+    return _WORDS.sub(lambda found: _KINDS[found[0]], annotation)
 
 
 def _default(f: Field[Any]) -> str:

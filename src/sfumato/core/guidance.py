@@ -18,8 +18,8 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.rows import Rows
-from sfumato.core.settings import Settings
-from sfumato.errors import SfumatoError, kind
+from sfumato.core.settings import Part, Settings, fits
+from sfumato.errors import SfumatoError, kind, shown
 
 Parts = Mapping[str, Float[Tensor, "b *shape"]]
 Scales = float | Mapping[str, float]
@@ -45,7 +45,7 @@ class CFG(Guide):
     """One for all streams, or each stream's own."""
     negative: str = ""
     """What takes the place of the empty prompt."""
-    rescale: float = 0.0
+    rescale: Part = 0.0
     """phi: part of the result that is brought back to the deviation of ``c``; 0.7 in the paper."""
 
     def __post_init__(self) -> None:
@@ -229,12 +229,12 @@ def guided(
     """
     if isinstance(guide, Guide):
         return guide
+    if not (guide is None or fits(guide, Scales)) or (isinstance(guide, Mapping) and not guide):
+        raise SfumatoError(f"a guidance is a number, one a stream, or a Guide such as cfg(5), got {shown(guide)}")
     if not isinstance(guide, Mapping) and (own := model.guided(guide)) is not None:
         return own
     if not model.text_tokens:
         return CFG(1.0, negative)
-    if not isinstance(guide, Real | Mapping | None):
-        raise SfumatoError(f"a guidance is a number, one a stream, or a Guide such as cfg(5), got {guide!r}")
     if guide is None:
         guide = DEFAULT if model.distilled is None else model.distilled
     scales = list(guide.values()) if isinstance(guide, Mapping) else [float(guide)]

@@ -244,7 +244,7 @@ class Requires:
         """Raise ``SfumatoError`` for a run that is none for the method of this name."""
         who = self.who or name
         if self.source and len(run.rows.streams) < 2:
-            how = 'sfumato edit, or denoise(model, {"source": ..., "target": ...})'
+            how = "sfumato edit --from --to, or two streams of denoise"
             raise SfumatoError(f"{who} needs two prompts, of a picture and of its edit: {how}")
         if self.uncond and "uncond" not in run.rows.conditions:
             raise SfumatoError(f"{who} takes a guidance with an empty prompt; give a scale above 1, or cfg(scale)")
@@ -256,7 +256,7 @@ class Requires:
                 f"{who} works by an image's words, and each view has its own; sample each by itself, or leave it out"
             )
         if self.clip and run.rows.frames < 2:
-            raise SfumatoError(f"{who} works on clips; give frames=16, and a model with motion")
+            raise SfumatoError(f"{who} works on clips; give it 16 frames, say, and a model with motion")
         if not self.batch and run.rows.frames > 1:
             raise SfumatoError(f"{who} edits one image a run, and a clip has {run.rows.frames}; leave frames out")
         if not self.batch and run.rows.of_stream > 1:

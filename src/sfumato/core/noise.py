@@ -39,8 +39,8 @@ def seeds_of(seed: int | Sequence[int], images: int) -> list[int]:
         found = [integer("a seed", seed) + i for i in range(images)]
     if len(found) != images:
         raise SfumatoError(f"{images} images need {images} seeds, got {len(found)}")
-    if wrong := next((each for each in found if not -_MOST // 2 <= each < _MOST), None):
-        raise SfumatoError(f"a seed lies between -2**63 and 2**64 - 1, got {wrong}")
+    if wrong := next((each for each in found if not 0 <= each < _MOST), None):
+        raise SfumatoError(f"a seed lies between 0 and 2**64 - 1, got {wrong}")
     return found
 
 

@@ -6,8 +6,8 @@ import math
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cache
-from inspect import get_annotations, isclass
+from functools import cache, wraps
+from inspect import get_annotations, isclass, signature
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
@@ -22,11 +22,36 @@ class Between:
     """Bounds of a number, in its annotation."""
 
     low: float
-    high: float
+    high: float = math.inf
     counts: bool = False
-    """Are whole numbers counts, which these are no bounds of?"""
+    """Are whole numbers counts, of which none is below 0, and these bounds of parts?"""
+    above: bool = False
+    """Is the low one itself out of bounds?"""
+
+    def hold(self, value: Any) -> bool:
+        """Is a number within them?"""
+        if self.counts and isinstance(value, Integral):
+            return int(value) >= 0
+        return self.low <= value <= self.high and not (self.above and value == self.low)
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"is {'above' if self.above else 'at least'} {self.low}"
+        return f"{f'is above {self.low} and at most' if self.above else f'lies between {self.low} and'} {self.high}"
 
 
+Whole = Annotated[int, Between(0)]
+"""How many, or none; a seed."""
+Count = Annotated[int, Between(1)]
+"""How many, at least one."""
+Weight = Annotated[float, Between(0)]
+"""What weighs or goes on so much, or not at all."""
+Positive = Annotated[float, Between(0, above=True)]
+"""What it makes no sense without."""
+Time = Annotated[float, Between(0, 1000)]
+"""A training step of a thousand, or between two."""
+TrainStep = Annotated[int, Between(0, 1000)]
+"""A training step of a thousand."""
 Part = Annotated[float, Between(0, 1)]
 """A part of a whole, such as of the layers or the latents' side."""
 PartOfSteps = Annotated[float, Between(0, 1, counts=True)]
@@ -37,8 +62,15 @@ class Settings(Described):
     """Of a dataclass whose values are what its annotations say, and whose numbers are finite, but where infinity is the
     default. It is asked when one is made.
 
-    A subclass with a ``__post_init__`` of its own calls this one first.
+    A subclass with a ``__post_init__`` of its own calls this one first. What it calls a ``Reader`` when it is called is
+    one.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if call := vars(cls).get("__call__"):
+            read = [name for name, kind in get_annotations(call).items() if kind == "Reader"]
+            cls.__call__ = _reading(call, read) if read else call  # pyright: ignore[reportAttributeAccessIssue]
 
     def __post_init__(self) -> None:
         kinds = kinds_of(type(self))
@@ -51,6 +83,21 @@ class Settings(Described):
                     raise SfumatoError(f"{f.name} of {type(self).__name__} is a finite number, got {value}")
         for f in fields(self):  # pyright: ignore[reportArgumentType]
             check(f"{f.name} of {type(self).__name__}", getattr(self, f.name), kinds.get(f.name, Any))
+
+
+def _reading(call: Callable[..., Any], read: Sequence[str]) -> Callable[..., Any]:
+    known = signature(call)
+
+    @wraps(call)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given, kinds = known.bind_partial(self, *args, **kwargs).arguments, kinds_of(call)
+        for name in read:
+            if name in given and not fits(given[name], kinds[name]):
+                who, got = type(self).__name__, shown(given[name])
+                raise SfumatoError(f"{who} reads what sfumato.reading.read(model, image) gives, got {got}")
+        return call(self, *args, **kwargs)
+
+    return called
 
 
 def numbers(value: Any) -> Iterator[float]:
@@ -79,12 +126,6 @@ def kinds_of(what: Any) -> dict[str, Any]:
 
 def check(what: str, value: Any, kind: Any) -> None:
     """Raise ``SfumatoError`` for a value that an annotation rules out; of kinds that are not known here nothing is."""
-    for each in _alternatives(kind):
-        found = get_args(each)[1:] if get_origin(each) is Annotated and fits(value, each) else ()
-        for bounds in (of for of in found if isinstance(of, Between)):
-            counted = bounds.counts or int in _alternatives(kind)
-            if not bounds.low <= value <= bounds.high and not (isinstance(value, int) and counted):
-                raise SfumatoError(f"{what} lies between {bounds.low} and {bounds.high}, got {value!r}")
     words = [each for each in _alternatives(kind) if get_origin(each) is Literal]
     if isinstance(value, str) and words and not fits(value, kind):
         raise unknown(
@@ -94,6 +135,28 @@ def check(what: str, value: Any, kind: Any) -> None:
         )
     if not fits(value, kind):
         raise SfumatoError(f"{what} is {' or '.join(map(_spoken, _alternatives(kind)))}, got {shown(value)}")
+    for number, bounds in beyond(value, kind):
+        raise SfumatoError(f"{what} {bounds}, got {number!r}")
+
+
+def beyond(value: Any, kind: Any) -> Sequence[tuple[float, Between]]:
+    """The numbers in a value that lie outside the bounds in its annotation, and these."""
+    ways = [[*_beyond(value, each)] for each in _alternatives(kind) if fits(value, each)]
+    return next(iter(ways), []) if all(ways) else []
+
+
+def _beyond(value: Any, kind: Any) -> Iterator[tuple[float, Between]]:
+    origin, of = get_origin(kind), get_args(kind)
+    inside: Sequence[tuple[Any, Any]] = ()
+    if origin is Annotated:
+        yield from ((value, each) for each in of[1:] if isinstance(each, Between) and not each.hold(value))
+    elif isinstance(value, Mapping) and of:
+        inside = [(each, of[-1]) for each in value.values()]
+    elif origin is tuple and of[-1] is not Ellipsis:
+        inside = [*zip(value, of, strict=True)]
+    elif origin in (tuple, list, Sequence, Collection):
+        inside = [(each, of[0]) for each in value]
+    yield from (found for each in inside for found in beyond(*each) if fits(*each))
 
 
 def fits(value: Any, kind: Any) -> bool:
@@ -108,19 +171,21 @@ def fits(value: Any, kind: Any) -> bool:
     if origin in (Union, UnionType):
         return any(fits(value, each) for each in of)
     if origin is Literal:
-        return value in of
+        return any(isinstance(value, type(each)) and value == each for each in of)
     if kind is bool:
         return isinstance(value, bool) or type(value).__name__ == "bool_"
     if kind is int:
         return isinstance(value, Integral) and not isinstance(value, bool)
     if kind is float:
-        return (isinstance(value, Real) or hasattr(value, "__float__")) and not isinstance(value, bool | str)
+        return (isinstance(value, Real) or hasattr(value, "__float__")) and not (
+            isinstance(value, bool | str) or getattr(value, "ndim", 0)
+        )
     if origin is tuple and of and of[-1] is not Ellipsis:
         return isinstance(value, Sequence) and len(value) == len(of) and all(map(fits, value, of))
     if origin in (tuple, list, Sequence, Collection):
         return _several(value) and all(fits(each, of[0]) for each in value)
     if isclass(origin) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping)
+        return isinstance(value, Mapping) and all(fits(each, of[-1]) for each in value.values())
     if origin is Callable or kind is Callable:
         return callable(value)
     if kind is Path:
@@ -152,6 +217,8 @@ def _spoken(kind: Any) -> str:
         return f"({', '.join(map(_spoken, of))})"
     if origin in (tuple, list, Sequence, Collection):
         return f"several, each {_spoken(of[0])}"
+    if isclass(origin) and issubclass(origin, Mapping):
+        return f"a mapping, each {_spoken(of[-1])}"
     return {"Mapping": "a mapping", "Callable": "a function"}.get(
         name := getattr(kind, "__name__", str(kind)), f"a {name}"
     )

@@ -23,7 +23,7 @@ from sfumato.distill.annealing import Ramp
 from sfumato.distill.generators import Generator, Rendering, Viewpoints
 from sfumato.distill.gradients import Reduction, apply_gradient, clipped
 from sfumato.distill.prior import Images
-from sfumato.errors import SfumatoError, finite, kind
+from sfumato.errors import SfumatoError, finite, integer, kind
 from sfumato.learning.loop import Problem, Run, learn
 from sfumato.learning.optimisers import Optimisers
 from sfumato.learning.seeds import Draws
@@ -163,7 +163,7 @@ def distil(
     kind("a method is one as it is set, such as ScoreDistillation()", method, Distillation)
     kind("prompts are a text, or one an image", prompts, (str, Sequence))
     asked = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-    if steps < 1:
+    if integer("a number of steps", steps) < 1:
         raise SfumatoError(f"a run has one step or more, got {steps}")
     method.requires.check_model(model, type(method).__name__)
     problem = _Distilling(

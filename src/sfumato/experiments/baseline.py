@@ -7,7 +7,6 @@ the original images under the sentence that describes them, in place of the nois
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.settings import Positive
 from sfumato.distill import Latents, canvases, distil
 from sfumato.errors import SfumatoError
 from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, percent, photographed, tile
@@ -140,7 +140,7 @@ class Baseline(OfSubjects):
     """What the thing becomes [default: blue, or red if it is blue]."""
     guidance: float = 7.5
     """Of all runs."""
-    rate: float = 0.1
+    rate: Positive = 0.1
     """Of plain gradient descent."""
     steps: int = within(60, 1, MOST_STEPS)
     """Steps of each run."""
@@ -154,8 +154,6 @@ class Baseline(OfSubjects):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.rate) and self.rate > 0):
-            raise SfumatoError(f"rate is a number above 0, got {self.rate:g}")
         if not self.colour:
             own = self._subjects().stated[0].things[0].colour
             object.__setattr__(self, "colour", "red" if own == "blue" else "blue")

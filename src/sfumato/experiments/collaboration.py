@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.settings import Weight
 from sfumato.distill import canvases, distil
 from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, percent, tile
 from sfumato.experiments.experiment import Findings, within
@@ -82,7 +83,7 @@ class Collaboration(OfSubjects):
     """Images."""
     guidance: float = 20.0
     """Of all runs."""
-    repulsion: float = 1e3
+    repulsion: Weight = 1e3
     """Times the kernel's own gradient, in a third run."""
     steps: int = within(150, 1, MOST_STEPS)
     """Steps of each run."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.settings import Count
 from sfumato.errors import whole
 from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, listed, percent, tile
 from sfumato.experiments.experiment import Findings, within
@@ -90,7 +91,7 @@ class InversionSteps(OfSubjects):
     Example: sfumato experiment inversion-steps --counts 3 10 30
     """
 
-    counts: tuple[int, ...] = (3, 5, 10, 20, 30)
+    counts: tuple[Count, ...] = (3, 5, 10, 20, 30)
     """Steps of an inversion up to t = 1."""
     steps: int = within(30, 2, MOST_STEPS)
     """Steps of each run."""

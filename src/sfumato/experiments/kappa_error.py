@@ -19,6 +19,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import guided
 from sfumato.core.schedule import Level
+from sfumato.core.settings import Count
 from sfumato.distill import GuidedModel, Images, canvases, distil
 from sfumato.distill.kappa import fixed_point, inverted, regressed, residual
 from sfumato.errors import SfumatoError, whole
@@ -174,7 +175,7 @@ class KappaError(OfSubjects):
     """Of a run of SDI as they are then, or finished renders."""
     steps: int = within(30, 2, MOST_STEPS)
     """Steps of each run."""
-    levels: int = 10
+    levels: Count = 10
     """Levels at which the error is measured."""
 
     source = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.settings import Between
 from sfumato.errors import SfumatoError
 from sfumato.experiments.experiment import Experiment, Findings, seed, within
 from sfumato.media import plots
@@ -147,15 +148,10 @@ class Patches(Experiment):
 
     views: int = within(13, 3, 100)
     """Cameras on an arc around a drawn scene."""
-    arc: float = 120.0
+    arc: Annotated[float, Between(1, 360)] = 120.0
     """Its length in degrees."""
     seed: int = seed()
     """The same seed gives the same result."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.arc <= 360:
-            raise SfumatoError(f"arc lies between 1 and 360 degrees, got {self.arc:g}")
 
     def about(self, model: Backbone) -> str:
         return f"{model.name}: scene {self.seed}, {self.views} views"

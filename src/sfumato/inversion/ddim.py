@@ -12,6 +12,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import CFG, Guide, guided
 from sfumato.core.method import Requires
 from sfumato.core.schedule import Level, Schedule, add_noise
+from sfumato.core.settings import Count, Whole
 from sfumato.inversion.path import Advance, Inversion, Path, Replacing, predict
 
 
@@ -31,8 +32,8 @@ class DDIMInversion(Inversion):
     requires: ClassVar = Requires(groups=True)
 
     scale: float = 1.0
-    refine: int = 0
-    steps: int = 50
+    refine: Whole = 0
+    steps: Count = 50
     negative: str = ""
     """What takes the place of the empty prompt."""
 
@@ -98,8 +99,8 @@ class Direct(Inversion):
 
     requires: ClassVar = Requires(groups=True)
 
-    refine: int = 0
-    steps: int = 50
+    refine: Whole = 0
+    steps: Count = 50
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         return replace(DDIMInversion(1.0, self.refine, self.steps)(model, image, prompts, advance), pinned=True)
@@ -118,7 +119,7 @@ class NegativePrompt(Replacing):
 
     requires: ClassVar = Requires(words=True, groups=True)
 
-    steps: int = 50
+    steps: Count = 50
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         track = DDIMInversion(1.0, 0, self.steps).track(model, image, prompts, advance, guide=CFG(1.0))

@@ -12,6 +12,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import guided
 from sfumato.core.schedule import Level, Levels, Schedule
+from sfumato.core.settings import Count, Part
 from sfumato.core.steppers import Move, Noise, Stepper
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path, predict
@@ -69,12 +70,12 @@ class EDICT(Inversion):
     Families: all.
     """
 
-    mixing: float = 0.93
+    mixing: Part = 0.93
     """p: how much of itself each of the two keeps."""
-    strength: float = 0.8
+    strength: Part = 0.8
     """Part of the steps that are run."""
     scale: float = 3.0
-    steps: int = 50
+    steps: Count = 50
     negative: str = ""
     """What takes the place of the empty prompt."""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import Guide, Scales, reads_scale
 from sfumato.core.method import Phases, Run, Step, span
+from sfumato.core.settings import Count, Part, PartOfSteps, Weight, Whole
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.inversion.path import Advance, Inversion, Path, noise_of
@@ -31,7 +32,7 @@ def _flow(model: Backbone, who: str) -> None:
 class Pulled(Path):
     """A path whose every stream is drawn to the image: x0 goes ``eta`` of the way to it."""
 
-    etas: tuple[float, ...] = ()
+    etas: tuple[Part, ...] = ()
     """For each step."""
 
     def start(self, run: Run) -> Phases:
@@ -62,15 +63,15 @@ class RFInversion(Inversion):
     Families: flows, which are Stable Diffusion 3 and Flux.
     """
 
-    gamma: float = 0.5
-    eta: float = 0.9
-    start: float = 0.0
+    gamma: Part = 0.5
+    eta: Part = 0.9
+    start: PartOfSteps = 0.0
     """Parts of the steps."""
-    stop: float = 0.25
-    decay: float = 0.0
+    stop: PartOfSteps = 0.25
+    decay: Weight = 0.0
     """Power of (1 - i / steps) that ``eta`` is multiplied by; 1 for a line, 0 for none."""
-    seed: int = 0
-    steps: int = 28
+    seed: Whole = 0
+    steps: Count = 28
 
     has_source: ClassVar = False
     edit_guidance: ClassVar = 1.0
@@ -136,7 +137,7 @@ class Residual(Inversion):
     """
 
     scale: float = 1.0
-    steps: int = 30
+    steps: Count = 30
     negative: str = ""
     """What takes the place of the empty prompt."""
 

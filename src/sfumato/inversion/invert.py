@@ -13,7 +13,7 @@ from sfumato.core.backbone import Backbone, check_model
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG, Guide, Scales
 from sfumato.core.modes import unmoded
-from sfumato.errors import SfumatoError, finite, kind
+from sfumato.errors import SfumatoError, finite, kind, shown
 from sfumato.inversion.ddim import Direct
 from sfumato.inversion.path import Advance, Inversion, Path
 from sfumato.io.progress import progress
@@ -41,9 +41,9 @@ def invert(
     prompts = (prompt,) * len(images) if isinstance(prompt, str) else tuple(prompt)
     if len(prompts) != len(images):
         raise SfumatoError(f"{len(images)} images need a prompt each, got {len(prompts)}")
-    how = how or Direct()
+    how = Direct() if how is None else how
     if not isinstance(how, Inversion):
-        raise SfumatoError(f"how is an inversion as it is set, such as Direct() or NullText(), got {how!r}")
+        raise SfumatoError(f"how is an inversion as it is set, such as Direct() or NullText(), got {shown(how)}")
     how.requires.check_model(model, type(how).__name__)
     with torch.no_grad():
         image = model.encode(images.to(model.device))

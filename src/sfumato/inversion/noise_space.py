@@ -12,9 +12,9 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import Guide, guided
 from sfumato.core.method import Requires
 from sfumato.core.schedule import add_noise
+from sfumato.core.settings import Count, Part, Whole
 from sfumato.core.steppers import DDIM, posterior_std
 from sfumato.core.suited import suited
-from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path, noise_of, predict
 
 
@@ -29,16 +29,14 @@ class Noise(Inversion):
 
     requires: ClassVar = Requires(groups=True)
 
-    strength: float = 0.8
+    strength: Part = 0.8
     """Part of the steps that are run; diffusers' default."""
-    seed: int = 0
-    steps: int = 50
+    seed: Whole = 0
+    steps: Count = 50
 
     has_source: ClassVar = False
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
-        if not 0 <= self.strength <= 1:
-            raise SfumatoError(f"strength lies between 0 and 1, got {self.strength}")
         levels = model.levels(self.steps, image.shape[-2:]).last(float(self.strength))
         start = add_noise(image, noise_of(model, image, self.seed), levels[0]) if len(levels) else image
         return Path(start, levels, prompts, image, suited(model.schedule), undoes=False)
@@ -61,11 +59,11 @@ class EditFriendly(Inversion):
     requires: ClassVar = Requires(groups=True)
 
     scale: float = 3.5
-    skip: float = 0.36
+    skip: Part = 0.36
     """Part of the steps that an edit leaves out."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the noises; image i has its own from seed + i."""
-    steps: int = 100
+    steps: Count = 100
     negative: str = ""
     """What takes the place of the empty prompt."""
 

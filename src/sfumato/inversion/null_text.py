@@ -15,6 +15,7 @@ from sfumato.core.gradients import gradients
 from sfumato.core.guidance import CFG
 from sfumato.core.method import Requires
 from sfumato.core.schedule import Level, add_noise
+from sfumato.core.settings import Count, Weight, Whole
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.inversion.path import Advance, Path, Replacing
 
@@ -36,10 +37,10 @@ class NullText(Replacing):
     requires: ClassVar = Requires(words=True, groups=True)
 
     scale: float = 7.5
-    inner: int = 10
-    rate: float = 1e-2
-    tolerance: float = 1e-5
-    steps: int = 50
+    inner: Whole = 10
+    rate: Weight = 1e-2
+    tolerance: Weight = 1e-5
+    steps: Count = 50
 
     def source_guidance(self, scale: float) -> float:
         return self.scale

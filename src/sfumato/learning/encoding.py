@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Level
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Between, Count, Settings, Time, Weight
 from sfumato.errors import SfumatoError, whole
 from sfumato.learning import encoders
 from sfumato.learning.encoders import Encoder, Pretrained, Rows, Sees, Straight
@@ -96,26 +96,26 @@ class Encoding(Teaching):
 class Pretraining(Settings):
     """How an encoder is taught a domain; by default as published, for Stable Diffusion."""
 
-    steps: int = 100_000
-    rate: float = 1.6e-5
+    steps: Count = 100_000
+    rate: Weight = 1.6e-5
     """Of AdamW."""
-    offset_rate: float | None = None
+    offset_rate: Weight | None = None
     """Of the offsets of weights; none: the same."""
-    batch: int = 16
+    batch: Count = 16
     """Pictures of a step."""
-    penalty: float = 0.01
+    penalty: Weight = 0.01
     """What the squared length of an offset counts."""
     scale: float = 0.1
     """What an offset counts in the word."""
-    vectors: int = 1
+    vectors: Count = 1
     """How many a word is read as."""
-    hidden: int = 128
+    hidden: Count = 128
     """Width of the encoder."""
-    t: float = 261
+    t: Time = 261
     """At which level of noise the network sees a picture, in thousandths."""
-    since: float = 0.0
+    since: Annotated[float, Between(0, 1)] = 0.0
     """Levels below this part of all times are not learned from."""
-    decay: float = 0.01
+    decay: Weight = 0.01
     """Weight decay."""
     templates: tuple[str, ...] = ("a photo of a {}",)
     """Captions of pictures that have none of their own, with {} for the word."""

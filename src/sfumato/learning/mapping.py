@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.conditions import Cond
+from sfumato.core.settings import Between, Count, Weight
 from sfumato.learning.concepts import Concept
 from sfumato.learning.mappers import PARTS, Mapped, Mapper, named
 from sfumato.learning.personal import Asked, Personalisation
@@ -25,24 +26,24 @@ WAVES, DROPPED = -1, -2
 class MapperLearning(Personalisation):
     """A way to teach mappers: the settings that they share."""
 
-    steps: int
+    steps: Count
     """How often the mappers move."""
-    batch: int
+    batch: Count
     """Pictures of a step."""
-    rate: float
+    rate: Weight
     """Of AdamW."""
-    hidden: int
+    hidden: Count
     """Width of a mapper."""
-    waves: int
+    waves: Count
     """Fourier features are twice as many."""
-    time_spread: float
-    layer_spread: float = 2.0
+    time_spread: Weight
+    layer_spread: Weight = 2.0
     """Standard deviation of the waves along the layers; 0: all read the same, at the cost of one."""
     begin: Literal["noise", "kind"] = "noise"
     """What a thing's mapper gives at first: anything of the length of the kind's vector, or nearly that itself."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Between(0, 1)] = 0.0
     """How often hidden numbers are dropped from a random one on."""
-    bypass: float = 0.0
+    bypass: Weight = 0.0
     """Length of what goes around the text encoder, in parts of what that gives; 0: nothing does."""
     templates: tuple[str, ...] = ()
     """Other captions than those of objects, with {} for the word."""

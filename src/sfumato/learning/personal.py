@@ -120,7 +120,8 @@ class Personalisation(Settings):
             checked(word)
         if asked.others and not self.tells_apart:
             raise SfumatoError(
-                f"{name} learns one word, and there are {len(asked.kinds)}: {', '.join(asked.kinds)}; take BreakAScene"
+                f"{name} learns one word, and there are {len(asked.kinds)}: {', '.join(asked.kinds)}; "
+                "take break-a-scene"
             )
         if self.wants_masks and asked.lesson.masks is None:
             raise SfumatoError(f"{name} learns from pictures with masks; mark the thing in each (--masks)")

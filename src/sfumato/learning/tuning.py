@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sfumato.core.backbone import dtype_of
 from sfumato.core.conditions import Cond
+from sfumato.core.settings import Count, Weight, Whole
 from sfumato.errors import SfumatoError
 from sfumato.learning import adapters
 from sfumato.learning.adapters import Weights
@@ -32,19 +33,19 @@ Moved = Mapping[str, Mapping[str, nn.Parameter]]
 class Retuning(Personalisation):
     """A way to teach weights: the settings that they share."""
 
-    batch: int = 1
+    batch: Count = 1
     """Pictures of a step, and as many of the kind."""
-    prior_weight: float = 1.0
+    prior_weight: Weight = 1.0
     """What pictures of the kind count; 0 for the thing's alone."""
-    class_pictures: int = 100
+    class_pictures: Whole = 100
     """How many are painted of the kind, where they count."""
     identifier: str | None = None
     """Rare words that stand before the kind; none: sks, and for ``sfumato learn`` some that its word has alone."""
     templates: tuple[str, ...] = ("a {}",)
     """Captions, with {} for the word or the kind."""
-    snr_gamma: float | None = None
+    snr_gamma: Weight | None = None
     """Min-SNR: how much an error counts at most (5 in Hang et al. 2023); none: all levels the same."""
-    clip: float | None = 1.0
+    clip: Weight | None = 1.0
     """The greatest norm of all gradients."""
 
     @property

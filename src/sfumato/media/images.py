@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from sfumato.errors import SfumatoError, unknown
+from sfumato.errors import SfumatoError, shown, unknown
 from sfumato.media import colours
 from sfumato.media.opening import formats as formats
 from sfumato.media.opening import opened as opened
@@ -110,12 +110,12 @@ def check_range(images: Float[Tensor, "*b H W"], what: str = "an image") -> None
 
 def read_image(image: AnyImage, model: Sized | None = None, how: Fit = "whole") -> Float[Tensor, "3 H W"]:
     """An image in [0, 1], at its own size, or as ``model`` sees it; see ``pixels`` and ``fit``."""
-    if how not in get_args(Fit):
+    if not isinstance(how, str) or how not in get_args(Fit):
         raise unknown("fit", how, get_args(Fit))
     if model is None:
         return pixels(image)
-    if not hasattr(model, "size"):
-        raise SfumatoError(f"read_image takes a model that load gave, not {model!r}")
+    if isinstance(model, type) or not hasattr(model, "multiple"):
+        raise SfumatoError(f"read_image takes a model that load gave, not {shown(model)}")
     if isinstance(image, str | Path):
         image = opened(image)
     elif isinstance(image, Image.Image):
@@ -208,7 +208,7 @@ def fit(picture: Picture, size: int, factor: int = 8, how: Fit = "whole") -> Fit
     ``crop``: its centre square; ``stretch``: all of it, as a square. Raises ``SfumatoError`` for a picture so long that
     its longer side would be over eight times ``size``.
     """
-    if how not in get_args(Fit):
+    if not isinstance(how, str) or how not in get_args(Fit):
         raise unknown("fit", how, get_args(Fit))
     picture = coloured(picture)
     w, h = picture.size

@@ -22,7 +22,7 @@ from sfumato.core.backbone import check_model
 from sfumato.core.brief import Brief
 from sfumato.core.choice import choose
 from sfumato.core.method import Where
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Count, Settings, Time, Whole
 from sfumato.core.sites import Layer, Site
 from sfumato.errors import SfumatoError, finite, integer
 from sfumato.media.images import AnyImage as Image
@@ -44,14 +44,14 @@ BATCH = 8
 class Noise(Settings):
     """What an image becomes before the network reads it."""
 
-    t: float = 261
+    t: Time = 261
     """What the network is told: a training step, in thousandths of all (of flows, sigma)."""
     kind: Literal["none", "gaussian", "uniform"] = "gaussian"
     """``none``: the latents as they are, whatever ``t`` says; ``uniform``: of [0, 1), where Gaussian noise belongs, as
     some authors' code has it."""
-    seed: int = 0
+    seed: Whole = 0
     """The same seed gives all images of a size the same noise."""
-    ensemble: int = 1
+    ensemble: Count = 1
     """How many noises, over which what is read is averaged."""
 
     def __post_init__(self) -> None:

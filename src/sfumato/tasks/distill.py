@@ -17,7 +17,7 @@ from sfumato.core.denoising import denoise
 from sfumato.distill import Distillation, Images, Ramp, Viewpoints, canvases, distil
 from sfumato.distill.loop import Regulariser
 from sfumato.distill.regularisers import Histogram, Hue, Saturation
-from sfumato.errors import kind
+from sfumato.errors import SfumatoError, kind
 from sfumato.io.progress import Listener, heard, show
 from sfumato.media import pictures
 
@@ -70,6 +70,8 @@ def distill_images(
     """
     check_model(model)
     kind("prompts are a text, or one an image", prompts, (str, Sequence))
+    if not isinstance(prompts, str) and not prompts:
+        raise SfumatoError("there is no prompt to distil; give one, or one an image")
     if size is None and image is not None:
         size = (image.shape[-2], image.shape[-1])
     count = n if n is not None else 1 if isinstance(prompts, str) else len(prompts)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from sfumato.core.look import look
 from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, Where, span
-from sfumato.core.settings import Part
+from sfumato.core.settings import Part, PartOfSteps, Weight, Whole
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.latent_descent import (
     descend,
@@ -55,19 +55,19 @@ class AttendAndExcite(Method):
     """Words or phrases of the prompt; empty: the head of each of its noun phrases."""
     scale: float = 20.0
     """Step at first; it shrinks with the root of a line from 1 to 1/2."""
-    until: float = 0.5
+    until: PartOfSteps = 0.5
     """Part of the steps in which it acts."""
     res: Part = 0.25
     """The grid nearest to this part of the latents' side is read."""
-    refine_at: tuple[float, ...] = (0.0, 0.2, 0.4)
+    refine_at: tuple[PartOfSteps, ...] = (0.0, 0.2, 0.4)
     """Parts of the steps at which it refines; none: no refinement."""
-    refine_to: tuple[float, ...] = (0.05, 0.5, 0.8)
+    refine_to: tuple[Weight, ...] = (0.05, 0.5, 0.8)
     """The attention that each word shall reach there."""
-    refinements: int = 20
+    refinements: Whole = 20
     """Most updates of one refinement."""
     beyond: bool = False
     """One update more where a refinement has reached its threshold, as in the authors' code."""
-    sigma: float = 0.5
+    sigma: Weight = 0.5
     """Of the Gaussian, in cells of the maps."""
     normalize_eot: bool = False
     """Leave the end token and the padding out of the sharpening: the authors do for Stable Diffusion 2.1."""

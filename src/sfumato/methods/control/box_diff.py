@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sfumato.core.look import look
 from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, Where, span
-from sfumato.core.settings import Part
+from sfumato.core.settings import Part, PartOfSteps, Weight, Whole
 from sfumato.methods.control.latent_descent import descend, refine, sharpened, text_at, text_span, thresholds, word_maps
 from sfumato.methods.control.placed import among, phrase_tokens, placed
 from sfumato.ops.blur import blur
@@ -48,21 +48,21 @@ class BoxDiff(Method):
     """Phrases of the prompt and their boxes."""
     share: Part = 0.2
     """P: the part of the cells inside, and outside, whose greatest values count."""
-    corners: int = 1
+    corners: Whole = 1
     """L: how many cells to either side of a box's edge its outline is compared."""
     scale: float = 20.0
     """Step at first; it shrinks with the root of a line from 1 to 1/2."""
-    until: float = 0.5
+    until: PartOfSteps = 0.5
     """Part of the steps in which it acts."""
     res: Part = 0.25
     """The grid nearest to this part of the latents' side is read."""
     layers: tuple[str, ...] = ()
     """Only attention on that grid whose path has one of these parts, such as up_blocks.3; none: all."""
-    refine_at: tuple[float, ...] = (0.0, 0.2, 0.4)
+    refine_at: tuple[PartOfSteps, ...] = (0.0, 0.2, 0.4)
     """Parts of the steps at which it refines."""
-    refine_to: tuple[float, ...] = (0.05, 0.5, 0.8)
+    refine_to: tuple[Weight, ...] = (0.05, 0.5, 0.8)
     """What the greatest values inside each box shall reach there."""
-    refinements: int = 20
+    refinements: Whole = 20
     """Most updates of one refinement; 0: none is made."""
     normalize_eot: bool = False
     """Leave the end token and the padding out of the sharpening: the authors do for Stable Diffusion 2.1."""

@@ -28,6 +28,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.conditions import Cond
 from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step, Where, span
+from sfumato.core.settings import PartOfSteps, Positive, Weight
 from sfumato.methods.control.placed import among, phrase_tokens, placed
 from sfumato.prompts.layout import Layout
 from sfumato.prompts.weights import escaped
@@ -43,13 +44,13 @@ class DenseDiffusion(Method):
 
     layout: Layout | None = None
     """Phrases of the prompt and their segments: masks, or boxes."""
-    cross: float = 1.0
+    cross: Weight = 1.0
     """w_c: how strongly words are tied to their segments."""
-    self: float = 0.3
+    self: Weight = 0.3
     """w_s: how strongly pixels are tied to those of their own segment."""
-    power: float = 5.0
+    power: Positive = 5.0
     """Of t / 1000, by which both fade."""
-    until: float = 0.3
+    until: PartOfSteps = 0.3
     """Part of the steps in which it acts."""
     apart: bool = True
     """Encode each phrase by itself."""

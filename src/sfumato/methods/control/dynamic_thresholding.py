@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.method import Method, Phases, Run, Step
+from sfumato.core.settings import Part, Positive
 from sfumato.errors import SfumatoError
 
 
@@ -27,9 +28,9 @@ from sfumato.errors import SfumatoError
 class DynamicThresholding(Method):
     """Clips x0 at a quantile and rescales it."""
 
-    quantile: float = 0.995
+    quantile: Part = 0.995
     """p, between 0 and 1."""
-    most: float | None = None
+    most: Positive | None = None
     """Greatest divisor; 1 is static thresholding. DeepFloyd IF's own samplers have 1.5 with a quantile of 0.95."""
 
     def start(self, run: Run) -> Phases:

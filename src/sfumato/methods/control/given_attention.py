@@ -29,6 +29,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.choice import choose
 from sfumato.core.method import Edit, Method, Phases, Requires, Run, Where
+from sfumato.core.settings import PartOfSteps, Weight
 from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError
 from sfumato.media.images import read_image
@@ -47,9 +48,9 @@ class GivenAttention(Method):
 
     maps: Mapping[str, Given]
     """Of words of the prompt; on a command line a grey picture each, to be had with ``spread``."""
-    until: float = 0.5
+    until: PartOfSteps = 0.5
     """Part of the steps in which it acts."""
-    strength: float = 1.0
+    strength: Weight = 1.0
     """Share of what is given; the rest is the network's own."""
     spread: bool = False
     """Are maps shapes alone? Then each head's own attention to a word is spread over the picture as its map is; if not,

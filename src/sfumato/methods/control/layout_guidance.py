@@ -34,6 +34,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.choice import choose
 from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where, span
+from sfumato.core.settings import Part, PartOfSteps, Weight, Whole
 from sfumato.core.sites import Grid, Site
 from sfumato.methods.control.latent_descent import descend
 from sfumato.methods.control.placed import among, phrase_tokens, placed
@@ -52,13 +53,13 @@ class LayoutGuidance(Method):
     """Move the latents, or write the maps."""
     scale: float = 30.0
     """Backward: size of a step."""
-    enough: float = 0.2
+    enough: Weight = 0.2
     """Backward: the energy, between 0 and 1, at which an image is left alone."""
-    iterations: int = 5
+    iterations: Whole = 5
     """Backward: most predictions a step."""
-    strength: float = 0.8
+    strength: Part = 0.8
     """Forward: share of the window, from 0 to 1."""
-    until: float = 0.2
+    until: PartOfSteps = 0.2
     """Part of the steps in which it acts."""
     layers: tuple[str, ...] = ()
     """Parts of the paths of the attention that is read or written, such as up_blocks.1; none: the authors' choice."""

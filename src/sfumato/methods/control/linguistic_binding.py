@@ -28,6 +28,7 @@ from torch import Tensor
 
 from sfumato.core.look import look
 from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, Where, span
+from sfumato.core.settings import Part, PartOfSteps, Weight
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.latent_descent import descend, text_at, word_maps
 from sfumato.methods.control.own_words import occurrences, own_words, prompts_of
@@ -56,11 +57,11 @@ class LinguisticBinding(Method):
     """Modifiers and their noun, the noun last ("pink horse"); empty: the noun phrases of the prompt."""
     scale: float = 20.0
     """Step."""
-    until: float = 0.5
+    until: PartOfSteps = 0.5
     """Part of the steps in which it acts."""
-    res: float = 0.25
+    res: Part = 0.25
     """The grid nearest to this part of the latents' side is read."""
-    apart: float = 1.0
+    apart: Weight = 1.0
     """Weight of the distance from other words; 0 leaves it out."""
     parser: Parser | None = field(default=None, metadata={"command": False})
     """Finds the noun phrases, in place of our grammar."""

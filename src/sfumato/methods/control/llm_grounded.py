@@ -37,7 +37,7 @@ from sfumato.core.choice import choose
 from sfumato.core.denoising import denoise
 from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, Where, span
 from sfumato.core.schedule import Levels
-from sfumato.core.settings import Part
+from sfumato.core.settings import Part, PartOfSteps, Weight, Whole
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.latent_descent import descend
@@ -71,25 +71,25 @@ class LlmGrounded(Method):
     """Who plans, as a function."""
     scale: float = 5.0
     """Size of a descent, in parts of sigma."""
-    enough: float = 5.0
+    enough: Weight = 5.0
     """The energy at which an image is left alone."""
-    iterations: tuple[float, ...] = (4, 3, 2, 2, 1, 1)
+    iterations: tuple[Weight, ...] = (4, 3, 2, 2, 1, 1)
     """Most descents a step, in equal parts of the steps in which they are made."""
-    until: float = 0.6
+    until: PartOfSteps = 0.6
     """Part of the steps in which they are made."""
     share: Part = 0.2
     """Part of the cells, inside and outside, whose greatest values count."""
-    inside: float = 1.0
+    inside: Weight = 1.0
     """Weight of what attention lacks inside."""
-    outside: float = 4.0
+    outside: Weight = 4.0
     """Weight of attention outside."""
-    transfer: float = 2.0
+    transfer: Weight = 2.0
     """Weight of the difference to the things' own attention."""
-    frozen: float = 0.5
+    frozen: PartOfSteps = 0.5
     """Part of the steps in which the masks hold the things' own latents."""
     saliency: float = 0.25
     """Share of the greatest attention above which a cell of the box belongs to its thing."""
-    blur: float = 1.5
+    blur: Weight = 1.5
     """Deviation of the attention's smoothing for that, in sixteenths of the image."""
     centred: bool = True
     """Paint things alone in the middle, and not where their boxes are."""
@@ -97,7 +97,7 @@ class LlmGrounded(Method):
     """Share of new noise in each thing's box."""
     guide: float = 7.5
     """Guidance of the things alone."""
-    seed: int = 20
+    seed: Whole = 20
     """Of the new noise."""
     layers: tuple[str, ...] = ()
     """Parts of the paths of the attention that energies read, such as up_blocks.1; none: the authors' choice."""

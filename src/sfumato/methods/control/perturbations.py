@@ -15,6 +15,7 @@ from sfumato.core.conditions import Cond
 from sfumato.core.guidance import Guide, Parts
 from sfumato.core.method import Edit, Method, Phases, Run, Where
 from sfumato.core.rows import Rows
+from sfumato.core.settings import Part, PartOfSteps
 from sfumato.core.sites import Site, block
 from sfumato.errors import SfumatoError
 
@@ -48,9 +49,9 @@ class Perturbing(Method):
     """s in base + s (c - c')."""
     layers: tuple[str, ...] = ("mid",)
     """Where: mid (the middle block), or parts of sites' paths, such as up_blocks.1 or transformer_blocks.13."""
-    since: float = 0.0
+    since: Part = 0.0
     """From this part of the steps on."""
-    until: float = 1.0
+    until: PartOfSteps = 1.0
     """Up to this part of the steps. Elsewhere the rows are run all the same, undisturbed, and cancel."""
 
     rows: ClassVar[str]

@@ -32,8 +32,8 @@ from sfumato.core.conditions import Cond
 from sfumato.core.guidance import Guide, Parts
 from sfumato.core.method import Edit, Method, Phases, Requires, Run, Where
 from sfumato.core.rows import Rows
+from sfumato.core.settings import Part, PartOfSteps
 from sfumato.core.sites import Grid
-from sfumato.errors import SfumatoError
 from sfumato.methods.control.placed import given, placed
 from sfumato.prompts.layout import Layout
 
@@ -46,9 +46,9 @@ class RegionPrompts(Method):
 
     layout: Layout | None = None
     """Regions and their prompts."""
-    whole: float = 0.1
+    whole: Part = 0.1
     """How much of the whole picture's prompt is read inside the regions as well."""
-    until: float = 0.4
+    until: PartOfSteps = 0.4
     """Part of the steps in which it acts."""
     background: str | None = None
     """A prompt for what no region covers; none: that of the whole picture."""
@@ -69,8 +69,6 @@ class RegionPrompts(Method):
         return regions if self.background is None else {**regions, "background": self.background}
 
     def start(self, run: Run) -> Phases:
-        if not (0 <= self.whole <= 1 and 0 <= self.until <= 1):
-            raise SfumatoError(f"whole and until lie between 0 and 1, got {self.whole:g} and {self.until:g}")
         prompts = self._regions
         layout, steps = placed(self.layout, run, "prompts by region"), (0, self.until)
 

@@ -35,7 +35,7 @@ from sfumato.core.denoising import denoise
 from sfumato.core.guidance import told_as
 from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where
 from sfumato.core.rows import Pattern
-from sfumato.core.settings import Part
+from sfumato.core.settings import Count, Part, PartOfSteps, Weight, Whole
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.formats import nearest_name, read, rgb
@@ -55,19 +55,19 @@ class RichText(Method):
     """Words or phrases and their colours, a name or #rrggbb."""
     sizes: Mapping[str, float] = field(default_factory=dict)
     """Words or phrases and factors of their attention; below 0 it is taken away."""
-    clusters: int = 9
+    clusters: Count = 9
     """How many parts self-attention is parted into."""
-    threshold: float = 0.3
+    threshold: Weight = 0.3
     """How much of a word's normalised map a cluster holds, on average, to be its region."""
     res: Part = 0.5
     """Of the self-attention maps, in parts of the latents' side; cross-attention is read up to there."""
-    watched: float = 10 / 41
+    watched: PartOfSteps = 10 / 41
     """Part of the plain pass before the maps are watched."""
-    colour_weight: float = 0.5
+    colour_weight: Weight = 0.5
     """Of the colours' gradient."""
-    background: float = 0.0
+    background: Part = 0.0
     """After this part of the steps what belongs to no word is put back to the plain pass's; 0 for never."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the clusters."""
 
     def start(self, run: Run) -> Phases:
@@ -163,8 +163,8 @@ class RichText(Method):
 class _Watching(Method):
     """Adds up the maps of a plain pass, and keeps its latents after step ``keep``."""
 
-    res: float
-    first: float
+    res: Part
+    first: PartOfSteps
     keep: int
     sums: dict[str, dict[Site, Tensor]] = field(default_factory=dict)
     kept: list[Tensor] = field(default_factory=list)

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, Where, span
 from sfumato.core.schedule import add_noise
+from sfumato.core.settings import Part, PartOfSteps, Weight
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.perturbations import within
 from sfumato.ops.blur import blur
@@ -45,17 +46,17 @@ class SelfAttentionGuidance(Method):
 
     scale: float = 0.75
     """s, from 0 to 1 in the paper."""
-    threshold: float = 1.0
+    threshold: Weight = 1.0
     """psi: where the attention that a place gets from all others is more than this, it is blurred; 1 is the mean."""
-    sigma: float = 1 / 64
+    sigma: Weight = 1 / 64
     """Of the blur, as a part of the image's shorter side; one cell at least."""
-    reach: float = 4.0
+    reach: Weight = 4.0
     """How far the blur's kernel goes, in sigmas."""
     layers: tuple[str, ...] = ("mid",)
     """Whose maps: mid (the middle block), or parts of sites' paths; of several the mean."""
-    since: float = 0.0
+    since: Part = 0.0
     """From this part of the steps on."""
-    until: float = 1.0
+    until: PartOfSteps = 1.0
     """Up to this part of the steps."""
 
     def start(self, run: Run) -> Phases:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.method import Energy, Method, Need, Phases, Requires, Run, Span, Step, Where, span
+from sfumato.core.settings import Between, Part, PartOfSteps, Positive, Weight
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.ops.regions import carried, centroid, extent, soft
@@ -54,11 +55,11 @@ class SelfGuidance(Method):
     """Words or phrases of the prompt whose things are moved or resized."""
     move: tuple[float, float] | None = None
     """How far to the right and how far down, in parts of the image's sides, from where the source has them."""
-    to: tuple[float, float] | None = None
+    to: tuple[Part, Part] | None = None
     """Where their middle should be, from the left and from the top, in parts of the image's sides."""
-    grow: float | None = None
+    grow: Positive | None = None
     """How many times as big as in the source, in area."""
-    size: float | None = None
+    size: Annotated[float, Between(0, 1, above=True)] | None = None
     """Which part of the image they should take."""
     keep_shape: tuple[str, ...] = ()
     """Words whose things keep the source's place and shape; those of a moved or resized thing go along with it."""
@@ -66,23 +67,23 @@ class SelfGuidance(Method):
     """Words whose things keep the source's look."""
     scale: float = 1000.0
     """v, the weight of all energies; 0 is plain sampling."""
-    position_weight: float = 2.0
+    position_weight: Weight = 2.0
     """Of where the words' middles are."""
-    size_weight: float = 1.0
+    size_weight: Weight = 1.0
     """Of how big the words' things are."""
-    shape_weight: float = 1.0
+    shape_weight: Weight = 1.0
     """Of the kept shapes."""
-    appearance_weight: float = 0.1
+    appearance_weight: Weight = 0.1
     """Of the kept looks."""
-    early: float = 3 / 16
+    early: PartOfSteps = 3 / 16
     """Part of the steps in which each one is guided."""
-    until: float = 25 / 32
+    until: PartOfSteps = 25 / 32
     """From there to this part of the steps every second one is."""
-    res: float | None = None
+    res: Part | None = None
     """Only maps of this part of the latents' side, such as 0.25; all when none is given."""
     stage: str | None = None
     """Only maps of this stage, in UNets down, mid or up; all when none is given."""
-    sharpness: float = 10.0
+    sharpness: Positive = 10.0
     """s of the soft threshold."""
 
     def start(self, run: Run) -> Phases:
@@ -138,8 +139,6 @@ class SelfGuidance(Method):
             raise SfumatoError("a place is given by move or by to, a size by grow or by size, not by both")
         if changes != bool(self.words) or not (changes or relative):
             raise SfumatoError("self-guidance needs words and one of move, to, grow and size, or something to keep")
-        if any(value is not None and value <= 0 for value in (self.grow, self.size)):
-            raise SfumatoError(f"a size is above 0, got {self.size if self.grow is None else self.grow}")
 
     def _energy(self, now: Seen, was: Seen | None) -> Tensor:
         """Of one image: each property's distance, a mean over sites, times its weight (eqs. 6 to 10)."""

@@ -24,6 +24,7 @@ from typing import ClassVar
 
 from sfumato.core.attention import Call
 from sfumato.core.method import Phases, Run
+from sfumato.core.settings import Weight
 from sfumato.errors import SfumatoError
 from sfumato.methods.control.perturbations import Perturbing
 from sfumato.ops.blur import blur
@@ -33,7 +34,7 @@ from sfumato.ops.blur import blur
 class SmoothedEnergy(Perturbing):
     """Guides away from the network with blurred queries."""
 
-    sigma: float = math.inf
+    sigma: Weight = math.inf
     """Of the blur, in tokens; inf for the mean of all."""
 
     rows: ClassVar = "smoothed"

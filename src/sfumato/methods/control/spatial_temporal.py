@@ -35,6 +35,7 @@ from sfumato.core.backbone import Similarity
 from sfumato.core.choice import choose
 from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step, Where
 from sfumato.core.rows import Name
+from sfumato.core.settings import Part, Weight, Whole
 from sfumato.core.sites import Site
 from sfumato.core.steppers import DDIM
 from sfumato.errors import SfumatoError, finite
@@ -51,17 +52,17 @@ class SpatialTemporal(Method):
 
     layout: Layout | None = None
     """Phrases of the prompt and their boxes."""
-    epochs: int = 20
+    epochs: Whole = 20
     """How often the image is sampled to learn the coefficients."""
-    rate: float = 0.05
+    rate: Weight = 0.05
     """Of Adam."""
-    coefficient: float = 0.5
+    coefficient: Weight = 0.5
     """Where the coefficients begin; 0 without epochs is plain sampling."""
-    amplitude: float = 8.0
+    amplitude: Weight = 8.0
     """What coefficients are counted times, shared among the things."""
-    radius: float = 0.2
+    radius: Part = 0.2
     """Of the discs, and half the side of the crops, in parts of the image's sides."""
-    weight: float = 5.0
+    weight: Weight = 5.0
     """Of the loss."""
     caption: str = "a photo of {}"
     """A thing's own sentence."""
@@ -76,8 +77,6 @@ class SpatialTemporal(Method):
                 f"spatial-temporal attention reads sentences beside the prompt, whose tokens see the image in "
                 f"{run.model.name}; take region prompts there"
             )
-        if self.epochs < 0 or not 0 < self.radius <= 1:
-            raise SfumatoError(f"epochs are 0 or more and the radius is up to 1, got {self.epochs} and {self.radius:g}")
         first, *others = run.rows.streams
         targets = others or [first]
         for stream in targets:
@@ -141,7 +140,7 @@ class SpatialTemporal(Method):
 def _similarity(given: Similarity | None, run: Run) -> Similarity:
     found = given or run.model.similarity
     if found is None:
-        raise SfumatoError(f"{run.model.name} comes without a CLIP; give similarity=, a CLIP of your own, or epochs=0")
+        raise SfumatoError(f"{run.model.name} comes without a CLIP; set epochs to 0, or give a similarity")
     return found
 
 

@@ -16,6 +16,7 @@ from sfumato.backbones.kinds import MAPS
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Level, add_noise
+from sfumato.core.settings import Count, Part, Weight, Whole
 from sfumato.errors import SfumatoError, finite
 from sfumato.io.progress import progress
 from sfumato.io.terminal import note
@@ -184,45 +185,41 @@ class SpaTextHead(HeadMethod):
     apart: ClassVar[bool] = True
     """Is each thing a segment of its own, also of two of a kind?"""
 
-    most: int = 3
+    most: Count = 3
     """K: so many segments at most, at least one."""
-    least: float = 0.05
+    least: Part = 0.05
     """Part of the picture that a segment covers."""
-    drop: float = 0.1
+    drop: Part = 0.1
     """How often the caption is left out, and how often the map, each by itself."""
-    boxes: float = 0.0
+    boxes: Part = 0.0
     """How often the box around a segment stands for it, for layouts of boxes; not published."""
-    worded: float = 0.0
+    worded: Part = 0.0
     """How often what the prior makes of its words stands for a segment, as where it paints; not published."""
-    kept: float = 1.0
+    kept: Part = 1.0
     """Part of what the network's own weights gained that is kept; less is nearer to how it painted before (WiSE-FT,
     Wortsman et al. 2022, arXiv 2109.01903)."""
     templates: tuple[str, ...] = ("{}",)
     """Texts in which the prior sees what segments are, with {} for that."""
-    batch: int = 8
+    batch: Count = 8
     """Pictures of a step."""
-    steps: int = 20_000
-    rate: float = 1e-5
+    steps: Count = 20_000
+    rate: Weight = 1e-5
     """Of AdamW."""
-    first_rate: float | None = None
+    first_rate: Weight | None = None
     """Of the first layer; none: the same."""
-    since: float = 0.0
+    since: Part = 0.0
     """Levels below this part of all times are not learned from; where things are is settled above."""
-    warmup: int = 20
+    warmup: Whole = 20
     """Steps in which the rate rises."""
-    falls: float = 0.0
+    falls: Part = 0.0
     """Last part of the run in which the rate falls to zero."""
-    clip: float | None = 1.0
-    seed: int = 0
+    clip: Weight | None = 1.0
+    seed: Whole = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not all(0 <= v <= 1 for v in (self.drop, self.boxes, self.least, self.falls, self.worded, self.kept)):
-            raise SfumatoError("drop, boxes, least, falls, worded and kept of SpaText are parts, from 0 to 1")
         if min(self.rate, self.first_rate or 0) < 0 or not 0 <= self.since < 1:
             raise SfumatoError("rates of SpaText are 0 or more, since is in [0, 1)")
-        if min(self.most, self.batch) < 1:
-            raise SfumatoError("SpaText learns of one segment or more, of one picture or more a step")
         if not self.templates or any("{}" not in template for template in self.templates):
             raise SfumatoError(f"a template has a place for the words, as 'a photo of a {{}}', got {self.templates}")
 

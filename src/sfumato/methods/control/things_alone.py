@@ -18,6 +18,7 @@ from sfumato.core.attention import Call
 from sfumato.core.choice import choose
 from sfumato.core.method import Method, Need, Phases, Run, Step, Where
 from sfumato.core.rows import Name
+from sfumato.core.settings import Weight, Whole
 from sfumato.core.sites import Grid, Site
 from sfumato.methods.control.latent_descent import descend, text_at
 from sfumato.ops.blur import blur
@@ -57,8 +58,8 @@ class Alone(Method):
     """Whose maps the masks are made of."""
     energy: Energy
     scale: float
-    descents: Sequence[int]
-    enough: float
+    descents: Sequence[Whole]
+    enough: Weight
     latents: list[Tensor] = field(default_factory=list)
     """After each step (n, c, h, w)."""
     maps: list[dict[Site, Tensor]] = field(default_factory=list)

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.method import Energy, Maps, Method, Need, Phases, Run, Span, Step, span
+from sfumato.core.settings import Count
 from sfumato.errors import SfumatoError
 
 
@@ -35,7 +36,7 @@ class UniversalGuidance(Method):
     scale: float = 1.0
     on: Literal["images", "x0"] | Need = "images"
     """What the loss is of; a ``Need`` gives it the maps of its sites."""
-    repeats: int = 1
+    repeats: Count = 1
     """k: how often each step is run."""
     steps: Span = (0, None)
     network: bool = True

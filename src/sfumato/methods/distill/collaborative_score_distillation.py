@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sfumato.core.schedule import Level, add_noise
+from sfumato.core.settings import Weight
 from sfumato.distill.annealing import DREAMFUSION, Times, between
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.guided import Weighted
@@ -58,7 +59,7 @@ class CollaborativeScoreDistillation(Weighted):
     """Levels, as parts of the training's; one for all images."""
     bandwidth: Bandwidth = "text"
     """Of the kernel, for images to share gradients; off: each goes alone."""
-    repulsion: float = 1.0
+    repulsion: Weight = 1.0
     """How much images are kept apart."""
     division: Division = "kernel"
     """What a step is divided by: the sum of the kernel, or the number of images."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from sfumato.core.schedule import Level, add_noise
+from sfumato.core.settings import Weight
 from sfumato.distill.annealing import Times, square_root
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.guided import Weighted
@@ -60,7 +61,7 @@ class HiFA(Weighted):
     """HiFA's two terms with threestudio's settings."""
 
     guidance: float = 100.0
-    image: float = 0.01
+    image: Weight = 0.01
     """Weight of the term of pixels."""
     times: Times = FALLING
     """Levels, as parts of the training's."""

@@ -23,12 +23,12 @@ from dataclasses import dataclass
 
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Level, Schedule, add_noise, without_noise
+from sfumato.core.settings import Count, Positive
 from sfumato.distill.annealing import Ramp, Times, constant, piecewise
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.guided import Weighted
 from sfumato.distill.loop import Now
 from sfumato.distill.prior import GuidedModel, Images, noises
-from sfumato.errors import SfumatoError
 
 WARMING = Times(constant(0.02), piecewise((0.0, 0.98), (0.3, 0.5)))
 SHRINKING = piecewise((0.0, 0.1), (0.3, 0.08))
@@ -83,16 +83,11 @@ class IntervalScoreMatching(Weighted):
     """Levels t, as parts of the training's."""
     interval: Ramp = SHRINKING
     """From s to t, as a part of the training's levels."""
-    stride: float = 0.2
+    stride: Positive = 0.2
     """Of a step on the way to x_s, as a part of them."""
-    most: int = 5
+    most: Count = 5
     """Steps on the way to x_s at most."""
     weighting: Weighting = "noise-to-signal"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (self.stride > 0 and self.most >= 1):
-            raise SfumatoError(f"the way has one step or more, each above 0, got {self.most} of {self.stride}")
 
     def gradient(self, now: Now) -> Images:
         at = self.level(now)

@@ -24,6 +24,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.method import Requires
 from sfumato.core.schedule import Level, add_noise, beside
+from sfumato.core.settings import Part
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.guided import Weighted
 from sfumato.distill.loop import Now
@@ -62,7 +63,7 @@ class NoiseFreeScoreDistillation(Weighted):
     """How much the prompt's direction weighs beside that to real images."""
     negative: str = UGLY
     """What images are not to be."""
-    border: float = 0.2
+    border: Part = 0.2
     """Level, as a part of the training's, from which on the negative prompt is asked."""
 
     def gradient(self, now: Now) -> Images:

@@ -25,6 +25,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.method import Requires
 from sfumato.core.schedule import Level, add_noise
+from sfumato.core.settings import Part
 from sfumato.distill.annealing import DREAMFUSION, Times, constant, piecewise
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.guided import Weighted
@@ -58,7 +59,7 @@ class ScoreDistillationBridge(Weighted):
 
     guidance: float = 100.0
     """Scale of classifier-free guidance in the first stage, of the difference in the second."""
-    switch: float = 0.8
+    switch: Part = 0.8
     """Part of the run after which the bridge begins: 0 for a bridge alone, 1 for none."""
     source: str = DISTILLED
     """Put behind the prompt to say what images are like when it begins."""

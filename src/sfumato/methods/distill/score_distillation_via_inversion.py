@@ -28,6 +28,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sfumato.core.schedule import Level, Schedule, add_noise, noise_in
+from sfumato.core.settings import Count, Part, Weight
 from sfumato.distill.annealing import Times, linear
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.guided import Weighted
@@ -65,14 +66,14 @@ class ScoreDistillationViaInversion(Weighted):
     """Inverted, drawn in each step or once, by 10 fixed-point rounds or gradient steps, or the last prediction."""
     times: Times | None = ANNEALED  # pyright: ignore[reportIncompatibleVariableOverride]: may be without
     """Levels, as parts of the training's; none for those of the model's own sampler, with its last step."""
-    tau: float = 1 / 30
+    tau: Part = 1 / 30
     """The inversion goes up to so much more than t at most."""
-    per_unit: int = 10
+    per_unit: Count = 10
     """Steps of an inversion up to t = 1; to other levels as many as their part, at least one."""
-    entropy: float = 0.3
+    entropy: Weight = 0.3
     """How much new noise, in sigmas, is added to one that was inferred."""
     weighting: Weighting = "noise-to-signal"
-    refresh: int = 1
+    refresh: Count = 1
     """For so many steps images move to the same prediction."""
 
     def gradient(self, now: Now) -> Images:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.schedule import Level, add_noise
+from sfumato.core.settings import Count, Part, Weight
 from sfumato.distill.annealing import Times, linear
 from sfumato.distill.guided import Guided
 from sfumato.distill.loop import Gradient, Now
@@ -83,11 +84,11 @@ class ScoreIterativeReconstruction(Guided):
 
     times: Times = MICRODREAMER
     """Levels that renderings are noised to."""
-    begin: float = 0.0625
+    begin: Part = 0.0625
     """Part of the run whose pictures are painted from noise alone."""
-    refresh: int = 15
+    refresh: Count = 15
     """Steps that fit one set of pictures."""
-    per_unit: int = 10
+    per_unit: Count = 10
     """Steps of sampling from t = 1; from other levels as many as their part, at least one."""
     inversion: bool = True
     """Is noise drawn up to t^2 alone, and inferred from there on?"""
@@ -95,19 +96,12 @@ class ScoreIterativeReconstruction(Guided):
     """Of pixels to the pictures'."""
     one_noise: bool = False
     """Do all views start from the same noise, so that what they leave open is alike?"""
-    anchor: float = 0.0
+    anchor: Part = 0.0
     """Level from which all first pictures are painted anew, out of the one that shows the prompt best, where they
     lie ``apart``: a prompt may leave colours open, and each picture has its own. Later levels are not above it then,
     from which pictures would part again. 0: never."""
-    apart: float = 0.12
+    apart: Weight = 0.12
     """Mean over pixels of the standard deviation over pictures, of values in [0, 1], from which they do."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.anchor <= 1 or not self.apart >= 0:
-            raise SfumatoError(
-                f"an anchor is a level in [0, 1], and apart is 0 or more, got {self.anchor:g} and {self.apart:g}"
-            )
 
     def reads(self, step: int) -> bool:
         return step % self.refresh == 0

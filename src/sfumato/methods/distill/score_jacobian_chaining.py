@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sfumato.core.schedule import Level
+from sfumato.core.settings import Whole
 from sfumato.distill.annealing import Times, between
 from sfumato.distill.guided import Guided
 from sfumato.distill.loop import Now
@@ -43,7 +44,7 @@ class ScoreJacobianChaining(Guided):
 
     guidance: float = 100.0
     times: Times = LEVELS
-    power: int = 1
+    power: Whole = 1
     """Of sigma, by which the difference to the denoised image is divided: 1 in the code, 2 makes it a score."""
 
     def gradient(self, now: Now) -> Images:

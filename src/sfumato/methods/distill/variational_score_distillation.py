@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.schedule import Level, add_noise
+from sfumato.core.settings import Count, Part, Weight
 from sfumato.distill.annealing import Times, constant, piecewise
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.guided import Weighted
@@ -55,13 +56,13 @@ class VariationalScoreDistillation(Weighted):
     guidance: float = 7.5
     """Scale of classifier-free guidance, of the model."""
     times: Times = PROLIFICDREAMER
-    rank: int = 4
+    rank: Count = 4
     """Of the low-rank copy."""
-    rate: float = 1e-4
+    rate: Weight = 1e-4
     """At which the copy learns."""
     conditioned: bool = True
     """Is the copy told where each image was seen from? Flat images, which no camera saw, go by their index."""
-    dropout: float = 0.1
+    dropout: Part = 0.1
     """Probability that it is not told, while it learns."""
     particle_guidance: float = 1.0
     """Scale of guidance of the copy, by what it is told."""

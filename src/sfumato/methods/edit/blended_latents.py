@@ -29,6 +29,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.method import Phases, Run, Step
 from sfumato.core.schedule import Levels, add_noise
+from sfumato.core.settings import Count, Part, Whole
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path
 from sfumato.prompts.layout import Mask
@@ -77,20 +78,18 @@ class BlendedLatents(Inversion):
 
     mask: Mask | None = None
     """Where the picture may change; it has to be given."""
-    skip: float = 0.25
+    skip: Part = 0.25
     """Part of the steps that is left out: more keeps more of what is inside the mask."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the noise; image i of a batch has seed + i."""
-    steps: int = 50
+    steps: Count = 50
     """DDIM steps, of which ``skip`` are left out."""
 
     has_source: ClassVar = False
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         if self.mask is None:
-            raise SfumatoError("blended latents paint inside a mask; give one, or take DiffEdit, which finds its own")
-        if not 0 <= self.skip <= 1:
-            raise SfumatoError(f"skip is a part of the steps, between 0 and 1, got {self.skip}")
+            raise SfumatoError("blended latents paint inside a mask; give one, or take diff-edit, which finds its own")
         levels = model.levels(self.steps, image.shape[-2:]).without(self.skip)
         track = noisy(model, image, levels, self.seed)
         mask = self.mask.at((image.shape[-2], image.shape[-1]))

@@ -38,6 +38,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import Guide, Scales
 from sfumato.core.method import Phases, Requires, Run, Step
+from sfumato.core.settings import Count, Part, Weight, Whole
 from sfumato.core.sites import Grid
 from sfumato.core.views import Fuse, Tiles, Views, Windows
 from sfumato.distill.gradients import Weighting, weight
@@ -55,15 +56,15 @@ class CollaborativeEditing(Inversion):
 
     requires: ClassVar = Requires(words=True, set=True)
 
-    rate: float = 2.0
+    rate: Weight = 2.0
     """How much of the weighted gradient a step takes from each latent."""
-    decay: float = 0.9
+    decay: Part = 0.9
     """What is left of the rate after each ``every`` steps."""
-    every: int = 20
+    every: Count = 20
     """Steps at one rate."""
-    least: float = 0.2
+    least: Part = 0.2
     """Cleanest level that is drawn, as a part of the training's; one for all pictures."""
-    most: float = 0.5
+    most: Part = 0.5
     """Noisiest level."""
     weighting: Weighting = "variance"
     """w(t)."""
@@ -71,19 +72,19 @@ class CollaborativeEditing(Inversion):
     """Guidance to the image, of InstructPix2Pix."""
     bandwidth: Bandwidth = "text"
     """Of the kernel, for pictures to share gradients; off: each goes alone."""
-    repulsion: float = 1.0
+    repulsion: Weight = 1.0
     """How much pictures are kept apart."""
     division: Division = "kernel"
     """What a step is divided by: the sum of the kernel, or the number of pictures."""
     mask: Mask | None = None
     """Where the pictures may change; everywhere if not given."""
-    windows: int = 0
+    windows: Whole = 0
     """Of a picture larger than the model's, how many windows take part in a step; 0: it is seen whole."""
-    stride: float = 0.25
+    stride: Part = 0.25
     """From window to window, as a part of a window's side."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the levels, the noise and the windows; picture i has noise of its own from seed + i."""
-    steps: int = 200
+    steps: Count = 200
 
     def guide(self, model: Backbone, scale: float | None = None) -> Guide | Scales:
         paints = self.edit_guidance if scale is None else scale
@@ -113,8 +114,8 @@ def _instructed(model: Backbone) -> bool:
 class TogetherDown(Descent):
     """A descent whose images share their gradients, by models that read the source or do not."""
 
-    decay: float = 1.0
-    every: int = 1
+    decay: Part = 1.0
+    every: Count = 1
     weighting: Weighting = "one"
     stein: Stein = PUBLISHED
     shown: Path | None = None

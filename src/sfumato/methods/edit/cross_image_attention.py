@@ -28,7 +28,7 @@ import torch
 
 from sfumato.core.attention import Call
 from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step, Where, span
-from sfumato.core.settings import PartOfSteps
+from sfumato.core.settings import PartOfSteps, Weight, Whole
 from sfumato.errors import SfumatoError
 from sfumato.methods.edit.appearance import APPEARANCE, Things, grids, in_decoder, matched, of_structure, roles
 from sfumato.prompts.layout import Mask
@@ -42,17 +42,17 @@ class CrossImageAttention(Method):
 
     requires: ClassVar = Requires(windows=False)
 
-    fine: tuple[float, float] = (10 / 68, 1.0)
+    fine: tuple[PartOfSteps, PartOfSteps] = (10 / 68, 1.0)
     """Parts of the steps between which attention of the finest grid is across images."""
-    coarse: tuple[float, float] = (10 / 68, 1.0)
+    coarse: tuple[PartOfSteps, PartOfSteps] = (10 / 68, 1.0)
     """The same of the next grid."""
-    contrast: float = 1.67
+    contrast: Weight = 1.67
     """Factor of what a probability has over the mean; 1 for none."""
     guidance: float = 3.5
     """From the plain prediction to the one across images, in the first step; 1 for none."""
-    adain: tuple[float, float] = (20 / 68, 1.0)
+    adain: tuple[PartOfSteps, PartOfSteps] = (20 / 68, 1.0)
     """Parts of the steps between which the latents get the appearance's mean and deviation."""
-    every: int = 5
+    every: Whole = 5
     """Of the early steps each so manieth reads the structure itself; 0 for none."""
     early: PartOfSteps = 40 / 68
     """Part of the steps that are early."""

@@ -27,6 +27,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.method import Phases, Requires, Run, Step
 from sfumato.core.schedule import Level, Levels, Schedule, add_noise, joined
+from sfumato.core.settings import Count, Part, Weight, Whole
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path
 from sfumato.prompts.layout import Mask
@@ -40,17 +41,17 @@ class DeltaDenoising(Inversion):
 
     requires: ClassVar = Requires(words=True)
 
-    rate: float = 200 / 4096
+    rate: Weight = 200 / 4096
     """How much of the gradient a step takes from each latent."""
-    least: float = 0.05
+    least: Part = 0.05
     """Cleanest level that is drawn, as a part of the training's."""
-    most: float = 0.95
+    most: Part = 0.95
     """Noisiest level."""
     mask: Mask | None = None
     """Where the picture may change; everywhere if not given."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the levels and the noise; image i has noise of its own from seed + i."""
-    steps: int = 200
+    steps: Count = 200
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         levels = drawn_levels(model.schedule, self.least, self.most, self.steps, self.seed)
@@ -64,8 +65,8 @@ class Descent(Path):
 
     requires: ClassVar = Requires("DeltaDenoising", source=True)
 
-    rate: float = 0.0
-    seed: int = 0
+    rate: Weight = 0.0
+    seed: Whole = 0
     inside: Tensor | None = None
     """Where latents may change, (h, w)."""
 

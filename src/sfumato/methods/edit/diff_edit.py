@@ -31,7 +31,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.method import Phases, Requires, Run, Step
 from sfumato.core.schedule import Level, add_noise, part_of
-from sfumato.core.settings import Part
+from sfumato.core.settings import Count, Part, Weight, Whole
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.inversion.path import Advance, Inversion, Path, noise_of
@@ -45,21 +45,21 @@ class DiffEdit(Inversion):
 
     mask: Mask | None = None
     """Where the picture may change, instead of the mask that is found."""
-    strength: float = 0.8
+    strength: Part = 0.8
     """Encoding ratio: part of the steps that are run; more changes more."""
     scale: float = 0.0
     """Guidance by the source's words on the way to noise; 0 tells the network no words."""
-    maps: int = 10
+    maps: Count = 10
     """Noises that the differences are averaged over."""
-    encode: float = 0.5
+    encode: Part = 0.5
     """Part of the steps at whose level the differences are taken."""
-    clamp: float = 3.0
+    clamp: Weight = 3.0
     """Differences count up to so many times their mean, ..."""
     threshold: Part = 0.5
     """... and a cell changes above this part of that."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the noise; image i of a batch has seed + i."""
-    steps: int = 50
+    steps: Count = 50
     """DDIM steps, of which ``strength`` are painted."""
 
     has_source: ClassVar = False

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from sfumato.core.features import Activation
 from sfumato.core.method import Edit, Method, Phases, Requires, Run, Where, span
-from sfumato.core.settings import PartOfSteps
+from sfumato.core.settings import PartOfSteps, Whole
 from sfumato.methods.edit.appearance import APPEARANCE, Things, grids, in_decoder, matched, of_structure, roles
 from sfumato.prompts.layout import Mask
 
@@ -41,11 +41,11 @@ class EyeForAnEye(Method):
 
     requires: ClassVar = Requires(windows=False)
 
-    tokens: tuple[float, float] = (10 / 68, 1.0)
+    tokens: tuple[PartOfSteps, PartOfSteps] = (10 / 68, 1.0)
     """Parts of the steps between which the target's tokens are the appearance's."""
-    adain: tuple[float, float] = (50 / 68, 1.0)
+    adain: tuple[PartOfSteps, PartOfSteps] = (50 / 68, 1.0)
     """Parts of the steps between which the latents get the appearance's mean and deviation."""
-    every: int = 5
+    every: Whole = 5
     """Of the early steps each so manieth takes the structure's tokens; 0 for none."""
     early: PartOfSteps = 40 / 68
     """Part of the steps that are early."""

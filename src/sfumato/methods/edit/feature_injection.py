@@ -17,7 +17,7 @@ from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.features import Activation
 from sfumato.core.method import Edit, Energy, Method, Need, Phases, Run, Step, Where
-from sfumato.core.settings import Part, PartOfSteps
+from sfumato.core.settings import Part, PartOfSteps, Positive, Weight
 from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
 from sfumato.methods.edit.plug_and_play import decoder_layer
@@ -35,7 +35,7 @@ class Injecting:
     """As a part of the height."""
     turn: float = 0.0
     """Degrees, counter-clockwise, about the middle; 20 in the figure."""
-    scale: float = 1.0
+    scale: Positive = 1.0
     """Above 1 is larger."""
     features: PartOfSteps = 0.8
     """Part of the steps in which a layer's features are injected."""
@@ -45,9 +45,9 @@ class Injecting:
     """Part of the steps in which attention to the words that both prompts have is injected."""
     inject: Literal["direct", "mixed", "guided"] = "direct"
     """Replace what the edit has, mix the two, or let the latents go down their distance."""
-    weight: float = 0.5
+    weight: Part = 0.5
     """Of the source in a mixture."""
-    strength: float = 100.0
+    strength: Weight = 100.0
     """Of the loss when guided."""
     res: Part = 0.25
     """Side of the layer, as a part of the latents' side."""
@@ -60,19 +60,15 @@ class Injecting:
         """Raise ``SfumatoError`` for what is no transformation, no mixture, or not in the model."""
         if not (abs(self.right) < 1 and abs(self.down) < 1):
             raise SfumatoError(f"a move by a whole side or more leaves nothing, got {self.right} and {self.down}")
-        if self.scale <= 0:
-            raise SfumatoError(f"things are scaled by a number above 0, got {self.scale}")
-        if not 0 <= self.weight <= 1:
-            raise SfumatoError(f"the source's weight in a mixture lies between 0 and 1, got {self.weight}")
         if self.features and not _unet(model):
-            raise SfumatoError(f"{model.name} is no UNet and has no features of ResNets; give features=0")
+            raise SfumatoError(f"{model.name} is no UNet and has no features of ResNets; set features to 0")
 
     def phases(self, run: Run) -> Phases:
         """The injection from the run's first stream into all others."""
         self.check(run.model)
         source, *targets = run.rows.streams
         if not targets:
-            raise SfumatoError('moved features need two prompts: {"source": ..., "target": ...}')
+            raise SfumatoError("moved features need two prompts, of a picture and of its edit")
         layer, behind = decoder_layer(run, self.res) if _unet(run.model) else (None, None)
         words = {t: _Words(run, source, t) for t in targets} if self.cross else {}
         into = _Guided if self.inject == "guided" else _Written

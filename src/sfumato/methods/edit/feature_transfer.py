@@ -37,6 +37,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.method import Phases, Requires, Run, Step
+from sfumato.core.settings import Count, Part, Whole
 from sfumato.core.steppers import DDIM
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
@@ -53,11 +54,11 @@ class FeatureTransfer(Injecting, Inversion):
     """What the edit starts from."""
     extract: Literal["forward", "reverse", "noise"] = "reverse"
     """Where the source is at each step."""
-    corruption: float = 0.1
+    corruption: Part = 0.1
     """Part of the picture's side below which it loses its details before it is inverted."""
-    seed: int = 0
+    seed: Whole = 0
     """Of new noise."""
-    steps: int = 50
+    steps: Count = 50
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         self.check(model)

@@ -34,6 +34,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import Guide, Scales
 from sfumato.core.method import Phases, Requires, Run, Step
 from sfumato.core.schedule import Level, add_noise, joined, part_of
+from sfumato.core.settings import Count, Part, Whole
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path
 
@@ -61,15 +62,15 @@ class FlowEdit(Scaled):
     """Guidance of the source."""
     target_scale: float = 13.5
     """Guidance of the edit."""
-    skip: float = 0.34
+    skip: Part = 0.34
     """Part of the steps, the noisiest, that are left out: less changes more. 1 - n_max / T."""
-    finish: float = 0.0
+    finish: Part = 0.0
     """Part of the steps, the last, that are ordinary sampling of the target. n_min / T."""
-    average: int = 1
+    average: Count = 1
     """How many noises each level has. n_avg."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the noise."""
-    steps: int = 50
+    steps: Count = 50
     """T, of which those that ``skip`` leaves are run."""
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
@@ -96,10 +97,10 @@ FLUX = FlowEdit(1.5, 5.5, skip=4 / 28, steps=28)
 class Beside(Path):
     """Between steps the streams are images, the first the source; in a step they are noisy."""
 
-    average: int = 1
-    finish: int = 0
+    average: Count = 1
+    finish: Whole = 0
     """Last steps that are ordinary."""
-    seed: int = 0
+    seed: Whole = 0
 
     def start(self, run: Run) -> Phases:
         first, streams = run.images(run.rows.streams[0]), len(run.rows.streams)

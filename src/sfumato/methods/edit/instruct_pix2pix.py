@@ -28,6 +28,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import Guide, ImageTextCFG
 from sfumato.core.method import Phases, Run, Step
+from sfumato.core.settings import Count, Whole
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path, noise_of
 from sfumato.methods.edit.blended_latents import holding, noisy
@@ -39,9 +40,9 @@ class InstructPix2Pix(Inversion):
 
     image_scale: float = 1.5
     """Guidance to the image: more keeps more of it."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the noise; image i of a batch has seed + i."""
-    steps: int = 100
+    steps: Count = 100
     """DDIM steps."""
 
     has_source: ClassVar = False

@@ -34,6 +34,7 @@ from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.method import Edit, Phases, Requires, Run, Step, Where
 from sfumato.core.schedule import add_noise
+from sfumato.core.settings import Count, Part, Whole
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.inversion.path import Advance, Path, noise_of
@@ -52,7 +53,7 @@ class KVEdit(Scaled):
     """Guidance on the way to noise, and of the source."""
     target_scale: float = 5.5
     """Guidance of the edit."""
-    skip: float = 4 / 28
+    skip: Part = 4 / 28
     """Part of the steps, the noisiest, that are left out."""
     bias: float = 1.0
     """Added to the logits of what looks at the background, in the edits; 0 for none."""
@@ -60,9 +61,9 @@ class KVEdit(Scaled):
     """Start the region from noise of its own instead of the inverted one."""
     apart: bool = False
     """Hide region and background from each other in the source, so that the background does not tell of the region."""
-    seed: int = 0
+    seed: Whole = 0
     """Of that noise."""
-    steps: int = 28
+    steps: Count = 28
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         if self.mask is None:

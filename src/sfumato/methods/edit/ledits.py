@@ -38,6 +38,7 @@ from sfumato.core.guidance import CFG, Guide, Parts
 from sfumato.core.method import Need, Phases, Requires, Run, Step, Where
 from sfumato.core.rows import Rows
 from sfumato.core.schedule import part_of
+from sfumato.core.settings import Count, Part, Whole
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.inversion.noise_space import EditFriendly
@@ -62,25 +63,25 @@ class Ledits(Inversion):
     """Guidance of an edit."""
     scales: Mapping[str, float] = field(default_factory=dict)
     """Phrases with a guidance of their own."""
-    threshold: float = 0.9
+    threshold: Part = 0.9
     """Part of the cells that an edit leaves alone."""
-    thresholds: Mapping[str, float] = field(default_factory=dict)
+    thresholds: Mapping[str, Part] = field(default_factory=dict)
     """Phrases with a threshold of their own."""
     masks: Literal["both", "attention", "noise"] = "both"
     """An edit's cells are those with the most attention to its words, with the strongest guidance, or both."""
-    warmup: int = 0
+    warmup: Whole = 0
     """Steps before the edits begin."""
-    cooldown: int | None = None
+    cooldown: Whole | None = None
     """The step in which they end."""
-    res: float = 0.25
+    res: Part = 0.25
     """Side of the attention's grid, in parts of the latents'."""
     source_scale: float = 3.5
     """Guidance by the source's words, in the inversion and below the edits; 0 tells the network none."""
-    skip: float = 0.15
+    skip: Part = 0.15
     """So many steps, in parts of ``steps``, are left out before the first."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the noises."""
-    steps: int = 30
+    steps: Count = 30
     """Steps that are painted."""
 
     has_source: ClassVar = False
@@ -102,8 +103,6 @@ class Ledits(Inversion):
         if unknown := (self.scales.keys() | self.thresholds.keys()) - {*self.also, *self.remove}:
             named = ", ".join((*self.also, *self.remove)) or "none"
             raise SfumatoError(f"{min(unknown)!r} is none of the further phrases to add or remove: {named}")
-        if not self.skip >= 0 or not all(0 <= t <= 1 for t in (self.threshold, *self.thresholds.values())):
-            raise SfumatoError("a threshold lies between 0 and 1, and skip is not negative")
         total = part_of(self.steps, 1 + self.skip)
         how = EditFriendly(self.source_scale, (total - self.steps) / total, self.seed, total)
         path = how(model, image, prompts, advance, CFG(self.source_scale) if self.source_scale else Nothing())

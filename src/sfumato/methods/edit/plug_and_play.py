@@ -26,7 +26,7 @@ from sfumato.core.attention import Call
 from sfumato.core.choice import nearest_side
 from sfumato.core.features import Activation
 from sfumato.core.method import Edit, Method, Phases, Requires, Run, Where
-from sfumato.core.settings import PartOfSteps
+from sfumato.core.settings import Part, PartOfSteps
 from sfumato.core.sites import Layer, Site
 from sfumato.errors import SfumatoError
 
@@ -42,7 +42,7 @@ class PlugAndPlay(Method):
     """Part of the steps in which the layer's features are the source's."""
     attention: PartOfSteps = 0.5
     """Part of the steps in which self-attention is the source's."""
-    res: float = 0.25
+    res: Part = 0.25
     """Side of the layer, as a part of the latents' side: coarser keeps less of the source."""
 
     def start(self, run: Run) -> Phases:

@@ -27,7 +27,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.choice import choose, side_of
 from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where, span
-from sfumato.core.settings import Part, PartOfSteps, Settings
+from sfumato.core.settings import Count, Part, PartOfSteps, Settings
 from sfumato.prompts.alignment import Padding, refinement, replacement
 from sfumato.prompts.words import spans
 
@@ -40,10 +40,10 @@ class LocalBlend(Settings):
     """Word or phrase of the source prompt."""
     target: str
     """Word or phrase of the target prompt."""
-    threshold: float = 0.3
+    threshold: Part = 0.3
     start: Part = 0.2
     """From this part of the steps on."""
-    res: int | Part = 0.25
+    res: Count | Part = 0.25
     """Grid of the maps: cells a side, or the nearest to this part of the latents' side (of small ones to 16 cells)."""
 
 
@@ -65,7 +65,7 @@ class PromptToPrompt(Method):
     blend: LocalBlend | None = None
     """A word of the source and one of the target: only where they are may the picture change; and how strong their maps
     must be there, of their maximum."""
-    self_res: int | Part = 0.5
+    self_res: Count | Part = 0.5
     """Finest grid whose self-attention is replaced: cells a side, or a part of the latents' side (of small ones 16
     cells). Half is the authors' later code, a quarter their first."""
     padding: Padding = "position"

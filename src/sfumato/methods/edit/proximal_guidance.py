@@ -21,6 +21,7 @@ from sfumato.core.conditions import Cond
 from sfumato.core.guidance import CFG, Parts, rescaled
 from sfumato.core.method import Method, Phases, Requires, Run, Step
 from sfumato.core.rows import Rows
+from sfumato.core.settings import Part, Time, Weight, Whole
 from sfumato.errors import SfumatoError, unknown
 from sfumato.inversion import Path
 
@@ -40,17 +41,15 @@ class ProximalCFG(CFG):
     """``l0``, hard: what exceeds the threshold is kept as it is. ``l1``, soft: it is brought nearer to 0 by the
     threshold. The authors' code calls the soft one l0, and as l1 has one that takes the threshold off twice: ``twice``,
     which turns negative values below the threshold into positive ones."""
-    quantile: float = 0.7
+    quantile: Part = 0.7
     """Part of the values that are dropped; 0 for none, which is CFG."""
-    threshold: float | None = None
+    threshold: Weight | None = None
     """A fixed one in place of the quantile."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prox not in get_args(Prox):
             raise unknown("prox", self.prox, get_args(Prox))
-        if not 0 <= self.quantile <= 1:
-            raise SfumatoError(f"a quantile lies between 0 and 1, got {self.quantile}")
 
     def embed(self, model: Backbone, prompts: Sequence[str]) -> dict[str, Cond]:
         uncond = model.embed_negative([self.negative] * len(prompts))
@@ -91,14 +90,14 @@ class InversionGuidance(Method):
 
     path: Path
     guide: ProximalCFG
-    rate: float = 0.1
-    below: float = 400
+    rate: Weight = 0.1
+    below: Time = 400
     """Noisier levels than that of this training step (of 1000) are left alone."""
-    dilate: int = 1
+    dilate: Whole = 1
 
     def start(self, run: Run) -> Phases:
         if len(self.path.track) != run.steps + 1:
-            raise SfumatoError("inversion guidance needs the image at every level; take NegativePrompt")
+            raise SfumatoError("inversion guidance needs the image at every level; take negative-prompt")
         streams, below = len(run.rows.streams), self.below * run.model.schedule.train_steps / 1000
 
         def guided(step: Step) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sfumato.backbones.clips import SHIPPED, opened
 from sfumato.core.backbone import Backbone
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Settings, Whole
 from sfumato.errors import finite
 from sfumato.metrics.clip import text_features
 from sfumato.reading.reader import Reader, resized
@@ -33,7 +33,7 @@ class ClipPatches(Settings):
 
     clip: str = SHIPPED
     """A folder with a CLIP as transformers saves it, or ``stilllife``, the small one that ships."""
-    side: int = 0
+    side: Whole = 0
     """Shorter side at which the CLIP sees images, in pixels; 0 is its own."""
 
     def features(self, reader: Reader) -> Float[Tensor, "c h w"]:

@@ -29,9 +29,8 @@ Families: all. Transformers have no blocks; there it is what the attention reads
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +41,7 @@ from sfumato.backbones.controlnets import ControlNet
 from sfumato.core.backbone import Backbone
 from sfumato.core.brief import Brief
 from sfumato.core.denoising import denoise
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Between, Count, Part, Positive, Settings, TrainStep, Weight, Whole
 from sfumato.errors import SfumatoError, finite, unknown, whole
 from sfumato.io.progress import progress
 from sfumato.media.meshes import Mesh
@@ -73,44 +72,44 @@ class Diff3F(Settings):
     """Of the views, in degrees: 0 from +z, 90 from +x."""
     elevations: tuple[float, ...] = AROUND
     """Above the shape's middle, each at all azimuths; beyond 90 degrees a camera stands on its head."""
-    fov: float = 90.0
+    fov: Annotated[float, Between(0, 179)] = 90.0
     """Of the cameras, in degrees; 0 for orthographic ones."""
-    distance: float = 1.3
+    distance: Positive = 1.3
     """Of the cameras from the middle, in radii of the shape."""
-    size: int | None = 512
+    size: Count | None = 512
     """Side of the views in pixels [none: the model's own]."""
     look: Look = "painted"
     """``shaded``: grey, lit from the camera; ``normals`` and ``depth`` as colours; ``flat``: the outline alone."""
-    background: float = 1.0
+    background: Part = 1.0
     """Behind the shape, from black to white."""
     prompt: str = ""
     """What is painted, and what the network is told of the views, such as "a cow"."""
-    steps: int = 30
+    steps: Count = 30
     """Of painting."""
     guide: float = 7.0
     """Of painting."""
     depth: Literal["linear", "disparity"] = "linear"
     """What the ControlNet is shown: from 0 at the farthest to 1 at the nearest, or the nearest over each depth."""
-    t: int = 261
+    t: TrainStep = 261
     """The step, of a thousand, at which views are read (of flows, sigma)."""
-    blocks: tuple[int, ...] = (1,)
+    blocks: tuple[Whole, ...] = (1,)
     """Up blocks, from 0; of several the features, each of length one, side by side."""
     layers: tuple[str, ...] = ()
     """Hidden layers by their paths in place of blocks, such as "down_blocks.1.attentions.1"."""
-    ensemble: int = 1
+    ensemble: Count = 1
     """Noises that are averaged over."""
-    ball: float = 0.01
+    ball: Part = 0.01
     """A vertex has the mean of all within this part of the shape's diameter."""
     standard: bool = False
     """Bring each channel to mean 0 and variance 1 over both shapes before they are compared."""
     sided: bool = False
     """Compare as well how features change from views of a vertex's left to views of its right."""
-    places: float = 0.0
+    places: Weight = 0.0
     """How much it counts, beside features of length one, where vertices lie once the shapes are turned alike; for
     shapes in one pose."""
-    smooth: int = 0
+    smooth: Whole = 0
     """Smooth matches by functional maps of at most so many functions; 0 leaves them."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the noises, the same for all views."""
 
     def __post_init__(self) -> None:
@@ -125,9 +124,6 @@ class Diff3F(Settings):
             raise SfumatoError(
                 f"a ball is a part of the diameter and a background of white, got {self.ball:g}, {self.background:g}"
             )
-        if not 0 <= self.places < math.inf:
-            raise SfumatoError(f"places count 0 or more, got {self.places:g}")
-        whole("smooth", self.smooth, 0, 1000)
         whole("a view's size", self.size or 512, 8, 4096)
         _ = self.cameras, self.reading
 

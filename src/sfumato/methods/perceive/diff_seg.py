@@ -17,10 +17,9 @@ Families: all. In joint attention the part that goes from pixels to pixels is ma
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +28,8 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.choice import FEWEST
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Between, Count, Part, Positive, Settings, Time
 from sfumato.core.sites import Grid, Site
-from sfumato.errors import SfumatoError
 from sfumato.reading.reader import Noise, Reader, attended, chosen
 from sfumato.reading.results import Segments
 
@@ -42,34 +40,23 @@ _TINY = torch.finfo(torch.float32).tiny
 class DiffSeg(Settings):
     """Segments by what the pixels' self-attention has in common; nothing is known of what they are."""
 
-    threshold: float = 0.9
+    threshold: Positive = 0.9
     """Maps that lie nearer to each other than this become one; more makes fewer segments."""
-    anchors: int | float = 0.25
+    anchors: Count | Annotated[float, Between(0, 1, above=True)] = 0.25
     """Rows and columns of anchors, as far as the grid has so many; or their part of its rows and columns, of which 16
     at least."""
-    passes: int = 3
+    passes: Count = 3
     """The first gathers pixels around the anchors, the others merge what came of it."""
     refine: bool = False
     """Go on by k-means over all pixels' maps from there."""
-    t: float = 300
+    t: Time = 300
     """The step that the network is told, of a thousand; no noise is added."""
-    least: float = 0.0
+    least: Part = 0.0
     """Only maps of at least this part of the latents' side; 0 takes all."""
     stage: str | None = None
     """Only maps of this stage, in UNets down, mid or up; all when none is given."""
     spread: Literal["nearest", "bilinear"] = "nearest"
     """How the pixels between those of a coarser map get theirs."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        least, most = (1, math.inf) if isinstance(self.anchors, int) else (0, 1)
-        if not least <= self.anchors <= most or self.passes < 1:
-            raise SfumatoError(
-                "DiffSeg needs an anchor (or a part of the cells from 0 to 1) and a pass at least, got "
-                f"{self.anchors} anchors and {self.passes} passes"
-            )
-        if self.threshold <= 0:
-            raise SfumatoError(f"a threshold of divergences is above 0, got {self.threshold}")
 
     def __call__(self, reader: Reader) -> Segments:
         sites = chosen(reader, "image->image", self.stage, self.least, "DiffSeg")

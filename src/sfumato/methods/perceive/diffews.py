@@ -34,7 +34,7 @@ from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.choice import choose
 from sfumato.core.rows import single
-from sfumato.core.settings import Part
+from sfumato.core.settings import Count, Part, TrainStep, Weight, Whole
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.learning import tuning
@@ -60,27 +60,27 @@ class DiffewS(HeadMethod):
     source = Latents()
     takes_support = True
 
-    rank: int = 0
+    rank: Whole = 0
     """Of low-rank changes of attention in the place of all weights; 0: all weights."""
-    shots: int = 2
+    shots: Count = 2
     """Images of a support at most; each step draws how many."""
     without: tuple[str, ...] = ("0", "background", "backdrop", "ground")
     """Classes that no episode is of, by name, or by number where they have no names."""
-    least: float = 0.01
+    least: Part = 0.01
     """A picture shows a class that fills this part of it, or more."""
-    t: int = 1
+    t: TrainStep = 1
     """What the network is given as time."""
     threshold: Part = 0.25
     """The mask is where the mean over colours is above this part of the greatest value."""
-    batch: int = 4
+    batch: Count = 4
     """Episodes a step."""
-    steps: int = 20_000
-    rate: float = 1e-5
+    steps: Count = 20_000
+    rate: Weight = 1e-5
     """Of AdamW at first; it falls to zero in a straight line."""
-    decay: float = 0.01
+    decay: Weight = 0.01
     """Of weights."""
-    clip: float | None = 1.0
-    seed: int = 0
+    clip: Weight | None = 1.0
+    seed: Whole = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

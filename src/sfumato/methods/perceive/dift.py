@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Count, Positive, Settings, TrainStep, Weight, Whole
 from sfumato.core.sites import Layer
 from sfumato.errors import SfumatoError, unknown
 from sfumato.ops.correspondence import (
@@ -51,27 +51,27 @@ from sfumato.reading.results import Matches, Segments
 class DIFT(Settings):
     """Matches points by the cosine of features."""
 
-    t: int = 261
+    t: TrainStep = 261
     """The step, of a thousand, at which the images are read (of flows, sigma); late steps of much noise see meaning."""
-    blocks: tuple[int, ...] = (1,)
+    blocks: tuple[Whole, ...] = (1,)
     """Up blocks, from 0; of several the features, each of length one, side by side at the finest's resolution."""
     layers: tuple[str, ...] = ()
     """Hidden layers by their paths in place of blocks, such as "down_blocks.1.attentions.1"."""
     standard: bool = False
     """Bring each channel to mean 0 and variance 1 over the two images first, so that none outweighs the others."""
-    ensemble: int = 8
+    ensemble: Count = 8
     """Noises that are averaged over."""
     prompt: str = ""
     """What the network is told of both images, such as "a photo of a duck"."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the noises."""
     refine: Refine = "image"
     """``image``: the best of all pixels, as published; ``local``: of those near the best cell; ``none``: its middle."""
-    temperature: float | None = None
+    temperature: Positive | None = None
     """Mean place under a softmax of cosines over this, instead of the best one."""
-    topk: int = 0
+    topk: Whole = 0
     """Of so many cells alone (0: of all)."""
-    cycle: float | None = None
+    cycle: Weight | None = None
     """How far from its point a match may be matched back to be sure, in parts of the image's longer side."""
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ from sfumato.core.attention import FUSED, Call
 from sfumato.core.brief import Brief
 from sfumato.core.choice import choose
 from sfumato.core.method import Where
-from sfumato.core.settings import Part, Settings
+from sfumato.core.settings import Count, Part, Settings, TrainStep, Whole
 from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.dift import DIFT
@@ -80,7 +80,7 @@ def check_support(support: Sequence[Reader], masks: Sequence[Float[Tensor, "h w"
 class FewShot(Supported):
     """Segments by the attention that an image gives to others."""
 
-    t: int = 1
+    t: TrainStep = 1
     """What the network is told (of flows, sigma in thousandths)."""
     noise: Literal["none", "gaussian"] = "none"
     """What the latents get: the paper's are clean."""
@@ -94,7 +94,7 @@ class FewShot(Supported):
     """Compare the attention that a cell inside gets on average with that of one outside, instead of their sums."""
     prompt: str = ""
     """What the network is told of all images."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the noise."""
 
     def score(
@@ -139,13 +139,13 @@ class FewShot(Supported):
 class FeatureMatching(Supported):
     """For comparison: a cell is of the thing if the most alike of the support's cells is inside the mask."""
 
-    t: int = 261
+    t: TrainStep = 261
     """As of ``DIFT``, with what follows."""
-    blocks: tuple[int, ...] = (1,)
+    blocks: tuple[Whole, ...] = (1,)
     layers: tuple[str, ...] = ()
-    ensemble: int = 8
+    ensemble: Count = 8
     prompt: str = ""
-    seed: int = 0
+    seed: Whole = 0
 
     def score(
         self, reader: Reader, support: Sequence[Reader], masks: Sequence[Float[Tensor, "h w"]]

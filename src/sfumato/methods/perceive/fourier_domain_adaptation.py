@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Part, Settings
 from sfumato.errors import SfumatoError
 from sfumato.reading.reader import resized
 
@@ -56,9 +56,9 @@ def fourier_domain_adaptation(
 class FourierAugmentation(Settings):
     """Gives each image of a batch the low frequencies of one of the targets, for training."""
 
-    betas: tuple[float, float] = (0.01, 0.09)
+    betas: tuple[Part, Part] = (0.01, 0.09)
     """How much of the spectrum, from and to; drawn for each image."""
-    chance: float = 1.0
+    chance: Part = 1.0
     """Of an image to be changed at all."""
 
     def __post_init__(self) -> None:

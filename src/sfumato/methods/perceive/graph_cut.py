@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Count, Positive, Settings, Weight
 from sfumato.errors import SfumatoError
 from sfumato.reading.reader import resized
 from sfumato.reading.results import Segments
@@ -41,28 +41,23 @@ _MOST = 2**31 - 1  # scipy's flows are of 32 bits
 class GraphCut(Settings):
     """Moves the borders of segments to the image's edges, and takes back what is scattered."""
 
-    smooth: float = 1.0
+    smooth: Weight = 1.0
     """Lambda: what a border costs for each pair of like neighbours; 0 leaves each pixel alone."""
-    sigma: float = 0.1
+    sigma: Positive = 0.1
     """How far colours in [0, 1] may lie apart before a border between them is cheap."""
-    scores: float = 1.0
+    scores: Weight = 1.0
     """Weight of what the segments' scores say."""
-    colours: float = 0.0
+    colours: Weight = 0.0
     """Weight of what the segments' colours say (eq. 5.6)."""
-    features: float = 0.0
+    features: Weight = 0.0
     """Weight of what the segments' features say, where they are given."""
     neighbours: Literal[4, 8] = 4
     """Of each pixel; 8 with the diagonal ones, which count by the inverse of their distance."""
-    side: int = 128
+    side: Count = 128
     """The cut is made with the image's shorter side at most this long."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.smooth < 0 or self.sigma <= 0 or self.side < 1:
-            raise SfumatoError(
-                "a graph cut has smooth at least 0, sigma above 0 and a side of at least 1, got "
-                f"{self.smooth:g}, {self.sigma:g} and {self.side}"
-            )
         if min(self.scores, self.colours, self.features) < 0 or self.scores + self.colours + self.features == 0:
             raise SfumatoError("the weights of scores, colours and features are at least 0, and one of them above")
         if self.neighbours not in (4, 8):

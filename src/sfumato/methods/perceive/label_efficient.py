@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Count, Settings, TrainStep, Weight, Whole
 from sfumato.core.sites import Layer
 from sfumato.errors import SfumatoError, finite
 from sfumato.io.files import from_json, save_tensors
@@ -55,33 +55,33 @@ _AT_ONCE = 2**13  # pixels whose features exist at once
 class LabelEfficient(Settings):
     """Learns classes of pixels from a few labelled images."""
 
-    t: tuple[int, ...] = (50, 150, 250)
+    t: tuple[TrainStep, ...] = (50, 150, 250)
     """The steps, of a thousand, at which images are read (of flows, sigma)."""
-    blocks: tuple[int, ...] = (5, 6, 7, 8, 12)
+    blocks: tuple[Whole, ...] = (5, 6, 7, 8, 12)
     """Output blocks, numbered as the authors' 18."""
     of: Literal["features", "pixels"] = "features"
     """``pixels``: of colour and place alone, to compare with."""
-    members: int = 10
+    members: Count = 10
     """Perceptrons."""
-    hidden: tuple[int, ...] = ()
+    hidden: tuple[Count, ...] = ()
     """Their two hidden widths [default: 128 and 32; from 30 classes on 256 and 128]."""
-    batch: int = 64
+    batch: Count = 64
     """Pixels in a batch, of each."""
-    rate: float = 1e-3
+    rate: Weight = 1e-3
     """Learning rate."""
-    patience: int = 50
+    patience: Whole = 50
     """They stop after so many batches that were no better than the best one."""
-    sure: int = 4
+    sure: Whole = 4
     """Epochs before that is counted."""
-    epochs: int = 100
+    epochs: Count = 100
     """At most."""
-    pixels: int = 0
+    pixels: Whole = 0
     """Pixels of each image that are learned from, drawn at random (0: all)."""
-    least: int = 20
+    least: Whole = 20
     """Classes of fewer pixels in an image are not learned from it."""
     standard: bool = False
     """Bring features to mean 0 and variance 1 first."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the shared noise, the perceptrons and the batches."""
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sfumato.core.settings import Count, Positive, Weight, Whole
 from sfumato.errors import SfumatoError
 from sfumato.learning.heads import Examples, Head, HeadMethod
 from sfumato.ops.correspondence import middles
@@ -40,20 +41,15 @@ class LandmarkRegression(HeadMethod):
 
     wants = ("points",)
 
-    virtual: int = 50
+    virtual: Count = 50
     """Virtual keypoints of each landmark."""
-    sharpness: float = 50.0
+    sharpness: Positive = 50.0
     """What a filter's answers are multiplied by before the softmax over the cells."""
-    batch: int = 16
+    batch: Count = 16
     """Images a step."""
-    steps: int = 500
-    rate: float = 1e-3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.virtual, self.batch) < 1 or self.sharpness <= 0:
-            raise SfumatoError("there is a virtual keypoint and an image a batch, or more, and sharpness is above 0")
+    steps: Count = 500
+    rate: Weight = 1e-3
+    seed: Whole = 0
 
     def sizes(self, examples: Examples) -> dict[str, int]:
         assert examples.points is not None

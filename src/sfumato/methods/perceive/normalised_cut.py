@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sfumato.core.attention import Call
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Between, Count, Part, Positive, Settings, Time, Whole
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.ops.regions import spectral
@@ -39,38 +40,34 @@ from sfumato.reading.results import Segments
 class NormalisedCut(Settings):
     """Segments by recursive cuts of the graph of what the cells' features have in common."""
 
-    tau: float = 0.5
+    tau: Annotated[float, Between(0, 2, above=True)] = 0.5
     """A cut that costs more is not made; more makes more segments."""
-    power: float = 10.0
+    power: Positive = 10.0
     """Of the affinities: more makes only what is very alike belong together."""
-    values: int = 100
+    values: Count = 100
     """At which a cut is tried."""
-    clusters: int | None = None
+    clusters: Count | None = None
     """So many segments instead, by spectral clustering, where their number is known."""
-    t: float = 50
+    t: Time = 50
     """The step whose noise the image gets, of a thousand."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the noise."""
-    side: int = 128
+    side: Count = 128
     """Shorter side of the grid on which pixels are given to segments."""
     stage: str | None = None
     """Which stage's self-attentions are meant, in UNets down, mid or up [default: the encoder's]."""
-    least: float = 0.0
+    least: Part = 0.0
     """Only those of at least this part of the latents' side."""
     which: int = -1
     """Which one of them is read: the last, or counted from 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.tau <= 2:
-            raise SfumatoError(f"a normalised cut costs from 0 to 2, and tau lies between, got {self.tau:g}")
         if self.power <= 0 or self.values < 2 or self.side < 1:
             raise SfumatoError(
                 "a normalised cut needs a power above 0, two values and a side of 1, got "
                 f"{self.power:g}, {self.values} and {self.side}"
             )
-        if self.clusters is not None and self.clusters < 1:
-            raise SfumatoError(f"at least one cluster, got {self.clusters}")
 
     def __call__(self, reader: Reader) -> Segments:
         site = self._site(chosen(reader, "image->image", self.stage, self.least, "normalised cut"))

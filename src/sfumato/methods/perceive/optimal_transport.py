@@ -28,6 +28,7 @@ from torch import Tensor
 
 from sfumato.core.choice import choose, nearest_side
 from sfumato.core.method import Where
+from sfumato.core.settings import Count, Positive
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.dift import DIFT
 from sfumato.ops.correspondence import cosines, peak, returned, sampled, sinkhorn
@@ -39,9 +40,9 @@ from sfumato.reading.results import Matches
 class OptimalTransport(DIFT):
     """Matches points by the plan that carries all cells of one image to those of another."""
 
-    epsilon: float = 0.05
+    epsilon: Positive = 0.05
     """Of the entropy: the smaller, the nearer to one match for each cell."""
-    iterations: int = 100
+    iterations: Count = 100
     """Of Sinkhorn."""
     masses: Literal["uniform", "attention"] = "uniform"
     """Of the cells: all alike, or the attention that each receives from all."""

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.method import Requires
+from sfumato.core.settings import Count, Part, Positive, Weight, Whole
 from sfumato.errors import SfumatoError
 from sfumato.learning.heads import Examples, FeatureSource, Head, HeadMethod, HeadProblem, Standard, cells
 from sfumato.learning.seeds import generator
@@ -51,25 +52,25 @@ class PACL(HeadMethod):
     wants = ("captions", "texts")
     takes_words = True
 
-    temperature: float = 0.07
+    temperature: Positive = 0.07
     """What fits are divided by in the loss, and cosines where patches are named; CLIP's first."""
-    sharpness: float = 1.0
+    sharpness: Positive = 1.0
     """What cosines are multiplied by before the softmax over the patches."""
     templates: tuple[str, ...] = ("{}",)
     """Sentences that words are read in, such as "a photo of a {}"; a word is the mean of them."""
-    nouns: float = 0.0
+    nouns: Part = 0.0
     """How often an image's text is one of its caption's nouns, in a template, in the place of the caption."""
     standard: bool = False
     """Bring features to mean 0 and deviation 1 first."""
-    batch: int = 64
+    batch: Count = 64
     """Images a step."""
-    cells: int = 0
+    cells: Whole = 0
     """So many patches of each, drawn anew in each step (0: all)."""
-    steps: int = 500
-    rate: float = 5e-4
-    decay: float = 0.01
+    steps: Count = 500
+    rate: Weight = 5e-4
+    decay: Weight = 0.01
     """Weight decay, of AdamW."""
-    seed: int = 0
+    seed: Whole = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,8 +78,6 @@ class PACL(HeadMethod):
             raise SfumatoError(
                 "a contrast has a temperature above 0, two images a batch or more, and no fewer than 0 cells"
             )
-        if not 0 <= self.nouns <= 1:
-            raise SfumatoError(f"nouns are a part of all texts, from 0 to 1, got {self.nouns:g}")
         if not self.templates or any("{}" not in template for template in self.templates):
             raise SfumatoError(f"a template has a place for the word, as 'a photo of a {{}}', got {self.templates}")
 

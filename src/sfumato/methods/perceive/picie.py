@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Count, Part, Settings, Weight, Whole
 from sfumato.errors import SfumatoError
 from sfumato.learning.clusters import begun, members, updated
 from sfumato.learning.heads import Examples, Head, HeadMethod, HeadProblem, Projection, Standard, cells
@@ -50,43 +50,43 @@ class PiCIE(HeadMethod):
 
     changes_pictures: ClassVar[bool] = True
 
-    classes: int = 27
+    classes: Count = 27
     """Clusters."""
-    over: int = 0
+    over: Whole = 0
     """Of a second, finer clustering (PiCIE+H: 100; 0: none)."""
-    dim: int = 128
+    dim: Count = 128
     """Numbers of a code."""
     nonlinear: bool = True
     """Two layers beside the linear one."""
     standard: bool = False
     """Bring features to mean 0 and variance 1 over the pictures first."""
-    epochs: int = 10
+    epochs: Count = 10
     """Each picture is seen so often."""
-    batch: int = 128
+    batch: Count = 128
     """Pictures in a step."""
-    pairs: int = 1
+    pairs: Count = 1
     """Pairs of views of each picture, of which epochs take one after the other."""
-    jitter: float = 0.3
+    jitter: Part = 0.3
     """By how much brightness, contrast and saturation change at most; hue by a third of it."""
-    grey: float = 0.2
+    grey: Part = 0.2
     """How often colours go."""
-    blur: float = 0.5
+    blur: Part = 0.5
     """How often a view is blurred."""
-    scale: float = 0.5
+    scale: Part = 0.5
     """Least part of the area that a crop shows; 1: no crops."""
     flip: bool = True
     """Mirror half of the crops."""
     balance: float = 1.0
     """Clusters weigh as their share to this power: 0 all alike, -1 each as much as any other in all."""
-    gathered: int = 15360
+    gathered: Count = 15360
     """Pictures whose cells are clustered at once; as many more at a time move the centroids, as mini-batches do."""
-    per_picture: int = 256
+    per_picture: Count = 256
     """Cells of each picture that centroids are made of, drawn at random (0: all, as published)."""
-    steps: int = 0
+    steps: Whole = 0
     """Of the run, in the place of epochs."""
-    rate: float = 1e-3
+    rate: Weight = 1e-3
     """Of Adam."""
-    seed: int = 0
+    seed: Whole = 0
     """Of weights, colours, crops and clusters."""
 
     def __post_init__(self) -> None:

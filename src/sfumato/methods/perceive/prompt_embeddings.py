@@ -21,7 +21,7 @@ Families: UNets of Stable Diffusion 1, 2 and XL; others have no cross-attention 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from sfumato.core.backbone import Backbone
 from sfumato.core.gradients import gradients
 from sfumato.core.method import Requires
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Between, Count, Part, Positive, Settings, Time, Weight, Whole
 from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError, finite
 from sfumato.learning.loop import Problem, learn
@@ -50,25 +50,25 @@ class PromptEmbeddings(Settings):
 
     requires: ClassVar = Requires(words=True)
 
-    steps: int = 129
+    steps: Count = 129
     """Of the optimisation, for each point and each text."""
-    rate: float = 0.0023755632
+    rate: Weight = 0.0023755632
     """Of Adam."""
-    restarts: int = 5
+    restarts: Count = 5
     """Texts that each point is fitted with; their maps are averaged."""
-    sigma: float = 27.97853 / 512
+    sigma: Positive = 27.97853 / 512
     """Of the Gaussian at the point, in parts of the crop's sides."""
-    crop: float = 0.9316549
+    crop: Part = 0.9316549
     """Side of the crops, in parts of the image's."""
-    margin: float = 0.15
+    margin: Annotated[float, Between(0, 0.5)] = 0.15
     """How far inside of the crop the point lies where it can, in parts of the crop's side."""
-    bank: int = 5
+    bank: Count = 5
     """Places a side at which crops start: its square is how many are encoded."""
-    found: int = 20
+    found: Count = 20
     """Crops of the target that its maps are averaged over: the corners, and others at random."""
-    token: int = 1
+    token: Whole = 1
     """Which token of the text is to light up."""
-    parts: tuple[float, ...] = (0.25, 0.25, 0.25, 0.5)
+    parts: tuple[Part, ...] = (0.25, 0.25, 0.25, 0.5)
     """Where maps are read, in parts of the latents' side: a site of the upward half for each, in order."""
     layers: Literal["mean", "each"] = "mean"
     """Are the sites' maps averaged and then compared with the Gaussian (paper), or each compared by itself (code; a
@@ -77,18 +77,18 @@ class PromptEmbeddings(Settings):
     """Whose maps are read."""
     noise: Literal["gaussian", "uniform"] = "gaussian"
     """What is added to the latents."""
-    t: float = 140
+    t: Time = 140
     """Training step of the noise."""
-    t_found: float | None = None
+    t_found: Time | None = None
     """That of the target [default: the same]."""
-    patience: int | None = None
+    patience: Count | None = None
     """A text is done when its loss, averaged over so many steps, is hardly less than over as many before [default: all
     texts run all steps]."""
-    tolerance: float = 0.01
+    tolerance: Weight = 0.01
     """What part less is hardly less."""
-    seed: int = 0
+    seed: Whole = 0
     """Of texts, crops and noise. A point's match does not depend on the other points."""
-    batch: int = 20
+    batch: Count = 20
     """Rows of the network at once."""
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Count, Part, Positive, Settings, Time
 from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError
 from sfumato.methods.perceive.diff_seg import self_attention
@@ -40,26 +40,18 @@ class Propagation(Settings):
     """x and y in the image's pixels."""
     box: tuple[float, float, float, float] | None = None
     """Left, top, right and bottom in the image's pixels."""
-    walks: int = 2
+    walks: Count = 2
     """Steps of each walk; more reach further and tell less."""
-    ratio: float = 1.5
+    ratio: Positive = 1.5
     """How many times as often a pixel must be visited from the thing as from elsewhere."""
-    rounds: int = 3
+    rounds: Count = 3
     """Walks one after the other, each from what the last one found."""
-    t: float = 300
+    t: Time = 300
     """The step that the network is told, of a thousand; no noise is added."""
-    least: float = 0.0
+    least: Part = 0.0
     """Only maps of at least this part of the latents' side; 0 takes all."""
     stage: str | None = None
     """Only maps of this stage, in UNets down, mid or up; all when none is given."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.walks < 1 or self.rounds < 1 or self.ratio <= 0:
-            raise SfumatoError(
-                "propagation has at least one walk and one round and a ratio above 0, got "
-                f"{self.walks}, {self.rounds} and {self.ratio:g}"
-            )
 
     def __call__(self, reader: Reader) -> Segments:
         """The background first, then the thing."""

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Count, Part, Positive, Settings, Weight, Whole
 from sfumato.errors import SfumatoError
 from sfumato.learning.clusters import begun
 from sfumato.learning.heads import (
@@ -56,25 +56,25 @@ _LARGEST = 512  # side to which codes are made larger before they are classified
 class STEGO(HeadMethod):
     """Learns classes of pixels without labels, of how alike frozen features are."""
 
-    classes: int = 27
+    classes: Count = 27
     """Clusters."""
-    dim: int = 70
+    dim: Count = 70
     """Numbers of a code."""
     nonlinear: bool = True
     """Two layers beside the linear one."""
-    dropout: float = 0.1
+    dropout: Part = 0.1
     """Part of the features' channels that is dropped."""
     standard: bool = False
     """Bring features to mean 0 and variance 1 over the pictures first."""
-    batch: int = 16
+    batch: Count = 16
     """Pictures in a step."""
-    points: int = 11
+    points: Count = 11
     """Of each, so many times so many places."""
-    neighbours: int = 7
+    neighbours: Count = 7
     """A picture's nearest ones, by the mean of its features, of which one is its pair."""
-    negatives: int = 5
+    negatives: Count = 5
     """Random pairs of each picture."""
-    weights: tuple[float, float, float] = (0.67, 0.25, 0.63)
+    weights: tuple[Weight, Weight, Weight] = (0.67, 0.25, 0.63)
     """Of a picture with itself, with its neighbour, and with others."""
     shifts: tuple[float, float, float] = (0.08, 0.02, 0.66)
     """How alike features of the three must be for their codes to be drawn together."""
@@ -87,17 +87,17 @@ class STEGO(HeadMethod):
     """What is read: clusters, or the linear classifier that learns beside them where there are labels."""
     settled: bool = False
     """Make the clusters once more in the end, by k-means of codes: those that are learned may lose all their cells."""
-    sharpness: float = 2.0
+    sharpness: Positive = 2.0
     """Of the softmax over clusters' cosines."""
     mirrors: bool = True
     """Average an image's codes with those of its mirror image."""
-    steps: int = 5000
+    steps: Count = 5000
     """Of the run."""
-    rate: float = 5e-4
+    rate: Weight = 5e-4
     """Of Adam."""
-    probe_rate: float = 5e-3
+    probe_rate: Weight = 5e-3
     """Of the clusters and the classifier."""
-    seed: int = 0
+    seed: Whole = 0
     """Of weights, places, pairs and dropout."""
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.conditions import Cond
 from sfumato.core.method import Requires
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Part, Settings, TrainStep, Whole
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.prompts.words import spans
@@ -55,23 +55,21 @@ class TextAttribution(Settings):
     """The sentence that has the words [default: the words themselves, with "and" between them]."""
     read_with: str | None = None
     """What the network is told of the image, where that is another text than the sentence."""
-    threshold: float = 0.4
+    threshold: Part = 0.4
     """What is below this part of a word's maximum is background."""
     compete: bool = False
     """Divide the maps by the sum over all words of the sentence."""
-    steps: tuple[int, ...] = STEPS
+    steps: tuple[TrainStep, ...] = STEPS
     """Levels of noise that the image is read at, over which maps are averaged."""
-    least: float = 0.0
+    least: Part = 0.0
     """Only maps of at least this part of the latents' side; 0 takes all."""
     stage: str | None = None
     """Only maps of this stage, in UNets down, mid or up; all: of each; none: of all but mid, as published."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the noise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.threshold <= 1:
-            raise SfumatoError(f"a threshold is a part of the maximum, from 0 to 1, got {self.threshold:g}")
         if not self.steps:
             raise SfumatoError("attribution reads an image at one level of noise at least; steps are empty")
 

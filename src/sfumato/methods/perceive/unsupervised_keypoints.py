@@ -39,7 +39,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.brief import Brief
 from sfumato.core.gradients import gradients
 from sfumato.core.method import Requires
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Count, Part, Positive, Settings, Time, Weight, Whole
 from sfumato.core.sites import Grid
 from sfumato.errors import SfumatoError, finite, first_line
 from sfumato.io.files import from_json, save_tensors
@@ -60,41 +60,41 @@ class UnsupervisedKeypoints(Settings):
 
     requires: ClassVar = Requires(words=True)
 
-    keypoints: int = 10
+    keypoints: Count = 10
     """How many."""
-    tokens: int = 500
+    tokens: Count = 500
     """How many random tokens they are found among."""
-    steps: int = 500
+    steps: Count = 500
     """Of the optimisation (the authors take 10000 for people and 500 for faces)."""
-    rate: float = 5e-3
+    rate: Weight = 5e-3
     """Of Adam."""
-    images: int = 4
+    images: Count = 4
     """In a step."""
-    parts: tuple[float, ...] = (0.25, 0.25, 0.25, 0.5)
+    parts: tuple[Part, ...] = (0.25, 0.25, 0.25, 0.5)
     """Where maps are read, in parts of the latents' side: a site of the upward half for each, in order."""
-    grid: int = 128
+    grid: Count = 128
     """Shorter side of the maps."""
-    sigma: float = 2 / 128
+    sigma: Positive = 2 / 128
     """Of the Gaussians, in parts of the shorter side."""
-    candidates: int = 25
+    candidates: Count = 25
     """Tokens whose maps are most like one spot, of which those furthest apart are optimised."""
-    localisation: float = 100.0
+    localisation: Weight = 100.0
     """Weight of the distance from a Gaussian."""
-    equivariance: float = 1000.0
+    equivariance: Weight = 1000.0
     """Weight of the distance from the transformed image's maps."""
-    degrees: float = 15.0
+    degrees: Weight = 15.0
     """Images are turned by up to so much."""
-    zoom: tuple[float, float] = (0.8, 1.0)
+    zoom: tuple[Positive, Positive] = (0.8, 1.0)
     """Which part of their side is shown, from and to."""
-    shift: float = 0.25
+    shift: Part = 0.25
     """They are shifted by up to this part of half their sides."""
-    t: float = 0
+    t: Time = 0
     """Training step of the Gaussian noise."""
-    augmentations: int = 10
+    augmentations: Count = 10
     """Views of an image that its maps are averaged over when keypoints are located."""
-    seed: int = 0
+    seed: Whole = 0
     """Of tokens, transformations and noise."""
-    batch: int = 2
+    batch: Count = 2
     """Images that run at once, each with its transformed view."""
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.core.conditions import Cond
+from sfumato.core.settings import Count, Weight
 from sfumato.errors import SfumatoError, whole
 from sfumato.learning.concepts import Concept
 from sfumato.learning.mappers import RING, around
@@ -37,17 +38,17 @@ class AzimuthInversion(Personalisation):
     """Learns the vectors of a word at azimuths all around."""
 
     wants_cameras: ClassVar[bool] = True
-    steps: int = 3000
+    steps: Count = 3000
     """How often the vectors move."""
-    batch: int = 4
+    batch: Count = 4
     """Pictures of a step."""
-    rate: float = 2e-3
+    rate: Weight = 2e-3
     """Of AdamW."""
-    azimuths: int = 6
+    azimuths: Count = 6
     """At how many the word has vectors."""
-    neighbours: int = 3
+    neighbours: Count = 3
     """How many of them count at any other."""
-    vectors: int = 1
+    vectors: Count = 1
     """How many the word is read as."""
     templates: tuple[str, ...] = ()
     """Other captions than those of objects, with {} for the word."""

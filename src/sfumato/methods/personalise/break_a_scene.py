@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from sfumato.core.attention import Call
 from sfumato.core.choice import nearest
 from sfumato.core.rows import single
+from sfumato.core.settings import Between, Count, Weight, Whole
 from sfumato.errors import SfumatoError, whole
 from sfumato.learning import tuning
 from sfumato.learning.concepts import Concept, padded
@@ -56,49 +57,44 @@ class BreakAScene(Personalisation):
 
     wants_masks: ClassVar[bool] = True
     tells_apart: ClassVar[bool] = True
-    steps: int = 800
+    steps: Count = 800
     """Of both phases."""
-    rate: float = 2e-6
+    rate: Weight = 2e-6
     """Of AdamW in the second phase."""
-    first: float = 0.5
+    first: Annotated[float, Between(0, 1)] = 0.5
     """Part of the run in which vectors alone learn; 1: weights never do."""
-    first_rate: float = 5e-4
+    first_rate: Weight = 5e-4
     """Their rate in it."""
-    batch: int = 1
+    batch: Count = 1
     """Pictures of a step, and as many of something else."""
-    attention: float = 0.01
+    attention: Weight = 0.01
     """What a word's attention beside its mask counts."""
-    side: float = 0.25
+    side: Annotated[float, Between(0, 1)] = 0.25
     """Where that is read, as a part of the latents' side; of small latents at 16 cells, as far as there are so many."""
     inside: bool = False
     """Is the error's mean over the masks' cells alone, so that small things count as much as large ones?"""
-    prior_weight: float = 1.0
+    prior_weight: Weight = 1.0
     """What pictures of something else count; 0 for none."""
-    class_pictures: int = 100
+    class_pictures: Whole = 100
     """How many are painted of it, where they count."""
     beside: str = "photo at the beach"
     """What they are of."""
     text: bool = True
     """Do the text encoders learn as well?"""
-    rank: int = 0
+    rank: Whole = 0
     """Of low-rank changes of attention, which learn in the place of all weights; 0: all weights."""
-    vectors: int = 1
+    vectors: Count = 1
     """How many each word is read as."""
     templates: tuple[str, ...] = ("a photo of {}",)
     """Captions, with {} for the words of a step with "and" between them."""
-    snr_gamma: float | None = None
+    snr_gamma: Weight | None = None
     """Min-SNR: how much an error counts at most; none: all levels the same."""
-    clip: float | None = 1.0
+    clip: Weight | None = 1.0
     """The greatest norm of all gradients."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         whole("vectors of a word", self.vectors, 1, MOST)
-        whole("pictures of a step", self.batch, 1, 4096)
-        if not 0 <= self.first <= 1:
-            raise SfumatoError(f"the first phase is a part of the run, from 0 to 1, got {self.first:g}")
-        if min(self.attention, self.prior_weight, self.rank) < 0:
-            raise SfumatoError("attention, prior_weight and rank of BreakAScene are 0 or more")
 
     @property
     def wants_prior(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.core.settings import Count, Weight, Whole
 from sfumato.errors import SfumatoError
 from sfumato.learning import tuning
 from sfumato.learning.concepts import Concept
@@ -46,14 +47,14 @@ WORDS = {"far": ("a far away ", "very small "), "": ("",), "near": ("zoomed in "
 class CustomDiffusion(Retuning):
     """Learns the keys and values of cross-attention and a word."""
 
-    steps: int = 500
-    rate: float = 4e-5
-    batch: int = 2
-    class_pictures: int = 200
+    steps: Count = 500
+    rate: Weight = 4e-5
+    batch: Count = 2
+    class_pictures: Whole = 200
     identifier: str = "ktn"
     """A rare word, with whose vector the new one begins."""
     templates: tuple[str, ...] = ("photo of a {}",)
-    sizes: int = 40
+    sizes: Whole = 40
     """In how many sizes and places each picture is shown; 0: as it is."""
 
     def check(self, asked: Asked) -> None:

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.core.conditions import Cond
+from sfumato.core.settings import Count, Weight
 from sfumato.errors import SfumatoError, whole
 from sfumato.learning.concepts import Concept, padded
 from sfumato.learning.personal import Asked, Personalisation
@@ -35,13 +36,13 @@ class DisentangledInversion(Personalisation):
     """Learns the vectors of a word beside those of what lies around."""
 
     wants_masks: ClassVar[bool] = True
-    steps: int = 3000
+    steps: Count = 3000
     """How often the vectors move."""
-    batch: int = 4
+    batch: Count = 4
     """Pictures of a step: half whole, half of what lies around."""
-    rate: float = 2e-3
+    rate: Weight = 2e-3
     """Of AdamW."""
-    vectors: int = 1
+    vectors: Count = 1
     """How many each word is read as."""
     scene: str = "scene"
     """What lies around, in words that the model knows, such as room."""

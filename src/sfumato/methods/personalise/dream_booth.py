@@ -23,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sfumato.core.settings import Count, Weight
 from sfumato.learning import tuning
 from sfumato.learning.concepts import Concept
 from sfumato.learning.personal import Asked
@@ -34,11 +35,11 @@ class DreamBooth(Retuning):
     """Learns the whole network."""
 
     teaches_words = False
-    steps: int = 800
-    rate: float = 5e-6
+    steps: Count = 800
+    rate: Weight = 5e-6
     text: bool = False
     """Do the text encoders learn as well?"""
-    text_rate: float = 2e-6
+    text_rate: Weight = 2e-6
     """Their rate."""
     checkpointing: bool = False
     """Is what the backward pass needs made again, and not kept? Slower, in less memory."""

@@ -22,8 +22,9 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from sfumato.core.settings import Between, Count, Weight
 from sfumato.errors import SfumatoError, whole
 from sfumato.learning import tuning
 from sfumato.learning.concepts import Concept
@@ -39,18 +40,18 @@ class EncoderTuning(Personalisation):
 
     wants_encoder: ClassVar[bool] = True
     mirrors: ClassVar[bool] = False  # a handful of steps sees few of them, and each takes as long as a picture
-    steps: int = 15
-    rate: float = 5e-6
+    steps: Count = 15
+    rate: Weight = 5e-6
     """Of AdamW, for the encoder."""
-    weights_rate: float | None = None
+    weights_rate: Weight | None = None
     """Of the offsets of weights, or of the weights; none: the same."""
-    batch: int = 16
+    batch: Count = 16
     """Pictures of a step."""
-    penalty: float = 0.1
+    penalty: Weight = 0.1
     """What the squared length of the encoder's offset counts."""
     network: bool = False
     """Do all weights of the network learn, in the place of their offsets?"""
-    since: float = 0.0
+    since: Annotated[float, Between(0, 1)] = 0.0
     """Levels below this part of all times are not learned from."""
     templates: tuple[str, ...] = ("a photo of a {}",)
     """Captions, with {} for the word."""

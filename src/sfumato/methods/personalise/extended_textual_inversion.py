@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.core.conditions import Cond
+from sfumato.core.settings import Count, Weight
 from sfumato.errors import SfumatoError
 from sfumato.learning.concepts import Concept, PerLayer
 from sfumato.learning.personal import Asked, Personalisation
@@ -38,13 +39,13 @@ OF = 16
 class ExtendedTextualInversion(Personalisation):
     """Learns the vectors of a word for each layer that reads the text."""
 
-    steps: int = 500
+    steps: Count = 500
     """How often the vectors move."""
-    batch: int = 8
+    batch: Count = 8
     """Pictures of a step."""
-    rate: float = 5e-3
+    rate: Weight = 5e-3
     """Of AdamW."""
-    vectors: int = 1
+    vectors: Count = 1
     """How many the word is read as by each layer."""
     falling: bool = False
     """Does the rate fall to zero over the run?"""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.backbones import lora_files
+from sfumato.core.settings import Count, Weight
 from sfumato.learning import tuning
 from sfumato.learning.concepts import Concept, checked
 from sfumato.learning.personal import Asked
@@ -32,13 +33,13 @@ class LoRA(Retuning):
     """Learns a low-rank change of attention."""
 
     teaches_words = False
-    steps: int = 500
-    rate: float = 1e-4
-    rank: int = 4
+    steps: Count = 500
+    rate: Weight = 1e-4
+    rank: Count = 4
     """Of each change."""
-    alpha: float | None = None
+    alpha: Weight | None = None
     """A change counts alpha / rank; none: the rank."""
-    prior_weight: float = 0.0
+    prior_weight: Weight = 0.0
     text: bool = False
     """Do the text encoders learn as well?"""
     checkpointing: bool = False

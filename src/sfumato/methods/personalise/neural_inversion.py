@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from sfumato.core.settings import Count, Part, Weight, Whole
 from sfumato.errors import SfumatoError, whole
 from sfumato.learning.concepts import Concept
 from sfumato.learning.mapping import MapperLearning, Mappers, made, waves
@@ -31,16 +32,16 @@ from sfumato.methods.personalise.templates import OBJECT
 class NeuralInversion(MapperLearning):
     """Learns a mapper from time and layer to a word's vector."""
 
-    steps: int = 1000
-    batch: int = 8
-    rate: float = 8e-3
-    hidden: int = 128
-    waves: int = 1024
-    time_spread: float = 0.03
+    steps: Count = 1000
+    batch: Count = 8
+    rate: Weight = 8e-3
+    hidden: Count = 128
+    waves: Count = 1024
+    time_spread: Weight = 0.03
     """Standard deviation of the waves along the time, of 1000."""
-    dropout: float = 0.5
-    bypass: float = 0.2
-    anchors: int = 10
+    dropout: Part = 0.5
+    bypass: Weight = 0.2
+    anchors: Whole = 10
     """Times at which the first layer's rows begin, for each layer of the network."""
 
     def problem(self, asked: Asked) -> Mappers:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Level
+from sfumato.core.settings import Between, Count, Positive, Weight
 from sfumato.errors import SfumatoError, whole
 from sfumato.learning.concepts import Concept
 from sfumato.learning.personal import Asked, Personalisation
@@ -49,33 +50,28 @@ class ReVersion(Personalisation):
 
     wants_captions: ClassVar[bool] = True
     usual_kind: ClassVar[str] = "and"
-    steps: int = 3000
+    steps: Count = 3000
     """How often the vector moves."""
-    batch: int = 8
+    batch: Count = 8
     """Pictures of a step."""
-    rate: float = 2e-3
+    rate: Weight = 2e-3
     """Of AdamW."""
-    steer: float = 0.01
+    steer: Weight = 0.01
     """What the contrastive loss counts."""
-    denoise: float = 1.0
+    denoise: Weight = 1.0
     """What the error of the prediction counts."""
-    temperature: float = 0.07
+    temperature: Positive = 0.07
     """Of the contrastive loss."""
-    positives: int = 4
+    positives: Count = 4
     """Prepositions that are drawn for each picture."""
     basis: tuple[str, ...] = ()
     """Other prepositions than the published 56."""
-    alpha: float = 0.5
+    alpha: Annotated[float, Between(0, 1)] = 0.5
     """How much more often noisy levels are seen, from 0 to 1; 0: all the same."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("pictures of a step", self.batch, 1, 4096)
         whole("prepositions of a picture", self.positives, 1, len(self.basis or BASIS))
-        if not 0 <= self.alpha <= 1:
-            raise SfumatoError(f"alpha lies between 0 and 1, got {self.alpha:g}")
-        if min(self.steer, self.denoise) < 0 or self.temperature <= 0:
-            raise SfumatoError("steer and denoise of ReVersion are 0 or more, and its temperature is above 0")
 
     def problem(self, asked: Asked) -> Relation:
         parts = [Part(asked.lesson, (), self.batch, self.denoise, asked.captioned)]

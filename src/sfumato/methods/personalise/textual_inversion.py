@@ -26,14 +26,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sfumato.core.conditions import Cond
-from sfumato.errors import SfumatoError, whole
+from sfumato.core.settings import Between, Count, Weight, Whole
+from sfumato.errors import whole
 from sfumato.learning.concepts import Concept, bins, padded
 from sfumato.learning.personal import Asked, Personalisation
 from sfumato.learning.seeds import generator
@@ -51,17 +52,17 @@ BEGIN, ORDER, PICTURES = -11, -12, -13
 class TextualInversion(Personalisation):
     """Learns the vectors of a word."""
 
-    steps: int = 3000
+    steps: Count = 3000
     """How often the vectors move."""
-    batch: int = 4
+    batch: Count = 4
     """Pictures of a step."""
-    rate: float = 2e-3
+    rate: Weight = 2e-3
     """Of AdamW."""
-    warmup: int = 0
+    warmup: Whole = 0
     """Steps in which the rate rises from zero; then it stays."""
-    decay: float = 0.01
+    decay: Weight = 0.01
     """Weight decay, of the word's vectors alone."""
-    vectors: int = 1
+    vectors: Count = 1
     """How many the word is read as."""
     begin: Literal["kind", "noise"] = "kind"
     """What vectors are at first: those of the kind's tokens, or normal noise of the vocabulary's spread."""
@@ -69,33 +70,25 @@ class TextualInversion(Personalisation):
     """Captions of a style in the place of an object's."""
     templates: tuple[str, ...] = ()
     """Other captions than the published ones, with {} for the word."""
-    progressive: int = 0
+    progressive: Whole = 0
     """Steps after which the word is read as one vector more, from one on; 0: as all at once."""
     shuffle: Shuffle = "off"
     """Which vectors change places in each caption: all, those behind the first, before the last, between both, or as
     many of these as their number allows."""
-    regularise: float = 0.0
+    regularise: Weight = 0.0
     """What the vectors' differences from their begin count."""
     penalty: Literal["cross", "norm"] = "cross"
     """Of differences: the published mean over all pairs of vectors, or the mean of their squared lengths."""
-    per_image: float = 0.0
+    per_image: Annotated[float, Between(0, 1)] = 0.0
     """How often a caption has the word of its picture behind it, as "a photo of a {} with {}"."""
-    resolutions: int = 1
+    resolutions: Count = 1
     """Parts of all times, each with vectors of its own."""
-    pull: float = 0.0
+    pull: Weight = 0.0
     """After each step vectors are scaled by this power of the vocabulary's spread over theirs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         whole("vectors of a word", self.vectors, 1, MOST)
-        whole("pictures of a step", self.batch, 1, 4096)
-        whole("resolutions of a word", self.resolutions, 1, 1000)
-        whole("steps until one vector more", self.progressive, 0, 10**9)
-        whole("steps of warm-up", self.warmup, 0, 10**9)
-        if not 0 <= self.per_image <= 1:
-            raise SfumatoError(f"per_image is a probability between 0 and 1, got {self.per_image:g}")
-        if min(self.rate, self.decay, self.regularise, self.pull) < 0:
-            raise SfumatoError(f"rate, decay, regularise and pull of {type(self).__name__} are 0 or more")
 
     def problem(self, asked: Asked) -> Word:
         captions = filled(self.templates or (STYLE if self.style else OBJECT), asked.word)

@@ -25,6 +25,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sfumato.core.settings import Count, Part, Weight
 from sfumato.learning.mappers import numbered
 from sfumato.learning.mapping import MapperLearning, Mappers, made, waves
 from sfumato.learning.personal import Asked
@@ -36,16 +37,16 @@ class ViewInversion(MapperLearning):
     """Learns a mapper of the view and one of the thing."""
 
     wants_cameras: ClassVar[bool] = True
-    steps: int = 10000
-    batch: int = 9
-    rate: float = 9e-3
-    hidden: int = 64
-    waves: int = 32
-    time_spread: float = 0.03
+    steps: Count = 10000
+    batch: Count = 9
+    rate: Weight = 9e-3
+    hidden: Count = 64
+    waves: Count = 32
+    time_spread: Weight = 0.03
     """Standard deviation of the waves along the time, of [-1, 1]."""
-    dropout: float = 0.0
-    bypass: float = 5.0
-    camera_spread: float = 0.5
+    dropout: Part = 0.0
+    bypass: Weight = 5.0
+    camera_spread: Weight = 0.5
     """Along each number of the camera."""
     view: str = "view"
     """A word that is as long as the view's vectors."""

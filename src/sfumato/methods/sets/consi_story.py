@@ -38,7 +38,7 @@ from sfumato.core.choice import choose, nearest_side
 from sfumato.core.look import look
 from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where
 from sfumato.core.schedule import part_of
-from sfumato.core.settings import Part, PartOfSteps
+from sfumato.core.settings import Part, PartOfSteps, TrainStep, Whole
 from sfumato.core.sites import Grid, Layer, Site
 from sfumato.errors import SfumatoError
 from sfumato.methods.edit.appearance import in_decoder
@@ -57,29 +57,29 @@ class ConsiStory(Method):
 
     word: str
     """The subject, a word or phrase of every prompt."""
-    dropout: float = 0.5
+    dropout: Part = 0.5
     """Part of the subject's cells that others do not read in a step."""
-    after: float = 0.02
+    after: PartOfSteps = 0.02
     """Part of the steps that are left alone."""
-    until: float = 1.0
+    until: PartOfSteps = 1.0
     """Part of the steps up to which images read each other."""
     res: Part = 0.25
     """Side of the word's maps, as a part of the latents' side."""
-    queries: tuple[float, float] = (0.9, 0.81837)
+    queries: tuple[Part, Part] = (0.9, 0.81837)
     """Part of the queries that are of images which read themselves alone, in the first step and the last of these."""
     queries_until: PartOfSteps = 0.1
     """Part of the steps up to and with which they are mixed in."""
-    inject: float = 0.8
+    inject: Part = 0.8
     """What a cell of the subject gets of what corresponds to it; 0: none, and no second run."""
-    injected: tuple[float, float] = (0.1, 1 / 3)
+    injected: tuple[PartOfSteps, PartOfSteps] = (0.1, 1 / 3)
     """Parts of the steps between which it does, both of them in it."""
-    inject_res: float = 0.5
+    inject_res: Part = 0.5
     """Side of the grids on which it does, as a part of the latents' side."""
-    t: int = 261
+    t: TrainStep = 261
     """At which features are taken, of a thousand: in the step of the first run that is nearest."""
-    features: float = 0.5
+    features: Part = 0.5
     """Side of the features, as a part of the latents' side."""
-    seed: int = 0
+    seed: Whole = 0
     """Of what is dropped."""
 
     def start(self, run: Run) -> Phases:

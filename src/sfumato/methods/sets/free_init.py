@@ -29,6 +29,7 @@ from torch import Tensor, fft
 
 from sfumato.core.method import Method, Phases, Requires, Run
 from sfumato.core.schedule import add_noise
+from sfumato.core.settings import Count, Weight
 from sfumato.errors import SfumatoError, whole
 
 Filter = Literal["butterworth", "gaussian", "ideal"]
@@ -41,15 +42,15 @@ class FreeInit(Method):
 
     requires: ClassVar = Requires(clip=True)
 
-    iterations: int = 3
+    iterations: Count = 3
     """Runs in all; with 1 it is plain sampling."""
     filter: Filter = "butterworth"
     """How what is slow is told from what is not."""
-    order: int = 4
+    order: Count = 4
     """Of the Butterworth filter: the larger, the sharper it ends."""
-    space: float = 0.25
+    space: Weight = 0.25
     """d_s: where the filter stops over the picture, 1 the highest frequency; 0 keeps nothing."""
-    time: float = 0.25
+    time: Weight = 0.25
     """d_t: where it stops over the frames."""
 
     def start(self, run: Run) -> Phases:

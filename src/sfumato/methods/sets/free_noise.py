@@ -28,6 +28,7 @@ from jaxtyping import Float
 from sfumato.backbones.motion import STRIDE, WEIGHTS, Motion
 from sfumato.core.conditions import Cond
 from sfumato.core.method import Method, Phases, Requires, Run, Step
+from sfumato.core.settings import Count, Whole
 from sfumato.errors import SfumatoError, whole
 
 Weights = Literal["pyramid", "flat"]
@@ -40,16 +41,16 @@ class FreeNoise(Method):
     requires: ClassVar = Requires(clip=True)
     lengthens: ClassVar = True
 
-    context: int = 16
+    context: Count = 16
     """Frames of a window; a clip of no more is painted as ever."""
-    stride: int = 4
+    stride: Count = 4
     """Frames from window to window."""
     weights: Weights = "pyramid"
     """How much each frame of a window counts where windows overlap."""
     noise: Literal["shuffle", "repeat", "own"] = "shuffle"
     """Of frames beyond the first window: that of earlier ones shuffled, that of the first window over again, or their
     own, as for a clip that is not painted from noise alone."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the shuffles."""
 
     def start(self, run: Run) -> Phases:

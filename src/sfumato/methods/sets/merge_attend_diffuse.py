@@ -33,6 +33,7 @@ from torch import Tensor
 from sfumato.core.attention import FUSED, Call
 from sfumato.core.choice import choose
 from sfumato.core.method import Edit, Method, Phases, Run, Where, span
+from sfumato.core.settings import PartOfSteps
 from sfumato.core.sites import Site
 from sfumato.core.views import Looks, Tiles, Views, Window, Windows
 from sfumato.errors import SfumatoError
@@ -43,7 +44,7 @@ from sfumato.ops.rotary import turned
 class MergeAttendDiffuse(Method):
     """Windows of a canvas attend to all of it."""
 
-    until: float = 0.5
+    until: PartOfSteps = 0.5
     """Up to this part of the steps."""
     words: bool = True
     """Are queries to the text those of the canvas as well? In joint attention they are the picture's own."""

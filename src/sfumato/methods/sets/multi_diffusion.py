@@ -32,6 +32,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.grids import Grids
 from sfumato.core.method import Method, Phases, Requires, Run, Step
 from sfumato.core.schedule import add_noise, part_of
+from sfumato.core.settings import PartOfSteps
 from sfumato.core.sites import Grid
 from sfumato.core.views import Fuse, Looks, Side, Turned, View, Views
 from sfumato.errors import SfumatoError
@@ -49,7 +50,7 @@ class MultiDiffusion(Method):
     """Regions and their prompts; {} in one is the picture's."""
     background: str | None = None
     """A prompt for what no region covers; none: that of the whole picture."""
-    bootstrap: float = 0.2
+    bootstrap: PartOfSteps = 0.2
     """Up to this part of the steps a region's surroundings are a plain colour; 0: never."""
 
     def prepare(self, model: Backbone, prompts: object) -> MultiDiffusion:
@@ -68,8 +69,6 @@ class MultiDiffusion(Method):
         return Regions(views, layout, (rest, *layout.phrases), views.fuse, views.around)
 
     def start(self, run: Run) -> Phases:
-        if not 0 <= self.bootstrap <= 1:
-            raise SfumatoError(f"the part of the steps with a plain colour lies between 0 and 1, got {self.bootstrap}")
         if run.rows.frames > 1:
             raise SfumatoError(f"MultiDiffusion paints pictures, and a clip has {run.rows.frames}; leave frames out")
         seen, canvas, end = run.views, run.canvas, part_of(run.steps, self.bootstrap)

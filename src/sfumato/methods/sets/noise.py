@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.core.noise import Independent, Noises, drawing
-from sfumato.core.settings import Settings
+from sfumato.core.settings import Count, Part, Settings, Weight, Whole
 from sfumato.errors import SfumatoError
 from sfumato.ops.motion import Motion, carried, centres, fresh
 
@@ -46,7 +46,7 @@ _MOST = 2**64
 class OfSet(Settings, Noises):
     """Noise in which the images of a set have their numbers; their seeds count on from the first one's."""
 
-    skip: int = field(default=0, kw_only=True)
+    skip: Whole = field(default=0, kw_only=True)
     """Images of the set that came before the first of these."""
 
     def after(self, images: int) -> Self:
@@ -70,7 +70,7 @@ class Shared(OfSet):
 class Mixed(OfSet):
     """PYoCo's mixed noise (Ge et al. 2023, eq. 4): any two images correlate by a^2 / (1 + a^2)."""
 
-    a: float = 1.0
+    a: Weight = 1.0
     """How much all share over what each has of its own; the published best."""
 
     def drawing(self, seeds: Sequence[int], shape: Shape) -> Callable[[], Tensor]:
@@ -86,7 +86,7 @@ class Progressive(OfSet):
     Images l apart correlate by (a^2 / (1 + a^2))^(l / 2).
     """
 
-    a: float = 2.0
+    a: Weight = 2.0
     """How much of the last image's over what each has of its own; the published best."""
 
     def drawing(self, seeds: Sequence[int], shape: Shape) -> Callable[[], Tensor]:
@@ -147,15 +147,13 @@ class Advected(OfSet):
 
     motion: Motion
     """Of all the set's frames."""
-    keep: float = 0.9
+    keep: Part = 0.9
     """Of a frame's noise what the next has, as a correlation."""
-    fine: int = 8
+    fine: Count = 8
     """Grains to a cell's side."""
 
     def drawing(self, seeds: Sequence[int], shape: Shape) -> Callable[[], Tensor]:
         _check(self, self.motion, self.fine, seeds, shape)
-        if not 0 <= self.keep <= 1:
-            raise SfumatoError(f"keep lies between 0 and 1, got {self.keep:g}")
         draws, grid = [_Drawing(seed) for seed in _all(self, seeds)], (shape[-2], shape[-1])
         at = _grains(grid, self.fine)
 
@@ -186,7 +184,7 @@ class IntegralWarp(OfSet):
 
     motion: Motion
     """Of all the set's frames."""
-    fine: int = 8
+    fine: Count = 8
     """Grains to a cell's side in the first frame."""
 
     def drawing(self, seeds: Sequence[int], shape: Shape) -> Callable[[], Tensor]:

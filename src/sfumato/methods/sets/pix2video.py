@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sfumato.core.method import Method, Phases, Requires, Run, Step, span
-from sfumato.errors import SfumatoError
+from sfumato.core.settings import PartOfSteps, Weight
 from sfumato.methods.sets.sources import read, shared
 
 
@@ -36,14 +36,12 @@ class Pix2Video(Method):
 
     sources: str = "first+previous"
     """Whom each frame reads (as ``SharedAttention``)."""
-    weight: float = 100.0
+    weight: Weight = 100.0
     """Of the distance to the frame before, a mean of squares; 0 for none."""
-    until: float = 0.52
+    until: PartOfSteps = 0.52
     """Part of the steps in which latents go down it."""
 
     def start(self, run: Run) -> Phases:
-        if self.weight < 0:
-            raise SfumatoError(f"the weight of a distance is not below 0, got {self.weight:g}")
         frames, end = run.rows.of_stream, span((0, self.until), run.steps)[1]
         edits = shared(run, read(self.sources, frames))
         if frames == 1 or not self.weight or not end:

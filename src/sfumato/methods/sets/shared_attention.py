@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 
 from sfumato.core.choice import choose, nearest_side
 from sfumato.core.method import Method, Phases, Requires, Run
+from sfumato.core.settings import Part, PartOfSteps
 from sfumato.errors import unknown
 from sfumato.methods.sets.sources import PAIR, read, shared
 
@@ -39,11 +40,11 @@ class SharedAttention(Method):
     several joined by +."""
     own: bool = False
     """Does each image read itself as well?"""
-    after: float = 0.0
+    after: PartOfSteps = 0.0
     """Part of the steps that are left alone."""
-    until: float = 1.0
+    until: PartOfSteps = 1.0
     """Part of the steps up to which it acts."""
-    finest: float = 1.0
+    finest: Part = 1.0
     """Finest grid whose attention looks across, as a part of the latents' side."""
     stages: tuple[str, ...] = ()
     """Parts of the network whose attention looks across: ``down``, ``mid``, ``up`` of UNets; none named is all."""

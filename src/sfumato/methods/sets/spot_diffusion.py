@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from sfumato.core.method import Method, Phases, Run
+from sfumato.core.settings import Whole
 from sfumato.core.sites import Grid
 from sfumato.core.views import Fuse, Ring, Side, Tiles, Views, Windows
 from sfumato.errors import SfumatoError
@@ -29,7 +30,7 @@ from sfumato.errors import SfumatoError
 class SpotDiffusion(Method):
     """Windows side by side, moved in each step."""
 
-    offsets: int = 0
+    offsets: Whole = 0
     """Seed of the offsets, which are the same for all images of a run."""
 
     def seeing(self, views: Views) -> Views:

@@ -36,6 +36,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.gradients import gradients
 from sfumato.core.look import foresee
 from sfumato.core.method import Method, Phases, Run, Step, span
+from sfumato.core.settings import Part, PartOfSteps, Weight, Whole
 from sfumato.core.views import Tiles, Views
 from sfumato.errors import SfumatoError
 from sfumato.metrics.perceptual import apart, coloured
@@ -48,13 +49,13 @@ Distance = Callable[[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]], Float[
 class SyncDiffusion(Method):
     """Windows of a canvas go towards the looks of one of them."""
 
-    weight: float = 20.0
+    weight: Weight = 20.0
     """How much of the gradient is taken from a window's latents in the first step."""
-    decay: float = 0.95
+    decay: Part = 0.95
     """What is left of the weight after each step."""
-    until: float = 1.0
+    until: PartOfSteps = 1.0
     """Up to this part of the steps."""
-    anchor: int | None = None
+    anchor: Whole | None = None
     """Which window the others go towards, counted from the left; the one in the middle unless said."""
     network: bool = True
     """Differentiate through the network; if not, by x0 with the noise held."""
@@ -124,7 +125,7 @@ def perceptual(by: str | Distance, model: Backbone) -> Distance:
         see = model.seen_features
         if see is None:
             raise SfumatoError(
-                f"{model.name} comes without a CLIP; take --by decoder, or give distance=, one of your own"
+                f"{model.name} comes without a CLIP; take the distance by decoder, or give one of your own"
             )
         by = lambda a, b: 1 - torch.cosine_similarity(see(a), see(b))  # noqa: E731
     if callable(by):

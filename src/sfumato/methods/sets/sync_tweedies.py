@@ -22,9 +22,10 @@ Families: all.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from sfumato.core.method import Method, Phases, Run
+from sfumato.core.settings import Between, PartOfSteps
 from sfumato.core.views import Fuse, Side, Views
 from sfumato.errors import SfumatoError
 
@@ -43,9 +44,9 @@ CASES: dict[int, tuple[Fuse, Side]] = {
 class SyncTweedies(Method):
     """Views agree as in one of the published cases."""
 
-    case: int = 2
+    case: Annotated[int, Between(1, 6)] = 2
     """1 to 6; see the table."""
-    until: float = 1.0
+    until: PartOfSteps = 1.0
     """Up to this part of the steps; then each view goes on by itself, which those of cases 1 to 3 can."""
 
     def __post_init__(self) -> None:

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from sfumato.core.method import Method, Phases, Requires, Run, Step, span
 from sfumato.core.schedule import noised
+from sfumato.core.settings import Part, PartOfSteps
 from sfumato.errors import SfumatoError
 from sfumato.methods.sets.sources import read, shared
 from sfumato.prompts.layout import Mask
@@ -46,13 +47,13 @@ class Text2VideoZero(Method):
     """How far the first frame's content is looked for to the right, for each further frame, as a part of the width."""
     down: float = 12 / 512
     """And downwards, as a part of the height."""
-    begin: float = 0.04
+    begin: PartOfSteps = 0.04
     """Part of the steps after which frames begin: T1."""
-    settled: float = 0.1
+    settled: PartOfSteps = 0.1
     """Part of the steps of which the frames begin as copies: T0."""
     foreground: Mask | None = None
     """Where things are in the first frame: elsewhere frames keep to it, moved. None for no smoothing."""
-    smooth: float = 0.6
+    smooth: Part = 0.6
     """How much of the moved first frame the background has."""
 
     def start(self, run: Run) -> Phases:

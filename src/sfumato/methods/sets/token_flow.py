@@ -37,7 +37,7 @@ from sfumato.core.attention import Call
 from sfumato.core.features import Activation
 from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where
 from sfumato.core.rows import Name
-from sfumato.errors import SfumatoError
+from sfumato.core.settings import Count, PartOfSteps, Whole
 from sfumato.methods.sets.sources import PAIR
 from sfumato.ops.memory import chunks
 
@@ -48,16 +48,14 @@ class TokenFlow(Method):
 
     requires: ClassVar = Requires(source=True, windows=False, set=True, groups=True)
 
-    every: int = 8
+    every: Count = 8
     """Frames of a stretch, of which one is a keyframe."""
-    until: float = 1.0
+    until: PartOfSteps = 1.0
     """Part of the steps in which edits are carried."""
-    seed: int = 0
+    seed: Whole = 0
     """Of the draws of keyframes."""
 
     def start(self, run: Run) -> Phases:
-        if self.every < 1:
-            raise SfumatoError(f"a keyframe is one of 1 frame or more, got {self.every}")
         frames = run.rows.of_stream
         source, *targets = run.rows.streams
         drawn = [keyframes(frames, self.every, self.seed, i) for i in range(run.steps)]
