@@ -82,7 +82,7 @@ def test_what_is_lifted_is_measured(here, monkeypatch):
     session = Session(1, 0, torch.device("cpu"))
     found = report.gather(report.Report("s", 1, 0, "cpu", features.MEANINGS, {}), features.MEASURES, session)
     assert not found.why and set(found.figures) == set(features.MEANINGS)
-    assert {f"in a scene: {name}" for name in features.ROWS} <= set(session.methods)
+    assert {f"latents in a scene, as table 4.1: {name}" for name in features.ROWS} <= set(session.methods)
 
 
 def test_what_a_map_explains():

@@ -151,7 +151,7 @@ def test_a_distillation_is_told_its_scale(flux, method, wanted: Callable[[Any], 
 def test_no_guidance_is_other_than_a_number(made, bad):
     with pytest.raises(SfumatoError, match=f"is a finite number, got {bad}"):
         made(bad)
-    made(2.0)
+    made(1.0)
 
 
 def test_a_scale_that_is_no_number_is_refused_before_the_network_is_asked(sd):

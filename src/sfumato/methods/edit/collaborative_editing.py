@@ -43,7 +43,6 @@ from sfumato.core.sites import Grid
 from sfumato.core.views import Fuse, Tiles, Views, Windows
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.stein import PUBLISHED, Bandwidth, Division, Stein
-from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path
 from sfumato.methods.edit.delta_denoising import Descent, drawn_levels
 from sfumato.methods.edit.instruct_pix2pix import Instruction, InstructPix2Pix
@@ -91,8 +90,6 @@ class CollaborativeEditing(Inversion):
         return Instruction(None, paints, self.image_scale) if _instructed(model) else paints  # pyright: ignore
 
     def alone(self) -> Views | None:
-        if self.windows < 0:
-            raise SfumatoError(f"windows of a step are 1 or more, or 0 for pictures seen whole, got {self.windows}")
         return Drawn(Tiles(self.stride), self.windows, self.seed) if self.windows else None
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
