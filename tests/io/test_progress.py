@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from sfumato.io.progress import Bar, Cell, Lines, Progress, Stopped, counted, heard, lasting, progress, show
+from sfumato.io.progress import Bar, Cell, Lines, Progress, Stopped, counted, heard, lasting, progress, show, worth
 
 
 def test_a_listener_hears_a_work_and_the_works_inside_it():
@@ -147,7 +147,37 @@ def test_without_a_terminal_a_line_tells_every_ten_seconds(capsys, monkeypatch):
     assert capsys.readouterr().err.splitlines() == [
         "images 1 of 4, painting 5 of 10: 10 s so far, about 17 s left",
         "images 1 of 4, painting 8 of 10: 30 s so far, about 37 s left",
-        "images 1 of 4: 40 s so far, about 2.0 min left",
+        "images 1 of 4: 40 s so far, about 40 s left",
+    ]
+
+
+def test_what_is_left_knows_of_works_of_several_steps_and_of_several_works_a_step(capsys, monkeypatch):
+    """A batch of four images is four steps; an edit is an inversion, and then a painting."""
+    monkeypatch.setattr(Lines, "every", 0.0)
+    clock = iter(range(0, 900, 10))
+    with heard(Lines(lambda: next(clock))), progress("images", 8) as advance:
+        with worth(4), progress("painting", 2) as inner:
+            inner()
+        advance(4)
+        with progress("inverting", 2) as inner:
+            inner()
+        with progress("painting", 2) as inner:
+            inner()
+        advance()
+    lines = [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "10 s so far",
+        "20 s so far",
+        "30 s so far, about 1.5 min left",  # 2 of 8
+        "40 s so far, about 40 s left",  # the batch is over: 4
+        "50 s so far, about 50 s left",
+        "60 s so far, about 60 s left",
+        "70 s so far, about 54 s left",  # 4.5 of 8
+        "80 s so far, about 48 s left",  # 5, for all that is known
+        "1.5 min so far, about 70 s left",  # it is the first of two
+        "1.7 min so far, about 68 s left",
+        "1.8 min so far, about 66 s left",
+        "2.0 min so far, about 72 s left",
     ]
 
 
@@ -167,6 +197,15 @@ def test_a_painting_is_heard_step_by_step(here):
     with heard(events.append), torch.no_grad():
         denoise(load("stilllife"), "a red cube", steps=3)
     assert [e.done for e in events if not e.over] == [0, 1, 2, 3] and events[-1].of == 3
+
+
+def test_images_of_a_batch_are_as_many_steps(here):
+    from sfumato.backbones.load import load
+    from sfumato.tasks.generate import generate
+
+    events = []
+    generate(load("stilllife"), "a red cube", (0, 1, 2), steps=1, together=2, on_progress=events.append)
+    assert [e.worth for e in events if e.depth] == [2, 2, 2, 1, 1, 1]
 
 
 def test_times_are_told_as_a_person_tells_them():

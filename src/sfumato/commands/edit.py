@@ -39,7 +39,7 @@ from sfumato.commands.steering import Steering
 from sfumato.commands.wanted import Wanted, changed, default, listed
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable
-from sfumato.io.progress import progress
+from sfumato.io.progress import progress, worth
 from sfumato.io.terminal import note, quiet
 from sfumato.media import opening
 from sfumato.methods import index
@@ -372,7 +372,8 @@ class _Work:
         left = {label: edit for label, edit in edits.items() if label not in there}
         options = {"memory": self.limit, "appearance": other, "attention": self.attention, "after": keep}
         options |= {} if part is None else {"inside": part.cells(net)}
-        run_edits(net, seen, left, **options)
+        with worth(len(some)):
+            run_edits(net, seen, left, **options)
 
     def _about(self, one: Wanted) -> dict[str, Any]:
         """What a picture tells of how it was made."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -28,6 +28,8 @@ class Progress:
     """How many works it is a part of, which are heard as well."""
     preview: Picture | None = None
     """What it looks like so far, where that can be seen."""
+    worth: float = 1
+    """How many steps of the work around it this one is, with others until that goes on."""
     over: bool = False
     """The last that is heard of it, finished or not."""
 
@@ -58,7 +60,8 @@ def heard(listener: Listener | None) -> Iterator[None]:
 def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
     """Around a work of so many steps: yields ``advance(steps=1, what=None)``."""
     outer = _WORKS.get()
-    work = _Work(outer[-1].listener if outer else _LISTENER.get() or _stderr(), what, total, len(outer))
+    listener = outer[-1].listener if outer else _LISTENER.get() or _stderr()
+    work = _Work(listener, what, total, len(outer), worth=outer[-1].each if outer else 1)
     token = _WORKS.set((*outer, work))
     try:
         work.tell()
@@ -81,6 +84,19 @@ def counted(what: str, works: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def worth(steps: float) -> Iterator[None]:
+    """Around works inside of the innermost that are together so many steps of it, and not one: images of one batch."""
+    outer = _WORKS.get()[-1:]
+    for work in outer:
+        work.each = steps
+    try:
+        yield
+    finally:
+        for work in outer:
+            work.each = 1
+
+
 def show(preview: Picture) -> None:
     """Tell what the innermost work looks like so far."""
     for work in _WORKS.get()[-1:]:
@@ -96,9 +112,12 @@ class _Work:
     done: float = 0
     counts: bool = False
     """Is each work inside of it a step of it?"""
+    worth: float = 1
+    each: float = 1
+    """What a work inside of it is worth."""
 
     def tell(self, **more: Any) -> None:
-        self.listener(Progress(self.what, self.done, self.of, self.depth, **more))
+        self.listener(Progress(self.what, self.done, self.of, self.depth, worth=self.worth, **more))
 
     def advance(self, steps: float = 1, what: str | None = None) -> None:
         self.done += steps
@@ -130,12 +149,29 @@ def _stderr() -> Listener:
     return Bar(console) if console.is_terminal else Lines()
 
 
-def _parts(works: Sequence[Progress]) -> list[float]:
-    """Of works inside of each other the part that is done of each, the inner ones being a step of the outer."""
-    out: list[float] = []
-    for work in reversed(works):
-        out.insert(0, min(1.0, (work.done + (out[0] if out else 0.0)) / max(1, work.of)))
-    return out
+class _Works(list[Progress]):
+    """What was heard of works inside of each other, the outermost first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended: list[list[Progress]] = []
+        """Of each, the works inside of it that are over since it went on."""
+
+    def hear(self, event: Progress) -> None:
+        at, before = event.depth, self[event.depth : event.depth + 1]
+        ended = self.ended[at] if before and before[0].done == event.done else []
+        self[at:], self.ended[at:] = ([], []) if event.over else ([event], [ended])
+        if event.over and at:
+            self.ended[at - 1].append(event)
+
+    def parts(self) -> list[float]:
+        """What is done of each. As nobody knows how many works come in a step, those until now count alike."""
+        out: list[float] = []
+        for i, (work, ended) in reversed([*enumerate(zip(self, self.ended, strict=True))]):
+            some = [*ended, *self[i + 1 : i + 2]]
+            inner = some[-1].worth * (len(ended) + sum(out[:1])) / len(some) if some else 0.0
+            out.insert(0, min(1.0, (work.done + inner) / max(1, work.of)))
+        return out
 
 
 class Lines:
@@ -145,10 +181,10 @@ class Lines:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock, self.begun = clock, clock()
-        self.last, self.works = self.begun, list[Progress]()
+        self.last, self.works = self.begun, _Works()
 
     def __call__(self, event: Progress) -> None:
-        self.works[event.depth :] = [] if event.over else [event]
+        self.works.hear(event)
         now = self.clock()
         if not self.works or now - self.last < self.every:
             return
@@ -157,9 +193,9 @@ class Lines:
         print(f"{at}: {_lasting(self.works, passed)}", file=sys.stderr, flush=True)
 
 
-def _lasting(works: Sequence[Progress], passed: float) -> str:
+def _lasting(works: _Works, passed: float) -> str:
     """How long works have taken, and how much is left of the outermost."""
-    part = _parts(works)[0]
+    part = works.parts()[0]
     left = f", about {lasting(passed / part - passed)} left" if part else ""
     return f"{lasting(passed)} so far{left}"
 
@@ -171,12 +207,12 @@ class Cell:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock, self.begun = clock, clock()
-        self.last, self.works, self.handle = -math.inf, list[Progress](), None
+        self.last, self.works, self.handle = -math.inf, _Works(), None
 
     def __call__(self, event: Progress) -> None:
         from IPython.display import display  # pyright: ignore[reportMissingImports]  # every kernel has it
 
-        self.works[event.depth :] = [] if event.over else [event]
+        self.works.hear(event)
         now = self.clock()
         if self.works and now - self.last < self.every:
             return
@@ -194,7 +230,7 @@ class Cell:
         words = [f"{escape(w.what)} {w.done:g} of {w.of:g}" for w in self.works]
         if words:
             words[0] += f", {_lasting(self.works, self.clock() - self.begun)}"
-        rows = zip(_parts(self.works), words, strict=True)
+        rows = zip(self.works.parts(), words, strict=True)
         return "".join(f'<div><progress value="{part:.3f}"></progress> {text}</div>' for part, text in rows)
 
 
@@ -221,18 +257,17 @@ class Bar:
             console=console,
             transient=True,
         )
-        self.tasks, self.works = list[Any](), list[Any]()
+        self.tasks, self.works = list[Any](), _Works()
 
     def __call__(self, event: Progress) -> None:
-        self.works[event.depth :] = [event]
-        if event.depth == len(self.tasks):
-            self.lines.start()
-            self.tasks.append(self.lines.add_task(event.what, total=event.of))
-        for task, work, part in zip(self.tasks, self.works, _parts(self.works), strict=True):
-            self.lines.update(task, completed=part * work.of, description=work.what)
+        self.works.hear(event)
         if event.over:
             self.lines.remove_task(self.tasks.pop())
-            self.works.pop()
+        elif event.depth == len(self.tasks):
+            self.lines.start()
+            self.tasks.append(self.lines.add_task(event.what, total=event.of))
+        for task, work, part in zip(self.tasks, self.works, self.works.parts(), strict=True):
+            self.lines.update(task, completed=part * work.of, description=work.what)
         if not self.tasks:
             self.lines.stop()
 

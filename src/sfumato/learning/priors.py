@@ -13,7 +13,7 @@ from torch import Tensor
 from sfumato.core.denoising import denoise
 from sfumato.errors import SfumatoError, integer
 from sfumato.io.files import writable
-from sfumato.io.progress import progress
+from sfumato.io.progress import progress, worth
 from sfumato.learning.lessons import Lesson
 from sfumato.media.images import flat, opened, tensor
 from sfumato.media.pictures import picture, write, written
@@ -52,7 +52,8 @@ def class_pictures(
             found = {i: _read(file, about) for i, file in files.items() if file.exists()}
             if missing := [i for i in some if i not in found]:
                 seeds = [seed + i for i in missing]
-                made = denoise(model, [prompt] * len(missing), seed=seeds, steps=steps, guide=guide).images
+                with worth(len(missing)):
+                    made = denoise(model, [prompt] * len(missing), seed=seeds, steps=steps, guide=guide).images
                 for i, image in zip(missing, made, strict=True):
                     kept = picture(image)  # in bytes, so that it is the same with a folder and without
                     found[i] = tensor(kept)

@@ -16,7 +16,7 @@ from sfumato.core.steppers import Stepper
 from sfumato.core.views import Views
 from sfumato.core.watch import Attention
 from sfumato.errors import kind
-from sfumato.io.progress import Listener, heard, progress
+from sfumato.io.progress import Listener, heard, progress, worth
 from sfumato.media import overlays, pictures
 from sfumato.tasks.previews import previewing
 
@@ -100,7 +100,8 @@ def generate(
         for first in range(0, len(missing), together):
             places = missing[first : first + together]
             some = [seeds[i] for i in places]
-            out = denoising.denoise(model, [prompt] * len(some), seed=some, **more, **options)
+            with worth(len(some)):
+                out = denoising.denoise(model, [prompt] * len(some), seed=some, **more, **options)
             images = [pictures.picture(image) for image in out.images]
             if watch is not None:
                 looked += [overlays.sheet(p, watch.maps(model.words(prompt), i)) for i, p in enumerate(images)]

@@ -35,7 +35,7 @@ from sfumato.core.results import Sample
 from sfumato.errors import SfumatoError
 from sfumato.inversion import Path, invert
 from sfumato.io.files import atomic, from_json, writable, write_json
-from sfumato.io.progress import Listener, heard, lasting, progress
+from sfumato.io.progress import Listener, heard, lasting, progress, worth
 from sfumato.media import images, pictures
 from sfumato.media import video as videos
 from sfumato.media.images import Fit, Fitted
@@ -237,7 +237,8 @@ def edit_video(
     edit, steps, plan, count, again = asked.edit.prepared(model), 0, None, 0, 0
     with heard(on_progress), progress("editing frames", total) as advance:
         if asked.streamed:
-            return _together(model, asked, edit, frames, key, memory, advance, began)
+            with worth(total):
+                return _together(model, asked, edit, frames, key, memory, advance, began)
         for numbers, some in asked.parts():
             new = numbers[asked.anchor and numbers[-1] >= asked.together :]
             files = {n: frames / f"{n:05d}.png" for n in new}
@@ -248,7 +249,8 @@ def edit_video(
                 fitted = asked.fitted(net, some)
                 net = asked.reads.given(net, numbers, fitted)
                 options = {"seed": asked.seed, "memory": memory, "inside": asked.reads.inside(net, fitted)}
-                done = run_edits(net, fitted, {"": edit}, **options)[""]
+                with worth(len(new)):
+                    done = run_edits(net, fitted, {"": edit}, **options)[""]
                 steps, plan = done.steps, done.plan
                 for n, picture in zip(numbers, done.edited.pictures, strict=True):
                     if n in missing:
