@@ -92,14 +92,13 @@ def main(args: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show is no reason to fail
-    if list(args[:1]) == [completions.ASKED]:
-        print("\n".join(completions.complete(args[1:], COMMANDS, GROUPS, _methods)))
-        return 0
     if list(args) == ["--version"]:
         print(f"sfumato {__version__}")
         return 0
     args, prog, commands = list(args) or ["--help"], "sfumato", dict[str, Callable[..., None]](COMMANDS)
     try:
+        if args[0] == completions.ASKED:
+            return _show("\n".join(completions.complete(args[1:], COMMANDS, GROUPS, _methods, HEADS)))
         if args[0] in help.ASKED:
             return _show(help.listed(ABOUT, prog, {title: _named(section) for title, section in SECTIONS.items()}))
         name, args = args[0], args[1:]

@@ -101,6 +101,8 @@ def test_titles_are_bold_on_a_terminal_unless_colours_are_refused(monkeypatch):
         (["edit", "a.png", "--invert", ""], {"null-text", "edict"}, {"None", "p2p", "--from"}),
         (["edit", "a.png", "p2p", "--c"], {"--cross", "--compare"}, {"--from", "masactrl"}),
         (["edit", "a.png", "p2p", "+", "mas"], {"masactrl"}, set()),
+        (["edit", "a.png", "p2p", "--pre"], {"--preset"}, set()),
+        (["edit", "a.png", "p2p", "--preset", ""], {"pie-bench"}, {"defaults", "--from", "+"}),
         (["edit", "a.png", "universal-guidance", "--s"], {"--seed"}, set()),
         (["nope", ""], set(), {"edit"}),
     ],
