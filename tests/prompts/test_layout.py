@@ -22,6 +22,8 @@ def test_boxes_are_cells_of_any_grid():
     masks = layout.masks((8, 16))
     assert masks.shape == (2, 8, 16) and masks[0, :4, :8].all() and masks[0].sum() == 32
     assert masks[1, 2:, 8:].all() and masks[1].sum() == 48
+    off = two((0.1, 0.2, 0.45, 0.7), (0, 0, 1, 1)).masks((8, 8))[0]  # a cell is in if half of it is
+    assert off[2:6, 1:4].all() and off.sum() == 12
     assert two((0.4, 0.4, 0.41, 0.41), (0.98, 0.98, 1, 1)).masks((4, 4)).sum((1, 2)).tolist() == [1, 1]
     assert layout.phrases == ("a red cube", "a duck") and layout.boxes()[1] == (0.5, 0.25, 1, 1)
 

@@ -5,8 +5,9 @@ the pixels move towards it, past the encoder's Jacobian. Levels are not drawn bu
 (eq. 10), fast at first and slowly where detail is made, one for all images.
 
 Defaults: threestudio's hifa.yaml: guidance 100, levels 0.98 to 0.3, w = sigma^2, of pixels w alpha / sigma times 0.01;
-pixels in [0, 1]. threestudio writes guidance as c + s (c - u) where no Perp-Neg is on: ``THREESTUDIO``, 101. Its
-regulariser of depths and its sampling along rays are of scenes.
+pixels in [0, 1]. threestudio writes guidance as c + s (c - u) where no Perp-Neg is on: ``THREESTUDIO``, 101. The
+authors' own code has u + 100 (c - u), w = 0.05 sigma / alpha, pixels times 0.1 and, unless one is asked for, four steps
+to the clean image, where here it is always one. Regularisers of depths and samples along rays are of scenes.
 
 Needs: two rows an image and step and a decoder's pass; of generators that render latents another two, one of them with
 gradients.

@@ -7,7 +7,8 @@ merged among themselves, greedily, until few are left, and each pixel goes to th
 Defaults: the paper and its code (no noise at t = 300, one pass, no words, 16 x 16 anchors, three passes of merging at
 0.9, half of the sum of both divergences); ``COCO`` has the threshold that they used there. The code compares anchors in
 half precision, here in single, as two matrix products; it has 64 x 64 cells and square images, here the finest grid
-there is, of any shape, with as many anchors as fit. Weights are proportional to the resolution, among those present.
+there is, of any shape, with as many anchors as fit. Weights are proportional to the resolution, among those present. Of
+k-means (``refine``), a mean that loses all its pixels is left out, where theirs is moved to the pixel furthest off.
 
 Needs: image->image maps, added up as they are made, so that one map of cells x cells exists beside the heads' own (64
 MiB at 64 x 64), and as much again twice for the clustering. One call of the network.

@@ -7,8 +7,9 @@ be Gaussians at their own maxima (localisation), and should move as the image do
 
 Numbers are the authors', for Stable Diffusion 1.5 and 512 pixels. Maps are large without being interpolated: queries
 are recomputed from hidden states on a larger grid. Interpolation and the projection to queries are both linear, so
-here the queries themselves are interpolated, which is the same. Differences from the authors' code: each image of a
-step is transformed on its own, images are encoded once, the first of the ``augmentations`` is the image itself.
+here the queries themselves are interpolated, which is the same. Differences from the authors' code: in the end tokens
+are counted over each image once, there over 100 draws of them; images are encoded once; the first of the
+``augmentations`` is the image itself.
 
 No map of all tokens and heads exists at once: probabilities are made for some heads at a time, and again for the
 gradient. With the authors' numbers that is 0.54 GB at most beside the network, where all at once they are 2 GB.
