@@ -53,6 +53,7 @@ def test_pictures_of_one_shape_are_edited_together_and_each_as_alone(run, here, 
     assert [count for count, _ in runs] == [2, 1] and [Path(row["picture"]) for row in found["edits"]] == photos
     page = Path(found["page"]).read_text()
     assert len(found["sheets"]) == 3 and page.count("<img") == 3 and "--least: 100%" in page, "pairs are wide"
+    assert "3 edits, each beside its picture." in page
     alone = json.loads(run("edit", photos[1], "--out", tmp_path / "one", *options)[1])
     assert same(alone["image"], found["edits"][1]["image"]) and not same(alone["image"], found["edits"][0]["image"])
     assert Image.open(alone["image"]).info == Image.open(found["edits"][1]["image"]).info
@@ -110,6 +111,8 @@ def test_a_grid_has_each_setting_and_inverts_once(run, here, photos, monkeypatch
     one_noise, other = (json.loads(noise[1])[f"image seed {n}"] for n in (1, 2))
     assert not same(one_noise, other), "the run's own is varied"
     assert same(json.loads(run(*edit, "--seed", 2, "--overwrite", "sdedit")[1])["image"], two)
+    run("edit", *photos[:2], *WORDS, "--out", tmp_path / "both", "--grid", "seed=1,2", "sdedit")
+    assert "4 edits." in (tmp_path / "both/index.html").read_text(), "whose pictures are on their sheets"
 
 
 def test_what_was_stopped_goes_on_behind_what_is_there(run, here, photos, runs, monkeypatch, tmp_path):

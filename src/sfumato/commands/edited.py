@@ -172,9 +172,11 @@ def tell(folder: Path, some: Sequence[Unit], failed: Sequence[str], several: boo
 
     def write(lying: Sequence[Mapping[str, Any]]) -> None:
         methods: dict[str, list[tuple[str, Path]]] = {}
-        for record in (one for one in lying if "by" in one):
+        edits = [one for one in lying if "by" in one]
+        for record in edits:
             methods.setdefault(record["by"], []).append((record["words"], folder / record["files"][1]))
-        page("Edits", f"{len(lying)} pictures, each beside its edit.", [*methods.items()], report, "100%")
+        beside = ", each beside its picture" if all(len({*one["files"]}) > 1 for one in edits) else ""
+        page("Edits", f"{len(edits)} edits{beside}.", [*methods.items()], report, "100%")
 
     _kept(folder).listed(write)
     if json:
