@@ -199,7 +199,7 @@ class _Distilling(Problem):
 
     def __post_init__(self) -> None:
         self.name = type(self.method).__name__
-        self.doing = f"distilling, {self.name}"
+        self.doing = "distilling"
         self.modules = {"generator": self.generator}
         self.rates = {f"generator.{k}": rate for k, rate in self.generator.rates.items()}
 
@@ -254,7 +254,7 @@ class _Distilling(Problem):
 
     def shown(self, run: Run) -> None:
         """How strong the gradient is, beside the bar."""
-        run.say(f"{self.doing}, gradient {self.strength:.3g}")
+        run.say(f"{self.doing} (gradient {self.strength:.3g})")
 
     def state(self) -> dict[str, Mapping[str, Tensor]]:
         return {"memory": self.memory, "learner": {} if self.learner is None else self.learner.state()}

@@ -177,4 +177,4 @@ def train(
 
 
 def _shown(run: Run) -> None:
-    run.say(f"learning, loss {float(run.loss):.3g}")
+    run.say(f"learning (loss {float(run.loss):.3g})")

@@ -230,7 +230,7 @@ def learn(
 
 
 def _shown(run: Run) -> None:
-    run.say(f"learning, loss {float(run.loss):.3g}")
+    run.say(f"learning (loss {float(run.loss):.3g})")
 
 
 def painted(model: Backbone, prompts: Sequence[str], n: int, seed: int = 0) -> Float[Tensor, "n 3 h w"]:
