@@ -63,7 +63,7 @@ def outside(kind: Any) -> Iterator[Any]:
         step = 1 if of[0] is int else 1e-6
         for bounds in (each for each in of[1:] if isinstance(each, Between)):
             yield bounds.low if bounds.above else bounds.low - step
-            yield from () if isinf(bounds.high) else (bounds.high + step,)
+            yield from () if isinf(bounds.high) else (bounds.high if bounds.below else bounds.high + step,)
             yield from (-1,) if bounds.counts else ()
     elif origin in (Union, UnionType):
         yield from (value for each in of for value in outside(each))
@@ -100,6 +100,8 @@ def test_what_is_published_lies_within():
         (Between(0, 1), (0, 0.5, 1), (-0.1, 1.1), "lies between 0 and 1"),
         (Between(0, 1, counts=True), (0, 7, 1.0), (-1, 1.1), "lies between 0 and 1"),
         (Between(0, 2, above=True), (0.1, 2), (0, 2.1), "is above 0 and at most 2"),
+        (Between(0, 1, below=True), (0, 0.9), (1, -0.1), "is at least 0 and below 1"),
+        (Between(0, 1, above=True, below=True), (0.5,), (0, 1), "is above 0 and below 1"),
         (Between(0, above=True), (1e-9, 1e9), (0, -1), "is above 0"),
         (Between(1), (1, 1e9), (0,), "is at least 1"),
     ],

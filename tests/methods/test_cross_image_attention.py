@@ -160,7 +160,6 @@ def test_what_it_cannot_do_is_said(sd):
     refused("needs three prompts.*this run has source, target", ALL, {"source": SOURCE, "target": SOURCE})
     refused("needs three prompts", ALL, {"source": SOURCE, "appearance": OTHER})
     refused("has no 'cube'; its words are: a, blue, duck", ALL, three)
-    refused("guidance is at least 1", replace(PLAIN, guidance=0.5), three)
     masked = replace(PLAIN, mask=Mask(torch.ones(4, 4, dtype=torch.bool)))
     refused("a mask is of one image", masked, {name: [said] * 2 for name, said in three.items()})
     refused("whole images", PLAIN, three, views=Tiles(), size=256)

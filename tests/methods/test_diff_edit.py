@@ -162,6 +162,6 @@ def test_what_it_cannot_do_is_said(sd):
         with pytest.raises(SfumatoError, match=match):
             invert(sd, pixels(sd), SOURCE, DiffEdit(**options))
 
-    refused("encode at least one step; got 0.8 and 0.1 of 5", encode=0.1, steps=5)
+    refused("encode is a part of the steps, at least one; got 0.1 of 5", encode=0.1, steps=5)
     path = invert(sd, pixels(sd), SOURCE, DiffEdit(strength=0.0, steps=3))
     assert torch.equal(edit(sd, path)[1], path.image)

@@ -10,7 +10,6 @@ import torch
 from diffusers.pipelines import free_init_utils
 
 from sfumato.core.denoising import denoise
-from sfumato.errors import SfumatoError
 from sfumato.methods.sets import FreeInit
 from sfumato.methods.sets.free_init import clips
 
@@ -119,16 +118,3 @@ def test_each_iteration_is_a_run(models):
     assert (out.latents - plain.latents).abs().max() > 1e-2
     none = denoise(model, PROMPT, methods=[FreeInit(2, space=0.0)], **options, callback=lambda step: seen.append(step))
     assert (seen[-2].x - seen[0].x).abs().max() > 0.1 and none.latents.isfinite().all()  # all of the noise is new
-
-
-@pytest.mark.parametrize(
-    ("method", "match"),
-    [
-        (FreeInit(101), "iterations lies between 1 and 100, got 101"),
-        (FreeInit(time=1.5), "lie from 0 to 1, got 0.25, 1.5"),
-    ],
-    ids=["iterations", "time"],
-)
-def test_what_it_cannot_be_is_refused(models, method, match):
-    with pytest.raises(SfumatoError, match=match):
-        denoise(models("animatediff"), PROMPT, frames=3, steps=2, size=32, methods=[method])

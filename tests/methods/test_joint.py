@@ -474,8 +474,6 @@ def test_views_that_part_go_on_by_themselves(exact):
     assert (found - synced(exact, start, SyncTweedies(2), views)).abs().max() > 1e-3
     with pytest.raises(SfumatoError, match="case 5 there is one canvas, whose views cannot part"):
         SyncTweedies(5, 0.5)
-    with pytest.raises(SfumatoError, match="case of SyncTweedies lies between 1 and 6, got 7"):
-        SyncTweedies(7)
     with pytest.raises(SfumatoError, match="views that go on by themselves have latents of their own"):
         synced(exact, start, None, Tiles(2, until=0.5))
 

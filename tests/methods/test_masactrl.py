@@ -67,7 +67,6 @@ def test_what_it_cannot_do_is_said(sd):
             denoise(sd, prompts, methods=[method], steps=2, size=64)
 
     refused("needs two prompts", MasaCtrl(), SOURCE)
-    refused("from 0 to below 1, got 1", MasaCtrl(layer=1.0))
     refused("give the source's word as well", MasaCtrl(target="cube"))
     refused("has no 'blue'; its words are: a, red", MasaCtrl(source="blue"))
     refused("has no 'red'; its words are: a, blue", MasaCtrl(source="red"))

@@ -204,13 +204,7 @@ def test_what_it_cannot_do_is_said(made):
             pytest.raises(SfumatoError, match="cross-attention of a UNet"),
         ):
             QUICK(reader, reader, POINTS[:1] / 8)
-    with pytest.raises(SfumatoError, match="restarts of PromptEmbeddings is at least 1"):
-        PromptEmbeddings(restarts=0)
     with pytest.raises(SfumatoError, match="give 4 crops, not 20"):
         PromptEmbeddings(bank=2)
-    with pytest.raises(SfumatoError, match="crop of PromptEmbeddings lies"):
-        PromptEmbeddings(crop=1.5)
-    with pytest.raises(SfumatoError, match="patience of PromptEmbeddings is at least"):
-        PromptEmbeddings(patience=0)
     with image(made("sd")) as reader, pytest.raises(SfumatoError, match="lies outside"):
         PromptEmbeddings().fit(reader, torch.tensor([[65.0, 3.0]]))

@@ -129,7 +129,5 @@ def test_salience_is_one_on_average_also_beside_text():
 
 def test_what_it_cannot_do_is_said(here):
     model = load("stilllife", device="cpu")
-    with pytest.raises(SfumatoError, match="a reach above 0"):
-        run(model, SelfAttentionGuidance(reach=0.0))
     with pytest.raises(SfumatoError, match="seen in windows"):
         run(model, SelfAttentionGuidance(), views=Tiles(fuse="x0"), size=256)

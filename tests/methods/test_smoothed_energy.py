@@ -14,7 +14,6 @@ from sfumato.core import guidance
 from sfumato.core.attention import Call
 from sfumato.core.denoising import denoise
 from sfumato.core.rows import Rows
-from sfumato.errors import SfumatoError
 from sfumato.methods.control.smoothed_energy import SmoothedEnergy
 from sfumato.ops.blur import blur
 
@@ -111,8 +110,3 @@ def test_diffusers_takes_the_mean_for_a_finite_sigma_and_blurs_for_an_infinite_o
     wide = _gaussian_blur_2d(q.clone(), 6 * 9999999 + 1, 9999999.0, 9999.0)
     torch.testing.assert_close(wide, official(q[:, None], 9999999.0)[:, 0])
     assert 0.05 < (wide - mean).abs().max() < (q - mean).abs().max() / 3
-
-
-def test_what_it_cannot_do_is_said(model):
-    with pytest.raises(SfumatoError, match="a blur's sigma is more than 0"):
-        run(model, SmoothedEnergy(sigma=0.0))

@@ -110,9 +110,5 @@ def test_a_nudged_image_comes_back_and_its_edit_has_its_size(model):
 def test_what_it_cannot_do_is_said(model, here):
     with pytest.raises(SfumatoError, match="needs two prompts"):
         denoise(model, SOURCE, methods=[StableFlow()], steps=1, size=64)
-    with pytest.raises(SfumatoError, match="parts of the depth from 0 to below 1"):
-        run(model, StableFlow((0.5, 1.0)))
     with pytest.raises(SfumatoError, match="stilllife has none: take masactrl"):
         run(load("stilllife", device="cpu"), StableFlow(), size=128)
-    with pytest.raises(SfumatoError, match="a factor above 0"):
-        invert(model, torch.rand(3, 64, 64), SOURCE, Nudged(0.0, steps=1))

@@ -255,8 +255,6 @@ def test_what_it_cannot_do_is_said(made, tmp_path):
         UnsupervisedKeypoints(keypoints=30)
     with pytest.raises(SfumatoError, match="least and the greatest part"):
         UnsupervisedKeypoints(zoom=(1.2, 1.0))
-    with pytest.raises(SfumatoError, match="at least 1"):
-        replace(UnsupervisedKeypoints(), steps=0)
     (tmp_path / "no.safetensors").write_bytes(b"nothing")
     with pytest.raises(SfumatoError, match="cannot read"):
         Keypoints.load(tmp_path / "no.safetensors")

@@ -13,9 +13,12 @@ from typing import Any
 
 _KINDS = {
     "Part": "float in [0, 1]",
+    "SomePart": "float in (0, 1]",
+    "LesserPart": "float in [0, 1)",
     "PartOfSteps": "float in [0, 1], or int steps",
     "Whole": "int from 0",
     "Count": "int from 1",
+    "Several": "int from 2",
     "Weight": "float from 0",
     "Positive": "float above 0",
     "Time": "float in [0, 1000]",

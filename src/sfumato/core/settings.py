@@ -27,23 +27,31 @@ class Between:
     """Are whole numbers counts, of which none is below 0, and these bounds of parts?"""
     above: bool = False
     """Is the low one itself out of bounds?"""
+    below: bool = False
+    """And the high one?"""
 
     def hold(self, value: Any) -> bool:
         """Is a number within them?"""
         if self.counts and isinstance(value, Integral):
             return int(value) >= 0
-        return self.low <= value <= self.high and not (self.above and value == self.low)
+        low, high = value == self.low and self.above, value == self.high and self.below
+        return self.low <= value <= self.high and not (low or high)
 
     def __str__(self) -> str:
+        low = f"is {'above' if self.above else 'at least'} {self.low}"
         if math.isinf(self.high):
-            return f"is {'above' if self.above else 'at least'} {self.low}"
-        return f"{f'is above {self.low} and at most' if self.above else f'lies between {self.low} and'} {self.high}"
+            return low
+        if self.above or self.below:
+            return f"{low} and {'below' if self.below else 'at most'} {self.high}"
+        return f"lies between {self.low} and {self.high}"
 
 
 Whole = Annotated[int, Between(0)]
 """How many, or none; a seed."""
 Count = Annotated[int, Between(1)]
 """How many, at least one."""
+Several = Annotated[int, Between(2)]
+"""How many, at least two."""
 Weight = Annotated[float, Between(0)]
 """What weighs or goes on so much, or not at all."""
 Positive = Annotated[float, Between(0, above=True)]
@@ -54,6 +62,10 @@ TrainStep = Annotated[int, Between(0, 1000)]
 """A training step of a thousand."""
 Part = Annotated[float, Between(0, 1)]
 """A part of a whole, such as of the layers or the latents' side."""
+SomePart = Annotated[float, Between(0, 1, above=True)]
+"""A part that is not nothing."""
+LesserPart = Annotated[float, Between(0, 1, below=True)]
+"""A part that is not all."""
 PartOfSteps = Annotated[float, Between(0, 1, counts=True)]
 """A part of the steps; a whole number is so many of them."""
 

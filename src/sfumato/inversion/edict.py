@@ -12,7 +12,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import guided
 from sfumato.core.schedule import Level, Levels, Schedule
-from sfumato.core.settings import Count, Part
+from sfumato.core.settings import Count, Part, SomePart
 from sfumato.core.steppers import Move, Noise, Stepper
 from sfumato.errors import SfumatoError
 from sfumato.inversion.path import Advance, Inversion, Path, predict
@@ -70,7 +70,7 @@ class EDICT(Inversion):
     Families: all.
     """
 
-    mixing: Part = 0.93
+    mixing: SomePart = 0.93
     """p: how much of itself each of the two keeps."""
     strength: Part = 0.8
     """Part of the steps that are run."""

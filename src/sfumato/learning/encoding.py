@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Level
-from sfumato.core.settings import Between, Count, Settings, Time, Weight
-from sfumato.errors import SfumatoError, whole
+from sfumato.core.settings import Between, Count, LesserPart, Settings, Time, Weight
+from sfumato.errors import SfumatoError
 from sfumato.learning import encoders
 from sfumato.learning.encoders import Encoder, Pretrained, Rows, Sees, Straight
 from sfumato.learning.lessons import Lesson
@@ -101,32 +101,24 @@ class Pretraining(Settings):
     """Of AdamW."""
     offset_rate: Weight | None = None
     """Of the offsets of weights; none: the same."""
-    batch: Count = 16
+    batch: Annotated[int, Between(1, 4096)] = 16
     """Pictures of a step."""
     penalty: Weight = 0.01
     """What the squared length of an offset counts."""
     scale: float = 0.1
     """What an offset counts in the word."""
-    vectors: Count = 1
+    vectors: Annotated[int, Between(1, 70)] = 1
     """How many a word is read as."""
-    hidden: Count = 128
+    hidden: Annotated[int, Between(1, 65536)] = 128
     """Width of the encoder."""
     t: Time = 261
     """At which level of noise the network sees a picture, in thousandths."""
-    since: Annotated[float, Between(0, 1)] = 0.0
+    since: LesserPart = 0.0
     """Levels below this part of all times are not learned from."""
     decay: Weight = 0.01
     """Weight decay."""
     templates: tuple[str, ...] = ("a photo of a {}",)
     """Captions of pictures that have none of their own, with {} for the word."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole("vectors of a word", self.vectors, 1, 70)
-        whole("pictures of a step", self.batch, 1, 4096)
-        whole("the width of an encoder", self.hidden, 1, 65536)
-        if min(self.rate, self.offset_rate or 0, self.penalty, self.decay) < 0 or not 0 <= self.since < 1:
-            raise SfumatoError("rates, penalty and decay of a pre-training are 0 or more, since is in [0, 1)")
 
 
 def pretrain(

@@ -56,10 +56,8 @@ class Noise(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind not in ("none", "gaussian", "uniform"):
-            raise SfumatoError(f"unknown noise {self.kind!r}; known: none, gaussian, uniform")
-        if self.ensemble < 1 or (self.kind == "none" and self.ensemble > 1):
-            raise SfumatoError(f"an ensemble has at least one noise, and without noise it is one; got {self.ensemble}")
+        if self.kind == "none" and self.ensemble > 1:
+            raise SfumatoError(f"without noise an ensemble is of one, got {self.ensemble}")
 
     def level(self, model: Backbone) -> Level:
         """Of this noise, in a model."""

@@ -14,13 +14,14 @@ Families: those that work in pixels, which are DeepFloyd IF and DDPM.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.method import Method, Phases, Run, Step
-from sfumato.core.settings import Part, Positive
+from sfumato.core.settings import Between, SomePart
 from sfumato.errors import SfumatoError
 
 
@@ -28,9 +29,9 @@ from sfumato.errors import SfumatoError
 class DynamicThresholding(Method):
     """Clips x0 at a quantile and rescales it."""
 
-    quantile: Part = 0.995
+    quantile: SomePart = 0.995
     """p, between 0 and 1."""
-    most: Positive | None = None
+    most: Annotated[float, Between(1)] | None = None
     """Greatest divisor; 1 is static thresholding. DeepFloyd IF's own samplers have 1.5 with a quantile of 0.95."""
 
     def start(self, run: Run) -> Phases:
@@ -38,8 +39,6 @@ class DynamicThresholding(Method):
             raise SfumatoError(
                 f"{run.model.name} works in latents, which have no border to clip at; use cfg(rescale=0.7) with it"
             )
-        if not 0 < self.quantile <= 1 or (self.most or 1) < 1:
-            raise SfumatoError(f"a quantile up to 1 and a divisor from 1, got {self.quantile} and {self.most}")
 
         def denoised(step: Step) -> None:
             step.x0 = thresholded(step.x0, self.quantile, self.most)

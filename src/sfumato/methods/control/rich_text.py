@@ -35,9 +35,8 @@ from sfumato.core.denoising import denoise
 from sfumato.core.guidance import told_as
 from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where
 from sfumato.core.rows import Pattern
-from sfumato.core.settings import Count, Part, PartOfSteps, Weight, Whole
+from sfumato.core.settings import Count, Part, PartOfSteps, SomePart, Weight, Whole
 from sfumato.core.sites import Site
-from sfumato.errors import SfumatoError
 from sfumato.methods.control.formats import nearest_name, read, rgb
 from sfumato.ops.regions import attended_clusters, spectral
 from sfumato.prompts.words import Words, spans
@@ -59,7 +58,7 @@ class RichText(Method):
     """How many parts self-attention is parted into."""
     threshold: Weight = 0.3
     """How much of a word's normalised map a cluster holds, on average, to be its region."""
-    res: Part = 0.5
+    res: SomePart = 0.5
     """Of the self-attention maps, in parts of the latents' side; cross-attention is read up to there."""
     watched: PartOfSteps = 10 / 41
     """Part of the plain pass before the maps are watched."""
@@ -82,8 +81,6 @@ class RichText(Method):
         words = list(dict.fromkeys((*self.regions, *self.colours)))
         if not words:
             return Phases(edits)
-        if self.clusters < 1 or not 0 < self.res <= 1:
-            raise SfumatoError(f"rich text needs a cluster or more, and maps up to the latents' side: got {self}")
         tokens = [[spans(these, word) for word in words] for s in targets for these in prompts[s]]
         colours = [rgb(self.colours[word]) if word in self.colours else None for word in words]
         conds = run.model.embed([self.regions.get(w) or f"{nearest_name(self.colours[w])} {w}" for w in words])

@@ -32,8 +32,7 @@ from torch import Tensor
 
 from sfumato.core.method import Method, Need, Phases, Requires, Run, Step, Where, span
 from sfumato.core.schedule import add_noise
-from sfumato.core.settings import Part, PartOfSteps, Weight
-from sfumato.errors import SfumatoError
+from sfumato.core.settings import Part, PartOfSteps, Positive, Weight
 from sfumato.methods.control.perturbations import within
 from sfumato.ops.blur import blur
 
@@ -48,9 +47,9 @@ class SelfAttentionGuidance(Method):
     """s, from 0 to 1 in the paper."""
     threshold: Weight = 1.0
     """psi: where the attention that a place gets from all others is more than this, it is blurred; 1 is the mean."""
-    sigma: Weight = 1 / 64
+    sigma: Positive = 1 / 64
     """Of the blur, as a part of the image's shorter side; one cell at least."""
-    reach: Weight = 4.0
+    reach: Positive = 4.0
     """How far the blur's kernel goes, in sigmas."""
     layers: tuple[str, ...] = ("mid",)
     """Whose maps: mid (the middle block), or parts of sites' paths; of several the mean."""
@@ -62,8 +61,6 @@ class SelfAttentionGuidance(Method):
     def start(self, run: Run) -> Phases:
         if not self.scale:
             return Phases()
-        if self.sigma <= 0 or self.reach <= 0:
-            raise SfumatoError(f"a blur has a sigma and a reach above 0, got {self.sigma} and {self.reach}")
         which = "uncond" if "uncond" in run.rows.conditions else "cond"
         during = (float(self.since), float(self.until))
         first, end = span(during, run.steps)

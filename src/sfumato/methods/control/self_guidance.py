@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.method import Energy, Method, Need, Phases, Requires, Run, Span, Step, Where, span
-from sfumato.core.settings import Between, Part, PartOfSteps, Positive, Weight
+from sfumato.core.settings import Part, PartOfSteps, Positive, SomePart, Weight
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.ops.regions import carried, centroid, extent, soft
@@ -59,7 +59,7 @@ class SelfGuidance(Method):
     """Where their middle should be, from the left and from the top, in parts of the image's sides."""
     grow: Positive | None = None
     """How many times as big as in the source, in area."""
-    size: Annotated[float, Between(0, 1, above=True)] | None = None
+    size: SomePart | None = None
     """Which part of the image they should take."""
     keep_shape: tuple[str, ...] = ()
     """Words whose things keep the source's place and shape; those of a moved or resized thing go along with it."""

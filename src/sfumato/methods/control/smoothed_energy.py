@@ -23,9 +23,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sfumato.core.attention import Call
-from sfumato.core.method import Phases, Run
-from sfumato.core.settings import Weight
-from sfumato.errors import SfumatoError
+from sfumato.core.settings import Positive
 from sfumato.methods.control.perturbations import Perturbing
 from sfumato.ops.blur import blur
 
@@ -34,17 +32,12 @@ from sfumato.ops.blur import blur
 class SmoothedEnergy(Perturbing):
     """Guides away from the network with blurred queries."""
 
-    sigma: Weight = math.inf
+    sigma: Positive = math.inf
     """Of the blur, in tokens; inf for the mean of all."""
 
     rows: ClassVar = "smoothed"
     field: ClassVar = "qkv"
     parts: ClassVar = "q"
-
-    def start(self, run: Run) -> Phases:
-        if self.sigma <= 0:
-            raise SfumatoError(f"a blur's sigma is more than 0, got {self.sigma}")
-        return super().start(run)
 
     def disturb(self, call: Call) -> None:
         for name in call.rows.match(self.rows):

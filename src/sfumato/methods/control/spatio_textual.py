@@ -16,7 +16,7 @@ from sfumato.backbones.kinds import MAPS
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Level, add_noise
-from sfumato.core.settings import Count, Part, Weight, Whole
+from sfumato.core.settings import Count, LesserPart, Part, Weight, Whole
 from sfumato.errors import SfumatoError, finite
 from sfumato.io.progress import progress
 from sfumato.io.terminal import note
@@ -207,7 +207,7 @@ class SpaTextHead(HeadMethod):
     """Of AdamW."""
     first_rate: Weight | None = None
     """Of the first layer; none: the same."""
-    since: Part = 0.0
+    since: LesserPart = 0.0
     """Levels below this part of all times are not learned from; where things are is settled above."""
     warmup: Whole = 20
     """Steps in which the rate rises."""
@@ -218,8 +218,6 @@ class SpaTextHead(HeadMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.rate, self.first_rate or 0) < 0 or not 0 <= self.since < 1:
-            raise SfumatoError("rates of SpaText are 0 or more, since is in [0, 1)")
         if not self.templates or any("{}" not in template for template in self.templates):
             raise SfumatoError(f"a template has a place for the words, as 'a photo of a {{}}', got {self.templates}")
 

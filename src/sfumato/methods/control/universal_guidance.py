@@ -43,8 +43,6 @@ class UniversalGuidance(Method):
     """Differentiate through the network."""
 
     def start(self, run: Run) -> Phases:
-        if self.repeats < 1:
-            raise SfumatoError(f"a step is run at least once, got repeats={self.repeats}")
         if isinstance(self.on, Need) and not self.network:
             raise SfumatoError("maps are made in the network, so their loss goes through it; leave network=True")
         need = replace(self.on, where=replace(self.on.where, steps=self.steps)) if isinstance(self.on, Need) else None

@@ -22,14 +22,13 @@ Families: all; in transformers the later half of the blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
 from sfumato.core.attention import Call
 from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step, Where, span
-from sfumato.core.settings import PartOfSteps, Weight, Whole
-from sfumato.errors import SfumatoError
+from sfumato.core.settings import Between, PartOfSteps, Weight, Whole
 from sfumato.methods.edit.appearance import APPEARANCE, Things, grids, in_decoder, matched, of_structure, roles
 from sfumato.prompts.layout import Mask
 
@@ -48,7 +47,7 @@ class CrossImageAttention(Method):
     """The same of the next grid."""
     contrast: Weight = 1.67
     """Factor of what a probability has over the mean; 1 for none."""
-    guidance: float = 3.5
+    guidance: Annotated[float, Between(1)] = 3.5
     """From the plain prediction to the one across images, in the first step; 1 for none."""
     adain: tuple[PartOfSteps, PartOfSteps] = (20 / 68, 1.0)
     """Parts of the steps between which the latents get the appearance's mean and deviation."""
@@ -67,8 +66,6 @@ class CrossImageAttention(Method):
 
     def start(self, run: Run) -> Phases:
         structure, painted = roles(run, "cross-image attention")
-        if self.guidance < 1:
-            raise SfumatoError(f"guidance is at least 1, which is none, got {self.guidance:g}")
         first, end = span(self.adain, run.steps)
         words = {structure: self.word, APPEARANCE: self.appearance_word or self.word}
         masks = {structure: self.mask, APPEARANCE: self.appearance_mask}

@@ -31,7 +31,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.method import Phases, Requires, Run, Step
 from sfumato.core.schedule import Level, add_noise, part_of
-from sfumato.core.settings import Count, Part, Weight, Whole
+from sfumato.core.settings import Count, Part, Positive, Whole
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.inversion.path import Advance, Inversion, Path, noise_of
@@ -53,7 +53,7 @@ class DiffEdit(Inversion):
     """Noises that the differences are averaged over."""
     encode: Part = 0.5
     """Part of the steps at whose level the differences are taken."""
-    clamp: Weight = 3.0
+    clamp: Positive = 3.0
     """Differences count up to so many times their mean, ..."""
     threshold: Part = 0.5
     """... and a cell changes above this part of that."""
@@ -66,13 +66,8 @@ class DiffEdit(Inversion):
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         depth = part_of(self.steps, self.encode)
-        if not 0 <= self.strength <= 1 or not 1 <= depth <= self.steps:
-            raise SfumatoError(
-                "strength and encode are parts of the steps, up to 1 and encode at least one step; got "
-                f"{self.strength} and {self.encode} of {self.steps}"
-            )
-        if self.maps < 1 or self.clamp <= 0:
-            raise SfumatoError(f"at least one map and a clamp above 0, got {self.maps} and {self.clamp}")
+        if depth < 1:
+            raise SfumatoError(f"encode is a part of the steps, at least one; got {self.encode} of {self.steps}")
         if self.mask is None:
             Requires("DiffEdit without a mask", words=True).check_model(model, "")
         levels = model.levels(self.steps, image.shape[-2:])

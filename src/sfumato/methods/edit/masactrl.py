@@ -30,7 +30,7 @@ from torch import Tensor
 from sfumato.core.attention import Call
 from sfumato.core.choice import choose, nearest_side
 from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step, Where
-from sfumato.core.settings import Part, PartOfSteps
+from sfumato.core.settings import LesserPart, Part, PartOfSteps
 from sfumato.errors import SfumatoError
 from sfumato.prompts.words import spans
 
@@ -43,7 +43,7 @@ class MasaCtrl(Method):
 
     after: PartOfSteps = 0.08
     """Part of the steps that are left alone: they settle the layout."""
-    layer: Part = 0.625
+    layer: LesserPart = 0.625
     """Part of the self-attention layers, in the order in which they run, that are left alone."""
     source: str | None = None
     """A word or phrase of the source's prompt: what is in its region is looked for there alone."""
@@ -56,8 +56,6 @@ class MasaCtrl(Method):
 
     def start(self, run: Run) -> Phases:
         source, *targets = run.rows.streams
-        if not 0 <= self.layer < 1:
-            raise SfumatoError(f"the part of the layers that are left alone is from 0 to below 1, got {self.layer}")
         layers = choose(run.model, "image->image", run.grid, who="MasaCtrl")
         first = layers[min(round(self.layer * len(layers)), len(layers) - 1)]
 

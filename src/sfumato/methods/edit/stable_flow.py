@@ -31,7 +31,7 @@ from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.method import Edit, Method, Phases, Requires, Run, Step, Where
 from sfumato.core.schedule import part_of
-from sfumato.core.settings import Count, Part, Weight
+from sfumato.core.settings import Count, LesserPart, Positive
 from sfumato.core.sites import Site, block
 from sfumato.errors import SfumatoError
 from sfumato.inversion.ddim import DDIMInversion
@@ -46,7 +46,7 @@ class StableFlow(Method):
 
     requires: ClassVar = Requires(source=True)
 
-    vital: tuple[Part, ...] = tuple(i / 57 for i in (0, 1, 2, 17, 18, 25, 28, 53, 54, 56))
+    vital: tuple[LesserPart, ...] = tuple(i / 57 for i in (0, 1, 2, 17, 18, 25, 28, 53, 54, 56))
     """Vital blocks, as parts of the depth: 0 is the first block."""
 
     def start(self, run: Run) -> Phases:
@@ -56,8 +56,6 @@ class StableFlow(Method):
                 f"Stable Flow is for transformers with joint attention, such as Stable Diffusion 3 and Flux; "
                 f"{run.model.name} has none: take masactrl"
             )
-        if any(not 0 <= part < 1 for part in self.vital):
-            raise SfumatoError(f"vital blocks are parts of the depth from 0 to below 1, got {self.vital}")
         blocks = list(dict.fromkeys(block(site) for site in run.model.sites))
         vital = {blocks[part_of(len(blocks), part)] for part in self.vital}
 
@@ -96,7 +94,7 @@ class Nudged(Scaled):
     Families: all; published for Flux.
     """
 
-    nudge: Weight = 1.15
+    nudge: Positive = 1.15
     """What the latents are multiplied by; 1 is direct inversion."""
     source_scale: float = 1.0
     """Guidance on the way to noise, and of the source."""
@@ -105,8 +103,6 @@ class Nudged(Scaled):
     steps: Count = 50
 
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
-        if self.nudge <= 0:
-            raise SfumatoError(f"latents are nudged by a factor above 0, got {self.nudge}")
         track = DDIMInversion(self.source_scale, 0, self.steps).track(model, image * self.nudge, prompts, advance)
         levels = model.levels(self.steps, image.shape[-2:])
         return Larger(track[0], levels, prompts, image, track=track, pinned=True, nudge=self.nudge)
@@ -116,7 +112,7 @@ class Nudged(Scaled):
 class Larger(Path):
     """A path of latents that are too large by a factor, which goes after the last step."""
 
-    nudge: Weight = 1.0
+    nudge: Positive = 1.0
 
     def start(self, run: Run) -> Phases:
         held, first = super().start(run), run.images(run.rows.streams[0])

@@ -41,8 +41,8 @@ from sfumato.backbones.controlnets import ControlNet
 from sfumato.core.backbone import Backbone
 from sfumato.core.brief import Brief
 from sfumato.core.denoising import denoise
-from sfumato.core.settings import Between, Count, Part, Positive, Settings, TrainStep, Weight, Whole
-from sfumato.errors import SfumatoError, finite, unknown, whole
+from sfumato.core.settings import Between, Count, LesserPart, Part, Positive, Settings, TrainStep, Weight, Whole
+from sfumato.errors import SfumatoError, finite, whole
 from sfumato.io.progress import progress
 from sfumato.media.meshes import Mesh
 from sfumato.methods.perceive.dift import DIFT
@@ -72,11 +72,11 @@ class Diff3F(Settings):
     """Of the views, in degrees: 0 from +z, 90 from +x."""
     elevations: tuple[float, ...] = AROUND
     """Above the shape's middle, each at all azimuths; beyond 90 degrees a camera stands on its head."""
-    fov: Annotated[float, Between(0, 179)] = 90.0
+    fov: Annotated[float, Between(0, 180, below=True)] = 90.0
     """Of the cameras, in degrees; 0 for orthographic ones."""
     distance: Positive = 1.3
     """Of the cameras from the middle, in radii of the shape."""
-    size: Count | None = 512
+    size: Annotated[int, Between(8, 4096)] | None = 512
     """Side of the views in pixels [none: the model's own]."""
     look: Look = "painted"
     """``shaded``: grey, lit from the camera; ``normals`` and ``depth`` as colours; ``flat``: the outline alone."""
@@ -98,7 +98,7 @@ class Diff3F(Settings):
     """Hidden layers by their paths in place of blocks, such as "down_blocks.1.attentions.1"."""
     ensemble: Count = 1
     """Noises that are averaged over."""
-    ball: Part = 0.01
+    ball: LesserPart = 0.01
     """A vertex has the mean of all within this part of the shape's diameter."""
     standard: bool = False
     """Bring each channel to mean 0 and variance 1 over both shapes before they are compared."""
@@ -114,17 +114,8 @@ class Diff3F(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.look not in LOOKS:
-            raise unknown("look", self.look, LOOKS)
-        if self.depth not in ("linear", "disparity"):
-            raise unknown("depth", self.depth, ("linear", "disparity"))
         if not self.azimuths or not self.elevations:
             raise SfumatoError("a shape is seen from one azimuth and one elevation at least")
-        if not 0 <= self.ball < 1 or not 0 <= self.background <= 1:
-            raise SfumatoError(
-                f"a ball is a part of the diameter and a background of white, got {self.ball:g}, {self.background:g}"
-            )
-        whole("a view's size", self.size or 512, 8, 4096)
         _ = self.cameras, self.reading
 
     @property

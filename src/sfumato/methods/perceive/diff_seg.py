@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sfumato.core.attention import Call
 from sfumato.core.choice import FEWEST
-from sfumato.core.settings import Between, Count, Part, Positive, Settings, Time
+from sfumato.core.settings import Count, Part, Positive, Settings, SomePart, Time
 from sfumato.core.sites import Grid, Site
 from sfumato.reading.reader import Noise, Reader, attended, chosen
 from sfumato.reading.results import Segments
@@ -43,7 +43,7 @@ class DiffSeg(Settings):
 
     threshold: Positive = 0.9
     """Maps that lie nearer to each other than this become one; more makes fewer segments."""
-    anchors: Count | Annotated[float, Between(0, 1, above=True)] = 0.25
+    anchors: Count | SomePart = 0.25
     """Rows and columns of anchors, as far as the grid has so many; or their part of its rows and columns, of which 16
     at least."""
     passes: Count = 3

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ from sfumato.core.attention import Call
 from sfumato.core.backbone import Backbone
 from sfumato.core.choice import choose
 from sfumato.core.rows import single
-from sfumato.core.settings import Count, Part, TrainStep, Weight, Whole
+from sfumato.core.settings import Between, Count, TrainStep, Weight, Whole
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.learning import tuning
@@ -66,11 +66,11 @@ class DiffewS(HeadMethod):
     """Images of a support at most; each step draws how many."""
     without: tuple[str, ...] = ("0", "background", "backdrop", "ground")
     """Classes that no episode is of, by name, or by number where they have no names."""
-    least: Part = 0.01
+    least: Annotated[float, Between(0, 1, above=True, below=True)] = 0.01
     """A picture shows a class that fills this part of it, or more."""
     t: TrainStep = 1
     """What the network is given as time."""
-    threshold: Part = 0.25
+    threshold: Annotated[float, Between(0, 1, above=True, below=True)] = 0.25
     """The mask is where the mean over colours is above this part of the greatest value."""
     batch: Count = 4
     """Episodes a step."""
@@ -81,13 +81,6 @@ class DiffewS(HeadMethod):
     """Of weights."""
     clip: Weight | None = 1.0
     seed: Whole = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.shots, self.batch) < 1 or self.rank < 0:
-            raise SfumatoError("an episode has a shot or more, a batch an episode or more, and a rank is not below 0")
-        if not 0 < self.threshold < 1 or not 0 < self.least < 1:
-            raise SfumatoError("the threshold and the least part of a picture are between 0 and 1")
 
     def begun(self, sizes: Mapping[str, int], model: Backbone | str) -> Fused:
         if isinstance(model, str):

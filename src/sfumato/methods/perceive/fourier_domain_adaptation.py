@@ -16,12 +16,13 @@ Families: it does not use a network.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core.settings import Part, Settings
+from sfumato.core.settings import Between, Part, Settings
 from sfumato.errors import SfumatoError
 from sfumato.reading.reader import resized
 
@@ -56,15 +57,15 @@ def fourier_domain_adaptation(
 class FourierAugmentation(Settings):
     """Gives each image of a batch the low frequencies of one of the targets, for training."""
 
-    betas: tuple[Part, Part] = (0.01, 0.09)
+    betas: tuple[Annotated[float, Between(0, 0.5)], Annotated[float, Between(0, 0.5)]] = (0.01, 0.09)
     """How much of the spectrum, from and to; drawn for each image."""
     chance: Part = 1.0
     """Of an image to be changed at all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.betas[0] <= self.betas[1] <= 0.5 or not 0 <= self.chance <= 1:
-            raise SfumatoError(f"betas go from 0 to 0.5, the chance from 0 to 1; got {self.betas} and {self.chance}")
+        if self.betas[0] > self.betas[1]:
+            raise SfumatoError(f"betas go upwards, got {self.betas}")
 
     def __call__(
         self, images: Float[Tensor, "b c h w"], targets: Float[Tensor, "n c H W"], generator: torch.Generator

@@ -58,10 +58,8 @@ class GraphCut(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.scores, self.colours, self.features) < 0 or self.scores + self.colours + self.features == 0:
-            raise SfumatoError("the weights of scores, colours and features are at least 0, and one of them above")
-        if self.neighbours not in (4, 8):
-            raise SfumatoError(f"a pixel has 4 or 8 neighbours, got {self.neighbours}")
+        if self.scores + self.colours + self.features == 0:
+            raise SfumatoError("a cut weighs scores, colours or features, and the weights of all three are 0")
 
     def refine(
         self, segments: Segments, image: Float[Tensor, "3 H W"], features: Float[Tensor, "c h w"] | None = None

@@ -26,14 +26,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sfumato.core.settings import Count, Settings, TrainStep, Weight, Whole
+from sfumato.core.settings import Between, Count, Settings, Several, TrainStep, Weight, Whole
 from sfumato.core.sites import Layer
 from sfumato.errors import SfumatoError, finite
 from sfumato.io.files import from_json, save_tensors
@@ -57,7 +57,7 @@ class LabelEfficient(Settings):
 
     t: tuple[TrainStep, ...] = (50, 150, 250)
     """The steps, of a thousand, at which images are read (of flows, sigma)."""
-    blocks: tuple[Whole, ...] = (5, 6, 7, 8, 12)
+    blocks: tuple[Annotated[int, Between(0, BLOCKS - 1)], ...] = (5, 6, 7, 8, 12)
     """Output blocks, numbered as the authors' 18."""
     of: Literal["features", "pixels"] = "features"
     """``pixels``: of colour and place alone, to compare with."""
@@ -65,7 +65,7 @@ class LabelEfficient(Settings):
     """Perceptrons."""
     hidden: tuple[Count, ...] = ()
     """Their two hidden widths [default: 128 and 32; from 30 classes on 256 and 128]."""
-    batch: Count = 64
+    batch: Several = 64
     """Pixels in a batch, of each."""
     rate: Weight = 1e-3
     """Learning rate."""
@@ -86,10 +86,10 @@ class LabelEfficient(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.t or not self.blocks or not all(0 <= block < BLOCKS for block in self.blocks):
-            raise SfumatoError(f"features are of at least one step and of blocks from 0 to {BLOCKS - 1}")
-        if len(self.hidden) not in (0, 2) or self.members < 1 or self.batch < 2 or self.epochs < 1:
-            raise SfumatoError("an ensemble has a member, two hidden widths, an epoch, and two pixels a batch, or more")
+        if not self.t or not self.blocks:
+            raise SfumatoError("features are of one step t or several and of one block or several; one has none")
+        if len(self.hidden) not in (0, 2):
+            raise SfumatoError(f"perceptrons have two hidden widths, got {self.hidden}")
 
     def maps(self, reader: Reader) -> list[Float[Tensor, "_ _ _"]]:
         """An image's activations, each at its own resolution: what features are made of."""

@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sfumato.core.attention import Call
-from sfumato.core.settings import Between, Count, Part, Positive, Settings, Time, Whole
+from sfumato.core.settings import Between, Count, Part, Positive, Settings, Several, Time, Whole
 from sfumato.core.sites import Site
 from sfumato.errors import SfumatoError
 from sfumato.ops.regions import spectral
@@ -44,7 +44,7 @@ class NormalisedCut(Settings):
     """A cut that costs more is not made; more makes more segments."""
     power: Positive = 10.0
     """Of the affinities: more makes only what is very alike belong together."""
-    values: Count = 100
+    values: Several = 100
     """At which a cut is tried."""
     clusters: Count | None = None
     """So many segments instead, by spectral clustering, where their number is known."""
@@ -60,14 +60,6 @@ class NormalisedCut(Settings):
     """Only those of at least this part of the latents' side."""
     which: int = -1
     """Which one of them is read: the last, or counted from 0."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.power <= 0 or self.values < 2 or self.side < 1:
-            raise SfumatoError(
-                "a normalised cut needs a power above 0, two values and a side of 1, got "
-                f"{self.power:g}, {self.values} and {self.side}"
-            )
 
     def __call__(self, reader: Reader) -> Segments:
         site = self._site(chosen(reader, "image->image", self.stage, self.least, "normalised cut"))

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.method import Requires
-from sfumato.core.settings import Count, Part, Positive, Weight, Whole
+from sfumato.core.settings import Count, Part, Positive, Several, Weight, Whole
 from sfumato.errors import SfumatoError
 from sfumato.learning.heads import Examples, FeatureSource, Head, HeadMethod, HeadProblem, Standard, cells
 from sfumato.learning.seeds import generator
@@ -62,7 +62,7 @@ class PACL(HeadMethod):
     """How often an image's text is one of its caption's nouns, in a template, in the place of the caption."""
     standard: bool = False
     """Bring features to mean 0 and deviation 1 first."""
-    batch: Count = 64
+    batch: Several = 64
     """Images a step."""
     cells: Whole = 0
     """So many patches of each, drawn anew in each step (0: all)."""
@@ -74,10 +74,6 @@ class PACL(HeadMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperature <= 0 or self.batch < 2 or self.cells < 0:
-            raise SfumatoError(
-                "a contrast has a temperature above 0, two images a batch or more, and no fewer than 0 cells"
-            )
         if not self.templates or any("{}" not in template for template in self.templates):
             raise SfumatoError(f"a template has a place for the word, as 'a photo of a {{}}', got {self.templates}")
 

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sfumato.core.settings import Count, Part, Settings, Weight, Whole
+from sfumato.core.settings import Count, LesserPart, Part, Settings, Several, SomePart, Weight, Whole
 from sfumato.errors import SfumatoError
 from sfumato.learning.clusters import begun, members, updated
 from sfumato.learning.heads import Examples, Head, HeadMethod, HeadProblem, Projection, Standard, cells
@@ -50,7 +50,7 @@ class PiCIE(HeadMethod):
 
     changes_pictures: ClassVar[bool] = True
 
-    classes: Count = 27
+    classes: Several = 27
     """Clusters."""
     over: Whole = 0
     """Of a second, finer clustering (PiCIE+H: 100; 0: none)."""
@@ -66,13 +66,13 @@ class PiCIE(HeadMethod):
     """Pictures in a step."""
     pairs: Count = 1
     """Pairs of views of each picture, of which epochs take one after the other."""
-    jitter: Part = 0.3
+    jitter: LesserPart = 0.3
     """By how much brightness, contrast and saturation change at most; hue by a third of it."""
     grey: Part = 0.2
     """How often colours go."""
     blur: Part = 0.5
     """How often a view is blurred."""
-    scale: Part = 0.5
+    scale: SomePart = 0.5
     """Least part of the area that a crop shows; 1: no crops."""
     flip: bool = True
     """Mirror half of the crops."""
@@ -91,12 +91,8 @@ class PiCIE(HeadMethod):
 
     def __post_init__(self) -> None:
         Settings.__post_init__(self)
-        if self.classes < 2 or min(self.dim, self.epochs, self.batch, self.pairs, self.gathered) < 1 or self.over == 1:
-            raise SfumatoError(
-                "classes (and over, if any) are at least 2, dim, epochs, batch, pairs and gathered at least 1"
-            )
-        if not 0 < self.scale <= 1 or not 0 <= self.jitter < 1:
-            raise SfumatoError(f"scale is in (0, 1] and jitter in [0, 1), got {self.scale} and {self.jitter}")
+        if self.over == 1:
+            raise SfumatoError("a finer clustering (over) has two clusters or more, or 0 for none; got 1")
 
     @property
     def kinds(self) -> tuple[int, ...]:

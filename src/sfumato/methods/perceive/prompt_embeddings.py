@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from sfumato.core.backbone import Backbone
 from sfumato.core.gradients import gradients
 from sfumato.core.method import Requires
-from sfumato.core.settings import Between, Count, Part, Positive, Settings, Time, Weight, Whole
+from sfumato.core.settings import Between, Count, Part, Positive, Settings, Several, SomePart, Time, Weight, Whole
 from sfumato.core.sites import Grid, Site
 from sfumato.errors import SfumatoError, finite
 from sfumato.learning.loop import Problem, learn
@@ -52,19 +52,19 @@ class PromptEmbeddings(Settings):
 
     steps: Count = 129
     """Of the optimisation, for each point and each text."""
-    rate: Weight = 0.0023755632
+    rate: Positive = 0.0023755632
     """Of Adam."""
     restarts: Count = 5
     """Texts that each point is fitted with; their maps are averaged."""
     sigma: Positive = 27.97853 / 512
     """Of the Gaussian at the point, in parts of the crop's sides."""
-    crop: Part = 0.9316549
+    crop: SomePart = 0.9316549
     """Side of the crops, in parts of the image's."""
-    margin: Annotated[float, Between(0, 0.5)] = 0.15
+    margin: Annotated[float, Between(0, 0.5, below=True)] = 0.15
     """How far inside of the crop the point lies where it can, in parts of the crop's side."""
-    bank: Count = 5
+    bank: Several = 5
     """Places a side at which crops start: its square is how many are encoded."""
-    found: Count = 20
+    found: Annotated[int, Between(4)] = 20
     """Crops of the target that its maps are averaged over: the corners, and others at random."""
     token: Whole = 1
     """Which token of the text is to light up."""
@@ -93,16 +93,8 @@ class PromptEmbeddings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low = {"steps": 1, "restarts": 1, "bank": 2, "found": 4, "token": 0, "batch": 1}
-        for name, least in low.items():
-            if getattr(self, name) < least:
-                raise SfumatoError(f"{name} is at least {least}, got {getattr(self, name)}")
-        if not 0 < self.crop <= 1 or not 0 <= self.margin < 0.5 or self.sigma <= 0 or self.rate <= 0:
-            raise SfumatoError("crop lies in (0, 1], margin in [0, 0.5), sigma and rate are above 0")
         if self.found > self.bank**2:
             raise SfumatoError(f"{self.bank} by {self.bank} places give {self.bank**2} crops, not {self.found}")
-        if self.patience is not None and self.patience < 1:
-            raise SfumatoError(f"patience is at least one step, got {self.patience}")
 
     def __call__(self, source: Reader, target: Reader, points: Float[Tensor, "n 2"]) -> Matches:
         maps = self.maps(target, self.fit(source, points))

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sfumato.core.settings import Count, Part, Positive, Settings, Weight, Whole
+from sfumato.core.settings import Count, LesserPart, Positive, Several, Weight, Whole
 from sfumato.errors import SfumatoError
 from sfumato.learning.clusters import begun
 from sfumato.learning.heads import (
@@ -56,17 +56,17 @@ _LARGEST = 512  # side to which codes are made larger before they are classified
 class STEGO(HeadMethod):
     """Learns classes of pixels without labels, of how alike frozen features are."""
 
-    classes: Count = 27
+    classes: Several = 27
     """Clusters."""
     dim: Count = 70
     """Numbers of a code."""
     nonlinear: bool = True
     """Two layers beside the linear one."""
-    dropout: Part = 0.1
+    dropout: LesserPart = 0.1
     """Part of the features' channels that is dropped."""
     standard: bool = False
     """Bring features to mean 0 and variance 1 over the pictures first."""
-    batch: Count = 16
+    batch: Several = 16
     """Pictures in a step."""
     points: Count = 11
     """Of each, so many times so many places."""
@@ -99,16 +99,6 @@ class STEGO(HeadMethod):
     """Of the clusters and the classifier."""
     seed: Whole = 0
     """Of weights, places, pairs and dropout."""
-
-    def __post_init__(self) -> None:
-        Settings.__post_init__(self)
-        if min(self.classes, self.batch) < 2 or min(self.dim, self.points, self.neighbours, self.negatives) < 1:
-            raise SfumatoError(
-                "classes and batch are at least 2, dim, points, neighbours and negatives at least 1; "
-                f"got {self.classes}, {self.batch}, {self.dim}, {self.points}, {self.neighbours}, {self.negatives}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise SfumatoError(f"dropout is a part of the channels, from 0 to below 1, got {self.dropout}")
 
     def check(self, examples: Examples) -> None:
         super().check(examples)

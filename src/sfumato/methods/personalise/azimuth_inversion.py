@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.core.conditions import Cond
-from sfumato.core.settings import Count, Weight
+from sfumato.core.settings import Between, Count, Weight
 from sfumato.errors import SfumatoError, whole
 from sfumato.learning.concepts import Concept
 from sfumato.learning.mappers import RING, around
@@ -44,7 +44,7 @@ class AzimuthInversion(Personalisation):
     """Pictures of a step."""
     rate: Weight = 2e-3
     """Of AdamW."""
-    azimuths: Count = 6
+    azimuths: Annotated[int, Between(1, 360)] = 6
     """At how many the word has vectors."""
     neighbours: Count = 3
     """How many of them count at any other."""
@@ -55,7 +55,6 @@ class AzimuthInversion(Personalisation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("azimuths of a word", self.azimuths, 1, 360)
         whole("azimuths that count", self.neighbours, 1, self.azimuths)
 
     def check(self, asked: Asked) -> None:

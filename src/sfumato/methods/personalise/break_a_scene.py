@@ -37,7 +37,7 @@ from sfumato.core.attention import Call
 from sfumato.core.choice import nearest
 from sfumato.core.rows import single
 from sfumato.core.settings import Between, Count, Weight, Whole
-from sfumato.errors import SfumatoError, whole
+from sfumato.errors import SfumatoError
 from sfumato.learning import tuning
 from sfumato.learning.concepts import Concept, padded
 from sfumato.learning.lessons import Drawn
@@ -83,7 +83,7 @@ class BreakAScene(Personalisation):
     """Do the text encoders learn as well?"""
     rank: Whole = 0
     """Of low-rank changes of attention, which learn in the place of all weights; 0: all weights."""
-    vectors: Count = 1
+    vectors: Annotated[int, Between(1, MOST)] = 1
     """How many each word is read as."""
     templates: tuple[str, ...] = ("a photo of {}",)
     """Captions, with {} for the words of a step with "and" between them."""
@@ -91,10 +91,6 @@ class BreakAScene(Personalisation):
     """Min-SNR: how much an error counts at most; none: all levels the same."""
     clip: Weight | None = 1.0
     """The greatest norm of all gradients."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole("vectors of a word", self.vectors, 1, MOST)
 
     @property
     def wants_prior(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.core.conditions import Cond
-from sfumato.core.settings import Count, Weight
-from sfumato.errors import SfumatoError, whole
+from sfumato.core.settings import Between, Count, Weight
+from sfumato.errors import SfumatoError
 from sfumato.learning.concepts import Concept, padded
 from sfumato.learning.personal import Asked, Personalisation
 from sfumato.learning.teaching import Part, Taught, Teaching, filled
@@ -38,7 +38,7 @@ class DisentangledInversion(Personalisation):
     wants_masks: ClassVar[bool] = True
     steps: Count = 3000
     """How often the vectors move."""
-    batch: Count = 4
+    batch: Annotated[int, Between(2, 4096)] = 4
     """Pictures of a step: half whole, half of what lies around."""
     rate: Weight = 2e-3
     """Of AdamW."""
@@ -48,10 +48,6 @@ class DisentangledInversion(Personalisation):
     """What lies around, in words that the model knows, such as room."""
     templates: tuple[str, ...] = ()
     """Other captions than those of objects, with {} for the word."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole("pictures of a step, half of which are of what lies around,", self.batch, 2, 4096)
 
     def problem(self, asked: Asked) -> Both:
         masks = asked.lesson.masks

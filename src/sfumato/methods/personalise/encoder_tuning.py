@@ -24,8 +24,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from sfumato.core.settings import Between, Count, Weight
-from sfumato.errors import SfumatoError, whole
+from sfumato.core.settings import Between, Count, LesserPart, Weight
 from sfumato.learning import tuning
 from sfumato.learning.concepts import Concept
 from sfumato.learning.encoders import offset
@@ -45,22 +44,16 @@ class EncoderTuning(Personalisation):
     """Of AdamW, for the encoder."""
     weights_rate: Weight | None = None
     """Of the offsets of weights, or of the weights; none: the same."""
-    batch: Count = 16
+    batch: Annotated[int, Between(1, 4096)] = 16
     """Pictures of a step."""
     penalty: Weight = 0.1
     """What the squared length of the encoder's offset counts."""
     network: bool = False
     """Do all weights of the network learn, in the place of their offsets?"""
-    since: Annotated[float, Between(0, 1)] = 0.0
+    since: LesserPart = 0.0
     """Levels below this part of all times are not learned from."""
     templates: tuple[str, ...] = ("a photo of a {}",)
     """Captions, with {} for the word."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole("pictures of a step", self.batch, 1, 4096)
-        if min(self.rate, self.weights_rate or 0, self.penalty) < 0 or not 0 <= self.since < 1:
-            raise SfumatoError("rates and penalty of EncoderTuning are 0 or more, since is in [0, 1)")
 
     def problem(self, asked: Asked) -> Encoding:
         begun = asked.encoder

@@ -34,7 +34,6 @@ from torch import Tensor, nn
 
 from sfumato.core.conditions import Cond
 from sfumato.core.settings import Between, Count, Weight, Whole
-from sfumato.errors import whole
 from sfumato.learning.concepts import Concept, bins, padded
 from sfumato.learning.personal import Asked, Personalisation
 from sfumato.learning.seeds import generator
@@ -62,7 +61,7 @@ class TextualInversion(Personalisation):
     """Steps in which the rate rises from zero; then it stays."""
     decay: Weight = 0.01
     """Weight decay, of the word's vectors alone."""
-    vectors: Count = 1
+    vectors: Annotated[int, Between(1, MOST)] = 1
     """How many the word is read as."""
     begin: Literal["kind", "noise"] = "kind"
     """What vectors are at first: those of the kind's tokens, or normal noise of the vocabulary's spread."""
@@ -85,10 +84,6 @@ class TextualInversion(Personalisation):
     """Parts of all times, each with vectors of its own."""
     pull: Weight = 0.0
     """After each step vectors are scaled by this power of the vocabulary's spread over theirs."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole("vectors of a word", self.vectors, 1, MOST)
 
     def problem(self, asked: Asked) -> Word:
         captions = filled(self.templates or (STYLE if self.style else OBJECT), asked.word)

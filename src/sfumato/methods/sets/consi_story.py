@@ -40,7 +40,6 @@ from sfumato.core.method import Edit, Method, Need, Phases, Requires, Run, Step,
 from sfumato.core.schedule import part_of
 from sfumato.core.settings import Part, PartOfSteps, TrainStep, Whole
 from sfumato.core.sites import Grid, Layer, Site
-from sfumato.errors import SfumatoError
 from sfumato.methods.edit.appearance import in_decoder
 from sfumato.methods.sets.sources import PAIR
 from sfumato.ops.blur import blur
@@ -83,10 +82,6 @@ class ConsiStory(Method):
     """Of what is dropped."""
 
     def start(self, run: Run) -> Phases:
-        parts = {"the subject's cells": (self.dropout,), "queries": self.queries, "an injection": (self.inject,)}
-        for what, values in parts.items():
-            if wrong := [value for value in values if not 0 <= value <= 1]:
-                raise SfumatoError(f"a part of {what} lies between 0 and 1, got {wrong[0]:g}")
         if run.rows.of_stream == 1:
             return Phases()
         where = _Subject(run, self)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -29,8 +29,7 @@ from torch import Tensor, fft
 
 from sfumato.core.method import Method, Phases, Requires, Run
 from sfumato.core.schedule import add_noise
-from sfumato.core.settings import Count, Weight
-from sfumato.errors import SfumatoError, whole
+from sfumato.core.settings import Between, Count, Part
 
 Filter = Literal["butterworth", "gaussian", "ideal"]
 _CLIP = (-3, -2, -1)  # frames, rows, columns
@@ -42,21 +41,18 @@ class FreeInit(Method):
 
     requires: ClassVar = Requires(clip=True)
 
-    iterations: Count = 3
+    iterations: Annotated[int, Between(1, 100)] = 3
     """Runs in all; with 1 it is plain sampling."""
     filter: Filter = "butterworth"
     """How what is slow is told from what is not."""
     order: Count = 4
     """Of the Butterworth filter: the larger, the sharper it ends."""
-    space: Weight = 0.25
+    space: Part = 0.25
     """d_s: where the filter stops over the picture, 1 the highest frequency; 0 keeps nothing."""
-    time: Weight = 0.25
+    time: Part = 0.25
     """d_t: where it stops over the frames."""
 
     def start(self, run: Run) -> Phases:
-        whole("iterations", self.iterations, 1, 100)
-        if not (0 <= self.space <= 1 and 0 <= self.time <= 1):
-            raise SfumatoError(f"frequencies at which a filter stops lie from 0 to 1, got {self.space}, {self.time}")
         spread = 1.0 if run.levels is None else run.levels.spread
         noisiest = run.model.schedule.at(run.model.schedule.train_steps - 1)
 

@@ -268,8 +268,6 @@ def _consecutive(numbers: Sequence[int]) -> list[list[int]]:
 
 def _parts(a: float) -> tuple[float, float]:
     """Of what is shared and of what is one's own, so that their squares sum to 1."""
-    if a < 0:
-        raise SfumatoError(f"a is what noise is shared over what is not, from 0, got {a:g}")
     return a / math.sqrt(1 + a * a), 1 / math.sqrt(1 + a * a)
 
 

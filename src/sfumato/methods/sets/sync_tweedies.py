@@ -51,8 +51,6 @@ class SyncTweedies(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.case not in CASES:
-            raise SfumatoError(f"the cases of SyncTweedies are 1 to 6, got {self.case}")
         if self.until < 1 and CASES[self.case][1] == "canvas":
             raise SfumatoError(
                 f"in case {self.case} there is one canvas, whose views cannot part; take a case from 1 to 3"
