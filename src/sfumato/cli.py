@@ -35,7 +35,7 @@ from sfumato.commands.learn import learn
 from sfumato.commands.lift import lift
 from sfumato.commands.match import match
 from sfumato.commands.methods import methods
-from sfumato.commands.oneline import oneline
+from sfumato.commands.oneline import oneline, worded
 from sfumato.commands.panorama import panorama
 from sfumato.commands.reconstruct import reconstruct
 from sfumato.commands.render import render
@@ -96,6 +96,7 @@ def main(args: Sequence[str]) -> int:
         print(f"sfumato {__version__}")
         return 0
     args, prog, commands = list(args) or ["--help"], "sfumato", dict[str, Callable[..., None]](COMMANDS)
+    command = None
     try:
         if args[0] == completions.ASKED:
             return _show("\n".join(completions.complete(args[1:], COMMANDS, GROUPS, _methods, HEADS)))
@@ -131,7 +132,7 @@ def main(args: Sequence[str]) -> int:
     except SfumatoError as e:
         if os.environ.get("SFUMATO_DEBUG"):
             raise
-        print(f"sfumato: {e}", file=sys.stderr)
+        print(f"sfumato: {worded(e, fields.grammar(command).options if command else ())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if os.environ.get("SFUMATO_DEBUG"):

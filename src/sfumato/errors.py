@@ -14,6 +14,19 @@ class SfumatoError(Exception):
     """Something the caller can put right; the command line prints it on one line and exits with 2."""
 
 
+class SettingError(SfumatoError):
+    """Of a field of a class; a command line says what was typed instead (``typed``)."""
+
+    def __init__(self, name: str, owner: str, wrong: str) -> None:
+        super().__init__(f"{name} of {owner} {wrong}")
+        self.name, self.owner, self.wrong = name, owner, wrong
+
+    def typed(self, word: str = "", field: str = "") -> SfumatoError:
+        """Of a command's option, or of that of a method's ``word``; where the owner is in its ``field``, of that."""
+        option = f"--{(field or self.name).replace('_', '-')}" + f" of {word}" * bool(word)
+        return SfumatoError(f"{option}: its {self.name} {self.wrong}" if field else f"{option} {self.wrong}")
+
+
 def unknown(what: str, asked: object, known: Iterable[str], listed: str = "") -> SfumatoError:
     """The error for a word that is none of ``known``: what may have been meant, and what there is, or ``listed``."""
     names = list(known)

@@ -117,10 +117,13 @@ def test_null_text_in_float16_is_a_picture_and_json(run, tmp_path, photo, models
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("p2p", "--cross", "nan"), "cross of PromptToPrompt is a finite number, got nan"),
-        (("sag", "--scale", "inf"), "scale of SelfAttentionGuidance is a finite number, got inf"),
-        (("ledits", "--thresholds", "cube=nan"), "thresholds of Ledits is a finite number, got nan"),
-        (("attend-and-excite", "--refine-to", "0.1", "nan", "0.8"), "refine_to of AttendAndExcite is a finite number"),
+        (("p2p", "--cross", "nan"), "--cross of p2p is a finite number, got nan"),
+        (("sag", "--scale", "inf"), "--scale of sag is a finite number, got inf"),
+        (("ledits", "--thresholds", "cube=nan"), "--thresholds of ledits is a finite number, got nan"),
+        (
+            ("attend-and-excite", "--refine-to", "0.1", "nan", "0.8"),
+            "--refine-to of attend-and-excite is a finite number",
+        ),
     ],
 )
 def test_numbers_of_methods_that_are_not_finite_are_refused_before_anything_is_loaded(run, photo, tmp_path, args, says):

@@ -87,7 +87,7 @@ def test_a_wrong_option_of_a_method_takes_no_torch(tmp_path):
     Image.new("RGB", (8, 8)).save(photo := tmp_path / "photo.png")
     for args, line in (
         ("--croos=.3", "unknown option --croos; did you mean --cross of p2p or --compose or --looks?"),
-        ("--cross=3", "cross of PromptToPrompt lies between 0 and 1, got 3.0"),
+        ("--cross=3", "--cross of p2p lies between 0 and 1, got 3.0"),
         ("--preset=no", "unknown preset of prompt-to-prompt 'no'; known: pie-bench, edit-friendly, still-life"),
     ):
         call = [sys.executable, "-c", code, "edit", photo, "--from=a", "--to=b", "p2p", args]

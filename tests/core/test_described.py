@@ -13,6 +13,7 @@ from sfumato.core.described import Described, strings
 from sfumato.core.results import Sample
 from sfumato.methods import index
 from sfumato.methods.edit.prompt_to_prompt import PromptToPrompt
+from sfumato.methods.perceive.prompt_embeddings import PromptEmbeddings
 
 
 def test_help_has_the_fields_of_a_method():
@@ -23,6 +24,8 @@ def test_help_has_the_fields_of_a_method():
     assert "words : Mapping[str, float], default {}\n" in text and "requires :" not in text
     assert "seed" in strings(index.find("blended-latents").method), "also those of a class that it derives from"
     assert "latents : Float[Tensor, 'b c h w']\n    prompts : " in str(Sample.__doc__).replace(" " * 8, "    ")
+    bounded = str(PromptEmbeddings.__doc__)
+    assert "margin : float in [0, 0.5), default" in bounded and "found : int from 4, default" in bounded
     assert PromptToPrompt(self=0.1).self == 0.1 and [*inspect.signature(PromptToPrompt).parameters][:2] == [
         "cross",
         "self",

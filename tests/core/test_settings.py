@@ -79,7 +79,7 @@ def test_every_number_has_bounds_or_a_reason(cls: Any):
     assert needed or cls()
     unread = [f.name for f in fields(cls) if kinds[f.name] is Any and re.match(r"int|float|tuple\[|[A-Z]", str(f.type))]
     assert not [name for name in unread if "Callable" not in str(cls.__annotations__.get(name))]
-    for f in (f for f in fields(cls) if f.init and numeric(kinds[f.name]) and "within" not in f.metadata):
+    for f in (f for f in fields(cls) if f.init and numeric(kinds[f.name])):
         what, values = f"{f.name} of {cls.__name__}", [v for v in outside(kinds[f.name]) if beyond(v, kinds[f.name])]
         free = any(re.fullmatch(names, name) for names in FREE for name in (f.name, f"{cls.__name__}.{f.name}"))
         assert values or free, f"{what}: {kinds[f.name]}"

@@ -12,7 +12,7 @@ import tyro
 
 from sfumato.commands import help
 from sfumato.commands.options import seed_of
-from sfumato.errors import SfumatoError, unknown
+from sfumato.errors import SettingError, SfumatoError, unknown
 from sfumato.io.progress import waiting
 from sfumato.io.sparing import sparing
 from sfumato.methods import index
@@ -88,13 +88,8 @@ def methods(segments: Sequence[Sequence[str]], prog: str, head: bool = False) ->
         entry, cls = index.find(word), class_of(word, head)
         kind, suiting = (entry.learner if head else entry.method), recipes.presets(entry, head)
         presets = [o.removeprefix("--preset=") for o in options if o.startswith("--preset=")]
-        item = tyro.cli(
-            cls,
-            prog=f"{prog} ... {word}",
-            args=[o for o in options if not o.startswith("--preset=")],
-            config=help.CONFIG,
-            **({"default": cls(**values(index.preset(entry, presets[-1], suiting)))} if presets else {}),
-        )
+        default = {"default": cls(**values(index.preset(entry, presets[-1], suiting)))} if presets else {}
+        item = _parsed(cls, word, options, prog, **default)
         seed_of(getattr(item, "seed", 0))
         items.append(kind(**values(item)))
         own = {_named(o) for o in options if o.startswith("--")}
@@ -109,8 +104,17 @@ def _check(word: str, options: Sequence[str], prog: str, head: bool) -> None:
     if presets and presets[-1] not in (known := recipes.preset_names(entry, head)):
         raise unknown(f"preset of {entry.word}", presets[-1], known or ("none",))
     if sketch and not (presets and any(f.default is f.default_factory for f in fields(sketch))):
-        own = [o for o in options if not o.startswith("--preset=")]
-        seed_of(getattr(tyro.cli(sketch, prog=f"{prog} ... {word}", args=own, config=help.CONFIG), "seed", 0))
+        seed_of(getattr(_parsed(sketch, word, options, prog), "seed", 0))
+
+
+def _parsed(cls: Any, word: str, options: Sequence[str], prog: str, **default: Any) -> Any:
+    """A method's own options, made what they say; ``SfumatoError`` calls what is wrong with one by its name there."""
+    own = [o for o in options if not o.startswith("--preset=")]
+    try:
+        return tyro.cli(cls, prog=f"{prog} ... {word}", args=own, config=help.CONFIG, **default)
+    except SettingError as e:
+        field = next((f.name for f in fields(cls) if e.owner in str(f.type)), "") if e.owner != cls.__name__ else ""
+        raise e.typed(word, field) from None
 
 
 def _named(option: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, redirect_stderr
 
-from sfumato.errors import SfumatoError, unknown
+from sfumato.errors import SettingError, SfumatoError, unknown
+from sfumato.methods import index
 
 _KINDS = {"INT": "a whole number", "FLOAT": "a number"}
 _QUOTED = "'([^']*)'"
@@ -25,9 +26,20 @@ def oneline() -> Iterator[None]:
         if not e.code or not (lines := _inside(box.getvalue())):
             raise
         raise SfumatoError(_said(lines)) from None
+    except SettingError as e:
+        raise e.typed() from None
     finally:
         if not _inside(box.getvalue()):
             sys.stderr.write(box.getvalue())
+
+
+def worded(error: SfumatoError, options: Collection[str] = ()) -> str:
+    """What a command with these ``options`` says of an error: what it calls them and methods, not what Python does."""
+    if isinstance(error, SettingError) and f"--{error.name.replace('_', '-')}" in options:
+        error = error.typed()
+    called = [e for e in index.METHODS if "-" in e.word or e.head]  # others are published by the name of their class
+    names = {home.partition(":")[2]: e.word for e in called for home in (e.home, e.head)}
+    return re.sub(r"(?<![\w/\\.'\"<-])([A-Z]\w+)(?![\w/\\.\"(-])", lambda m: names.get(m[1], m[1]), str(error))
 
 
 def _inside(text: str) -> list[str]:

@@ -242,8 +242,8 @@ class Backbone(ABC):
             raise SfumatoError(f"a clip has at least 1 frame, got {frames}")
         if frames > 1 and self.frames == 1:
             raise SfumatoError(
-                f"{self.name} paints images, not clips of {frames} frames; load(..., motion=ADAPTER) gives Stable "
-                "Diffusion 1 an AnimateDiff adapter"
+                f"{self.name} paints images, not clips of {frames} frames; an AnimateDiff adapter (motion, --motion) "
+                "lets Stable Diffusion 1 paint them"
             )
         if frames > self.frames and not longer:
             raise SfumatoError(f"{self.name} attends over at most {self.frames} frames, got {frames}; {self.shorter}")

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 Streams = Mapping[str, str | Sequence[str]]
 Prompts = str | Sequence[str] | Streams
 _Prepared = tuple[Run, dict[str, Phases], Plan, Cond]
+_PLAINLY = "take DDIM (--stepper ddim)"
 
 
 class Options(TypedDict, total=False):
@@ -158,7 +159,8 @@ def denoise(
             note(f"{why}, so steps are DDIM's and not those of the model's {model.schedule.kind}")
         path = start if isinstance(start, Start) and start.undoes else None
         if path is not None and len(path.levels) != len(levels):
-            raise SfumatoError(f"{type(stepper).__name__} asks the network at more levels than the path has; take DDIM")
+            who = type(stepper).__name__
+            raise SfumatoError(f"{who} asks the network at more levels than the path has; {_PLAINLY}")
         guide = run.guide or guide
         if controls:
             cond = replace(cond, controls=tuple(controls))
@@ -305,7 +307,7 @@ def _visiting(
     if why is None:
         return chosen, visits, found, None
     if stepper is not None:
-        raise SfumatoError(f"{why}; take DDIM")
+        raise SfumatoError(f"{why}; {_PLAINLY}")
     return DDIM(), levels, prepared(levels), why
 
 
@@ -483,7 +485,7 @@ class _Running:
         if variance.shape != predicted.shape:
             raise SfumatoError(
                 f"{model.schedule.kind} has variance_type {model.schedule.config['variance_type']!r}, and the network "
-                f"of {model.name} says nothing of it; take DDIM"
+                f"of {model.name} says nothing of it; {_PLAINLY}"
             )
         return predicted, variance
 

@@ -26,6 +26,7 @@ _KINDS = {
 }
 """What annotations of ours say."""
 _WORDS = re.compile(rf"\b({'|'.join(_KINDS)})\b")
+_BOUNDS = re.compile(r"Annotated\[(\w+), Between\((\w+)(?:, ([\w.]+))?(, above=True)?(, below=True)?\)\]")
 
 
 class Described:
@@ -65,7 +66,13 @@ def _parameters(cls: Any) -> str:
 
 
 def _kind(annotation: str) -> str:
-    return _WORDS.sub(lambda found: _KINDS[found[0]], annotation)
+    return _BOUNDS.sub(_bounded, _WORDS.sub(lambda found: _KINDS[found[0]], annotation))
+
+
+def _bounded(found: re.Match[str]) -> str:
+    kind, low, high, above, below = found.groups()
+    inside = f"in {'(' if above else '['}{low}, {high}{')' if below else ']'}"
+    return f"{kind} {inside if high else f'from {low}'}"
 
 
 def _default(f: Field[Any]) -> str:

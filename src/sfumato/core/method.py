@@ -36,6 +36,8 @@ Field = Literal["feature", "qkv", "sources", "logits", "probs", "out"]
 FIELDS: tuple[Field, ...] = ("feature", "qkv", "sources", "logits", "probs", "out")
 Moment = int | float | None  # a step's number, a fraction of the steps, the end
 Span = tuple[Moment, Moment]
+EMPTY = "give a scale above 1, or cfg(scale) (--negative) to a network that reads its guidance"
+"""How a guidance has an empty prompt."""
 Maps = dict[Any, dict[Name, Float[Tensor, "each queries keys"]]]
 
 
@@ -247,7 +249,7 @@ class Requires:
             how = "sfumato edit --from --to, or two streams of denoise"
             raise SfumatoError(f"{who} needs two prompts, of a picture and of its edit: {how}")
         if self.uncond and "uncond" not in run.rows.conditions:
-            raise SfumatoError(f"{who} takes a guidance with an empty prompt; give a scale above 1, or cfg(scale)")
+            raise SfumatoError(f"{who} takes a guidance with an empty prompt; {EMPTY}")
         if not self.windows and not run.rows.whole:
             how = "this canvas is seen in windows" if run.rows.grids is None else "these are seen as tiles of grids"
             raise SfumatoError(f"{who} sees whole images, and {how}; leave the views out")

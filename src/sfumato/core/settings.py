@@ -8,13 +8,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, wraps
 from inspect import get_annotations, isclass, signature
+from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from sfumato.core.described import Described
-from sfumato.errors import SfumatoError, shown, unknown
+from sfumato.errors import SettingError, SfumatoError, shown, unknown
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,11 @@ class Settings(Described):
             cls.__call__ = _reading(call, read) if read else call  # pyright: ignore[reportAttributeAccessIssue]
 
     def __post_init__(self) -> None:
-        kinds = kinds_of(type(self))
-        for f in fields(self):  # pyright: ignore[reportArgumentType]
-            if isinstance(f.default, tuple) and isinstance(text := getattr(self, f.name), str):
-                raise SfumatoError(f"{f.name} of {type(self).__name__} are several, such as ({text!r},), got {text!r}")
-            endless = isinstance(f.default, float) and math.isinf(f.default)
-            for value in numbers(getattr(self, f.name)):
-                if math.isnan(value) or (math.isinf(value) and not endless):
-                    raise SfumatoError(f"{f.name} of {type(self).__name__} is a finite number, got {value}")
-        for f in fields(self):  # pyright: ignore[reportArgumentType]
-            check(f"{f.name} of {type(self).__name__}", getattr(self, f.name), kinds.get(f.name, Any))
+        kinds, given = kinds_of(type(self)), [(f, getattr(self, f.name)) for f in fields(self)]  # pyright: ignore[reportArgumentType]
+        endless = ((f.name, _endless(value, f.default)) for f, value in given)
+        others = ((f.name, amiss(f.name, value, kinds.get(f.name, Any))) for f, value in given)
+        if found := next((each for each in chain(endless, others) if each[1]), None):
+            raise SettingError(found[0], type(self).__name__, found[1])
 
 
 def _reading(call: Callable[..., Any], read: Sequence[str]) -> Callable[..., Any]:
@@ -110,6 +106,15 @@ def _reading(call: Callable[..., Any], read: Sequence[str]) -> Callable[..., Any
         return call(self, *args, **kwargs)
 
     return called
+
+
+def _endless(value: Any, default: Any) -> str:
+    """What is wrong with a value that is a text for several, or has no end where its field's default has one."""
+    if isinstance(default, tuple) and isinstance(value, str):
+        return f"are several, such as ({value!r},), got {value!r}"
+    inf = isinstance(default, float) and math.isinf(default)
+    bad = (each for each in numbers(value) if math.isnan(each) or (math.isinf(each) and not inf))
+    return next((f"is a finite number, got {each}" for each in bad), "")
 
 
 def numbers(value: Any) -> Iterator[float]:
@@ -138,17 +143,18 @@ def kinds_of(what: Any) -> dict[str, Any]:
 
 def check(what: str, value: Any, kind: Any) -> None:
     """Raise ``SfumatoError`` for a value that an annotation rules out; of kinds that are not known here nothing is."""
-    words = [each for each in _alternatives(kind) if get_origin(each) is Literal]
-    if isinstance(value, str) and words and not fits(value, kind):
-        raise unknown(
-            what.partition(" of ")[0],
-            value,
-            [word for each in words for word in get_args(each) if isinstance(word, str)],
-        )
+    if wrong := amiss(what, value, kind):
+        raise SfumatoError(f"{what} {wrong}")
+
+
+def amiss(what: str, value: Any, kind: Any) -> str:
+    """What of a value its annotation rules out, if anything; raises ``SfumatoError`` for a word that is not known."""
     if not fits(value, kind):
-        raise SfumatoError(f"{what} is {' or '.join(map(_spoken, _alternatives(kind)))}, got {shown(value)}")
-    for number, bounds in beyond(value, kind):
-        raise SfumatoError(f"{what} {bounds}, got {number!r}")
+        words = [each for each in _alternatives(kind) if get_origin(each) is Literal]
+        if isinstance(value, str) and words:
+            raise unknown(what, value, [word for each in words for word in get_args(each) if isinstance(word, str)])
+        return f"is {' or '.join(map(_spoken, _alternatives(kind)))}, got {shown(value)}"
+    return next((f"{bounds}, got {number!r}" for number, bounds in beyond(value, kind)), "")
 
 
 def beyond(value: Any, kind: Any) -> Sequence[tuple[float, Between]]:

@@ -64,7 +64,7 @@ class LowRank:
                 return noises(self.model, x, at, {"told": cond})["told"]
         if camera is None:
             raise SfumatoError(
-                "guidance of the low-rank copy is by what it is told of each image; tell it (conditioned=True)"
+                "guidance of the low-rank copy is by what it is told of each image; tell it (conditioned)"
             )
         with self._on(torch.cat([torch.zeros_like(camera), camera])):
             predicted = noises(self.model, x, at, {"blind": cond, "told": cond})
@@ -110,7 +110,7 @@ class LowRank:
         if camera is not None and self._time is None:
             raise SfumatoError(
                 f"the network of {self.model.name} embeds its time in no known place, so that its copy cannot be told "
-                "where images are from; do without (conditioned=False)"
+                "where images are from; leave conditioned out"
             )
         if camera is not None and camera.shape[1] != NUMBERS:
             raise SfumatoError(f"a camera is told as {NUMBERS} numbers an image, got {camera.shape[1]}")

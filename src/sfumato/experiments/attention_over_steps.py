@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
@@ -14,8 +14,9 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
 from sfumato.core.results import Sample
+from sfumato.core.settings import Between
 from sfumato.core.watch import Attention
-from sfumato.experiments.experiment import Experiment, Findings, seed, within
+from sfumato.experiments.experiment import Experiment, Findings, Seed
 from sfumato.media import plots
 from sfumato.prompts.words import spans
 
@@ -82,11 +83,11 @@ class AttentionOverSteps(Experiment):
     """What to paint."""
     words: tuple[str, ...] = ()
     """Words of it [default: all]."""
-    steps: int = within(50, 2, 1000)
+    steps: Annotated[int, Between(2, 1000)] = 50
     """DDIM steps."""
     guidance: float = 7.5
     """Scale of classifier-free guidance."""
-    seed: int = seed()
+    seed: Seed = 0
     """The same seed gives the same result."""
 
     def settings(self, model: Backbone) -> dict[str, Any]:

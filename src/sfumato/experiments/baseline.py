@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -18,11 +19,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.settings import Positive
+from sfumato.core.settings import Between, Positive
 from sfumato.distill import Latents, canvases, distil
 from sfumato.errors import SfumatoError
 from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, percent, photographed, tile
-from sfumato.experiments.experiment import Findings, within
+from sfumato.experiments.experiment import Findings
 from sfumato.media import plots
 from sfumato.methods.distill.collaborative_score_distillation import EDITING, CollaborativeScoreDistillation
 from sfumato.metrics.image import psnr
@@ -134,7 +135,7 @@ class Baseline(OfSubjects):
     Example: sfumato experiment baseline --prompt "a red cube on grass" --colour blue --n 4
     """
 
-    n: int = within(4, 2, 64)
+    n: Annotated[int, Between(2, 64)] = 4
     """Images."""
     colour: str = ""
     """What the thing becomes [default: blue, or red if it is blue]."""
@@ -142,7 +143,7 @@ class Baseline(OfSubjects):
     """Of all runs."""
     rate: Positive = 0.1
     """Of plain gradient descent."""
-    steps: int = within(60, 1, MOST_STEPS)
+    steps: Annotated[int, Between(1, MOST_STEPS)] = 60
     """Steps of each run."""
 
     source = (

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.settings import Weight
+from sfumato.core.settings import Between, Weight
 from sfumato.distill import canvases, distil
 from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, percent, tile
-from sfumato.experiments.experiment import Findings, within
+from sfumato.experiments.experiment import Findings
 from sfumato.media import plots
 from sfumato.methods.distill.collaborative_score_distillation import CollaborativeScoreDistillation
 from sfumato.metrics.looks import spread
@@ -79,13 +80,13 @@ class Collaboration(OfSubjects):
     Example: sfumato experiment collaboration --prompt "a red cube on grass" --n 8
     """
 
-    n: int = within(4, 2, 64)
+    n: Annotated[int, Between(2, 64)] = 4
     """Images."""
     guidance: float = 20.0
     """Of all runs."""
     repulsion: Weight = 1e3
     """Times the kernel's own gradient, in a third run."""
-    steps: int = within(150, 1, MOST_STEPS)
+    steps: Annotated[int, Between(1, MOST_STEPS)] = 150
     """Steps of each run."""
 
     source = (

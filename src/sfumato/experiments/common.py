@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import torch.nn.functional as F
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
+from sfumato.core.settings import Between
 from sfumato.distill import Distillation, Viewpoints, canvases, distil
 from sfumato.errors import SfumatoError
-from sfumato.experiments.experiment import Experiment, Findings, plain, seed, within
+from sfumato.experiments.experiment import Experiment, Findings, Seed, plain
 from sfumato.media import plots
 from sfumato.methods import index
 from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
@@ -100,9 +101,9 @@ class OfSubjects(Experiment):
 
     prompt: str = ""
     """Paint this, n times; in the words of the built-in model [default: one thing on some ground, drawn n times]."""
-    n: int = within(2, 1, 64)
+    n: Annotated[int, Between(1, 64)] = 2
     """Images."""
-    seed: int = seed()
+    seed: Seed = 0
     """The same seed gives the same result."""
 
     together: ClassVar[bool] = False

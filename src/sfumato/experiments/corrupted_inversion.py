@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.core.backbone import Backbone
-from sfumato.experiments.experiment import Experiment, Findings, within
+from sfumato.core.settings import Between
+from sfumato.experiments.experiment import Experiment, Findings
 from sfumato.inversion.ddim import DDIMInversion
 from sfumato.inversion.invert import checked
 from sfumato.io.progress import progress
@@ -179,7 +180,7 @@ class CorruptedInversion(Experiment):
     """Any picture file."""
     prompt: str = ""
     """What it shows."""
-    steps: int = within(50, 2, 1000)
+    steps: Annotated[int, Between(2, 1000)] = 50
     """DDIM steps."""
     fit: Fit = "crop"
     """How the picture becomes what the model sees."""

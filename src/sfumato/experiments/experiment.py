@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from sfumato.core.settings import Settings
-from sfumato.errors import SfumatoError, whole
+from sfumato.core.settings import Between, Settings
+from sfumato.errors import SfumatoError
 
 if TYPE_CHECKING:
     from sfumato.core.backbone import Backbone
@@ -40,21 +40,14 @@ class Findings(ABC):
         return []
 
 
-def within(default: int, low: int, high: int) -> Any:
-    """A field that is a whole number from ``low`` to ``high``."""
-    return field(default=default, metadata={"within": (low, high)})
-
-
-def seed() -> Any:
-    """A field that is a seed."""
-    return within(0, 0, 2**31 - 1)
+Seed = Annotated[int, Between(0, 2**31 - 1)]
 
 
 @dataclass(frozen=True)
 class Experiment(Settings, ABC):
     """A source's figure or table, measured again. Fields are its settings.
 
-    ``SfumatoError`` for a number that is not finite or not ``within``, and for numbers of which two are the same.
+    ``SfumatoError`` for a number that is not finite or out of its bounds, and for numbers of which two are the same.
     """
 
     source: ClassVar[str] = ""
@@ -64,9 +57,7 @@ class Experiment(Settings, ABC):
         super().__post_init__()
         for f in fields(self):
             value = getattr(self, f.name)
-            if "within" in f.metadata:
-                whole(f.name, value, *f.metadata["within"])
-            elif isinstance(value, tuple) and isinstance(f.default, tuple) and f.default:
+            if isinstance(value, tuple) and isinstance(f.default, tuple) and f.default:
                 different(f.name, value)
 
     @property

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.settings import Between
 from sfumato.distill import Distillation, RandomViews, canvases
 from sfumato.experiments.common import (
     MOST_STEPS,
@@ -25,7 +26,7 @@ from sfumato.experiments.common import (
     published,
     tile,
 )
-from sfumato.experiments.experiment import Findings, within
+from sfumato.experiments.experiment import Findings
 from sfumato.media import plots
 
 VIEWS = {False: "straight", True: "random views"}
@@ -98,7 +99,7 @@ class GuidanceGrid(OfSubjects):
     Example: sfumato experiment guidance-grid --prompt "a red cube on grass" --n 1 --methods sds,nfsd
     """
 
-    n: int = within(1, 1, 64)
+    n: Annotated[int, Between(1, 64)] = 1
     """Images."""
     methods: Mapping[str, Distillation] = field(default_factory=published)
     """Methods that distil; on a command line WORD:PRESET for one of their presets."""
@@ -108,7 +109,7 @@ class GuidanceGrid(OfSubjects):
     """What is moved."""
     views: Literal["both", "straight", "random"] = "both"
     """Are images turned and scaled at random?"""
-    steps: int = within(60, 1, MOST_STEPS)
+    steps: Annotated[int, Between(1, MOST_STEPS)] = 60
     """Steps of each run."""
 
     source = (

@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.settings import Between
 from sfumato.errors import SfumatoError
 from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, apart, logarithmic, percent, tile
-from sfumato.experiments.experiment import Findings, within
+from sfumato.experiments.experiment import Findings
 from sfumato.experiments.kappa_error import LOOKS, along, inverted_errors
 from sfumato.inversion import DDIMInversion, invert, reconstruct
 from sfumato.media import plots
@@ -125,9 +127,9 @@ class InversionGuidance(OfSubjects):
 
     guidance: float = 7.5
     """The g of 1/1, g/g, 1/g, -g/g and 0/0."""
-    trajectory: int = within(30, 2, 1000)
+    trajectory: Annotated[int, Between(2, 1000)] = 30
     """DDIM steps of a whole trajectory."""
-    steps: int = within(30, 2, MOST_STEPS)
+    steps: Annotated[int, Between(2, MOST_STEPS)] = 30
     """Steps of each run."""
 
     source = (

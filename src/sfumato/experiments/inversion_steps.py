@@ -9,12 +9,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from sfumato.core.backbone import Backbone
-from sfumato.core.settings import Count
+from sfumato.core.settings import Between, Count
 from sfumato.errors import whole
 from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, listed, percent, tile
-from sfumato.experiments.experiment import Findings, within
+from sfumato.experiments.experiment import Findings
 from sfumato.experiments.kappa_error import LOOKS, along, inverted_errors
 from sfumato.media import plots
 from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
@@ -93,7 +94,7 @@ class InversionSteps(OfSubjects):
 
     counts: tuple[Count, ...] = (3, 5, 10, 20, 30)
     """Steps of an inversion up to t = 1."""
-    steps: int = within(30, 2, MOST_STEPS)
+    steps: Annotated[int, Between(2, MOST_STEPS)] = 30
     """Steps of each run."""
 
     source = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,12 +19,12 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.guidance import guided
 from sfumato.core.schedule import Level
-from sfumato.core.settings import Count
+from sfumato.core.settings import Between, Count
 from sfumato.distill import GuidedModel, Images, canvases, distil
 from sfumato.distill.kappa import fixed_point, inverted, regressed, residual
 from sfumato.errors import SfumatoError, whole
 from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, logarithmic, ranked
-from sfumato.experiments.experiment import Findings, within
+from sfumato.experiments.experiment import Findings
 from sfumato.io.progress import progress
 from sfumato.learning.seeds import Draws
 from sfumato.media import plots
@@ -173,7 +173,7 @@ class KappaError(OfSubjects):
 
     images: Literal["both", "run", "renders"] = "both"
     """Of a run of SDI as they are then, or finished renders."""
-    steps: int = within(30, 2, MOST_STEPS)
+    steps: Annotated[int, Between(2, MOST_STEPS)] = 30
     """Steps of each run."""
     levels: Count = 10
     """Levels at which the error is measured."""

@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import guided
+from sfumato.core.settings import Between
 from sfumato.distill import Distillation, GuidedModel, Latents, canvases, distil
 from sfumato.experiments.common import MOST_STEPS, Batch, OfSubjects, Subjects, tile
-from sfumato.experiments.experiment import Findings, different, within
+from sfumato.experiments.experiment import Findings, different
 from sfumato.learning.seeds import generator
 from sfumato.media import plots
 from sfumato.methods.distill.score_distillation import ScoreDistillation
@@ -74,9 +76,9 @@ class OneNoise(OfSubjects):
     Example: sfumato experiment one-noise --prompt "a red cube on grass"
     """
 
-    steps: int = within(50, 1, MOST_STEPS)
+    steps: Annotated[int, Between(1, MOST_STEPS)] = 50
     """Steps of DDIM and of SDI."""
-    sds_steps: int = within(200, 1, MOST_STEPS)
+    sds_steps: Annotated[int, Between(1, MOST_STEPS)] = 200
     """Steps of SDS."""
     guidance: float = 7.5
     """Of all."""

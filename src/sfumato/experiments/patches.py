@@ -20,7 +20,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.settings import Between
 from sfumato.errors import SfumatoError
-from sfumato.experiments.experiment import Experiment, Findings, seed, within
+from sfumato.experiments.experiment import Experiment, Findings, Seed
 from sfumato.media import plots
 from sfumato.ops.warps import warp
 
@@ -146,11 +146,11 @@ class Patches(Experiment):
     Example: sfumato experiment patches --seed 3
     """
 
-    views: int = within(13, 3, 100)
+    views: Annotated[int, Between(3, 100)] = 13
     """Cameras on an arc around a drawn scene."""
     arc: Annotated[float, Between(1, 360)] = 120.0
     """Its length in degrees."""
-    seed: int = seed()
+    seed: Seed = 0
     """The same seed gives the same result."""
 
     def about(self, model: Backbone) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.settings import Between
 from sfumato.distill import Distillation
 from sfumato.experiments.common import (
     MOST_STEPS,
@@ -21,7 +23,7 @@ from sfumato.experiments.common import (
     published,
     tile,
 )
-from sfumato.experiments.experiment import Findings, within
+from sfumato.experiments.experiment import Findings
 from sfumato.media import plots
 
 SAMPLING = "sampling"
@@ -103,7 +105,7 @@ class Saturation(OfSubjects):
     """Methods that distil; on a command line WORD:PRESET for one of their presets."""
     guidances: tuple[float, ...] = (1.0, 7.5, 30.0, 100.0)
     """Scales of classifier-free guidance, u + s (c - u)."""
-    steps: int = within(60, 1, MOST_STEPS)
+    steps: Annotated[int, Between(1, MOST_STEPS)] = 60
     """Steps of each run."""
 
     source = (

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from sfumato.core.backbone import Backbone
+from sfumato.core.settings import Between
 from sfumato.experiments.common import Subjects, listed, percent
-from sfumato.experiments.experiment import Experiment, Findings, seed, within
+from sfumato.experiments.experiment import Experiment, Findings, Seed
 from sfumato.experiments.trajectory import Course, follow
 
 
@@ -22,9 +23,9 @@ class Smoothness(Experiment):
 
     prompt: str = ""
     """Paint this, in the words of the built-in model [default: one thing on some ground, drawn]."""
-    seed: int = seed()
+    seed: Seed = 0
     """The same seed gives the same result."""
-    steps: int = within(100, 2, 1000)
+    steps: Annotated[int, Between(2, 1000)] = 100
     """DDIM steps."""
     guidances: tuple[float, ...] = (1.0, 3.0, 7.5, 15.0, 30.0)
     """Scales of classifier-free guidance, u + s (c - u)."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,8 +21,9 @@ from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
 from sfumato.core.results import Trajectory
 from sfumato.core.schedule import Levels, Schedule
+from sfumato.core.settings import Between
 from sfumato.errors import SfumatoError
-from sfumato.experiments.experiment import Experiment, Findings, plain, seed, within
+from sfumato.experiments.experiment import Experiment, Findings, Seed, plain
 from sfumato.io.progress import progress
 from sfumato.media import plots
 
@@ -320,13 +321,13 @@ class Trajectories(Experiment):
     """What to paint."""
     scales: tuple[float, ...] = (1.0, 3.0, 7.5, 15.0, 30.0)
     """Scales of classifier-free guidance; 1 is without."""
-    steps: int = within(100, 2, 1000)
+    steps: Annotated[int, Between(2, 1000)] = 100
     """DDIM steps."""
-    points: int = within(3, 1, 6)
+    points: Annotated[int, Between(1, 6)] = 3
     """Places in the latents to follow, at random by the seed."""
     decode: Literal["z", "estimate"] = "z"
     """Pixels of the noisy latents, or of what they are estimated to become."""
-    seed: int = seed()
+    seed: Seed = 0
     """The same seed gives the same result."""
 
     def __post_init__(self) -> None:

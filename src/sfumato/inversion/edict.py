@@ -87,7 +87,9 @@ class EDICT(Inversion):
     def __call__(self, model: Backbone, image: Tensor, prompts: tuple[str, ...], advance: Advance) -> Path:
         levels = model.levels(self.steps, image.shape[-2:]).last(float(self.strength))
         if not levels[0].alpha:
-            raise SfumatoError("EDICT divides by alpha, which is zero at this model's first level; take strength < 1")
+            raise SfumatoError(
+                "EDICT divides by alpha, which is zero at this model's first level; take a strength below 1"
+            )
         guide = guided(model, self.scale, self.negative)
         conds = guide.embed(model, prompts)
         one = other = image.double()

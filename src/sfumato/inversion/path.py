@@ -13,7 +13,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.brief import Brief
 from sfumato.core.conditions import Cond
 from sfumato.core.guidance import CFG, Guide, Scales
-from sfumato.core.method import Phases, Requires, Run, Start, Step
+from sfumato.core.method import EMPTY, Phases, Requires, Run, Start, Step
 from sfumato.core.rows import single
 from sfumato.core.schedule import Level, Levels
 from sfumato.core.settings import Settings
@@ -70,10 +70,7 @@ class Path(Brief, Start):
         first = run.images(run.rows.streams[0])
         streams = len(run.rows.streams)
         if self.replaces and "uncond" not in run.rows.conditions:
-            raise SfumatoError(
-                "this path replaces the empty prompt, so it takes a guidance with one; give a scale above 1, "
-                "or cfg(scale) to a network that reads its guidance"
-            )
+            raise SfumatoError(f"this path replaces the empty prompt, so it takes a guidance with one; {EMPTY}")
         if self.replaces and getattr(run.guide, "negative", ""):
             raise SfumatoError(
                 "this path replaces the empty prompt, so there is no place for a negative one; leave it out, or invert "

@@ -124,7 +124,7 @@ def _columns(data: bytes, path: Path) -> dict[str, np.ndarray]:
     end = data.find(b"end_header\n", 0, HEADER)
     if not data.startswith(b"ply") or end < 0:
         raise SfumatoError(
-            f"{path} is no PLY file; splats are written by sfumato's write_splats, gsplat and many others"
+            f"{path} is no PLY file; sfumato lift --field gaussians writes one, as gsplat and many others do"
         )
     lines = data[:end].decode("ascii", "replace").replace("\r", "").split("\n")
     words = [line.split() for line in lines if line and not line.startswith(("comment", "obj_info"))]

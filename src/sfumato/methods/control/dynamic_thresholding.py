@@ -37,7 +37,8 @@ class DynamicThresholding(Method):
     def start(self, run: Run) -> Phases:
         if run.model.factor != 1:
             raise SfumatoError(
-                f"{run.model.name} works in latents, which have no border to clip at; use cfg(rescale=0.7) with it"
+                f"{run.model.name} works in latents, which have no border to clip at; take a lower guidance, or "
+                "cfg(rescale=0.7)"
             )
 
         def denoised(step: Step) -> None:

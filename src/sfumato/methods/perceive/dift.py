@@ -77,7 +77,7 @@ class DIFT(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.blocks:
-            raise SfumatoError("features are of one block or several, such as blocks=(1,)")
+            raise SfumatoError("features are of one block or several (blocks), such as 1")
 
     def features(self, reader: Reader) -> Float[Tensor, "c h w"]:
         """What an image is described by."""

@@ -266,7 +266,7 @@ class Keypoints(Brief):
         """Read what ``save`` has written. Raises ``SfumatoError`` for any other file."""
         tensors, about = checkpoint.read(path)
         if "texts" not in tensors or not {"chosen", "method"} <= set(about):
-            raise SfumatoError(f"{path} holds no keypoints; write some with Keypoints.save")
+            raise SfumatoError(f"{path} holds no keypoints; sfumato keypoints learns some and keeps them")
         try:
             named: dict[str, Any] = {
                 k: tuple(v) if isinstance(v, list) else v for k, v in from_json(about["method"], dict).items()

@@ -67,7 +67,7 @@ class SyncDiffusion(Method):
 
     def seeing(self, views: Views) -> Views:
         if views.side == "instance":
-            raise SfumatoError("SyncDiffusion moves the windows of one canvas; views sample it on side='canvas'")
+            raise SfumatoError("SyncDiffusion moves the windows of one canvas, and these views sample each its own")
         if isinstance(views, Tiles) and views.stride is None:
             return replace(views, stride=0.25)
         return views

@@ -1,0 +1,64 @@
+"""What a command line says, it says in the words that it takes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields as fields_of
+from typing import Annotated, Any, get_args, get_origin
+
+import pytest
+
+from sfumato.commands import fields
+from sfumato.commands.oneline import oneline, worded
+from sfumato.core.settings import Between, kinds_of
+from sfumato.errors import SettingError, SfumatoError
+from sfumato.methods import index
+
+
+def outside(kind: Any) -> str | None:
+    """What lies out of the bounds of one number, as it is typed."""
+    if type(None) in get_args(kind):
+        kind = get_args(kind)[0]
+    found = [each for each in get_args(kind)[1:] if isinstance(each, Between)] if get_origin(kind) is Annotated else []
+    return str(int(found[0].low) - 1) if found else None
+
+
+def refused(*args: Any) -> str:
+    with pytest.raises(SfumatoError) as e, oneline():
+        fields.methods(*args)
+    return worded(e.value)
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_a_value_out_of_bounds_is_refused_by_its_option(head):
+    """Of each method the first that has them; what is typed is said again, and no name of a class."""
+    found = 0
+    for entry in (entry for entry in index.METHODS if not entry.is_function and (entry.head or not head)):
+        kinds, cls = kinds_of(entry.learner if head else entry.method), (entry.learner if head else entry.method)
+        if any(f.default is f.default_factory for f in fields_of(cls)):  # both are missing
+            continue
+        named = ((f.name, outside(kinds[f.name])) for f in fields_of(cls) if f.metadata.get("command") is not False)
+        name, value = next(((name, value) for name, value in named if value), ("", ""))
+        if name:
+            line = refused([[entry.word, f"--{name.replace('_', '-')}={value}"]], "sfumato edit", head)
+            assert re.fullmatch(rf"--{name.replace('_', '-')} of {entry.word} (is|lies) .*, got {value}(\.0)?", line)
+            found += 1
+    assert found > (0 if head else 70)
+
+
+def test_what_lies_in_an_option_is_told_of_it():
+    line = refused([["p2p", "--blend", "cube", "duck", "3"]], "sfumato edit")
+    assert line == "--blend of p2p: its threshold lies between 0 and 1, got 3"
+
+
+def test_an_error_calls_methods_and_options_what_they_are_called_here():
+    wrong = SettingError("offset_rate", "Pretraining", "is at least 0, got -1")
+    assert str(wrong) == "offset_rate of Pretraining is at least 0, got -1" == worded(wrong)
+    assert worded(wrong, ("--offset-rate",)) == "--offset-rate is at least 0, got -1"
+    for text, line in (
+        ("AttendAndExcite's words; take PromptToPrompt", "attend-and-excite's words; take prompt-to-prompt"),
+        ("SpaTextHead learns; a LoRA, MasaCtrl", "spatext learns; a LoRA, MasaCtrl"),
+        ("no file /a/TokenFlow/TokenFlow.png, 'TokenFlow'", "no file /a/TokenFlow/TokenFlow.png, 'TokenFlow'"),
+        ("give TokenFlow(every=2)", "give TokenFlow(every=2)"),
+    ):
+        assert worded(SfumatoError(text)) == line
