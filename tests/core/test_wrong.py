@@ -15,14 +15,25 @@ from PIL import Image
 from sfumato import cfg, denoise, invert, load, read_image
 from sfumato.errors import SfumatoError
 from sfumato.inversion import DDIMInversion, reconstruct
+from sfumato.io.files import read_json
+from sfumato.learning.checkpoint import header_of
+from sfumato.learning.concepts import Concept
+from sfumato.learning.encoders import Pretrained
+from sfumato.learning.heads import Head
+from sfumato.media.labels import read_mask
 from sfumato.methods.distill.score_distillation import ScoreDistillation
 from sfumato.methods.edit import PromptToPrompt
 from sfumato.methods.perceive.diff_seg import DiffSeg
 from sfumato.methods.perceive.dift import DIFT
+from sfumato.methods.perceive.label_efficient import Classifier
 from sfumato.methods.perceive.normalised_cut import NormalisedCut
 from sfumato.methods.perceive.propagation import Propagation
 from sfumato.methods.perceive.text_attribution import TextAttribution
+from sfumato.methods.perceive.unsupervised_keypoints import Keypoints
 from sfumato.reading import read
+from sfumato.scene.clouds import read_points
+from sfumato.scene.splat_files import read_splats
+from sfumato.scene.store import load_scene
 from sfumato.tasks.distill import distill_images
 from sfumato.tasks.generate import generate
 
@@ -97,3 +108,43 @@ def test_it_says_what_is_wanted(sd, call, says):
     with pytest.raises(SfumatoError) as e:
         call(sd)
     assert says in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda **k: invert(None, PICTURE, **k), "invert has no guidance_scale; here it is how=DDIMInversion(scale)"),
+        (lambda **k: cfg(**k), "cfg has no guidance_scale; here it is scale"),
+        (lambda **k: reconstruct(None, None, **k), "reconstruct has no guidance_scale; here it is guide"),
+        (lambda **k: distill_images(None, "a", SDS, 1, **k), "has no guidance_scale; here it is the method's guidance"),
+    ],
+    ids=["invert", "cfg", "reconstruct", "distil"],
+)
+def test_names_of_diffusers_are_led_to_those_here(call, says):
+    with pytest.raises(SfumatoError) as e:
+        call(guidance_scale=3.0)
+    assert says in str(e.value)
+    with pytest.raises(TypeError, match="nosuch"):
+        call(nosuch=3)
+
+
+PLACES = ("/no/such", "./no", "../no", "~/no", "no/", "a/b/c", Path("no"), Path("a/b"), Path("no.safetensors"))
+FILES = (Head.load, Keypoints.load, Classifier.load, Concept.load, Pretrained.load, load_scene)
+FILES += (read_points, read_splats, read_json, read_mask, header_of)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=repr)
+def test_a_place_where_nothing_lies_is_told(place):
+    """Not that no model is called so, with a list of all."""
+    for name in ("name", "vae", "scheduler", "motion"):
+        with pytest.raises(SfumatoError, match=r"^there is no file or folder [^;,]*$"):
+            load(**{name: place}, device="cpu", offline=True)
+
+
+@pytest.mark.parametrize("f", FILES, ids=lambda f: f.__qualname__)
+def test_a_file_that_is_missing_is_told(f, tmp_path):
+    given = (str,) if f == Head.load else ()
+    with pytest.raises(SfumatoError, match=r"^there is no [a-z ]+ \S*none"):
+        f(tmp_path / "none", *given)
+    with pytest.raises(SfumatoError, match=r"^\S+ is (a folder|not a classifier)|^there is no [a-z ]+ \S+"):
+        f(tmp_path, *given)

@@ -62,7 +62,7 @@ def test_what_is_none_is_one_line(tmp_path, data):
     (tmp_path / "a.ply").write_bytes(data)
     with pytest.raises(SfumatoError, match=r"a\.ply is no PLY of points"):
         read_points(tmp_path / "a.ply")
-    with pytest.raises(SfumatoError, match="cannot read"):
+    with pytest.raises(SfumatoError, match="there is no file"):
         read_points(tmp_path / "none.ply")
 
 

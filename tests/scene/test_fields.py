@@ -305,7 +305,7 @@ def test_a_file_that_is_no_scene_is_one_line(tmp_path):
     smaller.write_bytes(good.read_bytes().replace(b'\\"channels\\": 3', b'\\"channels\\": 2', 1))
     for file, line in (
         (cut, "cannot read"), (other, "is no scene"), (strange, "there is no Clouds, but Voxels"),
-        (words, "cannot read"), (smaller, "not known here"), (tmp_path / "none.safetensors", "cannot read"),
+        (words, "cannot read"), (smaller, "not known here"), (tmp_path / "none.safetensors", "there is no file"),
     ):  # fmt: skip
         with pytest.raises(SfumatoError, match=line) as error:
             load_scene(file)

@@ -137,7 +137,7 @@ def test_latents_and_missing_files_are_refused(tmp_path):
     broken.means.data[0, 0] = math.nan
     with pytest.raises(SfumatoError, match="means of Gaussians"):
         write_splats(tmp_path / "a.ply", broken)
-    with pytest.raises(SfumatoError, match="cannot read"):
+    with pytest.raises(SfumatoError, match="there is no file"):
         read_splats(tmp_path / "none.ply")
     assert not list(tmp_path.iterdir())
 

@@ -187,7 +187,7 @@ BAD = {
     "shape of images": (settings(w=90), "68 x 44, and a camera of 90 x 44"),
     "on its side": (settings(w=44, h=68), "it lies on its side"),
     "no size": (settings(w=0), "0 x 44 pixels"),
-    "points": (settings(ply_file_path="none.ply"), "cannot read .*none.ply"),
+    "points": (settings(ply_file_path="none.ply"), "there is no file .*none.ply"),
     "world": (settings(sfumato={"world": [[1, 2]]}), "the world under sfumato"),
 }
 

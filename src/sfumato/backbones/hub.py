@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 
 from sfumato.backbones.folder import UNUSED
-from sfumato.errors import SfumatoError, first_line
-from sfumato.io.files import read_json
+from sfumato.errors import SfumatoError, first_line, nowhere
+from sfumato.io.files import is_place, read_json
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = ("*.json", "*.txt", "*.model", "diffusion_pytorch_model*.safetensors", "model*.safetensors")
@@ -34,6 +34,8 @@ def is_id(name: str) -> bool:
 
 def check(name: str, built_in: Sequence[str] = (), part: str | None = None) -> None:
     """Raise ``SfumatoError`` for what is neither a folder nor an id or an alias of the hub."""
+    if is_place(name) and not Path(name).is_dir():
+        raise nowhere(name)
     moved = {old for known in aliases().values() for old in known.get("gone", ())}
     if not (Path(name).is_dir() or name in aliases() or name in moved or is_id(name)):
         raise SfumatoError(

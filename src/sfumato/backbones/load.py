@@ -18,7 +18,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.hints import LOADING, hint
 from sfumato.core.modes import unmoded
 from sfumato.core.settings import check
-from sfumato.errors import SfumatoError, unknown, whole
+from sfumato.errors import SfumatoError, nowhere, unknown, whole
 from sfumato.io.device import choose
 from sfumato.io.sparing import sparing
 from sfumato.io.terminal import without
@@ -89,16 +89,16 @@ def load(
     if offload is not None:
         _check_offload(offload, place)
     given = {k: v for k, v in (("vae", vae), ("scheduler", scheduler)) if v is not None} | parts
-    given = {k: expanduser(v) if isinstance(v, str | Path) else v for k, v in given.items()}
+    given = {k: _place(v) for k, v in given.items()}
     ready = components.read(given, variant, dtype or torch.float32, offline)
     if in_hand:
         pipe, name = _in_hand(name, variant, config, bool(given)), type(name).__name__
     else:
-        name, config = expanduser(str(name)), expanduser(config) if config else config
+        name, config = str(name if str(name) in weights.MODELS else _place(name)), _place(config)
         pipe = _read(name, variant, config, dtype, ready, offline)
     components.put(pipe, given, ready, dtype)
     if motion is not None:
-        pipe = moving(name, pipe, motion, variant, dtype, offline)
+        pipe = moving(name, pipe, _place(motion), variant, dtype, offline)
     if in_hand and dtype is not None:
         pipe.to(dtype)
     if not in_hand or device != "auto":
@@ -115,6 +115,13 @@ def load(
         start = pipe.enable_model_cpu_offload if offload == "model" else pipe.enable_sequential_cpu_offload
         start(device=place)
     return model
+
+
+def _place(given: Any) -> Any:
+    """What is given, of a text or a path where it lies; ``SfumatoError`` for a path at which nothing is."""
+    if isinstance(given, Path) and not given.expanduser().exists():
+        raise nowhere(given)
+    return expanduser(str(given)) if isinstance(given, str | Path) else given
 
 
 @without("transformers.utils.import_utils", "requires torchvision")  # of image processors, which nothing here uses

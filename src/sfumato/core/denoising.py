@@ -20,7 +20,7 @@ from sfumato.core.fusing import Canvas, Together, seeing
 from sfumato.core.gradients import gradients
 from sfumato.core.groups import Group
 from sfumato.core.guidance import CFG, Guide, Scales, guided
-from sfumato.core.hints import hinted
+from sfumato.core.hints import hinting
 from sfumato.core.marks import Mark
 from sfumato.core.method import Energy, Maps, Method, Need, Phases, Run, Start, Step, joined, span
 from sfumato.core.modes import unmoded
@@ -78,7 +78,7 @@ def denoise(model: Backbone, prompts: Streams, **options: Unpack[Options]) -> di
 def denoise(model: Backbone, prompts: Sequence[str], **options: Unpack[Options]) -> Sample: ...
 @overload
 def denoise(model: Backbone, prompts: Prompts, **options: Unpack[Options]) -> Any: ...
-@hinted
+@hinting()
 @unmoded()
 def denoise(
     model: Backbone,
@@ -204,7 +204,7 @@ def denoise(
     return out if isinstance(prompts, Mapping) else out["main"]
 
 
-@hinted
+@hinting()
 @unmoded()
 def plan(
     model: Backbone,

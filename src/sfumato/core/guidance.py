@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
+from sfumato.core.hints import GUIDING, hinting
 from sfumato.core.rows import Rows
 from sfumato.core.settings import Part, Settings, fits
 from sfumato.errors import SfumatoError, kind, shown
@@ -73,6 +74,7 @@ class CFG(Guide):
         return each.view(-1, *[1] * (like.ndim - 1))
 
 
+@hinting(GUIDING)
 def cfg(scale: Scales = 7.5, negative: str = "", rescale: float = 0.0) -> CFG:
     """See ``CFG``."""
     return CFG(scale, negative, rescale)

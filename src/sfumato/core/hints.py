@@ -37,6 +37,31 @@ LOADING = {
 }
 """Those of its ``from_pretrained``."""
 
+INVERTING = {
+    "generator": "how=Noise(seed=7), of those with noise",
+    "guidance_scale": "how=DDIMInversion(scale)",
+    "guide": "how=DDIMInversion(scale)",
+    "height": "read_image(picture, model), whose size is kept",
+    "image": "images",
+    "negative_prompt": "how=DDIMInversion(negative=...)",
+    "num_inference_steps": "how=Direct(steps=...)",
+    "source_prompt": "prompt",
+    "steps": "how=Direct(steps=...)",
+    "strength": "how=Noise(strength)",
+    "width": "read_image(picture, model), whose size is kept",
+}
+"""Those of its inversions."""
+DISTILLING = _NAMES | {
+    "generator": "seed=7, image i from seed + i",
+    "guidance_scale": "the method's guidance",
+    "guide": "the method's guidance",
+    "negative_prompt": "the method's negative",
+    "num_images_per_prompt": "n",
+}
+"""Those of score distillation."""
+GUIDING = {"guidance_rescale": "rescale", "guidance_scale": "scale", "negative_prompt": "negative"}
+"""Those of guidance."""
+
 _PLAIN = {"callback", "controls", "levels", "mark", "memory", "noises", "stepper", "trajectory", "views"}
 """Arguments that are what their annotation says; of others ``f`` says itself what is wrong."""
 
@@ -48,16 +73,20 @@ def hint(f: str, given: Iterable[str], names: Mapping[str, str]) -> None:
             raise SfumatoError(f"{f} has no {name}; here it is {names[name]}")
 
 
-def hinted(f: Callable[P, R]) -> Callable[P, R]:
-    """``SfumatoError`` for an argument of diffusers' that ``f`` calls otherwise, with its name here."""
-    known = signature(f).parameters
+def hinting(names: Mapping[str, str] = _NAMES) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Of a function: ``SfumatoError`` for an argument of diffusers' that it calls otherwise, with its name here."""
 
-    @wraps(f)
-    def called(*args: P.args, **kwargs: P.kwargs) -> R:
-        hint(f.__name__, kwargs.keys() - known.keys(), _NAMES)
-        for name, value in kwargs.items():
-            if name in _PLAIN and name in known:
-                check(name, value, kinds_of(unwrap(f))[name])
-        return f(*args, **kwargs)
+    def hinted(f: Callable[P, R]) -> Callable[P, R]:
+        known = signature(f).parameters
 
-    return called
+        @wraps(f)
+        def called(*args: P.args, **kwargs: P.kwargs) -> R:
+            hint(f.__name__, kwargs.keys() - known.keys(), names)
+            for name, value in kwargs.items():
+                if name in _PLAIN and name in known:
+                    check(name, value, kinds_of(unwrap(f))[name])
+            return f(*args, **kwargs)
+
+        return called
+
+    return hinted

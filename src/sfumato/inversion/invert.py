@@ -12,6 +12,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone, check_model
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG, Guide, Scales
+from sfumato.core.hints import INVERTING, hinting
 from sfumato.core.modes import unmoded
 from sfumato.errors import SfumatoError, finite, kind, shown
 from sfumato.inversion.ddim import Direct
@@ -20,6 +21,7 @@ from sfumato.io.progress import progress
 from sfumato.reading.reader import Image, pixels
 
 
+@hinting(INVERTING)
 @unmoded()
 def invert(
     model: Backbone,
@@ -63,6 +65,7 @@ def checked(model: Backbone, how: Inversion, bar: Callable[[], None]) -> Advance
     return advance
 
 
+@hinting()
 @unmoded()
 def reconstruct(model: Backbone, path: Path, guide: Guide | Scales = 1.0) -> Tensor:
     """The latents that following a path with its own prompts leads to, under CFG where it replaces the empty one."""

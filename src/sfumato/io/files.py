@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -110,14 +111,26 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+def unread(path: str | Path, error: Exception) -> str:
+    """Why a file is not read: there is none, it is a folder, or what an error says."""
+    if not Path(path).exists():
+        return f"there is no file {path}"
+    if Path(path).is_dir():
+        return f"{path} is a folder, and a file is meant"
+    return f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
+
+
+def is_place(text: str) -> bool:
+    """Is it written as a place on this machine, not as a name or as an id of the hub (owner/name)?"""
+    return bool(re.match(r"[.~]{0,2}[/\\]|[A-Za-z]:[/\\]|.*[/\\](.*[/\\]|$)", text))
+
+
 def read_text(path: str | Path) -> str:
     """UTF-8, with or without a mark in front. ``SfumatoError`` for what is missing, or no text."""
     try:
         return Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise SfumatoError(f"there is no file {path}") from None
     except OSError as e:
-        raise SfumatoError(f"cannot read {path}: {e.strerror or e}") from e
+        raise SfumatoError(unread(path, e)) from e
     except ValueError:
         raise SfumatoError(f"{path} is no text in UTF-8") from None
 

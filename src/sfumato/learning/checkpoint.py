@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfumato.errors import SfumatoError, finite
-from sfumato.io.files import from_json, save_tensors
+from sfumato.io.files import from_json, save_tensors, unread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +84,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:  # pyright: ignore[reportPrivateImportUsage]
             found, header = {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as e:
-        raise SfumatoError(f"cannot read {path}: {e}") from e
+        raise SfumatoError(unread(path, e)) from e
     for name, values in found.items():
         finite(values, f"{name} of {path}", "the file is damaged; take another")
     return found, header
@@ -98,7 +98,7 @@ def header_of(path: str | Path) -> dict[str, str]:
         with safe_open(path, "pt") as file:  # pyright: ignore[reportPrivateImportUsage]
             return file.metadata() or {}
     except (OSError, SafetensorError) as e:
-        raise SfumatoError(f"cannot read {path}: {e}") from e
+        raise SfumatoError(unread(path, e)) from e
 
 
 def reached(path: str | Path) -> tuple[int, float]:

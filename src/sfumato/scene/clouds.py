@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import SfumatoError
-from sfumato.io.files import atomic
+from sfumato.io.files import atomic, unread
 
 KINDS = {
     **dict.fromkeys(("char", "int8"), "i1"), **dict.fromkeys(("uchar", "uint8"), "u1"),
@@ -27,7 +27,7 @@ def read_points(path: str | Path) -> tuple[Float[Tensor, "p 3"], Float[Tensor, "
     try:
         data = path.read_bytes()
     except OSError as e:
-        raise SfumatoError(f"cannot read {path}: {e.strerror or e}") from e
+        raise SfumatoError(unread(path, e)) from e
     head, _, body = data.partition(b"end_header")
     lines = [line.split() for line in head.decode("latin-1").splitlines()]
     try:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import SfumatoError, finite
-from sfumato.io.files import atomic
+from sfumato.io.files import atomic, unread
 from sfumato.scene import harmonics
 from sfumato.scene.backgrounds import Background
 from sfumato.scene.gaussians import KERBL, Y0, Gaussians, Recipe
@@ -71,7 +71,7 @@ def read_splats(
     try:
         data = path.read_bytes()
     except OSError as e:
-        raise SfumatoError(f"cannot read {path}: {e.strerror or e}") from e
+        raise SfumatoError(unread(path, e)) from e
     columns = _columns(data, path)
     needed = ["x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", *(f"scale_{i}" for i in range(3))]
     needed += [f"rot_{i}" for i in range(4)]

@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sfumato.errors import SfumatoError, unknown
-from sfumato.io.files import atomic, from_json, write_text
+from sfumato.errors import SfumatoError, nowhere, unknown
+from sfumato.io.files import atomic, from_json, is_place, write_text
 from sfumato.io.sparing import sparing
 from sfumato.io.terminal import without
 from sfumato.stilllife.coarse import coarsen, refine
@@ -228,6 +228,8 @@ def assemble(kind: str, parts: Mapping[str, Any]) -> Any:
 
 def check_folder(place: Path) -> None:
     """Raise ``SfumatoError`` unless ``place`` is a diffusers folder: a word that names no model is taken for one."""
+    if is_place(str(place)) and not place.exists():
+        raise nowhere(place)
     if not (place / "model_index.json").is_file():
         raise SfumatoError(
             f"unknown model {str(place)!r}; known: {', '.join(MODELS)}, or a diffusers folder (with a model_index.json)"

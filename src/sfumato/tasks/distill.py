@@ -14,6 +14,7 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone, check_model
 from sfumato.core.brief import Shown
 from sfumato.core.denoising import denoise
+from sfumato.core.hints import DISTILLING, hinting
 from sfumato.distill import Distillation, Images, Ramp, Viewpoints, canvases, distil
 from sfumato.distill.loop import Regulariser
 from sfumato.distill.regularisers import Histogram, Hue, Saturation
@@ -42,6 +43,7 @@ class Distilled(Shown):
         return list(map(pictures.picture, self.images))
 
 
+@hinting(DISTILLING)
 def distill_images(
     model: Backbone,
     prompts: str | Sequence[str],

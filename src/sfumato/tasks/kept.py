@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato.errors import SfumatoError
-from sfumato.io.files import from_json, write_json
+from sfumato.io.files import from_json, unread, write_json
 
 if TYPE_CHECKING:
     from sfumato.tasks.chain import Chain
@@ -136,7 +136,7 @@ def content(file: Path) -> str:
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as e:
-        raise SfumatoError(f"cannot read {file}: {e.strerror or e}") from e
+        raise SfumatoError(unread(file, e)) from e
 
 
 def _plain(value: Any) -> Any:

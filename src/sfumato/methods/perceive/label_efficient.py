@@ -35,7 +35,7 @@ from torch import Tensor
 
 from sfumato.core.settings import Between, Count, Settings, Several, TrainStep, Weight, Whole
 from sfumato.core.sites import Layer
-from sfumato.errors import SfumatoError, finite
+from sfumato.errors import SfumatoError, finite, nowhere
 from sfumato.io.files import from_json, save_tensors
 from sfumato.learning import checkpoint
 from sfumato.methods.perceive.dift import joined
@@ -377,6 +377,8 @@ class Classifier:
     @classmethod
     def load(cls, path: str | Path) -> Classifier:
         """From such a file. Raises ``SfumatoError`` for another."""
+        if not Path(path).exists():
+            raise nowhere(path)
         try:
             tensors, header = checkpoint.read(path)
             about = from_json(header["sfumato"], dict)
