@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields as fields_of
 from typing import Annotated, Any, get_args, get_origin
 
 import pytest
+from PIL import Image
 
 from sfumato.commands import fields
 from sfumato.commands.oneline import oneline, worded
@@ -62,3 +64,25 @@ def test_an_error_calls_methods_and_options_what_they_are_called_here():
         ("give TokenFlow(every=2)", "give TokenFlow(every=2)"),
     ):
         assert worded(SfumatoError(text)) == line
+
+
+def test_a_picture_that_is_there_twice_is_done_once_and_told(run, here, tmp_path, monkeypatch):
+    """Of two folders, one of which holds a copy: results once, rows and counts of all."""
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(("one/a", "one/b", "two/a")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64), (90 * (i % 2), 60, 0)).save(tmp_path / f"{name}.png")
+    for call, rows, named in (
+        (("segment", "one", "two", "--side", 64, "--out", "s", "diff-seg"), "images", "image"),
+        (("edit", "one", "two", "--from=a", "--to=b", "--steps", 1, "--out", "e", "sdedit"), "edits", "picture"),
+    ):
+        code, out, err = run(*call)
+        lines = out.splitlines()
+        assert code == 0 and len(lines) == len({*lines}) > 4, out
+        assert err.count("note: the same picture, done once: two/a.png is one/a.png\n") == 1
+        code, out, _ = run(*call[:-1], "--json", call[-1])
+        assert [row[named] for row in json.loads(out)[rows]] == ["one/a.png", "one/b.png", "two/a.png"]
+        assert str(tmp_path) not in out
+    (tmp_path / "one" / "b.png").rename(tmp_path / "two" / "c.png")
+    assert run("segment", "two/c.png", "--side", 64, "--out", "s", "diff-seg")[0] == 0
+    assert "c.png" in (tmp_path / "s" / "segments.json").read_text()

@@ -358,10 +358,11 @@ class _Work:
                 self._paint([unit], [alone], advance)
             return
 
+        unread: list[str] = []
+
         def keep(label: str, run: EditRun) -> None:
             if not run.read_source and not self.several:
-                named = label or " + ".join(one.chain.names)
-                note(f"{named} does not read --from, what the picture shows")
+                unread.append(label)
             for i, unit in enumerate(some):
                 about = {**self._about(unit.edits[label]), "method": unit.edits[label].chain.items, "steps": run.steps}
                 unit.write(label, run, i, about, plan=i == 0 and self.plans)
@@ -374,6 +375,10 @@ class _Work:
         options |= {} if part is None else {"inside": part.cells(net)}
         with worth(len(some)):
             run_edits(net, seen, left, **options)
+        if unread:
+            methods = dict.fromkeys(" + ".join(some[0].edits[label].chain.names) for label in unread)
+            named = [*methods] if len(unread) == len(left) else unread
+            note(f"{' and '.join(named)} {'does' if len(named) == 1 else 'do'} not read --from, what the picture shows")
 
     def _about(self, one: Wanted) -> dict[str, Any]:
         """What a picture tells of how it was made."""

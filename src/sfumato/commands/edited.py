@@ -16,6 +16,7 @@ from sfumato.errors import SfumatoError
 from sfumato.io.files import write_json
 from sfumato.io.terminal import note, print_json
 from sfumato.tasks import kept
+from sfumato.tasks.batch import note_same
 from sfumato.tasks.kept import Kept
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Unit:
     sheet: Path | None
     """The picture beside its edits; of a set the first one's shows all."""
     overwrite: bool
+    again: bool = False
+    """Is it of a picture that holds what an earlier one does, so that its edits are that one's?"""
     runs: list[dict[str, Any]] = field(default_factory=list)
     """Of each edit that was made now, how long it took."""
 
@@ -57,7 +60,7 @@ class Unit:
     @property
     def done(self) -> bool:
         there = self.sheet is None or self.sheet.exists()
-        return there and all(map(self.has, self.edits))
+        return self.again or (there and all(map(self.has, self.edits)))
 
     def write(self, label: str, run: EditRun, i: int, about: Mapping[str, Any], plan: bool) -> None:
         """The picture at this place of a run; last the result itself, by which all is known to be there."""
@@ -109,7 +112,7 @@ def units(
     out, stems = [], Counter(next(iter(each.values())).picture.stem for each in edits)
     taken: list[str] = []
     for each in edits:
-        names, keys = {}, {}
+        names, keys, known = {}, {}, {*taken}
         for label, wanted in each.items():
             stem = grids.stem(wanted.picture.stem, label)
             keys[label] = key = kept.digest({**shared, **wanted.settings(), "at": len(out) if one else 0})
@@ -124,7 +127,8 @@ def units(
                 stem = next(iter(each.values())).picture.stem
                 name = kept.named(folder, sheets, f"-{sheets}.png", stem, {"of": list(keys.values())})
             sheet = folder / f"{name}-{sheets}.png"
-        out.append(Unit(folder, each, names, keys, sheet, overwrite))
+        out.append(Unit(folder, each, names, keys, sheet, overwrite, known.issuperset(names.values())))
+    note_same([(name, str(unit.picture)) for unit in out for name in [*unit.names.values()][:1]])
     return out
 
 
@@ -161,6 +165,7 @@ def tell(folder: Path, some: Sequence[Unit], failed: Sequence[str], several: boo
     whole = [unit for unit in some if all(unit.file(label).exists() for label in unit.edits)]
     for unit in whole:
         unit.record()
+    failed = [*failed, *(str(unit.picture) for unit in some if unit.again and unit not in whole)]
     if not several:
         files = _files(some)
         runs = [run for unit in some for run in unit.runs][: len(some[0].edits)]
@@ -182,7 +187,7 @@ def tell(folder: Path, some: Sequence[Unit], failed: Sequence[str], several: boo
     if json:
         print_json({"edits": rows, "sheets": sheets, "page": str(report), "failed": list(failed)})
     else:
-        print("\n".join([*(row["image"] for row in rows), *sheets, str(report)]))
+        print("\n".join([*dict.fromkeys([*(row["image"] for row in rows), *sheets]), str(report)]))
     if failed:
         raise SfumatoError(f"{len(failed)} of {len(some)} pictures failed (named above); the others are done")
 

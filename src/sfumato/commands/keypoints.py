@@ -116,5 +116,5 @@ def keypoints(
         made = {"page": str(report)} if rows else {}
         print_json({"learned": str(learned), "images": rows, **made, "failed": done.failed})
     elif rows:
-        print("\n".join([*(f for row in rows for f in row["files"]), str(learned), str(document), str(report)]))
+        print("\n".join([*done.files, str(learned), str(document), str(report)]))
     finish(files, done.failed)

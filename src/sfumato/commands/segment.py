@@ -170,7 +170,7 @@ def segment(
         made = {"coco": str(coco), "page": str(report)} if rows else {}
         print_json({"images": rows, **made, "failed": done.failed})
     elif rows:
-        print("\n".join([*(f for row in rows for f in row["files"]), str(coco), str(report)]))
+        print("\n".join([*done.files, str(coco), str(report)]))
     finish(files, done.failed)
 
 

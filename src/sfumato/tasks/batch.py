@@ -49,6 +49,14 @@ def contents(place: Path | None) -> list[tuple[str, str]] | None:
     return [(file.name, content(file)) for file in inside if file.is_file()]
 
 
+def note_same(results: Sequence[tuple[str, str]]) -> None:
+    """Say of results, each with its picture, which are those of another picture that holds the same."""
+    first: dict[str, str] = {}
+    again = [f"{of} is {first[name]}" for name, of in results if first.setdefault(name, of) != of]
+    if again:
+        note(f"the same picture, done once: {_few(again)}")
+
+
 def apart(files: Sequence[Path]) -> list[str]:
     """As much of each file's place as tells it from the others: its name, and of equal ones folders above."""
     places = [file.parts for file in dict.fromkeys(files)]
@@ -68,6 +76,11 @@ class Worked:
     """A record of each image that was done."""
     failed: dict[str, str]
     """Why the others were not, by their files."""
+
+    @property
+    def files(self) -> list[str]:
+        """What was written, each once."""
+        return [*dict.fromkeys(file for row in self.rows for file in row["files"])]
 
 
 @dataclass(frozen=True)
@@ -95,7 +108,7 @@ class Batch:
             for file in self.files:
                 try:
                     row, before = self._done(file, work)
-                    rows.append(row)
+                    rows.append({k: v for k, v in row.items() if k != "at"})
                     replaced += before
                 except SfumatoError as e:
                     failed[str(file)] = str(e)
@@ -103,6 +116,7 @@ class Batch:
         if others := [(row, stem) for row in rows if (stem := row.get("stem")) != short(Path(row["image"]).stem)]:
             named = ", ".join(f"{row['image']} is {stem}" for row, stem in others[:5])
             note(f"of several pictures of one name: {named}{' ...' if len(others) > 5 else ''}")
+        note_same([(row["stem"], row["image"]) for row in rows])
         if replaced:
             note(f"{replaced} results of other settings in {self.kept.folder} are replaced")
         return Worked(tuple(rows), failed)
@@ -124,7 +138,9 @@ class Batch:
         )
         whole = before is not None and before in self.kept.records()
         if before is not None and whole and before["key"] == key:
-            return self._row(before), False
+            if not Path(before["at"]).exists():
+                self.kept.write(name, before := {**before, "at": at, "image": str(file)})
+            return self._row(before) | {"image": str(file)}, False
         try:
             row = {"image": str(file), "stem": name, **work(file, self.kept.folder / name)}
             files = [Path(made).name for made in row["files"]]
