@@ -50,6 +50,7 @@ from sfumato.commands.video import video
 from sfumato.commands.views import views
 from sfumato.errors import SfumatoError, out_of_memory, unknown
 from sfumato.methods import index
+from sfumato.tasks.kept import released
 
 
 def _named(section: Sequence[Callable[..., None]]) -> dict[str, Callable[..., None]]:
@@ -126,7 +127,8 @@ def main(args: Sequence[str]) -> int:
             run = tyro.cli(_later(command), prog=prog, args=head)
             first.whole(head, fields.grammar(command), prog, words, listed, looked)
             given = {"chain": fields.methods(segments, prog, heads)} if words else {}
-        run(**given)
+        with released():
+            run(**given)
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else 2 if e.code else 0
     except SfumatoError as e:

@@ -86,3 +86,13 @@ def test_a_picture_that_is_there_twice_is_done_once_and_told(run, here, tmp_path
     (tmp_path / "one" / "b.png").rename(tmp_path / "two" / "c.png")
     assert run("segment", "two/c.png", "--side", 64, "--out", "s", "diff-seg")[0] == 0
     assert "c.png" in (tmp_path / "s" / "segments.json").read_text()
+
+
+@pytest.mark.parametrize(("error", "left"), [(SfumatoError("no"), False), (KeyboardInterrupt(), True)])
+def test_a_run_that_is_refused_late_leaves_nothing(run, here, tmp_path, monkeypatch, error, left):
+    """After Ctrl-C the name is kept, under which the same run goes on."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    monkeypatch.setattr("sfumato.tasks.learn.learn", lambda *args, **options: (_ for _ in ()).throw(error))
+    call = ("learn", tmp_path / "a.png", "--as", "<it>", "--kind", "cube", "--steps", 1, "--out", tmp_path / "out")
+    assert run(*call, "textual-inversion")[0] in (2, 130)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [".it-textual-inversion.learn.json"] * left

@@ -6,6 +6,7 @@ camera would see them. The oracle reads what was painted. All methods start from
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -280,7 +281,8 @@ def _compared(
                     (reading,) = session.oracle.read(image[None])
                     return {**judged(reading, prompt), **cost}, image
 
-                unit = f"{session.seed} {what} {i} {name} {STEPS} {GUIDANCE:g} {prompt.words!r} {how!r}"
+                own = repr(how).replace(f"{session.out}{os.sep}", "")  # a head that lies there
+                unit = f"{session.seed} {what} {i} {name} {STEPS} {GUIDANCE:g} {prompt.words!r} {own}"
                 found[name][f"{what} {i}"], image = session.units.get(unit, measure)
                 images[name].append(image)
                 advance()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import count
 from pathlib import Path
@@ -24,6 +24,24 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 _LONGEST = 180  # bytes
+_CLAIMED: list[tuple[Path, Path]] = []
+"""Records that this process has begun, each with the first file of what it is of."""
+
+
+@contextmanager
+def released() -> Iterator[None]:
+    """Names that are claimed in the block are let go of where an error ends it before there is a result.
+
+    After Ctrl-C they are kept, for the same run to go on.
+    """
+    _CLAIMED.clear()
+    try:
+        yield
+    except Exception:
+        for place, first in _CLAIMED:
+            if not first.exists():
+                place.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True)
@@ -56,6 +74,7 @@ class Kept:
             if found is not None and not first.exists() and not _alive(found.get("process", -1)):
                 place.unlink(missing_ok=True)  # its results were deleted, or never came
             if not first.exists() and _new(place, {**about, "process": os.getpid()}):
+                _CLAIMED.append((place, first))
                 return own, None
         raise AssertionError
 

@@ -33,7 +33,7 @@ HELD_OUT = tuple(name for name, kind in KINDS.items() if kind.held_out)
 SEEN = 5
 """Renders that a thing is learned from, and as many others that it is compared with."""
 NAME = "<it>"
-ENCODER = "an encoder of things of trained kinds"
+ENCODER = f"an encoder of {encoder.STILL_LIFES} things of trained kinds, {encoder.KIND}, {encoder.STILL_LIFE!r}"
 """The unit that it is kept as, for all seeds."""
 NEAR = {"teapot": "mug", "rocket": "cone", "cactus": "tree", "boat": "car"}
 """Of a kind that was held out, one that the model knows and a person would say it is somewhat like."""
