@@ -5,16 +5,28 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import fields as fields_of
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import pytest
+import torch
 from PIL import Image
 
 from sfumato.commands import fields
 from sfumato.commands.oneline import oneline, worded
 from sfumato.core.settings import Between, kinds_of
 from sfumato.errors import SettingError, SfumatoError
+from sfumato.experiments.equivariance import Equivariance
+from sfumato.io.files import shared
 from sfumato.methods import index
+from sfumato.methods.control.spatext import SpaText
+from sfumato.scene.cameras import orbit
+from sfumato.scene.capture import Capture, write_capture
+from sfumato.scene.fields import Voxels
+from sfumato.scene.render import FieldScene, Sampling
+from sfumato.scene.store import save_scene
+from sfumato.tasks import lift_recipes
 
 
 def outside(kind: Any) -> str | None:
@@ -96,3 +108,50 @@ def test_a_run_that_is_refused_late_leaves_nothing(run, here, tmp_path, monkeypa
     call = ("learn", tmp_path / "a.png", "--as", "<it>", "--kind", "cube", "--steps", 1, "--out", tmp_path / "out")
     assert run(*call, "textual-inversion")[0] in (2, 130)
     assert [file.name for file in (tmp_path / "out").iterdir()] == [".it-textual-inversion.learn.json"] * left
+
+
+def test_what_learns_lifts_and_reads_shapes_names_no_place_either(run, here, models, tmp_path, monkeypatch):
+    """Pictures, documents and headers, of a model in a folder and files elsewhere, all named absolutely."""
+    real, out, photos = lift_recipes.recipe, tmp_path / "out", tmp_path / "photos"
+    small = {"cells": 6, "samples": 6, "cameras": replace(real("sds", "stilllife").cameras, n=1, size=(8, 8))}
+    monkeypatch.setattr(lift_recipes, "recipe", lambda word, model: replace(real(word, "stilllife"), **small))
+    photos.mkdir()
+    for name, colour in (("a", "red"), ("b", "green")):
+        Image.new("RGB", (64, 64), colour).save(photos / f"{name}.png")
+        (photos / f"{name}.txt").write_text(f"a {{{colour} cube}}")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    mask.save(tmp_path / "mask.png")
+    (tmp_path / "x.off").write_text("OFF\n4 4 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n3 0 2 1\n3 0 1 3\n3 0 3 2\n3 1 2 3\n")
+    views = Capture(torch.rand(3, 3, 32, 32), orbit(3, (32, 32)), tuple("abc"))
+    capture = write_capture(tmp_path / "capture", views).parent
+    scene = save_scene(tmp_path / "scene.safetensors", FieldScene(Voxels(4), sampling=Sampling(4)))
+    few = ("--steps", 1, "--model", models("sd").name, "--device", "cpu", "--out")
+    dift = ("pacl", "+", "dift", "--layers", "up_blocks.0.resnets.0", "--ensemble", 1)
+    flat = ("--look", "shaded", "--azimuths", 0, "--elevations", 0, "--size", 64)
+    words, shape = ("--from", "a cube", "--to", "a duck"), tmp_path / "x.off"
+    for call in (
+        ("train-head", photos, "--side", 64, *few, out / "head", *dift),
+        ("train-encoder", photos, "--kind", "cube", "--n", 1, "--samples", 1, "--batch", 1, *few, out / "encoder"),
+        ("learn", photos, "--as", "<it>", "--kind", "cube", "--samples", 1, *few, out / "word", "textual-inversion"),
+        ("distill2d", "a cube", "--n", 1, "--init", photos / "a.png", *few, out / "distilled", "sds"),
+        ("lift", "a cube", "--image", photos / "a.png", *few, out / "lifted", "sds"),
+        ("edit-scene", capture, "dds", *words, "--scene", scene, "--every", 1, *few, out / "scene"),
+        ("edit", photos / "a.png", *words, *few, out / "edit", "blended-latents", "--mask", tmp_path / "mask.png"),
+        ("shapes", shape, shape, *few[2:], out / "shapes", "diff3f", "--preset", "defaults", *flat),
+    ):
+        code, _, err = run(*call)
+        assert code == 0, (call, err)
+    written = [file for file in out.rglob("[!.]*") if file.is_file()]
+    assert {file.suffix for file in written} >= {".png", ".gif", ".json", ".safetensors"} and len(written) > 20
+    for file in written:
+        for there in (tmp_path, Path(models("sd").name)):
+            assert there.is_absolute() and str(there).encode() not in file.read_bytes(), file
+
+
+def test_texts_and_figures_name_files_alone(models, tmp_path):
+    head = tmp_path / "head.safetensors"
+    text = f"{SpaText(head=head)!r}"
+    assert "head='head.safetensors'" in shared({"by": [text]})["by"][0] and str(tmp_path) in text
+    assert shared([str(head), "a / b", "/"]) == ["head.safetensors", "a / b", "/"]
+    assert Equivariance(head).about(models("sd")) == "sd: head.safetensors"

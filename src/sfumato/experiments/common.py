@@ -20,6 +20,7 @@ from sfumato.core.settings import Between
 from sfumato.distill import Distillation, Viewpoints, canvases, distil
 from sfumato.errors import SfumatoError
 from sfumato.experiments.experiment import Experiment, Findings, Seed, plain
+from sfumato.io.files import named
 from sfumato.media import plots
 from sfumato.methods import index
 from sfumato.methods.distill.score_distillation_via_inversion import ScoreDistillationViaInversion
@@ -137,7 +138,7 @@ class OfSubjects(Experiment):
 
     def about(self, model: Backbone) -> str:
         own = (f"{k.replace('_', ' ')} {plain(v)}" for k, v in self._own().items())
-        return ", ".join([model.name, f"n {self.n}", *own])
+        return ", ".join([named(model.name), f"n {self.n}", *own])
 
 
 def published() -> dict[str, Distillation]:

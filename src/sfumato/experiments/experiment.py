@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from sfumato.core.settings import Between, Settings
 from sfumato.errors import SfumatoError
+from sfumato.io.files import named
 
 if TYPE_CHECKING:
     from sfumato.core.backbone import Backbone
@@ -72,7 +73,7 @@ class Experiment(Settings, ABC):
     def about(self, model: Backbone) -> str:
         """The line about its figure: the model, and what it looks at, which is the first setting."""
         first = getattr(self, fields(self)[0].name)
-        return f"{model.name}: {first.name if isinstance(first, Path) else first}"
+        return f"{named(model.name)}: {first.name if isinstance(first, Path) else first}"
 
     def settings(self, model: Backbone) -> dict[str, Any]:
         """What is told of them beside the numbers."""

@@ -21,6 +21,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.settings import Between
 from sfumato.errors import SfumatoError
 from sfumato.experiments.experiment import Experiment, Findings, Seed
+from sfumato.io.files import named
 from sfumato.media import plots
 from sfumato.ops.warps import warp
 
@@ -154,7 +155,7 @@ class Patches(Experiment):
     """The same seed gives the same result."""
 
     def about(self, model: Backbone) -> str:
-        return f"{model.name}: scene {self.seed}, {self.views} views"
+        return f"{named(model.name)}: scene {self.seed}, {self.views} views"
 
     def run(self, model: Backbone) -> Correlations:
         """``SfumatoError`` for a model that works on images of another size than scenes are drawn at."""

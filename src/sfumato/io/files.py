@@ -147,22 +147,23 @@ def named(text: str) -> str:
     """What is given to others of a text: of a place on this machine its name alone."""
     try:
         place = Path(text)
-        return place.name if place.is_absolute() and place.parent.exists() else text
+        return (place.is_absolute() and place.parent.exists() and place.name) or text
     except (OSError, ValueError):  # no place, as it is too long or has a zero
         return text
 
 
-def _named(value: Any) -> Any:
+def shared(value: Any) -> Any:
+    """What is given to others of texts, also those in mappings and lists: places on this machine by their names."""
     if isinstance(value, str):
-        return named(value)
+        return named(re.sub(r"\b\w+Path\('([^']*)'\)", lambda found: repr(named(found[1])), value))
     if isinstance(value, Mapping):
-        return {key: _named(each) for key, each in value.items()}
-    return [_named(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: shared(each) for key, each in value.items()}
+    return [shared(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def write_json(path: str | Path, value: Any, *, private: bool = False, **style: Any) -> None:
-    """Write a strict JSON document (``as_json``), with places in it ``named`` unless it is of this machine alone."""
-    write_text(path, as_json(value if private else _named(value), **style) + "\n")
+    """Write a strict JSON document (``as_json``), its places as ``shared`` unless it is of this machine alone."""
+    write_text(path, as_json(value if private else shared(value), **style) + "\n")
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sfumato.core.brief import Brief
 from sfumato.errors import SfumatoError, finite, unknown
-from sfumato.io.files import from_json, save_tensors
+from sfumato.io.files import from_json, save_tensors, shared
 from sfumato.learning import concept_files
 from sfumato.learning.checkpoint import header_of, read
 from sfumato.learning.mappers import read_as, seen_from
@@ -190,7 +190,7 @@ class Concept(Brief):
         if self.others:
             header["others"] = list(self.others)
             tensors |= {f"others.{i}.{k}": v for i, of in enumerate(self.others.values()) for k, v in of.items()}
-        save_tensors(path, tensors, {HEADER: json.dumps(header)})
+        save_tensors(path, tensors, {HEADER: json.dumps(shared(header))})
 
     @classmethod
     def load(cls, path: str | Path) -> Concept:

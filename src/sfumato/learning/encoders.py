@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sfumato.errors import SfumatoError
-from sfumato.io.files import from_json, save_tensors
+from sfumato.io.files import from_json, save_tensors, shared
 from sfumato.learning import adapters
 from sfumato.learning.adapters import SCALE_HIGH, SCALE_LOW, Weights
 from sfumato.learning.checkpoint import read
@@ -225,7 +225,7 @@ class Pretrained:
         tensors |= {f"offsets.{k}": v for k, v in self.offsets.items()}
         kept = {"kind": self.kind, "layers": list(self.layers), "t": self.t, "scale": self.scale, "clip": self.clip,
                 "vectors": self.encoder.vectors, "about": dict(self.about)}  # fmt: skip
-        save_tensors(path, tensors, {HEADER: json.dumps(kept)})
+        save_tensors(path, tensors, {HEADER: json.dumps(shared(kept))})
 
     @classmethod
     def load(cls, path: str | Path, sees: Sees | None = None) -> Pretrained:

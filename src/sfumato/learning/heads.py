@@ -23,7 +23,7 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.method import Requires
 from sfumato.core.settings import Settings
 from sfumato.errors import SfumatoError
-from sfumato.io.files import from_json, save_tensors
+from sfumato.io.files import from_json, named, save_tensors, shared
 from sfumato.io.progress import progress
 from sfumato.learning import checkpoint
 from sfumato.learning.loop import Problem, Run, learn
@@ -364,7 +364,7 @@ class Head:
 
     def check(self, model: Backbone) -> None:
         """Raise ``SfumatoError`` for another model."""
-        if not isinstance(self.source, Given) and model.name != self.model:
+        if not isinstance(self.source, Given) and named(model.name) != named(self.model):
             raise SfumatoError(
                 f"{self._what} and cannot read those of {model.name}; --model {self.model}, or train anew"
             )
@@ -403,7 +403,7 @@ class Head:
             "source": type(self.source).__name__, "features": asdict(self.source), "side": self.side,
             "model": self.model, "names": self.names, "about": dict(self.about),
         }  # fmt: skip
-        save_tensors(path, self.network.state_dict(), {HEADER: json.dumps(about)})
+        save_tensors(path, self.network.state_dict(), {HEADER: json.dumps(shared(about))})
 
     @classmethod
     def load(cls, path: str | Path, known: Callable[[str], Any], device: torch.device | str = "cpu") -> Head:

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from sfumato.errors import finite
-from sfumato.io.files import atomic, named
+from sfumato.io.files import atomic, shared
 from sfumato.media.images import flat
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def write(image: Picture, path: Path, words: Mapping[str, object] | None = None)
 
 def written(value: object) -> str:
     """What a file's text entry says of a value: of a place on this machine its name alone."""
-    return named(str(value)).encode(errors="backslashreplace").decode()  # names of files may be no Unicode
+    return shared(str(value)).encode(errors="backslashreplace").decode()  # names of files may be no Unicode
 
 
 def png(image: Picture) -> bytes:

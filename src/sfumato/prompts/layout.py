@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Mask:
     """A part of a picture, of any size."""
 
     pixels: Bool[Tensor, "h w"]
-    name: str = "a mask"
+    name: str = field(default="a mask", repr=False)
     """What messages call it."""
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sfumato.distill.generators import Generator
 from sfumato.errors import SfumatoError
-from sfumato.io.files import from_json, save_tensors
+from sfumato.io.files import from_json, save_tensors, shared
 from sfumato.learning.checkpoint import read
 from sfumato.learning.loop import Problem
 from sfumato.learning.optimisers import Optimisers
@@ -225,7 +225,7 @@ class Lift(Problem):
 def save_features(path: str | Path, features: FeatureField, about: Mapping[str, Any] | None = None) -> Path:
     """Write a branch; the scene it belongs to has a file of its own."""
     header = {"settings": features.settings, "about": dict(about or {})}
-    save_tensors(path, features.state_dict(), {"features": json.dumps(header)})
+    save_tensors(path, features.state_dict(), {"features": json.dumps(shared(header))})
     return Path(path)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sfumato.distill.generators import Generator
 from sfumato.errors import SfumatoError
-from sfumato.io.files import from_json, save_tensors
+from sfumato.io.files import from_json, save_tensors, shared
 from sfumato.learning.checkpoint import read
 from sfumato.scene.backgrounds import Background, Directional, Harmonic, Horizon, Outdoors, Plain
 from sfumato.scene.fields import Field, Voxels
@@ -31,7 +31,7 @@ def save_scene(path: str | Path, scene: FieldScene | Gaussians, about: dict[str,
             "gaussians": scene.settings(), "background": [type(behind).__name__, behind.settings()],
             "about": about or {},
         }  # fmt: skip
-        save_tensors(path, scene.state_dict(), {"scene": json.dumps(header)})
+        save_tensors(path, scene.state_dict(), {"scene": json.dumps(shared(header))})
         return path
     settings = scene.field.settings()
     region = settings.pop("region")
@@ -40,7 +40,7 @@ def save_scene(path: str | Path, scene: FieldScene | Gaussians, about: dict[str,
         "background": [type(behind).__name__, behind.settings()], "sampling": vars(scene.sampling),
         "about": about or {},
     }  # fmt: skip
-    save_tensors(path, scene.state_dict(), {"scene": json.dumps(header)})
+    save_tensors(path, scene.state_dict(), {"scene": json.dumps(shared(header))})
     return path
 
 

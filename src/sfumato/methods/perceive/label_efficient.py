@@ -36,7 +36,7 @@ from torch import Tensor
 from sfumato.core.settings import Between, Count, Settings, Several, TrainStep, Weight, Whole
 from sfumato.core.sites import Layer
 from sfumato.errors import SfumatoError, finite, nowhere
-from sfumato.io.files import from_json, save_tensors
+from sfumato.io.files import from_json, save_tensors, shared
 from sfumato.learning import checkpoint
 from sfumato.methods.perceive.dift import joined
 from sfumato.ops.correspondence import middles, sampled
@@ -372,7 +372,7 @@ class Classifier:
     def save(self, path: str | Path) -> None:
         """Write a safetensors file."""
         about = {"method": asdict(self.method), "names": self.names, "model": self.model, "side": self.side}
-        save_tensors(path, self.net.tensors, {"sfumato": json.dumps(about)})
+        save_tensors(path, self.net.tensors, {"sfumato": json.dumps(shared(about))})
 
     @classmethod
     def load(cls, path: str | Path) -> Classifier:
