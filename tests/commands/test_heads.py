@@ -57,7 +57,7 @@ def test_landmarks_are_learned_found_and_measured(here, run, photos, tmp_path):
     row = json.loads(out)["images"][0]
     assert row["names"] == ["nose", "tail"] and torch.tensor(row["points"]).shape == (2, 2)
     code, _, err = run("segment", photos / "b.png", "--head", file, "--out", tmp_path / "cut")
-    assert code != 0 and "a head of LandmarkRegression gives no segments" in err
+    assert code != 0 and "a head of landmark-regression gives no segments" in err
 
 
 def test_landmarks_of_a_folder_lie_in_parts_of_the_crop(sd, photos):

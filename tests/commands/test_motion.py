@@ -27,7 +27,7 @@ def test_clips_are_films_and_sheets(run, tmp_path, models):
         assert film.size == (32, 32) and getattr(film, "n_frames", 0) == 3
     # more than it attends over with FreeNoise alone
     code, _, err = run(*given, "--frames", 12, "--out", tmp_path / "long")
-    assert code == 2 and "attends over at most 8 frames, got 12; take fewer, or the method FreeNoise" in err
+    assert code == 2 and "attends over at most 8 frames, got 12; take fewer, or the method free-noise" in err
     windows = ("--n", 1, "--frames", 12, "--out", tmp_path / "long", "free-noise", "--context", 4)
     assert painted(*windows)[0]["frames"] == 12
 

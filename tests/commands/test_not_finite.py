@@ -114,20 +114,9 @@ def test_null_text_in_float16_is_a_picture_and_json(run, tmp_path, photo, models
             assert image.convert("RGB").getextrema() != ((0, 0),) * 3
 
 
-@pytest.mark.parametrize(
-    ("args", "says"),
-    [
-        (("p2p", "--cross", "nan"), "--cross of p2p is a finite number, got nan"),
-        (("sag", "--scale", "inf"), "--scale of sag is a finite number, got inf"),
-        (("ledits", "--thresholds", "cube=nan"), "--thresholds of ledits is a finite number, got nan"),
-        (
-            ("attend-and-excite", "--refine-to", "0.1", "nan", "0.8"),
-            "--refine-to of attend-and-excite is a finite number",
-        ),
-    ],
-)
-def test_numbers_of_methods_that_are_not_finite_are_refused_before_anything_is_loaded(run, photo, tmp_path, args, says):
-    refused(run("edit", photo, "--from", CUBE, "--to", SPHERE, "--model", "no/such", "--out", tmp_path, *args), says)
+def test_numbers_of_methods_that_are_not_finite_are_refused_before_anything_is_loaded(run, photo, tmp_path):
+    call = ("edit", photo, "--from", CUBE, "--to", SPHERE, "--model", "no/such", "--out", tmp_path)
+    refused(run(*call, "ledits", "--thresholds", "cube=nan"), "--thresholds of ledits is a finite number, got nan")
 
 
 def test_the_same_picture_again_is_a_number_in_json(run, photo, tmp_path, models):

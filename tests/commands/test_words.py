@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import pytest
-import torch
 from PIL import Image
 
 from sfumato.commands import fields
@@ -21,11 +20,6 @@ from sfumato.experiments.equivariance import Equivariance
 from sfumato.io.files import shared
 from sfumato.methods import index
 from sfumato.methods.control.spatext import SpaText
-from sfumato.scene.cameras import orbit
-from sfumato.scene.capture import Capture, write_capture
-from sfumato.scene.fields import Voxels
-from sfumato.scene.render import FieldScene, Sampling
-from sfumato.scene.store import save_scene
 from sfumato.tasks import lift_recipes
 
 
@@ -123,9 +117,6 @@ def test_what_learns_lifts_and_reads_shapes_names_no_place_either(run, here, mod
     mask.paste(255, (0, 0, 32, 64))
     mask.save(tmp_path / "mask.png")
     (tmp_path / "x.off").write_text("OFF\n4 4 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n3 0 2 1\n3 0 1 3\n3 0 3 2\n3 1 2 3\n")
-    views = Capture(torch.rand(3, 3, 32, 32), orbit(3, (32, 32)), tuple("abc"))
-    capture = write_capture(tmp_path / "capture", views).parent
-    scene = save_scene(tmp_path / "scene.safetensors", FieldScene(Voxels(4), sampling=Sampling(4)))
     few = ("--steps", 1, "--model", models("sd").name, "--device", "cpu", "--out")
     dift = ("pacl", "+", "dift", "--layers", "up_blocks.0.resnets.0", "--ensemble", 1)
     flat = ("--look", "shaded", "--azimuths", 0, "--elevations", 0, "--size", 64)
@@ -136,7 +127,6 @@ def test_what_learns_lifts_and_reads_shapes_names_no_place_either(run, here, mod
         ("learn", photos, "--as", "<it>", "--kind", "cube", "--samples", 1, *few, out / "word", "textual-inversion"),
         ("distill2d", "a cube", "--n", 1, "--init", photos / "a.png", *few, out / "distilled", "sds"),
         ("lift", "a cube", "--image", photos / "a.png", *few, out / "lifted", "sds"),
-        ("edit-scene", capture, "dds", *words, "--scene", scene, "--every", 1, *few, out / "scene"),
         ("edit", photos / "a.png", *words, *few, out / "edit", "blended-latents", "--mask", tmp_path / "mask.png"),
         ("shapes", shape, shape, *few[2:], out / "shapes", "diff3f", "--preset", "defaults", *flat),
     ):

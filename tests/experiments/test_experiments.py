@@ -228,8 +228,6 @@ def test_the_same_seed_gives_the_same_numbers_and_json_is_one_document(run, here
         (("guidance-grid", "--methods", ""), "methods are different words with commas, got ''; known: "),
         (("guidance-grid", "--methods", "sds:none"), "unknown preset of score-distillation 'none'"),
         (("saturation", "--guidances", 3, 3), "guidances: different values are meant, got 3 3"),
-        (("saturation", "--steps", 0), "--steps lies between 1 and"),
-        (("smoothness", "--steps", 1), "--steps lies between 2 and 1000"),
         (("one-noise", "--guidance", "nan"), "--guidance is a finite number, got nan"),
         (("inversion-steps", "--counts"), "counts: different values are meant, got none"),
         (("one-noise", "--n", 0), "--n lies between 1 and 64"),
@@ -237,11 +235,8 @@ def test_the_same_seed_gives_the_same_numbers_and_json_is_one_document(run, here
         (("kappa-error", "--levels", 40, "--steps", 30), "levels lies between 2 and 30"),
         (("inversion-guidance", "--guidance", 1), "guidance is another than 0 and 1"),
         (("inversion-steps", "--counts", 3, 3), "counts: different values are meant, got 3 3"),
-        (("collaboration", "--n", 1), "--n lies between 2 and 64"),
-        (("baseline", "--rate", 0), "--rate is above 0"),
         (("baseline", "--prompt", "a red cube", "--colour", "mauve"), "a red cube becomes another colour"),
         (("one-noise", "--prompt", "a red zebra"), "zebra"),
-        (("one-noise", "--seed", -1), "seed lies between"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(run, here, tmp_path, call, why):

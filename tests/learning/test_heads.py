@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -161,7 +162,7 @@ def test_a_file_is_the_head(sd, taught, tmp_path):
     head = taught(side=16)
     head.save(tmp_path / "head.safetensors")
     found = Head.load(tmp_path / "head.safetensors", KNOWN)
-    assert (found.method, found.source, found.names, found.model) == (METHOD, SOURCE, NAMES, sd.name)
+    assert (found.method, found.source, found.names, found.model) == (METHOD, SOURCE, NAMES, Path(sd.name).name)
     assert found.side == 16 and found.about == head.about and same(found, head)
 
 

@@ -349,8 +349,6 @@ def test_a_wide_picture_is_edited_by_windows(run, here, tmp_path):
         assert code == 0, err
         found.append(np.asarray(Image.open(json.loads(out)["image"])))
     assert found[0].shape == (128, 160, 3) and (found[0] != found[1]).any()
-    code, _, err = run(*edit, "--out", tmp_path / "no", "csd-edit", "--windows", "-1")
-    assert code == 2 and "--windows of collaborative-editing is at least 0, got -1" in err.splitlines()[-1]
 
 
 def test_the_plan_of_an_edit_is_of_its_windows(sd):

@@ -296,14 +296,9 @@ def test_matches_are_smoothed_where_that_is_asked(sd, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"look": "oil"}, "unknown look 'oil'; known: painted"),
-        ({"depth": "metres"}, "unknown depth 'metres'; known: linear"),
         ({"azimuths": ()}, "one azimuth"),
-        ({"ball": 1.0}, "ball of Diff3F is at least 0 and below 1"),
-        ({"fov": 180.0}, "fov of Diff3F is at least 0 and below 180"),
         ({"distance": 0.9}, "outside of the unit ball"),
         ({"blocks": ()}, "one block or several"),
-        ({"size": 4}, "size of Diff3F lies between 8 and 4096"),
     ],
     ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
 )

@@ -74,5 +74,3 @@ def test_pictures_without_masks_or_surroundings_are_refused(models):
         teach(QUICK, asked(models("sd"), False), steps=1)
     with pytest.raises(SfumatoError, match="nothing lies around the mask of picture 1"):
         teach(QUICK, asked(models("sd"), torch.ones(3, 64, 64)), steps=1)
-    with pytest.raises(SfumatoError, match="batch of DisentangledInversion lies between 2"):
-        DisentangledInversion(batch=1)

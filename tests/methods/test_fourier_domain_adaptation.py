@@ -111,5 +111,3 @@ def test_what_it_cannot_do_is_said():
         fourier_domain_adaptation(source, target, 0.6)
     with pytest.raises(SfumatoError, match="as many channels"):
         fourier_domain_adaptation(source, target[:, :1])
-    with pytest.raises(SfumatoError, match="chance of FourierAugmentation lies"):
-        FourierAugmentation(chance=2.0)

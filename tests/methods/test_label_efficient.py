@@ -201,7 +201,6 @@ def test_the_same_seed_learns_the_same_and_pixels_alone_need_no_network(made):
 def test_what_it_cannot_do_is_said(made, tmp_path):
     model, (images, labels) = made("sd"), halves(2)
     for match, options in (
-        ("blocks of LabelEfficient lies between 0 and 17, got 18", {"blocks": (18,)}),
         ("one step t or several", {"t": ()}),
         ("unknown of 'words'; known: features, pixels", {"of": "words"}),
         ("two hidden widths", {"hidden": (8,)}),

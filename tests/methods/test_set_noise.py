@@ -229,7 +229,6 @@ def test_noise_read_by_nearest_cells_or_between_them_is_seen():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Mixed(float("nan")), "a of Mixed is a finite number"),
         (
             lambda: IntegralWarp(moved(1, 0)).draw([*SEEDS, 11], SHAPE),
             "of 4 frames, and noise is drawn up to frame 5",

@@ -25,6 +25,7 @@ from sfumato.learning.adapters import Weights
 from sfumato.learning.heads import Examples, Head, HeadMethod, HeadProblem
 from sfumato.learning.lessons import levels
 from sfumato.learning.seeds import generator
+from sfumato.learning.teaching import filled
 from sfumato.learning.widening import widened
 from sfumato.methods.perceive.clip_patches import ClipPatches
 from sfumato.prompts.layout import Layout, Mask, Region
@@ -218,8 +219,7 @@ class SpaTextHead(HeadMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.templates or any("{}" not in template for template in self.templates):
-            raise SfumatoError(f"a template has a place for the words, as 'a photo of a {{}}', got {self.templates}")
+        filled(self.templates, "")
 
     def examples(
         self, model: Backbone, source: Any, pictures: Float[Tensor, "n 3 h w"], phrases: Sequence[Sequence[str]] = (),

@@ -38,6 +38,7 @@ from sfumato.core.settings import Count, Part, Positive, Several, Weight, Whole
 from sfumato.errors import SfumatoError
 from sfumato.learning.heads import Examples, FeatureSource, Head, HeadMethod, HeadProblem, Standard, cells
 from sfumato.learning.seeds import generator
+from sfumato.learning.teaching import filled
 from sfumato.methods.perceive.open_vocabulary import compatibility, similarity
 from sfumato.prompts.grammar import noun_phrases
 from sfumato.reading.results import Segments
@@ -74,8 +75,7 @@ class PACL(HeadMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.templates or any("{}" not in template for template in self.templates):
-            raise SfumatoError(f"a template has a place for the word, as 'a photo of a {{}}', got {self.templates}")
+        filled(self.templates, "")
 
     def known(self, model: Backbone, source: FeatureSource, known: dict[str, Any]) -> dict[str, Any]:
         known = {**known, "names": ()}
