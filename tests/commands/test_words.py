@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_origin
 import pytest
 from PIL import Image
 
-from sfumato.commands import fields
+from sfumato.commands import fields, grids
 from sfumato.commands.oneline import oneline, worded
 from sfumato.core.settings import Between, kinds_of
 from sfumato.errors import SettingError, SfumatoError
@@ -57,6 +57,8 @@ def test_a_value_out_of_bounds_is_refused_by_its_option(head):
 def test_what_lies_in_an_option_is_told_of_it():
     line = refused([["p2p", "--blend", "cube", "duck", "3"]], "sfumato edit")
     assert line == "--blend of p2p: its threshold lies between 0 and 1, got 3"
+    with pytest.raises(SfumatoError, match=r"^--cross of p2p lies between 0 and 1, got 3\.0$"):
+        grids.in_methods(fields.methods([["p2p"]], "sfumato edit"), "cross", "3", "sfumato edit")
 
 
 def test_an_error_calls_methods_and_options_what_they_are_called_here():
@@ -106,6 +108,7 @@ def test_a_run_that_is_refused_late_leaves_nothing(run, here, tmp_path, monkeypa
 
 def test_what_learns_lifts_and_reads_shapes_names_no_place_either(run, here, models, tmp_path, monkeypatch):
     """Pictures, documents and headers, of a model in a folder and files elsewhere, all named absolutely."""
+    pytest.importorskip("trimesh")  # which reads shapes
     real, out, photos = lift_recipes.recipe, tmp_path / "out", tmp_path / "photos"
     small = {"cells": 6, "samples": 6, "cameras": replace(real("sds", "stilllife").cameras, n=1, size=(8, 8))}
     monkeypatch.setattr(lift_recipes, "recipe", lambda word, model: replace(real(word, "stilllife"), **small))

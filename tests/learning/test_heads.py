@@ -164,6 +164,7 @@ def test_a_file_is_the_head(sd, taught, tmp_path):
     found = Head.load(tmp_path / "head.safetensors", KNOWN)
     assert (found.method, found.source, found.names, found.model) == (METHOD, SOURCE, NAMES, Path(sd.name).name)
     assert found.side == 16 and found.about == head.about and same(found, head)
+    found.check(sd)  # which is known by the name of its folder, wherever that lies
 
 
 def test_what_does_not_fit_is_named(models, taught, tmp_path):

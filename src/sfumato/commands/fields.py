@@ -89,7 +89,7 @@ def methods(segments: Sequence[Sequence[str]], prog: str, head: bool = False) ->
         kind, suiting = (entry.learner if head else entry.method), recipes.presets(entry, head)
         presets = [o.removeprefix("--preset=") for o in options if o.startswith("--preset=")]
         default = {"default": cls(**values(index.preset(entry, presets[-1], suiting)))} if presets else {}
-        item = _parsed(cls, word, options, prog, **default)
+        item = parsed(cls, word, options, prog, **default)
         seed_of(getattr(item, "seed", 0))
         items.append(kind(**values(item)))
         own = {_named(o) for o in options if o.startswith("--")}
@@ -104,10 +104,10 @@ def _check(word: str, options: Sequence[str], prog: str, head: bool) -> None:
     if presets and presets[-1] not in (known := recipes.preset_names(entry, head)):
         raise unknown(f"preset of {entry.word}", presets[-1], known or ("none",))
     if sketch and not (presets and any(f.default is f.default_factory for f in fields(sketch))):
-        seed_of(getattr(_parsed(sketch, word, options, prog), "seed", 0))
+        seed_of(getattr(parsed(sketch, word, options, prog), "seed", 0))
 
 
-def _parsed(cls: Any, word: str, options: Sequence[str], prog: str, **default: Any) -> Any:
+def parsed(cls: Any, word: str, options: Sequence[str], prog: str, **default: Any) -> Any:
     """A method's own options, made what they say; ``SfumatoError`` calls what is wrong with one by its name there."""
     own = [o for o in options if not o.startswith("--preset=")]
     try:

@@ -26,8 +26,6 @@ def oneline() -> Iterator[None]:
         if not e.code or not (lines := _inside(box.getvalue())):
             raise
         raise SfumatoError(_said(lines)) from None
-    except SettingError as e:
-        raise e.typed() from None
     finally:
         if not _inside(box.getvalue()):
             sys.stderr.write(box.getvalue())
