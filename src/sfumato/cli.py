@@ -68,8 +68,8 @@ SECTIONS: dict[str, tuple[Callable[..., None], ...]] = {
     "this program": (completion,),
 }
 COMMANDS = {name: f for section in SECTIONS.values() for name, f in _named(section).items()}
-GROUPS = {"experiment": experiments.commands, "show": lambda word: SHOWN}
-"""Commands that are a word more: each gives them all, when one is asked for."""
+GROUPS = {"experiment": experiments.commands, "show": lambda *asked: SHOWN}
+"""Commands that are a word more: each gives them all, when one is asked for, whose help may be."""
 CHAINED = {
     **dict.fromkeys(("generate", "panorama", "illusion", "edit", "video", "plan"), index.PAINTING),
     **dict.fromkeys(("distill2d", "lift"), index.DISTILLING),
@@ -106,7 +106,7 @@ def main(args: Sequence[str]) -> int:
         name, args = args[0], args[1:]
         if name in GROUPS:
             prog, about = f"sfumato {name}", getdoc(COMMANDS[name]) or ""
-            commands = dict(GROUPS[name](args[0] if args else ""))
+            commands = dict(GROUPS[name](args[0] if args else "", bool(help.ASKED & {*args})))
             if not args or args[0] in help.ASKED:
                 return _show(help.listed(about, prog, {"one of": commands}))
             name, args = args[0], args[1:]

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfumato import cli
-from sfumato.commands import argv, experiment, fields, first
+from sfumato.commands import argv, experiment, fields, first, options
 from sfumato.commands.fields import Grammar
 from sfumato.commands.show import SHOWN
 from sfumato.errors import SfumatoError
@@ -183,9 +183,10 @@ def asked(monkeypatch):
     for table in (cli.COMMANDS, SHOWN):
         for name, f in list(table.items()):
             monkeypatch.setitem(table, name, recorded(f))
-    monkeypatch.setitem(cli.GROUPS, "experiment", lambda word: {word: recorded(experiment.commands(word)[word])})
+    monkeypatch.setitem(cli.GROUPS, "experiment", lambda word, *_: {word: recorded(experiment.commands(word)[word])})
     monkeypatch.setattr(first, "_there", lambda *args: None)
     monkeypatch.setattr(opening, "checked", lambda file: None)
+    monkeypatch.setattr(options, "look", lambda *args: None)
     monkeypatch.chdir(ROOT)
 
     def call(*args: str) -> dict[str, object]:

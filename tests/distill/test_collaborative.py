@@ -13,11 +13,11 @@ from sfumato.backbones.exact import Exact, Mixture
 from sfumato.core.guidance import CFG
 from sfumato.core.schedule import add_noise
 from sfumato.distill import GuidedModel, Latents, constant, distil, weight
-from sfumato.distill.annealing import Times
 from sfumato.distill.loop import Now
 from sfumato.distill.stein import Stein, bandwidth_of, kernel
 from sfumato.errors import SfumatoError
 from sfumato.learning import seeds
+from sfumato.learning.annealing import Times
 from sfumato.methods.distill.collaborative_score_distillation import (
     EDITING,
     CollaborativeScoreDistillation,

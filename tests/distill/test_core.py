@@ -44,9 +44,9 @@ from sfumato.distill import (
     square_root,
     weight,
 )
-from sfumato.distill.annealing import steps_of
 from sfumato.distill.generators import seen
 from sfumato.errors import SfumatoError
+from sfumato.learning.annealing import steps_of
 from sfumato.learning.seeds import Draws
 from sfumato.methods.distill.score_distillation import ScoreDistillation, score_distillation
 

@@ -16,11 +16,11 @@ from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG, PerpNeg
 from sfumato.core.schedule import Schedule, add_noise
 from sfumato.distill import GuidedModel, Latents, between, constant, distil
-from sfumato.distill.annealing import Times
 from sfumato.distill.kappa import fixed_point, inverted, noise_in, regressed, residual
 from sfumato.distill.loop import Now
 from sfumato.errors import SfumatoError
 from sfumato.learning import seeds
+from sfumato.learning.annealing import Times
 from sfumato.methods.distill.score_distillation import score_distillation
 from sfumato.methods.distill.score_distillation_via_inversion import (
     CACHED,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 LIGHT = """
@@ -17,6 +19,46 @@ for args, code, _ in {asked!r}:
 heavy = {{"torch", "diffusers", "transformers", "safetensors", "scipy", "matplotlib", "jaxtyping"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
+WRONG = """
+import sys
+from collections import Counter
+from sfumato import cli
+from sfumato.commands import help
+ANY, LINES = {any!r}, {lines!r}
+
+class Needed(BaseException):
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "diffusers", "transformers", "jaxtyping"):
+            raise self
+
+def wrong(action):
+    kind, many = str(action.metavar), action.nargs if isinstance(action.nargs, int) else 1
+    number = "-1" if "INT" in kind or kind in ("N", "PIXELS", "STEPS", "CELLS") else "nan" if "FLOAT" in kind else ""
+    return [number or "/nowhere/x"] * many
+
+sys.meta_path.insert(0, Needed())
+seen = Counter()
+for name, line, methods in LINES:
+    group, _, word = name.partition(" ")
+    command = cli.GROUPS[group](word)[word] if word else cli.COMMANDS[name]
+    lines = [["--nosuch=1"], ["--device=nosuch"]]
+    for action in help.parser(command)._actions:
+        option = (action.option_strings or ["--help"])[0]
+        if seen[option] < 2 and option not in ANY and action.nargs != 0 and not action.choices:
+            lines.append([f"{{option}}={{wrong(action)[0]}}"] if len(wrong(action)) == 1 else [option, *wrong(action)])
+            seen[option] += 1
+    for given in lines:
+        option = given[0].partition("=")[0]
+        own = [*line[: line.index(option)], *line[line.index(option) + 2 :]] if option in line else line
+        assert cli.main([*name.split(), *own, *given, *methods]) == 2, (name, given)
+print(seen.total())
+"""
+OF_ANY_KIND = (
+    "--help --out --model --negative --from --to --prompt --as --kind --mask-word --words --names --only --looks"
+)
+OF_ANY_KIND += " --template --host --for --and --not --variant"
+OF_THE_MODEL = "--config --clip-skip --stride --layers --controlnet --control-mode"
+"""Whose values a loaded model alone can refuse."""
 LOADED = """
 import gc, sys, warnings
 warnings.filterwarnings("error", "of my own")
@@ -93,9 +135,9 @@ assert sys.meta_path[: len(finders)] == finders
 """
 
 
-def fresh(code: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def fresh(code: str, place: Path | None = None) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=place)
+    assert done.returncode == 0, done.stderr[-2000:]
     return done
 
 
@@ -136,6 +178,54 @@ def test_help_lists_and_whatever_is_wrong_need_no_torch(tmp_path: Path):
     lines = fresh(LIGHT.format(asked=asked)).stderr.split("---\n")
     for (args, code, says), line in zip(asked, lines, strict=False):
         assert says in line and line.count("\n") == (code == 2), (args, line)
+
+
+def test_wrong_values_of_all_options_are_refused_without_torch(tmp_path: Path):
+    """Of each command an option that is none, and of all options values: numbers out of range, files not there."""
+    for name in ("a.png", "b.png", "1.png", "film.gif"):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+    (tmp_path / "m.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    (tmp_path / "scene.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "1.png")
+    one = json.dumps(
+        {"w": 8, "h": 8, "fl_x": 9, "frames": [{"file_path": "1.png", "transform_matrix": np.eye(4).tolist()}]}
+    )
+    (tmp_path / "transforms.json").write_text(one)
+    words = ["--from", "a", "--to", "b"]
+    lines = [
+        ("generate", ["x"], ["perturbed-attention"]),
+        ("panorama", ["x", "--size", "512x128"], ["sync-diffusion"]),
+        ("illusion", ["a", "b"], ["perturbed-attention"]),
+        ("views", ["x"], []),
+        ("video", ["film.gif", *words], ["p2p"]),
+        ("edit", ["a.png", *words], ["p2p"]),
+        ("invert", ["a.png", "x"], []),
+        ("segment", ["a.png"], ["diff-seg"]),
+        ("match", ["a.png", "b.png"], ["dift"]),
+        ("keypoints", ["a.png"], []),
+        ("features", ["a.png"], []),
+        ("shapes", ["m.obj"], ["diff3f"]),
+        ("describe", ["a.png"], []),
+        ("learn", ["a.png", "--as", "w"], ["ti"]),
+        ("train-encoder", [], []),
+        ("train-head", ["."], ["stego"]),
+        ("distill2d", ["x"], ["sds"]),
+        ("lift", ["x"], ["sds"]),
+        ("capture", ["."], []),
+        ("reconstruct", ["."], []),
+        ("segment-scene", [".", "--words", "a"], []),
+        ("edit-scene", [".", "make it blue", "instruct-nerf2nerf"], []),
+        ("export-scene", ["scene.safetensors"], []),
+        ("show scene", ["scene.safetensors"], []),
+        ("show sites", [], []),
+        ("show plan", [], ["p2p"]),
+        ("experiment one-noise", [], []),
+        ("bench", [], []),
+        ("tour", [], []),
+        ("render", [], []),
+    ]
+    code = WRONG.format(any=f"{OF_ANY_KIND} {OF_THE_MODEL}".split(), lines=lines)
+    assert int(fresh(code, tmp_path).stdout) > 100
 
 
 def test_a_model_loads_and_paints_without_what_it_does_not_need_and_all_is_there_later(tmp_path: Path):

@@ -10,6 +10,7 @@ import tyro
 from sfumato.commands.options import Json, whole
 from sfumato.errors import SfumatoError
 from sfumato.io.terminal import print_json
+from sfumato.methods.outline import look
 
 
 def capture(
@@ -50,6 +51,7 @@ def capture(
         whole("--side", side, 16, 16384)
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SfumatoError(f"--out {out} is not empty; give a new folder, so that no photograph is written over")
+    look("scene.capture:read_capture", place, side or None, opencv=opencv, keep_world=keep_world)
     from sfumato.io.files import writable
     from sfumato.scene.capture import read_capture, write_capture
 

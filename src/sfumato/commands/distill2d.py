@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from sfumato.commands import uses
+from sfumato.commands.fields import sketched
 from sfumato.commands.options import (
     Device,
     Json,
@@ -27,6 +28,7 @@ from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.progress import counted
 from sfumato.io.terminal import note, print_json, quiet
+from sfumato.learning.annealing import Ramp
 from sfumato.methods import index
 from sfumato.tasks import chain as chains
 from sfumato.tasks import kept
@@ -99,7 +101,7 @@ def distill2d(
     whole("--every", every, max(1, steps // MOST_FRAMES), 1_000_000)
     seed_of(seed)
     asked = size_of(size)
-    if len(chain.items) != 1:
+    if len(chain.names) != 1:
         raise SfumatoError(f"distill2d takes one method; they are: {', '.join(index.words(index.DISTILLING))}")
     if rate is not None and not (math.isfinite(rate) and rate > 0):
         raise SfumatoError(f"--rate is a number above 0, got {rate:g}")
@@ -109,25 +111,26 @@ def distill2d(
         raise SfumatoError("--saturation, --hue and --histogram are numbers from 0")
     weights = {"saturation": saturation, "hue": hue, "histogram": histogram}
     uses.beside("--reference", reference, "--saturation, --hue or --histogram", any(weights.values()))
-    method = chain.items[0]
-    has = {f.name for f in fields(method)}
+    (sketch,) = sketched(chain).items
+    has = {f.name for f in fields(sketch)}
     if negative and "negative" not in has:
         raise SfumatoError(f"{chain.names[0]} has no empty prompt whose place a negative one could take")
-    method = replace(method, negative=negative) if negative else method
     if scales and "guidance" not in has:
         raise SfumatoError(f"{chain.names[0]} has no guidance to sweep")
-    if scales and method.guidance != type(method).guidance:
-        note(f"--sweep takes the place of the guidance of {chain.names[0]}, {method.guidance:g}")
+    if scales and sketch.guidance != type(sketch).guidance:
+        note(f"--sweep takes the place of the guidance of {chain.names[0]}, {sketch.guidance:g}")
+    limit = Ramp.read(clip) if clip else None
+    if limit is not None and any(value <= 0 for _, value in limit.points):
+        raise SfumatoError(f"--clip is the largest value of a gradient, above 0, got {clip}")
+    method = chain.items[0]
+    method = replace(method, negative=negative) if negative else method
     writable(out)
     quiet()
-    from sfumato.distill import Ramp, RandomViews
+    from sfumato.distill import RandomViews
     from sfumato.media import pictures
     from sfumato.media.images import read_image
     from sfumato.tasks.distill import distill_images, regularised
 
-    limit = Ramp.read(clip) if clip else None
-    if limit is not None and any(value <= 0 for _, value in limit.points):
-        raise SfumatoError(f"--clip is the largest value of a gradient, above 0, got {clip}")
     net = loading.load(model, device)
     loading.remark(model, prompt, negative)
     begin = None if init is None else read_image(init, net)

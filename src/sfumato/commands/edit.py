@@ -12,6 +12,7 @@ import tyro
 
 from sfumato.commands import edited, grids, uses
 from sfumato.commands.edited import Unit
+from sfumato.commands.fields import sketched
 from sfumato.commands.options import (
     Boxes,
     Device,
@@ -148,11 +149,11 @@ def edit(
     """
     given = dict(locals())
     plain, grid = Wanted(Path(), source, target, chain, negative, steps, guidance, invert, seed), grids.cells(in_grid)
-    limit, layout, hole = bytes_of(memory), layout_of(box), mask_of(mask)
+    limit, layout = bytes_of(memory), layout_of(box)
     rows = _rows(plain, images, also, of_list)
     several = of_list is not None or (len(rows) > 1 and not also)
     specs = [spec.strip() for spec in compare.split(",") if spec.strip()]
-    if any(bool(specs) == bool(row.chain.items) for row in rows):
+    if any(bool(specs) == bool(row.chain.names) for row in rows):
         raise SfumatoError(f"edit takes methods, or --compare with several; they are: {', '.join(index.words())}")
     if len({*specs}) < len(specs):
         raise SfumatoError(f"--compare takes different methods, got {compare}")
@@ -162,14 +163,19 @@ def edit(
     if also and (one := next(filter(single.get, single), None)):
         raise SfumatoError(f"{one} is of one picture alone; leave it or --also out")
     uses.beside("--looks", looks, "--appearance", appearance)
-    kinds = [
-        {spec: default(spec, r) for spec in specs} or {key: changed(r, c) for key, c in grid.items()} for r in rows
-    ]
-    kinds = [{key: one.given(layout, hole) for key, one in each.items()} for each in kinds]
-    every = [one.chain for each in kinds for one in each.values()]
+    named = [{spec: default(spec, row) for spec in specs} or dict.fromkeys(grid, row) for row in rows]
+
+    def by(methods: Callable[[Chain], Chain], hole: Mask | None = None) -> list[dict[str, Wanted]]:
+        every = [{key: replace(one, chain=methods(one.chain)) for key, one in each.items()} for each in named]
+        every = [{key: changed(one, grid.get(key, ())) for key, one in each.items()} for each in every]
+        return [{key: one.given(layout, hole) for key, one in each.items()} for each in every]
+
+    every = [one.chain for each in by(sketched) for one in each.values()]  # before methods are imported
     uses.boxes(layout, every)
     uses.appearance(appearance, guidance, every)
     uses.start(invert, every)
+    kinds = by(lambda chain: chain, hole := mask_of(mask))
+    every = [one.chain for each in kinds for one in each.values()]
     writable(out)
     shared = {key: value for key, value in given.items() if key not in _OWN}
     units = edited.units(

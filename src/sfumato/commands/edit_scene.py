@@ -11,6 +11,7 @@ from sfumato.commands.options import Device, Json, Running, Seed, guidance_of, s
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import note, print_json, quiet
+from sfumato.methods.outline import constant, look
 from sfumato.tasks import kept
 
 BUILT_IN = "stilllife"
@@ -85,11 +86,9 @@ def edit_scene(
     Example: sfumato edit-scene capture/ csd-edit --from "a red cube on grass" --to "a blue cube on grass" --only cube
     """
     given = dict(locals())
-    from sfumato.distill import Distillation
-    from sfumato.tasks.edit_scene import METHODS, scene_edit
-
     if not 1 <= len(words) <= 2:
-        raise SfumatoError(f"after the capture come what to do, in quotes, and how: {', '.join(METHODS)}")
+        known = ", ".join(constant("tasks.edit_scene:METHODS"))
+        raise SfumatoError(f"after the capture come what to do, in quotes, and how: {known}")
     *said_first, method = words
     instruction = said_first[0].strip() if said_first else ""
     if instruction and (source or target):
@@ -105,19 +104,25 @@ def edit_scene(
     seed_of(seed)
     guidance_of(guidance)
     model = model or (f"{BUILT_IN}-instruct" if instruction else BUILT_IN)
-    how = scene_edit(
-        method, instruction=instruction, source=source, target=target, model=model, guidance=guidance,
-        image_scale=image_scale, together=together, every=between, steps=steps, edit_steps=edit_steps,
-    )  # fmt: skip
-    if only and isinstance(how.editor, Distillation):
+    asked: dict[str, Any] = {
+        "instruction": instruction, "source": source, "target": target, "model": model, "guidance": guidance,
+        "image_scale": image_scale, "together": together, "every": between, "steps": steps, "edit_steps": edit_steps,
+    }  # fmt: skip
+    look("tasks.edit_scene:scene_edit", method, **asked)
+    if only and method in ("dds", "sdi"):
         raise SfumatoError(f"{method} moves the scene itself and knows no --only; csd-edit and others edit views")
+    look("scene.capture:read_capture", capture)
+    if scene is not None:
+        look("scene.store:load_scene", scene)
     writable(out)
     quiet()
     from sfumato.media import pictures
     from sfumato.scene.capture import read_capture
     from sfumato.scene.store import save_scene
     from sfumato.tasks.edit_scene import edit_scene as run
+    from sfumato.tasks.edit_scene import scene_edit
 
+    how = scene_edit(method, **asked)
     shots = read_capture(capture)
     if len(shots) < 2:
         raise SfumatoError(f"{capture} has one view, and a scene is seen from several; edit a picture by sfumato edit")

@@ -9,13 +9,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from sfumato.commands.fields import spoken
+from sfumato.commands.fields import made, spoken
 from sfumato.commands.options import Device, Json, Model, Running
 from sfumato.experiments.index import EXPERIMENTS, Entry
 from sfumato.io.files import writable, write_json
 from sfumato.io.progress import counted
 from sfumato.io.terminal import print_json, print_table, quiet
 from sfumato.media import opening
+from sfumato.methods.outline import outline
 from sfumato.tasks import kept
 from sfumato.tasks.chain import values
 
@@ -38,9 +39,12 @@ def experiment() -> None:
     """
 
 
-def commands(asked: str) -> dict[str, Callable[..., None]]:
-    """Every experiment as a command. Only the one that is asked for is imported; of the others there is a line."""
-    return {e.word: _command(e) if e.word == asked else _line(e) for e in EXPERIMENTS}
+def commands(asked: str, whole: bool = False) -> dict[str, Callable[..., None]]:
+    """Every experiment as a command: of the one that is asked for its settings, of the others a line.
+
+    Unless it has to be ``whole``, it is imported when it is run, and parsed by what its file says.
+    """
+    return {e.word: _command(e, whole) if e.word == asked else _line(e) for e in EXPERIMENTS}
 
 
 def _line(entry: Entry) -> Callable[..., None]:
@@ -50,13 +54,14 @@ def _line(entry: Entry) -> Callable[..., None]:
     return run
 
 
-def _command(entry: Entry) -> Callable[..., None]:
+def _command(entry: Entry, whole: bool) -> Callable[..., None]:
     def run(experiment: Any, setting: Setting) -> None:
         writable(setting.out)
         for value in values(experiment).values():
             if isinstance(value, Path):
                 opening.checked(value)
         quiet()
+        experiment = made(entry.experiment, experiment)
         model = setting.loading.load(setting.model, setting.device)
         with counted(entry.word, experiment.works):
             found = experiment.run(model)
@@ -77,7 +82,7 @@ def _command(entry: Entry) -> Callable[..., None]:
             print_table(rows)
         print("\n".join(map(str, [*figures.values(), numbers])))
 
-    kind = entry.experiment
+    kind = (None if whole else outline(f"experiments.{entry.home}")) or entry.experiment
     run.__doc__ = kind.__doc__
     run.__annotations__ = {
         "experiment": Annotated[

@@ -10,6 +10,7 @@ import tyro
 from sfumato.commands.options import Json
 from sfumato.errors import SfumatoError
 from sfumato.io.terminal import print_json, quiet
+from sfumato.methods.outline import look
 
 
 def export(
@@ -27,6 +28,7 @@ def export(
     """
     if name.endswith(".safetensors"):
         raise SfumatoError(f"{name} is no model that ships; for a scene: sfumato export-scene {name} --out scene.glb")
+    look("stilllife.weights:export", name, folder)
     quiet()
     from sfumato.stilllife import weights
 

@@ -12,6 +12,7 @@ from sfumato.commands.options import Device, Json, whole
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable
 from sfumato.io.terminal import note, print_json, quiet
+from sfumato.methods.outline import look
 
 
 def export_scene(
@@ -75,6 +76,9 @@ def export_scene(
         raise SfumatoError(f"--distance is a number above 0, got {distance:g}")
     if not scene.is_file():
         raise SfumatoError(f"there is no file {scene}; a scene is made by sfumato reconstruct, lift or edit-scene")
+    if out is not None:
+        look("scene.export:kind_of", out)
+    look("scene.store:load_scene", scene)
     quiet()
     from sfumato.io.device import choose
     from sfumato.scene.export import export, kind_of

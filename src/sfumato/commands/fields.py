@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
 from sfumato.commands import help
+from sfumato.commands.oneline import oneline
 from sfumato.commands.options import seed_of
 from sfumato.errors import SettingError, SfumatoError, unknown
 from sfumato.io.progress import waiting
 from sfumato.io.sparing import sparing
+from sfumato.media import opening
 from sfumato.methods import index
 from sfumato.methods.about import about
-from sfumato.methods.outline import outline
+from sfumato.methods.outline import Outline, constant, outline, unread
 from sfumato.tasks import recipes
 from sfumato.tasks.chain import Chain, values
 
@@ -78,43 +80,120 @@ def help_of(word: str, prog: str, head: bool = False) -> str:
     return help.method(class_of(word, head), f"{prog} ... {word}", text, presets)
 
 
-def methods(segments: Sequence[Sequence[str]], prog: str, head: bool = False) -> Chain:
+class Asked(Chain):
+    """Methods of a command line, which are imported when somebody looks at them; what their files say of them is known
+    before (``sketched``)."""
+
+    def __init__(
+        self,
+        items: tuple[Any, ...] = (),
+        names: tuple[str, ...] = (),
+        named: tuple[frozenset[str], ...] = (),
+        make: Callable[[], Chain] | None = None,
+        sketch: Chain | None = None,
+    ) -> None:
+        vars(self).update(names=names, sketch=sketch, _make=make or (lambda: Chain(items, names, named)))
+
+    @cached_property
+    def _made(self) -> Chain:
+        return vars(self)["_make"]()
+
+    @property
+    def items(self) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._made.items
+
+    @property
+    def named(self) -> tuple[frozenset[str], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._made.named
+
+
+def sketched(chain: Chain) -> Chain:
+    """Methods as their files tell of them, with the values that were asked for; themselves, where they are there."""
+    return vars(chain).get("sketch") or chain
+
+
+def methods(segments: Sequence[Sequence[str]], prog: str, head: bool = False) -> Asked:
     """The methods that were asked for, as ``argv.split`` gives them, or the heads that they learn; tyro says what is
-    wrong with options."""
-    for word, *options in segments:
-        _check(word, options, prog, head)
+    wrong with options. They are imported when they are looked at."""
+    sketches, names = tuple(_sketched(word, options, prog, head) for word, *options in segments), _words(segments)
+    make = partial(_methods, segments, prog, head)
+    return Asked(names=names, make=make, sketch=None if None in sketches else Chain(sketches, names))
+
+
+def default(spec: str) -> Asked:
+    """A method as it is, or one of its presets, as ``recipes.default`` has it."""
+    word, colon, chosen = spec.partition(":")
+    entry, sketch = index.find(word), sketch_of(word)
+    if sketch and not colon and any(f.default is f.default_factory for f in fields(sketch)):
+        raise index.alone(word)
+    found = _preset(entry, chosen, sketch, False) if colon else sketch and sketch()
+    make = partial(recipes.default, spec)
+    return Asked(names=(spec,), make=lambda: Chain((make(),), (spec,)), sketch=found and Chain((found,), (spec,)))
+
+
+def _words(segments: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(word for word, *_ in segments)
+
+
+def _methods(segments: Sequence[Sequence[str]], prog: str, head: bool) -> Chain:
     items, named = [], list[frozenset[str]]()
     for word, *options in segments:
         entry, cls = index.find(word), class_of(word, head)
         kind, suiting = (entry.learner if head else entry.method), recipes.presets(entry, head)
-        presets = [o.removeprefix("--preset=") for o in options if o.startswith("--preset=")]
-        default = {"default": cls(**values(index.preset(entry, presets[-1], suiting)))} if presets else {}
-        item = parsed(cls, word, options, prog, **default)
+        chosen, own = _chosen(options)
+        default = {} if chosen is None else {"default": cls(**values(index.preset(entry, chosen, suiting)))}
+        item = _parsed(cls, word, own, prog, **default)
         seed_of(getattr(item, "seed", 0))
         items.append(kind(**values(item)))
-        own = {_named(o) for o in options if o.startswith("--")}
-        named.append(frozenset(own | (recipes.fields_of(entry, presets[-1], head) if presets else set())))
-    return Chain(tuple(items), tuple(word for word, *_ in segments), tuple(named))
+        known = {_named(o) for o in own if o.startswith("--")}
+        named.append(frozenset(known | (set() if chosen is None else recipes.fields_of(entry, chosen, head))))
+    return Chain(tuple(items), _words(segments), tuple(named))
 
 
-def _check(word: str, options: Sequence[str], prog: str, head: bool) -> None:
-    """Refuse what is seen to be wrong with a method's options before it is imported, as it is refused then."""
+def _sketched(word: str, options: Sequence[str], prog: str, head: bool) -> Any:
+    """A method as its file tells of it; what is seen there to be wrong with its options is refused as by its class.
+    None where that is not understood."""
     entry, sketch = index.find(word), sketch_of(word, head)
+    chosen, own = _chosen(options)
+    begun = {} if chosen is None else {"default": _preset(entry, chosen, sketch, head)}
+    if sketch is None or None in begun.values():
+        return None
+    item = _parsed(sketch, word, own, prog, **begun)
+    seed_of(getattr(item, "seed", 0))
+    return item
+
+
+def _preset(entry: index.Entry, name: str, sketch: Any, head: bool) -> Any:
+    """What a preset is by its file, or by what suits a model; None where that is not understood."""
+    if name not in (known := recipes.preset_names(entry, head)):
+        raise unknown(f"preset of {entry.word}", name, known or ("none",))
+    if sketch is None:
+        return None
+    own = head and bool(entry.head)
+    found = constant(f"methods.{entry.home.partition(':')[0]}:{name.upper().replace('-', '_')}")
+    if not own and isinstance(found, Outline):
+        return sketch(**values(found))
+    if name == recipes.DEFAULTS:
+        return sketch()
+    rows = (row for row in recipes.RECIPES.values() if (row.word, row.preset, row.head) == (entry.word, name, own))
+    return next((sketch(**row.settings) for row in rows), None)
+
+
+def _chosen(options: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The preset among a method's options, if there is one, and the others."""
     presets = [o.removeprefix("--preset=") for o in options if o.startswith("--preset=")]
-    if presets and presets[-1] not in (known := recipes.preset_names(entry, head)):
-        raise unknown(f"preset of {entry.word}", presets[-1], known or ("none",))
-    if sketch and not (presets and any(f.default is f.default_factory for f in fields(sketch))):
-        seed_of(getattr(parsed(sketch, word, options, prog), "seed", 0))
+    return presets[-1] if presets else None, [o for o in options if not o.startswith("--preset=")]
 
 
-def parsed(cls: Any, word: str, options: Sequence[str], prog: str, **default: Any) -> Any:
+def _parsed(cls: Any, word: str, own: Sequence[str], prog: str, **default: Any) -> Any:
     """A method's own options, made what they say; ``SfumatoError`` calls what is wrong with one by its name there."""
-    own = [o for o in options if not o.startswith("--preset=")]
-    try:
-        return tyro.cli(cls, prog=f"{prog} ... {word}", args=own, config=help.CONFIG, **default)
-    except SettingError as e:
-        field = next((f.name for f in fields(cls) if e.owner in str(f.type)), "") if e.owner != cls.__name__ else ""
-        raise e.typed(word, field) from None
+    with oneline():
+        try:
+            return tyro.cli(cls, prog=f"{prog} ... {word}", args=own, config=help.CONFIG, **default)
+        except SettingError as e:
+            own_class = e.owner == cls.__name__
+            field = "" if own_class else next((f.name for f in fields(cls) if e.owner in str(f.type)), "")
+            raise e.typed(word, field) from None
 
 
 def _named(option: str) -> str:
@@ -132,53 +211,74 @@ def class_of(word: str, head: bool = False) -> Any:
 def sketch_of(word: str, head: bool = False) -> Any:
     """``class_of`` as far as the method's file tells of it, which is not imported; None where it cannot be read."""
     entry = index.find(word)
-    sketch = outline(entry.head if head and entry.head else entry.home)
-    return sketch and spoken(_made(word, sketch), read=False)
+    sketch = outline(f"methods.{entry.head if head and entry.head else entry.home}")
+    return sketch and spoken(_made(word, sketch))
+
+
+def as_written(item: Any) -> Any:
+    """The class of a method that is there, as a command line writes it."""
+    return type(item) if isinstance(item, Outline) else spoken(type(item))
 
 
 def _made(word: str, cls: Any) -> Any:
-    if any(f.default is f.default_factory and "Callable" in str(f.type) for f in fields(cls)):  # both are missing
+    if any(
+        f.default is f.default_factory and "Callable" in str(f.metadata.get("kind", f.type)) for f in fields(cls)
+    ):  # both are missing
         raise SfumatoError(f"{word} takes a function, which a command line cannot give; use it from Python")
     return cls
 
 
+def made(kind: Any, sketch: Any) -> Any:
+    """What an outline with values is an outline of."""
+    known = {f.name: f.type for f in fields(sketch)}
+    given = {k: v for k, v in values(sketch).items() if isinstance(v, partial) or get_args(known[k])[:1] != (Any,)}
+    return kind(**{name: value() if isinstance(value, partial) else value for name, value in given.items()})
+
+
 @cache
-def spoken(cls: Any, read: bool = True) -> Any:
+def spoken(cls: Any) -> Any:
     """The class with its fields as a command line writes them: words with commas, files; the others are hidden.
 
-    Unless it should ``read`` them, values of kinds that take torch are taken as they are.
+    Values of an outline that take torch are looked at, and read when they are called.
     """
     hints, out = get_type_hints(cls, include_extras=True), []
     for f in fields(cls):
-        hint, inside = hints[f.name], get_args(hints[f.name])
+        hint = f.metadata.get("kind", hints[f.name])
+        inside = get_args(hint)
         one = next((t for t in inside if t is not type(None)), hint) if type(None) in inside else hint
         hidden = f.metadata.get("command") is False
-        spec: Any
-        spec, light = (tyro.conf.Fixed, False) if hidden else _spelling(one)
-        if not (light or read):
-            hint, spec = Any, spec if hidden else replace(spec, instance_from_str=lambda args: None)
+        spec, look = (tyro.conf.Fixed, None) if hidden else _spelling(one)
+        if issubclass(cls, Outline) and (look or unread(hint)):
+            hint, spec = Any, spec if look is None else replace(spec, instance_from_str=partial(_later, spec, look))
         marks = [each for each in (spec, f.metadata.get("help") and tyro.conf.arg(help=f.metadata["help"])) if each]
         if marks:
             kind = Annotated[(hint, *marks)]  # pyright: ignore[reportInvalidTypeForm]
-            out.append((f.name, kind, field(default=f.default, default_factory=f.default_factory)))
+            out.append((f.name, kind, field(default=f.default, default_factory=f.default_factory, metadata=f.metadata)))
     return make_dataclass(cls.__name__, out, bases=(cls,), frozen=True) if out else cls
 
 
-def _spelling(kind: Any) -> tuple[Any, bool]:
-    """How a command line writes a kind, if not as tyro does, and whether it is read without torch."""
+def _later(spec: Any, look: Callable[[str], Any], args: list[str]) -> Callable[[], Any]:
+    """A value that is looked at now, and read when it is called."""
+    look(*args)
+    return partial(spec.instance_from_str, args)
+
+
+def _spelling(kind: Any) -> tuple[Any, Callable[[str], Any] | None]:
+    """How a command line writes a kind, if not as tyro does, and what looks at it, if reading it takes torch."""
     name, of = getattr(kind, "__name__", ""), get_args(kind)
     if get_origin(kind) is tuple and of == (str, ...):
-        return _spec("WORD,WORD", lambda text: tuple(_listed(text)), ",".join), True
+        return _spec("WORD,WORD", lambda text: tuple(_listed(text)), ",".join), None
     if _is_mapping(kind) and of[1:]:
         if getattr(of[1], "__name__", "") == "Distillation":
-            return _spec("WORD,WORD", _distillations, ",".join), False
+            return _spec("WORD,WORD", _distillations, ",".join), _distilling
         if _is_mapping(of[1]):
-            return _spec("WORD=PNG,...", partial(_pairs, of=_drawn), ",".join), False
-        return _spec("WORD=VALUE,...", partial(_pairs, of=of[1]), _paired), True
+            return _spec("WORD=PNG,...", partial(_pairs, of=_drawn), ",".join), partial(_pairs, of=opening.checked)
+        return _spec("WORD=VALUE,...", partial(_pairs, of=of[1]), _paired), None
     if name == "Layout":
-        return _spec("FILE", kind.read, lambda v: ",".join(v.phrases)), False
+        return _spec("FILE", kind.read, lambda v: ",".join(v.phrases)), None
     if name in ("Mask", "Ramp", "Times"):
-        return _spec({"Mask": "PNG", "Ramp": "RAMP", "Times": "RAMP[,RAMP]"}[name], kind.read, str), False
+        spec = _spec({"Mask": "PNG", "Ramp": "RAMP", "Times": "RAMP[,RAMP]"}[name], kind.read, str)
+        return spec, opening.checked if name == "Mask" else None
     if name == "LocalBlend":
         return tyro.constructors.PrimitiveConstructorSpec(
             (2, 3, 4),
@@ -186,8 +286,8 @@ def _spelling(kind: Any) -> tuple[Any, bool]:
             partial(_blended, kind),
             lambda value: True,
             lambda v: [v.source, v.target, str(v.threshold), str(v.res)] if v else ["none"],
-        ), False
-    return None, True
+        ), None
+    return None, None
 
 
 def _blended(kind: Any, args: list[str]) -> Any:
@@ -223,6 +323,10 @@ def _listed(text: str) -> list[str]:
 
 
 def _distillations(text: str) -> dict[str, Any]:
+    return {spec: recipes.default(spec) for spec in _distilling(text)}
+
+
+def _distilling(text: str) -> list[str]:
     """Methods that distil, by ``word`` or ``word:preset``."""
     specs, known = _listed(text), index.words(index.DISTILLING, aliases=True)
     if not specs or len(set(specs)) < len(specs):
@@ -230,7 +334,9 @@ def _distillations(text: str) -> dict[str, Any]:
     for word in (spec.partition(":")[0] for spec in specs):
         if word not in known:
             raise unknown("method that distils", word, known)
-    return {spec: recipes.default(spec) for spec in specs}
+    for spec in specs:
+        default(spec)
+    return specs
 
 
 def _paired(values: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ import tyro
 
 from sfumato.commands import grids, painting, uses
 from sfumato.commands.clips import RATE, STEPS, Clips, named, picture_of
+from sfumato.commands.fields import sketched
 from sfumato.commands.grids import number
 from sfumato.commands.options import (
     Boxes,
@@ -108,7 +109,15 @@ def generate(
     given = dict(locals())
     n = given["n"] = (1 if in_grid else 4) if n is None else n
     grid = grids.cells(given.pop("in_grid"))
-    cells = {label: _Asked(steps, guidance, seed, chain).changed(cell) for label, cell in grid.items()}
+    layout = layout_of(box)
+
+    def by(chain: Chain) -> dict[str, _Asked]:
+        every = {label: _Asked(steps, guidance, seed, chain).changed(cell) for label, cell in grid.items()}
+        return {
+            label: replace(one, chain=one.chain.given(seed=one.seed, layout=layout)) for label, one in every.items()
+        }
+
+    cells = by(sketched(chain))  # before methods are imported
     (limit,) = {painting.checked(n, one.steps, one.seed, memory, one.guidance) for one in cells.values()}
     if frames is not None:
         whole("--frames", frames, 1, 4000)
@@ -124,10 +133,9 @@ def generate(
     uses.painted(chain)
     if sampling.canvas is not None:
         uses.regions(loading, "a canvas")
-    layout = layout_of(box)
-    cells = {label: replace(one, chain=one.chain.given(seed=one.seed, layout=layout)) for label, one in cells.items()}
     uses.boxes(layout, [one.chain for one in cells.values()])
     check_apart(out, inpaint, mask, *steering.control)
+    cells = by(chain)
     place = painting.Place.of("generate", out, named(prompt))
 
     quiet()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -12,6 +12,7 @@ import tyro
 
 from sfumato.commands import fields as options
 from sfumato.commands.oneline import oneline
+from sfumato.core.settings import Settings
 from sfumato.errors import SfumatoError
 from sfumato.tasks.chain import Chain, values
 
@@ -74,13 +75,13 @@ def settings(chain: Chain) -> list[str]:
 
 def _places(item: Any) -> list[tuple[str | None, Any]]:
     """Where an option may lie: in a method, and in what it has for one, such as a blend."""
-    inside = [(name, value) for name, value in values(item).items() if is_dataclass(value)]
+    inside = [(name, value) for name, value in values(item).items() if isinstance(value, Settings)]
     return [(None, item), *inside]
 
 
 def _parsed(item: Any, word: str, prog: str, field: str, text: str) -> Any:
     """With a field's value as a command line gives it."""
-    cls = options.spoken(type(item))
+    cls = options.as_written(item)
     with oneline():
         args = [f"--{field.replace('_', '-')}={text}"]
         new = options.parsed(cls, word, args, prog, default=cls(**values(item)))

@@ -26,6 +26,7 @@ from sfumato.commands.options import (
 )
 from sfumato.commands.sampling import Sampling, suited
 from sfumato.io.terminal import quiet
+from sfumato.methods.outline import look
 from sfumato.tasks import chain as chains
 from sfumato.tasks.chain import Chain
 
@@ -84,6 +85,7 @@ def illusion(
     limit, asked = painting.checked(n, steps, seed, memory, guidance), size_of(size)
     uses.painted(chain)
     uses.regions(loading, "an illusion")
+    look("tasks.illusion:view_of", view)
     place = painting.Place.of("illusion", out, f"{prompt} {view} {other}", one=False)
 
     quiet()

@@ -13,6 +13,8 @@ from sfumato.commands.reading import files_of, finish, page
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import note, print_json, quiet
+from sfumato.methods import index
+from sfumato.methods.outline import look
 from sfumato.tasks import chain as chains
 from sfumato.tasks import recipes
 from sfumato.tasks.batch import Batch, contents
@@ -52,6 +54,15 @@ def keypoints(
     """
     files = files_of(images, "keypoints")
     chosen_side(side)
+    if len(chain.names) > 1 or {index.find(name).word for name in chain.names} - {"unsupervised-keypoints"}:
+        raise SfumatoError(f"keypoints are learned by unsupervised-keypoints, not by {' + '.join(chain.names)}")
+    if head is not None and (learned is not None or chain.names):
+        raise SfumatoError("--head has landmarks of its own; leave --learned and the method out")
+    if learned is not None and chain.names:
+        raise SfumatoError("--learned has its own settings; leave the method out, or learn anew without --learned")
+    for file, load in ((head, "methods.heads:load"), (learned, "learning.checkpoint:read")):
+        if file is not None:
+            look(load, file)
     writable(out)
     quiet()
     from sfumato.media import pictures
@@ -59,13 +70,9 @@ def keypoints(
     from sfumato.media.labels import points
     from sfumato.methods import heads
     from sfumato.methods.perceive.landmark_regression import LandmarkRegression
-    from sfumato.methods.perceive.unsupervised_keypoints import Keypoints, UnsupervisedKeypoints
+    from sfumato.methods.perceive.unsupervised_keypoints import Keypoints
     from sfumato.reading.reader import read
 
-    if len(chain.items) > 1 or not all(isinstance(item, UnsupervisedKeypoints) for item in chain.items):
-        raise SfumatoError(f"keypoints are learned by unsupervised-keypoints, not by {' + '.join(chain.names)}")
-    if head is not None and (learned is not None or chain.items):
-        raise SfumatoError("--head has landmarks of its own; leave --learned and the method out")
     if head is None and learned is None:
         chain, side = recipes.reading(chain, "unsupervised-keypoints", model, side)
     net = loading.load(model, device)
@@ -85,8 +92,6 @@ def keypoints(
             note(f"{learned} is learned anew, in place of the earlier one")
         found.save(learned)
         locate, names = found.locate, found.chosen
-    elif chain.items:
-        raise SfumatoError("--learned has its own settings; leave the method out, or learn anew without --learned")
     else:
         found = Keypoints.load(learned)
         locate, names = found.locate, found.chosen

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from sfumato.commands.fields import sketch_of
 from sfumato.commands.options import Device, Json, Model, Running, Seed, seed_of, slug, whole
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import note, print_json, quiet
 from sfumato.methods import index
+from sfumato.methods.outline import look
 from sfumato.tasks import chain as chains
 from sfumato.tasks import kept
 from sfumato.tasks.chain import Chain
@@ -108,7 +111,7 @@ def learn(
         whole("--steps", steps, 1, 10_000_000)
     whole("--samples", samples, 0, 64)
     seed_of(seed)
-    if len(chain.items) > 1:
+    if len(chain.names) > 1:
         raise SfumatoError(f"learn takes one method; they are: {', '.join(index.words(index.LEARNING))}")
     words = list(as_)
     if len(set(words)) < len(words) or not words:
@@ -122,6 +125,16 @@ def learn(
         raise SfumatoError(f"--mask-word {what}")
     if not photos:
         raise SfumatoError("there is nothing to learn from; give photographs or a folder of them")
+    name = index.find(chain.names[0] if chain.names else DEFAULT).word
+    _complete(name, words, masks or mask_word, cameras, captions, encoder)
+    for word in words:
+        look("tasks.learn:new_word", None, word)
+    look("tasks.learn:listed", photos)
+    if masks is not None:
+        look("tasks.learn:listed", [masks / slug(word) for word in words] if len(words) > 1 else [masks])
+    for each, of in ((cameras, "_cameras"), (captions, "_captions")):
+        if each is not None:
+            look(f"tasks.learn:{of}", each, ())
     file = out if out.suffix.lower() == ".safetensors" else None
     folder = out.parent if file is not None else out
     writable(folder)
@@ -135,28 +148,11 @@ def learn(
     from sfumato.tasks import recipes
     from sfumato.tasks.segment import Segmenter
 
-    name = index.find(chain.names[0] if chain.names else DEFAULT).word
     method, suited = recipes.learning(name, model)
     if chain.items:
         method = recipes.filled(chain.items[0], method, chain.named[0])
     count = method.steps if steps is None else steps
     kinds = dict(zip(words, kind if len(kind) == len(words) else (kind or (suited,)) * len(words), strict=True))
-    if len(words) > 1 and not method.tells_apart:
-        raise SfumatoError(f"{name} learns one word; break-a-scene learns several of one picture")
-    marked_by = masks or mask_word or None
-    for option, wanted, there in (
-        ("--masks", method.wants_masks, marked_by),
-        ("--cameras", method.wants_cameras, cameras),
-        ("--captions", method.wants_captions, captions),
-    ):
-        if wanted and there is None:
-            by = f"{option} or --mask-word" if option == "--masks" else option
-            raise SfumatoError(f"{name} learns from pictures with {option[2:]}; give them by {by}")
-        if there is not None and not wanted and option != "--masks":
-            raise SfumatoError(f"{name} does not learn from {option[2:]}; leave {option} out, or take another method")
-    if method.wants_encoder != (encoder is not None):
-        what = "begins with the word of an encoder; sfumato train-encoder makes one (--encoder)"
-        raise SfumatoError(f"{name} {what if encoder is None else 'reads no encoder; leave --encoder out'}")
     seen = task.listed(photos)  # before the model is loaded
     net = loading.load(model, device)
     for word in words:
@@ -195,3 +191,25 @@ def learn(
         print_json({**row, "record": str(document)})
     else:
         print("\n".join([*row["files"], str(document)]))
+
+
+def _complete(
+    name: str, words: Sequence[str], marks: object, cameras: object, captions: object, encoder: object
+) -> None:
+    """Refuse what a method does not learn from, and that something is missing from which it does."""
+    method = sketch_of(name) or index.find(name).method
+    if len(words) > 1 and not method.tells_apart:
+        raise SfumatoError(f"{name} learns one word; break-a-scene learns several of one picture")
+    for option, wanted, there in (
+        ("--masks", method.wants_masks, marks),
+        ("--cameras", method.wants_cameras, cameras),
+        ("--captions", method.wants_captions, captions),
+    ):
+        if wanted and not there:
+            by = f"{option} or --mask-word" if option == "--masks" else option
+            raise SfumatoError(f"{name} learns from pictures with {option[2:]}; give them by {by}")
+        if there and not wanted and option != "--masks":
+            raise SfumatoError(f"{name} does not learn from {option[2:]}; leave {option} out, or take another method")
+    if method.wants_encoder != bool(encoder):
+        what = "begins with the word of an encoder; sfumato train-encoder makes one (--encoder)"
+        raise SfumatoError(f"{name} {what if not encoder else 'reads no encoder; leave --encoder out'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +15,9 @@ from sfumato.commands.options import Device, Json, Model, Running, Seed, seed_of
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import note, print_json, quiet
+from sfumato.learning.annealing import Ramp
 from sfumato.methods import index
+from sfumato.methods.outline import constant
 from sfumato.tasks import chain as chains
 from sfumato.tasks import kept, recipes
 from sfumato.tasks.chain import Chain
@@ -94,7 +97,7 @@ def lift(
     if every is not None:
         whole("--every", every, 1, 1_000_000)
     seed_of(seed)
-    if len(chain.items) > 1:
+    if len(chain.names) > 1:
         raise SfumatoError(f"lift takes one method; they are: {', '.join(index.words(index.DISTILLING))}")
     uses.beside("--mask", mask, "--image", image is not None)
     uses.beside("--seen-from", seen_from != (0.0, 20.0) or None, "--image", image is not None)
@@ -106,10 +109,10 @@ def lift(
             "Gaussians have no surface: write .ply, which viewers of splats read, and leave --image out; or take "
             "--field voxels"
         )
+    losses = _losses(loss)
     folder = out.parent if mesh is not None else out
     writable(folder)
     quiet()
-    from sfumato.distill import Ramp
     from sfumato.media import pictures
     from sfumato.media.images import read_image
     from sfumato.scene.export import export
@@ -125,13 +128,7 @@ def lift(
         light = None
     found = replace(found, shading=light)
     found = found if field in (None, found.kind) else found.of(field)
-    losses = {**found.losses}
-    for text in loss:
-        word, _, ramp = text.partition("=")
-        if word not in task.LOSSES or not ramp:
-            raise SfumatoError(f"--loss is a name and a weight, got {text!r}; names: {', '.join(task.LOSSES)}")
-        losses[word] = Ramp.read(ramp)  # pyright: ignore[reportArgumentType]
-    changed: dict[str, Any] = {"losses": losses}
+    changed: dict[str, Any] = {"losses": {**found.losses, **losses}}
     if space == "latent" and found.space == "pixel":
         changed |= lift_recipes.IN_LATENTS
     elif space is not None:
@@ -182,3 +179,14 @@ def lift(
         print_json({**row, "record": str(document)})
     else:
         print("\n".join([*row["files"], str(document)]))
+
+
+def _losses(texts: Sequence[str]) -> dict[str, Ramp]:
+    """Weights of losses by their names."""
+    found, names = dict[str, Ramp](), ", ".join(known := constant("tasks.lift:LOSSES"))
+    for text in texts:
+        word, _, ramp = text.partition("=")
+        if word not in known or not ramp:
+            raise SfumatoError(f"--loss is a name and a weight, got {text!r}; names: {names}")
+        found[word] = Ramp.read(ramp)
+    return found

@@ -12,6 +12,7 @@ from sfumato.commands.reading import no_meshes
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import note, print_json, quiet
+from sfumato.media import opening
 from sfumato.methods import index
 from sfumato.tasks import chain as chains
 from sfumato.tasks import kept, recipes
@@ -53,10 +54,18 @@ def match(
     """
     given = dict(locals())
     chosen_side(side)
-    writable(out)
     asked = [_point(p) for p in points]
-    quiet()
     no_meshes([first, second])
+    if len(chain.names) > 1:
+        raise SfumatoError(f"match takes one method, got {', '.join(chain.names)}")
+    for word in chain.names:
+        index.check("match", word)
+    if edited and not mask:
+        raise SfumatoError("--edited needs --mask, which says where the edit is")
+    for file in filter(None, (second, mask, edited)):
+        opening.checked(file)
+    writable(out)
+    quiet()
     from sfumato.media import pictures
     from sfumato.media.images import Fitted, coloured, open_picture, opened
     from sfumato.media.labels import lines, overlay, write_labels
@@ -64,12 +73,6 @@ def match(
     from sfumato.reading.reader import pixels
     from sfumato.tasks import match as task
 
-    if len(chain.items) > 1:
-        raise SfumatoError(f"match takes one method, got {', '.join(chain.names)}")
-    for word in chain.names:
-        index.check("match", word)
-    if edited and not mask:
-        raise SfumatoError("--edited needs --mask, which says where the edit is")
     chain, side = recipes.reading(chain, "dift", model, side)
     (method,) = chain.items
     shown = open_picture(first), open_picture(second)

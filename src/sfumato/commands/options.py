@@ -8,14 +8,16 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
+from os.path import expanduser
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from sfumato.errors import SfumatoError, whole
 from sfumato.io.progress import waiting
 from sfumato.io.terminal import note
+from sfumato.methods.outline import look
 from sfumato.tasks.starts import How
 
 if TYPE_CHECKING:
@@ -132,6 +134,22 @@ class Loading:
     config: Annotated[str | None, tyro.conf.arg(metavar="PLACE")] = None
     """For a model in one file: a diffusers folder with what is not in it, or which model it is, such as sd-2-base."""
 
+    def __post_init__(self) -> None:
+        """Refuse files that are not there, and what is none of an option's words, as they are refused when loading."""
+        for each in self.embedding:
+            look("commands.options:_embedding", each)
+        for each in self.concept:
+            look("commands.options:_concept", each)
+        for file, _ in look("backbones.loras:listed", list(self.lora)) or ():
+            look("backbones.single_file:tensors", file)
+        for name in ("vae", "scheduler"):
+            if part := getattr(self, name):
+                look("backbones.components:read", {name: expanduser(part)}, self.variant, None, self.offline)
+        if self.motion:
+            look("backbones.motion:_read", expanduser(self.motion), self.variant, None, self.offline)
+        if self._layout is not None:
+            self._layout.check(disjoint=True)
+
     def load(self, name: str, device: str = "cpu") -> Backbone:
         with waiting(f"loading {name}"):
             return self._load(name, device)
@@ -160,13 +178,14 @@ class Loading:
 
     def _regions(self) -> dict[str, Tensor]:
         """Masks by words of concepts."""
-        if not self.region:
-            return {}
-        if self.compose != "apart":
+        layout = self._layout
+        return {} if layout is None else dict(zip(layout.phrases, layout.masks((FINE, FINE)), strict=True))
+
+    @property
+    def _layout(self) -> Layout | None:
+        if self.region and self.compose != "apart":
             raise SfumatoError("--region is read with --compose apart alone; give that as well, or leave --region out")
-        layout: Any = layout_of(self.region)
-        layout.check(disjoint=True)
-        return dict(zip(layout.phrases, layout.masks((FINE, FINE)), strict=True))
+        return layout_of(self.region)
 
     @cached_property
     def _embeddings(self) -> tuple[tuple[str, Vectors], ...]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from sfumato.commands import painting, uses
+from sfumato.commands.fields import sketched
 from sfumato.commands.options import (
     Boxes,
     Device,
@@ -99,8 +100,8 @@ def panorama(
     uses.painted(chain)
     uses.regions(loading, "a panorama")
     layout = layout_of(box)
+    uses.boxes(layout, [sketched(chain).given(layout=layout)])
     chain = chain.given(seed=seed, layout=layout)
-    uses.boxes(layout, [chain])
     place = painting.Place.of("panorama", out, prompt)
 
     quiet()

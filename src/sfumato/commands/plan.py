@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from sfumato.commands import uses
+from sfumato.commands.fields import sketched
 from sfumato.commands.options import (
     Boxes,
     Json,
@@ -52,10 +53,10 @@ def plan(
     limit = bytes_of(memory)
     guidance_of(guidance)
     asked, layout = size_of(size), layout_of(box)
-    chain = chain.given(layout=layout)
-    uses.boxes(layout, [chain])
-    if not chain.items:
+    uses.boxes(layout, [sketched(chain).given(layout=layout)])
+    if not chain.names:
         raise SfumatoError(f"plan takes methods, joined by +; they are: {', '.join(index.words())}")
+    chain = chain.given(layout=layout)
     quiet()
     from sfumato.core import denoising
     from sfumato.tasks.edit import PictureEdit

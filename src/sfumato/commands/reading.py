@@ -8,6 +8,7 @@ from pathlib import Path
 from sfumato.errors import SfumatoError, nowhere
 from sfumato.io.files import write_text
 from sfumato.io.terminal import note
+from sfumato.media import opening
 from sfumato.methods import index
 from sfumato.tasks.batch import pictures_in
 
@@ -32,9 +33,7 @@ def files_of(given: Sequence[Path], command: str = "", groups: Sequence[str] = i
 
 def no_meshes(files: Sequence[Path]) -> None:
     """Refuse a mesh where pictures are read."""
-    from sfumato.media.meshes import is_mesh
-
-    if meshes := [file for file in files if is_mesh(file)]:
+    if meshes := [file for file in files if file.suffix.lower() in opening.MESHES]:
         raise SfumatoError(f"{meshes[0]} is a mesh, which sfumato shapes reads; here pictures are read")
 
 

@@ -12,6 +12,7 @@ from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.progress import lasting
 from sfumato.io.terminal import note, print_json, quiet
+from sfumato.methods.outline import look
 from sfumato.tasks import kept
 
 
@@ -65,6 +66,7 @@ def reconstruct(
     ):  # fmt: skip
         whole(name, value, low, high)
     seed_of(seed)
+    look("scene.capture:read_capture", capture, side)
     if not plan:
         writable(out)
     quiet()

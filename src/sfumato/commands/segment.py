@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from sfumato.commands.fields import default, sketched
 from sfumato.commands.options import Device, Json, Model, Running, ShowAttention, Side, chosen_side, slug
 from sfumato.commands.reading import files_of, finish, no_meshes, page
 from sfumato.errors import SfumatoError
 from sfumato.io.files import save_tensors, writable, write_json
 from sfumato.io.terminal import print_json, quiet
+from sfumato.methods.outline import look
 from sfumato.tasks import chain as chains
 from sfumato.tasks import recipes
 from sfumato.tasks.batch import Batch, contents
@@ -83,9 +85,24 @@ def segment(
     """
     files = files_of(images, "segment")
     chosen_side(side)
+    no_meshes(files)
+    if head is not None:
+        look("methods.heads:load", head)
+    elif given is not None:
+        raise SfumatoError("--given are features for a head; name it by --head FILE")
+    if given is not None:
+        look("tasks.train_head:given", given)
+    if head is None:
+        found = chain if chain.names else default("label-efficient" if learned and not labelled else "diff-seg")
+        look("tasks.segment:split", sketched(found).items, found.names)
+        look("tasks.segment:ready", sketched(found).items[0], None, labelled=labelled, learned=learned)
+    if labelled is not None:
+        look("tasks.segment:examples_in", labelled)
+    vocabulary = tuple(w.strip() for w in names.split(",") if w.strip())
+    if names and not vocabulary:
+        raise SfumatoError(f"--names are words with commas, such as cube,grass, got {names!r}")
     writable(out)
     quiet()
-    no_meshes(files)
     from sfumato.media import pictures
     from sfumato.media.images import open_picture
     from sfumato.media.labels import Coco, overlay, read_labels, write_labels
@@ -104,14 +121,9 @@ def segment(
     if head is not None:
         learnt = by_head(head, given)
         items, words, side = [learnt, *items], (head.name, *words), learnt.side
-    elif given is not None:
-        raise SfumatoError("--given are features for a head; name it by --head FILE")
     first, cuts = split(items, words)
     if show_attention and not isinstance(first, TextAttribution):
         raise SfumatoError("--show-attention is of text-attribution, which reads where words look")
-    vocabulary = tuple(w.strip() for w in names.split(",") if w.strip())
-    if names and not vocabulary:
-        raise SfumatoError(f"--names are words with commas, such as cube,grass, got {names!r}")
     net = loading.load(model, device)
     parts: Any = ready(first, net, labelled=labelled, learned=learned, side=side)
     of_words = head is not None and parts.takes_words

@@ -12,6 +12,7 @@ from sfumato.commands.options import Device, Json, Model, Running, Seed, seed_of
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import print_json, quiet
+from sfumato.methods.outline import look
 from sfumato.tasks import kept
 
 
@@ -68,6 +69,9 @@ def segment_scene(
     if threshold is not None and not 0 <= threshold <= 1:
         raise SfumatoError(f"--threshold is from 0 to 1, got {threshold:g}")
     seed_of(seed)
+    look("scene.capture:read_capture", capture)
+    if scene is not None:
+        look("scene.store:load_scene", scene)
     writable(out)
     quiet()
     from dataclasses import replace

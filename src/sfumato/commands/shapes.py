@@ -11,6 +11,7 @@ from sfumato.commands.options import Device, Json, Model, Running
 from sfumato.errors import SfumatoError, whole
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import print_json, quiet
+from sfumato.methods.outline import look
 from sfumato.tasks import chain as chains
 from sfumato.tasks import kept, recipes
 
@@ -49,14 +50,16 @@ def shapes(
         raise SfumatoError(f"shapes takes one mesh, which is parted, or two, which are matched; got {len(meshes)}")
     first, second = meshes[0], meshes[1] if len(meshes) == 2 else None
     whole("--parts", parts, 2, 100)
+    if len(chain.names) > 1:
+        raise SfumatoError(f"shapes takes one method, got {', '.join(chain.names)}")
+    for mesh in meshes:
+        look("media.meshes:read_mesh", mesh)
     writable(out)
     quiet()
     from sfumato.media import pictures
     from sfumato.media.meshes import read_mesh, write_mesh
     from sfumato.tasks import shapes as task
 
-    if len(chain.items) > 1:
-        raise SfumatoError(f"shapes takes one method, got {', '.join(chain.names)}")
     chain, _ = recipes.reading(chain, "diff3f", model, None)
     (method,) = chain.items
     one, two = read_mesh(first), None if second is None else read_mesh(second)

@@ -11,6 +11,7 @@ import tyro
 from sfumato.commands.options import Device, Json, whole
 from sfumato.errors import SfumatoError
 from sfumato.io.terminal import note, print_json, quiet
+from sfumato.methods.outline import look
 
 
 def scene(
@@ -31,6 +32,7 @@ def scene(
     whole("--port", port, 1, 65535)
     if not file.is_file():
         raise SfumatoError(f"there is no file {file}; a scene is made by sfumato reconstruct, lift or edit-scene")
+    look("scene.store:load_scene", file)
     quiet()
     from sfumato.io.device import choose
     from sfumato.scene.store import load_scene

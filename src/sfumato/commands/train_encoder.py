@@ -11,6 +11,7 @@ from sfumato.commands.options import Device, Json, Model, Running, Seed, seed_of
 from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import note, print_json, quiet
+from sfumato.methods.outline import look
 from sfumato.tasks import kept
 
 
@@ -64,6 +65,9 @@ def train_encoder(
     seed_of(seed)
     if not pictures and model != "stilllife":
         raise SfumatoError(f"there is nothing to teach an encoder of {model} with; give pictures of one domain")
+    look("tasks.encoder:settings", model, rate=rate, batch=batch, vectors=vectors)
+    if pictures:
+        look("tasks.learn:listed", pictures)
     file = out if out.suffix.lower() == ".safetensors" else None
     folder = writable(out.parent if file is not None else out)
     quiet()

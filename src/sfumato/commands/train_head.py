@@ -12,6 +12,7 @@ from sfumato.errors import SfumatoError
 from sfumato.io.files import writable, write_json
 from sfumato.io.terminal import note, print_json, quiet
 from sfumato.methods import index
+from sfumato.methods.outline import derives, look
 from sfumato.tasks import chain as chains
 from sfumato.tasks import kept
 from sfumato.tasks.chain import Chain
@@ -74,24 +75,27 @@ def train_head(
     if steps is not None:
         whole("--steps", steps, 1, 10_000_000)
     chosen_side(side)
-    if not chain.items or len(chain.items) > 2:
+    if not chain.names or len(chain.names) > 2:
         raise SfumatoError("train-head takes a method that learns a head, such as stego, and + what reads features")
+    words = [index.find(name).word for name in chain.names]
+    if not derives(index.find(words[0]), "HeadMethod", head=True):
+        known = index.words(index.READING, heads=True)
+        heads = ", ".join(w for w in known if derives(index.find(w), "HeadMethod", head=True))
+        raise SfumatoError(f"{words[0]} learns no head; methods that do: {heads}")
+    for place in filter(None, (data, test)):
+        look("tasks.train_head:pictures", place, None)
+    if given is not None:
+        look("tasks.train_head:given", given)
     file = out if out.suffix.lower() == ".safetensors" else None
     folder = out.parent if file is not None else out
     writable(folder)
     quiet()
-    from sfumato.learning.heads import HeadMethod
     from sfumato.media import pictures
     from sfumato.media.labels import overlay
     from sfumato.tasks import recipes
     from sfumato.tasks import train_head as task
 
     items: list[Any] = list(chain.items)
-    words = [index.find(name).word for name in chain.names]
-    if not isinstance(items[0], HeadMethod):
-        known = index.words(index.READING, heads=True)
-        heads = ", ".join(w for w in known if issubclass(index.find(w).learner, HeadMethod))
-        raise SfumatoError(f"{words[0]} learns no head; methods that do: {heads}")
     method = recipes.filled(items[0], recipes.teaching(words[0], model), chain.named[0])
     word = getattr(method, "reads", FEATURES)
     suiting = recipes.suited(word, model, side)

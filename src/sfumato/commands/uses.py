@@ -39,6 +39,8 @@ from typing import TYPE_CHECKING, Any
 from sfumato.errors import SfumatoError
 from sfumato.io.terminal import note
 from sfumato.methods import index
+from sfumato.methods.about import having_field
+from sfumato.methods.outline import derives
 from sfumato.tasks.chain import Chain, values
 
 if TYPE_CHECKING:
@@ -137,12 +139,9 @@ def painted(chain: Chain) -> None:
 
 def _starts(chain: Chain) -> str | None:
     """The method of a chain that has a start of its own."""
-    from sfumato.inversion import Inversion
-
-    return next((n for n, item in zip(chain.names, chain.items, strict=True) if isinstance(item, Inversion)), None)
+    return next((n for n in chain.names if derives(index.find(n.partition(":")[0]), "Inversion")), None)
 
 
 def _with(field: str) -> list[str]:
     """Words of the painting methods with such a field."""
-    entries = [e for e in index.METHODS if e.group in index.PAINTING and not e.is_function]
-    return [e.word for e in entries if field in getattr(e.method, "__dataclass_fields__", {})]
+    return having_field(field, index.words())

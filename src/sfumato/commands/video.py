@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from sfumato.commands import uses
+from sfumato.commands.fields import sketched
 from sfumato.commands.options import (
     Boxes,
     Device,
@@ -39,6 +40,7 @@ from sfumato.errors import SfumatoError, unknown
 from sfumato.io.files import writable
 from sfumato.io.terminal import note, print_json, quiet
 from sfumato.methods import index
+from sfumato.methods.outline import look
 from sfumato.tasks import chain as chains
 from sfumato.tasks.chain import Chain
 from sfumato.tasks.kept import named, settings_of
@@ -146,12 +148,16 @@ def video(
     limit, rate, span = bytes_of(memory), _rate(fps), _span(frames)
     guidance_of(guidance)
     drawn = _noises(noise)
-    if not chain.items:
+    if not chain.names:
         raise SfumatoError(f"video takes methods, joined by +; they are: {', '.join(index.words())}")
-    layout, hole = layout_of(box), mask_of(mask)
-    chain = chain.given(layout=layout, mask=hole)
-    uses.boxes(layout, [chain])
+    layout = layout_of(box)
+    uses.boxes(layout, [sketched(chain).given(layout=layout)])
     uses.start(invert, [chain])
+    for file in (film, *steering.control):
+        look("media.video:opened", file)
+    if out is not None:
+        look("media.video:writes", out)
+    chain = chain.given(layout=layout, mask=(hole := mask_of(mask)))
     from sfumato.media import images
     from sfumato.media import video as videos
 
@@ -163,7 +169,7 @@ def video(
     if not plan:
         writable(place.parent)
     quiet()
-    from sfumato.core.noise import Independent, Noises
+    from sfumato.core.noise import Independent
     from sfumato.tasks.edit import PictureEdit, kept_by
     from sfumato.tasks.frames import Aligned, Reads, motion_of
     from sfumato.tasks.video import Footage, VideoEdit, edit_video, mark, price
@@ -195,11 +201,10 @@ def video(
         print_json(vars(cost)) if json else print(cost)
         return
     note(str(cost))
-    if isinstance(drawn, Noises):
-        asked = replace(asked, noises=drawn)
-    else:
-        seen = (images.fit(frame, net.size, net.multiple, fit).pixels for frame in footage.frames())
-        asked = replace(asked, noises=drawn(motion_of(seen)))
+    motion: list[Motion] = []
+    if noise.partition(":")[0] in FLOWING:
+        motion.append(motion_of(images.fit(frame, net.size, net.multiple, fit).pixels for frame in footage.frames()))
+    asked = replace(asked, noises=drawn(*motion))
     settings = {k: v for k, v in settings_of(given, [chain]).items() if k not in OTHERS}
     settings |= {"controlnet": steering.controlnet, "control_mode": steering.control_mode}
     done = edit_video(net, asked, kept, settings=settings, memory=limit)
@@ -260,14 +265,11 @@ def _span(text: str | None) -> tuple[int, int | None]:
     return span
 
 
-def _noises(text: str) -> Noises | Callable[[Motion], Noises]:
-    """What ``--noise`` names; of what goes along the flow, what makes it of one."""
+def _noises(text: str) -> Callable[..., Noises]:
+    """What makes what ``--noise`` names, of the flow where it goes along that."""
     kind, colon, number = text.partition(":")
     if kind not in NOISES:
         raise unknown("noise", kind, NOISES)
-    from sfumato.methods.sets import noise
-
-    made = getattr(noise, NOISES[kind])
     if colon and kind not in NUMBERED:
         raise SfumatoError(f"noise that is {kind} has no number; leave :{number} out")
     try:
@@ -277,4 +279,10 @@ def _noises(text: str) -> Noises | Callable[[Motion], Noises]:
     given = () if value is None else (value,)
     if kind == "advected" and value is not None and not 0 <= value <= 1:
         raise SfumatoError(f"--noise advected:A keeps a part from 0 to 1, got {number}")
-    return (lambda motion: made(motion, *given)) if kind in FLOWING else made(*given)
+
+    def made(*motion: Motion) -> Noises:
+        from sfumato.methods.sets import noise
+
+        return getattr(noise, NOISES[kind])(*motion, *given)
+
+    return made

@@ -29,6 +29,7 @@ from sfumato.commands.options import (
 from sfumato.commands.sampling import Sampling, suited
 from sfumato.errors import SfumatoError
 from sfumato.io.terminal import quiet
+from sfumato.methods.outline import look
 
 
 def views(
@@ -76,13 +77,14 @@ def views(
         raise SfumatoError(f"--contrast is a number from 0 to 100, got {contrast:g}")
     if contrast and grid:
         raise SfumatoError("--contrast is of views that are a set, and --grid paints one picture; leave one out")
+    words = [word.strip() for word in views.split(",")]
+    look("tasks.views:words_of", None, prompt, words, template)
     place = painting.Place.of("views", out, prompt, one=False)
 
     quiet()
     from sfumato.media import pictures
     from sfumato.tasks import views as task
 
-    words = [word.strip() for word in views.split(",")]
     net = loading.load(model, device)
     prompts = task.words_of(net, prompt, words, template)
     height, width = painted_size(net, asked)

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any, get_args
 from sfumato.commands import argv, grids
 from sfumato.commands import fields as options
 from sfumato.commands.grids import number
-from sfumato.commands.oneline import oneline
 from sfumato.commands.options import guidance_of, seed_of, whole
 from sfumato.errors import SfumatoError, unknown
 from sfumato.io.files import from_json, read_text
 from sfumato.methods import index
-from sfumato.tasks import recipes
 from sfumato.tasks.chain import Chain
 from sfumato.tasks.starts import How
 
@@ -135,8 +133,7 @@ def _chain(text: str) -> Chain:
         name, colon, preset = word.partition(":")
         short += [name, f"--preset={preset}"] if colon and name in known else [word]
     _, segments = argv.split(short, options.Grammar({}), known, options.of_method, index.words(index.PAINTING))
-    with oneline():
-        return options.methods(segments, "sfumato edit")
+    return options.methods(segments, "sfumato edit")
 
 
 def changed(given: Wanted, cell: Sequence[tuple[str, str]]) -> Wanted:
@@ -164,4 +161,4 @@ def _changed(given: Wanted, field: str, name: str, text: str) -> Wanted:
 
 def default(spec: str, given: Wanted) -> Wanted:
     """By the method of a word, or ``word:preset``."""
-    return replace(given, chain=Chain((recipes.default(spec),), (spec,)))
+    return replace(given, chain=options.default(spec))

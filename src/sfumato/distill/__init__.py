@@ -10,7 +10,6 @@ A gradient is a pure function in a file of ``sfumato.methods.distill``, together
 
 from __future__ import annotations
 
-from sfumato.distill.annealing import DREAMFUSION, Ramp, Times, between, constant, linear, piecewise, square_root
 from sfumato.distill.generators import (
     Coordinates,
     FlatViews,
@@ -25,6 +24,7 @@ from sfumato.distill.generators import (
 from sfumato.distill.gradients import Reduction, Weighting, apply_gradient, clipped, weight
 from sfumato.distill.loop import ADAM, Distillation, Gradient, Now, Record, distil
 from sfumato.distill.prior import GuidedModel, Images, noises
+from sfumato.learning.annealing import DREAMFUSION, Ramp, Times, between, constant, linear, piecewise, square_root
 
 __all__ = [
     "ADAM",

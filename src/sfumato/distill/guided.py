@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from sfumato.core.guidance import guided
 from sfumato.core.schedule import Level
-from sfumato.distill.annealing import DREAMFUSION, Times
 from sfumato.distill.gradients import Weighting
 from sfumato.distill.loop import Distillation, Now
 from sfumato.distill.prior import GuidedModel
+from sfumato.learning.annealing import DREAMFUSION, Times
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from sfumato.core.brief import Brief
 from sfumato.core.guidance import Guide
 from sfumato.core.method import Requires
 from sfumato.core.settings import Settings
-from sfumato.distill.annealing import Ramp
 from sfumato.distill.generators import Generator, Rendering, Viewpoints
 from sfumato.distill.gradients import Reduction, apply_gradient, clipped
 from sfumato.distill.prior import Images
 from sfumato.errors import SfumatoError, finite, integer, kind
+from sfumato.learning.annealing import Ramp
 from sfumato.learning.loop import Problem, Run, learn
 from sfumato.learning.optimisers import Optimisers
 from sfumato.learning.seeds import Draws

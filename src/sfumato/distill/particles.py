@@ -20,11 +20,11 @@ from sfumato.core.conditions import Cond
 from sfumato.core.gradients import gradients
 from sfumato.core.schedule import Level, add_noise
 from sfumato.core.taps import here
-from sfumato.distill.annealing import between
 from sfumato.distill.prior import Images, noises
 from sfumato.errors import SfumatoError, finite
 from sfumato.learning import adapters
 from sfumato.learning.adapters import Pair
+from sfumato.learning.annealing import between
 from sfumato.learning.optimisers import Optimisers
 from sfumato.learning.seeds import Draws
 

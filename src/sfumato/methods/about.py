@@ -135,8 +135,14 @@ def _class(source: str, name: str) -> re.Match[str] | None:
 @cache
 def source_of(module: str) -> str:
     """The text of a module of ``sfumato``."""
+    return file_of(module).read_text(encoding="utf-8")
+
+
+def file_of(module: str) -> Path:
+    """The file of a module of ``sfumato``."""
     file = Path(__file__).parents[1] / module.replace(".", "/")
-    return (file / "__init__.py" if file.is_dir() else file.with_suffix(".py")).read_text(encoding="utf-8")
+    own = file.with_suffix(".py")
+    return own if own.is_file() else file / "__init__.py"
 
 
 def _requires(source: str, name: str) -> list[str]:

@@ -213,7 +213,12 @@ def default(spec: str, presets: Callable[[Entry], Mapping[str, Any]] = lambda en
     try:
         return entry.method()
     except TypeError:
-        raise SfumatoError(f"{word} needs options of its own; run it alone, see --help after its word") from None
+        raise alone(word) from None
+
+
+def alone(word: str) -> SfumatoError:
+    """The error for a method that needs more than a word."""
+    return SfumatoError(f"{word} needs options of its own; run it alone, see --help after its word")
 
 
 def preset(entry: Entry, name: str, known: Mapping[str, Any]) -> Any:

@@ -5,44 +5,235 @@ in it. There is none where a file is written as is not understood here; then the
 """
 
 from __future__ import annotations
+import __future__
 
 import ast
 import builtins
-from dataclasses import MISSING, field, make_dataclass
-from functools import cache
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from dataclasses import MISSING, Field, field, make_dataclass
+from functools import cache, partial, reduce
 from importlib import import_module
-from typing import Any, get_args
+from typing import Any, ClassVar, Protocol, get_args
 
 from sfumato.core.described import behind
 from sfumato.core.settings import Settings
-from sfumato.methods.about import source_of
+from sfumato.errors import SfumatoError
+from sfumato.methods.about import file_of, source_of
+from sfumato.methods.index import Entry
 
-_IMPORTED = {"typing", "collections.abc", "pathlib", "math", "dataclasses", "sfumato.core.settings"}
+_OURS = "errors core.settings experiments.experiment io.files learning.annealing media.opening methods.index"
+_IMPORTED = {
+    *["collections.abc", "dataclasses", "math", "os.path", "pathlib", "re", "typing", "warnings"],
+    *(f"sfumato.{name}" for name in (*_OURS.split(), "prompts.layout", "tasks.recipes")),
+}
 """Modules that cost nothing: their names are what they are."""
 
 
-class Unread:
+class _Unsure(BaseException):
+    """Here a file is not understood; of no kind that is caught in passing."""
+
+
+class _Unknown(type):
+    """Of what is not known nothing can be said."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        if isinstance(instance, Outline) and cls.of and Protocol not in ancestors(cls.of, cls.__name__):
+            return cls.__name__ in instance.kinds
+        raise _Unsure
+
+    def __call__(cls, *args: Any, **options: Any) -> Any:
+        raise _Unsure
+
+    def __getattr__(cls, name: str) -> Any:
+        """A function of the class alone, not of its instances."""
+        if name.startswith("__"):
+            raise AttributeError
+        body = getattr(_names(home).get(cls.__name__), "body", ()) if (home := cls.of) else ()
+        for each in body:
+            if isinstance(each, ast.FunctionDef) and each.name == name and each.decorator_list:
+                return partial(_function(cls.of, each), cls)
+        raise _Unsure
+
+    __iter__ = __len__ = __contains__ = __call__
+
+
+class Unread(metaclass=_Unknown):
     """A kind of which the name alone is known."""
 
-    read: Any = None
+    __module__, of = "", ""
 
     def __class_getitem__(cls, of: Any) -> type:
         return cls
 
 
-class _Unsure(Exception):
-    """Here a file is not understood."""
+def _unread(name: str, module: str = "") -> type:
+    return _Unknown(name, (Unread,), {"__module__": "", "of": module})
+
+
+class Outline:
+    """What all outlines are."""
+
+    of: ClassVar[str] = ""
+    """The module of the class."""
+    kinds: ClassVar[frozenset[str]] = frozenset()
+    """Its own name and those of the classes that it derives from."""
 
 
 @cache
 def outline(home: str) -> Any:
-    """Of a method's home, such as ``edit.masactrl:MasaCtrl``; None for one that cannot be read."""
+    """Of a method's home, such as ``methods.edit.masactrl:MasaCtrl``; None for one that cannot be read."""
     module, _, name = home.partition(":")
     try:
-        found = _fields(f"sfumato.methods.{module}", name)
+        return _outline(f"sfumato.{module}", name)
     except (_Unsure, SyntaxError, OSError):
         return None
-    return make_dataclass(name, [(k, kind, f) for k, (kind, f) in found.items()], bases=(Settings,), frozen=True)
+
+
+@cache
+def _outline(module: str, name: str) -> Any:
+    base = next((each for each in ancestors(module, name) if isinstance(each, type)), Settings)
+    own, checks = [(k, kind, f) for k, (kind, f) in _fields(module, name).items()], [*_checks(module, name)]
+
+    def look(self: Any) -> None:
+        base.__post_init__(self)
+        for check in checks:
+            try:
+                check(self)
+            except SfumatoError:
+                raise
+            except (_Unsure, Exception):  # what it looks at is not known here
+                return
+
+    inside = dict(_constants(module, name)) | {"__post_init__": look}
+    cls: Any = make_dataclass(name, own, bases=(Outline, base), namespace=inside, frozen=True)
+    cls.__abstractmethods__ = frozenset()
+    cls.of, cls.kinds = module, frozenset({name, *(each for each in ancestors(module, name) if isinstance(each, str))})
+    return cls
+
+
+def _constants(module: str, name: str) -> Iterator[tuple[str, Any]]:
+    """What is the same of all instances of a class of ours, and of those that it derives from."""
+    node = _names(module).get(name)
+    if isinstance(node, tuple) and node[0].startswith("sfumato.") and node[0] not in _IMPORTED:
+        yield from _constants(*node)
+    for base in node.bases[::-1] if isinstance(node, ast.ClassDef) else ():
+        yield from _constants(module, base.id) if isinstance(base, ast.Name) else ()
+    for each in node.body if isinstance(node, ast.ClassDef) else ():
+        if isinstance(each, ast.AnnAssign) and "ClassVar" in ast.unparse(each.annotation) and each.value:
+            with suppress(_Unsure):
+                yield ast.unparse(each.target), _value(module, each.value)
+
+
+def _checks(module: str, name: str) -> Iterator[Callable[[Any], None]]:
+    """What a class of ours and those that it derives from look at when one is made, the first ones first."""
+    node = _names(module).get(name)
+    if isinstance(node, tuple) and node[0].startswith("sfumato.") and node[0] not in _IMPORTED:
+        yield from _checks(*node)
+    for base in node.bases[::-1] if isinstance(node, ast.ClassDef) else ():
+        yield from _checks(module, base.id) if isinstance(base, ast.Name) else ()
+    for each in node.body if isinstance(node, ast.ClassDef) else ():
+        if isinstance(each, ast.FunctionDef) and each.name == "__post_init__":
+            body = [line for line in each.body if "__post_init__" not in ast.unparse(line)] or [ast.Pass()]
+            own = ast.FunctionDef(each.name, each.args, body, [], lineno=each.lineno, col_offset=0)
+            yield _function(module, own)
+
+
+def look(home: str, *args: Any, **options: Any) -> Any:
+    """Call a function such as ``media.meshes:read_mesh`` by its file, which is not imported: whatever it refuses before
+    it comes to what is not known here is refused now, by the same ``SfumatoError``. What it gives, or None."""
+    module, _, name = home.partition(":")
+    try:
+        name, *of = name.split(".")
+        return reduce(getattr, of, _named(f"sfumato.{module}", name, called=not of))(*args, **options)
+    except SfumatoError:
+        raise
+    except (_Unsure, Exception):
+        return None
+
+
+class _Imports(ast.NodeTransformer):
+    """Imports inside of a function: names of ours as they are known, and where another library is needed it ends."""
+
+    def __init__(self, called: Collection[str]) -> None:
+        self.called, self.ours = called, dict[str, Any]()
+
+    def visit_Import(self, node: ast.Import | ast.ImportFrom) -> ast.AST:
+        of = str(node.module) if isinstance(node, ast.ImportFrom) else node.names[0].name
+        if of in _IMPORTED:
+            return node
+        if of == "safetensors":
+            self.ours |= {"safe_open": _Header, "SafetensorError": import_module(of).SafetensorError}
+        elif of.startswith("sfumato."):
+            for each in node.names:
+                own = each.asname or each.name
+                self.ours[own] = _imported(of, each.name, own in self.called)
+        else:
+            return ast.copy_location(ast.parse(f"{Unread.__name__}()").body[0], node)
+        return ast.copy_location(ast.Pass(), node)
+
+    visit_ImportFrom = visit_Import
+
+
+class _Header:
+    """A safetensors file, of which no more is read."""
+
+    def __init__(self, file: Any, framework: str) -> None:
+        self.metadata = import_module("safetensors").safe_open(file, "np").metadata
+
+    def __enter__(self) -> _Header:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def keys(self) -> Any:
+        raise _Unsure
+
+
+@cache
+def _function(module: str, node: ast.FunctionDef) -> Callable[..., Any]:
+    """A function of a file; what it needs and is not known stops it."""
+    imports = _Imports(_called(node))
+    copy = ast.parse(ast.unparse(ast.FunctionDef(node.name, node.args, node.body, [], lineno=1)))
+    (plain,) = imports.visit(copy).body
+    names = {n.id for n in ast.walk(plain) if isinstance(n, ast.Name) and not hasattr(builtins, n.id)}
+    known = {name: _unread(name) for name in names} | _known(module, plain) | imports.ours | {Unread.__name__: Unread}
+    for name, value in known.items():  # what is not made here is asked for
+        if isinstance(value, type) and issubclass(value, Outline) and name not in imports.called:
+            known[name] = _unread(value.__name__, value.of)
+    code = compile(ast.Module([plain], []), module, "exec", __future__.annotations.compiler_flag, dont_inherit=True)
+    exec(code, known)
+    return known[node.name]
+
+
+def constant(home: str) -> Any:
+    """Of a file, such as ``tasks.lift:LOSSES``, with outlines for methods; None where it is not understood."""
+    module, _, name = home.partition(":")
+    try:
+        return _named(f"sfumato.{module}", name)
+    except _Unsure:
+        return None
+
+
+def derives(entry: Entry, name: str, head: bool = False) -> bool:
+    """Does a method, or the head that it learns, derive from a class of that name?"""
+    module, _, own = (entry.head if head and entry.head else entry.home).partition(":")
+    return name in ancestors(f"sfumato.methods.{module}", own)
+
+
+def ancestors(module: str, name: str) -> Iterator[Any]:
+    """What a class derives from: words of classes of ours, and those of modules that cost nothing."""
+    node = _names(module).get(name)
+    if isinstance(node, tuple) and node[0] in _IMPORTED:
+        yield getattr(import_module(node[0]), node[1])
+    elif isinstance(node, tuple) and node[0].startswith("sfumato."):
+        yield node[1]
+        yield from ancestors(*node)
+    elif isinstance(node, ast.ClassDef):
+        for base in node.bases:
+            if isinstance(base, ast.Name):
+                yield base.id
+                yield from ancestors(module, base.id)
 
 
 def _fields(module: str, name: str) -> dict[str, tuple[Any, Any]]:
@@ -55,15 +246,20 @@ def _fields(module: str, name: str) -> dict[str, tuple[Any, Any]]:
     out: dict[str, tuple[Any, Any]] = {}
     for base in node.bases[::-1]:
         out |= _fields(module, base.id) if isinstance(base, ast.Name) else {}
-    if not any("dataclass" in ast.unparse(each) for each in node.decorator_list):
+    if not _is_dataclass(node):
         return out
     texts = behind(node.body)
     for each in node.body:
         if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name):
             kind = _value(module, each.annotation)
             if "ClassVar" not in str(kind):
-                out[each.target.id] = kind, _field(module, each.value, kind, texts.get(each.target.id, ""))
+                of = _field(module, each.value, kind, texts.get(each.target.id, ""))
+                out[each.target.id] = Unread if unread(kind) else kind, of
     return out
+
+
+def _is_dataclass(node: ast.ClassDef) -> bool:
+    return any("dataclass" in ast.unparse(each) for each in node.decorator_list)
 
 
 def _field(module: str, default: ast.expr | None, kind: Any, text: str) -> Any:
@@ -73,44 +269,80 @@ def _field(module: str, default: ast.expr | None, kind: Any, text: str) -> Any:
     if not given.keys() <= {"default", "default_factory", "metadata"}:
         raise _Unsure
     metadata = _value(module, given.pop("metadata")) if "metadata" in given else {}
-    # of a kind that is not read no value is made, and any will do
-    values: dict[str, Any] = (
-        {"default": None} if given and _unread(kind) else {k: _value(module, v) for k, v in given.items()}
-    )
+    if unread(kind):  # no value is made, and any will do
+        given, metadata = dict.fromkeys(given and ["default"]), {**metadata, "kind": kind}
+    values: dict[str, Any] = {k: v and _value(module, v) for k, v in given.items()}
+    if isinstance(made := values.get("default"), Field):  # by a function that makes fields
+        values, metadata = {"default": made.default}, made.metadata
     return field(**values, metadata={**metadata, "help": text})
 
 
-def _unread(kind: Any) -> bool:
-    return (isinstance(kind, type) and issubclass(kind, Unread)) or any(map(_unread, get_args(kind)))
+def unread(kind: Any) -> bool:
+    """Is it of a kind, or has one in it, of which the name alone is known?"""
+    return (isinstance(kind, type) and issubclass(kind, Unread)) or any(map(unread, get_args(kind)))
 
 
 def _value(module: str, node: ast.expr) -> Any:
     """What an expression of a file is."""
-    made = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} - made
-    known = {name: _named(module, name) for name in names}
     try:
-        return eval(compile(ast.Expression(node), module, "eval"), known)
+        return eval(compile(ast.Expression(node), module, "eval"), _known(module, node))
     except Exception:
         raise _Unsure from None
 
 
+def _known(module: str, node: ast.AST) -> dict[str, Any]:
+    """What the names in a part of a file are, as far as that is known."""
+    called = _called(node)
+    out: dict[str, Any] = {}
+    for name in {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}:
+        with suppress(_Unsure):
+            out[name] = _named(module, name, name in called)
+    return out
+
+
+def _called(node: ast.AST) -> set[str]:
+    return {n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+
+
+class _Module:
+    """A module of ours, of which no more is read than what is looked for."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return _named(self._name, name, called=True)
+
+
 @cache
-def _named(module: str, name: str) -> Any:
-    """What a name of a module is."""
+def _named(module: str, name: str, called: bool = False) -> Any:
+    """What a name of a module is; of a class that is ``called``, its outline."""
     node = _names(module).get(name, MISSING)
     if isinstance(node, tuple):
-        of, own = node
-        if of in _IMPORTED:
-            return getattr(import_module(of), own) if own else import_module(of)
-        return _named(of, own) if own and of.startswith("sfumato.") else type(own or name, (Unread,), {})
+        return _imported(*node, called) if node[1] or node[0] in _IMPORTED else _unread(name)
     if isinstance(node, ast.ClassDef):
-        return type(name, (Unread,), {})
+        plain = called or any(isinstance(base, ast.Name) and base.id == "Settings" for base in node.bases)
+        return _outline(module, name) if plain and _is_dataclass(node) else _unread(name, module)
+    if isinstance(node, ast.FunctionDef) and called and not module.startswith("sfumato.io."):
+        return lambda *args, **options: _function(module, node)(*args, **options)
     if isinstance(node, ast.expr):
         return _value(module, node)
+    if name == "__file__":
+        return str(file_of(module.removeprefix("sfumato.")))
     if node is MISSING and hasattr(builtins, name):
         return getattr(builtins, name)
     raise _Unsure
+
+
+def _imported(of: str, own: str, called: bool) -> Any:
+    """What is imported of a module, or itself."""
+    if of in _IMPORTED:
+        return getattr(import_module(of), own) if own else import_module(of)
+    if not of.startswith("sfumato."):
+        return _unread(own)
+    if own in _names(of):
+        return _named(of, own, called)
+    return import_module(inner) if (inner := f"{of}.{own}") in _IMPORTED else _Module(inner)
 
 
 @cache
@@ -121,10 +353,8 @@ def _names(module: str) -> dict[str, Any]:
     for node in todo:
         if isinstance(node, ast.If):
             todo += node.body
-        elif isinstance(node, ast.ClassDef):
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
             out[node.name] = node
-        elif isinstance(node, ast.FunctionDef):
-            out[node.name] = None
         elif isinstance(node, ast.ImportFrom):
             out |= {each.asname or each.name: (str(node.module), each.name) for each in node.names}
         elif isinstance(node, ast.Import):

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
-from torch import Tensor
-
-from sfumato.core.method import Run
 from sfumato.errors import SfumatoError
 from sfumato.io.files import read_json
-from sfumato.media.images import opened
-from sfumato.media.labels import label_values, of_size, read_mask
+from sfumato.media.opening import checked, opened
 from sfumato.prompts.words import spans
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+    from sfumato.core.method import Run
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, as parts of the image's sides."""
@@ -39,14 +37,21 @@ class Mask:
     @classmethod
     def read(cls, path: str | Path) -> Mask:
         """A picture file's bright part, or its opaque one; see ``read_mask``."""
+        checked(path)  # before torch is imported
+        from sfumato.media.labels import read_mask
+
         return cls(read_mask(path), f"the mask {path}")
 
     def of(self, height: int, width: int) -> Mask:
         """Of a picture of this size. ``SfumatoError`` for one of another shape."""
+        from sfumato.media.labels import of_size
+
         return replace(self, pixels=of_size(self.pixels, (height, width), self.name))
 
     def at(self, grid: tuple[int, int]) -> Bool[Tensor, "h w"]:
         """The cells of a grid that lie in it by half; where none does, those that it touches most."""
+        import torch.nn.functional as F
+
         share = F.interpolate(self.pixels.float()[None, None], grid, mode="area")[0, 0]
         return share >= min(0.5, float(share.max()))
 
@@ -117,6 +122,8 @@ class Layout:
 
     def masks(self, grid: tuple[int, int]) -> Float[Tensor, "n h w"]:
         """1 in the cells of each region, else 0; none is empty."""
+        import torch
+
         return torch.stack([_cells(r, grid) for r in self.regions])
 
     def boxes(self) -> list[Box]:
@@ -177,6 +184,8 @@ def box(text: str) -> Box:
 def _cells(region: Region, grid: tuple[int, int]) -> Float[Tensor, "h w"]:
     if region.mask is not None:
         return region.mask.at(grid).float()
+    import torch
+
     x0, y0, x1, y1 = _box(region)
     out = torch.zeros(grid)
     out[_span(y0, y1, grid[0]), _span(x0, x1, grid[1])] = 1
@@ -237,6 +246,11 @@ def _region(row: Any, beside: Path) -> Region:
 def _from_labels(path: Path) -> Layout:
     names = _json(path.with_suffix(".json"))
     picture = opened(path)
+    import numpy as np
+    import torch
+
+    from sfumato.media.labels import label_values
+
     label = label_values(picture)
     if label is None:
         raise SfumatoError(f"{path} has more than two colours; labels are values of a grey or palette picture")

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.distill.annealing import Ramp
 from sfumato.distill.generators import Generator, Rendering
 from sfumato.errors import SfumatoError
+from sfumato.learning.annealing import Ramp
 from sfumato.learning.optimisers import Optimisers
 from sfumato.learning.seeds import generator
 from sfumato.scene.cameras import Pinholes, Rays

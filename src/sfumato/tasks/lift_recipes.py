@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from sfumato.distill.annealing import Ramp, Times, constant, linear, piecewise
 from sfumato.distill.gradients import Reduction
 from sfumato.errors import unknown
+from sfumato.learning.annealing import Ramp, Times, constant, linear, piecewise
 from sfumato.methods import index
 from sfumato.scene.view_words import DREAMFUSION, PROLIFICDREAMER, Way
 from sfumato.scene.viewpoints import (

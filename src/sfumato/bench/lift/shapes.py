@@ -11,9 +11,9 @@ from sfumato.bench.geometry import aligned, geometry
 from sfumato.bench.lift.session import RECIPES, LiftSession
 from sfumato.bench.report import Comparison, Figure
 from sfumato.bench.units import Row, columns
-from sfumato.distill.annealing import Ramp, piecewise
 from sfumato.errors import SfumatoError
 from sfumato.io.progress import progress
+from sfumato.learning.annealing import Ramp, piecewise
 from sfumato.scene.mesh import surface
 from sfumato.scene.render import FieldScene
 from sfumato.stilllife.matter import true_mesh

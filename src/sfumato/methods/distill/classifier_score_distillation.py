@@ -25,11 +25,11 @@ from sfumato.core.backbone import Backbone
 from sfumato.core.conditions import Cond
 from sfumato.core.method import Requires
 from sfumato.core.schedule import Level, add_noise
-from sfumato.distill.annealing import Ramp, Times, between, constant, linear, piecewise
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.guided import Weighted
 from sfumato.distill.loop import Now
 from sfumato.distill.prior import Images, noises
+from sfumato.learning.annealing import Ramp, Times, between, constant, linear, piecewise
 
 NEVER = constant(0.0)
 

@@ -22,13 +22,13 @@ from typing import Literal
 
 from sfumato.core.schedule import Level, add_noise
 from sfumato.core.settings import Weight
-from sfumato.distill.annealing import DREAMFUSION, Times, between
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.guided import Weighted
 from sfumato.distill.loop import Now
 from sfumato.distill.prior import GuidedModel, Images
 from sfumato.distill.stein import PUBLISHED, Bandwidth, Division, Features, Stein
 from sfumato.errors import SfumatoError
+from sfumato.learning.annealing import DREAMFUSION, Times, between
 
 
 def collaborative_score_distillation(

@@ -25,12 +25,12 @@ from sfumato.core.conditions import Cond
 from sfumato.core.method import Requires
 from sfumato.core.rows import single
 from sfumato.core.schedule import Level, add_noise
-from sfumato.distill.annealing import Times, between
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.guided import Weighted
 from sfumato.distill.loop import Now
 from sfumato.distill.prior import GuidedModel, Images, predictions
 from sfumato.errors import SfumatoError
+from sfumato.learning.annealing import Times, between
 
 LEVELS = between(0.05, 0.948)
 

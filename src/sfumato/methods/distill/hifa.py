@@ -23,11 +23,11 @@ import torch
 
 from sfumato.core.schedule import Level, add_noise
 from sfumato.core.settings import Weight
-from sfumato.distill.annealing import Times, square_root
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.guided import Weighted
 from sfumato.distill.loop import Gradient, Now
 from sfumato.distill.prior import GuidedModel, Images
+from sfumato.learning.annealing import Times, square_root
 
 FALLING = Times(square_root(0.98, 0.3))
 

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from sfumato.core.conditions import Cond
 from sfumato.core.schedule import Level, Schedule, add_noise, without_noise
 from sfumato.core.settings import Count, Positive
-from sfumato.distill.annealing import Ramp, Times, constant, piecewise
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.guided import Weighted
 from sfumato.distill.loop import Now
 from sfumato.distill.prior import GuidedModel, Images, noises
+from sfumato.learning.annealing import Ramp, Times, constant, piecewise
 
 WARMING = Times(constant(0.02), piecewise((0.0, 0.98), (0.3, 0.5)))
 SHRINKING = piecewise((0.0, 0.1), (0.3, 0.08))

@@ -26,11 +26,11 @@ from sfumato.core.conditions import Cond
 from sfumato.core.method import Requires
 from sfumato.core.schedule import Level, add_noise
 from sfumato.core.settings import Part
-from sfumato.distill.annealing import DREAMFUSION, Times, constant, piecewise
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.guided import Weighted
 from sfumato.distill.loop import Now
 from sfumato.distill.prior import Images, noises
+from sfumato.learning.annealing import DREAMFUSION, Times, constant, piecewise
 from sfumato.methods.distill.score_distillation import score_distillation
 
 DISTILLED = ", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, malformed"

@@ -29,13 +29,13 @@ from torch import Tensor
 
 from sfumato.core.schedule import Level, Schedule, add_noise, noise_in
 from sfumato.core.settings import Count, Part, Weight
-from sfumato.distill.annealing import Times, linear
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.guided import Weighted
 from sfumato.distill.kappa import fixed_point, inverted, regressed, residual
 from sfumato.distill.loop import Now
 from sfumato.distill.prior import GuidedModel, Images
 from sfumato.errors import SfumatoError
+from sfumato.learning.annealing import Times, linear
 
 Kappa = Literal["inversion", "resampled", "fixed", "fixed-point", "sgd", "cached"]
 ANNEALED = Times(linear(1.0, 0.2))

@@ -31,11 +31,11 @@ from torch import Tensor
 from sfumato.core.backbone import Backbone
 from sfumato.core.schedule import Level, add_noise
 from sfumato.core.settings import Count, Part, Weight
-from sfumato.distill.annealing import Times, linear
 from sfumato.distill.guided import Guided
 from sfumato.distill.loop import Gradient, Now
 from sfumato.distill.prior import GuidedModel, Images, noises
 from sfumato.errors import SfumatoError
+from sfumato.learning.annealing import Times, linear
 from sfumato.learning.seeds import Draws
 
 Distance = Literal["absolute", "squared"]

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 
 from sfumato.core.schedule import Level
 from sfumato.core.settings import Whole
-from sfumato.distill.annealing import Times, between
 from sfumato.distill.guided import Guided
 from sfumato.distill.loop import Now
 from sfumato.distill.prior import GuidedModel, Images
+from sfumato.learning.annealing import Times, between
 
 LEVELS = between(0.01, 0.969)
 

@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from sfumato.core.backbone import Backbone
 from sfumato.core.schedule import Level, add_noise
 from sfumato.core.settings import Count, Part, Weight
-from sfumato.distill.annealing import Times, constant, piecewise
 from sfumato.distill.gradients import Weighting, weight
 from sfumato.distill.guided import Weighted
 from sfumato.distill.loop import Now
 from sfumato.distill.particles import LowRank, Told, low_rank, numbered
 from sfumato.distill.prior import Images
+from sfumato.learning.annealing import Times, constant, piecewise
 
 PROLIFICDREAMER = Times(constant(0.02), piecewise((0.0, 0.98), (0.2, 0.5), shape="steps"))
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
-from sfumato.core.schedule import Level, Schedule
 from sfumato.errors import SfumatoError
-from sfumato.learning.seeds import Draws
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sfumato.core.schedule import Level, Schedule
+    from sfumato.learning.seeds import Draws
 
 Shape = Literal["linear", "sqrt", "steps"]
 FORMS = "A number, A>B, A>B:sqrt, or points such as 0=0.98;0.2=0.5 (progress=value), :steps to jump between them"
@@ -116,6 +117,8 @@ class Times:
 
     def draw(self, schedule: Schedule, progress: float, n: int, draws: Draws, shared: bool = False) -> Level:
         """Levels for n images, or the first's for all if ``shared``. Of whole steps both ends are included."""
+        import torch
+
         low, high = self.low(progress), self.high(progress)
         if low > high:
             raise SfumatoError(f"levels are drawn upwards, got {low:g} to {high:g} at {progress:.0%} of the run")
