@@ -28,7 +28,7 @@ def test_all_help_fits_the_terminal_and_says_a_default_once(monkeypatch, columns
     texts = [help.command(f, f"sfumato {name}", cli._methods(name, False, name)) for name, f in cli.COMMANDS.items()]
     texts += [help.command(f, f"sfumato show {name}") for name, f in cli.GROUPS["show"]("").items()]
     experiments = cli.GROUPS["experiment"]
-    texts += [help.command(experiments(word)[word], f"sfumato experiment {word}") for word in experiments("")]
+    texts += [help.command(experiments(word, True)[word], f"sfumato experiment {word}") for word in experiments("")]
     for entry in (entry for entry in index.METHODS if not entry.is_function):
         for head in (False, True)[: 1 + bool(entry.head)]:
             with suppress(SfumatoError):  # of one that takes a function
@@ -75,7 +75,14 @@ def test_usage_says_where_methods_go(run):
 def test_a_methods_options_have_its_presets(run):
     code, out, _ = run("edit", "photo.png", "p2p", "--help")
     assert code == 0 and "--preset WORD         One of: pie-bench, edit-friendly, still-life." in out
-    assert "--cross FLOAT" in out and "(default: 0.8)" in out
+    assert "--cross FLOAT" in out and "default: 0.8)" in out
+
+
+def test_a_methods_options_say_what_they_are_and_lie_in(run):
+    said = {word: " ".join(run("edit", word, "--help")[1].split()) for word in ("sdedit", "p2p")}
+    assert "default. (0 to 1; default: 0.8)" in said["sdedit"] and "(parts 0 to 1; default: 0.5)" in said["p2p"]
+    assert "--seed INT The same seed gives the same result. (default: 0) --steps INT How many steps" in said["sdedit"]
+    assert "one. (above 0) --topk" in " ".join(run("match", "dift", "--help")[1].split())
 
 
 def test_groups_open_with_their_own_words(run):

@@ -18,8 +18,10 @@ from sfumato.inversion import Inversion
 from sfumato.learning.heads import HeadMethod
 from sfumato.methods import index
 from sfumato.methods.outline import derives, look, outline
+from sfumato.methods.perceive.few_shot import FewShot
 from sfumato.tasks import recipes
 from sfumato.tasks.chain import values
+from sfumato.tasks.segment import ready
 
 METHODS = [entry for entry in index.METHODS if not entry.is_function]
 
@@ -133,6 +135,8 @@ def test_what_is_read_of_a_file_is_refused_by_it_in_the_same_words(tmp_path):
         own = reduce(getattr, name.split("."), import_module(f"sfumato.{module}"))
         said = refused(look, home, *args)
         assert isinstance(said, str) and said == refused(own, *args), home
+    shots = refused(look, "tasks.segment:ready", fields.sketch_of("few-shot")(), None, labelled=none)
+    assert shots == refused(ready, FewShot(), None, labelled=none) == f"there is no file or folder {none}"
     assert look("media.video:writes", empty) == "folder" and look("stilllife.weights:export", "stilllife", none) is None
 
 
@@ -159,6 +163,10 @@ def test_what_is_refused_before_is_refused_as_after(monkeypatch):
             assert not isinstance(sketch, str) or sketch == after, segments
             early += isinstance(sketch, str)
     assert early > 30 and len(seen) > 45
+
+
+def test_a_preset_of_no_name_is_none():
+    assert "unknown preset of prompt-to-prompt ''" in refused(fields.methods, [["p2p", "--preset="]], "sfumato edit")
 
 
 def test_what_is_not_understood_is_left_to_the_class(tmp_path, monkeypatch):

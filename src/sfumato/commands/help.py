@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -12,11 +13,13 @@ from argparse import Action
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from inspect import getdoc, unwrap
-from typing import Any, get_type_hints
+from types import MappingProxyType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
 from sfumato.commands.options import Usage
+from sfumato.core.settings import Between, Count
 
 CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed)
 ASKED = {"--help", "-h"}
@@ -33,6 +36,15 @@ TAKES = {
 }
 """How long the built-in model takes, where that is more than a minute: user time as it was measured, or as so much a
 step is of all (README has that of quicker ones)."""
+MEANT = {
+    "--batch": "Images of a step.",
+    "--guidance": "Scale of classifier-free guidance.",
+    "--rate": "Learning rate.",
+    "--seed": "The same seed gives the same result.",
+    "--steps": "How many steps it takes.",
+    "--times": "Noise levels, as parts of the training's.",
+}
+"""Options of methods, where these do not say what theirs mean."""
 COLUMN = 24
 """Where what an option means begins."""
 
@@ -87,13 +99,29 @@ def usages(f: Callable[..., Any]) -> list[Usage]:
 def method(cls: Any, prog: str, about: str, presets: str) -> str:
     """Of a method, and what there is to say of its presets."""
     more = ["", _row("--preset WORD", presets)] if presets else []
-    return "\n\n".join([_usage(f"{prog} [options]"), _paragraphs(about), *_options(parser(cls))]) + "\n".join(more)
+    kinds = {f"--{name.replace('_', '-')}": kind for name, kind in get_type_hints(cls, include_extras=True).items()}
+    rows = _options(parser(cls), {name: _bounds(kind) for name, kind in kinds.items()})
+    return "\n\n".join([_usage(f"{prog} [options]"), _paragraphs(about), *rows]) + "\n".join(more)
 
 
-def _options(asked: Any) -> list[str]:
+def _bounds(kind: Any) -> str:
+    """What a number lies in, where it is no plain count."""
+    of = get_args(kind)
+    if get_origin(kind) is not Annotated:
+        found = next(filter(None, map(_bounds, of)), "")
+        return f"parts {found}" if found and Count in of else found
+    bounds = next((each for each in of[1:] if isinstance(each, Between)), None)
+    if bounds is None:
+        return _bounds(of[0])
+    if math.isinf(bounds.high):
+        return "" if of[0] is int else f"{'above' if bounds.above else 'from'} {bounds.low:g}"
+    return f"{'above ' * bounds.above}{bounds.low:g} to {bounds.high:g}"
+
+
+def _options(asked: Any, bounds: Mapping[str, str] = MappingProxyType({})) -> list[str]:
     out = []
     for group in asked._action_groups:
-        rows = [_option(action) for action in group._group_actions if not ASKED & {*action.option_strings}]
+        rows = [_option(action, bounds) for action in group._group_actions if not ASKED & {*action.option_strings}]
         if rows:
             about = [_filled(group.description, 2, 2, "  ")] if group.description else []
             title = (group.title or "").replace("positional arguments", "what is given").rpartition(".")[2]
@@ -101,10 +129,15 @@ def _options(asked: Any) -> list[str]:
     return out
 
 
-def _option(action: Action) -> str:
+def _option(action: Action, bounds: Mapping[str, str]) -> str:
     names = ", ".join([*(SHORT[name] for name in action.option_strings if name in SHORT), *action.option_strings])
     taken = "" if action.nargs == 0 else _metavar(action)
-    return _row(" ".join(filter(None, (names, taken))), _meaning(action.help or ""))
+    name, text = next(iter(action.option_strings), ""), _meaning(action.help or "")
+    if bounds and text.startswith("(default: ") | (not text):
+        text = f"{MEANT.get(name, '')} {text}".strip()
+    if within := bounds.get(name):
+        text = text.replace("(default: ", f"({within}; default: ") if "(default: " in text else f"{text} ({within})"
+    return _row(" ".join(filter(None, (names, taken))), text)
 
 
 def _metavar(action: Action) -> str:
