@@ -247,6 +247,7 @@ def spoken(cls: Any) -> Any:
         inside = get_args(hint)
         one = next((t for t in inside if t is not type(None)), hint) if type(None) in inside else hint
         hidden = f.metadata.get("command") is False
+        spec: Any
         spec, look = (tyro.conf.Fixed, None) if hidden else _spelling(one)
         if issubclass(cls, Outline) and (look or unread(hint)):
             hint, spec = Any, spec if look is None else replace(spec, instance_from_str=partial(_later, spec, look))

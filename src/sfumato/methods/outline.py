@@ -1,11 +1,11 @@
-"""A method's fields as its file has them, without importing it: what a command line takes is known before torch is.
+"""What our files say, without importing them: what a command line takes, and what is refused, is known before torch is.
 
-An outline is a class of settings with the fields of another one. Kinds that are of no standard module are ``Unread``
-in it. There is none where a file is written as is not understood here; then the class itself has to be asked.
+An outline is a class of settings with the fields of another one, and refuses what that one does when it is made. Kinds
+that are of no standard module are ``Unread`` in it. There is none where a file is written as is not understood here;
+then the class itself has to be asked. ``look`` runs a function as far as it goes with what is known.
 """
 
 from __future__ import annotations
-import __future__
 
 import ast
 import builtins
@@ -112,31 +112,33 @@ def _outline(module: str, name: str) -> Any:
     return cls
 
 
-def _constants(module: str, name: str) -> Iterator[tuple[str, Any]]:
-    """What is the same of all instances of a class of ours, and of those that it derives from."""
+def _lineage(module: str, name: str) -> Iterator[tuple[str, ast.ClassDef]]:
+    """Modules and texts of a class of ours and of those that it derives from, the first ones first."""
     node = _names(module).get(name)
     if isinstance(node, tuple) and node[0].startswith("sfumato.") and node[0] not in _IMPORTED:
-        yield from _constants(*node)
-    for base in node.bases[::-1] if isinstance(node, ast.ClassDef) else ():
-        yield from _constants(module, base.id) if isinstance(base, ast.Name) else ()
-    for each in node.body if isinstance(node, ast.ClassDef) else ():
-        if isinstance(each, ast.AnnAssign) and "ClassVar" in ast.unparse(each.annotation) and each.value:
-            with suppress(_Unsure):
-                yield ast.unparse(each.target), _value(module, each.value)
+        yield from _lineage(*node)
+    elif isinstance(node, ast.ClassDef):
+        for base in node.bases[::-1]:
+            yield from _lineage(module, base.id) if isinstance(base, ast.Name) else ()
+        yield module, node
+
+
+def _constants(module: str, name: str) -> Iterator[tuple[str, Any]]:
+    """What is the same of all instances of a class."""
+    for of, node in _lineage(module, name):
+        for each in node.body:
+            if isinstance(each, ast.AnnAssign) and "ClassVar" in ast.unparse(each.annotation) and each.value:
+                with suppress(_Unsure):
+                    yield ast.unparse(each.target), _value(of, each.value)
 
 
 def _checks(module: str, name: str) -> Iterator[Callable[[Any], None]]:
-    """What a class of ours and those that it derives from look at when one is made, the first ones first."""
-    node = _names(module).get(name)
-    if isinstance(node, tuple) and node[0].startswith("sfumato.") and node[0] not in _IMPORTED:
-        yield from _checks(*node)
-    for base in node.bases[::-1] if isinstance(node, ast.ClassDef) else ():
-        yield from _checks(module, base.id) if isinstance(base, ast.Name) else ()
-    for each in node.body if isinstance(node, ast.ClassDef) else ():
-        if isinstance(each, ast.FunctionDef) and each.name == "__post_init__":
-            body = [line for line in each.body if "__post_init__" not in ast.unparse(line)] or [ast.Pass()]
-            own = ast.FunctionDef(each.name, each.args, body, [], lineno=each.lineno, col_offset=0)
-            yield _function(module, own)
+    """What looks at an instance when it is made."""
+    for of, node in _lineage(module, name):
+        for each in node.body:
+            if isinstance(each, ast.FunctionDef) and each.name == "__post_init__":
+                body = [line for line in each.body if "__post_init__" not in ast.unparse(line)] or [ast.Pass()]
+                yield _function(of, ast.FunctionDef(each.name, each.args, body, [], lineno=1))
 
 
 def look(home: str, *args: Any, **options: Any) -> Any:
@@ -201,7 +203,7 @@ def _function(module: str, node: ast.FunctionDef) -> Callable[..., Any]:
     for name, value in known.items():  # what is not made here is asked for
         if isinstance(value, type) and issubclass(value, Outline) and name not in imports.called:
             known[name] = _unread(value.__name__, value.of)
-    code = compile(ast.Module([plain], []), module, "exec", __future__.annotations.compiler_flag, dont_inherit=True)
+    code = compile(ast.Module([plain], []), module, "exec", annotations.compiler_flag, dont_inherit=True)
     exec(code, known)
     return known[node.name]
 
@@ -227,7 +229,6 @@ def ancestors(module: str, name: str) -> Iterator[Any]:
     if isinstance(node, tuple) and node[0] in _IMPORTED:
         yield getattr(import_module(node[0]), node[1])
     elif isinstance(node, tuple) and node[0].startswith("sfumato."):
-        yield node[1]
         yield from ancestors(*node)
     elif isinstance(node, ast.ClassDef):
         for base in node.bases:
@@ -237,24 +238,15 @@ def ancestors(module: str, name: str) -> Iterator[Any]:
 
 
 def _fields(module: str, name: str) -> dict[str, tuple[Any, Any]]:
-    """Annotations and fields of a dataclass and of those of ours that it derives from, in their order."""
-    node = _names(module).get(name)
-    if isinstance(node, tuple) and node[0].startswith("sfumato.") and node[0] not in _IMPORTED:
-        return _fields(*node)
-    if not isinstance(node, ast.ClassDef):
-        return {}
+    """Annotations and fields of a dataclass, in their order."""
     out: dict[str, tuple[Any, Any]] = {}
-    for base in node.bases[::-1]:
-        out |= _fields(module, base.id) if isinstance(base, ast.Name) else {}
-    if not _is_dataclass(node):
-        return out
-    texts = behind(node.body)
-    for each in node.body:
-        if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name):
-            kind = _value(module, each.annotation)
-            if "ClassVar" not in str(kind):
-                of = _field(module, each.value, kind, texts.get(each.target.id, ""))
-                out[each.target.id] = Unread if unread(kind) else kind, of
+    for of, node in _lineage(module, name):
+        texts = behind(node.body)
+        for each in node.body if _is_dataclass(node) else ():
+            if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name):
+                kind, own = _value(of, each.annotation), each.target.id
+                if "ClassVar" not in str(kind):
+                    out[own] = Unread if unread(kind) else kind, _field(of, each.value, kind, texts.get(own, ""))
     return out
 
 
@@ -319,7 +311,8 @@ def _named(module: str, name: str, called: bool = False) -> Any:
     """What a name of a module is; of a class that is ``called``, its outline."""
     node = _names(module).get(name, MISSING)
     if isinstance(node, tuple):
-        return _imported(*node, called) if node[1] or node[0] in _IMPORTED else _unread(name)
+        of, own = node
+        return _imported(of, own, called) if own or of in _IMPORTED else _unread(name)
     if isinstance(node, ast.ClassDef):
         plain = called or any(isinstance(base, ast.Name) and base.id == "Settings" for base in node.bases)
         return _outline(module, name) if plain and _is_dataclass(node) else _unread(name, module)
