@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import tyro
 
 from sfumato.commands.fields import spoken
+from sfumato.commands.help import bounds
 from sfumato.core.described import behind, strings
 from sfumato.core.settings import Between
 from sfumato.inversion import Inversion
@@ -308,7 +309,7 @@ def options(entry: index.Entry) -> list[str]:
     hints = get_type_hints(spoken(cls), include_extras=True)
     docs = strings(cls)
     lines = [
-        [option(f.name, hints[f.name]), default(f, hints[f.name]), markdown(docs.get(f.name, ""), wrap=False)]
+        [option(f.name, hints[f.name]), " ".join(lying(f, hints[f.name])), markdown(docs.get(f.name, ""), wrap=False)]
         for f in fields(cls)
         if f.init
     ]
@@ -331,6 +332,12 @@ def beside(row: recipes.Recipe) -> str:
     more = {"guidance": row.guidance, "invert": row.start, "side": row.side}
     options = " ".join(f"--{k} {written(v, None)}" for k, v in more.items() if v is not None)
     return f"Suits `{row.model}`{f', with `{options}`' if options else ''}."
+
+
+def lying(f: Field[Any], hint: Any) -> list[str]:
+    """Its default, and what it lies in."""
+    within = bounds(hint) if metavar(hint) is not None else ""
+    return [default(f, hint), *([f"({within})"] if within else [])]
 
 
 def option(name: str, hint: Any) -> str:

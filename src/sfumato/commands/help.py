@@ -100,28 +100,28 @@ def method(cls: Any, prog: str, about: str, presets: str) -> str:
     """Of a method, and what there is to say of its presets."""
     more = ["", _row("--preset WORD", presets)] if presets else []
     kinds = {f"--{name.replace('_', '-')}": kind for name, kind in get_type_hints(cls, include_extras=True).items()}
-    rows = _options(parser(cls), {name: _bounds(kind) for name, kind in kinds.items()})
+    rows = _options(parser(cls), {name: bounds(kind) for name, kind in kinds.items()})
     return "\n\n".join([_usage(f"{prog} [options]"), _paragraphs(about), *rows]) + "\n".join(more)
 
 
-def _bounds(kind: Any) -> str:
+def bounds(kind: Any) -> str:
     """What a number lies in, where it is no plain count."""
     of = get_args(kind)
     if get_origin(kind) is not Annotated:
-        found = next(filter(None, map(_bounds, of)), "")
+        found = next(filter(None, map(bounds, of)), "")
         return f"parts {found}" if found and Count in of else found
-    bounds = next((each for each in of[1:] if isinstance(each, Between)), None)
-    if bounds is None:
-        return _bounds(of[0])
-    if math.isinf(bounds.high):
-        return "" if of[0] is int else f"{'above' if bounds.above else 'from'} {bounds.low:g}"
-    return f"{'above ' * bounds.above}{bounds.low:g} to {bounds.high:g}"
+    own = next((each for each in of[1:] if isinstance(each, Between)), None)
+    if own is None:
+        return bounds(of[0])
+    if math.isinf(own.high):
+        return "" if of[0] is int else f"{'above' if own.above else 'from'} {own.low:g}"
+    return f"{'above ' * own.above}{own.low:g} to {own.high:g}"
 
 
-def _options(asked: Any, bounds: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+def _options(asked: Any, within: Mapping[str, str] = MappingProxyType({})) -> list[str]:
     out = []
     for group in asked._action_groups:
-        rows = [_option(action, bounds) for action in group._group_actions if not ASKED & {*action.option_strings}]
+        rows = [_option(action, within) for action in group._group_actions if not ASKED & {*action.option_strings}]
         if rows:
             about = [_filled(group.description, 2, 2, "  ")] if group.description else []
             title = (group.title or "").replace("positional arguments", "what is given").rpartition(".")[2]
@@ -129,14 +129,14 @@ def _options(asked: Any, bounds: Mapping[str, str] = MappingProxyType({})) -> li
     return out
 
 
-def _option(action: Action, bounds: Mapping[str, str]) -> str:
+def _option(action: Action, within: Mapping[str, str]) -> str:
     names = ", ".join([*(SHORT[name] for name in action.option_strings if name in SHORT), *action.option_strings])
     taken = "" if action.nargs == 0 else _metavar(action)
     name, text = next(iter(action.option_strings), ""), _meaning(action.help or "")
-    if bounds and text.startswith("(default: ") | (not text):
+    if within and (not text or text.startswith("(default: ")):
         text = f"{MEANT.get(name, '')} {text}".strip()
-    if within := bounds.get(name):
-        text = text.replace("(default: ", f"({within}; default: ") if "(default: " in text else f"{text} ({within})"
+    if lies := within.get(name):
+        text = text.replace("(default: ", f"({lies}; default: ") if "(default: " in text else f"{text} ({lies})"
     return _row(" ".join(filter(None, (names, taken))), text)
 
 
