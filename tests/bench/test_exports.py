@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from solids import sphere
 
 from sfumato.bench.scene import exports, run
 from sfumato.media.meshes import Mesh, write_mesh
+from sfumato.scene import mesh
 from sfumato.scene.export import Exported, export
 
 
 def test_figures_are_there(monkeypatch):
+    monkeypatch.setattr(mesh, "chosen_level", cache(mesh.chosen_level))  # a scene is written five times
     monkeypatch.setattr(exports, "CELLS", 20)
     monkeypatch.setattr(exports, "TEXTURE", 48)
     monkeypatch.setattr(exports, "FACES", 300)

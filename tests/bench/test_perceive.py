@@ -99,7 +99,7 @@ def test_points_of_a_pair_lie_on_the_thing_in_both_images():
 
 
 def test_every_key_is_measured_and_nothing_twice(quick, tmp_path, monkeypatch):
-    first = perceive.run(2, 0, "cpu", tmp_path)
+    first = perceive.run(1, 0, "cpu", tmp_path)
     assert not first.why and None not in first.results.values()
     assert {"segments", "words", "clicks", "labelled", "heads", "captions", "shots", "points", "keypoints"} <= set(
         first.compared
@@ -111,7 +111,7 @@ def test_every_key_is_measured_and_nothing_twice(quick, tmp_path, monkeypatch):
     assert {"miou of other kinds", "learning_seconds"} <= set(first.methods["shots: DiffewS, 1"])
     monkeypatch.setattr(perceive.Tried, "segments", None)  # what is kept is not measured again
     assert (
-        perceive.segments(perceive.PerceiveSession(2, 0, CPU, tmp_path))["diffseg_miou"].tolist()
+        perceive.segments(perceive.PerceiveSession(1, 0, CPU, tmp_path))["diffseg_miou"].tolist()
         == first.figures["diffseg_miou"].tolist()
     )
 

@@ -25,6 +25,7 @@ def quick(here, monkeypatch, tmp_path):
     monkeypatch.setitem(RECIPES, ("stilllife", "diff3f"), replace(find("diff3f"), settings=small))
     monkeypatch.setattr(shapes, "FINE", 6)
     monkeypatch.setattr(shapes, "PAIRS", 20)
+    monkeypatch.setattr(shapes.task, "DETAIL", 1)
     monkeypatch.setenv("SFUMATO_REAL", str(tmp_path / "none"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 
 import numpy as np
@@ -14,6 +15,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from sfumato.media import video as videos
+from sfumato.tasks import illusion as illusion_task
 from sfumato.tasks import video as video_task
 
 COMMON = ("--steps", 2, "--device", "cpu", "--out", "out")
@@ -61,13 +63,20 @@ def clip(tmp_path, monkeypatch):
     return videos.write(frames, tmp_path / "clip")
 
 
+@pytest.fixture
+def short_films(monkeypatch):
+    """Of three frames: there are four films of twenty-eight else, each frame with a palette of its own."""
+    monkeypatch.setattr(illusion_task, "film", partial(illusion_task.film, frames=3))
+    monkeypatch.setattr(illusion_task, "_HELD", 1)
+
+
 def files(folder) -> dict[str, bytes]:
     """Pictures and what else there is, without the records of what they are of."""
     return {p.name: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".json"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_run_that_is_stopped_is_one_line_and_goes_on(run, here, clip, stop, tmp_path, name):
+def test_a_run_that_is_stopped_is_one_line_and_goes_on(run, here, clip, stop, tmp_path, short_films, name):
     out = tmp_path / "out"
     stop(2)
     code, said, err = run(*COMMANDS[name])
@@ -121,7 +130,7 @@ def test_panoramas_that_are_finished_stay_and_are_not_painted_again(run, here, c
     assert code == 0 and "was there" not in err and "a-red-cube-1.2.png" in files(out), "of other settings"
 
 
-def test_illusions_that_are_there_are_not_painted_again(run, here, clip, stop, tmp_path):
+def test_illusions_that_are_there_are_not_painted_again(run, here, clip, stop, tmp_path, short_films):
     command, out = COMMANDS["illusion"], tmp_path / "out"
     assert run(*command)[0] == 0
     whole = files(out)

@@ -250,7 +250,10 @@ METHODS = (
         "attend-and-excite", AttendAndExcite(refine_at=(0.0,), refine_to=(0.9,), refinements=2),
         off=(AttendAndExcite(scale=0.0), AttendAndExcite(until=0.0)), but=ALONE,
     ),
-    Row("box-diff", BoxDiff(LAYOUT, res=1.0), off=(BoxDiff(LAYOUT, until=0.0), BoxDiff(LAYOUT, scale=0.0)), but=ALONE),
+    Row(
+        "box-diff", BoxDiff(LAYOUT, res=1.0, refinements=2),
+        off=(BoxDiff(LAYOUT, until=0.0), BoxDiff(LAYOUT, scale=0.0)), but=ALONE,
+    ),
     Row("classifier-guidance", ClassifierGuidance(small, 0.1), 
         but={**ALONE, "off": "a slope of nothing is taken as well, which changes the order of the sums"}),
     Row(

@@ -46,13 +46,18 @@ class Solids(Field):
         apart, colours = [], []
         for body, place, turn, scale, paint in self.things:
             local = turn.T @ (points - place).T / scale
-            mine = body.take(torch.zeros(len(points), dtype=torch.long))
-            apart.append(mine.distance(local) * scale)
-            colours.append(paint[mine.nearest(local)])
+            apart.append(body.distance(local) * scale)
+            colours.append(paint[body.nearest(local)])
         nearest = torch.stack(apart).min(0)
         some = nearest.indices[None, :, None].expand(1, -1, 3)
-        density = self.dense * torch.sigmoid(-nearest.values / self.soft)
-        return Matter(density, torch.stack(colours).gather(0, some)[0])
+        return Matter(self._dense(nearest.values), torch.stack(colours).gather(0, some)[0])
+
+    def density(self, points: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:
+        apart = (body.distance(turn.T @ (points - place).T / s) * s for body, place, turn, s, _ in self.things)
+        return self._dense(torch.stack([*apart]).amin(0))
+
+    def _dense(self, apart: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
+        return self.dense * torch.sigmoid(-apart / self.soft)
 
 
 def true_mesh(scene: Scene, resolution: int = 96) -> Mesh:
