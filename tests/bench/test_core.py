@@ -12,8 +12,8 @@ from sfumato.inversion import DDIMInversion, NullText, invert
 
 @pytest.fixture
 def session(here, monkeypatch):
-    monkeypatch.setattr(core, "STEPS", 3)
-    return core.CoreSession(2, 0, torch.device("cpu"))
+    monkeypatch.setattr(core, "STEPS", 2)
+    return core.CoreSession(1, 0, torch.device("cpu"))
 
 
 def test_every_key_is_measured(session):
@@ -32,8 +32,8 @@ def test_every_key_is_measured(session):
 
 def test_the_plain_port_fits_what_ours_does(session):
     (images, said), *_ = core._described(session, "null_text_psnr", 1)
-    track = invert(session.model, images, said, DDIMInversion(steps=3)).track
-    ours = invert(session.model, images, said, NullText(core.GUIDANCE, steps=3)).uncond
+    track = invert(session.model, images, said, DDIMInversion(steps=core.STEPS)).track
+    ours = invert(session.model, images, said, NullText(core.GUIDANCE, steps=core.STEPS)).uncond
     theirs = core.plain_null_text(session.model, track, said[0])
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=2e-3, rtol=1e-2)

@@ -13,6 +13,7 @@ from sfumato.bench import distill
 from sfumato.bench.ports.threestudio import PublicSDI, PublicSDS
 from sfumato.core.guidance import CFG
 from sfumato.distill import GuidedModel
+from sfumato.experiments import kappa_error
 from sfumato.methods.distill.score_distillation import score_distillation
 
 CPU = torch.device("cpu")
@@ -29,11 +30,13 @@ def quick(here, monkeypatch):
     monkeypatch.setattr(distill, "EDITORS", shorter)
     monkeypatch.setattr(distill, "PARTS", (0.3,))
     monkeypatch.setattr(distill, "KappaError", partial(distill.KappaError, levels=2))
+    for name in ("fixed_point", "regressed"):
+        monkeypatch.setattr(kappa_error, name, partial(getattr(kappa_error, name), rounds=2))
     return distill
 
 
 def test_every_key_has_a_figure_and_a_second_run_paints_nothing(quick, tmp_path, monkeypatch):
-    report = quick.run(2, 0, "cpu", tmp_path)
+    report = quick.run(1, 0, "cpu", tmp_path)
     assert set(report.results) == set(distill.MEANINGS)
     assert report.why == {}
     assert all(value is not None and np.isfinite(value) for value in report.results.values())
@@ -49,7 +52,7 @@ def test_every_key_has_a_figure_and_a_second_run_paints_nothing(quick, tmp_path,
     kept = [row for row in distill.MEASURES if row[1] in (distill.prompts, distill.collaboration, distill.editing)]
     monkeypatch.setattr(distill, "MEASURES", kept)
     monkeypatch.setattr(distill, "MEANINGS", {key: distill.MEANINGS[key] for keys, _ in kept for key in keys})
-    again = quick.run(2, 0, "cpu", tmp_path)
+    again = quick.run(1, 0, "cpu", tmp_path)
     assert again.results == {key: report.results[key] for key in again.results}
 
 

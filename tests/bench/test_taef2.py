@@ -47,11 +47,11 @@ def photographs(n: int, side: int) -> torch.Tensor:
 
 
 def test_photographs_come_back(model):
-    images = photographs(2, 512)
+    images = photographs(1, 512)
     with torch.no_grad():
         latents = model.encode(images)
         found = psnr(model.decode(latents), images)
-    assert latents.shape == (2, 32, 64, 64) and 0.5 < latents.std() < 1.5
+    assert latents.shape == (1, 32, 64, 64) and 0.5 < latents.std() < 1.5
     assert found.mean() >= 32, found
 
 

@@ -172,6 +172,7 @@ def test_frames_that_are_finished_stay(run, here, clip, monkeypatch, tmp_path):
 
 def test_shapes_that_are_stopped_leave_nothing(run, here, monkeypatch, stop, tmp_path):
     trimesh = pytest.importorskip("trimesh")
+    monkeypatch.setattr("sfumato.tasks.shapes.DETAIL", 1)
     monkeypatch.chdir(tmp_path)
     trimesh.creation.box().export("box.off")
     command = ("shapes", "box.off", "--parts", 2, "--device", "cpu", "--out", "out", "diff3f", "--preset", "defaults")

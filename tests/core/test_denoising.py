@@ -231,8 +231,8 @@ def test_capturing_changes_no_bit_and_a_fault_leaves_the_model_as_it_was(model, 
     assert torch.equal(denoise(model, PROMPT, steps=3).latents, plain)
 
 
-def test_a_hundred_runs_leave_nothing_behind(model):
-    """No hook, no patch, no tensor more after the hundredth run than after the fifth; some of the runs fail."""
+def test_many_runs_leave_nothing_behind(model):
+    """No hook, no patch, no tensor more after the thirtieth run than after the fifth; some of the runs fail."""
     energy = Doing(energy=Energy(lambda s: s.x0.square().sum() / 20), needs=(Need(Where("image->text")),))
     edit = PromptToPrompt(blend=LocalBlend("cube", "duck", start=0.0, res=8))
     broken = Doing(edits=(Edit(Where("image->image"), "probs", lambda call: 1 / 0),))
@@ -244,14 +244,14 @@ def test_a_hundred_runs_leave_nothing_behind(model):
         return sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
 
     counts = []
-    for i in range(100):
+    for i in range(30):
         denoise(model, prompts, methods=[edit], **options) if i % 2 else denoise(
             model, PROMPT, methods=[energy], **options
         )
         if i % 10 == 0:
             with pytest.raises(ZeroDivisionError):
                 denoise(model, PROMPT, methods=[broken], **options)
-        if i in (4, 99):
+        if i in (4, 29):
             counts.append(live())
     assert counts[0] == counts[1]
     assert F.scaled_dot_product_attention is FUSED

@@ -359,7 +359,7 @@ def test_where_picture_and_text_attend_together_windows_read_the_mean_of_their_t
 def test_merged_windows_of_flux_are_flux_at_the_canvas_size(models):
     """All but its attention is a token's own, so that windows whose tokens attend as the canvas' are the canvas."""
     model = models("flux")
-    options: dict[str, Any] = {"steps": 2, "guide": 3.0, "size": _wide(model), "seed": 3}
+    options: dict[str, Any] = {"steps": 1, "guide": 3.0, "size": _wide(model), "seed": 3}
     whole = denoise(model, "a red cube", **options).latents
     for views in (Tiles(16), Tiles(0.5, feather=True)):
         merged = denoise(model, "a red cube", views=views, methods=[MergeAttendDiffuse(1.0)], **options).latents

@@ -361,8 +361,8 @@ def _judged(count: int, seed: int, wear=lambda images: images) -> dict[str, floa
 
 
 def test_what_ships_reads_fresh_renders():
-    """A quick look at 50 scenes; the bounds leave room for the chance of so few."""
-    figures = _judged(50, 901)
+    """A quick look at 30 scenes; the bounds leave room for the chance of so few."""
+    figures = _judged(30, 901)
     assert figures["pixels"] >= 0.98
     assert figures["kind"] >= 0.95
     assert figures["colour"] >= 0.96

@@ -528,7 +528,7 @@ def test_only_the_decoder_is_trained_and_every_term_reaches_it(shards, tmp_path)
     from sfumato.stilllife import weights
 
     args = Options(
-        steps=4, batch=4, out=tmp_path / "run", data=shards, vae=tmp_path / "none", report=tmp_path, device="cpu"
+        steps=2, batch=2, out=tmp_path / "run", data=shards, vae=tmp_path / "none", report=tmp_path, device="cpu"
     )
     decoder.run(args)
     before, after = (

@@ -535,7 +535,7 @@ def test_labels_and_cells_tell_the_layout_what_scenes_and_masks_tell(shards):
 
     torch.manual_seed(0)
     model = UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        sample_size=16, in_channels=4, out_channels=4, down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"), block_out_channels=(16, 16), layers_per_block=1,
         norm_num_groups=4, cross_attention_dim=16, attention_head_dim=2, mid_block_type=None,
     )  # fmt: skip

@@ -27,7 +27,8 @@ def egg(seed: int = 0) -> Mesh:
 
 
 @pytest.fixture
-def files(tmp_path):
+def files(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "DETAIL", 1)
     return [write_mesh(tmp_path / f"{i}.ply", egg(i), torch.zeros(162, 3)) for i in range(2)]
 
 
