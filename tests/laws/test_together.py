@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -45,6 +45,7 @@ class Together:
     def __init__(self, models: Callable[[str], Any]):
         self.models = models
         self.path, self.written, self.moments = cache(self.path), cache(self.written), cache(self.moments)
+        self.painted = lru_cache(1)(self.painted)  # the pair that was seen to go together is looked at next
 
     def families(self, a: str, b: str) -> list[str]:
         return [family for family in ROWS[a].families if family in ROWS[b].families]

@@ -33,9 +33,9 @@ def test_what_the_autoencoder_holds_is_told_from_what_it_does_not():
     from sfumato import load
 
     model, dice = load("stilllife", device="cpu"), np.random.default_rng(5)
-    scenes = render([sample_scene(dice) for _ in range(12)], model.size).images
+    scenes = render([sample_scene(dice) for _ in range(6)], model.size).images
     kept = [kept_by(model, image) for image in scenes]
-    assert sum(strange(each) is None for each in kept) >= 11, kept
+    assert sum(strange(each) is None for each in kept) >= 5, kept
     noise = torch.rand(3, model.size, model.size, generator=torch.Generator().manual_seed(0))
     photograph = (scenes[0] + 0.3 * (noise - 0.5)).clamp(0, 1)
     assert f"finds this picture again at {kept_by(model, photograph):.1f} dB" in (
