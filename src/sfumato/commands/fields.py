@@ -142,7 +142,7 @@ def _methods(segments: Sequence[Sequence[str]], prog: str, head: bool) -> Chain:
         kind, suiting = (entry.learner if head else entry.method), recipes.presets(entry, head)
         chosen, own = _chosen(options)
         default = {} if chosen is None else {"default": cls(**values(index.preset(entry, chosen, suiting)))}
-        item = _parsed(cls, word, own, prog, **default)
+        item = parsed(cls, word, own, prog, **default)
         seed_of(getattr(item, "seed", 0))
         items.append(kind(**values(item)))
         known = {_named(o) for o in own if o.startswith("--")}
@@ -158,7 +158,7 @@ def _sketched(word: str, options: Sequence[str], prog: str, head: bool) -> Any:
     begun = {} if chosen is None else {"default": _preset(entry, chosen, sketch, head)}
     if sketch is None or None in begun.values():
         return None
-    item = _parsed(sketch, word, own, prog, **begun)
+    item = parsed(sketch, word, own, prog, **begun)
     seed_of(getattr(item, "seed", 0))
     return item
 
@@ -185,7 +185,7 @@ def _chosen(options: Sequence[str]) -> tuple[str | None, list[str]]:
     return presets[-1] if presets else None, [o for o in options if not o.startswith("--preset=")]
 
 
-def _parsed(cls: Any, word: str, own: Sequence[str], prog: str, **default: Any) -> Any:
+def parsed(cls: Any, word: str, own: Sequence[str], prog: str, **default: Any) -> Any:
     """A method's own options, made what they say; ``SfumatoError`` calls what is wrong with one by its name there."""
     with oneline():
         try:
@@ -248,7 +248,8 @@ def spoken(cls: Any) -> Any:
         one = next((t for t in inside if t is not type(None)), hint) if type(None) in inside else hint
         hidden = f.metadata.get("command") is False
         spec: Any
-        spec, look = (tyro.conf.Fixed, None) if hidden else _spelling(one)
+        read: tuple[Any, Any] = (tyro.conf.Fixed, None) if hidden else _spelling(one)
+        spec, look = read
         if issubclass(cls, Outline) and (look or unread(hint)):
             hint, spec = Any, spec if look is None else replace(spec, instance_from_str=partial(_later, spec, look))
         marks = [each for each in (spec, f.metadata.get("help") and tyro.conf.arg(help=f.metadata["help"])) if each]

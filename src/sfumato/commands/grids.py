@@ -11,7 +11,6 @@ from typing import Any
 import tyro
 
 from sfumato.commands import fields as options
-from sfumato.commands.oneline import oneline
 from sfumato.core.settings import Settings
 from sfumato.errors import SfumatoError
 from sfumato.tasks.chain import Chain, values
@@ -82,10 +81,8 @@ def _places(item: Any) -> list[tuple[str | None, Any]]:
 def _parsed(item: Any, word: str, prog: str, field: str, text: str) -> Any:
     """With a field's value as a command line gives it."""
     cls = options.as_written(item)
-    with oneline():
-        args = [f"--{field.replace('_', '-')}={text}"]
-        new = options.parsed(cls, word, args, prog, default=cls(**values(item)))
-    return type(item)(**values(new))
+    args = [f"--{field.replace('_', '-')}={text}"]
+    return type(item)(**values(options.parsed(cls, word, args, prog, default=cls(**values(item)))))
 
 
 def number(name: str, value: Any, kind: Callable[[Any], Any]) -> Any:
