@@ -177,7 +177,7 @@ def test_help_lists_and_whatever_is_wrong_need_no_torch(tmp_path: Path):
         (["edit", str(whole), *edit[:4], "--compare", "p2p,masactrl:no"], 2, "unknown preset of masactrl 'no'"),
         (["edit", str(whole), *edit[:5], "--box", "a", "1,2"], 2, "a box is left,top,right,bottom"),
         (["edit", str(whole), *edit[:5], "--box", "a", "1,2,3,4"], 2, "--box is of methods with a layout"),
-        (["edit", str(whole), *edit[:5], "--blend", "a", "b", "2"], 2, "threshold of LocalBlend lies between"),
+        (["edit", str(whole), *edit[:5], "--blend", "a", "b", "2"], 2, "its threshold lies between"),
         (["edit", str(whole), *edit[:4], "diff-edit", "--mask", "nosuch.png"], 2, "there is no file nosuch.png"),
         (["generate", "x", "--grid", "steps=1.5", "p2p"], 2, "steps is a whole number"),
         (["generate", "x", "box-diff", "--layout", str(boxes)], 2, "there is no file"),
