@@ -17,7 +17,7 @@ from pages import blocks
 
 from sfumato import cli
 from sfumato.backbones import hub
-from sfumato.commands import first
+from sfumato.commands import first, options
 from sfumato.errors import SfumatoError
 from sfumato.media import opening
 from sfumato.methods import index
@@ -60,9 +60,12 @@ def understood(monkeypatch):
     for name, f in cli.COMMANDS.items():
         monkeypatch.setitem(cli.COMMANDS, name, only_parsed(f))
     for name, inner in cli.GROUPS.items():
-        monkeypatch.setitem(cli.GROUPS, name, lambda word, of=inner: {k: only_parsed(f) for k, f in of(word).items()})
+        monkeypatch.setitem(
+            cli.GROUPS, name, lambda *asked, of=inner: {k: only_parsed(f) for k, f in of(*asked).items()}
+        )
     monkeypatch.setattr(first, "_there", lambda *args: None)
     monkeypatch.setattr(opening, "checked", lambda file: None)
+    monkeypatch.setattr(options, "look", lambda *args: None)
     monkeypatch.setattr(hub, "check", lambda name, built_in: None)
     monkeypatch.chdir(ROOT)
 
