@@ -102,7 +102,7 @@ def test_segments_learn_from_labelled_examples_and_get_names(run, here, photos, 
         assert code == 2 and len(last) == 1 and why in last[0], (more, err)
 
 
-def test_what_is_learned_anew_and_what_is_learned_from_are_not_mistaken_for_what_they_were(run, photos, tmp_path):
+def test_what_is_learned_anew_and_what_is_learned_from_are_not_mistaken_for_what_they_were(run, here, photos, tmp_path):
     learned, label = tmp_path / "learned.safetensors", photos / "a-labels.png"
     quick = ("label-efficient", "--epochs", 3, "--members", 1, "--seed", 1)
     call = ("segment", photos / "b.png", "--side", 64, "--out", tmp_path / "out")

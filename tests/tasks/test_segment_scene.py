@@ -134,7 +134,7 @@ def test_words_compete_for_a_pixel(model, monkeypatch):
     made, shots = scene(), capture()
     inside = (made.view(shots.cameras).alpha[:, 0] > 0.5).float()
     votes_of(monkeypatch, 0.6 * inside, 0.3 * inside)
-    found = task.segment_scene(model, shots, made, TextAttribution(("a", "b")), steps=150)
+    found = task.segment_scene(model, shots, made, TextAttribution(("a", "b")), steps=90)
     assert iou(found.masks[:, 0], inside > 0) > 0.85 and not found.masks[:, 1].any()
     assert found.scores.shape == found.masks.shape == (VIEWS, 2, SIDE, SIDE)
     middle = found.scores[:, :, SIDE // 2, SIDE // 2].mean(0)
