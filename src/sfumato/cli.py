@@ -97,7 +97,7 @@ def main(args: Sequence[str]) -> int:
         print(f"sfumato {__version__}")
         return 0
     args, prog, commands = list(args) or ["--help"], "sfumato", dict[str, Callable[..., None]](COMMANDS)
-    command = None
+    command, segments = None, []
     try:
         if args[0] == completions.ASKED:
             return _show("\n".join(completions.complete(args[1:], COMMANDS, GROUPS, _methods, HEADS)))
@@ -134,7 +134,8 @@ def main(args: Sequence[str]) -> int:
     except SfumatoError as e:
         if os.environ.get("SFUMATO_DEBUG"):
             raise
-        print(f"sfumato: {worded(e, fields.grammar(command).options if command else ())}", file=sys.stderr)
+        options = fields.grammar(command).options if command else ()
+        print(f"sfumato: {worded(e, options, [word for word, *_ in segments])}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if os.environ.get("SFUMATO_DEBUG"):

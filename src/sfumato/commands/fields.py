@@ -13,7 +13,7 @@ import tyro
 from sfumato.commands import help
 from sfumato.commands.oneline import oneline
 from sfumato.commands.options import seed_of
-from sfumato.errors import SettingError, SfumatoError, unknown
+from sfumato.errors import SfumatoError, unknown
 from sfumato.io.progress import waiting
 from sfumato.io.sparing import sparing
 from sfumato.media import opening
@@ -142,7 +142,8 @@ def _methods(segments: Sequence[Sequence[str]], prog: str, head: bool) -> Chain:
         kind, suiting = (entry.learner if head else entry.method), recipes.presets(entry, head)
         chosen, own = _chosen(options)
         default = {} if chosen is None else {"default": cls(**values(index.preset(entry, chosen, suiting)))}
-        item = parsed(cls, word, own, prog, **default)
+        with oneline():
+            item = tyro.cli(cls, prog=f"{prog} ... {word}", args=own, config=help.CONFIG, **default)
         seed_of(getattr(item, "seed", 0))
         items.append(kind(**values(item)))
         known = {_named(o) for o in own if o.startswith("--")}
@@ -158,7 +159,8 @@ def _sketched(word: str, options: Sequence[str], prog: str, head: bool) -> Any:
     begun = {} if chosen is None else {"default": _preset(entry, chosen, sketch, head)}
     if sketch is None or None in begun.values():
         return None
-    item = parsed(sketch, word, own, prog, **begun)
+    with oneline():
+        item = tyro.cli(sketch, prog=f"{prog} ... {word}", args=own, config=help.CONFIG, **begun)
     seed_of(getattr(item, "seed", 0))
     return item
 
@@ -183,17 +185,6 @@ def _chosen(options: Sequence[str]) -> tuple[str | None, list[str]]:
     """The preset among a method's options, if there is one, and the others."""
     presets = [o.removeprefix("--preset=") for o in options if o.startswith("--preset=")]
     return presets[-1] if presets else None, [o for o in options if not o.startswith("--preset=")]
-
-
-def parsed(cls: Any, word: str, own: Sequence[str], prog: str, **default: Any) -> Any:
-    """A method's own options, made what they say; ``SfumatoError`` calls what is wrong with one by its name there."""
-    with oneline():
-        try:
-            return tyro.cli(cls, prog=f"{prog} ... {word}", args=own, config=help.CONFIG, **default)
-        except SettingError as e:
-            own_class = e.owner == cls.__name__
-            field = "" if own_class else next((f.name for f in fields(cls) if e.owner in str(f.type)), "")
-            raise e.typed(word, field) from None
 
 
 def _named(option: str) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 import tyro
 
 from sfumato.commands import fields as options
+from sfumato.commands import help
+from sfumato.commands.oneline import oneline
 from sfumato.core.settings import Settings
 from sfumato.errors import SfumatoError
 from sfumato.tasks.chain import Chain, values
@@ -60,7 +62,7 @@ def in_methods(chain: Chain, field: str, text: str, prog: str) -> Chain | None:
     for i, (word, item) in enumerate(zip(chain.names, items, strict=True)):
         for at, of in _places(item):
             if field in values(of):
-                new = _parsed(of, word, prog, field, text)
+                new = _parsed(of, f"{prog} ... {word}", field, text)
                 items[i] = new if at is None else replace(item, **{at: new})
                 return replace(chain, items=tuple(items))
     return None
@@ -78,11 +80,13 @@ def _places(item: Any) -> list[tuple[str | None, Any]]:
     return [(None, item), *inside]
 
 
-def _parsed(item: Any, word: str, prog: str, field: str, text: str) -> Any:
+def _parsed(item: Any, prog: str, field: str, text: str) -> Any:
     """With a field's value as a command line gives it."""
     cls = options.as_written(item)
     args = [f"--{field.replace('_', '-')}={text}"]
-    return type(item)(**values(options.parsed(cls, word, args, prog, default=cls(**values(item)))))
+    with oneline():
+        new = tyro.cli(cls, prog=prog, args=args, default=cls(**values(item)), config=help.CONFIG)
+    return type(item)(**values(new))
 
 
 def number(name: str, value: Any, kind: Callable[[Any], Any]) -> Any:

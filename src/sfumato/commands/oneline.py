@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 
 from sfumato.errors import SettingError, SfumatoError, unknown
 from sfumato.methods import index
+from sfumato.methods.about import source_of
 
 _KINDS = {"INT": "a whole number", "FLOAT": "a number"}
 _QUOTED = "'([^']*)'"
@@ -31,13 +32,25 @@ def oneline() -> Iterator[None]:
             sys.stderr.write(box.getvalue())
 
 
-def worded(error: SfumatoError, options: Collection[str] = ()) -> str:
-    """What a command with these ``options`` says of an error: what it calls them and methods, not what Python does."""
+def worded(error: SfumatoError, options: Collection[str] = (), words: Sequence[str] = ()) -> str:
+    """What a command with these ``options``, and methods of these ``words``, says of an error: in their names."""
+    if isinstance(error, SettingError):
+        error = next(filter(None, (_of_method(error, word) for word in words)), error)
     if isinstance(error, SettingError) and f"--{error.name.replace('_', '-')}" in options:
         error = error.typed()
     called = [e for e in index.METHODS if "-" in e.word or e.head]  # others are published by the name of their class
     names = {home.partition(":")[2]: e.word for e in called for home in (e.home, e.head)}
     return re.sub(r"(?<![\w/\\.'\"<-])([A-Z]\w+)(?![\w/\\.\"(-])", lambda m: names.get(m[1], m[1]), str(error))
+
+
+def _of_method(error: SettingError, word: str) -> SfumatoError | None:
+    """An error of an option of this method, or of what lies in one, such as a blend; None where it is another's."""
+    entry = index.find(word)
+    if f":{error.owner}" in f"{entry.home} {entry.head}":
+        return error.typed(word)
+    source = source_of(f"methods.{entry.home.partition(':')[0]}")
+    found = re.search(rf"^    (\w+): .*\b{error.owner}\b", source, re.MULTILINE)
+    return found and error.typed(word, found[1])
 
 
 def _inside(text: str) -> list[str]:
