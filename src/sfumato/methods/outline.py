@@ -312,6 +312,8 @@ def _named(module: str, name: str, called: bool = False) -> Any:
     node = _names(module).get(name, MISSING)
     if isinstance(node, tuple):
         of, own = node
+        if called and own and of.startswith("sfumato.") and of not in _IMPORTED:  # its file is read when it is called
+            return lambda *args, **options: _imported(of, own, True)(*args, **options)
         return _imported(of, own, called) if own or of in _IMPORTED else _unread(name)
     if isinstance(node, ast.ClassDef):
         plain = called or any(isinstance(base, ast.Name) and base.id == "Settings" for base in node.bases)
