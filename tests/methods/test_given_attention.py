@@ -174,4 +174,4 @@ def test_a_command_line_gives_grey_pictures(tmp_path):
     torch.testing.assert_close(made.maps["red cube"][""], torch.full((1, 1, 4, 6), 0.2))
     assert (made.maps["duck"][""] == 1).all()
     with pytest.raises(SfumatoError, match="nothing"):
-        fields.methods([["given-attention", f"--maps=duck={tmp_path}/nothing.png"]], "sfumato generate")
+        fields.methods([["given-attention", f"--maps=duck={tmp_path}/nothing.png"]], "sfumato generate").items  # noqa: B018

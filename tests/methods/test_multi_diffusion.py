@@ -225,7 +225,7 @@ def test_a_command_says_what_boxes_are_of(run, here, tmp_path):
     wide = ["panorama", "grass", "--size", "192x128", "--out", tmp_path / "out"]
     for words, why in (
         ([*wide, *BOXES], "--box is of methods with a layout"),
-        ([*wide, "multi-diffusion"], "MultiDiffusion needs a layout"),
+        ([*wide, "multi-diffusion"], "multi-diffusion needs a layout"),
         ([*wide, "--sphere", *BOXES, "multi-diffusion"], "are of one canvas"),
         ([*wide, "--box", "a duck", "0,0,400,128", "multi-diffusion"], "outside of the image of 192 x 128"),
     ):
