@@ -140,6 +140,7 @@ def _files() -> Path:
         )
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         shown[0].save(place / name)
+    (place / "edits.csv").write_text("picture,from,to\nphoto.png,a red cube,a blue cube\n")
     for thing in ("mug", "ball"):
         (masks / thing).mkdir()
         copy(place / "mask.png", masks / thing / "desk.png")

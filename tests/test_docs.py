@@ -104,9 +104,10 @@ LONG = {"lift.md"}
 HOURS = {"bench", "experiment"}
 """Commands that measure: each suite has tests of its own."""
 THEIRS = {"...", "canny/:0.7", "out/lift/robot.safetensors", "cat.safetensors", "--mask-word"}
-THEIRS |= {"out/learn/mug-ball-break-a-scene.safetensors"}
-"""Of arguments, what only a reader has: ControlNets, a scene with surfaces, a photograph of two things, and what is
-learned of it."""
+THEIRS |= {"out/learn/mug-ball-break-a-scene.safetensors", "toy.safetensors:<toy>"}
+THEIRS |= {"lllyasviel/control_v11f1p_sd15_depth"}
+"""Of arguments, what only a reader has: ControlNets, a scene with surfaces, a photograph of two things, what is
+learned of it, and an embedding."""
 QUICK = {"match", "methods", "render", "segment", "show"}
 """Commands of the README that take under a second with tiny networks."""
 CODE = [p for p in TEXTS if any(block.kind == "python" for block in blocks(p.read_text(encoding="utf-8")))]

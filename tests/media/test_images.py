@@ -296,16 +296,17 @@ def test_a_folders_pictures_are_what_pillow_reads(tmp_path, monkeypatch, capsys)
     others = ["g.txt", "h.pdf", "i.mpg", "j.eps", "k.h5"]
     sheets = ["a-labels.png", "a-overlay.png", "a-beside.png"]
     left = [name for name in ("c.heic", "c.jxl", "c.svg") if opening.unread(name)]
-    own = ["c.heic", "c.jxl", "c.svg", ".hidden.png", ".a.segment.json", ".a.edit.json", "a-edited.png", "b-labels.png"]
-    for name in names + others + sheets + own:
+    own = ["c.heic", "c.jxl", "c.svg", ".hidden.png", ".a.segment.json", ".a.edit.json", "a-edited.png", "z-labels.png"]
+    for name in [*names, *others, *sheets, *own, "b-labels.png"]:
         (tmp_path / name).touch()
     found = [p.name for p in pictures_in(tmp_path)]
     read = [name for name in ("c.heic", "c.jxl") if name not in left]
-    assert found == sorted([*names, *read, "a-edited.png", "b-labels.png"])
+    assert found == sorted([*names, *read, "a-edited.png", "z-labels.png"])
     err = capsys.readouterr().err
     assert f"as no pictures: {', '.join(others)}\n" in err and f"overlays: {', '.join(sorted(sheets))}\n" in err
+    assert "as labels: b-labels.png\n" in err, "which lie beside their picture"
     assert all(f"{name} ({opening.unread(name)})" in err for name in left) and "c.svg (SVG: an image" in err
-    for name in [*names, *read, "a-edited.png", "b-labels.png"]:
+    for name in [*names, *read, "a-edited.png", "b-labels.png", "z-labels.png"]:
         (tmp_path / name).unlink()
     with pytest.raises(SfumatoError, match=r"there is no picture in .*none is read here: .*c\.svg \(SVG: "):
         pictures_in(tmp_path)

@@ -13,9 +13,13 @@ from sfumato.io.terminal import note
 from sfumato.tasks import kept
 from sfumato.tasks.kept import Kept, content, digest, short
 
+LABELS = "-labels"
+"""Behind the name of a picture: that of its labels, which are none themselves."""
+
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The pictures of a folder, by name; without hidden files, and sheets and overlays that were made there.
+    """The pictures of a folder, by name; without hidden files, labels that lie beside theirs, and sheets and overlays
+    that were made there.
 
     What is left out is noted. ``SfumatoError`` where there is no picture.
     """
@@ -24,14 +28,19 @@ def pictures_in(folder: Path) -> list[Path]:
     drawn = kept.drawn(folder)
     inside = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     found = [p for p in inside if p.suffix.lower() in suffixes() and p.name not in drawn]
+    stems = {p.stem for p in found}
+    labels = [p for p in found if p.stem.endswith(LABELS) and p.stem.removesuffix(LABELS) in stems]
+    found = [p for p in found if p not in labels]
     others = [p.name for p in inside if p not in found]
     left = [f"{name} ({why})" for name in others if (why := unread(name))]
     if not found:
         more = f", and of these none is read here: {_few(left)}" if left else ""
         raise SfumatoError(f"there is no picture in {folder}: none of {len(inside)} files there ends like one{more}")
-    plain = [name for name in others if name not in drawn and not unread(name)]
+    beside = [p.name for p in labels]
+    plain = [name for name in others if name not in drawn and name not in beside and not unread(name)]
     ours = [name for name in others if name in drawn]
-    for what, names in (("no pictures", plain), ("sheets and overlays", ours), ("not read here", left)):
+    kinds = {"no pictures": plain, "labels": beside, "sheets and overlays": ours, "not read here": left}
+    for what, names in kinds.items():
         if names:
             note(f"left out of {folder}, as {what}: {_few(names)}")
     return found
@@ -45,7 +54,7 @@ def contents(place: Path | None) -> list[tuple[str, str]] | None:
     """What the files of a folder hold, or a file and its labels beside it: settings by which results differ."""
     if place is None:
         return None
-    inside = sorted(place.iterdir()) if place.is_dir() else [place, place.with_name(f"{place.stem}-labels.png")]
+    inside = sorted(place.iterdir()) if place.is_dir() else [place, place.with_name(f"{place.stem}{LABELS}.png")]
     return [(file.name, content(file)) for file in inside if file.is_file()]
 
 

@@ -32,11 +32,9 @@ from sfumato.stilllife.kinds import TRAINED
 from sfumato.stilllife.render import kinds_of, render, things_of, words_of
 from sfumato.stilllife.scene import GROUNDS, sample_scene
 from sfumato.tasks import kept
-from sfumato.tasks.batch import pictures_in
+from sfumato.tasks.batch import LABELS, pictures_in
 
 STILL_LIFE = "stilllife:"
-BEHIND = "-labels"
-"""What the name of a picture's labels ends with."""
 WORDS = (*TRAINED, *GROUNDS)
 """What a pixel of a scene may be, in words of captions."""
 _AT_ONCE = 16  # scenes that are rendered together
@@ -102,9 +100,7 @@ def pictures(
     place = Path(data).expanduser()
     if not place.is_dir():
         raise SfumatoError(f"there is no folder {place}; give one of pictures, or scenes such as {STILL_LIFE}200")
-    found = pictures_in(place)
-    stems = {file.stem for file in found}
-    files = [f for f in found if not (f.stem.endswith(BEHIND) and f.stem.removesuffix(BEHIND) in stems)]
+    files = pictures_in(place)
     pixels, labels, captions, points = [], [], [], []
     with progress("reading pictures", len(files)) as advance:
         for file in files:
@@ -139,7 +135,7 @@ def _points(file: Path, box: tuple[int, int, int, int]) -> dict[str, tuple[float
 
 
 def _labels(file: Path, size: tuple[int, int], box: tuple[int, int, int, int], side: int) -> Int[Tensor, "h w"]:
-    beside = file.with_name(f"{file.stem}{BEHIND}.png")
+    beside = file.with_name(f"{file.stem}{LABELS}.png")
     if not beside.is_file():
         return torch.full((side, side), -1)
     left, top, right, bottom = box
