@@ -130,7 +130,7 @@ def _files() -> Path:
     save_scene(place / "scene.safetensors", FieldScene(Voxels(16), sampling=Sampling(samples=16)))
     (place / "out" / "lift").mkdir(parents=True)
     copy(place / "scene.safetensors", place / "out" / "lift" / "robot.safetensors")
-    captures.write_views(photos, scenes[0], captures.cameras_around(scenes[0], 4), 32)
+    captures.write_views(photos, scenes[0], captures.cameras_around(scenes[0], 8), 32)  # some are held out
     for name in ("man", "woman", "duck", "cow"):
         trimesh.Trimesh(*solids.cube()).export(place / f"{name}.obj")
     for name in ("desk.png", "duck.png", "mug.png", "depth.png", "edges.png", "thing.png", "a.png", "b.png"):
@@ -146,6 +146,9 @@ def _files() -> Path:
         copy(place / "mask.png", masks / thing / "desk.png")
     for name in ("examples", "marked", "more", "captioned", "more-photos", "ducks", "robots", "more-robots", "faces"):
         copytree(labelled, place / name)
+    for i in range(3, 7):  # of which some are kept to be painted
+        for end in (".png", ".txt"):
+            copy(labelled / f"1{end}", place / "faces" / f"{i}{end}")
     copytree(frames, place / "shots")
     for name in ("clip.mp4", "depth.mp4"):
         video.write([shown[0]] * 4, place / name, Fraction(8))
