@@ -109,6 +109,14 @@ def test_where_nothing_is_drawn_that_is_said(run, here, gif):
             "videos are written as .mp4, .m4v, .mov, .mkv, .gif, .webp or a folder",
         ),
         (["clip.gif", "--out", "clip.gif", "sdedit"], "is a picture that was given"),
+        (
+            ["clip.gif", "--controlnet", "a/", "--control", "short.gif", "--out", "short.gif", "sdedit"],
+            "is a picture that was given",
+        ),
+        (
+            ["clip.gif", "--controlnet", "stilllife-depth", "--control", "half.png", "sdedit"],
+            "half.png has 1 of the frames",
+        ),
         (["clip.gif", "--invert", "ddim", "sdedit"], "sdedit has a start of its own; leave --invert out"),
         (["none.mp4", "sdedit"], "there is no file none.mp4"),
         (["clip.gif", "--anchor", "--chunk", "2", "prompt-to-prompt", "--blend", "duck", "cube"], None),
@@ -132,23 +140,24 @@ def frames_of(told: str) -> np.ndarray:
 
 
 def test_frames_are_steered_by_those_of_another_video(run, here, gif, tmp_path):
-    """However many are painted together; another video is another result, which is not taken for the first one."""
+    """A film or a folder, which are no pictures. However many are painted together; another video is another result, which is not taken for the first one."""
     torch.manual_seed(0)
     randomised(network := weights.module("depth"))
     for name, weight in network.named_parameters():
         if "controlnet_cond_embedding" in name:  # behind so many small layers its picture would hardly matter
             torch.nn.init.normal_(weight, std=0.5)
     network.save_pretrained(tmp_path / "control")
+    pytest.importorskip("av")
     dice = np.random.default_rng(1)
-    for name in ("one", "other"):
+    for name in ("one.mp4", "other"):
         shown = (Image.fromarray(dice.integers(0, 256, (40, 60, 3), np.uint8)) for _ in range(6))
-        videos.write(shown, tmp_path / f"{name}.gif", Fraction(10))
+        videos.write(shown, tmp_path / name, Fraction(10))
     found = []
     for more in (
-        ["--controlnet", "control:20", "--control", "one.gif", "--chunk", 6],
-        ["--controlnet", "control:20", "--control", "one.gif", "--chunk", 4, "--out", "apart.gif"],
-        ["--controlnet", "control:20", "--control", "other.gif", "--chunk", 6],
-        ["--controlnet", "control:0", "--control", "one.gif", "--chunk", 6],
+        ["--controlnet", "control:20", "--control", "one.mp4", "--chunk", 6],
+        ["--controlnet", "control:20", "--control", "one.mp4", "--chunk", 4, "--out", "apart.gif"],
+        ["--controlnet", "control:20", "--control", "other", "--chunk", 6],
+        ["--controlnet", "control:0", "--control", "one.mp4", "--chunk", 6],
         ["--chunk", 6],
     ):
         code, out, err = run("video", gif, *WORDS, *more, "--json", "sdedit")

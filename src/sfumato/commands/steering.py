@@ -31,8 +31,7 @@ class Steering:
     controlnet: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PLACE[:WEIGHT]")] = ()
     """A ControlNet: a diffusers folder, an id of the hub, a file, or stilllife-depth [default: the model's own]."""
     control: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE")] = ()
-    """The picture of edges, depth, a pose that it steers by (a video of them, for a video's frames), for each
-    --controlnet in their order."""
+    """The picture of edges, depth, a pose that it steers by, for each --controlnet in their order."""
     control_mode: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Which of its kinds of picture a union ControlNet is given, by its number."""
 
@@ -136,6 +135,14 @@ class Steering:
         """What differs from plain sampling."""
         every = {"controlnet": list(self.controlnet), "control": list(map(str, self.control))}
         return {k: v for k, v in {**every, "control_mode": self.control_mode}.items() if v not in ([], None)}
+
+
+@dataclass(frozen=True)
+class FilmSteering(Steering):
+    """What steers a video's frames, beyond their prompt."""
+
+    control: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="VIDEO")] = ()
+    """The video of edges, depth, poses that it steers by, frame by frame, for each --controlnet in their order."""
 
 
 def _weighed(text: str) -> tuple[str, float]:

@@ -35,7 +35,7 @@ from sfumato.commands.options import (
     seed_of,
     whole,
 )
-from sfumato.commands.steering import Steering
+from sfumato.commands.steering import FilmSteering
 from sfumato.errors import SfumatoError, unknown
 from sfumato.io.files import writable
 from sfumato.io.terminal import note, print_json, quiet
@@ -107,7 +107,7 @@ def video(
         ),
     ] = None,
     box: Boxes = (),
-    steering: tyro.conf.OmitArgPrefixes[Steering],
+    steering: tyro.conf.OmitArgPrefixes[FilmSteering],
     beside: Annotated[
         bool, tyro.conf.arg(help="Write the video beside its edit, too."), tyro.conf.FlagCreatePairsOff
     ] = False,
@@ -164,7 +164,7 @@ def video(
     found = videos.opened(film)
     place = out or _place(film, None if plan else settings_of(given, [chain]))
     kind = videos.writes(place)
-    check_apart(place, film)
+    check_apart(place, film, *steering.control)
     kept = place if kind == "folder" else place.with_name(f"{place.stem}-frames")
     if not plan:
         writable(place.parent)
