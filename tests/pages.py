@@ -146,9 +146,9 @@ def _files() -> Path:
         copy(place / "mask.png", masks / thing / "desk.png")
     for name in ("examples", "marked", "more", "captioned", "more-photos", "ducks", "robots", "more-robots", "faces"):
         copytree(labelled, place / name)
-    for i in range(3, 7):  # of which some are kept to be painted
-        for end in (".png", ".txt"):
-            copy(labelled / f"1{end}", place / "faces" / f"{i}{end}")
+    for i in range(1, 7):  # of which some are kept to be painted
+        copy(labelled / "1.png", place / "faces" / f"{i}.png")
+        (place / "faces" / f"{i}.txt").write_text("a {red cube} on grass")
     copytree(frames, place / "shots")
     for name in ("clip.mp4", "depth.mp4"):
         video.write([shown[0]] * 4, place / name, Fraction(8))

@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +149,15 @@ def test_the_python_of_a_page_runs_with_the_real_model(page, beside):
 
 
 def run_commands(page: Path) -> None:
-    """In the page's order, as some need what earlier ones made."""
-    own = [a for a in commands(page.read_text(encoding="utf-8")) if a[0] not in HOURS and not THEIRS & {*a}]
-    for args in own:
-        assert cli.main(pages.expanded(args)) == 0, shlex.join(args)
+    """In the page's order, as some need what earlier ones made; what another page makes is made before it is read."""
+    every = {p: commands(p.read_text(encoding="utf-8")) for p in TEXTS}
+    makers = {args[args.index("--out") + 1]: args for own in every.values() for args in own if "--out" in args}
+    for args in every[page]:
+        if args[0] in HOURS or THEIRS & {*args}:
+            continue
+        read = [name for option, name in pairwise(args) if name in makers and option != "--out"]
+        for one in (*(makers[name] for name in read if not Path(name).exists()), args):
+            assert cli.main(pages.expanded(one)) == 0, shlex.join(one)
 
 
 def test_quick_commands_of_the_readme_run(beside, monkeypatch):

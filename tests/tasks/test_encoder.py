@@ -47,6 +47,9 @@ def test_captions_lie_beside_pictures_all_or_none(sd, tmp_path):
     (tmp_path / "a.txt").write_text("a {} on\n grass ")
     with pytest.raises(SfumatoError, match=r"b\.png has no caption, and others have"):
         task.of_files(files, sd)
+    (tmp_path / "b.txt").write_text("the red duck")
+    with pytest.raises(SfumatoError, match=r"b\.txt: a caption has {} for the thing, .* got 'the red duck'"):
+        task.of_files(files, sd)
     (tmp_path / "b.txt").write_text("the {}")
     found = task.of_files(files, sd)
     assert found.captions == ("a {} on grass", "the {}") and found.pixels.shape == (2, 3, sd.size, sd.size)

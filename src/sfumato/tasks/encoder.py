@@ -98,7 +98,7 @@ def captions(files: Sequence[Path]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Of pictures, from text files of the same names, with {} for the thing; none where there are none. And what stands
     in the braces, where all have something there: "a {red cube} on grass".
 
-    Raises ``SfumatoError`` where some pictures have one and some do not.
+    Raises ``SfumatoError`` where some pictures have one and some do not, and for one without braces.
     """
     texts = [file.with_suffix(".txt") for file in files]
     if not any(text.is_file() for text in texts):
@@ -108,7 +108,11 @@ def captions(files: Sequence[Path]) -> tuple[tuple[str, ...], tuple[str, ...]]:
             f"{missing[0]} has no caption, and others have; write all of them, or none, with {{}} for the thing"
         )
     found = [" ".join(read_text(text).split()) for text in texts]
-    names = [match[1].strip() if (match := _BRACES.search(each)) else "" for each in found]
+    braces = [_BRACES.search(each) for each in found]
+    if bare := [(text, each) for text, each, match in zip(texts, found, braces, strict=True) if match is None]:
+        text, each = bare[0]
+        raise SfumatoError(f"{text}: a caption has {{}} for the thing, or what it is in braces, got {each!r}")
+    names = [match[1].strip() if match else "" for match in braces]
     return tuple(_BRACES.sub("{}", each) for each in found), tuple(names) if all(names) else ()
 
 
