@@ -126,7 +126,7 @@ def _files() -> Path:
         shown[0].save(frames / f"{i}.png")
     write_json(photos / "text.json", {"1.png": "a cube {} grass", "2.png": "a sphere {} sand"})
     write_json(place / "cameras.json", {"1.png": [0, 20], "2.png": [45, 20]})
-    captures.write_views(place / "capture", scenes[0], captures.cameras_around(scenes[0], 4), 32)
+    captures.write_views(place / "capture", scenes[0], captures.cameras_around(scenes[0], 4), 128)
     save_scene(place / "scene.safetensors", FieldScene(Voxels(16), sampling=Sampling(samples=16)))
     (place / "out" / "lift").mkdir(parents=True)
     copy(place / "scene.safetensors", place / "out" / "lift" / "robot.safetensors")

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sfumato.io import sparing
+
 LIGHT = """
 import sys
 from sfumato import cli
@@ -52,6 +54,7 @@ OF_THE_MODEL = "--config --clip-skip --stride --layers --controlnet --control-mo
 """Whose values a loaded model alone can refuse."""
 LOADED = """
 import gc, sys, warnings
+from importlib.metadata import packages_distributions as packages
 warnings.filterwarnings("error", "of my own")
 finders, often, filters = list(sys.meta_path), gc.get_threshold(), list(warnings.filters)
 from contextlib import contextmanager
@@ -100,9 +103,17 @@ assert "UNet1DModel" in dir(unets) and type(unets) is type(sys)
 from transformers.loss.loss_for_object_detection import linear_sum_assignment
 assert linear_sum_assignment([[1, 0], [0, 1]])[1].tolist() == [1, 0]
 
+# what packages hold is looked for when somebody asks
+import importlib.metadata
+found = diffusers.utils.import_utils._package_map
+assert importlib.metadata.packages_distributions is packages and not vars(found), "all packages were looked through"
+assert found == packages() and found["PIL"] == packages()["PIL"] and "nobody's" not in found and vars(found)
+
 # and so do modules that import more of it than is foreseen
 import transformers.models
-from transformers.utils.import_utils import define_import_structure
+from transformers.utils.import_utils import define_import_structure, fetch__all__
+for text in ("", "x = 1", "# __all__", "__all__ = ['a']", "a\\n__all__ = ['a']\\n__all__ = [\\n 'b',\\n]\\nc\\n"):
+    assert fetch__all__(text) == fetch__all__.__wrapped__(text), text
 read = define_import_structure(transformers.models.__file__)
 again = type(transformers.models)("again", transformers.models.__file__, read)
 assert again._class_to_module == transformers.models._class_to_module
@@ -235,6 +246,10 @@ def test_help_lists_and_whatever_is_wrong_need_no_torch(tmp_path: Path):
     lines = fresh(LIGHT.format(asked=asked, any=known, lines=every), tmp_path).stderr.split("---\n")
     for (args, code, says), line in zip(asked, lines, strict=False):
         assert says in line and line.count("\n") == (code == 2), (args, line)
+
+
+def test_a_list_at_the_end_of_a_file_is_found_without_what_is_before_it():
+    assert sparing._from_its_end(str)("a\n__all__ = [1]\nb\n__all__ = [\n2]\n") == "__all__ = [\n2]\n"
 
 
 def test_a_model_loads_and_paints_without_what_it_does_not_need_and_all_is_there_later(tmp_path: Path):

@@ -6,7 +6,8 @@ the one that is asked for. Inside of ``sparing()``, and only there,
 
 - modules of ``WHO`` get such names from stand-ins, which import the real thing when they are used;
 - packages that do no more than list what is in them (``LISTS``) read their lists when a name of them is asked for;
-- mappings that such modules fill (``FILLED``) are filled when they are first looked into;
+- mappings that such modules fill (``FILLED``, diffusers' of all packages' files) are filled when they are first looked
+  into, and the lists of transformers' thousand files are sought from their ends;
 - questions whether a network is of one of those libraries (``NOT_YET``) are answered at once until it is imported;
 - garbage, of which imports leave little and scan much, waits.
 
@@ -18,10 +19,10 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial, wraps
-from importlib import import_module
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property, partial, wraps
+from importlib import import_module, metadata
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from inspect import signature
 from pathlib import Path
@@ -215,7 +216,7 @@ class _Finder:
             return
         self.show(name.startswith(WHO))
         try:
-            with _listed() if name == "transformers.models" else nullcontext():
+            with _AROUND.get(name, nullcontext)():
                 run(module)
         except ImportError:
             if not self.shown:
@@ -227,6 +228,8 @@ class _Finder:
         for mapping, modules in FILLED.get(name, {}).items():
             if hasattr(module, mapping) and all(isinstance(sys.modules.get(each), _StandIn) for each in modules):
                 _fill_later(getattr(module, mapping), modules)
+        if name == _LISTING and hasattr(module, "fetch__all__"):
+            module.__dict__["fetch__all__"] = _from_its_end(module.__dict__["fetch__all__"])
         for function, (libraries, otherwise) in NOT_YET.get(name, {}).items():
             if hasattr(module, function) and not _imported("torch._dynamo"):
                 theirs = getattr(module, function)
@@ -267,7 +270,7 @@ def _not_yet(function: Callable[..., Any], libraries: tuple[str, ...], otherwise
 @contextmanager
 def _listed() -> Iterator[None]:
     """Let transformers not read its thousand files twice, for the same list of what is in them."""
-    library: Any = sys.modules["transformers.utils.import_utils"]
+    library: Any = sys.modules[_LISTING]
     theirs: Any = getattr(library, "define_import_structure", None)
     if not hasattr(theirs, "cache_info") or "prefix" not in signature(theirs).parameters:  # of another version
         yield
@@ -286,6 +289,45 @@ def _listed() -> Iterator[None]:
         yield
     finally:
         library.define_import_structure = theirs
+
+
+def _from_its_end(theirs: Callable[[str], list[str]]) -> Callable[[str], list[str]]:
+    """The list that a file exports is the last in it: what is before need not be looked at line by line."""
+    return wraps(theirs)(lambda text: theirs(text[text.rfind("\n__all__") + 1 :]))
+
+
+@contextmanager
+def _not_asked() -> Iterator[None]:
+    """Let diffusers not look through the files of all packages before it asks what one is called."""
+    theirs, metadata.packages_distributions = metadata.packages_distributions, _Packages
+    try:
+        yield
+    finally:
+        metadata.packages_distributions = theirs
+
+
+class _Packages(Mapping[str, list[str]]):
+    """What ``packages_distributions`` finds, from when it is first looked into."""
+
+    @cached_property
+    def _found(self) -> Mapping[str, list[str]]:
+        return metadata.packages_distributions()
+
+    def __getitem__(self, name: str) -> list[str]:
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+_LISTING = "transformers.utils.import_utils"
+_AROUND: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "diffusers.utils.import_utils": _not_asked,
+    "transformers.models": _listed,
+}
 
 
 def _fill_later(mapping: Any, modules: tuple[str, ...]) -> None:
