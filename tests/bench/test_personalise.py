@@ -248,7 +248,8 @@ def test_scripts_move_what_they_teach(models, name):
         assert any("lora_B" in key for key in moved) and all("lora_" in key for key in moved)
     else:
         assert len(moved) > 0.9 * len(before)
-    assert all(p.grad is None for p in model.network.parameters())
+    networks = [model.pipe.unet, model.pipe.text_encoder, model.pipe.vae]
+    assert all(p.grad is None for network in networks for p in network.parameters()), "of what it does not teach"
 
 
 def test_pairs_of_a_relation_are_of_kinds_that_no_picture_shows(monkeypatch):

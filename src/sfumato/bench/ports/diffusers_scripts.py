@@ -21,6 +21,8 @@ class Script:
     """What they share: a batch of a part of the pictures each under its caption, the loss, and AdamW."""
 
     clip: float | None = None
+    still = "text_encoder"
+    """The part that no gradient is asked of."""
 
     def __init__(
         self, model: Any, parts: Sequence[tuple[Float[Tensor, "n 3 h w"], str]], learned: list[Any], rate: float
@@ -32,7 +34,8 @@ class Script:
     @torch.enable_grad()
     def step(self, batch: int) -> None:
         """One of ``batch`` pictures of each part."""
-        self.loss(batch).backward()
+        with frozen(getattr(self.model.pipe, self.still)):
+            self.loss(batch).backward()
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.learned, self.clip)
         self.adam.step()
@@ -60,14 +63,15 @@ class Script:
 class TextualInversionScript(Script):
     """``train_textual_inversion.py``: a new row of the embedding, which is trained with all others."""
 
+    still = "unet"
+
     def __init__(self, model: Any, pictures: Float[Tensor, "n 3 h w"], caption: str, row: int, rate: float):
         self.table = model.pipe.text_encoder.get_input_embeddings().weight
         super().__init__(model, [(pictures, caption)], [self.table], rate)
         self.before, self.row = self.table.detach().clone(), row
 
     def step(self, batch: int) -> None:
-        with frozen(self.model.network):
-            super().step(batch)
+        super().step(batch)
         with torch.no_grad():
             others = torch.arange(len(self.table)) != self.row
             self.table[others] = self.before[others]

@@ -38,7 +38,7 @@ class DynamicThresholding(Method):
         if run.model.factor != 1:
             raise SfumatoError(
                 f"{run.model.name} works in latents, which have no border to clip at; take a lower guidance, or "
-                "cfg(rescale=0.7)"
+                "in Python cfg(rescale=0.7)"
             )
 
         def denoised(step: Step) -> None:
