@@ -140,7 +140,8 @@ def frames_of(told: str) -> np.ndarray:
 
 
 def test_frames_are_steered_by_those_of_another_video(run, here, gif, tmp_path):
-    """A film or a folder, which are no pictures. However many are painted together; another video is another result, which is not taken for the first one."""
+    """By a film or a folder, which are no pictures, however many are painted together; steered by another one it is
+    another result, which is not taken for the first one."""
     torch.manual_seed(0)
     randomised(network := weights.module("depth"))
     for name, weight in network.named_parameters():
