@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, partial, wraps
-from importlib import import_module, metadata
+from importlib import import_module
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from inspect import signature
 from pathlib import Path
@@ -299,6 +299,8 @@ def _from_its_end(theirs: Callable[[str], list[str]]) -> Callable[[str], list[st
 @contextmanager
 def _not_asked() -> Iterator[None]:
     """Let diffusers not look through the files of all packages before it asks what one is called."""
+    from importlib import metadata
+
     theirs, metadata.packages_distributions = metadata.packages_distributions, _Packages
     try:
         yield
@@ -311,7 +313,9 @@ class _Packages(Mapping[str, list[str]]):
 
     @cached_property
     def _found(self) -> Mapping[str, list[str]]:
-        return metadata.packages_distributions()
+        from importlib.metadata import packages_distributions
+
+        return packages_distributions()
 
     def __getitem__(self, name: str) -> list[str]:
         return self._found[name]
