@@ -19,13 +19,15 @@ help:
 env: $(STAMP)
 
 # torch comes first and alone, at its pinned version: whichever build of it the machine's pip is set up to give
-# then satisfies everything that follows, and no second one is drawn.
+# then satisfies everything that follows, and no second one is drawn. All cores compile, where pip
+# would by one; some files that packages bring are templates, which nobody can compile.
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make: no '$(PYTHON)' here; Sfumato needs Python 3.10 or newer (make env PYTHON=/path/to/python3)" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "make: Sfumato needs Python 3.10 or newer, '$(PYTHON)' is $$($(PYTHON) -V 2>&1) (make env PYTHON=/path/to/python3)" >&2; exit 1; }
 	@$(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || :
 	@touch $@
 
 demo: $(STAMP)
