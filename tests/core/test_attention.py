@@ -206,7 +206,7 @@ def halved_layer(activation) -> None:
 @pytest.mark.parametrize("family", ["sd", "pixart", "sd3", "flux"])
 def test_gradients_see_what_is_tapped_also_where_layers_are_checkpointed(models, family):
     model = models(family)
-    options = {"methods": [AttendAndExcite(words=("cube", "grass"))]}
+    options = {"methods": [AttendAndExcite(words=("cube", "grass"), refinements=2)]}
     prompts = ("a red cube on grass", "a (red:1.5) cube on grass")
     plain = [painted(model, prompt, **options) for prompt in prompts]
     model.network.enable_gradient_checkpointing()

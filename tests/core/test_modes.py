@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 import torch
-from families import painted
+from families import painted, side
 
 from sfumato.core.modes import unmoded
 from sfumato.inversion import EditFriendly, NullText, invert
@@ -51,22 +52,33 @@ def test_inside_torch_is_as_it_starts_and_outside_as_it_was(mode):
     assert state() == plain
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("family", ["sdxl", "pixart", "flux", "ddpm"])
-def test_it_changes_no_bit_of_what_is_painted_or_inverted(models, family, mode):
-    model = models(family)
+@cache
+def picture(model):
+    """Made once, before there is a mode."""
+    return torch.rand(1, 3, side(model), side(model), generator=torch.Generator().manual_seed(1))
+
+
+def done(model):
+    """What is painted and inverted: with gradients, and with weights of words."""
     words = bool(model.text_tokens)
     prompt = "a (red:1.2) cube on grass" if words else ""
-    methods = [AttendAndExcite(words=("cube", "grass"))] if words else []
-    image = torch.rand(1, 3, *([16, 16] if model.factor == 1 else [64, 64]), generator=torch.Generator().manual_seed(1))
+    methods = [AttendAndExcite(words=("cube", "grass"), refinements=2)] if words else []
     how = NullText(steps=2, inner=2) if words else EditFriendly(steps=2, skip=0.0)
+    path = invert(model, picture(model), prompt, how)
+    text = model.embed([prompt]).text
+    return painted(model, prompt, methods=methods), path.latents, *path.uncond, *path.noises, text
 
-    def done():
-        path = invert(model, image, prompt, how)
-        text = model.embed([prompt]).text
-        return painted(model, prompt, methods=methods), path.latents, *path.uncond, *path.noises, text
 
-    plain = done()
+@pytest.fixture(scope="module")
+def plain(models):
+    """What is done in no mode, by family."""
+    return cache(lambda family: done(models(family)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", ["sdxl", "pixart", "flux", "ddpm"])
+def test_it_changes_no_bit_of_what_is_painted_or_inverted(models, plain, family, mode):
+    wanted = plain(family)
     with MODES[mode]():
-        seen = done()
-    assert all(torch.equal(a, b) for a, b in zip(plain, seen, strict=True))
+        seen = done(models(family))
+    assert all(torch.equal(a, b) for a, b in zip(wanted, seen, strict=True))
