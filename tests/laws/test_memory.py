@@ -39,7 +39,7 @@ EACH = [
 @pytest.mark.parametrize(("word", "family"), EACH)
 def test_a_plan_says_what_is_measured(models, exact, word, family):
     row, model = ROWS[word], models(family)
-    side = 256 if model.factor > 1 else 32
+    side = 128 if model.factor > 1 else 16
     method, options = started(model, word, (side, side))
     if word in APART:
         method = replace(method, **APART[word])
