@@ -501,6 +501,12 @@ class Runs:
             self.made[word, family] = painted(self.models(family), ROWS[word])
         return self.made[word, family]
 
+    def first(self, word: str, family: str) -> Painted:
+        """A row's own of the first image, where it is the second else."""
+        if (word, family, "first") not in self.made:
+            self.made[word, family, "first"] = painted(self.models(family), ROWS[word], images=(0,))
+        return self.made[word, family, "first"]
+
     def plain(self, word: str, family: str) -> Painted:
         """The same without the method; of what starts from an image along its bare path."""
         row, model = ROWS[word], self.models(family)
