@@ -51,7 +51,17 @@ ROWS = (
     Row(Residual(steps=3), 2.0, JOINT),
     Row(RFInversion(eta=1.0, stop=1.0, steps=3), families=JOINT),
 )
-EACH = [pytest.param(row, family, id=f"{row.on!r}-{family}") for row in ROWS for family in row.families]
+EACH = [
+    pytest.param(
+        row,
+        family,
+        id=f"{row.on!r}-{family}",
+        marks=[] if j in (0, 1 + i % (len(row.families) - 1)) else [pytest.mark.slow],
+    )
+    for i, row in enumerate(ROWS)
+    for j, family in enumerate(row.families)
+]
+"""Every day on the first, and on one of the others, which rows take in turn."""
 ONE = [pytest.param(row, row.families[0], id=repr(row.on)) for row in ROWS]
 
 
