@@ -68,7 +68,7 @@ def test_an_identity_view_is_plain_sampling_bit_for_bit(model, fuse, side):
 def test_a_picture_and_its_mirror_image_agree_on_their_mean(fuse, side, stepper):
     """Of a Gaussian the score is linear, so the mean of both is the score of the Gaussian around the mirrored mean."""
     mean = noise(3, 4, 6)
-    options: dict[str, Any] = {"steps": 20, "guide": 1.0, "stepper": stepper, "start": noise(2, 3, 4, 6)}
+    options: dict[str, Any] = {"steps": 6, "guide": 1.0, "stepper": stepper, "start": noise(2, 3, 4, 6)}
     seen = denoise(exact(mean), ["x", "x"], views=Looks((IDENTITY, FLIP), fuse, side), **options)
     wanted = denoise(exact((mean + mean.flip(-1)) / 2), ["x", "x"], **options)
     torch.testing.assert_close(seen.latents, wanted.latents, atol=2e-3, rtol=2e-3)

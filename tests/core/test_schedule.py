@@ -67,7 +67,13 @@ BY_SIGMAS: dict[str, tuple[dict[str, Any], ...]] = {
 
 
 def each(options: dict[str, tuple[dict[str, Any], ...]]) -> Any:
-    cases = [(kind, config, spacing) for kind, some in options.items() for config in some for spacing in SPACINGS]
+    """Of a class the first config every day at all spacings, the others at one each, which they take in turn."""
+    cases = [
+        pytest.param(kind, config, spacing, marks=[pytest.mark.slow] if i and (i + j) % 3 else [])
+        for kind, some in options.items()
+        for i, config in enumerate(some)
+        for j, spacing in enumerate(SPACINGS)
+    ]
     return pytest.mark.parametrize(("kind", "config", "spacing"), cases)
 
 
