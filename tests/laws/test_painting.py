@@ -6,6 +6,7 @@ import json
 from dataclasses import MISSING, fields, replace
 from typing import Any
 
+import families
 import pytest
 import torch
 from laws.painting import ROWS, SAID, STEPS, Runs, everywhere, painted, picture, started
@@ -148,26 +149,33 @@ def test_the_same_seed_is_the_same_result_also_after_an_error_inside(models, run
     assert (other.latents[row.streams[-1]] - first.latents[row.streams[-1]]).abs().max() > 1e-3
 
 
+class High(Tiles):
+    """Windows as high as the canvas, which may be smaller than the model's own images."""
+
+    def window(self, canvas: tuple[int, int], side: int) -> tuple[int, int]:
+        return (min(canvas),) * 2
+
+
 @table([(word, family) for word, family in ONE if "windows" not in ROWS[word].but])
 def test_windows_work_or_are_refused_and_one_is_none(models, exact, word, family):
     row, model = ROWS[word], models(family)
     prompts = {stream: SAID[stream][0] for stream in row.streams}
-    side = model.size
+    side, tiles = families.side(model), High(fuse="x0")
     what, options = started(model, word, (side, side))
     with unchanged(model):
-        whole, seen = (denoise(model, prompts, **options, views=views) for views in (None, Tiles(fuse="x0")))
+        whole, seen = (denoise(model, prompts, **options, views=views) for views in (None, tiles))
     for stream in row.streams:
         torch.testing.assert_close(seen[stream].latents, whole[stream].latents, atol=1e-3, rtol=1e-3)
     _, options = started(model, word, (side, 2 * side))
     if what.requires.windows:
-        out = denoise(model, prompts, **options, views=Tiles(fuse="x0"))
+        out = denoise(model, prompts, **options, views=tiles)
         assert all(x.latents.isfinite().all() and x.latents.shape[-1] == 2 * side // model.factor for x in out.values())
         return
     with (
         calls(model) as rows,
         pytest.raises(SfumatoError, match="sees whole images, and this canvas is seen in windows"),
     ):
-        denoise(model, prompts, **options, views=Tiles(fuse="x0"))
+        denoise(model, prompts, **options, views=tiles)
     assert not rows
 
 
