@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+from typing import get_args
 
 import pytest
 
@@ -135,13 +136,86 @@ def here(shipped, monkeypatch):
     return shipped[0]
 
 
+class Networks:
+    """Networks of the built-in model: a command gets those that the one before left as they were, and of a second model
+    in one command others. To make them is most of a small command's time; that they are read is what others test."""
+
+    def __init__(self, make):
+        self.make, self.kept, self.given = make, {}, None
+
+    def __call__(self, name):
+        from sfumato.stilllife import weights
+
+        if self.given is None or name in self.given:
+            return self.make(name)
+        self.given.add(name)
+        key = weights.folder(), name
+        network, state = self.kept.get(key, (None, None))
+        if network is None or state_of(network) != state:
+            network = self.make(name)
+            self.kept[key] = network, state_of(network)
+        return network
+
+
+def state_of(network):
+    """What a change of it changes: layers, what computes their attention, hooks, settings, the tensors themselves."""
+    layers = [
+        (name, type(layer), type(getattr(layer, "processor", None)), len(layer._forward_hooks),
+         len(layer._forward_pre_hooks), [(k, v) for k, v in vars(layer).items() if isinstance(v, bool | int | float)])
+        for name, layer in network.named_modules()
+    ]  # fmt: skip
+    tensors = [*network.parameters(), *network.buffers()]
+    return layers, [(id(t), t.data_ptr(), t._version, t.dtype, t.requires_grad) for t in tensors]
+
+
+@pytest.fixture(scope="session")
+def networks():
+    """``Networks``."""
+    from sfumato.stilllife import weights
+
+    return Networks(weights.module)
+
+
+@pytest.fixture(scope="session")
+def parsers():
+    """What tyro makes of a command or a method is kept. It is most of the time of a command that is refused: a person
+    gives one a process, and tests hundreds."""
+    from tyro._parsers import ParserSpecification
+    from tyro._singleton import NonpropagatingMissingType
+
+    from sfumato.cli import _later
+
+    made, kept, once = ParserSpecification.from_callable_or_type, {}, _later(print).__code__
+
+    def parser(f, **options):
+        called = get_args(f)[0] if get_args(f) else f
+        if options["parent_classes"] or not isinstance(options["default_instance"], NonpropagatingMissingType):
+            return made(f, **options)
+        later = getattr(called, "__code__", None) is once  # a function of each time that the command is given
+        key = (called.__wrapped__ if later else called), later
+        if key not in kept:
+            kept[key] = made(f, **options)
+        return kept[key]
+
+    ParserSpecification.from_callable_or_type = staticmethod(parser)
+    yield
+    ParserSpecification.from_callable_or_type = staticmethod(made)
+
+
 @pytest.fixture
-def run(capsys):
+def run(capsys, networks, parsers, monkeypatch):
     """Run a command; returns (exit code, stdout, stderr)."""
     from sfumato import cli
+    from sfumato.stilllife import weights
+
+    monkeypatch.setattr(weights, "module", networks)
 
     def call(*args: object):
-        code = cli.main([str(a) for a in args])
+        networks.given = set()
+        try:
+            code = cli.main([str(a) for a in args])
+        finally:
+            networks.given = None
         out = capsys.readouterr()
         return code, out.out, out.err
 

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -145,22 +146,28 @@ def sd(folders) -> Any:
     return load(str(folders("sd")), device="cpu")
 
 
+@cache
+def one(folders) -> Any:
+    """The same, loaded once, for what leaves it as it is."""
+    return sd(folders)
+
+
 def run(model: Any, prompts: Any = PROMPT, **options: Any) -> Any:
     return denoise(model, prompts, **{"steps": 2, "size": 64, "guide": 3.0} | options)
 
 
 def odd_size(folders) -> None:
-    sd(folders).latents([0], 60, 64)
+    one(folders).latents([0], 60, 64)
 
 
 def fitted(folders) -> None:
-    model, place = sd(folders), folders("sd") / "odd.png"
+    model, place = one(folders), folders("sd") / "odd.png"
     Image.new("RGB", (61, 67)).save(place)
     model.check_size(*read_image(place, model).shape[-2:])
 
 
 def conds(folders, both: bool) -> Cond:
-    cond = sd(folders).embed([PROMPT])
+    cond = one(folders).embed([PROMPT])
     image = torch.zeros(1, 4, 8, 8)
     return Cond.cat([replace(cond, image=image), replace(cond, image=image if both else None)])
 
@@ -170,14 +177,12 @@ def in_hand(folders, **options: Any) -> Any:
 
 
 def another_unet(folders, loaded: bool) -> Any:
-    model = sd(folders)
-    model.pipe.unet = pipeline(folders("sdxl")).unet
+    model, other = sd(folders), pipeline(folders("sdxl"))
+    model.pipe.unet = other.unet
     for part in ("text_encoder_2", "tokenizer_2", "tokenizer"):
-        setattr(model.pipe, part, getattr(pipeline(folders("sdxl")), part))
-    parts = {k: v for k, v in model.pipe.components.items() if k in pipeline(folders("sdxl")).components}
-    sdxl = diffusers.StableDiffusionXLPipeline(
-        **{**pipeline(folders("sdxl")).components, **parts}, add_watermarker=False
-    )
+        setattr(model.pipe, part, getattr(other, part))
+    parts = {k: v for k, v in model.pipe.components.items() if k in other.components}
+    sdxl = diffusers.StableDiffusionXLPipeline(**{**other.components, **parts}, add_watermarker=False)
     return painted(load(sdxl)) if loaded else painted(model)
 
 
@@ -198,7 +203,7 @@ def with_image_prompt(folders, given: bool) -> Any:
 
 
 def controlled(folders, of: str) -> Any:
-    model, other = sd(folders), load(str(folders(of)), device="cpu")
+    model, other = one(folders), load(str(folders(of)), device="cpu")
     network = families.controlnet(of, other.network)
     return run(model, controls=[ControlNet(network, torch.rand(1, 3, 64, 64))])
 
@@ -311,40 +316,40 @@ CASES: dict[str, Case] = {
         lambda f: load(str(f("flux")), device="cpu"),
     ),
     "a guidance as input": Case(
-        lambda f: run(sd(f), guide=Distilled((3.0,))), r"does not read its guidance as an input; give it cfg\(scale\)",
-        lambda f: run(sd(f), guide=cfg(3.0)),
+        lambda f: run(one(f), guide=Distilled((3.0,))), r"does not read its guidance as an input; give it cfg\(scale\)",
+        lambda f: run(one(f), guide=cfg(3.0)),
     ),
     "scales": Case(
         lambda f: Distilled((1.0, 2.0)).embed(load(str(f("flux")), device="cpu"), [PROMPT] * 3), "give one a stream",
         lambda f: Distilled((1.0, 2.0, 3.0)).embed(load(str(f("flux")), device="cpu"), [PROMPT] * 3),
     ),
     "no empty prompt": Case(
-        lambda f: run(sd(f), BOTH, methods=[Demanding()], guide=1.0),
+        lambda f: run(one(f), BOTH, methods=[Demanding()], guide=1.0),
         r"takes a guidance with an empty prompt; give a scale above 1, or cfg\(scale\)",
-        lambda f: [run(sd(f), BOTH, methods=[Demanding()], guide=g) for g in (1.5, cfg(3.0))],
+        lambda f: [run(one(f), BOTH, methods=[Demanding()], guide=g) for g in (1.5, cfg(3.0))],
     ),
     "a config without a class": Case(
         lambda f: Schedule.read({"beta_start": 0.1}), "does not say of which class it is; give the scheduler",
-        lambda f: Schedule.read(sd(f).pipe.scheduler),
+        lambda f: Schedule.read(one(f).pipe.scheduler),
     ),
     "a stepper that remembers": Case(
-        lambda f: run(sd(f), methods=[REPEATING], stepper=DPMSolver()),
+        lambda f: run(one(f), methods=[REPEATING], stepper=DPMSolver()),
         "cannot repeat one; take DDIM",
-        lambda f: run(sd(f), methods=[REPEATING], stepper=DDIM()),
+        lambda f: run(one(f), methods=[REPEATING], stepper=DDIM()),
     ),
     "weights where none can be": Case(
         lambda f: weighed(f, "a (red:1.3) cube", own=True), r"cannot be weighed; call set_attn_processor",
         lambda f: weighed(f, "a (red:1.3) cube", own=False),
     ),
     "several images of an edit": Case(
-        lambda f: run(sd(f), {k: [v] * 2 for k, v in BOTH.items()}, methods=[Alone()]),
+        lambda f: run(one(f), {k: [v] * 2 for k, v in BOTH.items()}, methods=[Alone()]),
         "edits one image a run; give several targets as further streams",
-        lambda f: run(sd(f), {**BOTH, "other": "a duck"}, methods=[Alone()]),
+        lambda f: run(one(f), {**BOTH, "other": "a duck"}, methods=[Alone()]),
     ),
     "windows": Case(
-        lambda f: run(sd(f), BOTH, methods=[Demanding()], size=(64, 256), views=Tiles()),
+        lambda f: run(one(f), BOTH, methods=[Demanding()], size=(64, 256), views=Tiles()),
         "sees whole images, .*leave the views out",
-        lambda f: run(sd(f), BOTH, methods=[Demanding()], size=(64, 256)),
+        lambda f: run(one(f), BOTH, methods=[Demanding()], size=(64, 256)),
     ),
     "a compiled network": Case(
         lambda f: tapped(load(str(f("sd")), device="cpu", compile=True)), "load the model with compile=False",
@@ -363,20 +368,20 @@ CASES: dict[str, Case] = {
         lambda f: enlarged(load(str(f("if-ii")), device="cpu")),
     ),
     "negative prompts at guidance 1": Case(
-        lambda f: against(sd(f), 1.0, "a duck"), "take another guidance",
-        lambda f: against(sd(f), 2.0, "a duck"),
+        lambda f: against(one(f), 1.0, "a duck"), "take another guidance",
+        lambda f: against(one(f), 2.0, "a duck"),
     ),
     "two writers": Case(
-        lambda f: run(sd(f), BOTH, methods=[PromptToPrompt(), PromptToPrompt()]),
+        lambda f: run(one(f), BOTH, methods=[PromptToPrompt(), PromptToPrompt()]),
         "give them disjoint steps, or use one of them",
-        lambda f: run(sd(f), BOTH, methods=[PromptToPrompt()]),
+        lambda f: run(one(f), BOTH, methods=[PromptToPrompt()]),
     ),
     "a missing part": Case(
         lambda f: lacking(f, False), r"load\(\.\.\., tokenizer=\.\.\.\) gives it one", lambda f: lacking(f, True)
     ),
     "a generator": Case(
-        lambda f: run(sd(f), seed=torch.Generator()), r"give generator.initial_seed\(\)",
-        lambda f: run(sd(f), seed=torch.Generator().initial_seed()),
+        lambda f: run(one(f), seed=torch.Generator()), r"give generator.initial_seed\(\)",
+        lambda f: run(one(f), seed=torch.Generator().initial_seed()),
     ),
     "a word without a vector": Case(
         lambda f: sworn(f, False), "load the word's file by embeddings", lambda f: sworn(f, True)
@@ -394,7 +399,7 @@ CASES: dict[str, Case] = {
         lambda f: made_in(f, torch.inference_mode), "use torch.no_grad", lambda f: made_in(f, torch.no_grad)
     ),
     "a controls' picture": Case(
-        lambda f: run(sd(f), controls=[ControlNet(None, torch.zeros(1, 3, 8, 8))]), "by a ControlNetModel, .*made for",
+        lambda f: run(one(f), controls=[ControlNet(None, torch.zeros(1, 3, 8, 8))]), "by a ControlNetModel, .*made for",
         lambda f: controlled(f, "sd"),
     ),
 }  # fmt: skip

@@ -261,7 +261,7 @@ def test_bench_prints_one_object(run, here, monkeypatch):
 def test_edit_writes_the_picture_at_its_own_size(run, here, tmp_path, how):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 130, 3), np.uint8))
     image.save(tmp_path / "photo.jpg")
-    options = ["--from", "a red cube", "--to", "a blue cube", "--steps", 5, "--out", tmp_path / "out", "--json"]
+    options = ["--from", "a red cube", "--to", "a blue cube", "--steps", 4, "--out", tmp_path / "out", "--json"]
     code, out, err = run(
         "edit",
         tmp_path / "photo.jpg",
@@ -385,7 +385,8 @@ def test_methods_are_chained_and_compared(run, here, tmp_path):
 def test_generate_takes_methods_layouts_and_overlays(run, here, tmp_path):
     words = ["generate", "a red cube and a duck", "--n", 2, "--steps", 2, "--json", "--out", tmp_path]
     box = ["--box", "red cube", "0,0,64,128", "--box", "a duck", "0.5,0,1,1"]
-    chained = ["attend-excite", "--words", "cube,duck", "--res", 1, "+", "dense", "--until", 1, "+", "sag"]
+    excited = ["attend-excite", "--words", "cube,duck", "--res", 1, "--refinements", 1]
+    chained = [*excited, "+", "dense", "--until", 1, "+", "sag"]
     code, out, err = run(*words, *box, "--show-attention", *chained)
     assert code == 0, err
     found = json.loads(out)

@@ -7,7 +7,9 @@ import itertools
 import math
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tyro
@@ -169,7 +171,7 @@ def written() -> list[str]:
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def asked(parsers, monkeypatch):
     """What the commands would be called with, in place of running them."""
     calls: list[dict[str, object]] = []
 
@@ -207,11 +209,22 @@ def chained(line: str) -> bool:
 LINES = list(filter(chained, dict.fromkeys(written())))
 
 
+def daily(lines: list[str]) -> Iterator[Any]:
+    """Lines of a command with an option that no line before has, or with more methods; the rest is slow."""
+    met = set()
+    for line in lines:
+        args = shlex.split(line, comments=True)[1:]
+        name = args[1] if args[0] in cli.GROUPS else args[0]
+        has = {(name, arg.partition("=")[0]) for arg in args if arg.startswith("--")} | {(name, args.count("+"))}
+        yield pytest.param(line, marks=[] if has - met else [pytest.mark.slow])
+        met |= has
+
+
 def test_the_documents_have_command_lines():
     assert len(LINES) > 60 and any(" + " in line for line in LINES)
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("line", daily(LINES))
 def test_what_the_documents_say_can_be_asked_for_in_another_order(asked, line):
     args = shlex.split(line, comments=True)[1:]
     said = asked(*args)

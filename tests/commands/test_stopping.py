@@ -20,7 +20,7 @@ from sfumato.tasks import video as video_task
 
 COMMON = ("--steps", 2, "--device", "cpu", "--out", "out")
 COMMANDS = {
-    "generate": ("generate", "a red cube", "--n", 2, *COMMON, "attend-excite", "--words", "cube"),
+    "generate": ("generate", "a red cube", "--n", 2, *COMMON, "attend-excite", "--words", "cube", "--refinements", 1),
     "panorama": ("panorama", "a red cube", "--size", "256x128", "--stride", 16, "--n", 2, *COMMON),
     "illusion": ("illusion", "a red cube", "a red duck", "--n", 2, *COMMON),
     "views": ("views", "a red cube", "--views", "front,back", "--n", 2, *COMMON),

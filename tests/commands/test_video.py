@@ -6,6 +6,7 @@ import json
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from shutil import copy, copytree
 
 import numpy as np
 import pytest
@@ -22,12 +23,24 @@ from sfumato.stilllife import weights
 WORDS = ["--from", "a red cube", "--to", "a blue cube", "--steps", 2]
 
 
-@pytest.fixture
-def gif(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    dice = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """A film, and what cannot go with it; each frame of a GIF has a palette of its own, which takes time to find."""
+    place, dice = tmp_path_factory.mktemp("films"), np.random.default_rng(0)
     frames = [Image.fromarray(dice.integers(0, 256, (40, 60, 3), np.uint8)) for _ in range(6)]
-    return videos.write(frames, tmp_path / "clip.gif", Fraction(10))
+    videos.write(frames, place / "clip.gif", Fraction(10))
+    videos.write(frames[:4], place / "short.gif", Fraction(10))
+    videos.write((Image.new("RGB", (80, 40), (40 * i, 0, 0)) for i in range(6)), place / "wide.gif", Fraction(10))
+    half = Image.new("L", (60, 40), 255)
+    half.paste(0, (0, 0, 30, 40))
+    half.save(place / "half.png")
+    return place
+
+
+@pytest.fixture
+def gif(films, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Path(copy(films / "clip.gif", tmp_path))
 
 
 def test_a_video_is_edited_kept_and_written_beside(run, here, gif):
@@ -122,12 +135,8 @@ def test_where_nothing_is_drawn_that_is_said(run, here, gif):
         (["clip.gif", "--anchor", "--chunk", "2", "prompt-to-prompt", "--blend", "duck", "cube"], None),
     ],
 )
-def test_what_it_refuses_is_one_line(run, here, gif, options, words):
-    half = Image.new("L", (60, 40), 255)
-    half.paste(0, (0, 0, 30, 40))
-    half.save("half.png")
-    videos.write(videos.opened(gif).frames(0, 4), Path("short.gif"), Fraction(10))
-    videos.write((Image.new("RGB", (80, 40), (40 * i, 0, 0)) for i in range(6)), Path("wide.gif"), Fraction(10))
+def test_what_it_refuses_is_one_line(run, here, films, tmp_path, monkeypatch, options, words):
+    monkeypatch.chdir(copytree(films, tmp_path / "films"))
     code, out, err = run("video", *options, *WORDS)
     last = [line for line in err.splitlines() if not line.startswith("note: ")]
     assert code == 2 and not out and len(last) == 1 and last[0].startswith("sfumato: "), (code, out, err)

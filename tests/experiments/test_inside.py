@@ -41,11 +41,19 @@ def test_joint_components_are_the_directions_of_all_values():
     assert both.joint < both.own
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl", "deepfloyd", "pixart", "sd3", "flux"])
-def test_features_of_every_family_are_drawn(models, name, tmp_path):
+EVERY = ["sd", "sdxl", "deepfloyd", "pixart", "sd3", "flux"]
+
+
+def pair(models, name):
+    """Two images as a family's model reads them."""
     model = models(name)
     s = side(model)
-    readers = [read(model, x, s) for x in images(2, s)]
+    return model, s, [read(model, x, s) for x in images(2, s)]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_features_of_every_family_have_joint_components(models, name):
+    model, s, readers = pair(models, name)
     for what in ("tokens", "queries"):
         maps = joint_pca.read_features(readers, what, times=(1, 300))
         found = joint_pca.joint_pca(maps)
@@ -53,12 +61,19 @@ def test_features_of_every_family_are_drawn(models, name, tmp_path):
         alone = joint_pca.read_features(readers[1:], what, times=(300,))
         assert all(torch.equal(m[1, 1], alone[layer][0, 0]) for layer, m in maps.items())
         assert all(0 < one.joint <= one.own + 1e-5 <= 1 + 2e-5 for one in found.values())
-    joint_pca.draw(readers, found, (1, 300), tmp_path / "a.png", name)
-    assert (tmp_path / "a.png").stat().st_size > 1000
     with pytest.raises(SfumatoError, match="has layers tokens 0 to"):
         joint_pca.read_features(readers, "tokens", layers=(99,))
     with pytest.raises(SfumatoError, match="images of one shape"):
         joint_pca.read_features([readers[0], read(model, torch.rand(3, s, 2 * s), s)])
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "flux" else [pytest.mark.slow]) for n in EVERY])
+def test_they_are_drawn(models, name, tmp_path):
+    """A figure of many axes takes a second, whosever features it shows."""
+    _, _, readers = pair(models, name)
+    found = joint_pca.joint_pca(joint_pca.read_features(readers, "queries", times=(1, 300)))
+    joint_pca.draw(readers, found, (1, 300), tmp_path / "a.png", name)
+    assert (tmp_path / "a.png").stat().st_size > 1000
 
 
 def test_attention_is_kept_at_every_step(models, tmp_path):
@@ -112,18 +127,23 @@ def test_matches_of_the_drawn_scene_fall_with_the_angle_in_pixels(here):
     assert near["pixels"] > 0.4
 
 
-@pytest.mark.parametrize("name", ["sd", "sd2", "sd3"])
-def test_noise_estimates_are_the_inversions_own(models, name, tmp_path):
-    model = models(name)
-    image = images(1, 64)
+def strayed(model):
     nothing = corrupted_inversion.Corruption("rotation", 0.0)
     strong = corrupted_inversion.Corruption("jitter", 0.5)
-    found = corrupted_inversion.corrupted_inversion(model, image, steps=4, corruptions=(nothing, strong))
-    same, other = found.strayed
+    return corrupted_inversion.corrupted_inversion(model, images(1, 64), steps=4, corruptions=(nothing, strong))
+
+
+@pytest.mark.parametrize("name", ["sd", "sd2", "sd3"])
+def test_noise_estimates_are_the_inversions_own(models, name):
+    same, other = strayed(models(name)).strayed
     torch.testing.assert_close(same.estimates, torch.ones(4), atol=1e-4, rtol=0)
     assert same.end == pytest.approx(1, abs=1e-4) and same.aligned == pytest.approx(1, abs=1e-4)
     assert other.end < same.end
-    found.draw(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["sd3", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sd", "sd2"))])
+def test_how_they_stray_is_drawn(models, name, tmp_path):
+    strayed(models(name)).draw(tmp_path / "a.png")
 
 
 def test_the_commands_draw_and_tell(run, here, tmp_path):
