@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 import os
-from typing import get_args
 
 import pytest
 
@@ -178,28 +177,12 @@ def networks():
 
 @pytest.fixture(scope="session")
 def parsers():
-    """What tyro makes of a command or a method is kept. It is most of the time of a command that is refused: a person
-    gives one a process, and tests hundreds."""
-    from tyro._parsers import ParserSpecification
-    from tyro._singleton import NonpropagatingMissingType
+    """``parsers.keep``."""
+    from parsers import keep
 
-    from sfumato.cli import _later
-
-    made, kept, once = ParserSpecification.from_callable_or_type, {}, _later(print).__code__
-
-    def parser(f, **options):
-        called = get_args(f)[0] if get_args(f) else f
-        if options["parent_classes"] or not isinstance(options["default_instance"], NonpropagatingMissingType):
-            return made(f, **options)
-        later = getattr(called, "__code__", None) is once  # a function of each time that the command is given
-        key = (called.__wrapped__ if later else called), later
-        if key not in kept:
-            kept[key] = made(f, **options)
-        return kept[key]
-
-    ParserSpecification.from_callable_or_type = staticmethod(parser)
+    undo = keep()
     yield
-    ParserSpecification.from_callable_or_type = staticmethod(made)
+    undo()
 
 
 @pytest.fixture

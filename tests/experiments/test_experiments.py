@@ -169,7 +169,7 @@ def test_a_world_is_one_thing_from_several_sides_in_another_colour():
 
 NOT_EXPERIMENTS = {"__init__", "index", "experiment", "common", "joint_pca"}
 QUICK = {
-    "guidance-grid": ("--methods", "sdi,vsd:still-life", "--guidances", 1, 7.5, "--steps", 2),
+    "guidance-grid": ("--methods", "sds,vsd:still-life", "--guidances", 1, 7.5, "--steps", 2),
     "saturation": ("--methods", "sds", "--guidances", 1, 7.5, "--steps", 2, "--n", 1),
     "smoothness": ("--guidances", 1, 7.5, "--steps", 3),
     "one-noise": ("--steps", 3, "--sds-steps", 2, "--n", 1),

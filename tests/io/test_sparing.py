@@ -12,8 +12,13 @@ from PIL import Image
 
 from sfumato.io import sparing
 
-LIGHT = """
+LIGHT = f"""
 import sys
+sys.path.append({str(Path(__file__).parents[1])!r})
+from parsers import keep
+keep()
+"""
+LIGHT += """
 from sfumato import cli
 from sfumato.commands import help
 
