@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def quick(here, monkeypatch):
-    monkeypatch.setattr(edit, "STEPS", 3)
+    monkeypatch.setattr(edit, "STEPS", 4)
     monkeypatch.setattr(control, "STEPS", 2)
     some = ("SDEdit 0.6", "Prompt-to-Prompt", "DiffEdit", "blended latents, told where")
     monkeypatch.setattr(edit, "RUNNERS", {name: edit.RUNNERS[name] for name in some})
