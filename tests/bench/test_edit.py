@@ -20,6 +20,7 @@ def quick(here, monkeypatch):
     monkeypatch.setattr(edit, "STEPS", 4)
     monkeypatch.setattr(control, "STEPS", 2)
     some = ("SDEdit 0.6", "Prompt-to-Prompt", "DiffEdit", "blended latents, told where")
+    monkeypatch.setattr(edit, "BASELINES", ("no edit", "reconstruct", "SDEdit 0.6"))
     monkeypatch.setattr(edit, "RUNNERS", {name: edit.RUNNERS[name] for name in some})
     return here
 
