@@ -224,7 +224,7 @@ def test_the_documents_have_command_lines():
     assert len(LINES) > 60 and any(" + " in line for line in LINES)
 
 
-@pytest.mark.parametrize("line", daily(LINES))
+@pytest.mark.parametrize("line", [*daily(LINES)])
 def test_what_the_documents_say_can_be_asked_for_in_another_order(asked, line):
     args = shlex.split(line, comments=True)[1:]
     said = asked(*args)
