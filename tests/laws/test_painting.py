@@ -27,13 +27,13 @@ ONE = [(word, family) for word, row in ROWS.items() for family in row.families[:
 
 
 def daily(word: str) -> tuple[str, ...]:
-    """The families of every day: the first, and one of the others, which rows take in turn: two UNets or a UNet and a
-    transformer. Canvases on two UNets, as each window is an image."""
+    """The families of every day: the first, and the last, which are a UNet and a transformer where a row has both; every
+    other row takes one of the others in turn. Canvases on two UNets, as each window is an image."""
     first, *others = ROWS[word].families
     if ROWS[word].views is not None:
         return (first, *others[:1])
-    turn = list(ROWS).index(word)
-    return (first, others[turn % len(others)]) if others else (first,)
+    turn, odd = divmod(list(ROWS).index(word), 2)
+    return (first, others[-1 if odd else turn % len(others)]) if others else (first,)
 
 
 def table(pairs: list[tuple[str, str]], one: bool = False) -> Any:

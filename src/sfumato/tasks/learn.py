@@ -155,9 +155,9 @@ def _captions(path: Path, files: Sequence[Path]) -> tuple[tuple[str, ...], ...]:
 
     def made(of: list[Any]) -> tuple[tuple[str, ...], ...]:
         found = tuple((caption,) if isinstance(caption, str) else tuple(caption) for caption in of)
-        wrong = [c for each in found for c in each or [""] if not isinstance(c, str) or "{}" not in c]
+        wrong = [c for each in found for c in each or [""] if not isinstance(c, str) or not c.strip()]
         if wrong:
-            raise ValueError(f"no caption with {{}} for what is learned: {wrong[0]!r}")
+            raise ValueError(f"not a caption: {wrong[0]!r}")
         return found
 
     return _of_each(path, files, 'says what each picture shows, as {"a.png": "a cat {} a table"}', made)
