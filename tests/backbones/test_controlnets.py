@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from families import controlnet, seeded, unet, vae, write
+from families import controlnet, own, seeded, unet, vae, write
 from safetensors.torch import load_file, save_file
 
 from sfumato.backbones import controlnets
@@ -34,9 +34,8 @@ PIPES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    place = tmp_path_factory.mktemp("models")
-    return {name: write(name, place) for name in ("sd", "sd2", "sdxl", "sd3", "flux", "pixart", "deepfloyd")}
+def folder(tmp_path_factory):
+    return write("sd", tmp_path_factory.mktemp("models"))
 
 
 def mode(name: str) -> int | None:
@@ -44,12 +43,12 @@ def mode(name: str) -> int | None:
 
 
 @pytest.mark.parametrize("name", PIPES)
-def test_they_steer_as_in_diffusers(folders, name, monkeypatch):
+def test_they_steer_as_in_diffusers(name, monkeypatch):
     family = name.partition("-")[0]
-    model: Any = load(str(folders[family]), device="cpu")
+    model: Any = load(own(family))
     kind, word = PIPES[name]
     network = controlnet(name, model.network)
-    pipe: Any = kind.from_pretrained(folders[family], controlnet=network)
+    pipe: Any = kind.from_pipe(own(family), controlnet=network)
     pipe.set_progress_bar_config(disable=True)
     monkeypatch.setattr(
         diffusers.models.autoencoders.vae.DiagonalGaussianDistribution, "sample", lambda self, *_: self.mean
@@ -80,8 +79,8 @@ def test_they_steer_as_in_diffusers(folders, name, monkeypatch):
     assert (plain - denoise(model, PROMPT, controls=[control], **run).latents).abs().max() > 1e-3
 
 
-def test_two_of_transformers_add_up(folders):
-    model: Any = load(str(folders["flux"]), device="cpu")
+def test_two_of_transformers_add_up():
+    model: Any = load(own("flux"))
     picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     both = [ControlNet(controlnet("flux", model.network, seed), picture) for seed in (1, 2)]
     x, time = model.latents([3], 64, 64), torch.tensor([500.0])
@@ -94,8 +93,8 @@ def test_two_of_transformers_add_up(folders):
         denoise(model, PROMPT, steps=1, size=64, controls=[both[0], hinted])
 
 
-def test_their_picture_is_encoded_once_and_again_by_another_vae(folders):
-    model: Any = load(str(folders["sd3"]), device="cpu")
+def test_their_picture_is_encoded_once_and_again_by_another_vae():
+    model: Any = load(own("sd3"))
     control = ControlNet(controlnet("sd3", model.network), torch.rand(1, 3, 64, 64))
     calls: list[Any] = []
     plain = model.vae.encode
@@ -103,7 +102,7 @@ def test_their_picture_is_encoded_once_and_again_by_another_vae(folders):
     run = {"steps": 2, "size": 64, "guide": cfg(2.0), "controls": [control]}
     before = denoise(model, PROMPT, **run).latents
     assert len(calls) == 1
-    other = load(str(folders["sd3"]), device="cpu", vae=seeded(lambda: vae(shift=0.06)))
+    other = load(own("sd3"), vae=seeded(lambda: vae(shift=0.06)))
     assert (denoise(other, PROMPT, **run).latents - before).abs().max() > 1e-4
 
 
@@ -126,9 +125,9 @@ SAID: dict[str, tuple[str, Any, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", SAID)
-def test_what_was_made_for_another_model_is_refused(folders, what):
+def test_what_was_made_for_another_model_is_refused(what):
     of, name, options, says = SAID[what]
-    models = {n: load(str(folders[n]), device="cpu") for n in (of, name.partition("-")[0])}
+    models = {n: load(own(n)) for n in (of, name.partition("-")[0])}
     network = controlnet(name, models[name.partition("-")[0]].network, **options)
     with pytest.raises(SfumatoError, match=says) as e:
         denoise(models[of], PROMPT, steps=1, size=64, controls=[ControlNet(network, torch.rand(1, 3, 64, 64))])
@@ -136,8 +135,8 @@ def test_what_was_made_for_another_model_is_refused(folders, what):
 
 
 @pytest.mark.parametrize("name", ["sdxl", "flux"])
-def test_a_union_is_told_what_it_is_given_and_no_other_is(folders, name):
-    model: Any = load(str(folders[name]), device="cpu")
+def test_a_union_is_told_what_it_is_given_and_no_other_is(name):
+    model: Any = load(own(name))
     union, plain = controlnet(f"{name}-union", model.network), controlnet(name, model.network)
     for network, number, says in (
         (union, None, r"say which one it is given by mode \(--control-mode\), 0 to"),
@@ -156,8 +155,8 @@ def same(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", PIPES)
-def test_a_folder_is_read(folders, name, tmp_path):
-    model = load(str(folders[name.partition("-")[0]]), device="cpu")
+def test_a_folder_is_read(name, tmp_path):
+    model = load(own(name.partition("-")[0]))
     network = controlnet(name, model.network)
     network.save_pretrained(tmp_path / "controlnet")
     (tmp_path / "model_index.json").write_text("{}")
@@ -167,16 +166,16 @@ def test_a_folder_is_read(folders, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
-def test_a_file_is_built_as_the_models_unet_is(folders, name, tmp_path):
-    model: Any = load(str(folders[name]), device="cpu")
+def test_a_file_is_built_as_the_models_unet_is(name, tmp_path):
+    model: Any = load(own(name))
     network = controlnet(name, model.network)
     network.save_pretrained(tmp_path)
     file = tmp_path / "diffusion_pytorch_model.safetensors"
     (tmp_path / "config.json").unlink()
     assert same(controlnets.read(str(file), model), network)
-    wider = load(str(folders["sd"]), device="cpu", unet=seeded(lambda: unet(in_channels=9)))
+    wider = load(own("sd"), unet=seeded(lambda: unet(in_channels=9)))
     assert name == "sdxl" or same(controlnets.read(str(file), wider), network)
-    other = load(str(folders["sdxl" if name == "sd" else "sd"]), device="cpu")
+    other = load(own("sdxl" if name == "sd" else "sd"))
     with pytest.raises(SfumatoError, match=r"reads texts of width .*: it is of another family"):
         controlnets.read(str(file), other)
     weights = load_file(file)
@@ -186,9 +185,9 @@ def test_a_file_is_built_as_the_models_unet_is(folders, name, tmp_path):
         controlnets.read(str(file), model)
 
 
-def test_what_is_no_controlnet_says_what_it_is(folders, tmp_path):
-    model: Any = load(str(folders["sd"]), device="cpu")
-    flux = load(str(folders["flux"]), device="cpu")
+def test_what_is_no_controlnet_says_what_it_is(folder, tmp_path):
+    model: Any = load(own("sd"))
+    flux = load(own("flux"))
     file = tmp_path / "x.safetensors"
     for key, of, says in (
         ("lora_controlnet", model, "it is a Control-LoRA"),
@@ -209,10 +208,10 @@ def test_what_is_no_controlnet_says_what_it_is(folders, tmp_path):
         ("nowhere", model, "there is no ControlNet 'nowhere': no folder or file.*built in is stilllife-depth"),
         (tmp_path / "old.pth", model, "is a pickle, which is not read.*write it as safetensors"),
         (tmp_path / "gone.safetensors", model, "there is no file"),
-        (folders["sd"], model, "holds no controlnet"),
-        (folders["sd"] / "unet", model, "steered by a ControlNetModel, not by a UNet2DConditionModel"),
+        (folder, model, "holds no controlnet"),
+        (folder / "unet", model, "steered by a ControlNetModel, not by a UNet2DConditionModel"),
         (tmp_path / "adapter", model, "steered by a ControlNetModel, not by a T2IAdapter"),
-        ("anything", load(str(folders["deepfloyd"]), device="cpu"), "takes no controls"),
+        ("anything", load(own("deepfloyd")), "takes no controls"),
     ):
         with pytest.raises(SfumatoError, match=says) as e:
             controlnets.read(str(place), of)

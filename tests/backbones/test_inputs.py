@@ -12,7 +12,7 @@ import diffusers
 import families
 import pytest
 import torch
-from families import BETAS, FAMILIES, painted, pipeline, seeded, write
+from families import BETAS, FAMILIES, own, painted, seeded, write
 from PIL import Image
 
 from sfumato.backbones.controlnets import ControlNet
@@ -44,14 +44,14 @@ def folder(folders) -> Path:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_pipeline_in_hand_is_the_model_of_its_folder(folders, name):
-    pipe = pipeline(folders[name])
+    pipe = own(name)
     model = load(pipe)
     assert model.pipe is pipe and model.name == type(pipe).__name__  # pyright: ignore[reportAttributeAccessIssue]
     assert torch.equal(painted(model), painted(load(str(folders[name]), device="cpu")))
 
 
-def test_variants_of_a_familys_pipelines_are_taken(folders):
-    sd, sdxl, flux = (pipeline(folders[name]) for name in ("sd", "sdxl", "flux"))
+def test_variants_of_a_familys_pipelines_are_taken():
+    sd, sdxl, flux = (own(name) for name in ("sd", "sdxl", "flux"))
     control = diffusers.ControlNetModel.from_unet(sd.unet, conditioning_embedding_out_channels=(4, 4, 8, 8))
     found = {
         load(pipe).kind  # pyright: ignore[reportAttributeAccessIssue]
@@ -67,7 +67,7 @@ def test_variants_of_a_familys_pipelines_are_taken(folders):
 
 
 def test_options_of_reading_are_refused_for_what_is_in_hand(folder):
-    pipe = pipeline(folder)
+    pipe = own("sd")
     with pytest.raises(SfumatoError, match="variant says how a model is read, and this one is in hand; leave it out"):
         load(pipe, variant="fp16")
     with pytest.raises(SfumatoError, match="config says how"):
@@ -79,8 +79,8 @@ def test_options_of_reading_are_refused_for_what_is_in_hand(folder):
     assert load(pipe).dtype == torch.float32 and load(pipe, dtype="bfloat16").dtype == torch.bfloat16
 
 
-def test_stable_diffusion_3_without_t5_is_loaded_from_its_folder_and_in_hand(folders, tmp_path):
-    whole = pipeline(folders["sd3"])
+def test_stable_diffusion_3_without_t5_is_loaded_from_its_folder_and_in_hand(tmp_path):
+    whole = own("sd3")
     bare: Any = diffusers.StableDiffusion3Pipeline(**{**whole.components, "text_encoder_3": None, "tokenizer_3": None})
     bare.save_pretrained(tmp_path / "bare")
     read, held = load(str(tmp_path / "bare"), device="cpu"), load(bare)
@@ -96,8 +96,8 @@ def test_stable_diffusion_3_without_t5_is_loaded_from_its_folder_and_in_hand(fol
 # --- what is put into model.pipe --------------------------------------------------------------------
 
 
-def test_another_vae_counts(folder):
-    model: Any = load(str(folder), device="cpu")
+def test_another_vae_counts():
+    model: Any = load(own("sd"))
     given = model.given(lambda cond: cond)
     x, before = model.latents([1], 64, 64), model.decode(model.latents([1], 64, 64))
     model.pipe.vae = other = seeded(families.vae)  # pyright: ignore[reportAttributeAccessIssue]
@@ -112,8 +112,8 @@ def test_another_vae_counts(folder):
         model.decode(x)
 
 
-def test_another_scheduler_counts(folder):
-    model = load(str(folder), device="cpu")
+def test_another_scheduler_counts():
+    model = load(own("sd"))
     plain, given = painted(model), model.given(lambda cond: cond)
     model.pipe.scheduler = families.ddim(prediction_type="v_prediction")  # pyright: ignore
     assert model.schedule.prediction == given.schedule.prediction == "v_prediction"
@@ -121,12 +121,12 @@ def test_another_scheduler_counts(folder):
     model.pipe.scheduler = families.ddim()  # pyright: ignore[reportAttributeAccessIssue]
     model.pipe.scheduler.register_to_config(beta_end=0.02)  # pyright: ignore[reportAttributeAccessIssue]
     assert model.schedule.at(900).alpha < given.given(lambda c: c).schedule.at(800).alpha
-    assert float(model.schedule.at(999).alpha) != pytest.approx(float(load(str(folder)).schedule.at(999).alpha))
+    assert float(model.schedule.at(999).alpha) != pytest.approx(float(load(own("sd")).schedule.at(999).alpha))
 
 
-def test_other_text_encoders_and_tokenizers_count(folders):
+def test_other_text_encoders_and_tokenizers_count():
     for name in ("sd", "sdxl"):
-        model = load(str(folders[name]), device="cpu")
+        model = load(own(name))
         pipe, before = model.pipe, model.embed([PROMPT]).text  # pyright: ignore[reportAttributeAccessIssue]
         pipe.text_encoder = seeded(families.clip_text)
         changed = model.embed([PROMPT]).text
@@ -137,8 +137,8 @@ def test_other_text_encoders_and_tokenizers_count(folders):
         assert model.words("redcube on")[0][1] == slice(1, 2)
 
 
-def test_another_network_counts_and_one_of_another_family_is_refused(folders):
-    model = load(str(folders["sd"]), device="cpu")
+def test_another_network_counts_and_one_of_another_family_is_refused():
+    model = load(own("sd"))
     given, plain, sites = model.given(lambda cond: cond), painted(model), model.sites
     pipe: Any = model.pipe  # pyright: ignore[reportAttributeAccessIssue]
     down, up = ("CrossAttnDownBlock2D", *["DownBlock2D"] * 2), (*["UpBlock2D"] * 2, "CrossAttnUpBlock2D")
@@ -148,36 +148,36 @@ def test_another_network_counts_and_one_of_another_family_is_refused(folders):
     assert given.network is model.network is pipe.unet and len(model.layers) > 0
     assert all(model.network.get_submodule(site.path) is not None for site in model.sites) and model.sites != sites
     for name, why in (("sdxl", "has no text_encoder_2"), ("deepfloyd", r"text \(addition_embed_type\) on a vae")):
-        pipe.unet = pipeline(folders[name]).unet
+        pipe.unet = own(name).unet
         with pytest.raises(SfumatoError, match=why):
             painted(model)
     pipe.unet = families.unet(in_channels=5)
     with pytest.raises(SfumatoError, match="was loaded as UNet, and what its pipeline now has is Depth"):
         painted(model)
-    pipe.unet = pipeline(folders["sd"]).unet
+    pipe.unet = own("sd").unet
     painted(model)
 
 
 # --- parts beside a model ---------------------------------------------------------------------------
 
 
-def test_parts_are_given_in_hand_from_folders_and_by_class(folder, folders, tmp_path):
-    other, whole = seeded(families.vae), pipeline(folder)
+def test_parts_are_given_in_hand_from_folders_and_by_class(folder, tmp_path):
+    other, whole = seeded(families.vae), own("sd")
     other.save_pretrained(tmp_path / "vae")
     whole.vae = other
     whole.save_pretrained(tmp_path / "whole")
-    x = load(str(folder), device="cpu").latents([1], 64, 64)
+    x = load(own("sd")).latents([1], 64, 64)
     wanted = load(whole).decode(x)
     for given in (other, tmp_path / "vae", str(tmp_path / "whole")):
         assert torch.equal(load(str(folder), device="cpu", vae=given).decode(x), wanted)
     kind = diffusers.EulerDiscreteScheduler
     for given in ("EulerDiscreteScheduler", kind, kind.from_config(whole.scheduler.config)):
-        pipe: Any = cast("Any", load(str(folder), device="cpu", scheduler=given)).pipe
+        pipe: Any = cast("Any", load(own("sd"), scheduler=given)).pipe
         assert type(pipe.scheduler) is kind and pipe.scheduler.config.beta_end == BETAS["beta_end"]
-    held = pipeline(folder)
+    held = own("sd")
     model: Any = load(held, vae=other, text_encoder=tmp_path / "whole", tokenizer=str(folder))
     assert model.vae is other and held.vae is not other and model.network is held.unet
-    borrowed = load(str(folder), device="cpu", text_encoder=whole.text_encoder)
+    borrowed = load(own("sd"), text_encoder=whole.text_encoder)
     assert torch.equal(borrowed.embed([PROMPT]).text, load(whole).embed([PROMPT]).text)
 
 
@@ -191,7 +191,7 @@ def test_a_part_in_the_hubs_cache_is_found_by_its_id(folder, tmp_path, monkeypat
     (place / "snapshots").mkdir()
     (place / "snapshots" / commit).symlink_to(folder / "vae")
     model: Any = load(str(folder), device="cpu", vae="somebody/vae", offline=True)
-    assert torch.equal(model.vae.encoder.conv_in.weight, pipeline(folder).vae.encoder.conv_in.weight)
+    assert torch.equal(model.vae.encoder.conv_in.weight, own("sd").vae.encoder.conv_in.weight)
     with pytest.raises(SfumatoError, match=r"no/such.*nothing is downloaded offline"):
         load(str(folder), device="cpu", vae="no/such", offline=True)
 
@@ -236,7 +236,7 @@ def test_a_tilde_is_the_home_folder(folder, tmp_path, monkeypatch):
 
 
 def test_pickled_parts_are_not_read(folder, tmp_path):
-    pipeline(folder).vae.save_pretrained(tmp_path / "vae", safe_serialization=False)
+    own("sd").vae.save_pretrained(tmp_path / "vae", safe_serialization=False)
     with pytest.raises(SfumatoError, match="only pickled weights"):
         load(str(folder), device="cpu", vae=tmp_path / "vae")
 
@@ -248,7 +248,7 @@ def test_a_vaes_file_is_read_as_the_models_own(folder, tmp_path):
     save_file(other.state_dict(), tmp_path / "vae.safetensors")
     model: Any = load(str(folder), device="cpu", vae=tmp_path / "vae.safetensors")
     x = model.latents([1], 64, 64)
-    assert torch.equal(model.decode(x), load(str(folder), device="cpu", vae=other).decode(x))
+    assert torch.equal(model.decode(x), load(own("sd"), vae=other).decode(x))
     assert model.vae.config.scaling_factor == 0.5
 
 
@@ -262,7 +262,7 @@ def changed(pipe: Any, **parts: Any) -> Any:
 
 
 def sd_with(**options: Any) -> Any:
-    return changed(families.stable_diffusion(), unet=families.unet(**options))
+    return changed(own("sd"), unet=families.unet(**options))
 
 
 STRANGERS: dict[str, tuple[Any, str]] = {
@@ -280,22 +280,22 @@ STRANGERS: dict[str, tuple[Any, str]] = {
     "an upscaler's seven channels": (lambda: sd_with(in_channels=7), "reads 7 channels"),
     "two pictures beside": (lambda: sd_with(in_channels=12), "reads 12 channels"),
     "variances": (lambda: sd_with(out_channels=8), "gives 8 channels for 4 of the latents"),
-    "no text encoder": (lambda: changed(families.stable_diffusion(), text_encoder=None), "without a text encoder"),
+    "no text encoder": (lambda: changed(own("sd"), text_encoder=None), "without a text encoder"),
     "another text encoder": (
-        lambda: changed(families.stable_diffusion(), text_encoder=torch.nn.Linear(2, 2)),
+        lambda: changed(own("sd"), text_encoder=torch.nn.Linear(2, 2)),
         "whose text_encoder is a Linear",
     ),
     "another autoencoder": (
-        lambda: changed(families.stable_diffusion(), vae=torch.nn.Linear(2, 2)),
+        lambda: changed(own("sd"), vae=torch.nn.Linear(2, 2)),
         "whose vae is a Linear, not one of AutoencoderKL, ",
     ),
     "depth and colour": (
-        lambda: changed(families.stable_diffusion(), vae=diffusers.AutoencoderKL(out_channels=6)),
+        lambda: changed(own("sd"), vae=diffusers.AutoencoderKL(out_channels=6)),
         "gives 6 channels, not pictures",
     ),
     "videos": (
         lambda: changed(
-            families.stable_diffusion(),
+            own("sd"),
             unet=diffusers.UNet3DConditionModel(
                 block_out_channels=(8, 8, 8, 8),
                 norm_num_groups=4,
@@ -308,12 +308,12 @@ STRANGERS: dict[str, tuple[Any, str]] = {
     ),
     "Flux Fill": (
         lambda: changed(
-            families.flux(), transformer=type(families.flux().transformer).from_config({**FLUX(), "in_channels": 96})
+            own("flux"), transformer=type(own("flux").transformer).from_config({**FLUX(), "in_channels": 96})
         ),
         "reads 96 channels.*a known network reads as 16",
     ),
     "Stable Diffusion 3 beside a picture": (
-        lambda: changed(families.sd3(), vae=families.vae(8, 0.1)),
+        lambda: changed(own("sd3"), vae=families.vae(8, 0.1)),
         "reads 4 channels, and the latents of its AutoencoderKL have 8",
     ),
     "HunyuanDiT": (
@@ -330,7 +330,7 @@ STRANGERS: dict[str, tuple[Any, str]] = {
 
 
 def FLUX() -> dict[str, Any]:
-    return dict(families.flux().transformer.config)
+    return dict(own("flux").transformer.config)
 
 
 def motion_adapter() -> Any:
@@ -342,7 +342,7 @@ def motion_adapter() -> Any:
 def transformer(kind: str, **options: Any) -> Any:
     with torch.device("meta"):
         network = getattr(diffusers, kind)(**options)
-    return changed(families.pixart(), transformer=network)
+    return changed(own("pixart"), transformer=network)
 
 
 @pytest.mark.parametrize("what", STRANGERS)
@@ -362,8 +362,8 @@ def test_networks_that_look_alike_are_refused_by_name(what):
         ("pixart", "tokenizer"), ("deepfloyd", "tokenizer"),
     ],
 )  # fmt: skip
-def test_a_part_that_prompts_need_is_named_and_may_be_given(folders, name, part):
-    pipe = pipeline(folders[name])
+def test_a_part_that_prompts_need_is_named_and_may_be_given(name, part):
+    pipe = own(name)
     there = getattr(pipe, part)
     with pytest.raises(SfumatoError, match=rf"has no {part}, .* load\(\.\.\., {part}=\.\.\.\) gives it one"):
         load(changed(pipe, **{part: None}))
@@ -403,8 +403,8 @@ def test_a_pipeline_that_paints_no_pictures_is_refused():
         load(pipe)
 
 
-def test_a_compiled_network_is_still_of_its_family(folder):
-    pipe = pipeline(folder)
+def test_a_compiled_network_is_still_of_its_family():
+    pipe = own("sd")
     pipe.unet = torch.compile(pipe.unet)
     model = load(pipe)
     assert isinstance(model, UNet)
@@ -462,8 +462,8 @@ def test_inpainting_checkpoints_paint_as_diffusers_paints(kind, tmp_path):
         bare.with_mask(bare.embed([PROMPT]), image.repeat(2, 1, 1, 1), mask)
 
 
-def test_a_mask_is_refused_by_networks_that_read_none(folder):
-    model: Any = load(str(folder), device="cpu")
+def test_a_mask_is_refused_by_networks_that_read_none():
+    model: Any = load(own("sd"))
     with pytest.raises(SfumatoError, match="reads 4 channels and no mask; an inpainting checkpoint reads 9"):
         model.with_mask(model.embed([PROMPT]), torch.rand(1, 3, 64, 64), torch.ones(1, 64, 64))
 
@@ -503,10 +503,10 @@ def test_a_refiner_paints_as_diffusers_paints(negative, tmp_path):
     assert (painted(model, guide=cfg(3.0, negative), start=x) - wanted).abs().max() > 1e-4
 
 
-def test_a_controls_picture_is_brought_to_the_images_size_as_diffusers_does(folder):
-    model: Any = load(str(folder), device="cpu")
+def test_a_controls_picture_is_brought_to_the_images_size_as_diffusers_does():
+    model: Any = load(own("sd"))
     network = families.controlnet("sd", model.network)
-    pipe: Any = diffusers.StableDiffusionControlNetPipeline.from_pipe(pipeline(folder), controlnet=network)
+    pipe: Any = diffusers.StableDiffusionControlNetPipeline.from_pipe(own("sd"), controlnet=network)
     pipe.set_progress_bar_config(disable=True)
     x = model.latents([3, 4], 64, 64)
     options: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent"}
@@ -534,20 +534,20 @@ def test_a_control_may_be_of_another_precision_than_the_network(folder, dtype, o
 
 
 @pytest.mark.parametrize("wrong", [lambda x: x * 2 - 1, lambda x: x * 255])
-def test_pictures_beside_the_latents_lie_in_0_1(folder, wrong):
+def test_pictures_beside_the_latents_lie_in_0_1(wrong):
     picture, mask = wrong(torch.rand(1, 3, 64, 64)), torch.ones(1, 64, 64)
     with pytest.raises(SfumatoError, match=r"a picture to steer by lies in \[0, 1\]"):
         ControlNet(None, picture)
-    pipe = pipeline(folder)
+    pipe = own("sd")
     pipe.unet = families.unet(in_channels=9)
     model: Any = load(pipe)
     with pytest.raises(SfumatoError, match=r"an image lies in \[0, 1\]"):
         model.with_mask(model.embed([PROMPT]), picture, mask)
 
 
-def test_controls_of_another_kind_say_what_they_are(folder, folders):
-    model: Any = load(str(folder), device="cpu")
-    network, sdxl = families.controlnet("sd", model.network), load(str(folders["sdxl"]), device="cpu")
+def test_controls_of_another_kind_say_what_they_are():
+    model: Any = load(own("sd"))
+    network, sdxl = families.controlnet("sd", model.network), load(own("sdxl"))
     for control, words in (
         (
             ControlNet(network, torch.rand(1, 1, 64, 64)),

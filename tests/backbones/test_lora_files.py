@@ -10,7 +10,7 @@ from typing import Any
 import layouts
 import pytest
 import torch
-from families import NONE, painted, pipeline, write
+from families import NONE, own, painted, write
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,9 +25,8 @@ Wanted = dict[tuple[str, str], Tensor]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> Any:
-    place = tmp_path_factory.mktemp("models")
-    return {name: write(name, place) for name in ("sd", "sdxl", "sd3", "flux")}
+def folder(tmp_path_factory) -> Path:
+    return write("sd", tmp_path_factory.mktemp("models"))
 
 
 def layers(pipe: Any, part: str, ends: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
@@ -57,9 +56,9 @@ def _deltas(module: Any) -> Tensor:
     return torch.stack([module.get_delta_weight(name) for name in module.active_adapters]).sum(0)
 
 
-def check(folder: Path, file: Path, wanted: Wanted, weight: float = 1.0) -> Any:
+def check(name: str, file: Path, wanted: Wanted, weight: float = 1.0) -> Any:
     """The model with the file; the changes of its layers are those, and no other layer is changed."""
-    model: Any = load(str(folder), device="cpu", lora=(file, weight))
+    model: Any = load(own(name), lora=(file, weight))
     seen = {}
     for part, network in model.pipe.components.items():
         if isinstance(network, torch.nn.Module):
@@ -79,9 +78,9 @@ UNET = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "net.0.proj", "net.2", "c
 
 
 @pytest.mark.parametrize(("name", "first"), [("sd", False), ("sdxl", False), ("sdxl", True)])
-def test_all_that_trainers_change_is_changed_each_by_its_own_alpha_and_rank(folders, tmp_path, name, first):
+def test_all_that_trainers_change_is_changed_each_by_its_own_alpha_and_rank(tmp_path, name, first):
     """kohya's names, the UNet's also as ``input_blocks``; attention, perceptrons and convolutions have other ranks."""
-    pipe, draw, state, wanted = pipeline(folders[name]), seeded(), {}, {}
+    pipe, draw, state, wanted = own(name), seeded(), {}, {}
     attended = {i for i, block in enumerate(pipe.unet.up_blocks) if getattr(block, "attentions", None)}
     for part in filter(lambda part: hasattr(pipe, part), KOHYA):
         for at, (path, layer) in enumerate(layers(pipe, part, UNET if part == "unet" else MLP)):
@@ -94,10 +93,10 @@ def test_all_that_trainers_change_is_changed_each_by_its_own_alpha_and_rank(fold
             key = prefix + there.replace(".", "_")
             state |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(alpha)}
             wanted[part, path] = product * alpha / rank
-    model = check(folders[name], change(tmp_path / "it.safetensors", state), wanted, weight=0.1)
+    model = check(name, change(tmp_path / "it.safetensors", state), wanted, weight=0.1)
     assert painted(model).isfinite().all()
     model.pipe.unload_lora_weights()
-    assert torch.equal(painted(model), painted(load(str(folders[name]), device="cpu")))
+    assert torch.equal(painted(model), painted(load(own(name))))
 
 
 PREFIXES = {
@@ -113,9 +112,9 @@ PREFIXES = {
 
 
 @pytest.mark.parametrize("layout", PREFIXES)
-def test_names_of_other_layouts_are_the_same_layers(folders, tmp_path, layout):
+def test_names_of_other_layouts_are_the_same_layers(tmp_path, layout):
     draw, state, wanted = seeded(), {}, {}
-    for path, layer in layers(pipeline(folders["sd"]), "unet", ("to_k", "to_out.0")):
+    for path, layer in layers(own("sd"), "unet", ("to_k", "to_out.0")):
         down, up, product = factors(layer, 2, draw)
         words = (path,)
         if "processor" in PREFIXES[layout][0]:
@@ -123,12 +122,12 @@ def test_names_of_other_layouts_are_the_same_layers(folders, tmp_path, layout):
             words = (attention, projection)
         state |= dict(zip((key.format(*words) for key in PREFIXES[layout]), (down, up), strict=True))
         wanted["unet", path] = product
-    check(folders["sd"], change(tmp_path / "it.safetensors", state), wanted)
+    check("sd", change(tmp_path / "it.safetensors", state), wanted)
 
 
-def test_text_encoders_of_diffusers_before_are_read(folders, tmp_path):
+def test_text_encoders_of_diffusers_before_are_read(tmp_path):
     draw, state, wanted = seeded(), {}, {}
-    for path, layer in layers(pipeline(folders["sd"]), "text_encoder", ("q_proj", "out_proj", "fc1")):
+    for path, layer in layers(own("sd"), "text_encoder", ("q_proj", "out_proj", "fc1")):
         down, up, product = factors(layer, 2, draw)
         key = "text_encoder.text_model." + path.removeprefix("text_model.")
         key = (
@@ -138,15 +137,13 @@ def test_text_encoders_of_diffusers_before_are_read(folders, tmp_path):
         )
         state |= {f"{key}.down.weight": down, f"{key}.up.weight": up}
         wanted["text_encoder", path] = product
-    check(folders["sd"], change(tmp_path / "it.safetensors", state), wanted)
+    check("sd", change(tmp_path / "it.safetensors", state), wanted)
 
 
-def test_kinds_of_changes_other_than_two_matrices(folders, tmp_path):
+def test_kinds_of_changes_other_than_two_matrices(tmp_path):
     """LoHa, LoKr and LoCon by the formulas of LyCORIS; a difference and its bias; a convolution as a matrix."""
     draw, state, wanted = seeded(), {}, {}
-    for at, (path, layer) in enumerate(
-        layers(pipeline(folders["sd"]), "unet", ("to_k", "to_out.0", "conv1", "proj_in"))
-    ):
+    for at, (path, layer) in enumerate(layers(own("sd"), "unet", ("to_k", "to_out.0", "conv1", "proj_in"))):
         out, *rest = layer.weight.shape
         pieces, product = KINDS[at % len(KINDS)](out, rest, draw)
         key = f"lora_unet_{path.replace('.', '_')}"
@@ -154,7 +151,7 @@ def test_kinds_of_changes_other_than_two_matrices(folders, tmp_path):
         if "diff" not in pieces:
             state[f"{key}.alpha"] = torch.tensor(3.0)
         wanted["unet", path] = product.reshape(layer.weight.shape)
-    model = check(folders["sd"], change(tmp_path / "it.safetensors", state), wanted, weight=0.5)
+    model = check("sd", change(tmp_path / "it.safetensors", state), wanted, weight=0.5)
     assert painted(model).isfinite().all()
 
 
@@ -195,9 +192,9 @@ def difference(out: int, rest: list[int], draw: Callable[..., Tensor]) -> tuple[
 KINDS = (loha, lokr, lokr_whole, locon, difference)
 
 
-def test_biases_are_added(folders, tmp_path):
+def test_biases_are_added(tmp_path):
     draw, path = seeded(), "mid_block.attentions.0.transformer_blocks.0.ff.net.2"
-    pipe = pipeline(folders["sd"])
+    pipe = own("sd")
     layer = pipe.unet.get_submodule(path)
     down, up, product = factors(layer, 2, draw)
     bias, x = draw(len(layer.weight)), draw(3, layer.weight.shape[1])
@@ -209,15 +206,15 @@ def test_biases_are_added(folders, tmp_path):
     ):
         scale = 1 if "diff" in pieces else 0.5
         file = change(tmp_path / "it.safetensors", {f"{key}.{name}": values for name, values in pieces.items()})
-        model: Any = load(str(folders["sd"]), device="cpu", lora=file)
+        model: Any = load(own("sd"), lora=file)
         got = model.pipe.unet.get_submodule(path)(x)
         torch.testing.assert_close(got, before + scale * x @ product.T + added, **CLOSE)
 
 
 @pytest.mark.parametrize("per", ["outputs", "inputs", "peft"])
-def test_a_doras_magnitudes_count(folders, tmp_path, per):
+def test_a_doras_magnitudes_count(tmp_path, per):
     draw, state, wanted = seeded(), {}, {}
-    for path, layer in layers(pipeline(folders["sd"]), "unet", ("attn2.to_k", "conv2")):
+    for path, layer in layers(own("sd"), "unet", ("attn2.to_k", "conv2")):
         down, up, product = factors(layer, 2, draw)
         base, (out, into) = layer.weight.detach(), layer.weight.shape[:2]
         n, axis = (into, 1) if per == "inputs" else (out, 0)
@@ -235,9 +232,9 @@ def test_a_doras_magnitudes_count(folders, tmp_path, per):
             state |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
             state[f"{key}.dora_scale"] = magnitude.reshape(shape)
     file = change(tmp_path / "it.safetensors", state)
-    model = check(folders["sd"], file, wanted)
+    model = check("sd", file, wanted)
     if per == "peft":
-        theirs = pipeline(folders["sd"])
+        theirs = own("sd")
         theirs.load_lora_weights({key: values for key, values in state.items() if "conv2" not in key})
         path = next(path for _, path in wanted if path.endswith("to_k"))
         ours, other = (p.unet.get_submodule(path) for p in (model.pipe, theirs))
@@ -258,27 +255,27 @@ def by_config(alpha: float, r: int, **more: Any) -> dict[str, Any]:
         (NONE, 1.0),
     ],
 )
-def test_alphas_of_configs_are_obeyed(folders, tmp_path, config, scale):
+def test_alphas_of_configs_are_obeyed(tmp_path, config, scale):
     """PEFT's lie in a file beside the weights, diffusers' in the header."""
     draw, state, wanted = seeded(), {}, {}
-    for path, layer in layers(pipeline(folders["sd"]), "unet", ("attn1.to_k",)):
+    for path, layer in layers(own("sd"), "unet", ("attn1.to_k",)):
         down, up, product = factors(layer, 2, draw)
         state |= {f"{path}.lora_A.weight": down, f"{path}.lora_B.weight": up}
         wanted["unet", path] = product * scale
     about = {"lora_adapter_metadata": json.dumps({f"unet.{key}": value for key, value in config.items()})}
-    check(folders["sd"], change(tmp_path / "it.safetensors", {f"unet.{k}": v for k, v in state.items()}, about), wanted)
+    check("sd", change(tmp_path / "it.safetensors", {f"unet.{k}": v for k, v in state.items()}, about), wanted)
     place = tmp_path / "peft"
     place.mkdir()
     change(place / "adapter_model.safetensors", {f"base_model.model.{k}": v for k, v in state.items()})
     (place / "adapter_config.json").write_text(json.dumps(dict(config)))
-    check(folders["sd"], place, wanted)  # a folder is the LoRA in it
+    check("sd", place, wanted)  # a folder is the LoRA in it
     (place / "adapter_config.json").write_text("{")
     with pytest.raises(SfumatoError, match=r"adapter_config.json cannot be read as JSON"):
-        load(str(folders["sd"]), device="cpu", lora=place)
+        load(own("sd"), lora=place)
 
 
-def test_flux_layers_with_several_matrices_in_one_are_taken_apart(folders, tmp_path):
-    pipe, draw, state, wanted = pipeline(folders["flux"]), seeded(), {}, {}
+def test_flux_layers_with_several_matrices_in_one_are_taken_apart(tmp_path):
+    pipe, draw, state, wanted = own("flux"), seeded(), {}, {}
     attention = "transformer_blocks.0.attn"
     layer = pipe.transformer.get_submodule(f"{attention}.to_q")
     out, into = layer.weight.shape
@@ -292,12 +289,12 @@ def test_flux_layers_with_several_matrices_in_one_are_taken_apart(folders, tmp_p
         key = "lora_te1_text_model_" + path.removeprefix("text_model.").replace(".", "_")
         state |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(1.0)}
         wanted["text_encoder", path] = product / 2
-    check(folders["flux"], change(tmp_path / "it.safetensors", state), wanted)
+    check("flux", change(tmp_path / "it.safetensors", state), wanted)
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
-def test_words_that_lie_in_the_file_are_learned(folders, tmp_path, name):
-    pipe, draw = pipeline(folders[name]), seeded()
+def test_words_that_lie_in_the_file_are_learned(tmp_path, name):
+    pipe, draw = own(name), seeded()
     path, layer = next(layers(pipe, "unet", ("to_k",)))
     down, up, _ = factors(layer, 2, draw)
     words = {"clip_l": draw(2, 16), "clip_g": draw(2, 16)} if name == "sdxl" else {"emb_params": draw(2, 16)}
@@ -305,15 +302,15 @@ def test_words_that_lie_in_the_file_are_learned(folders, tmp_path, name):
     state |= {f"bundle_emb.my-cat.{key}": values for key, values in words.items()}
     file = change(tmp_path / "it.safetensors", state)
     given = words if name == "sdxl" else words["emb_params"]
-    other: Any = load(str(folders[name]), device="cpu", embeddings={"my-cat": given})
-    model: Any = load(str(folders[name]), device="cpu", lora=(file, 0.0))
+    other: Any = load(own(name), embeddings={"my-cat": given})
+    model: Any = load(own(name), lora=(file, 0.0))
     assert torch.equal(model.embed(["a my-cat"]).text, other.embed(["a my-cat"]).text)
     assert len(model.words("a my-cat")) == len(other.words("a my-cat"))
 
 
-def test_what_is_damaged_or_beside_every_layer_is_named(folders, tmp_path):
-    sd, draw, file = str(folders["sd"]), seeded(), tmp_path / "it.safetensors"
-    path, layer = next(layers(pipeline(sd), "unet", ("to_k",)))
+def test_what_is_damaged_or_beside_every_layer_is_named(folder, tmp_path):
+    sd, draw, file = str(folder), seeded(), tmp_path / "it.safetensors"
+    path, layer = next(layers(own("sd"), "unet", ("to_k",)))
     down, up, _ = factors(layer, 2, draw)
     key = f"unet.{path}"
     whole = {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}
@@ -341,7 +338,7 @@ def test_what_is_damaged_or_beside_every_layer_is_named(folders, tmp_path):
         with pytest.raises(SfumatoError, match=f"the weight of a LoRA is a number such as 0.8, got {weight}"):
             load(sd, device="cpu", lora=f"{file}:{weight}")
     with pytest.raises(SfumatoError, match=r"is a folder with 0 \.safetensors files"):
-        load(sd, device="cpu", lora=folders["sd"])
+        load(sd, device="cpu", lora=folder)
     change(tmp_path / "two.safetensors", whole)
     with pytest.raises(SfumatoError, match=r"a folder with 2 \.safetensors files; .*: it.safetensors, two.safetensors"):
         load(sd, device="cpu", lora=tmp_path)

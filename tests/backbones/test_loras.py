@@ -8,7 +8,7 @@ from typing import Any
 import families
 import pytest
 import torch
-from families import FAMILIES, painted, pipeline, write
+from families import FAMILIES, own, painted, write
 from safetensors.torch import save_file
 
 from sfumato.backbones.load import load
@@ -59,10 +59,10 @@ def texts_of(pipe: Any) -> bool:
     ("name", "kohya"), [*((name, False) for name in TAKING), *((name, True) for name in ("sd", "sd2", "sdxl"))]
 )
 def test_loras_are_painted_as_diffusers_paints_them(folders, tmp_path, name, kohya):
-    pipe = pipeline(folders[name])
+    pipe = own(name)
     one = lora(pipe, tmp_path / "one.safetensors", kohya)
     two = lora(pipe, tmp_path / "two.safetensors", kohya, seed=1)
-    plain = painted(load(str(folders[name]), device="cpu"))
+    plain = painted(load(own(name)))
     for file, adapter in ((one, "one"), (two, "two")):
         pipe.load_lora_weights(file, adapter_name=adapter)
     pipe.set_adapters(["one", "two"], [0.6, 0.3])
@@ -73,17 +73,17 @@ def test_loras_are_painted_as_diffusers_paints_them(folders, tmp_path, name, koh
         x, options = model.latents([5], 64, 64), {"num_inference_steps": 3, "guidance_scale": 3.0}
         theirs = pipe("a red cube on grass", latents=x, height=64, width=64, output_type="latent", **options).images
         torch.testing.assert_close(wanted, theirs, **CLOSE)
-    alone = load(str(folders[name]), device="cpu", lora=one)
+    alone = load(own(name), lora=one)
     assert not torch.equal(painted(alone), wanted)
-    assert torch.equal(painted(load(str(folders[name]), device="cpu", lora=(one, 0.0))), plain)
+    assert torch.equal(painted(load(own(name), lora=(one, 0.0))), plain)
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
-def test_a_loras_part_of_the_text_encoder_counts_and_is_not_remembered(folders, tmp_path, name):
-    held = pipeline(folders[name])
+def test_a_loras_part_of_the_text_encoder_counts_and_is_not_remembered(tmp_path, name):
+    held = own(name)
     model = load(held)
     before = model.embed(["a duck"]).text
-    file = lora(pipeline(folders[name]), tmp_path / "it.safetensors")
+    file = lora(own(name), tmp_path / "it.safetensors")
     held.load_lora_weights(file, adapter_name="it")
     changed = model.embed(["a duck"]).text
     assert (changed - before).abs().max() > 1e-3
@@ -101,9 +101,9 @@ def test_a_loras_part_of_the_text_encoder_counts_and_is_not_remembered(folders, 
         ("flux", "sd3", False), ("sdxl", "sd", True), ("sd", "sdxl", True), ("sd", "sd3", True),
     ],
 )  # fmt: skip
-def test_a_lora_of_another_family_is_refused(folders, tmp_path, of, into, kohya):
-    file = lora(pipeline(folders[of]), tmp_path / "it.safetensors", kohya)
-    held = pipeline(folders[into])
+def test_a_lora_of_another_family_is_refused(tmp_path, of, into, kohya):
+    file = lora(own(of), tmp_path / "it.safetensors", kohya)
+    held = own(into)
     plain = painted(load(held))
     with pytest.raises(SfumatoError, match=r"it.safetensors is a LoRA of another family than \w+Pipeline: ") as e:
         load(held, lora=file)
@@ -112,7 +112,7 @@ def test_a_lora_of_another_family_is_refused(folders, tmp_path, of, into, kohya)
 
 
 def test_a_lora_that_finds_only_some_layers_is_refused(folders, tmp_path):
-    file = lora(pipeline(folders["sd"]), tmp_path / "it.safetensors")
+    file = lora(own("sd"), tmp_path / "it.safetensors")
     from safetensors.torch import load_file
 
     state = load_file(file)
@@ -124,7 +124,7 @@ def test_a_lora_that_finds_only_some_layers_is_refused(folders, tmp_path):
 
 def test_what_is_no_lora_is_named(folders, tmp_path):
     sd, file = str(folders["sd"]), tmp_path / "it.safetensors"
-    whole = lora(pipeline(sd), tmp_path / "lora.safetensors")
+    whole = lora(own("sd"), tmp_path / "lora.safetensors")
     save_file({"emb_params": torch.zeros(2, 2)}, file)
     with pytest.raises(SfumatoError, match="holds no LoRA: it is an embedding"):
         load(sd, device="cpu", lora=file)
@@ -138,16 +138,16 @@ def test_what_is_no_lora_is_named(folders, tmp_path):
             load(sd, device="cpu", lora=given)
     with pytest.raises(SfumatoError, match="diffusers loads no LoRA into a PixArtAlphaPipeline"):
         load(str(folders["pixart"]), device="cpu", lora=whole)
-    held = pipeline(sd)
+    held = own("sd")
     held.load_lora_weights(whole, adapter_name="style")
     with pytest.raises(SfumatoError, match=r"carries LoRAs \(style\); call pipe.unload_lora_weights\(\) and give all"):
         load(held, lora=whole)
     held.unload_lora_weights()  # as it says
-    assert torch.equal(painted(load(held, lora=whole)), painted(load(sd, device="cpu", lora=whole)))
+    assert torch.equal(painted(load(held, lora=whole)), painted(load(own("sd"), lora=whole)))
 
 
 def test_a_lora_and_other_parts_go_together(folders, tmp_path):
     sd = str(folders["sd"])
-    file, other = lora(pipeline(sd), tmp_path / "it.safetensors"), families.seeded(families.vae)
+    file, other = lora(own("sd"), tmp_path / "it.safetensors"), families.seeded(families.vae)
     model: Any = load(sd, device="cpu", lora=file, vae=other, dtype="bfloat16")
     assert model.vae is other and model.dtype == torch.bfloat16 and painted(model).isfinite().all()

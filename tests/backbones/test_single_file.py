@@ -14,7 +14,7 @@ import families
 import layouts
 import pytest
 import torch
-from families import painted, pipeline, randomised, seeded, write
+from families import own, painted, pipeline, randomised, seeded, write
 from rounding import assert_same_but_for_rounding
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -245,7 +245,7 @@ def test_a_file_of_stable_diffusion_2_is_asked_which(monkeypatch, named, tmp_pat
 
 
 def test_parts_beside_a_file_take_the_place_of_its_own(folders, tmp_path):
-    file, other = file_of(pipeline(folders["sd"]), tmp_path), seeded(families.vae)
+    file, other = file_of(own("sd"), tmp_path), seeded(families.vae)
     model: Any = load(file, device="cpu", config=str(folders["sd"]), vae=other, scheduler="EulerDiscreteScheduler")
     assert model.vae is other and type(model.pipe.scheduler).__name__ == "EulerDiscreteScheduler"
 
@@ -256,7 +256,7 @@ def test_a_vaes_file_in_its_own_layout(folders, tmp_path):
         save_file(layouts.vae(other, prefix), tmp_path / "vae.safetensors")
         model = load(str(folders["sd"]), device="cpu", vae=str(tmp_path / "vae.safetensors"))
         x = model.latents([1], 64, 64)
-        assert torch.equal(model.decode(x), load(str(folders["sd"]), device="cpu", vae=other).decode(x))
+        assert torch.equal(model.decode(x), load(own("sd"), vae=other).decode(x))
 
 
 # --- what is missing or broken -----------------------------------------------------------------------
@@ -266,7 +266,7 @@ def test_what_a_file_lacks_is_named(folders, tmp_path):
     bare = Path(shutil.copytree(folders["sd"], tmp_path / "configs"))
     for weights in bare.glob("*/*.safetensors"):
         weights.unlink()
-    state = layouts.checkpoint(pipeline(folders["sd"]))
+    state = layouts.checkpoint(own("sd"))
     file = tmp_path / "model.safetensors"
     options: dict[str, Any] = {"device": "cpu", "config": str(bare)}
     save_file({k: v for k, v in state.items() if not k.startswith("first_stage_model")}, file)
@@ -274,7 +274,7 @@ def test_what_a_file_lacks_is_named(folders, tmp_path):
         load(file, **options)
     assert "\n" not in str(e.value)
     assert torch.equal(  # as it says
-        painted(load(file, vae=str(folders["sd"]), **options)), painted(load(str(folders["sd"]), device="cpu"))
+        painted(load(file, vae=str(folders["sd"]), **options)), painted(load(own("sd")))
     )
     load(file, device="cpu", config=str(folders["sd"]))  # and so
     save_file({k: v for k, v in state.items() if not k.startswith("cond_stage_model")}, file)
@@ -304,8 +304,8 @@ def test_what_a_file_lacks_is_named(folders, tmp_path):
         ("upscale", "of upscale, which is of no known family"),
     ],
 )
-def test_other_families_files_say_what_they_need(folders, named, tmp_path, kind, words):
-    file = file_of(pipeline(folders["sd"]), tmp_path)
+def test_other_families_files_say_what_they_need(named, tmp_path, kind, words):
+    file = file_of(own("sd"), tmp_path)
     named(kind)
     with pytest.raises(SfumatoError, match=words):
         load(file, device="cpu")
@@ -347,8 +347,8 @@ def test_files_of_other_things_are_named(tmp_path, keys, words):
 
 
 @pytest.mark.parametrize("keep", [0, 4, 1000, -1000])
-def test_truncated_files_are_said_to_be(folders, tmp_path, keep):
-    file = file_of(pipeline(folders["sd"]), tmp_path)
+def test_truncated_files_are_said_to_be(tmp_path, keep):
+    file = file_of(own("sd"), tmp_path)
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(SfumatoError, match="is no safetensors file, or cut off") as e:
         load(str(file), device="cpu")
@@ -379,25 +379,25 @@ def test_what_lies_under_a_files_name_is_named(folders, tmp_path, begins, words)
 
 @pytest.mark.parametrize("name", ["blob", "MODEL.SAFETENSORS", "my modèle v1.5"])
 def test_a_file_is_known_by_what_is_in_it_and_not_by_its_name(folders, tmp_path, name):
-    file = file_of(pipeline(folders["sd"]), tmp_path)
+    file = file_of(own("sd"), tmp_path)
     (place := tmp_path / "a folder é").mkdir()
     file.rename(place / "there")
     (place / name).symlink_to("there")  # as the hub's cache
     model = load(place / name, device="cpu", config=str(folders["sd"]))
-    assert torch.equal(painted(model), painted(load(str(folders["sd"]), device="cpu")))
+    assert torch.equal(painted(model), painted(load(own("sd"))))
 
 
 @pytest.mark.parametrize("scale", ["scale_weight", "weight_scale", "weight_scale_inv", "weight.absmax", "comfy_quant"])
 def test_weights_that_are_to_be_scaled_are_refused(folders, tmp_path, scale):
     """diffusers would leave the scales out, and paint with other weights."""
     key = f"model.diffusion_model.input_blocks.0.0.{scale}"
-    file = file_of(pipeline(folders["sd"]), tmp_path, **{key: torch.tensor(0.5)})
+    file = file_of(own("sd"), tmp_path, **{key: torch.tensor(0.5)})
     with pytest.raises(SfumatoError, match=rf"is quantised: its weights are to be multiplied by scales \({key}\)"):
         load(file, device="cpu", config=str(folders["sd"]))
 
 
 def test_plain_float8_is_read(folders, tmp_path):
-    pipe, state = pipeline(folders["sd"]), {}
+    pipe, state = own("sd"), {}
     for key, values in layouts.checkpoint(pipe).items():
         state[key] = values.to(torch.float8_e4m3fn) if key.startswith("model.") and values.ndim > 1 else values
     save_file(state | {"scaled_fp8": torch.zeros(0)}, tmp_path / "it.safetensors")
@@ -407,7 +407,7 @@ def test_plain_float8_is_read(folders, tmp_path):
 
 
 def test_pickles_and_quantised_files_are_refused_with_what_to_do(folders, tmp_path):
-    state = layouts.checkpoint(pipeline(folders["sd"]))
+    state = layouts.checkpoint(own("sd"))
     old, new = tmp_path / "model.ckpt", tmp_path / "model.safetensors"
     torch.save({"state_dict": state}, old)
     with pytest.raises(SfumatoError, match="is a pickle, which is not read") as e:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, clip_text, ip_adapter, made, sdxl, side, stable_diffusion, write
+from families import FAMILIES, clip_text, ip_adapter, made, own, sdxl, side, stable_diffusion, write
 from rounding import assert_same_but_for_rounding
 from safetensors.torch import save_file
 
@@ -39,10 +38,9 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def fresh(tmp_path_factory):
+def fresh():
     """Name -> a model of its own, loaded with options."""
-    folders = cache(lambda name: write(name, tmp_path_factory.mktemp("texts")))
-    return lambda name, **options: load(str(folders(name)), device="cpu", **options)
+    return lambda name, **options: load(own(name), **options)
 
 
 @pytest.fixture
@@ -322,7 +320,7 @@ def test_without_t5_nothing_is_said_to_be_read_by_it(fresh):
 def test_a_tokenizer_gives_a_clip_no_more_than_it_has_positions_for(tmp_path, name, most):
     """Repositories whose tokenizer does not say how much it reads, or says more than the encoder can."""
     folder = write(name, tmp_path)
-    wanted = load(str(folder), device="cpu").embed([SOURCE, LONG])
+    wanted = load(own(name)).embed([SOURCE, LONG])
     for config in folder.glob("tokenizer*/tokenizer_config.json"):
         if (folder / config.parent.name / "vocab.json").is_file() or "77" in config.read_text():
             settings = json.loads(config.read_text())
