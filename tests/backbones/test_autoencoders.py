@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from families import FAMILIES, randomised, vae
+from families import FAMILIES, own, randomised, vae
 
 from sfumato.backbones import autoencoders
 from sfumato.backbones.load import family
@@ -31,6 +31,9 @@ IMG2IMG: dict[str, Any] = {
 }
 READS = {"sdxl": ("latents_mean", "latents_std"), "sd3": ("shift_factor",), "flux": ("shift_factor",)}
 OVERFLOWING = 3e5  # of float16's 65504
+FAST = 4
+"""Of the draws, those that are not slow."""
+SLOW = pytest.mark.slow
 
 
 def drawn(name: str, seed: int) -> diffusers.AutoencoderKL:
@@ -57,11 +60,10 @@ def drawn(name: str, seed: int) -> diffusers.AutoencoderKL:
     ).eval()  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [seed if seed < FAST else pytest.param(seed, marks=SLOW) for seed in range(8)])
 @pytest.mark.parametrize("name", IMG2IMG)
 def test_images_go_to_latents_and_back_as_in_the_pipeline(name, seed, monkeypatch):
-    torch.manual_seed(seed)
-    pipe = FAMILIES[name]()
+    pipe = own(name)
     pipe.register_modules(vae=drawn(name, seed))
     pipe = type(pipe)(**pipe.components)  # reads its factors anew
     pipe.set_progress_bar_config(disable=True)
@@ -94,8 +96,7 @@ def test_images_go_to_latents_and_back_as_in_the_pipeline(name, seed, monkeypatc
 
 
 def loaded(autoencoder: Any, dtype: torch.dtype = torch.float32, name: str = "sd") -> Any:
-    torch.manual_seed(0)
-    pipe = FAMILIES[name]()
+    pipe = own(name)
     pipe.register_modules(vae=autoencoder)
     return family(name, pipe.to(dtype))
 
@@ -199,11 +200,17 @@ def test_what_is_not_known_of_a_vae_is_refused_by_name():
         loaded(some, name="sdxl")
 
 
-@pytest.mark.parametrize("channels", [16, 32])
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "deepfloyd"])
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [  # every day one number of channels of each, in turn
+        pytest.param(name, channels, marks=[] if (at + channels // 16) % 2 else SLOW)
+        for at, name in enumerate(name for name in FAMILIES if name != "deepfloyd")
+        for channels in (16, 32)
+    ],
+)
 def test_latents_of_more_channels_and_another_scale_go_wherever_latents_do(name, channels):
     torch.manual_seed(0)
-    pipe = FAMILIES[name]()
+    pipe = own(name)
     part = "unet" if hasattr(pipe, "unet") else "transformer"
     network = getattr(pipe, part)
     sizes = {"in_channels": channels, "out_channels": channels}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, VARIANTS, controlnet, ip_adapter, write
+from families import FAMILIES, VARIANTS, controlnet, ip_adapter, own, pipeline, write
 
 from sfumato.backbones.controlnets import ControlNet
 from sfumato.backbones.load import load
@@ -63,14 +63,6 @@ def model(name, models):
         image = torch.rand(1, 3, 4, 4, generator=generator)
         return model.given(lambda cond: model.enlarging(cond, image, 250, seed=5))
     return model
-
-
-def theirs(folder, **parts) -> Any:
-    from diffusers import DiffusionPipeline
-
-    pipe: Any = DiffusionPipeline.from_pretrained(folder, **parts)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def side(model) -> int:
@@ -218,8 +210,8 @@ def test_words_are_tokens(model):
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "sd2-zero-snr", "pixart-sigma"])
-def test_it_paints_what_diffusers_paints(model, folder, name):
-    pipe = theirs(folder)
+def test_it_paints_what_diffusers_paints(model, name):
+    pipe = own(name)
     if name == "deepfloyd":  # which theirs samples with noise of its own only: one prediction, without its variance
         x, cond = model.latents([3], 16, 16), pipe.encode_prompt(SOURCE, False)[0]
         wanted = pipe.unet(x, 401, encoder_hidden_states=cond).sample.chunk(2, 1)[0]
@@ -284,7 +276,7 @@ def test_rows_are_edited_by_name(model):
 
 @pytest.mark.parametrize("name", ["sd2-depth"])
 def test_depth_is_painted_as_diffusers_paints_it(model, models, folder):
-    pipe = theirs(folder, depth_estimator=None, feature_extractor=None)
+    pipe = pipeline(folder, depth_estimator=None, feature_extractor=None)
     generator = torch.Generator().manual_seed(1)
     depth, image = torch.rand(1, 40, 60, generator=generator), torch.rand(1, 3, 64, 64, generator=generator)
     seen: list[Any] = []
@@ -303,10 +295,10 @@ def test_depth_is_painted_as_diffusers_paints_it(model, models, folder):
 
 
 @pytest.mark.parametrize("name", ["if-ii"])
-def test_super_resolution_reads_what_diffusers_gives_it(model, models, folder, monkeypatch):
+def test_super_resolution_reads_what_diffusers_gives_it(model, models, name, monkeypatch):
     from diffusers.pipelines.deepfloyd_if import pipeline_if_superresolution as module
 
-    pipe = theirs(folder)
+    pipe = own(name)
     image = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(2))
 
     def noise(shape, **_: Any):
@@ -331,12 +323,12 @@ def test_super_resolution_reads_what_diffusers_gives_it(model, models, folder, m
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
-def test_controls_add_up_as_in_diffusers(model, folder, name):
+def test_controls_add_up_as_in_diffusers(model, name):
     import diffusers
 
     kind = {"sd": "StableDiffusionControlNetPipeline", "sdxl": "StableDiffusionXLControlNetPipeline"}[name]
     networks = [controlnet(name, model.network, seed) for seed in (1, 2)]
-    pipe: Any = getattr(diffusers, kind).from_pretrained(folder, controlnet=networks)
+    pipe: Any = getattr(diffusers, kind).from_pipe(own(name), controlnet=networks)
     pipe.set_progress_bar_config(disable=True)
     pictures = list(torch.rand(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
     x = model.latents([3], 64, 64)
@@ -351,8 +343,8 @@ def test_controls_add_up_as_in_diffusers(model, folder, name):
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 @pytest.mark.parametrize("adapters", [1, 2])
-def test_ip_adapters_stay_in_force(folder, name, adapters):
-    pipe, model = theirs(folder), load(str(folder), device="cpu")
+def test_ip_adapters_stay_in_force(name, adapters):
+    pipe, model = own(name), load(own(name))
     plain = predict(model)
     for network in (pipe.unet, model.network):
         network._load_ip_adapter_weights([ip_adapter(network, seed) for seed in range(adapters)])
@@ -375,18 +367,18 @@ def test_ip_adapters_stay_in_force(folder, name, adapters):
 
 
 @pytest.mark.parametrize(("name", "part"), [("sd3", "image_proj"), ("flux", "encoder_hid_proj")])
-def test_an_ip_adapter_that_would_be_passed_over_is_refused(folder, part):
-    model = load(str(folder), device="cpu")
+def test_an_ip_adapter_that_would_be_passed_over_is_refused(name, part):
+    model = load(own(name))
     setattr(model.network, part, torch.nn.Identity())  # where diffusers puts the projection of images
     with pytest.raises(SfumatoError, match=r"carries an IP-Adapter.*unload_ip_adapter"):
         predict(model)
 
 
 @pytest.mark.parametrize("name", ["sd"])
-def test_a_lora_loaded_by_diffusers_stays_in_force(folder, tmp_path):
+def test_a_lora_loaded_by_diffusers_stays_in_force(name, tmp_path):
     from safetensors.torch import save_file
 
-    pipe, model = theirs(folder), load(str(folder), device="cpu")
+    pipe, model = own(name), load(own(name))
     plain, generator = predict(model), torch.Generator().manual_seed(0)
     changes = {}
     for path in (s.path for s in model.sites):

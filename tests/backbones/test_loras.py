@@ -56,13 +56,19 @@ def texts_of(pipe: Any) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "kohya"), [*((name, False) for name in TAKING), *((name, True) for name in ("sd", "sd2", "sdxl"))]
+    ("name", "kohya"),
+    [
+        *((name, False) for name in TAKING),
+        ("sd", True),
+        pytest.param("sd2", True, marks=pytest.mark.slow),
+        ("sdxl", True),
+    ],
 )
 def test_loras_are_painted_as_diffusers_paints_them(folders, tmp_path, name, kohya):
     pipe = own(name)
     one = lora(pipe, tmp_path / "one.safetensors", kohya)
     two = lora(pipe, tmp_path / "two.safetensors", kohya, seed=1)
-    plain = painted(load(own(name)))
+    plain = painted(load(pipe))
     for file, adapter in ((one, "one"), (two, "two")):
         pipe.load_lora_weights(file, adapter_name=adapter)
     pipe.set_adapters(["one", "two"], [0.6, 0.3])

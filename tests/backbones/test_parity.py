@@ -33,7 +33,7 @@ from sfumato.core.schedule import Schedule
 from sfumato.errors import SfumatoError
 
 DRAWS = 20
-FAST = 3
+FAST = 2
 """Of the draws, those that are not slow."""
 PROMPT, OTHER = "a red cube on grass", "a blue duck"
 SEED = 3
