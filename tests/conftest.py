@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+from copy import copy
 
 import pytest
 
@@ -133,6 +134,25 @@ def here(shipped, monkeypatch):
 
     monkeypatch.setattr(weights, "folder", lambda: shipped[0])
     return shipped[0]
+
+
+@pytest.fixture(scope="session")
+def read_once(shipped):
+    """The tiny model, which ``stilllife`` copies."""
+    from sfumato.backbones.load import load
+    from sfumato.stilllife import weights
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(weights, "folder", lambda: shipped[0])
+        return load("stilllife", device="cpu")
+
+
+@pytest.fixture
+def stilllife(here, read_once):
+    """The tiny model as ``load`` gives it; its networks are all tests', which leave them as they were."""
+    model = copy(read_once)
+    model._of = ([], None)  # without the texts that others have read
+    return model
 
 
 class Networks:

@@ -11,6 +11,7 @@ import torch
 from rounding import assert_same_but_for_rounding
 
 from sfumato.backbones.exact import Exact, Mixture
+from sfumato.backbones.load import load
 from sfumato.core.guidance import CFG
 from sfumato.core.schedule import add_noise
 from sfumato.distill import GuidedModel, Latents, Now, distil, noises, particles, weight
@@ -311,10 +312,10 @@ def test_a_run_that_fails_leaves_the_model_as_it_was(sd):
             hook.remove()
 
 
-def test_adapters_that_are_loaded_belong_to_the_prior_and_stay(tmp_path):
+def test_adapters_that_are_loaded_belong_to_the_prior_and_stay():
     import peft
 
-    model = families.made(tmp_path)("sd")
+    model = load(families.own("sd"))
     config = peft.LoraConfig(r=2, target_modules=["to_q", "proj_in"], init_lora_weights=False)
     model.network.add_adapter(config, "style")
     x = step(model).x
@@ -343,7 +344,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(name, where, models, tmp_path):
     x = step(model).x
 
     def fails(i, *_):
-        if i == 3:
+        if i == 2:
             raise RuntimeError("cut off")
 
     class Loss:
@@ -351,7 +352,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(name, where, models, tmp_path):
 
         def __call__(self, rendering):
             self.calls += 1
-            if self.fail and self.calls == 4:
+            if self.fail and self.calls == 3:
                 raise RuntimeError("cut off")
             return 0 * rendering.images.sum()
 
@@ -362,7 +363,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(name, where, models, tmp_path):
         generator = Latents(x)
         watch = fails if fail and where == "watch" else None
         losses = [Loss(fail)] if where == "loss" else []
-        distil(model, generator, PROMPT, method, 5, keep=keep, watch=watch, regularisers=losses)
+        distil(model, generator, PROMPT, method, 4, keep=keep, watch=watch, regularisers=losses)
         return generator.latents.detach()
 
     keep = tmp_path / "run.safetensors"

@@ -6,7 +6,6 @@ import pytest
 import torch
 from rounding import assert_same_but_for_rounding
 
-from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
 from sfumato.errors import SfumatoError
@@ -19,8 +18,8 @@ PROMPTS = ["a red cube", "a duck"]
 
 
 @pytest.fixture
-def model(here):
-    return load("stilllife", device="cpu")
+def model(stilllife):
+    return stilllife
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def images():
     return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("steps", [4, 5, 7])
+@pytest.mark.parametrize("steps", [4, 5, pytest.param(7, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scale", [1.0, 7.5, -2.0])
 def test_the_way_back_is_exact(model, images, steps, scale):
     path = invert(model, images, PROMPTS, EDICT(steps=steps, scale=scale, strength=1.0))

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.method import Run
 from sfumato.core.rows import Rows
@@ -101,8 +100,8 @@ def test_maps_of_sites_are_averaged_and_joint_ones_made_whole():
 
 
 @pytest.fixture
-def small(here):
-    return load("stilllife", device="cpu")
+def small(stilllife):
+    return stilllife
 
 
 def test_the_loss_goes_down(small, monkeypatch):

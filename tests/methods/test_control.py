@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from sfumato.backbones.exact import Exact, Mixture
-from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.method import Need, Where
 from sfumato.core.schedule import Schedule
@@ -22,8 +21,8 @@ PROMPT = "a red cube on grass"
 
 
 @pytest.fixture
-def model(here):
-    return load("stilllife", device="cpu")
+def model(stilllife):
+    return stilllife
 
 
 def gaussian(**more: Mixture) -> Exact:

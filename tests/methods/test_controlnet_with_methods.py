@@ -11,7 +11,6 @@ from families import randomised
 from torch import Tensor
 
 from sfumato.backbones.controlnets import ControlNet
-from sfumato.backbones.load import load
 from sfumato.core.conditions import Cond
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import CFG
@@ -56,9 +55,8 @@ METHODS: dict[str, tuple[Method, Any]] = {
 class Counted:
     """A control that counts its calls, and the network's, and looks whether both see the same rows."""
 
-    def __init__(self, inner: ControlNet, network: Any):
+    def __init__(self, inner: ControlNet):
         self.inner, self.calls, self.predictions = inner, 0, 0
-        network.register_forward_pre_hook(self.count)
 
     def count(self, *_: Any) -> None:
         self.predictions += 1
@@ -70,13 +68,15 @@ class Counted:
 
 
 @pytest.fixture
-def model(here):
-    return load("stilllife", device="cpu")
+def model(stilllife):
+    return stilllife
 
 
-@pytest.fixture
-def network(here):
-    network = weights.module("depth")
+@pytest.fixture(scope="module")
+def network(shipped):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(weights, "folder", lambda: shipped[0])
+        network = weights.module("depth")
     torch.manual_seed(0)
     randomised(network)
     return network
@@ -94,8 +94,12 @@ def test_a_method_keeps_its_effect_under_a_controlnet(model, network, name):
     """Every prediction of the run, also one that stops early, sees the control; it and the method both count."""
     method, prompts = METHODS[name]
     picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    control = Counted(ControlNet(network, picture), model.network)
-    both = painted(model, method, prompts, control)
+    control = Counted(ControlNet(network, picture))
+    counting = model.network.register_forward_pre_hook(control.count)
+    try:
+        both = painted(model, method, prompts, control)
+    finally:
+        counting.remove()
     assert both.isfinite().all() and control.calls == control.predictions >= 2
     assert (both - painted(model, method, prompts)).abs().max() > 1e-4
     assert (both - painted(model, None, prompts, control)).abs().max() > 1e-5

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from families import SOME
 
-from sfumato.backbones.load import load
 from sfumato.core.attention import Call
 from sfumato.core.denoising import denoise
 from sfumato.core.method import Run, Step, Where
@@ -29,8 +28,8 @@ def model(request, models):
 
 
 @pytest.fixture
-def small(here):
-    return load("stilllife", device="cpu")
+def small(stilllife):
+    return stilllife
 
 
 def painted(model, *methods, prompts: object = PROMPT, **options):

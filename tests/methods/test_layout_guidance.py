@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sfumato.backbones.load import load
 from sfumato.core.attention import Call
 from sfumato.core.denoising import denoise
 from sfumato.core.method import Run
@@ -23,8 +22,8 @@ BACKWARD, FORWARD = LayoutGuidance(LAYOUT, until=1.0), LayoutGuidance(LAYOUT, mo
 
 
 @pytest.fixture
-def small(here):
-    return load("stilllife", device="cpu")
+def small(stilllife):
+    return stilllife
 
 
 def painted(model, *methods, prompts: object = PROMPT, **options):

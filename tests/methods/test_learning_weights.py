@@ -16,6 +16,7 @@ from learners import own_models  # noqa: F401
 from peft import LoraConfig
 
 from sfumato.backbones import lora_files
+from sfumato.backbones.load import load
 from sfumato.core.schedule import Level
 from sfumato.errors import SfumatoError
 from sfumato.learning import tuning
@@ -68,8 +69,18 @@ def predicted(model, prompt="a <duck> on grass"):
 # what moves
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux", "pixart"])
-@pytest.mark.parametrize("method", METHODS)
+SLOW = {("dream-booth", "sdxl"), ("lora", "sdxl"), ("dream-booth", "sd3"), ("lora", "flux")}
+"""Others of the method and of the family are held every day."""
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        pytest.param(method, name, marks=pytest.mark.slow if (method, name) in SLOW else [])
+        for method in METHODS
+        for name in ("sd", "sdxl", "sd3", "flux", "pixart")
+    ],
+)
 def test_what_should_moves_and_the_given_model_stays(method, name, models):
     model, how = models(name), METHODS[method]
     if name in ("sd3", "flux", "pixart") and method not in ("lora", "dream-booth"):
@@ -185,18 +196,18 @@ def test_a_run_that_is_cut_off_goes_on_bit_for_bit(method, models, tmp_path):
     keep = tmp_path / "run.safetensors"
 
     def stop(run):
-        if run.step == 2:
+        if run.step == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        teach(how, asked(model), steps=4, keep=keep, on_progress=stop)
-    again, whole = teach(how, asked(model), steps=4, keep=keep), teach(how, asked(model), steps=4)
+        teach(how, asked(model), steps=2, keep=keep, on_progress=stop)
+    again, whole = teach(how, asked(model), steps=2, keep=keep), teach(how, asked(model), steps=2)
     assert again.changes.keys() == whole.changes.keys()
     assert all(torch.equal(again.changes[key], whole.changes[key]) for key in whole.changes)
     assert all(torch.equal(again.rows[key], whole.rows[key]) for key in whole.rows)
     assert teach(how, asked(model, seed=1), steps=1).changes.keys() == whole.changes.keys()
     with pytest.raises(SfumatoError, match="another run"):
-        teach(replace(how, rate=0.5), asked(model), steps=4, keep=keep)
+        teach(replace(how, rate=0.5), asked(model), steps=2, keep=keep)
 
 
 # the loss
@@ -229,7 +240,7 @@ def by_hand(pipe, scheduler, taught, texts, masks=None):
 @pytest.mark.parametrize(
     ("name", "method"), [("sd", "dream-booth"), ("sd", "dream-booth-text"), ("sd2", "lora"), ("sd2", "custom")]
 )
-def test_three_steps_are_those_of_diffusers_scripts(method, name, models, tmp_path):
+def test_three_steps_are_those_of_diffusers_scripts(method, name, models):
     """The same latents, noise and times; written as train_dreambooth, train_dreambooth_lora and
     train_custom_diffusion of diffusers are, but for the custom loss, whose mean is over channels, too."""
     model, how = models(name), METHODS[method]
@@ -237,7 +248,7 @@ def test_three_steps_are_those_of_diffusers_scripts(method, name, models, tmp_pa
         how = replace(how, prior_weight=1.0)
     given = asked(model)
     problem = how.problem(given)
-    pipe = families.made(tmp_path)(name).pipe  # of its own
+    pipe = families.own(name)
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     for part in (pipe.unet, pipe.text_encoder):
         part.requires_grad_(False)
@@ -410,7 +421,7 @@ def test_a_lora_is_read_by_diffusers_and_by_us(name, layout, models, tmp_path):
         torch.testing.assert_close(again.changes[key], value)
     prompt = "a red cube"
     wanted = predicted(Concept(WORD, {}, concept.changes).on(model), prompt)
-    other = families.made(tmp_path)(name)
+    other = load(families.own(name))
     assert (predicted(other, prompt) - wanted).abs().max() > 1e-4
     other.pipe.load_lora_weights(file)
     torch.testing.assert_close(predicted(other, prompt), wanted, atol=2e-5, rtol=1e-4)
@@ -481,7 +492,7 @@ def test_a_model_without_words_learns_pictures(models):
 # what cannot be learned
 
 
-def test_what_cannot_be_learned_is_said(models, tmp_path):
+def test_what_cannot_be_learned_is_said(models):
     model = models("sd")
     with pytest.raises(SfumatoError, match="pictures of 'cube' at large"):
         teach(DreamBooth(), asked(model, prior=False), steps=1)
@@ -491,7 +502,7 @@ def test_what_cannot_be_learned_is_said(models, tmp_path):
         teach(CustomDiffusion(), replace(given, lesson=Lesson(given.lesson.latents)), steps=1)
     with pytest.raises(SfumatoError, match="text encoders of Stable Diffusion"):
         teach(LoRA(text=True), asked(models("pixart")), steps=1)
-    other = families.made(tmp_path)("sd")
+    other = load(families.own("sd"))
     other.network.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "style")
     with pytest.raises(SfumatoError, match="carries LoRAs"):
         teach(DreamBooth(), asked(other), steps=1)

@@ -124,15 +124,15 @@ def same_noise(monkeypatch) -> Iterator[None]:
         return drawn.pop()
 
     generator = torch.Generator().manual_seed(0)
-    drawn = [torch.randn(1, 4, 8, 12, generator=generator) for _ in range(10)] * 2  # for two inversions
+    drawn = [torch.randn(1, 4, 8, 12, generator=generator) for _ in range(6)] * 2  # for two inversions
     monkeypatch.setattr(theirs, "randn_tensor", given)
     yield
 
 
 def diffusers_edit(pipe, source: str, **options: Any) -> torch.Tensor:
-    """Ten steps after one that is left out."""
+    """Six steps after one that is left out."""
     try:
-        pipe.invert(IMAGE[None], source_prompt=source, num_inversion_steps=10, skip=0.15)
+        pipe.invert(IMAGE[None], source_prompt=source, num_inversion_steps=6, skip=0.25)
         return pipe(output_type="latent", **options).images
     finally:
         pipe.unet.set_attn_processor(AttnProcessor2_0())
@@ -156,11 +156,12 @@ def test_without_words_of_the_source_it_is_diffusers(pipe, tiny, same_noise, mas
     wanted = diffusers_edit(
         pipe, "", editing_prompt=[TARGET, "sphere on grass", "teapotty grass"], edit_guidance_scale=[5.0, 5.0, 8.0],
         edit_threshold=[0.9, 0.6, 0.9], reverse_editing_direction=[False, False, True], edit_warmup_steps=2,
-        edit_cooldown_steps=8, **flags,
+        edit_cooldown_steps=5, **flags,
     )  # fmt: skip
     how = Ledits(
         also=("sphere on grass",), remove=("teapotty grass",), scales={"teapotty grass": 8.0},
-        thresholds={"sphere on grass": 0.6}, masks=masks, warmup=2, cooldown=8, source_scale=0.0, steps=10,
+        thresholds={"sphere on grass": 0.6}, masks=masks, warmup=2, cooldown=5, source_scale=0.0, steps=6,
+        skip=0.25,
     )  # fmt: skip
     path = invert(tiny, IMAGE, SOURCE, how)
     ours = denoise(tiny, TARGET, start=path, guide=how.guide(tiny)).latents
@@ -171,7 +172,7 @@ def test_without_words_of_the_source_it_is_diffusers(pipe, tiny, same_noise, mas
 def test_with_words_of_the_source_diffusers_changes_what_no_one_asked_it_to(pipe, tiny, same_noise):
     """Its noises belong to a guided prediction, its way back starts from the empty prompt's. And it takes the empty
     prompt for the source's words, so that the guidance of its inversion is 1 - s instead of s."""
-    how = Ledits(steps=10, scale=0.0)
+    how = Ledits(steps=6, skip=0.25, scale=0.0)
     path = invert(tiny, IMAGE, SOURCE, how)
     torch.testing.assert_close(denoise(tiny, TARGET, start=path, guide=how.guide(tiny)).latents, path.image, **CLOSE)
     turned = invert(tiny, IMAGE, SOURCE, replace(how, source_scale=1 - 3.5))
@@ -191,7 +192,7 @@ def test_with_words_of_the_source_it_is_diffusers_once_these_take_the_right_plac
         return (second, first, *rest) if options["editing_prompt"] == SOURCE else (first, second, *rest)
 
     monkeypatch.setattr(pipe, "encode_prompt", in_order)
-    how = Ledits(steps=10)
+    how = Ledits(steps=6, skip=0.25)
     path = invert(tiny, IMAGE, SOURCE, how)
     lost = replace(path, how=replace(how, source_scale=0.0))
     ours = denoise(tiny, TARGET, start=lost, guide=lost.how.guide(tiny)).latents

@@ -10,7 +10,6 @@ import pytest
 import torch
 from families import SOME
 
-from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise, plan
 from sfumato.core.results import Trajectory
 from sfumato.core.views import Tiles
@@ -33,8 +32,8 @@ def model(request, models):
 
 
 @pytest.fixture
-def small(here):
-    return load("stilllife", device="cpu")
+def small(stilllife):
+    return stilllife
 
 
 def painted(model, *methods, prompts: Any = PROMPT, **options):

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from rounding import assert_same_but_for_rounding
 
-from sfumato.backbones.load import load
 from sfumato.core.attention import Call
 from sfumato.core.denoising import denoise, plan
 from sfumato.core.method import Run, Step
@@ -24,8 +23,8 @@ SOURCE, TARGET = "a red cube on grass", "a blue cube on grass"
 
 
 @pytest.fixture
-def model(here):
-    return load("stilllife", device="cpu")
+def model(stilllife):
+    return stilllife
 
 
 def run(model, method, target=TARGET, source=SOURCE, **options):

@@ -8,7 +8,6 @@ import pytest
 import torch
 from families import SOME
 
-from sfumato.backbones.load import load
 from sfumato.core.denoising import denoise
 from sfumato.core.guidance import cfg
 from sfumato.core.method import Edit, Method, Phases, Run, Where
@@ -30,8 +29,8 @@ def model(request, models):
 
 
 @pytest.fixture
-def small(here):
-    return load("stilllife", device="cpu")
+def small(stilllife):
+    return stilllife
 
 
 def painted(model, *methods, prompts: object = PROMPT, **options):

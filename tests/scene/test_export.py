@@ -48,7 +48,7 @@ def test_a_mesh_with_a_texture_is_read_back_whole_and_in_its_colours(tmp_path, s
     assert (colours[red, 0] > colours[red, 2] + 60).mean() > 0.95
 
 
-@pytest.mark.parametrize("kind", ["glb", "obj", "ply"])
+@pytest.mark.parametrize("kind", ["glb", pytest.param("obj", marks=pytest.mark.slow), "ply"])
 def test_fewer_faces_are_coloured_after_they_became_fewer(tmp_path, scene, kind):
     """Each pixel of the texture (or vertex) by its own place on the fewer faces, which is where the file has them."""
     import trimesh
@@ -106,8 +106,8 @@ def test_refined_colours_are_nearer_to_what_the_scene_shows(tmp_path):
         whole = (shown.alpha > 0.999).float()
         return float((whole * (shown.images - true).square()).sum() / whole.sum())
 
-    assert wrong(30, None) < 0.7 * wrong(0, None)
-    assert wrong(30, 64) < 0.7 * wrong(0, 64)
+    assert wrong(15, None) < 0.7 * wrong(0, None)
+    assert wrong(15, 64) < 0.7 * wrong(0, 64)
 
 
 def test_gaussians_are_written_as_splats(tmp_path):

@@ -173,7 +173,7 @@ def test_it_learns(truth):
     optimizer = torch.optim.AdamW(oracle.parameters(), 4e-3)
     images, thing, labels = images[:8, :, ::2, ::2], thing[:8, ::2, ::2], targets(scenes[:8], mark[:8])
     history = []
-    for _ in range(40):
+    for _ in range(25):
         loss, terms = objective(oracle(images), thing, labels)
         optimizer.zero_grad()
         loss.backward()
@@ -239,7 +239,7 @@ def test_describe_says_what_was_seen():
 def test_relations_in_the_image_are_those_of_the_scene(word):
     rng = np.random.default_rng(11)
     scenes = [sample_scene(rng, count=2, relation=word) for _ in range(12)]
-    seen = render.trace(scenes, 64)
+    seen = render.trace(scenes, 32)
     thing = seen.grid(seen.thing) + 1
     right = 0
     for scene, mask in zip(scenes, thing, strict=True):
@@ -350,8 +350,8 @@ def _judged(count: int, seed: int, wear=lambda images: images) -> dict[str, floa
     rng = np.random.default_rng(seed)
     oracle = Oracle.load()
     scenes, readings, things, seen = [], [], [], []
-    for _ in range(0, count, 50):
-        some = [sample_scene(rng) for _ in range(50)]
+    for first in range(0, count, 50):
+        some = [sample_scene(rng) for _ in range(min(50, count - first))]
         drawn = render.render(some)
         scenes += some
         readings += oracle.read(wear(drawn.images))
