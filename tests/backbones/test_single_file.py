@@ -189,10 +189,10 @@ def named(monkeypatch) -> Callable[[str], None]:
         ("v1", "sd-1", 4, "StableDiffusionPipeline"),
         ("inpainting", "sd-1", 9, "StableDiffusionInpaintPipeline"),
         ("instruct-pix2pix", "sd-1", 8, "StableDiffusionInstructPix2PixPipeline"),
-        ("inpainting_v2", "sd-2-base", 9, "StableDiffusionInpaintPipeline"),
+        pytest.param("inpainting_v2", "sd-2-base", 9, "StableDiffusionInpaintPipeline", marks=pytest.mark.slow),
         ("v2", "sd-2-base", 5, "StableDiffusionPipeline"),
         ("xl_base", "sdxl", 4, "StableDiffusionXLPipeline"),
-        ("xl_inpaint", "sdxl", 9, "StableDiffusionXLInpaintPipeline"),
+        pytest.param("xl_inpaint", "sdxl", 9, "StableDiffusionXLInpaintPipeline", marks=pytest.mark.slow),
         ("xl_refiner", "sdxl-refiner", 4, "StableDiffusionXLImg2ImgPipeline"),
     ],
 )
@@ -368,12 +368,12 @@ def test_truncated_files_are_said_to_be(tmp_path, keep):
         (b"GGUF" + bytes(99), r"is quantised \(gguf\), which is not read"),
     ],
 )
-def test_what_lies_under_a_files_name_is_named(folders, tmp_path, begins, words):
+def test_what_lies_under_a_files_name_is_named(tmp_path, begins, words):
     file = tmp_path / "it.safetensors"
     file.write_bytes(begins)
     for options in ({}, {"lora": file}, {"embeddings": file}, {"vae": file}):
         with pytest.raises(SfumatoError, match=f"it.safetensors {words}") as e:
-            load(str(folders["sd"] if options else file), device="cpu", **options)
+            load(own("sd") if options else file, device="cpu", **options)
         assert "\n" not in str(e.value)
 
 

@@ -227,16 +227,26 @@ def _written(word: str, shapes: Mapping[str, Tensor]) -> Iterator[Path]:
         yield place
 
 
-def _write_tokenizer(place: Path, pad: str) -> None:
-    """CLIP's: bytes, bytes that end a word, an entry a merge, start, end."""
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+
+
+@cache
+def _clips_words() -> tuple[str, str]:
+    """CLIP's vocabulary as JSON, and its merges: bytes, bytes that end a word, an entry a merge, start, end."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     merges = gzip.decompress((_LAYOUTS / "merges.txt.gz").read_bytes()).decode()
-    letters, start, end = sorted(ByteLevel.alphabet()), "<|startoftext|>", "<|endoftext|>"
-    words = [*letters, *(c + "</w>" for c in letters), *(m.replace(" ", "") for m in merges.splitlines()), start, end]
-    special = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": pad}
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(c + "</w>" for c in letters), *(m.replace(" ", "") for m in merges.splitlines()), _START, _END]
+    return json.dumps({word: i for i, word in enumerate(words)}), merges
+
+
+def _write_tokenizer(place: Path, pad: str) -> None:
+    """CLIP's, of which SDXL has two."""
+    vocabulary, merges = _clips_words()
+    special = {"bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": pad}
     config = special | {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True}
-    write_text(place / "vocab.json", json.dumps({word: i for i, word in enumerate(words)}))
+    write_text(place / "vocab.json", vocabulary)
     write_text(place / "merges.txt", "#version: 0.2\n" + merges)
     write_text(place / "tokenizer_config.json", json.dumps(config))
     write_text(place / "special_tokens_map.json", json.dumps(special))
