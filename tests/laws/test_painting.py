@@ -27,7 +27,7 @@ ONE = [(word, family) for word, row in ROWS.items() for family in row.families[:
 
 
 def daily(word: str) -> tuple[str, ...]:
-    """The families of every day: the first, and the last, which are a UNet and a transformer where a row has both; every
+    """The families of every day: the first, and the last, which are a UNet and a transformer where it has both; every
     other row takes one of the others in turn. Canvases on two UNets, as each window is an image."""
     first, *others = ROWS[word].families
     if ROWS[word].views is not None:
