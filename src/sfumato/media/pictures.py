@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -20,10 +19,6 @@ from sfumato.media.images import flat
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
-
-
-ENOUGH = 128**2
-"""Pixels by which the colours of a GIF's frame are chosen, about."""
 
 
 def picture(pixels: Float[Tensor, "3 h w"]) -> Picture:
@@ -62,20 +57,9 @@ def png(image: Picture) -> bytes:
 def write_film(frames: Sequence[Picture], path: Path) -> Path:
     """Write a GIF that stays a while on its last frame."""
     times = [80] * (len(frames) - 1) + [1500]
-    first, *others = map(paletted, frames)
     with atomic(path) as part:
-        first.save(part, format="GIF", save_all=True, append_images=others, duration=times, loop=0)
+        frames[0].save(part, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
     return path
-
-
-def paletted(frame: Picture) -> Picture:
-    """An RGB picture in 256 colours, as GIFs have them. Of a large one they are chosen by as many of its pixels as are
-    enough, evenly: with all of them that takes most of the time of a film, a quarter of a second for 512 x 512."""
-    stride = math.isqrt(frame.width * frame.height // ENOUGH)
-    if frame.mode != "RGB" or stride < 2:
-        return frame
-    some = frame.resize((-(-frame.width // stride), -(-frame.height // stride)), Image.Resampling.NEAREST)
-    return frame.quantize(palette=some.quantize(), dither=Image.Dither.NONE)
 
 
 def grid(images: Sequence[Picture], columns: int | None = None, gap: int = 2) -> Picture:

@@ -260,7 +260,7 @@ def _write_moving(frames: Iterator[Picture], part: Path, rate: Fraction, kind: s
         for i, frame in enumerate(frames):
             begins, ends = (round(n * unit / rate) for n in (i, i + 1))
             times.append(1000 // unit * max(ends - begins, 1))
-            frame = pictures.paletted(frame.copy()) if kind == "gif" else frame.copy()
+            frame = frame.copy()
             frame.info = {"duration": times[-1]}
             yield frame
 
