@@ -56,6 +56,17 @@ def test_version(run):
     assert run("--version")[1].startswith("sfumato ")
 
 
+def test_a_process_ends_without_looking_for_garbage(monkeypatch, capsys):
+    frozen = []
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")  # which it sets, and nobody else here is to have
+    monkeypatch.setattr(cli.gc, "freeze", lambda: frozen.append(True))
+    for args, code in ((["--version"], 0), (["nonsense"], 2)):
+        monkeypatch.setattr(sys, "argv", ["sfumato", *args])
+        with pytest.raises(SystemExit) as ended:
+            cli.entry()
+        assert ended.value.code == code and frozen.pop(), capsys.readouterr().err
+
+
 def test_an_unknown_command_or_option_is_a_user_error(run):
     assert run("paint")[0] == 2
     assert run("generate", "a red cube", "--nn", "3")[0] == 2
