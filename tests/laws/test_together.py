@@ -25,6 +25,7 @@ AGAIN = {
     "masactrl: masks",
     "self-guidance: shapes",
     "self-guidance: looks",
+    "spatext: each condition by itself",
     "sync-diffusion: detached",
 }
 """Other settings of methods that are here."""

@@ -233,6 +233,9 @@ def test_what_cannot_be_is_refused(models, model, seen, tmp_path):
         denoise(model, PROMPT, methods=[SpaText(LAYOUT)], steps=1)
     with pytest.raises(SfumatoError, match="needs a layout"):
         denoise(model, PROMPT, methods=[SpaText(head=maps.file(model))], steps=1, size=64)
+    twice = [SpaText(LAYOUT, maps.file(model)), SpaText(LAYOUT, maps.file(model), 2.0)]
+    with pytest.raises(SfumatoError, match="SpaText and SpaText each paint by a network of their own; give one"):
+        denoise(model, PROMPT, methods=twice, steps=1)
     with pytest.raises(SfumatoError, match=r"cannot read those of|or train anew"):
         denoise(models("sd2"), PROMPT, methods=[SpaText(LAYOUT, maps.file(model))], steps=1)
     other = maps.head(model)

@@ -245,7 +245,10 @@ def check_methods(methods: Any) -> None:
 
 
 def _of_methods(model: Backbone, methods: Sequence[Method]) -> Backbone:
-    """The model as the methods have it."""
+    """The model as the methods have it. Raises ``SfumatoError`` for two that paint by networks of their own."""
+    own = [type(method).__name__ for method in methods if type(method).own_model is not Method.own_model]
+    if len(own) > 1:
+        raise SfumatoError(f"{own[0]} and {own[1]} each paint by a network of their own; give one of them")
     for method in methods:
         model = method.own_model(model)
     return model
