@@ -71,15 +71,6 @@ SECTIONS: dict[str, tuple[Callable[..., None], ...]] = {
 COMMANDS = {name: f for section in SECTIONS.values() for name, f in _named(section).items()}
 GROUPS = {"experiment": experiments.commands, "show": lambda *asked: SHOWN}
 """Commands that are a word more: each gives them all, when one is asked for, whose help may be."""
-CHAINED = {
-    **dict.fromkeys(("generate", "panorama", "illusion", "edit", "video", "plan"), index.PAINTING),
-    **dict.fromkeys(("distill2d", "lift"), index.DISTILLING),
-    "learn": index.LEARNING,
-    **dict.fromkeys(("segment", "match", "keypoints", "shapes", "train-head"), index.READING),
-}
-"""Those that take methods, and of which groups."""
-HEADS = "train-head"
-"""Whose methods are the heads that they learn."""
 ABOUT = """Paint, edit, read and lift pictures with pretrained diffusion models, without retraining them; one ships.
 
 Start with: sfumato generate "a red cube on grass at sunset"
@@ -101,7 +92,7 @@ def main(args: Sequence[str]) -> int:
     command, segments = None, []
     try:
         if args[0] == completions.ASKED:
-            return _show("\n".join(completions.complete(args[1:], COMMANDS, GROUPS, _methods, HEADS)))
+            return _show("\n".join(completions.complete(args[1:], COMMANDS, GROUPS, _methods, index.HEADS)))
         if args[0] in help.ASKED:
             return _show(help.listed(ABOUT, prog, {title: _named(section) for title, section in SECTIONS.items()}))
         name, args = args[0], args[1:]
@@ -114,7 +105,7 @@ def main(args: Sequence[str]) -> int:
         if name not in commands:
             raise unknown("command", name, commands)
         command, prog = commands[name], f"{prog} {name}"
-        words, heads = _methods(name), name == HEADS
+        words, heads = _methods(name), name == index.HEADS
         listed = _methods(name, command=name)
         looked = not help.ASKED & {*args} and first.check(args, fields.grammar(command), words, listed)
         of = partial(fields.of_method, head=heads)
@@ -156,7 +147,7 @@ def main(args: Sequence[str]) -> int:
 
 def _methods(of: str, aliases: bool = True, command: str = "") -> list[str]:
     """Words that may stand behind a command, or, as ``command``, those that it takes."""
-    return index.words(CHAINED.get(of, ()), aliases, of == HEADS, command)
+    return index.words(index.CHAINED.get(of, ()), aliases, of == index.HEADS, command)
 
 
 def _show(text: str) -> int:

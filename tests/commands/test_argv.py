@@ -203,7 +203,7 @@ def chained(line: str) -> bool:
     """Are there methods in it? That the others are understood is seen where documents are tested."""
     args = shlex.split(line, comments=True)[1:]
     name = args[1] if args[0] in cli.GROUPS else args[0]
-    return name in cli.CHAINED and bool({*args} & {*index.words(cli.CHAINED[name], aliases=True)})
+    return name in index.CHAINED and bool({*args} & {*index.words(index.CHAINED[name], aliases=True)})
 
 
 LINES = list(filter(chained, dict.fromkeys(written())))
@@ -231,7 +231,7 @@ def test_what_the_documents_say_can_be_asked_for_in_another_order(asked, line):
     group = [args.pop(0)] if args[0] in cli.GROUPS else []
     name = args[0]
     own = fields.grammar({**cli.COMMANDS, **SHOWN}[name])
-    words = index.words(cli.CHAINED[name], aliases=True)
+    words = index.words(index.CHAINED[name], aliases=True)
     head, methods = argv.split(args[1:], own, words, fields.of_method)
     assert [word for word, *_ in methods] == list(said["chain"].names) != []
     positionals = len(head) - len(_options(head, own))

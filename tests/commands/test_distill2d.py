@@ -85,7 +85,7 @@ def test_it_starts_from_a_picture_and_follows_regularisers(lab, tmp_path):
         ((), "distill2d takes one method"),
         (("sds", "+", "sds"), "distill2d takes one method"),
         (("nosuch",), "unknown method 'nosuch'"),
-        (("masactrl",), "unknown method 'masactrl'"),
+        (("masactrl",), "masactrl is a method of sfumato generate, panorama, "),
         (("--sweep", "1,x", "sds"), "--sweep are different numbers"),
         (("--rate", "0", "sds"), "--rate is a number above 0"),
         (("--turn", "400", "sds"), "--turn lies in 0 to 180"),

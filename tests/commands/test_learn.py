@@ -119,7 +119,10 @@ def test_other_settings_leave_the_first_concept_alone(lab, tmp_path):
     [
         (("nowhere", "--as", "<duck>"), "there is no photograph or folder nowhere"),
         (("{photos}", "--as", "cube"), "'cube' is a word that stilllife knows"),
-        (("{photos}", "--as", "<duck>", "sds"), "unknown method 'sds'"),
+        (
+            ("{photos}", "--as", "<duck>", "sds"),
+            "sds is a method of sfumato distill2d and lift; those of this command: ",
+        ),
         (("--as", "<duck>"), "there is nothing to learn from"),
         (("{photos}", "--as", "<duck>", "--masks", "nomasks"), "there is no photograph or folder nomasks"),
         (("{photos}", "--as", "<duck>", "--kind", "  "), "reads nothing in"),

@@ -64,8 +64,23 @@ def test_a_method_says_which_commands_take_it():
             assert entry.commands == (index.STARTING if issubclass(entry.method, Inversion) else ()), entry.word
     assert "sdedit" not in index.words(command="generate") and "sdedit" in index.words(command="edit")
     assert index.words(index.READING, command="match") == ["dift", "optimal-transport", "prompt-embeddings"]
-    for command, word, others in (("match", "diff-seg", "segment"), ("segment", "clip-patches", "train-head")):
+    for command, word, others in (("match", "diff-seg", "segment"), ("segment", "dift", "match and train-head")):
         with pytest.raises(SfumatoError, match=f"{word} does not {command}; it is a method of sfumato {others}"):
             index.check(command, word)
     index.check("segment", "label-efficient")
     index.check("train-head", "label-efficient")
+
+
+def test_a_method_of_other_commands_is_said_to_be_theirs():
+    assert index.takers("p2p") == "sfumato generate, panorama, illusion, edit, video and show plan"
+    assert (
+        index.takers("sdedit") == "sfumato edit, video and show plan" and index.takers("stego") == "sfumato train-head"
+    )
+    assert index.takers("spatext").endswith("show plan and train-head") and not index.takers("p2q")
+    assert str(index.none_of("sds", ["dift"])) == (
+        "sds is a method of sfumato distill2d and lift; those of this command: dift"
+    )
+    assert str(index.none_of("difd", ["dift"])) == "unknown method 'difd'; did you mean dift? known: dift"
+    assert "there is no file or folder lora" in str(index.none_there("lora", []))
+    assert "lora is a method of sfumato learn" in str(index.none_there("lora", ["dift"]))
+    assert "there is no file or folder a.png" in str(index.none_there("a.png", ["dift"]))

@@ -16,7 +16,8 @@ from itertools import takewhile
 
 from sfumato.commands import help
 from sfumato.commands.fields import Grammar
-from sfumato.errors import SfumatoError, unknown
+from sfumato.errors import SfumatoError
+from sfumato.methods import index
 from sfumato.methods.about import having_field
 
 OPTION = re.compile(r"--?[a-zA-Z][\w-]*(=.*)?", re.DOTALL)
@@ -111,7 +112,7 @@ def split(
                 raise SfumatoError(
                     f'{arg!r} is no method; a sentence stands in quotes: "{own.positionals[-1]} {arg} ..."'
                 )
-            raise unknown("method", arg, words if known is None else known)
+            raise index.none_of(arg, list(words if known is None else known))
         else:
             raise SfumatoError(f"{arg!r} behind {parts[-1].word} is no value of an option; + joins methods")
     if joined or rest:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from sfumato.commands.argv import LIST, OPTION
 from sfumato.commands.fields import Grammar
-from sfumato.errors import SfumatoError, nowhere
+from sfumato.errors import SfumatoError
 from sfumato.io import device
+from sfumato.methods import index
 
 
 def check(args: Sequence[str], command: Grammar, words: Collection[str] = (), listed: Sequence[str] = ()) -> bool:
@@ -79,7 +80,7 @@ def _there(place: str, words: Collection[str], listed: Sequence[str]) -> None:
     if not Path(place).exists():
         if place in words:
             raise SfumatoError(f"no picture is given: {place} is a method; name files or folders before it")
-        raise nowhere(place, listed)
+        raise index.none_there(place, listed)
 
 
 def known(name: str) -> None:

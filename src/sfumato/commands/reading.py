@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sfumato.errors import SfumatoError, nowhere
+from sfumato.errors import SfumatoError
 from sfumato.io.files import write_text
 from sfumato.io.terminal import note
 from sfumato.media import opening
@@ -26,7 +26,7 @@ def files_of(given: Sequence[Path], command: str = "", groups: Sequence[str] = i
         if not place.exists():
             if command and str(place) in index.words(groups, aliases=True, command=command):
                 raise SfumatoError(f"no picture is given: {place} is a method; name files or folders before it")
-            raise nowhere(place, index.words(groups, command=command) if command else ())
+            raise index.none_there(place, index.words(groups, command=command) if command else ())
         out += pictures_in(place) if place.is_dir() else [place]
     return list(dict.fromkeys(out))
 

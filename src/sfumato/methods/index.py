@@ -11,7 +11,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from sfumato.errors import SfumatoError, unknown
+from sfumato.errors import SfumatoError, nowhere, unknown
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,15 @@ DISTILLING = ("distill",)
 LEARNING = ("personalise",)
 STARTING = ("edit", "video", "plan")
 """Commands that take methods which start from a picture."""
+HEADS = "train-head"
+"""The one whose methods are the heads that they learn."""
+CHAINED = {
+    **dict.fromkeys(("generate", "panorama", "illusion", "edit", "video", "plan"), PAINTING),
+    **dict.fromkeys(("distill2d", "lift"), DISTILLING),
+    "learn": LEARNING,
+    **dict.fromkeys(("segment", "match", "keypoints", "shapes", HEADS), READING),
+}
+"""Commands that take methods, and of which groups."""
 
 METHODS = (
     Entry("blended-latents", "edit.blended_latents:BlendedLatents", commands=STARTING),
@@ -194,11 +203,28 @@ def check(command: str, word: str) -> None:
     """Raise ``SfumatoError`` for a method that this command does not take, with those that it does."""
     entry = find(word)
     if entry.commands and command not in entry.commands:
-        others = " and ".join(f"sfumato {each}" for each in entry.commands)
-        raise SfumatoError(
-            f"{word} does not {command}; it is a method of {others}. Those of {command}: "
-            f"{', '.join(words((entry.group,), command=command))}"
-        )
+        known = ", ".join(words((entry.group,), command=command))
+        raise SfumatoError(f"{word} does not {command}; it is a method of {takers(word)}. Those of {command}: {known}")
+
+
+def takers(word: str) -> str:
+    """The commands that take a method, by its word; nothing for a word that is none."""
+    taken = [c for c, groups in CHAINED.items() if word in words(groups, True, c == HEADS, c)]
+    *others, last = ["show plan" if c == "plan" else c for c in taken] or [""]
+    return "sfumato " * bool(last) + ", ".join(others) + " and " * bool(others) + last
+
+
+def none_of(word: str, known: Sequence[str]) -> SfumatoError:
+    """The error for a word that is none of the methods that a command takes: another's, or nobody's."""
+    others = takers(word)
+    if not others:
+        return unknown("method", word, known)
+    return SfumatoError(f"{word} is a method of {others}; those of this command: {', '.join(known)}")
+
+
+def none_there(place: object, known: Sequence[str]) -> SfumatoError:
+    """The error for a picture that is not there, in whose place a method may stand, of these or of other commands."""
+    return none_of(str(place), known) if known and takers(str(place)) else nowhere(place, known)
 
 
 def default(spec: str, presets: Callable[[Entry], Mapping[str, Any]] = lambda entry: entry.presets) -> Any:
