@@ -106,9 +106,9 @@ HOURS = {"bench", "experiment"}
 """Commands that measure: each suite has tests of its own."""
 THEIRS = {"...", "canny/:0.7", "out/lift/robot.safetensors", "cat.safetensors", "--mask-word"}
 THEIRS |= {"out/learn/mug-ball-break-a-scene.safetensors", "toy.safetensors:<toy>"}
-THEIRS |= {"lllyasviel/control_v11f1p_sd15_depth"}
+THEIRS |= {"lllyasviel/control_v11f1p_sd15_depth", "1024x576"}
 """Of arguments, what only a reader has: ControlNets, a scene with surfaces, a photograph of two things, what is
-learned of it, and an embedding."""
+learned of it, an embedding, and a video model at its size, where the tiny one takes ten minutes and more as well."""
 QUICK = {"match", "methods", "render", "segment", "show"}
 """Commands of the README that take under a second with tiny networks."""
 CODE = [p for p in TEXTS if any(block.kind == "python" for block in blocks(p.read_text(encoding="utf-8")))]
