@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -62,9 +63,10 @@ def test_a_process_ends_without_looking_for_garbage(monkeypatch, capsys):
     monkeypatch.setattr(cli.gc, "freeze", lambda: frozen.append(True))
     for args, code in ((["--version"], 0), (["nonsense"], 2)):
         monkeypatch.setattr(sys, "argv", ["sfumato", *args])
-        with pytest.raises(SystemExit) as ended:
-            cli.entry()
-        assert ended.value.code == code and frozen.pop(), capsys.readouterr().err
+        for begin in (cli.entry, lambda: runpy.run_module("sfumato", run_name="__main__")):
+            with pytest.raises(SystemExit) as ended:
+                begin()
+            assert ended.value.code == code and frozen.pop(), capsys.readouterr().err
 
 
 def test_an_unknown_command_or_option_is_a_user_error(run):

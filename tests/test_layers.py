@@ -14,6 +14,7 @@ ROOT = Path(sfumato.__file__).parent
 ROOMS = (
     *("errors", "io", "ops", "media", "metrics", "core", "prompts", "reading", "inversion", "learning", "distill"),
     *("scene", "stilllife", "backbones", "methods", "experiments", "tasks", "bench", "studio", "commands", "cli"),
+    "__main__",
 )
 """From the ground up."""
 FORBIDDEN = {("methods", "stilllife"), ("experiments", "commands")}
@@ -73,8 +74,8 @@ def test_there_are_no_circles():
         raise AssertionError(" -> ".join(reversed(e.args[1]))) from None
 
 
-def test_the_root_is_empty_but_for_the_door():
-    assert sorted(file.name for file in ROOT.glob("*.py")) == ["__init__.py", "cli.py", "errors.py"]
+def test_the_root_is_empty_but_for_the_doors():
+    assert sorted(file.name for file in ROOT.glob("*.py")) == ["__init__.py", "__main__.py", "cli.py", "errors.py"]
 
 
 def test_a_climb_is_seen_wherever_it_stands():
